@@ -1,0 +1,200 @@
+"""Entropy-guided corruption: patches, their entropy, the noise (paper section 3.3, equation 4).
+
+    H[k] = -sum_i p_i[k] log p_i[k]     `patch_entropy`, of the 8-bit image before normalisation
+    x~[k] = x[k] + eps, eps ~ N(0, H[k])     `corrupt(..., kind="entropy_noise")`, normalised image
+
+Five corruptions stand behind one function, so that the ablation is a config.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+
+KINDS = ("entropy_noise", "entropy_topk", "entropy_sampled", "random_mask", "uniform_noise")
+COLORS = ("per_channel", "joint", "luma")
+
+
+class Corruption(NamedTuple):
+    """What a corruption returns."""
+
+    image: jax.Array  # [B, H, W, C], corrupted, normalised units
+    mask: jax.Array  # M: [B, H/P, W/P] float32, 1 = masked (scored by the loss), 0 = not
+    sigma: jax.Array  # [B, H/P, W/P], the noise's standard deviation; 0 where none is added
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/P, W/P, P*P, C], non-overlapping patches.
+
+    Raises:
+        ValueError: H or W is not divisible by `patch_size`.
+    """
+    batch, height, width, channels = images.shape
+    p = patch_size
+    if height % p or width % p:
+        raise ValueError(f"{height}x{width} images cannot be cut into patches of {p}x{p}.")
+    x = images.reshape(batch, height // p, p, width // p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, p * p, channels)
+
+
+def to_pixels(patch_values: jax.Array, patch_size: int) -> jax.Array:
+    """[B, H/P, W/P] -> [B, H, W, 1]: every pixel gets its patch's value."""
+    x = jnp.repeat(jnp.repeat(patch_values, patch_size, axis=1), patch_size, axis=2)
+    return x[..., None]
+
+
+@functools.partial(jax.jit, static_argnames=("patch_size", "num_bins", "color", "base"))
+def patch_entropy(
+    images: jax.Array,
+    patch_size: int,
+    *,
+    num_bins: int = 256,
+    color: str = "per_channel",
+    base: float = math.e,
+) -> jax.Array:
+    """Shannon entropy of every patch (paper section 3.3, the formula below equation 4).
+
+    Args:
+        images: uint8 [B, H, W, C], before normalisation.
+        patch_size: P, a divisor of H and W.
+        num_bins: bins of equal width over the 256 values; a divisor of 256.
+        color: 'per_channel' averages the channels' entropies, 'joint' pools the values of all
+            channels into one histogram, 'luma' takes the grey value (ITU-R 601, as Pillow's 'L').
+        base: of the logarithm; e gives nats.
+
+    Returns:
+        float32 [B, H/P, W/P] in [0, log(min(num_bins, values in a patch))]. A flat patch has
+        exactly 0.
+
+    Raises:
+        TypeError: the images are not uint8.
+        ValueError: another argument is out of its range.
+    """
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}.")
+    if not 1 <= num_bins <= 256 or 256 % num_bins:
+        raise ValueError(f"num_bins must be a divisor of 256; got {num_bins}.")
+    if base <= 1:
+        raise ValueError(f"base must be greater than 1; got {base}.")
+    values = patchify(images, patch_size)  # [B, h, w, P*P, C]
+    if color == "per_channel":
+        values = values.swapaxes(-1, -2)  # [B, h, w, C, P*P], a histogram a channel
+    elif color == "joint":
+        values = values.reshape(*values.shape[:3], 1, -1)  # [B, h, w, 1, P*P*C]
+    elif color == "luma":
+        values = _luma(values)[..., None, :]  # [B, h, w, 1, P*P]
+    else:
+        raise ValueError(f"color must be one of {', '.join(COLORS)}; got {color!r}.")
+    counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
+    p = counts.astype(jnp.float32) / values.shape[-1]
+    entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
+    return jnp.maximum(entropy, 0.0)  # turns -0 into 0
+
+
+def _luma(rgb: jax.Array) -> jax.Array:
+    """[..., 3] uint8 -> [...] uint8, bit for bit what Pillow's convert('L') gives."""
+    weights = jnp.array([19595, 38470, 7471], jnp.int32)
+    return ((rgb.astype(jnp.int32) * weights).sum(axis=-1) + 0x8000) >> 16
+
+
+def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:
+    """int32 [..., N] with values below num_bins -> int32 counts [..., num_bins].
+
+    The counts are integers on purpose: scattering floats is pathologically slow on GPUs where many
+    updates meet in one bin (jax-ml/jax#38806), and a dark patch is just that.
+    """
+    rows = bins.reshape(-1, bins.shape[-1])
+    flat = rows + num_bins * jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
+    counts = jnp.zeros(rows.shape[0] * num_bins, jnp.int32)
+    counts = counts.at[flat.reshape(-1)].add(1, mode="promise_in_bounds")
+    return counts.reshape(*bins.shape[:-1], num_bins)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("kind", "patch_size", "scale", "threshold", "mask_ratio")
+)
+def corrupt(
+    key: jax.Array,
+    images: jax.Array,
+    entropy: jax.Array,
+    *,
+    kind: str,
+    patch_size: int,
+    scale: float = 1.0,
+    threshold: float = 0.0,
+    mask_ratio: float = 0.6,
+    mask_token: jax.Array | float = 0.0,
+) -> Corruption:
+    """Corrupts images by one of `KINDS`.
+
+    'entropy_noise' (the paper): Gaussian noise of variance scale * H on each patch, independent by
+    pixel and channel. 'uniform_noise': the same mean variance of each image, on all its patches
+    alike. 'entropy_topk', 'entropy_sampled', 'random_mask': mask_ratio of the patches, those of
+    highest entropy, drawn without replacement in proportion to entropy, or drawn uniformly; their
+    pixels are replaced by the mask token.
+
+    Args:
+        key: for the noise or the choice of patches.
+        images: float32 [B, H, W, C], normalised.
+        entropy: [B, H/P, W/P] of `patch_entropy`, of the same images.
+        kind: one of `KINDS`.
+        patch_size: P.
+        scale: noise variance per unit of entropy; the noise kinds read it.
+        threshold: a patch is masked where its noise variance exceeds this; the noise kinds read it.
+        mask_ratio: share of masked patches; the mask kinds read it.
+        mask_token: value(s) that replace masked pixels, a scalar or [C]; the mask kinds read it.
+
+    Raises:
+        ValueError: `kind` is unknown.
+    """
+    if kind in ("entropy_noise", "uniform_noise"):
+        variance = scale * entropy
+        if kind == "uniform_noise":
+            mean = variance.mean(axis=(1, 2), keepdims=True)
+            variance = jnp.broadcast_to(mean, variance.shape)
+        sigma = jnp.sqrt(variance)
+        noise = jax.random.normal(key, images.shape, images.dtype)
+        mask = (variance > threshold).astype(jnp.float32)
+        return Corruption(images + to_pixels(sigma, patch_size) * noise, mask, sigma)
+
+    # The masked patches are the top k of a score; Gumbel noise on log-weights makes the top k a
+    # draw without replacement in proportion to the weights.
+    gumbel = jax.random.gumbel(key, entropy.shape)
+    if kind == "entropy_topk":
+        score = entropy
+    elif kind == "entropy_sampled":
+        score = jnp.log(entropy) + gumbel  # log 0 = -inf: flat patches come last
+    elif kind == "random_mask":
+        score = gumbel
+    else:
+        raise ValueError(f"corruption.kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    mask = _top_share(score, mask_ratio)
+    image = jnp.where(to_pixels(mask, patch_size) > 0, mask_token, images)
+    return Corruption(image, mask, jnp.zeros_like(entropy))
+
+
+def _top_share(score: jax.Array, share: float) -> jax.Array:
+    """[B, h, w] -> float32 [B, h, w]: 1 at the round(share * h * w) highest scores of each image."""
+    batch, rows, columns = score.shape
+    count = round(share * rows * columns)
+    _, chosen = jax.lax.top_k(score.reshape(batch, -1), count)
+    mask = jnp.zeros((batch, rows * columns), jnp.float32)
+    return mask.at[jnp.arange(batch)[:, None], chosen].set(1.0).reshape(score.shape)
+
+
+def masked_mse(prediction: jax.Array, target: jax.Array, mask: jax.Array, patch_size: int) -> jax.Array:
+    """Mean squared error over the pixels of masked patches (paper equation 7); 0 without any.
+
+    Args:
+        prediction: [B, H, W, C].
+        target: [B, H, W, C], the image before corruption.
+        mask: M, [B, H/P, W/P].
+        patch_size: P.
+    """
+    squared = jnp.square(prediction.astype(jnp.float32) - target)
+    weight = to_pixels(mask, patch_size)
+    masked_values = weight.sum() * target.shape[-1]
+    return (squared * weight).sum() / jnp.maximum(masked_values, 1.0)

@@ -1,0 +1,213 @@
+"""timm checkpoints into our parameters and back, without torch.
+
+A checkpoint is a safetensors file with timm's names. `PATTERNS` is the whole translation; a file
+must hold exactly the tensors the model has, or the error names every one that is missing, extra or
+of another shape. Nothing is loaded by half.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from egmae_jax import models
+from egmae_jax.models.initialize import abstract_params
+
+PyTree = Any
+DEFAULT_SOURCE = "timm/convnext_tiny.fb_in1k"
+
+
+class Layout(NamedTuple):
+    """How a tensor lies in PyTorch and in JAX: two inverse permutations of its axes."""
+
+    to_jax: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+_VECTOR = Layout(lambda x: x, lambda x: x)
+_DENSE = Layout(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
+_CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
+# 1x1 convolution in timm, linear layer here: [out, in, 1, 1] <-> [in, out].
+_DENSE_AS_CONV = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+
+# timm builds the blocks' MLP of its small ConvNeXts from 1x1 convolutions (`conv_mlp=True`).
+_CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")
+_MLP = "MLP"  # stands in PATTERNS for _DENSE or _DENSE_AS_CONV, by model
+
+# our path (a regular expression), timm's key, layout
+PATTERNS: tuple[tuple[str, str, Layout | str], ...] = (
+    (r"stem/conv/kernel", r"stem.0.weight", _CONV),
+    (r"stem/conv/bias", r"stem.0.bias", _VECTOR),
+    (r"stem/norm/scale", r"stem.1.weight", _VECTOR),
+    (r"stem/norm/bias", r"stem.1.bias", _VECTOR),
+    (r"stages_(\d+)/downsample/norm/scale", r"stages.\1.downsample.0.weight", _VECTOR),
+    (r"stages_(\d+)/downsample/norm/bias", r"stages.\1.downsample.0.bias", _VECTOR),
+    (r"stages_(\d+)/downsample/conv/kernel", r"stages.\1.downsample.1.weight", _CONV),
+    (r"stages_(\d+)/downsample/conv/bias", r"stages.\1.downsample.1.bias", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/gamma", r"stages.\1.blocks.\2.gamma", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/conv_dw/kernel", r"stages.\1.blocks.\2.conv_dw.weight", _CONV),
+    (r"stages_(\d+)/blocks_(\d+)/conv_dw/bias", r"stages.\1.blocks.\2.conv_dw.bias", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/norm/scale", r"stages.\1.blocks.\2.norm.weight", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/(fc\d)/kernel", r"stages.\1.blocks.\2.mlp.\3.weight", _MLP),
+    (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", _VECTOR),
+    (r"head/norm/scale", r"head.norm.weight", _VECTOR),
+    (r"head/norm/bias", r"head.norm.bias", _VECTOR),
+    (r"head/fc/kernel", r"head.fc.weight", _DENSE),
+    (r"head/fc/bias", r"head.fc.bias", _VECTOR),
+)
+_CLASSIFIER = ("head/fc/kernel", "head/fc/bias")
+
+
+def load(source: str | os.PathLike, model_name: str) -> PyTree:
+    """Reads a timm checkpoint.
+
+    Args:
+        source: a `.safetensors` file, a folder that holds `model.safetensors`, or a hub id such as
+            `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache first, so a
+            machine without network reads what another call has fetched.
+        model_name: one of `models.names()`.
+
+    Returns:
+        Parameters, a nested dict of float32 numpy arrays. The classifier keeps the checkpoint's
+        number of classes.
+
+    Raises:
+        FileNotFoundError: nothing to be had at `source`; the message says how to get it.
+        ValueError: a pickle, no safetensors file, or tensors that do not fit the model.
+    """
+    path = locate(source)
+    tensors = _read(path)
+    classes = tensors["head.fc.bias"].shape[0] if "head.fc.bias" in tensors else 1
+    expected = _expected(model_name, classes)
+
+    problems = [f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors]
+    problems += [f"extra: {key} {tuple(x.shape)}" for key, x in tensors.items() if key not in expected]
+    problems += [
+        f"shape: {key} is {tuple(tensors[key].shape)}, the model's is {shape}"
+        for key, (_, shape, _) in expected.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    problems += [
+        f"dtype: {key} is {x.dtype}, not a floating-point type"
+        for key, x in tensors.items()
+        if not np.issubdtype(x.dtype, np.floating)
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} does not fit {model_name}; {len(problems)} tensors differ:\n  "
+            + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(
+        {
+            our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
+            for key, (our_path, _, layout) in expected.items()
+        },
+        sep="/",
+    )
+
+
+def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
+    """Writes a classifier's parameters as a safetensors file that timm loads strictly.
+
+    Raises:
+        ValueError: the parameters are not those of `model_name`; names every leaf that differs.
+    """
+    flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+    classes = flat["head/fc/bias"].shape[0] if "head/fc/bias" in flat else 1
+    expected = _expected(model_name, classes)
+    leaves = {our_path: (key, shape, layout) for key, (our_path, shape, layout) in expected.items()}
+
+    problems = [f"missing: {name}" for name in leaves if name not in flat]
+    problems += [f"extra: {name} {x.shape}" for name, x in flat.items() if name not in leaves]
+    tensors = {}
+    for name, x in flat.items():
+        if name in leaves:
+            key, shape, layout = leaves[name]
+            tensors[key] = np.ascontiguousarray(layout.to_torch(x), np.float32)
+            if tensors[key].shape != shape:
+                problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
+    if problems:
+        raise ValueError(f"these are not parameters of {model_name}:\n  " + "\n  ".join(problems))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+
+
+def locate(source: str | os.PathLike) -> Path:
+    """The safetensors file that `source` stands for; see `load`. Fetches it where that is needed."""
+    path = Path(source).expanduser()
+    if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt"}:
+        raise ValueError(
+            f"{path} is a pickle: reading one can run code that its author chose, so it is refused. "
+            "Convert it once, where you trust it: `safetensors.torch.save_file(torch.load(path, "
+            "weights_only=True), 'model.safetensors')`."
+        )
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if path.is_file():
+        return path
+    repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
+    if path.suffix == ".safetensors" or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise FileNotFoundError(f"There is no file {path}.")
+    cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise FileNotFoundError(
+                f"The repository {repo_id!r} has no model.safetensors."
+            ) from None
+        unreachable: Exception = error
+    except Exception as error:  # the hub client passes on whatever its HTTP library raises
+        unreachable = error
+    raise FileNotFoundError(
+        f"The weights {repo_id!r} are neither in the local hub cache nor could they be fetched "
+        f"({type(unreachable).__name__}). With network: `hf download {repo_id} model.safetensors`. "
+        "Without: fetch that file elsewhere and give its path."
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}.") from None
+
+
+def _expected(model_name: str, classes: int) -> dict[str, tuple[str, tuple[int, ...], Layout]]:
+    """timm key -> (our path, timm's shape, layout), for every parameter of the model."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    abstract = abstract_params(models.create(model_name, classes), image)
+    mlp_layout = _DENSE_AS_CONV if model_name in _CONV_MLP else _DENSE
+    expected = {}
+    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+        key, layout = _translate(path)
+        layout = mlp_layout if layout is _MLP else layout
+        # Broadcast zeros have the shape but take no memory.
+        timm_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        expected[key] = (path, timm_shape, layout)
+    return expected
+
+
+def _translate(path: str) -> tuple[str, Any]:
+    for pattern, key, layout in PATTERNS:
+        match = re.fullmatch(pattern, path)
+        if match:
+            return match.expand(key), layout
+    raise NotImplementedError(f"no pattern for the parameter {path!r}")

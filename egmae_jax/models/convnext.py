@@ -1,0 +1,211 @@
+"""ConvNeXt (Liu et al. 2022; paper section 3.2, equations 1-3) with timm's exact semantics.
+
+Channels last throughout. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
+pool -> norm -> linear, drop path grows linearly with depth. Submodules carry timm's names, so that
+`egmae_jax.interop.timm` is a table of patterns.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from egmae_jax.models.depthwise import depthwise_conv
+
+TOTAL_STRIDE = 32  # pixels of the input, along each side, that one feature of the last stage covers
+
+# timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard deviations:
+# a plain normal for all purposes. Biases are zeros.
+kernel_init = nn.initializers.normal(0.02)
+Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
+# The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large; PyTorch does not use it.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+class PatchConv(nn.Module):
+    """Convolution whose stride is its kernel size: the stem (4x4) and the downsampling (2x2).
+
+    Patches do not overlap, so it is one matrix product over flattened patches.
+    """
+
+    features: int
+    patch_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        p = self.patch_size
+        batch, height, width, channels = x.shape
+        kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.reshape(batch, height // p, p, width // p, p, channels)
+        return jnp.einsum(
+            "bhiwjc,ijco->bhwo", x.astype(self.dtype), kernel.astype(self.dtype)
+        ) + bias.astype(self.dtype)
+
+
+class DepthwiseConv(nn.Module):
+    """7x7 depthwise convolution with bias; see `egmae_jax.models.depthwise`."""
+
+    kernel_size: int = 7
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", kernel_init, (self.kernel_size, self.kernel_size, 1, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
+        return x + bias.astype(self.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a whole residual branch per example, and rescales the kept ones.
+
+    Needs the rng stream 'drop_path' when `train` and rate > 0. Linen folds the module's path into
+    the key, so no two blocks share one.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+        return jnp.where(kept, x / keep, 0.0).astype(x.dtype)
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2."""
+
+    drop_path_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        shortcut = x
+        x = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = Dense(4 * channels, dtype=self.dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        x = Dense(channels, dtype=self.dtype, name="fc2")(x)
+        gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
+        x = x * gamma.astype(self.dtype)
+        return shortcut + DropPath(self.drop_path_rate)(x, train=train)
+
+
+class Stem(nn.Module):
+    """4x4 patches of the image, embedded and normalised."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = PatchConv(self.features, patch_size=4, dtype=self.dtype, name="conv")(images)
+        return LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class Downsample(nn.Module):
+    """Halves the resolution between stages: norm, then 2x2 convolution with stride 2."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        return PatchConv(self.features, patch_size=2, dtype=self.dtype, name="conv")(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; every stage but the first begins by halving it."""
+
+    features: int
+    drop_path_rates: tuple[float, ...]  # one a block
+    downsample: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.downsample:
+            x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
+        for index, rate in enumerate(self.drop_path_rates):
+            x = ConvNeXtBlock(rate, dtype=self.dtype, name=f"blocks_{index}")(x, train=train)
+        return x
+
+
+class Head(nn.Module):
+    """Global average pooling -> norm -> linear (paper equation 3; the norm is ConvNeXt's)."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = features.mean(axis=(1, 2))
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        # Logits in float32, whatever the blocks compute in: softmax and loss need the digits.
+        return Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
+
+
+class ConvNeXt(nn.Module):
+    """ConvNeXt classifier.
+
+    Attributes:
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        num_classes: width of the classifier.
+        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
+        dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
+    """
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    num_classes: int
+    drop_path_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
+        starts = np.cumsum((0, *self.depths)).tolist()
+        self.stem = Stem(self.dims[0], dtype=self.dtype)
+        self.stages = [
+            Stage(
+                features,
+                tuple(rates[start : start + depth]),
+                downsample=index > 0,
+                dtype=self.dtype,
+            )
+            for index, (features, depth, start) in enumerate(
+                zip(self.dims, self.depths, starts[:-1], strict=True)
+            )
+        ]
+        self.head = Head(self.num_classes, dtype=self.dtype)
+
+    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, 3] -> features of the last stage [B, H/32, W/32, dims[-1]].
+
+        Raises:
+            ValueError: H or W is not a multiple of 32.
+        """
+        height, width = images.shape[1:3]
+        if height % TOTAL_STRIDE or width % TOTAL_STRIDE:
+            raise ValueError(
+                f"ConvNeXt needs image sides divisible by {TOTAL_STRIDE}; got {height}x{width}."
+            )
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x, train=train)
+        return x
+
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
+        return self.head(self.features(images, train=train))
