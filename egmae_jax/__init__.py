@@ -1,0 +1,1 @@
+"""Entropy-guided self-supervised learning for medical image classification, in JAX."""

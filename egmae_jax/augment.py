@@ -86,10 +86,13 @@ def resized_random_crop(key: jax.Array, sizes: jax.Array, *, resize: int, crop: 
     """
     short = sizes.min(axis=1, keepdims=True)
     resized = sizes * resize // short  # int32, truncated as torchvision does
-    pixels = sizes.astype(jnp.float32) / resized.astype(jnp.float32)  # original ones per resized one
+    pixels = sizes.astype(jnp.float32) / resized.astype(
+        jnp.float32
+    )  # original ones per resized one
     slack = (resized - crop).astype(jnp.float32)
     offset = jnp.concatenate(
-        [_random_offset(k, slack[:, i : i + 1]) for i, k in enumerate(jax.random.split(key))], axis=1
+        [_random_offset(k, slack[:, i : i + 1]) for i, k in enumerate(jax.random.split(key))],
+        axis=1,
     )
     start, extent = offset * pixels, crop * pixels
     zero = jnp.zeros(sizes.shape[0])

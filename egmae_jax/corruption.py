@@ -74,7 +74,9 @@ def patch_entropy(
         ValueError: another argument is out of its range.
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}.")
+        raise TypeError(
+            f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}."
+        )
     if not 1 <= num_bins <= 256 or 256 % num_bins:
         raise ValueError(f"num_bins must be a divisor of 256; got {num_bins}.")
     if base <= 1:
@@ -177,7 +179,7 @@ def corrupt(
 
 
 def _top_share(score: jax.Array, share: float) -> jax.Array:
-    """[B, h, w] -> float32 [B, h, w]: 1 at the round(share * h * w) highest scores of each image."""
+    """[B, h, w] -> float32 [B, h, w]: 1 at each image's round(share * h * w) highest scores."""
     batch, rows, columns = score.shape
     count = round(share * rows * columns)
     _, chosen = jax.lax.top_k(score.reshape(batch, -1), count)
@@ -185,7 +187,9 @@ def _top_share(score: jax.Array, share: float) -> jax.Array:
     return mask.at[jnp.arange(batch)[:, None], chosen].set(1.0).reshape(score.shape)
 
 
-def masked_mse(prediction: jax.Array, target: jax.Array, mask: jax.Array, patch_size: int) -> jax.Array:
+def masked_mse(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array, patch_size: int
+) -> jax.Array:
     """Mean squared error over the pixels of masked patches (paper equation 7); 0 without any.
 
     Args:

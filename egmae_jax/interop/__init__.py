@@ -1,0 +1,1 @@
+"""Parameters from and for other libraries."""

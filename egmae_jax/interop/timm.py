@@ -17,13 +17,21 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from egmae_jax import models
+from egmae_jax.checkpoint import write_safetensors
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
-DEFAULT_SOURCE = "timm/convnext_tiny.fb_in1k"
+
+
+class CheckpointError(ValueError):
+    """The weights cannot be used; the message names the file and what is wrong with it."""
 
 
 class Layout(NamedTuple):
@@ -65,10 +73,11 @@ PATTERNS: tuple[tuple[str, str, Layout | str], ...] = (
     (r"head/fc/kernel", r"head.fc.weight", _DENSE),
     (r"head/fc/bias", r"head.fc.bias", _VECTOR),
 )
-_CLASSIFIER = ("head/fc/kernel", "head/fc/bias")
 
 
-def load(source: str | os.PathLike, model_name: str) -> PyTree:
+def load(
+    source: str | os.PathLike = "timm/convnext_tiny.fb_in1k", model_name: str = "convnext_tiny"
+) -> PyTree:
     """Reads a timm checkpoint.
 
     Args:
@@ -83,15 +92,19 @@ def load(source: str | os.PathLike, model_name: str) -> PyTree:
 
     Raises:
         FileNotFoundError: nothing to be had at `source`; the message says how to get it.
-        ValueError: a pickle, no safetensors file, or tensors that do not fit the model.
+        CheckpointError: a pickle, no safetensors file, or tensors that do not fit the model.
     """
     path = locate(source)
     tensors = _read(path)
     classes = tensors["head.fc.bias"].shape[0] if "head.fc.bias" in tensors else 1
     expected = _expected(model_name, classes)
 
-    problems = [f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors]
-    problems += [f"extra: {key} {tuple(x.shape)}" for key, x in tensors.items() if key not in expected]
+    problems = [
+        f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors
+    ]
+    problems += [
+        f"extra: {key} {tuple(x.shape)}" for key, x in tensors.items() if key not in expected
+    ]
     problems += [
         f"shape: {key} is {tuple(tensors[key].shape)}, the model's is {shape}"
         for key, (_, shape, _) in expected.items()
@@ -103,7 +116,7 @@ def load(source: str | os.PathLike, model_name: str) -> PyTree:
         if not np.issubdtype(x.dtype, np.floating)
     ]
     if problems:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} does not fit {model_name}; {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
         )
@@ -120,7 +133,7 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
     """Writes a classifier's parameters as a safetensors file that timm loads strictly.
 
     Raises:
-        ValueError: the parameters are not those of `model_name`; names every leaf that differs.
+        CheckpointError: the parameters are not those of `model_name`; names all that differ.
     """
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     classes = flat["head/fc/bias"].shape[0] if "head/fc/bias" in flat else 1
@@ -133,26 +146,24 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
     for name, x in flat.items():
         if name in leaves:
             key, shape, layout = leaves[name]
-            tensors[key] = np.ascontiguousarray(layout.to_torch(x), np.float32)
+            tensors[key] = layout.to_torch(x).astype(np.float32)
             if tensors[key].shape != shape:
                 problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
     if problems:
-        raise ValueError(f"these are not parameters of {model_name}:\n  " + "\n  ".join(problems))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+        raise CheckpointError(
+            f"these are not parameters of {model_name}:\n  " + "\n  ".join(problems)
+        )
+    write_safetensors(Path(path), tensors)
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The safetensors file that `source` stands for; see `load`. Fetches it where that is needed."""
+    """The safetensors file that `source` stands for (see `load`), fetched where needed."""
     path = Path(source).expanduser()
     if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt"}:
-        raise ValueError(
-            f"{path} is a pickle: reading one can run code that its author chose, so it is refused. "
-            "Convert it once, where you trust it: `safetensors.torch.save_file(torch.load(path, "
-            "weights_only=True), 'model.safetensors')`."
+        raise CheckpointError(
+            f"{path} is a pickle: reading one can run code that its author chose, so it is "
+            "refused. Convert it once, where you trust it: `safetensors.torch.save_file("
+            "torch.load(path, weights_only=True), 'model.safetensors')`."
         )
     if path.is_dir():
         path = path / "model.safetensors"
@@ -187,7 +198,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}.") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
 
 
 def _expected(model_name: str, classes: int) -> dict[str, tuple[str, tuple[int, ...], Layout]]:

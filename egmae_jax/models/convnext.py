@@ -15,10 +15,10 @@ from flax import linen as nn
 
 from egmae_jax.models.depthwise import depthwise_conv
 
-TOTAL_STRIDE = 32  # pixels of the input, along each side, that one feature of the last stage covers
+TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
-# timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard deviations:
-# a plain normal for all purposes. Biases are zeros.
+# timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
+# deviations: a plain normal for all purposes. Biases are zeros.
 kernel_init = nn.initializers.normal(0.02)
 Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large; PyTorch does not use it.
@@ -56,7 +56,9 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        kernel = self.param("kernel", kernel_init, (self.kernel_size, self.kernel_size, 1, channels))
+        kernel = self.param(
+            "kernel", kernel_init, (self.kernel_size, self.kernel_size, 1, channels)
+        )
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
         return x + bias.astype(self.dtype)

@@ -1,0 +1,18 @@
+"""BUSI: 780 breast ultrasound images in three classes.
+
+python main.py --config=configs/busi.py --config.data.dir=<folder> --workdir=runs/busi
+python main.py --config=configs/busi.py:cpu --config.data.dir=<folder> --workdir=runs/busi_cpu
+python main.py --config=configs/busi.py:100/30 ...      (paper figure 2: 100/30 ... 1000/15)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The paper's recipe on BUSI; presets 'cpu' and '<pre-training>/<fine-tuning epochs>'."""
+    config = default.get_config()
+    config.data.name = "busi"
+    config.data.dir = "data/busi"
+    return default.apply_preset(config, preset)

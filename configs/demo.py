@@ -1,0 +1,24 @@
+"""The whole recipe in two minutes on two cores, offline: generated ultrasound phantoms.
+
+python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """The CPU preset, shortened; offline, so the ImageNet branch starts from random weights."""
+    config = default.get_config()
+    default.set_cpu(config)
+    config.data.name = "phantoms"
+    config.data.dir = "runs/phantoms"
+    config.data.image_size = 64
+    config.data.store_size = 96
+    config.finetune.resize = 67
+    config.imagenet.weights = "none"
+    config.pretrain.epochs = 15
+    config.finetune.epochs = 10
+    config.rounds.count = 2
+    return config

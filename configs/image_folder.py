@@ -1,0 +1,15 @@
+"""Your own images: any tree with one folder a class.
+
+python main.py --config=configs/image_folder.py --config.data.dir=<folder> --workdir=runs/mine
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The paper's recipe; presets as in configs/busi.py."""
+    config = default.get_config()
+    config.data.name = "image_folder"
+    return default.apply_preset(config, preset)

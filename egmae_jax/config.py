@@ -1,0 +1,201 @@
+"""Checks of a config before any work, and what may change between two runs on one workdir."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from egmae_jax import corruption, models
+from egmae_jax.data import datasets, images, splits
+from egmae_jax.models.convnext import TOTAL_STRIDE
+
+# Fields that change no number: where things lie, how often they are saved, how many at a time
+# are evaluated. The data themselves are held to splits.json by their hashes.
+FREE_FIELDS = (
+    "data.dir",
+    "data.cache_dir",
+    "checkpoint.save_seconds",
+    "evaluation.batch_size",
+)
+
+
+class ConfigError(ValueError):
+    """The config cannot be run; the message names every field that is wrong."""
+
+
+def check(config: ConfigDict, num_devices: int) -> None:
+    """Checks every field that could stop a run later, and names all that are wrong at once.
+
+    Args:
+        config: of `configs/default.py`'s fields.
+        num_devices: the batch is split over.
+
+    Raises:
+        ConfigError: see its message.
+    """
+    problems = list(_problems(config, num_devices))
+    if problems:
+        raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
+    choices = {
+        "data.on_error": ("raise", "skip"),
+        "data.resize": images.RESIZE_MODES,
+        "data.protocol": splits.PROTOCOLS,
+        "model.dtype": ("float32", "bfloat16"),
+        "entropy.color": corruption.COLORS,
+        "corruption.kind": corruption.KINDS,
+        "rounds.kind": ("seeds", "folds"),
+    }
+    flat = flatten(config)
+    for field, allowed in choices.items():
+        if flat[field] not in allowed:
+            yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
+    for field in ("data.name", "model.name"):
+        try:
+            datasets.get(config.data.name) if field == "data.name" else models.default_weights(
+                config.model.name
+            )
+        except ValueError as error:
+            yield f"{field}: {error}"
+    if not config.data.dir:
+        yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
+
+    positive = (
+        "data.image_size",
+        "data.store_size",
+        "corruption.patch_size",
+        "decoder.dim",
+        "pretrain.epochs",
+        "pretrain.batch_size",
+        "pretrain.learning_rate",
+        "finetune.epochs",
+        "finetune.batch_size",
+        "finetune.learning_rate",
+        "finetune.layer_decay",
+        "rounds.count",
+        "evaluation.batch_size",
+        "evaluation.bootstrap_resamples",
+    )
+    for field in positive:
+        if not flat[field] > 0:
+            yield f"{field} is {flat[field]}; it must be positive."
+    not_negative = (
+        "seed",
+        "data.split_seed",
+        "corruption.scale",
+        "corruption.threshold",
+        "decoder.depth",
+        "pretrain.warmup_epochs",
+        "pretrain.weight_decay",
+        "finetune.warmup_epochs",
+        "finetune.weight_decay",
+        "checkpoint.save_seconds",
+    )
+    for field in not_negative:
+        if flat[field] < 0:
+            yield f"{field} is {flat[field]}; it must not be negative."
+    below_one = (
+        "data.test_share",
+        "data.validation_share",
+        "corruption.mask_ratio",
+        "data.near_duplicate_threshold",
+    )
+    for field in below_one:
+        if not 0 < flat[field] < 1:
+            yield f"{field} is {flat[field]}; it must lie between 0 and 1."
+    for field in ("finetune.drop_path_rate", "finetune.label_smoothing"):
+        if not 0 <= flat[field] < 1:
+            yield f"{field} is {flat[field]}; it must be at least 0 and below 1."
+    for field in ("pretrain.betas", "finetune.betas"):
+        betas = flat[field]
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            yield f"{field} is {betas}; it must be two numbers, each at least 0 and below 1."
+    for field in ("pretrain.crop_scale", "pretrain.crop_ratio"):
+        bounds = flat[field]
+        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+            yield f"{field} is {bounds}; it must be (lowest, highest), both positive."
+    if len(config.pretrain.crop_scale) == 2 and config.pretrain.crop_scale[1] > 1:
+        yield f"pretrain.crop_scale is {config.pretrain.crop_scale}; no crop exceeds its image (1)."
+    if config.data.test_share + config.data.validation_share >= 1:
+        yield "data.test_share and data.validation_share leave nothing to train on."
+    if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.SPLITS):
+        yield (
+            f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
+            f"{', '.join(splits.SPLITS)}."
+        )
+    if config.rounds.kind == "folds" and config.rounds.count < 3:
+        yield f"rounds.count is {config.rounds.count}; rounds.kind='folds' needs at least 3."
+    if not 1 <= config.entropy.num_bins <= 256 or 256 % config.entropy.num_bins:
+        yield f"entropy.num_bins is {config.entropy.num_bins}; it must be a divisor of 256."
+
+    side = config.data.image_size
+    for what, divisor in (
+        (f"ConvNeXt's stride {TOTAL_STRIDE}", TOTAL_STRIDE),
+        (f"corruption.patch_size={config.corruption.patch_size}", config.corruption.patch_size),
+    ):
+        if divisor > 0 and side % divisor:
+            nearest = max(1, round(side / divisor)) * divisor
+            yield f"data.image_size is {side}, not divisible by {what}; the nearest is {nearest}."
+    if config.finetune.resize < side:
+        yield (
+            f"finetune.resize is {config.finetune.resize}, smaller than data.image_size={side}, "
+            "the crop taken from it."
+        )
+    if config.data.store_size < side:
+        yield f"data.store_size is {config.data.store_size}, smaller than data.image_size={side}."
+    for field in ("pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"):
+        if flat[field] > 0 and flat[field] % num_devices:
+            nearest = -(-flat[field] // num_devices) * num_devices
+            yield (
+                f"{field} is {flat[field]}, not divisible by the {num_devices} devices that share "
+                f"it; {nearest} would be."
+            )
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'data.image_size': 224, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
+    """Refuses to go on with another config than the workdir's, but for FREE_FIELDS.
+
+    Args:
+        saved: the content of config.json.
+        config: of this run.
+
+    Raises:
+        ConfigError: names every field that differs, with both values.
+    """
+    before, now = flatten(saved), flatten(config)
+    changes = [
+        f"{field}: {before.get(field, 'absent')!r} in the workdir, {now.get(field, 'absent')!r} now"
+        for field in sorted(before.keys() | now.keys())
+        if field not in FREE_FIELDS and before.get(field) != now.get(field)
+    ]
+    if changes:
+        raise ConfigError(
+            "The workdir holds a run with another config; going on would mix the two. Use the same "
+            "values or another --workdir.\n  " + "\n  ".join(changes)
+        )
+
+
+def explain_unknown_field(argv: list[str], config: ConfigDict, error: Exception) -> str:
+    """Says which of the flags --config.a.b=... names no field, and what the nearest field is."""
+    fields = list(flatten(config))
+    for argument in argv:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and match[1] not in fields:
+            nearest = difflib.get_close_matches(match[1], fields, n=1, cutoff=0.0)[0]
+            return f"There is no config field {match[1]!r}. Did you mean {nearest!r}?"
+    return str(error)

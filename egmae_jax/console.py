@@ -1,0 +1,126 @@
+"""What a run shows on the terminal: log lines, a progress bar, the table of results."""
+
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import absl.logging
+import rich.console
+import rich.logging
+import rich.markup
+import rich.progress
+import rich.table
+
+_console = rich.console.Console()
+logger = logging.getLogger(__name__)
+
+
+def set_up_logging() -> None:
+    """Sends the project's log lines to the terminal; those of the libraries from warnings up."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    if _console.is_terminal:
+        handler: logging.Handler = rich.logging.RichHandler(
+            console=_console, show_path=False, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:  # into a file or pipe: whole lines, nothing wrapped
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    project = logging.getLogger("egmae_jax")
+    project.handlers = [handler]
+    project.setLevel(logging.INFO)
+    project.propagate = False
+
+
+class Progress:
+    """Progress of one stage: a bar with images/s, loss and time left, or a line an epoch.
+
+    The bar needs a terminal; into a file or a pipe goes one line an epoch instead.
+    """
+
+    def __init__(self, title: str, total_steps: int, first_step: int):
+        self._title = title
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.completed}/{task.total} steps"),
+            rich.progress.TextColumn("{task.fields[status]}"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            console=_console,
+            disable=not _console.is_terminal or first_step >= total_steps,
+        )
+        self._task = self._bar.add_task(
+            title, total=total_steps, completed=first_step, status="compiling"
+        )
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, loss: float, images_per_second: float) -> None:
+        """Moves the bar."""
+        status = f"loss {loss:.4f}, {images_per_second:.0f} images/s"
+        self._bar.update(self._task, completed=step, status=status)
+
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, float]) -> None:
+        """Says how an epoch went, where no bar shows it."""
+        if not _console.is_terminal and (epoch == epochs or epoch % max(1, epochs // 20) == 0):
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            logger.info("%s: epoch %d/%d, %s", self._title, epoch, epochs, numbers)
+
+
+_COLUMNS = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "auc": "AUC",
+}
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints the summary of results.json as a table."""
+    dataset = results["dataset"]
+    rounds = len(results["rounds"])
+    table = rich.table.Table(
+        title=f"{dataset['title']}: test, mean ± standard deviation over {rounds} rounds"
+    )
+    table.add_column("Branch")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for branch, metrics in results["summary"].items():
+        cells = (_mean_std(metrics[name]) for name in _COLUMNS)
+        table.add_row(branch, *cells, style="bold" if branch == "ensemble" else "")
+    _console.print(table)
+    counts = dataset["counts"]["test"]
+    _console.print(
+        f"{sum(counts.values())} test images ({', '.join(f'{n} {c}' for c, n in counts.items())}), "
+        f"protocol {dataset['protocol']!r}; precision, recall and F1 are macro averages, AUC is "
+        "one-vs-rest.",
+        highlight=False,
+    )
+    if results["imagenet_weights"] == "none":
+        _console.print(
+            "[bold yellow]The ImageNet branch started from random weights[/] "
+            "(--config.imagenet.weights=none): these are not the method's figures.",
+            highlight=False,
+        )
+    if results["pretraining_saw_test"]:
+        _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
+
+
+def _mean_std(value: Mapping[str, float]) -> str:
+    std = value["std"]
+    return f"{value['mean']:.4f}" + ("" if std is None or math.isnan(std) else f" ± {std:.4f}")
+
+
+def fail(message: str) -> None:
+    """Ends the program with a message instead of a traceback."""
+    text = rich.markup.escape(message)  # file names may hold what rich takes for markup
+    rich.console.Console(stderr=True).print(f"[bold red]Error:[/] {text}", highlight=False)
+    sys.exit(1)

@@ -1,0 +1,1 @@
+"""From image files to batches: data sets, duplicates, splits, decoding, order."""

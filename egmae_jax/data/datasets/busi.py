@@ -1,0 +1,27 @@
+"""BUSI: 780 breast ultrasound images, benign, malignant and normal (paper section 4.1)."""
+
+import re
+from pathlib import Path
+
+from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders
+
+_CLASSES = ("benign", "malignant", "normal")
+_MASK = re.compile(r"_mask(_\d+)?$")  # 'benign (4)_mask_1.png' is a lesion's outline, not an image
+
+
+def _list_images(root: Path) -> list[ImageFile]:
+    inner = root / "Dataset_BUSI_with_GT"  # the archive's top folder; either level will do
+    folder = inner if inner.is_dir() else root
+    return class_folders(root, folder, _CLASSES, lambda path: not _MASK.search(path.stem))
+
+
+DATASET = Dataset(
+    name="busi",
+    title="Breast Ultrasound Images (BUSI)",
+    citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28, 2020",
+    obtain=(
+        "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, unpack "
+        "it and give the folder that holds Dataset_BUSI_with_GT/ as --config.data.dir=<folder>."
+    ),
+    list_images=_list_images,
+)

@@ -1,0 +1,24 @@
+"""Any tree with one folder a class: the folders' names are the classes."""
+
+from pathlib import Path
+
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+
+
+def _list_images(root: Path) -> list[ImageFile]:
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(classes) < 2:
+        found = ", ".join(classes) or "none"
+        raise DataError(
+            f"{root} must hold a folder for each of two or more classes; found: {found}."
+        )
+    return class_folders(root, root, classes)
+
+
+DATASET = Dataset(
+    name="image_folder",
+    title="a folder of images, one folder a class",
+    citation="",
+    obtain="Put the images into <folder>/<class>/ and give --config.data.dir=<folder>.",
+    list_images=_list_images,
+)

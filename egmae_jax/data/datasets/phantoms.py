@@ -1,0 +1,22 @@
+"""The embedded data set: generated ultrasound phantoms, for the demo and the tests."""
+
+from pathlib import Path
+
+from egmae_jax.data import phantoms
+from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders
+
+IMAGES_PER_CLASS = 120
+
+
+def _list_images(root: Path) -> list[ImageFile]:
+    return class_folders(root, root, phantoms.CLASSES)
+
+
+DATASET = Dataset(
+    name="phantoms",
+    title="generated B-mode ultrasound phantoms",
+    citation="",
+    obtain="It is generated into --config.data.dir when that folder does not exist.",
+    list_images=_list_images,
+    make=lambda folder: phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0),
+)

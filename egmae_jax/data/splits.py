@@ -1,0 +1,151 @@
+"""Train, validation and test parts that do not leak (paper section 4.1; METHOD.md section 2).
+
+What is split are groups, not images: a patient's or lesion's images and near-duplicates go to one
+part together. Assignment is greedy and stratified: groups in random order, the largest first, each
+to the part that lacks its classes most.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egmae_jax.data.datasets import DataError
+from egmae_jax.files import write_atomically
+
+SPLITS = ("train", "validation", "test")
+PROTOCOLS = ("grouped", "image_level")
+
+
+def assign(
+    labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int
+) -> np.ndarray:
+    """Assigns whole groups to parts so that every part gets its share of every class.
+
+    Args:
+        labels: int [N].
+        groups: int [N].
+        shares: positive, adding up to 1, one a part.
+        seed: of the random order.
+
+    Returns:
+        int [N], the part of each image.
+    """
+    rng = np.random.default_rng(seed)
+    num_classes = labels.max() + 1
+    _, members = np.unique(groups, return_inverse=True)
+    # content[g, c]: how many images of class c the group g holds.
+    content = np.zeros((members.max() + 1, num_classes))
+    np.add.at(content, (members, labels), 1)
+    target = np.outer(shares, content.sum(axis=0))  # [parts, classes]
+    filled = np.zeros_like(target)
+    parts = np.empty(len(content), int)
+
+    shuffled = rng.permutation(len(content))
+    by_size = shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]
+    for group in by_size:
+        # Need is relative: a part that should get 8 of a class and has 4 is as empty as one that
+        # should get 56 and has 28. Ties go to the part with most room left.
+        need = ((1 - filled / target.clip(1e-9)) * content[group]).sum(axis=1)
+        room = (target - filled).sum(axis=1)
+        parts[group] = max(
+            range(len(shares)), key=lambda p, need=need, room=room: (need[p], room[p])
+        )
+        filled[parts[group]] += content[group]
+    return parts[members]
+
+
+def fixed_split(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    *,
+    validation_share: float,
+    test_share: float,
+    seed: int,
+) -> np.ndarray:
+    """One split: indices into SPLITS, int [N].
+
+    Raises:
+        DataError: a class has too few groups to be in all three parts.
+    """
+    _require_groups(labels, groups, classes, 3, "train, validation and test")
+    shares = (1 - validation_share - test_share, validation_share, test_share)
+    parts = assign(labels, groups, shares, seed)
+    _require_every_class(parts, labels, classes)
+    return parts
+
+
+def fold_split(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    *,
+    fold: int,
+    num_folds: int,
+    validation_share: float,
+    seed: int,
+) -> np.ndarray:
+    """The split whose test part is one of `num_folds` folds: indices into SPLITS, int [N].
+
+    Validation takes `validation_share` of all images from the other folds.
+
+    Raises:
+        DataError: a class has too few groups.
+    """
+    _require_groups(labels, groups, classes, max(3, num_folds), f"{num_folds} folds")
+    folds = assign(labels, groups, [1 / num_folds] * num_folds, seed)
+    rest = folds != fold
+    share = validation_share * num_folds / (num_folds - 1)
+    parts = np.full(len(labels), SPLITS.index("test"))
+    parts[rest] = assign(labels[rest], groups[rest], (1 - share, share), seed + 1 + fold)
+    _require_every_class(parts, labels, classes)
+    return parts
+
+
+def _require_groups(
+    labels: np.ndarray, groups: np.ndarray, classes: Sequence[str], needed: int, purpose: str
+) -> None:
+    for label, name in enumerate(classes):
+        count = len(np.unique(groups[labels == label]))
+        if count < needed:
+            images = int((labels == label).sum())
+            raise DataError(
+                f"The class {name!r} has {images} images in {count} groups (patients, lesions, "
+                f"near-duplicates); {purpose} need at least {needed} groups of it."
+            )
+
+
+def _require_every_class(parts: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+    for part, split in enumerate(SPLITS):
+        for label, name in enumerate(classes):
+            if not ((parts == part) & (labels == label)).any():
+                raise DataError(
+                    f"No image of the class {name!r} came into the {split} part: its groups are "
+                    "too few or too large. Raise data.validation_share or data.test_share, or choose "
+                    "another data.split_seed."
+                )
+
+
+def write(
+    path: Path,
+    files: Sequence[str],
+    labels: Sequence[str],
+    parts: np.ndarray,
+    groups: np.ndarray,
+    sha256: Sequence[str],
+) -> None:
+    """Writes splits.json: a list of {"file", "label", "split", "group", "sha256"}."""
+    rows = [
+        {"file": f, "label": label, "split": SPLITS[part], "group": int(group), "sha256": digest}
+        for f, label, part, group, digest in zip(files, labels, parts, groups, sha256, strict=True)
+    ]
+    text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+    write_atomically(path, text)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows that `write` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

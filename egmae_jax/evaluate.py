@@ -1,0 +1,221 @@
+"""Probabilities of a whole split, the ensemble, and the metrics (paper sections 3.5 and 4.4)."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn import metrics as sk
+
+from egmae_jax.data.pipeline import Images
+from egmae_jax.files import write_atomically
+
+PyTree = Any
+METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
+
+
+class Predictions(NamedTuple):
+    """What a branch says of a split."""
+
+    ids: np.ndarray  # [N] str, the images' files
+    labels: np.ndarray  # int [N]
+    probabilities: np.ndarray  # float [N, num_classes]
+
+
+def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices [batch_size] and validity float32 [batch_size] that cover range(count) once.
+
+    The last batch is filled up with index 0 and validity 0: every example counts exactly once.
+    """
+    for start in range(0, count, batch_size):
+        indices = np.arange(start, start + batch_size)
+        valid = indices < count
+        yield np.where(valid, indices, 0).astype(np.int32), valid.astype(np.float32)
+
+
+def predict(program: Callable, params: PyTree, images: Images, batch_size: int) -> np.ndarray:
+    """Class probabilities of all images, float32 [N, num_classes].
+
+    Args:
+        program: jitted, (params, images, indices [B]) -> probabilities [B, num_classes].
+        params: of the classifier.
+        images: the evaluation view, on the devices.
+        batch_size: of one call.
+    """
+    count = len(images)
+    batches = [program(params, images, indices) for indices, _ in padded_batches(count, batch_size)]
+    return np.concatenate([np.asarray(batch) for batch in batches])[:count]
+
+
+def ensemble(probabilities: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the branches' probabilities (paper equation 11)."""
+    return np.mean(np.stack(probabilities).astype(np.float64), axis=0)
+
+
+def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The paper's metrics and the project's own, by scikit-learn.
+
+    Precision, recall, F1, specificity and PR-AUC are macro averages; AUC is one-vs-rest, macro; ECE
+    is the expected calibration error of the predicted class over 15 bins of equal width.
+
+    Args:
+        labels: int [N], every class present.
+        probabilities: [N, num_classes].
+    """
+    labels = np.asarray(labels)
+    num_classes = probabilities.shape[1]
+    classes = np.arange(num_classes)
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, predicted, labels=classes, average="macro", zero_division=0
+    )
+    one_hot = np.eye(num_classes)[labels]
+    confusion = confusion_matrix(labels, predicted, num_classes)
+    actual, said = confusion.sum(axis=1), confusion.sum(axis=0)
+    true_negatives = len(labels) - actual - said + np.diag(confusion)
+    return {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        # Of the one-hot labels: one-vs-rest, macro, for two classes as well as for more.
+        "auc": float(sk.roc_auc_score(one_hot, probabilities, average="macro")),
+        "specificity": float(np.mean(true_negatives / (len(labels) - actual))),
+        "pr_auc": float(sk.average_precision_score(one_hot, probabilities, average="macro")),
+        "ece": _expected_calibration_error(labels, probabilities),
+    }
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean negative log-probability of the true class (paper equation 10)."""
+    return float(sk.log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """int [num_classes, num_classes]: rows are true classes, columns predicted ones."""
+    return sk.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
+
+
+def _expected_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15
+) -> float:
+    """Guo et al. 2017: |accuracy - confidence| of each bin, weighted by its share of the images."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def bootstrap_intervals(
+    labels: np.ndarray, probabilities: np.ndarray, *, seed: int, resamples: int
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of accuracy, precision, recall, F1 and AUC.
+
+    Images are drawn with replacement within each class, so that every class is in every resample.
+    A resample is a weight for each image, which makes all of them one array operation.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(labels)))
+    for label in range(probabilities.shape[1]):
+        members = np.flatnonzero(labels == label)
+        uniform = np.full(len(members), 1 / len(members))
+        weights[:, members] = rng.multinomial(len(members), uniform, size=resamples)
+    drawn = weighted_metrics(labels, probabilities, weights)
+    return {name: np.quantile(v, (0.025, 0.975)).tolist() for name, v in drawn.items()}
+
+
+def weighted_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The paper's five metrics under many weightings of the images at once.
+
+    Equal to scikit-learn's with `sample_weight`, which does one weighting at a time.
+
+    Args:
+        labels: int [N].
+        probabilities: [N, num_classes].
+        weights: [R, N]; no class may weigh nothing.
+
+    Returns:
+        Arrays [R].
+    """
+    classes = np.arange(probabilities.shape[1])
+    actual = labels == classes[:, None]  # [C, N]
+    said = probabilities.argmax(axis=1) == classes[:, None]
+    hits, actual_weight, said_weight = (
+        weights @ x.T for x in (actual & said, actual, said)
+    )  # [R, C]
+    f1 = 2 * hits / (actual_weight + said_weight)
+    precision = hits / np.where(said_weight > 0, said_weight, 1)
+    aucs = [_weighted_auc(probabilities[:, c], actual[c], weights) for c in classes]
+    return {
+        "accuracy": hits.sum(axis=1) / weights.sum(axis=1),
+        "precision": precision.mean(axis=1),
+        "recall": (hits / actual_weight).mean(axis=1),
+        "f1": f1.mean(axis=1),
+        "auc": np.mean(aucs, axis=0),
+    }
+
+
+def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[R]: the weighted share of (positive, negative) pairs in the right order, ties a half."""
+    order = np.argsort(scores)
+    _, starts = np.unique(scores[order], return_index=True)
+    up, down = (
+        np.add.reduceat((weights * x)[:, order], starts, axis=1) for x in (positive, ~positive)
+    )
+    below = np.cumsum(down, axis=1) - down / 2
+    return (up * below).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1))
+
+
+def score(branches: Mapping[str, Predictions], resamples: int) -> dict[str, Any]:
+    """Metrics, intervals and confusion matrices of every branch and of their ensemble.
+
+    Returns:
+        {"test": {branch: metrics}, "intervals": {branch: ...}, "confusion": {branch: ...}}, with
+        'ensemble' among the branches.
+    """
+    labels = next(iter(branches.values())).labels
+    probabilities = {name: branch.probabilities for name, branch in branches.items()}
+    probabilities["ensemble"] = ensemble(list(probabilities.values()))
+    return {
+        "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
+        "intervals": {
+            name: bootstrap_intervals(labels, p, seed=0, resamples=resamples)
+            for name, p in probabilities.items()
+        },
+        "confusion": {
+            name: confusion_matrix(labels, p.argmax(axis=1), p.shape[1]).tolist()
+            for name, p in probabilities.items()
+        },
+    }
+
+
+def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean and standard deviation over rounds of every branch's metrics.
+
+    The deviation is the sample's (n - 1); it is None for a single round.
+    """
+    summary: dict[str, dict[str, dict[str, float | None]]] = {}
+    for branch in rounds[0]["test"]:
+        summary[branch] = {}
+        for name in METRICS:
+            values = [r["test"][branch][name] for r in rounds]
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            summary[branch][name] = {"mean": float(np.mean(values)), "std": std}
+    return summary
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Writes ids, labels and probabilities as .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **predictions._asdict())
+    write_atomically(path, buffer.getvalue())
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Reads what `save_predictions` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return Predictions(*(file[name] for name in Predictions._fields))

@@ -1,0 +1,101 @@
+"""Fine-tuning of a classifier (paper section 3.4): one step, prediction, and where it starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+from flax import traverse_util
+from ml_collections import FrozenConfigDict
+
+from egmae_jax import augment
+from egmae_jax.data.pipeline import Images
+from egmae_jax.loop import TrainState
+from egmae_jax.models.convnext import ConvNeXt
+
+PyTree = Any
+
+
+def finetune_step(
+    state: TrainState,
+    batch: Images,
+    key: jax.Array,
+    *,
+    model: ConvNeXt,
+    optimizer: optax.GradientTransformation,
+    config: FrozenConfigDict,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step: resize, crop, flip, classify, update (equations 8-10).
+
+    Args:
+        state: parameters and optimizer state.
+        batch: uint8 images on a canvas, [B, H, W, 3], with sizes and labels.
+        key: of this step.
+        model: the classifier.
+        optimizer: its optimizer.
+        config: the whole config.
+
+    Returns:
+        The new state and {"loss", "accuracy"} of the batch, scalars.
+    """
+    crop_key, flip_key, drop_path_key = jax.random.split(key, 3)
+    crop = augment.resized_random_crop(
+        crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
+    )
+    flip = augment.random_flip(flip_key, len(batch))
+    pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
+    images = augment.normalize(pixels)
+
+    def loss_fn(params):
+        logits = model.apply(
+            {"params": params}, images, train=True, rngs={"drop_path": drop_path_key}
+        )
+        targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
+        targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean(), logits
+
+    (loss, logits), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
+    return state.update(optimizer, gradients), {"loss": loss, "accuracy": accuracy}
+
+
+def class_probabilities(params: PyTree, pixels: jax.Array, *, model: ConvNeXt) -> jax.Array:
+    """uint8 [B, H, W, 3], the evaluation view -> float32 [B, num_classes] (equation 9)."""
+    logits = model.apply({"params": params}, augment.normalize(pixels))
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) -> PyTree:
+    """Parameters to start fine-tuning from: the pre-trained ones below a fresh head.
+
+    Args:
+        fresh: initial parameters of the classifier.
+        pretrained: what pre-training left.
+        keep_fresh: path prefixes of the leaves that stay fresh, such as 'head/'. All others must be
+            in `pretrained`, with the same shape, and nothing else may be.
+
+    Raises:
+        ValueError: names every leaf that is missing, extra or of another shape.
+    """
+    prefixes = tuple(keep_fresh)
+    ours = traverse_util.flatten_dict(fresh, sep="/")
+    theirs = {
+        path: leaf
+        for path, leaf in traverse_util.flatten_dict(pretrained, sep="/").items()
+        if not path.startswith(prefixes)
+    }
+    needed = {path: leaf for path, leaf in ours.items() if not path.startswith(prefixes)}
+    problems = [
+        f"missing: {path} {leaf.shape}" for path, leaf in needed.items() if path not in theirs
+    ]
+    problems += [
+        f"extra: {path} {leaf.shape}" for path, leaf in theirs.items() if path not in needed
+    ]
+    problems += [
+        f"shape: {path} is {theirs[path].shape}, the model's is {leaf.shape}"
+        for path, leaf in needed.items()
+        if path in theirs and theirs[path].shape != leaf.shape
+    ]
+    if problems:
+        raise ValueError("The pre-trained parameters do not fit:\n  " + "\n  ".join(problems))
+    return traverse_util.unflatten_dict(ours | theirs, sep="/")

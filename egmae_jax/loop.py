@@ -1,0 +1,211 @@
+"""The one training loop: resume, step, log, evaluate, save. Pre-training and fine-tuning use it.
+
+Images stay on the device and many steps run in one dispatch. How many is chosen by the clock, which
+changes nothing but how often the progress bar moves: a step's batch and key depend on its number.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from egmae_jax import sharding
+from egmae_jax.checkpoint import Checkpoints
+from egmae_jax.console import Progress
+from egmae_jax.data.pipeline import Images, Order
+from egmae_jax.metrics_log import MetricsLog
+
+PyTree = Any
+_MAX_STEPS = 256  # of one dispatch
+_DISPATCH_SECONDS = 1.0  # aimed at
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; the message says where and what to try."""
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    step: jax.Array  # int32, steps done
+    params: PyTree
+    opt_state: PyTree
+
+    @classmethod
+    def create(cls, params: PyTree, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step."""
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def update(self, optimizer: optax.GradientTransformation, gradients: PyTree) -> "TrainState":
+        """The state after one step of the optimizer."""
+        updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
+        return TrainState(self.step + 1, optax.apply_updates(self.params, updates), opt_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best epoch so far, by validation score."""
+
+    params: PyTree  # on the host
+    epoch: int
+    score: tuple[float, ...]  # compared from the left
+
+
+def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
+    """Makes the program that runs many steps in one dispatch.
+
+    `step_fn(state, batch, key) -> (state, metrics)`. The program takes (state, images, batches
+    [_MAX_STEPS, B], stage key, number of steps) and returns the state and metrics [_MAX_STEPS]. The
+    number of steps is data, not shape: one compilation serves all of them.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state, images, batches, key, num_steps):
+        def one_step(i, state):
+            batch = images.take(sharding.split_batch(batches[i], mesh))
+            step_key = jax.random.fold_in(key, state.step)
+            return step_fn(state, sharding.split_batch(batch, mesh), step_key)
+
+        def body(i, carry):
+            state, history = carry
+            state, metrics = one_step(i, state)
+            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+
+        metrics = jax.eval_shape(lambda s: one_step(0, s)[1], state)
+        history = jax.tree.map(lambda m: jnp.zeros(_MAX_STEPS, m.dtype), metrics)
+        return jax.lax.fori_loop(0, num_steps, body, (state, history))
+
+    return run
+
+
+def train(
+    *,
+    stage: str,
+    round_index: int,
+    program: Callable,
+    state: TrainState,
+    images: Callable[[], Images],
+    order: Order,
+    key: jax.Array,
+    epochs: int,
+    steps_per_epoch: int,
+    schedule: optax.Schedule,
+    checkpoints: Checkpoints,
+    save_seconds: float,
+    log: MetricsLog,
+    mesh: Mesh,
+    evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
+) -> tuple[TrainState, Best | None]:
+    """Trains from the newest checkpoint, or from `state`, to the last epoch.
+
+    Args:
+        stage: name for log and progress, e.g. 'finetune/mae'.
+        round_index: likewise.
+        program: of `compile_steps`.
+        state: the initial state, on the devices; donated.
+        images: gives the training images, on the devices; called if there are steps to do.
+        order: which of them make up each batch.
+        key: of the stage.
+        epochs: to train.
+        steps_per_epoch: likewise.
+        schedule: the learning rate, for the log.
+        checkpoints: of this stage.
+        save_seconds: least time between two checkpoints; the last step is always saved.
+        log: metrics.jsonl.
+        mesh: the devices.
+        evaluate: after each epoch, params -> (score, metrics to log); the best score wins.
+
+    Returns:
+        The last state and the best epoch (None without `evaluate`).
+
+    Raises:
+        NonFiniteLossError: stopped at the first step whose loss is not finite.
+    """
+    total_steps = epochs * steps_per_epoch
+    best: Best | None = None
+    epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
+    if checkpoints.latest_step() is not None:
+        host_params = jax.tree.map(np.asarray, state.params)
+        saved, notes = checkpoints.restore({"state": state, "best_params": host_params})
+        state, epoch_metrics = saved["state"], notes["epoch_metrics"]
+        if notes["best_epoch"] is not None:
+            best = Best(saved["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
+    step = int(state.step)
+    log.forget(stage, round_index, after_step=step)
+
+    def save() -> None:
+        best_params = best.params if best else jax.tree.map(np.asarray, state.params)
+        checkpoints.save(
+            step,
+            {"state": state, "best_params": best_params},
+            {
+                "epoch_metrics": epoch_metrics,
+                "best_epoch": best.epoch if best else None,
+                "best_score": list(best.score) if best else None,
+            },
+        )
+
+    resident = images() if step < total_steps else None
+    num_steps = 1  # the first dispatch compiles; the clock starts after it
+    last_save = time.monotonic()
+    batch_size = len(order[0])
+    with Progress(f"{stage}, round {round_index}", total_steps, step) as progress:
+        while step < total_steps:
+            to_epoch_end = steps_per_epoch - step % steps_per_epoch
+            num_steps = min(num_steps, to_epoch_end, _MAX_STEPS)
+            batches = np.zeros((_MAX_STEPS, batch_size), np.int32)
+            batches[:num_steps] = [order[step + i] for i in range(num_steps)]
+            started = time.monotonic()
+            state, history = program(state, resident, batches, key, num_steps)
+            history = {name: np.asarray(h)[:num_steps] for name, h in history.items()}
+            seconds = time.monotonic() - started
+            _require_finite(history["loss"], stage, step, steps_per_epoch)
+            step += num_steps
+            for name, values in history.items():
+                for value in values.tolist():  # one by one: the sum must not depend on num_steps
+                    epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
+            images_per_second = num_steps * batch_size / seconds
+            progress.update(step, history["loss"][-1], images_per_second)
+            num_steps = max(1, round(num_steps * _DISPATCH_SECONDS / seconds))
+
+            if step % steps_per_epoch == 0:
+                epoch = step // steps_per_epoch
+                row = {name: total / steps_per_epoch for name, total in epoch_metrics.items()}
+                epoch_metrics = {}
+                if evaluate is not None:
+                    score, validation = evaluate(state.params)
+                    row |= validation
+                    if best is None or score > best.score:
+                        best = Best(jax.tree.map(np.array, state.params), epoch, score)
+                row |= {
+                    "learning_rate": float(schedule(step - 1)),
+                    "images_per_second": images_per_second,
+                }
+                log.write(stage=stage, round=round_index, epoch=epoch, step=step, **row)
+                progress.epoch(epoch, epochs, row)
+            if step == total_steps or time.monotonic() - last_save >= save_seconds:
+                save()
+                last_save = time.monotonic()
+    return state, best
+
+
+def _require_finite(losses: np.ndarray, stage: str, step: int, steps_per_epoch: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        at = step + int(bad[0])
+        section = stage.split("/")[0]
+        raise NonFiniteLossError(
+            f"The loss of {stage} became {losses[bad[0]]} at step {at + 1} (epoch "
+            f"{at // steps_per_epoch + 1}); stopped. The last checkpoint is from before it. A "
+            f"lower config.{section}.learning_rate or a longer config.{section}.warmup_epochs "
+            "usually helps; with model.dtype='bfloat16', so does 'float32'. Start in a new workdir then."
+        )

@@ -1,0 +1,34 @@
+"""Runs the recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from egmae_jax import config as configs
+from egmae_jax import console, experiment
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The recipe, e.g. configs/busi.py:cpu."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
+_STAGE = flags.DEFINE_enum("stage", "all", experiment.STAGES, "Which part of the recipe to run.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
+    console.set_up_logging()
+    try:
+        experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value)
+    except experiment.USER_ERRORS as error:
+        console.fail(str(error))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown field
+        console.fail(configs.explain_unknown_field(argv, flags.FLAGS["config"], error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
