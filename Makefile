@@ -1,0 +1,33 @@
+# make demo: the whole recipe on the embedded data set.   make test: every test.
+# PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: demo test lint venv clean
+
+demo: .venv/installed
+	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
+
+test: .venv/installed-test
+	$(VENV)/python -m pytest -n 2 --dist=worksteal
+
+lint: .venv/installed-test
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+venv: .venv/installed
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt constraints.txt pyproject.toml | .venv/bin/python
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

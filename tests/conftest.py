@@ -1,0 +1,27 @@
+"""Shared by all tests: the compilation cache, the real images, small data sets."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before JAX is imported anywhere. Compiling costs most of the suite's time, so what one test, worker
+# or run has compiled serves all others.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "egmae_jax_test_compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def busi_folder() -> Path:
+    """The real BUSI images; the test is skipped where they are not at hand."""
+    folder = SHARED_DATA / "busi"
+    if not folder.is_dir():
+        pytest.skip("the real BUSI images are not at hand")
+    return folder
