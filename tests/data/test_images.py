@@ -1,0 +1,385 @@
+"""Decoding and the two views of an image; torchvision is the oracle of the evaluation view."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax.data import images
+from egmae_jax.data.images import UnreadableImageError
+from tests import torch_reference
+
+
+def encode(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width, height, seed=0):
+    """An RGB image without structure: nothing that is off by a pixel goes unseen."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def decoded(encoded):
+    image = images.decode(encoded)
+    assert image.mode == "RGB"
+    array = images.to_array(image)
+    assert array.dtype == np.uint8
+    assert array.shape == (image.height, image.width, 3)
+    return array
+
+
+def png(width, height, bits, colour_type, rows):
+    """A PNG by the specification, for what Pillow cannot write."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+# --- decode ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+def test_rgb_pixels_come_out_as_they_are(file_format):
+    image = noise(31, 23)
+    np.testing.assert_array_equal(decoded(encode(image, file_format)), np.asarray(image))
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
+    array = decoded(encode(PIL.Image.fromarray(grey)))
+    np.testing.assert_array_equal(array, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_black_and_white_becomes_0_and_255():
+    bits = np.array([[True, False], [False, True]])
+    array = decoded(encode(PIL.Image.fromarray(bits)))
+    np.testing.assert_array_equal(array[..., 0], [[255, 0], [0, 255]])
+
+
+def test_alpha_is_dropped():
+    rgba = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    array = decoded(encode(PIL.Image.fromarray(rgba)))
+    np.testing.assert_array_equal(array, rgba[..., :3])
+
+
+def test_grey_with_alpha_is_read():
+    grey_alpha = np.random.default_rng(0).integers(0, 256, (9, 7, 2), np.uint8)
+    array = decoded(encode(PIL.Image.fromarray(grey_alpha)))
+    np.testing.assert_array_equal(array, np.repeat(grey_alpha[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("transparency", [None, 1])
+def test_palette_indices_become_colours(transparency):
+    image = PIL.Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    options = {} if transparency is None else {"transparency": transparency}
+    array = decoded(encode(image, **options))
+    np.testing.assert_array_equal(array[0], [[10, 20, 30], [200, 100, 0], [0, 0, 255]])
+
+
+@pytest.mark.parametrize(
+    ("ink", "colour"),
+    [((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 0), (255,) * 3), ((0, 0, 0, 255), (0,) * 3)],
+)
+def test_cmyk_jpeg_becomes_rgb(ink, colour):
+    array = decoded(encode(PIL.Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
+    assert np.abs(array.astype(int) - colour).max() <= 4
+
+
+def test_jpeg_is_close_to_what_was_encoded():
+    smooth = noise(8, 8).resize((64, 48), PIL.Image.Resampling.BICUBIC)
+    array = decoded(encode(smooth, "JPEG", quality=95, subsampling=0))
+    assert np.abs(array.astype(int) - np.asarray(smooth)).mean() < 2
+
+
+# The transforms that undo each orientation, by the EXIF standard's description of where row 0 and
+# column 0 of the stored image belong.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
+    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda x: x.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_upright_by_their_exif_orientation(orientation):
+    image = noise(9, 5)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    array = decoded(encode(image, exif=exif))
+    np.testing.assert_array_equal(array, UPRIGHT[orientation](np.asarray(image)))
+
+
+def test_exif_rotated_jpeg_swaps_its_sides():
+    stored = PIL.Image.new("RGB", (40, 24))
+    stored.paste((255, 255, 255), (0, 0, 20, 24))  # the left half is white
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # column 0 is the visual top
+    array = decoded(encode(stored, "JPEG", exif=exif, quality=95))
+    assert array.shape == (40, 24, 3)
+    assert array[:18].min() > 240
+    assert array[22:].max() < 15
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+def test_empty_file_is_refused():
+    with pytest.raises(UnreadableImageError, match="empty"):
+        images.decode(b"")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "WEBP"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_file_is_refused(file_format, share):
+    whole = encode(noise(80, 60), file_format)
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        images.decode(whole[: int(share * len(whole))])
+
+
+def test_no_prefix_of_a_file_brings_another_exception():
+    for file_format in ("PNG", "JPEG"):
+        whole = encode(noise(24, 20), file_format)
+        for length in range(0, len(whole) - 20, 7):
+            with pytest.raises(UnreadableImageError):
+                images.decode(whole[:length])
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_bytes_bring_no_other_exception():
+    rng = np.random.default_rng(0)
+    for file_format in ("PNG", "JPEG", "BMP"):
+        whole = np.frombuffer(encode(noise(24, 20), file_format), np.uint8)
+        for _ in range(100):
+            damaged = whole.copy()
+            damaged[rng.integers(len(whole), size=4)] = rng.integers(0, 256, 4)
+            try:
+                images.decode(damaged.tobytes())  # what still decodes is an image
+            except UnreadableImageError as error:
+                assert str(error)  # noqa: PT017 (either outcome is right)
+
+
+@pytest.mark.parametrize(
+    "content", [b"File, label\n1.png, benign\n", b"\0" * 100, b"<html></html>"]
+)
+def test_what_is_no_image_is_refused(content):
+    with pytest.raises(UnreadableImageError, match="not an image"):
+        images.decode(content)
+
+
+def test_16_bit_grey_png_is_refused():
+    grey = np.arange(400, dtype=np.uint16).reshape(20, 20) * 150
+    with pytest.raises(UnreadableImageError, match="more than 8 bits"):
+        images.decode(encode(PIL.Image.fromarray(grey)))
+
+
+def test_32_bit_tiff_is_refused():
+    for dtype in (np.float32, np.int32):
+        image = PIL.Image.fromarray(np.arange(400).reshape(20, 20).astype(dtype))
+        with pytest.raises(UnreadableImageError, match="more than 8 bits"):
+            images.decode(encode(image, "TIFF"))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_16_bit_colour_png_is_refused(colour_type, channels):
+    # Pillow opens these as 8-bit RGB, RGBA and LA and drops the low bytes without a word, so the
+    # mode of the image does not show it.
+    rows = [np.full((4, channels), 0x1234, ">u2").tobytes()] * 4
+    with pytest.raises(UnreadableImageError, match="more than 8 bits"):
+        images.decode(png(4, 4, 16, colour_type, rows))
+
+
+def test_an_image_of_absurd_size_is_refused():
+    with pytest.raises(UnreadableImageError, match="900000000 pixels"):
+        images.decode(png(30_000, 30_000, 8, 2, [b"\0" * 10]))
+
+
+# --- the evaluation view -----------------------------------------------------------------------
+
+SIZES = [
+    (224, 224),
+    (256, 256),
+    (500, 471),
+    (471, 500),
+    (301, 225),
+    (225, 301),
+    (223, 997),
+    (997, 223),
+    (37, 41),
+    (61, 29),
+    (225, 224),
+    (224, 229),
+    (1, 3),
+    (640, 640),
+]
+
+
+def torchvision_formula(image, size):
+    """Resize(size) and CenterCrop(size) as torchvision's transforms/functional.py computes them."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_short, new_long = size, int(size * long / short)
+    new = (new_short, new_long) if width <= height else (new_long, new_short)
+    resized = image.resize(new, PIL.Image.Resampling.BILINEAR)
+    left = int(round((new[0] - size) / 2.0))  # noqa: RUF046 (as it stands there)
+    top = int(round((new[1] - size) / 2.0))  # noqa: RUF046
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("size", [224, 96, 63])
+def test_evaluation_view_is_torchvisions_by_its_formula(size):
+    for width, height in SIZES:
+        image = noise(width, height)
+        view = images.to_array(images.evaluation_view(image, "shorter_side", size))
+        assert view.shape == (size, size, 3)
+        np.testing.assert_array_equal(view, torchvision_formula(image, size))
+
+
+@pytest.mark.parametrize("size", [224, 96, 63])
+def test_evaluation_view_is_torchvisions_pixel_for_pixel(size):
+    transforms = torch_reference.torchvision().transforms
+    oracle = transforms.Compose(
+        [
+            transforms.Resize(size, transforms.InterpolationMode.BILINEAR, antialias=True),
+            transforms.CenterCrop(size),
+        ]
+    )
+    for width, height in SIZES:
+        image = noise(width, height)
+        view = images.to_array(images.evaluation_view(image, "shorter_side", size))
+        np.testing.assert_array_equal(view, np.asarray(oracle(image)), err_msg=f"{width}x{height}")
+
+
+def test_the_crops_offset_is_torchvisions_over_all_aspects():
+    # A ramp along the longer side shows the offset; offsets of n + .5 are rounded to even.
+    for long in range(64, 200, 3):
+        ramp = np.repeat(np.arange(long, dtype=np.uint8)[None, :, None], 64, axis=0)
+        image = PIL.Image.fromarray(np.repeat(ramp, 3, axis=2))
+        view = images.to_array(images.evaluation_view(image, "shorter_side", 64))
+        assert view[0, 0, 0] == round((long - 64) / 2)
+        turned = images.evaluation_view(
+            image.transpose(PIL.Image.Transpose.TRANSPOSE), "shorter_side", 64
+        )
+        assert images.to_array(turned)[0, 0, 0] == round((long - 64) / 2)
+
+
+def test_squash_resizes_both_sides():
+    image = noise(90, 50)
+    expected = np.asarray(image.resize((32, 32), PIL.Image.Resampling.BILINEAR))
+    view = images.to_array(images.evaluation_view(image, "squash", 32))
+    np.testing.assert_array_equal(view, expected)
+
+
+def test_pad_adds_equal_black_bars_and_keeps_the_aspect():
+    white = PIL.Image.new("RGB", (128, 64), (255, 255, 255))
+    view = images.to_array(images.evaluation_view(white, "pad", 64))
+    assert view.shape == (64, 64, 3)
+    # 64 rows of 128 become 32 of 64: a quarter of black above and below.
+    assert (view[:15] == 0).all()
+    assert (view[17:47] == 255).all()
+    assert (view[49:] == 0).all()
+    tall = images.to_array(
+        images.evaluation_view(white.transpose(PIL.Image.Transpose.ROTATE_90), "pad", 64)
+    )
+    np.testing.assert_array_equal(tall, view.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+def test_a_square_image_of_the_right_size_is_left_as_it_is(mode):
+    image = noise(64, 64)
+    np.testing.assert_array_equal(
+        images.to_array(images.evaluation_view(image, mode, 64)), np.asarray(image)
+    )
+
+
+@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+def test_evaluation_view_has_the_asked_size_whatever_comes_in(mode):
+    for width, height in SIZES:
+        assert images.evaluation_view(noise(width, height), mode, 96).size == (96, 96)
+
+
+# --- the training view -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (1000, 500, (896, 448)),  # shorter side to 448
+        (500, 1000, (448, 896)),
+        (600, 600, (448, 448)),
+        (896, 672, (597, 448)),  # 896 * 448 / 672 = 597.3
+        (2000, 500, (896, 224)),  # the longer side is capped at twice 448
+        (900, 20, (896, 20)),  # 20 * 896 / 900 = 19.9
+    ],
+)
+def test_large_images_are_reduced(width, height, expected):
+    image = noise(width, height)
+    view = images.training_view(image, "shorter_side", 448)
+    assert view.size == expected
+    np.testing.assert_array_equal(
+        np.asarray(view), np.asarray(image.resize(expected, PIL.Image.Resampling.BILINEAR))
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [(448, 448), (448, 896), (896, 448), (300, 200), (20, 800), (1, 1)]
+)
+def test_images_within_the_bounds_are_neither_enlarged_nor_touched(size):
+    image = noise(*size)
+    view = images.training_view(image, "shorter_side", 448)
+    np.testing.assert_array_equal(np.asarray(view), np.asarray(image))
+
+
+def test_no_side_becomes_zero():
+    assert images.training_view(noise(5000, 1), "shorter_side", 64).size == (128, 1)
+
+
+def test_training_view_keeps_the_aspect_to_the_pixel():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        width, height = (int(side) for side in rng.integers(1, 700, 2))
+        view = images.training_view(PIL.Image.new("RGB", (width, height)), "shorter_side", 128)
+        assert min(view.size) <= 128
+        assert max(view.size) <= 256
+        assert view.width <= width
+        assert view.height <= height
+        factor = min(1, 128 / min(width, height), 256 / max(width, height))
+        assert abs(view.width - width * factor) <= 1
+        assert abs(view.height - height * factor) <= 1
+
+
+def test_training_view_squash_makes_the_square_of_the_store_size():
+    image = noise(90, 50)
+    view = images.training_view(image, "squash", 64)
+    expected = image.resize((64, 64), PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(np.asarray(view), np.asarray(expected))
+
+
+def test_training_view_pad_makes_a_square_without_enlarging():
+    image = noise(50, 30)
+    padded = np.asarray(images.training_view(image, "pad", 64))
+    assert padded.shape == (50, 50, 3)
+    np.testing.assert_array_equal(padded[10:40], np.asarray(image))
+    assert (padded[:10] == 0).all()
+    assert (padded[40:] == 0).all()
+    assert images.training_view(noise(500, 300), "pad", 64).size == (64, 64)

@@ -1,0 +1,293 @@
+"""The phantoms: speckle against theory, files against themselves, classes against a probe."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage, stats
+
+from egmae_jax.data import phantoms
+from egmae_jax.data.phantoms import CLASSES, add_mass, envelope, phantom, write
+
+SMALL = {"seed": 0, "height": 32, "width": 40}
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# Speckle
+
+
+@pytest.fixture(scope="module")
+def speckle():
+    return envelope(np.random.default_rng(0), np.ones((512, 512)))
+
+
+def test_homogeneous_tissue_gives_rayleigh_statistics(speckle):
+    assert speckle.mean() / speckle.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.01)
+    independent = speckle[::5, ::10].ravel()  # seven standard deviations of the pulse apart
+    scale = np.sqrt(np.mean(independent**2) / 2)  # the maximum-likelihood fit
+    assert stats.kstest(independent, stats.rayleigh(scale=scale).cdf).pvalue > 0.05
+    assert stats.kstest(independent, stats.norm(*stats.norm.fit(independent)).cdf).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("echogenicity", [1e-3, 1.0, 50.0])
+def test_mean_intensity_is_the_echogenicity(echogenicity):
+    amplitude = envelope(np.random.default_rng(1), np.full((300, 400), echogenicity))
+    assert np.mean(amplitude**2) == pytest.approx(echogenicity, rel=0.03)
+    border = np.concatenate([amplitude[[0, -1]].ravel(), amplitude[:, [0, -1]].ravel()])
+    assert np.mean(border**2) == pytest.approx(echogenicity, rel=0.2)
+
+
+def test_compounding_raises_the_signal_to_noise_ratio_by_the_root_of_the_views():
+    rng = np.random.default_rng(2)
+    views = np.mean([envelope(rng, np.ones((256, 256))) for _ in range(4)], axis=0)
+    assert views.mean() / views.std() == pytest.approx(2 * 1.913, rel=0.02)
+
+
+def test_resolution_is_finer_along_the_beam_and_is_that_of_the_pulse(speckle):
+    intensity = speckle**2 - np.mean(speckle**2)
+
+    def correlation(axis, lag):
+        shifted = np.roll(intensity, lag, axis)
+        return np.mean(intensity * shifted) / intensity.var()
+
+    # Siegert: intensities correlate as the square of the fields, exp(-lag^2 / (4 sigma^2)).
+    for axis, sigma in enumerate(phantoms.PULSE_PX):
+        expected = np.exp(-((2 / sigma) ** 2) / 2)
+        assert correlation(axis, 2) == pytest.approx(expected, abs=0.02)
+    assert correlation(0, 2) < 0.1 < 0.3 < correlation(1, 2)
+
+
+# Masses
+
+
+def mass_with_absorption(monkeypatch, kind, absorption, seed):
+    limits = phantoms.MASS_LIMITS | {"absorption_db_per_mm": ((absorption, absorption),) * 3}
+    monkeypatch.setattr(phantoms, "MASS_LIMITS", limits)
+    return add_mass(np.random.default_rng(seed), np.zeros((128, 192)), kind)
+
+
+def test_a_mass_brightens_or_shadows_what_lies_below_it(monkeypatch):
+    for kind in phantoms.MASS_KINDS:
+        neutral, enhanced, shadowed = (
+            mass_with_absorption(monkeypatch, kind, absorption, seed=3)
+            for absorption in (0.0, -1.0, 1.0)
+        )
+        assert abs(neutral[-1]).max() < 0.1
+        assert enhanced[-1].max() > 1
+        np.testing.assert_allclose(enhanced - neutral, neutral - shadowed, atol=1e-9)
+        assert (enhanced - neutral)[-1].max() == (
+            enhanced - neutral
+        ).max()  # accumulates with depth
+
+
+def test_benign_masses_are_wide_and_malignant_ones_tall_with_a_rougher_margin(monkeypatch):
+    def shape(kind, seed):
+        """Height to width, and perimeter^2 / area, of the largest dark region."""
+        dark = mass_with_absorption(monkeypatch, kind, 0.0, seed) < -6
+        labels, _ = ndimage.label(dark)
+        mask = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+        perimeter = np.sum(mask & ~ndimage.binary_erosion(mask))
+        rows, columns = np.nonzero(mask)
+        return np.ptp(rows) / np.ptp(columns), perimeter**2 / mask.sum()
+
+    benign = np.array([shape("benign", seed) for seed in range(40)])
+    malignant = np.array([shape("malignant", seed) for seed in range(40)])
+    assert np.median(benign[:, 0]) < 0.8
+    assert np.median(malignant[:, 0]) > 1
+    assert np.median(malignant[:, 1]) > 1.2 * np.median(benign[:, 1])
+    assert benign[:, 0].max() > malignant[:, 0].min()  # the classes overlap
+
+
+# Images
+
+
+@pytest.mark.parametrize("size", [(128, 160), (37, 21), (16, 16)])
+def test_an_image_is_grey_bytes_of_the_size_asked_for(size):
+    for label in CLASSES:
+        image = phantom(np.random.default_rng(4), label, *size)
+        assert image.dtype == np.uint8
+        assert image.shape == size
+        assert image.std() > 10
+
+
+def test_an_unknown_class_is_refused():
+    with pytest.raises(ValueError, match="no phantom of class 'cyst'; the classes are"):
+        phantom(np.random.default_rng(0), "cyst", 32, 32)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """80 images of each class as floats [240, 128, 160], and their labels."""
+    images = [
+        phantom(np.random.default_rng([5, index, k]), label, 128, 160)
+        for index, label in enumerate(CLASSES)
+        for k in range(80)
+    ]
+    return np.stack(images).astype(float), np.repeat(np.arange(3), 80)
+
+
+def around_the_darkest_blob(image):
+    """Means and deviations over 8-pixel squares about the darkest blob that is not at an edge."""
+    image = (image - image.mean()) / image.std()
+    blobs = ndimage.gaussian_filter(image, 6) - ndimage.gaussian_filter(image, 18)
+    row, column = np.unravel_index(blobs[16:80, 16:144].argmin(), (64, 128))
+    padded = np.pad(image, 40, mode="reflect")
+    squares = padded[row + 28 : row + 100, column + 20 : column + 92].reshape(9, 8, 9, 8)
+    return np.concatenate([squares.mean((1, 3)).ravel(), squares.std((1, 3)).ravel()])
+
+
+def cross_validated_accuracy(features, labels):
+    """Of ridge regression on the one-hot labels, five folds."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    features = (features - features.mean(0)) / features.std(0)
+    features = np.column_stack([np.ones(len(features)), features])
+    right = 0
+    for fold in range(5):
+        test, train = order[fold::5], np.delete(order, np.s_[fold::5])
+        gram = features[train].T @ features[train] + len(train) * np.eye(features.shape[1])
+        weights = np.linalg.solve(gram, features[train].T @ np.eye(3)[labels[train]])
+        right += np.sum((features[test] @ weights).argmax(1) == labels[test])
+    return right / len(labels)
+
+
+def test_classes_can_be_told_apart_but_not_by_brightness(dataset):
+    images, labels = dataset
+    features = np.stack([around_the_darkest_blob(image) for image in images])
+    shuffled = np.random.default_rng(1).permutation(labels)
+    assert 0.58 < cross_validated_accuracy(features, labels) < 0.9
+    assert cross_validated_accuracy(features, shuffled) < 0.45
+    mean, deviation = images.mean((1, 2)), images.std((1, 2))
+    assert cross_validated_accuracy(np.column_stack([mean, mean**2]), labels) < 0.45
+    assert cross_validated_accuracy(np.column_stack([mean, deviation]), labels) < 0.5
+
+
+def test_scanner_settings_vary_alike_in_every_class(dataset):
+    images, labels = dataset
+    means = [images[labels == index].mean((1, 2)) for index in range(3)]
+    for mean in means:
+        assert 15 < mean.std() < 35  # of grey levels; 20 to 23 in BUSI
+        assert abs(mean.mean() - np.mean(means)) < 10
+    assert np.mean(images == 255) < 0.01
+
+
+# Files
+
+
+def test_files_are_named_as_busi_names_them_and_hold_grey_images(tmp_path):
+    write(tmp_path / "demo", images_per_class=2, **SMALL)
+    names = {f"{label}/{label} ({k}).png" for label in CLASSES for k in (1, 2)}
+    assert set(files(tmp_path / "demo")) == names | {"phantoms.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    for index, label in enumerate(CLASSES):
+        with Image.open(tmp_path / "demo" / label / f"{label} (2).png") as image:
+            assert (image.mode, image.size) == ("L", (40, 32))
+            expected = phantom(np.random.default_rng([0, index, 2]), label, 32, 40)
+            np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_the_same_parameters_give_the_same_bytes_and_another_seed_other_images(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write(tmp_path / name, images_per_class=2, **SMALL | {"seed": seed})
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    first, other = files(tmp_path / "a"), files(tmp_path / "c")
+    assert len(set(first.values()) | set(other.values())) == len(first) + len(other)
+
+
+def test_more_images_leave_the_earlier_ones_as_they_were(tmp_path):
+    write(tmp_path / "few", images_per_class=2, **SMALL)
+    write(tmp_path / "many", images_per_class=5, **SMALL)
+    few, many = files(tmp_path / "few"), files(tmp_path / "many")
+    assert len(many) == 16
+    assert all(many[name] == few[name] for name in few if name.endswith(".png"))
+
+
+def test_a_folder_with_the_same_parameters_is_left_alone(tmp_path, monkeypatch):
+    write(tmp_path / "demo", images_per_class=1, **SMALL)
+    before = files(tmp_path / "demo")
+    monkeypatch.setattr(phantoms, "phantom", None)  # not to be called
+    write(tmp_path / "demo", images_per_class=1, **SMALL)
+    assert files(tmp_path / "demo") == before
+
+
+@pytest.mark.parametrize("change", ["images_per_class", "seed", "height", "width", "version"])
+def test_a_folder_with_other_parameters_is_refused(tmp_path, monkeypatch, change):
+    parameters = {"images_per_class": 1, **SMALL}
+    write(tmp_path / "demo", **parameters)
+    before = files(tmp_path / "demo")
+    if change == "version":
+        monkeypatch.setattr(phantoms, "VERSION", phantoms.VERSION + 1)
+    else:
+        parameters[change] += 1
+    with pytest.raises(ValueError, match=rf'demo holds .*; found: .*"{change}": .*; wanted: .*'):
+        write(tmp_path / "demo", **parameters)
+    assert files(tmp_path / "demo") == before
+
+
+def test_a_folder_of_something_else_is_refused_and_an_empty_one_filled(tmp_path):
+    (tmp_path / "demo").mkdir()
+    write(tmp_path / "demo", images_per_class=1, **SMALL)
+    assert len(files(tmp_path / "demo")) == 4
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"mine holds other files .*; found: no phantoms\.json;"):
+        write(tmp_path / "mine", images_per_class=1, **SMALL)
+    assert files(tmp_path / "mine") == {"notes.txt": b"keep"}
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantoms, "phantom", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "demo", images_per_class=1, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_leaves_no_data_set_and_the_next_one_is_whole(tmp_path):
+    killed = """
+import os, pathlib, sys
+from egmae_jax.data import phantoms
+make, made = phantoms.phantom, []
+def phantom(*arguments):
+    made.append(1)
+    return make(*arguments) if len(made) < 3 else os._exit(9)
+phantoms.phantom = phantom
+phantoms.write(pathlib.Path(sys.argv[1]), images_per_class=1, seed=0, height=32, width=40)
+"""
+    root = Path(phantoms.__file__).parents[2]  # where the package can be imported from
+    done = subprocess.run([sys.executable, "-c", killed, tmp_path / "demo"], cwd=root, timeout=60)
+    assert done.returncode == 9
+    assert not (tmp_path / "demo").exists()
+    write(tmp_path / "demo", images_per_class=1, **SMALL)
+    assert len(files(tmp_path / "demo")) == 4
+
+
+def test_two_runs_at_once_agree(tmp_path, monkeypatch):
+    make = phantoms.phantom
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(phantoms, "phantom", make)
+        write(tmp_path / "demo", images_per_class=1, **SMALL)  # the other process is faster
+        return make(*arguments)
+
+    monkeypatch.setattr(phantoms, "phantom", overtaken)
+    write(tmp_path / "demo", images_per_class=1, **SMALL)
+    assert len(files(tmp_path / "demo")) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_no_images_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="images_per_class is 0"):
+        write(tmp_path / "demo", images_per_class=0, **SMALL)
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,194 @@
+"""The order of training and the arrays that it indexes."""
+
+import io
+import threading
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax.data import images, pipeline
+from egmae_jax.data.pipeline import Order
+from egmae_jax.data.prepare import Prepared
+
+
+def stream(order, num_steps):
+    """The batches of the first steps, joined."""
+    return np.concatenate([order[step] for step in range(num_steps)])
+
+
+def picture(seed, width, height):
+    pixels = np.random.default_rng(seed).integers(1, 256, (height, width, 3), np.uint8)
+    return PIL.Image.fromarray(pixels)  # no pixel is 0, as the canvas is
+
+
+def prepared(pictures):
+    """What `prepare` returns, of images in memory; their labels count up."""
+    records = []
+    for image in pictures:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        records.append({"image": buffer.getvalue()})
+    count = len(records)
+    return Prepared(
+        name="memory",
+        title="",
+        classes=tuple(str(i) for i in range(count)),
+        files=tuple(f"{i}.png" for i in range(count)),
+        labels=np.arange(count) + 100,
+        groups=np.arange(count),
+        duplicate_groups=0,
+        sha256=("",) * count,
+        skipped=(),
+        records=records,
+    )
+
+
+# --- Order -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size"), [(10, 5), (10, 4), (7, 3), (13, 1), (5, 5), (3, 8), (1, 4)]
+)
+def test_each_epoch_has_every_example_exactly_once(num_examples, batch_size):
+    epochs = 2 * batch_size  # ends at the end of a batch
+    order = Order(num_examples, batch_size, (0,))
+    positions = stream(order, epochs * num_examples // batch_size).reshape(epochs, num_examples)
+    for epoch in positions:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(num_examples))
+
+
+def test_batches_are_int32_and_of_one_size():
+    order = Order(10, 4, (0, 1))
+    for step in range(12):
+        assert order[step].dtype == np.int32
+        assert order[step].shape == (4,)
+
+
+def test_epochs_are_shuffled_anew():
+    epochs = stream(Order(50, 10, (0,)), 5 * 20).reshape(20, 50)
+    assert len({epoch.tobytes() for epoch in epochs}) == 20
+    assert not any((epoch == np.arange(50)).all() for epoch in epochs)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    steps = [0, 41, 3, 1000, 3, 0, 12, 999, 41]
+    walked = Order(23, 8, (7, 5))
+    for step in range(1001):
+        walked[step]
+    for step in steps:
+        np.testing.assert_array_equal(Order(23, 8, (7, 5))[step], walked[step])
+
+
+def test_a_batch_reaches_over_the_end_of_an_epoch():
+    positions = stream(Order(10, 10, (3,)), 4)
+    # The stream of examples does not depend on how it is cut.
+    np.testing.assert_array_equal(stream(Order(10, 4, (3,)), 10), positions)
+    np.testing.assert_array_equal(stream(Order(10, 20, (3,)), 2), positions)
+
+
+def test_a_set_smaller_than_a_batch_fills_it_with_whole_epochs():
+    batch = Order(3, 9, (0,))[4]
+    np.testing.assert_array_equal(np.bincount(batch), [3, 3, 3])
+
+
+def test_other_seeds_give_other_orders():
+    seeds = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (0, 123456789)]
+    orders = {stream(Order(40, 8, seed), 5).tobytes() for seed in seeds}
+    assert len(orders) == len(seeds)
+
+
+def test_every_example_is_as_likely_at_every_position():
+    first = np.array([Order(5, 5, (seed,))[0] for seed in range(2000)])
+    for position in range(5):
+        share = np.bincount(first[:, position], minlength=5) / 2000
+        assert np.abs(share - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / 2000)  # 5 standard errors
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+SIZES = [(20, 30), (44, 16), (10, 10), (36, 36), (31, 17)]  # width, height
+
+
+def test_training_canvas_holds_each_image_in_its_upper_left_corner():
+    pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
+    loaded = pipeline.load_training(
+        prepared(pictures), np.arange(5), resize="shorter_side", store_size=64
+    )
+    assert loaded.pixels.shape == (5, 36, 44, 3)  # the largest height, the largest width
+    assert loaded.pixels.dtype == np.uint8
+    assert loaded.sizes.dtype == np.int32
+    assert loaded.labels.dtype == np.int32
+    np.testing.assert_array_equal(loaded.sizes, [(h, w) for w, h in SIZES])
+    np.testing.assert_array_equal(loaded.labels, [100, 101, 102, 103, 104])
+    assert len(loaded) == 5
+    for canvas, image, (width, height) in zip(loaded.pixels, pictures, SIZES, strict=True):
+        np.testing.assert_array_equal(canvas[:height, :width], np.asarray(image))
+        assert (canvas[height:] == 0).all()
+        assert (canvas[:, width:] == 0).all()
+
+
+def test_large_images_are_reduced_on_the_canvas():
+    pictures = [picture(0, 100, 80), picture(1, 20, 30)]
+    loaded = pipeline.load_training(
+        prepared(pictures), np.arange(2), resize="shorter_side", store_size=40
+    )
+    np.testing.assert_array_equal(loaded.sizes, [(40, 50), (30, 20)])
+    expected = np.asarray(pictures[0].resize((50, 40), PIL.Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(loaded.pixels[0], expected)
+
+
+@pytest.mark.parametrize("resize", images.RESIZE_MODES)
+def test_evaluation_images_are_squares_as_evaluated(resize):
+    pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
+    loaded = pipeline.load_evaluation(
+        prepared(pictures), np.arange(5), resize=resize, image_size=32
+    )
+    assert loaded.pixels.shape == (5, 32, 32, 3)
+    np.testing.assert_array_equal(loaded.sizes, 32)
+    for pixels, image in zip(loaded.pixels, pictures, strict=True):
+        view = images.to_array(images.evaluation_view(image, resize, 32))
+        np.testing.assert_array_equal(pixels, view)
+
+
+def test_only_the_asked_images_are_loaded_in_the_asked_order():
+    pictures = [picture(i, 8, 8) for i in range(6)]
+    loaded = pipeline.load_training(
+        prepared(pictures), np.array([4, 1, 5]), resize="shorter_side", store_size=64
+    )
+    np.testing.assert_array_equal(loaded.labels, [104, 101, 105])
+    np.testing.assert_array_equal(loaded.pixels, np.stack([pictures[i] for i in (4, 1, 5)]))
+
+
+def test_order_is_kept_when_threads_finish_in_another(monkeypatch):
+    pictures = [picture(i, 4 + i % 5, 6) for i in range(80)]
+    decode, rng, threads = images.decode, np.random.default_rng(0), set()
+
+    def slow_decode(encoded):
+        threads.add(threading.get_ident())
+        time.sleep(rng.uniform(0, 0.01))
+        return decode(encoded)
+
+    monkeypatch.setattr(images, "decode", slow_decode)
+    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 8)
+    loaded = pipeline.load_training(
+        prepared(pictures), np.arange(80), resize="shorter_side", store_size=64
+    )
+    assert len(threads) > 1
+    for i, image in enumerate(pictures):
+        np.testing.assert_array_equal(loaded.pixels[i, :, : image.width], np.asarray(image))
+    np.testing.assert_array_equal(loaded.labels, np.arange(80) + 100)
+
+
+def test_take_picks_pixels_sizes_and_labels_together():
+    loaded = pipeline.Images(
+        np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3),
+        np.arange(8, dtype=np.int32).reshape(4, 2),
+        np.arange(4, dtype=np.int32),
+    )
+    batch = loaded.take(np.array([2, 0, 2]))
+    assert len(batch) == 3
+    np.testing.assert_array_equal(batch.labels, [2, 0, 2])
+    np.testing.assert_array_equal(batch.sizes, [[4, 5], [0, 1], [4, 5]])
+    np.testing.assert_array_equal(batch.pixels[:, 0, 0, 0], [24, 0, 24])

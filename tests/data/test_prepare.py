@@ -1,0 +1,306 @@
+"""Preparing small trees: what is described, what is cached, what is refused."""
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.prepare import prepare
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def picture(seed):
+    """Smooth RGB shapes of 20 to 60 pixels, as different by seed as photographs."""
+    rng = np.random.default_rng(seed)
+    width, height = (int(side) for side in rng.integers(20, 61, 2))
+    coarse = PIL.Image.fromarray(rng.integers(20, 236, (7, 7, 3), np.uint8))
+    return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of six images, PNG and JPEG, written in an order that is not sorted."""
+    folder = tmp_path / "data"
+    for index, label in enumerate(["normal", "benign", "malignant"]):
+        (folder / label).mkdir(parents=True)
+        for k in (5, 2, 0, 3, 1, 4):
+            suffix = "png" if k % 2 else "jpg"
+            picture(10 * index + k).save(folder / label / f"{label} ({k}).{suffix}")
+    return folder
+
+
+def prepared(folder, *, name="image_folder", on_error="raise", threshold=0.99):
+    cache = folder.parent / "cache"
+    return prepare(name, folder, cache, on_error=on_error, near_duplicate_threshold=threshold)
+
+
+def record_files(folder):
+    """{path: time of writing} of all records in the cache."""
+    cache = folder.parent / "cache"
+    paths = cache.rglob("*.array_record*")
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
+def test_files_are_sorted_with_the_right_labels(tree):
+    data = prepared(tree)
+    expected = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.*"))
+    assert list(data.files) == expected
+    assert len(data.files) == 18
+    assert data.classes == ("benign", "malignant", "normal")
+    assert [data.classes[label] for label in data.labels] == [f.split("/")[0] for f in expected]
+    assert data.skipped == ()
+    assert data.name == "image_folder"
+
+
+def test_records_are_the_files_bytes_and_hashes_are_theirs(tree):
+    data = prepared(tree)
+    assert len(data.records) == len(data.files)
+    for index, file in enumerate(data.files):
+        content = (tree / file).read_bytes()
+        assert data.records[index]["image"] == content
+        assert data.sha256[index] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_second_call_writes_nothing_and_returns_the_same(tree):
+    first = prepared(tree)
+    files = record_files(tree)
+    assert len(files) == 1
+    second = prepared(tree)
+    assert record_files(tree) == files
+    assert second.files == first.files
+    assert second.sha256 == first.sha256
+    np.testing.assert_array_equal(second.labels, first.labels)
+    np.testing.assert_array_equal(second.groups, first.groups)
+    assert second.records[7]["image"] == first.records[7]["image"]
+
+
+def test_a_changed_file_makes_new_records(tree):
+    prepared(tree)
+    before = record_files(tree)
+    changed = tree / "benign" / "benign (1).png"
+    picture(99).save(changed)
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1_000_000_000))
+    data = prepared(tree)
+    assert len(record_files(tree).keys() - before.keys()) == 1
+    index = data.files.index("benign/benign (1).png")
+    assert data.records[index]["image"] == changed.read_bytes()
+    assert data.sha256[index] == hashlib.sha256(changed.read_bytes()).hexdigest()
+
+
+def test_an_added_and_a_removed_file_make_new_records(tree):
+    prepared(tree)
+    picture(50).save(tree / "normal" / "added.png")
+    assert "normal/added.png" in prepared(tree).files
+    assert len(record_files(tree)) == 2
+    (tree / "benign" / "benign (0).jpg").unlink()
+    data = prepared(tree)
+    assert len(record_files(tree)) == 3
+    assert "benign/benign (0).jpg" not in data.files
+    assert len(data.files) == len(data.labels) == len(data.groups) == len(data.records) == 18
+
+
+def test_two_folders_with_the_same_names_do_not_share_records(tree, tmp_path):
+    other = tmp_path / "other"
+    tree.rename(other)
+    prepared(other)
+    other.rename(tree)
+    assert len(record_files(tree)) == 1
+    prepared(tree)
+    assert len(record_files(tree)) == 2
+
+
+def test_names_with_spaces_and_umlauts_come_through(tree):
+    (tree / "größer als 5 mm").mkdir()
+    picture(60).save(tree / "größer als 5 mm" / "Aufnahme 1, é.png")
+    picture(61).save(tree / "größer als 5 mm" / "2.PNG")
+    data = prepared(tree)
+    assert data.classes == ("benign", "größer als 5 mm", "malignant", "normal")
+    assert "größer als 5 mm/Aufnahme 1, é.png" in data.files
+    assert "größer als 5 mm/2.PNG" in data.files
+
+
+# --- near-duplicates ---------------------------------------------------------------------------
+
+
+def test_without_duplicates_each_image_is_a_group(tree):
+    data = prepared(tree)
+    assert len(set(data.groups.tolist())) == 18
+    assert data.duplicate_groups == 0
+
+
+def test_near_duplicates_are_one_group_across_formats_and_classes(tree):
+    original = PIL.Image.open(tree / "normal" / "normal (1).png")
+    original.save(tree / "normal" / "again.jpg", quality=90)
+    original.resize((50, 50)).save(tree / "benign" / "resized.png")
+    data = prepared(tree)
+    names = ("normal/normal (1).png", "normal/again.jpg", "benign/resized.png")
+    copies = {data.groups[data.files.index(file)] for file in names}
+    assert len(copies) == 1
+    assert len(set(data.groups.tolist())) == 18
+    assert data.duplicate_groups == 1
+
+
+def test_the_threshold_decides_what_is_a_near_duplicate(tree):
+    noisy = np.asarray(PIL.Image.open(tree / "normal" / "normal (1).png")).astype(float)
+    noisy += np.random.default_rng(0).normal(0, 8, noisy.shape)
+    noisy = noisy.clip(0, 255).astype(np.uint8)
+    PIL.Image.fromarray(noisy).save(tree / "normal" / "noisy.png")
+    assert prepared(tree, threshold=0.9).duplicate_groups == 1
+    assert prepared(tree, threshold=0.9999).duplicate_groups == 0
+    assert len(record_files(tree)) == 1  # records do not depend on it
+
+
+# --- unreadable images -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tree):
+    """The tree with a text file, a truncated and an empty one among its images."""
+    (tree / "benign" / "benign (1).png").write_bytes(b"this is a text")
+    whole = (tree / "malignant" / "malignant (2).jpg").read_bytes()
+    (tree / "malignant" / "malignant (2).jpg").write_bytes(whole[: len(whole) // 2])
+    (tree / "normal" / "normal (3).png").write_bytes(b"")
+    return tree
+
+
+REASONS = {
+    "benign/benign (1).png": "not an image",
+    "malignant/malignant (2).jpg": "truncated",
+    "normal/normal (3).png": "empty",
+}
+
+
+def test_raise_names_every_unreadable_file_its_reason_and_the_count(damaged):
+    with pytest.raises(DataError) as caught:
+        prepared(damaged)
+    message = str(caught.value)
+    assert "3 of 18 images" in message
+    assert "data.on_error=skip" in message
+    for file, reason in REASONS.items():
+        assert file in message
+        assert reason in message
+    assert not record_files(damaged)
+
+
+def test_raising_again_is_the_same_and_mending_helps(damaged):
+    for _ in range(2):
+        with pytest.raises(DataError, match="3 of 18"):
+            prepared(damaged)
+    for k, file in enumerate(REASONS):
+        picture(80 + k).save(damaged / file)
+    assert len(prepared(damaged).files) == 18
+
+
+def test_raise_shows_ten_files_and_counts_the_rest(tree):
+    for path in sorted(tree.rglob("*.*"))[:13]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"13 of 18 images.* and 3 more") as caught:
+        prepared(tree)
+    assert str(caught.value).count("the file is empty") == 10
+
+
+def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
+    expected = {path.relative_to(damaged).as_posix() for path in damaged.rglob("*.*")}
+    for call in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="egmae_jax"):
+            data = prepared(damaged, on_error="skip")
+        assert set(data.files) == expected - REASONS.keys()
+        assert len(data.files) == len(data.labels) == len(data.groups) == len(data.sha256) == 15
+        assert len(data.skipped) == 3, f"call {call}"
+        for (file, reason), said in zip(REASONS.items(), data.skipped, strict=True):
+            assert said.startswith(file)
+            assert reason in said
+        assert "3 unreadable images are left out" in caplog.text
+        for index, file in enumerate(data.files):  # records and files did not shift apart
+            assert data.records[index]["image"] == (damaged / file).read_bytes()
+            assert data.classes[data.labels[index]] == file.split("/")[0]
+    assert len(record_files(damaged)) == 1
+
+
+def test_raise_does_not_take_records_that_skip_wrote(damaged):
+    prepared(damaged, on_error="skip")
+    with pytest.raises(DataError, match="3 of 18"):
+        prepared(damaged, on_error="raise")
+
+
+def test_skip_with_nothing_readable_is_a_data_error(tree):
+    # Otherwise TFDS ends in an AssertionError: "No examples were yielded".
+    for path in tree.rglob("*.*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="18"):
+        prepared(tree, on_error="skip")
+
+
+# --- folders and classes -------------------------------------------------------------------------
+
+
+def test_missing_folder_names_the_field_and_how_to_get_the_data(tmp_path):
+    with pytest.raises(DataError) as caught:
+        prepared(tmp_path / "nowhere", name="busi")
+    message = str(caught.value)
+    assert str(tmp_path / "nowhere") in message
+    assert "data.dir" in message
+    assert "Download" in message
+    assert "https://" in message
+    with pytest.raises(DataError, match=r"data\.dir.*<folder>/<class>/"):
+        prepared(tmp_path / "nowhere")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_empty_class_is_named(tree):
+    (tree / "zebra").mkdir()
+    (tree / "zebra" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="'zebra' is empty"):
+        prepared(tree)
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path):
+    (tmp_path / "data" / "only").mkdir(parents=True)
+    picture(0).save(tmp_path / "data" / "only" / "a.png")
+    with pytest.raises(DataError, match="two or more classes; found: only"):
+        prepared(tmp_path / "data")
+
+
+def test_phantoms_are_generated_where_there_is_no_folder(tmp_path, monkeypatch):
+    from egmae_jax.data.datasets import phantoms
+
+    monkeypatch.setattr(phantoms, "IMAGES_PER_CLASS", 1)
+    data = prepared(tmp_path / "phantoms", name="phantoms")
+    assert len(data.files) == 3
+    assert len(data.classes) == 3
+
+
+# --- what is not imported ------------------------------------------------------------------------
+
+_PREPARE = """
+import sys
+from pathlib import Path
+from egmae_jax.data.prepare import prepare
+folder = Path(sys.argv[1])
+data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
+               near_duplicate_threshold=0.99)
+data.records[0]
+heavy = {"tensorflow", "torch", "torchvision", "timm"} & set(sys.modules)
+print(len(data.files), sorted(heavy))
+"""
+
+
+def test_preparing_imports_neither_tensorflow_nor_torch(tree):
+    done = subprocess.run(
+        [sys.executable, "-c", _PREPARE, str(tree)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "18 []\n"  # and TFDS prints nothing of its own

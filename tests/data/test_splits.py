@@ -1,0 +1,269 @@
+"""Splits keep groups whole, are stratified and repeatable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from egmae_jax.data import splits
+from egmae_jax.data.datasets import DataError
+
+SHARES = (0.7, 0.1, 0.2)
+
+
+def random_images(seed, *, mixed=0.0, largest=6):
+    """Labels and groups of a random data set; `mixed` is the share of groups of several classes."""
+    rng = np.random.default_rng(seed)
+    num_classes = int(rng.integers(2, 8))
+    labels, groups, group = [], [], 0
+    for label in range(num_classes):
+        for _ in range(rng.integers(12, 80)):
+            size = int(rng.integers(1, largest + 1))
+            others = rng.integers(num_classes, size=size)
+            labels += (
+                list(np.where(rng.random(size) < 0.5, others, label))[1:]
+                if (rng.random() < mixed)
+                else [label] * (size - 1)
+            )
+            labels.append(label)  # each group has an image of its class
+            groups += [group] * size
+            group += 1
+    order = rng.permutation(len(labels))
+    names = tuple("abcdefgh"[:num_classes])
+    numbers = rng.permutation(group) * 7  # group numbers are names: neither sorted nor dense
+    return np.array(labels)[order], numbers[np.array(groups)][order], names
+
+
+def busi_like(seed):
+    """BUSI's class sizes and groups: near-duplicates by two to four, 7 times across classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1, 2], [437, 210, 133])
+    groups = np.arange(780)
+    for label, pairs in ((0, 60), (1, 20), (2, 20)):
+        members = rng.choice(np.flatnonzero(labels == label), 2 * pairs, replace=False)
+        groups[members[:pairs]] = groups[members[pairs:]]
+        groups[members[0]] = groups[members[2 * pairs - 1]]  # some groups of 3 and 4
+        groups[members[pairs]] = groups[members[2 * pairs - 2]]
+    for a, b in rng.integers(0, 780, (7, 2)):
+        groups[groups == groups[a]] = groups[b]
+    return labels, groups, ("benign", "malignant", "normal")
+
+
+def fixed(labels, groups, classes, seed=0):
+    return splits.fixed_split(
+        labels, groups, classes, validation_share=SHARES[1], test_share=SHARES[2], seed=seed
+    )
+
+
+def all_folds(labels, groups, classes, num_folds=5, seed=0):
+    return np.stack(
+        [
+            splits.fold_split(
+                labels,
+                groups,
+                classes,
+                fold=fold,
+                num_folds=num_folds,
+                validation_share=0.1,
+                seed=seed,
+            )
+            for fold in range(num_folds)
+        ]
+    )
+
+
+def counts(parts, labels, num_parts=3):
+    """[parts, classes]."""
+    table = np.zeros((num_parts, labels.max() + 1))
+    np.add.at(table, (parts, labels), 1)
+    return table
+
+
+def assert_groups_whole(parts, groups):
+    part_of = {}
+    for part, group in zip(parts.tolist(), groups.tolist(), strict=True):
+        assert part_of.setdefault(group, part) == part, f"group {group} spans two parts"
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.3])
+def test_no_group_spans_two_parts_and_every_part_has_every_class(mixed):
+    for seed in range(60):
+        labels, groups, classes = random_images(seed, mixed=mixed)
+        parts = fixed(labels, groups, classes, seed)
+        assert_groups_whole(parts, groups)
+        assert (counts(parts, labels) > 0).all()
+
+
+def test_no_group_spans_two_parts_of_a_fold():
+    for seed in range(30):
+        labels, groups, classes = random_images(seed, mixed=0.2)
+        for parts in all_folds(labels, groups, classes, num_folds=3 + seed % 4, seed=seed):
+            assert_groups_whole(parts, groups)
+            assert (counts(parts, labels) > 0).all()
+
+
+def test_class_counts_are_off_by_no_more_than_the_largest_group():
+    # With groups of one class each, the greedy rule never puts a group into a part that has its
+    # share already. So a part holds less than its share plus one group, and lacks no more than the
+    # two others have in excess.
+    for seed in range(60):
+        largest = 1 + seed % 9
+        labels, groups, classes = random_images(seed, largest=largest)
+        target = np.outer(SHARES, np.bincount(labels))
+        off = counts(fixed(labels, groups, classes, seed), labels) - target
+        assert (off < largest + 1e-9).all()
+        assert (off > -2 * largest - 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_are_met_to_the_image_on_busi_class_sizes(seed):
+    labels, groups, classes = busi_like(seed)
+    assert np.bincount(np.unique(groups, return_inverse=True)[1]).max() >= 3
+    parts = fixed(labels, groups, classes, seed)
+    assert_groups_whole(parts, groups)
+    # .2, .1 and .7 of 437, 210 and 133
+    expected = [[305.9, 147.0, 93.1], [43.7, 21.0, 13.3], [87.4, 42.0, 26.6]]
+    assert np.abs(counts(parts, labels) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_meet_their_shares_on_busi_class_sizes(seed):
+    labels, groups, classes = busi_like(seed)
+    for parts in all_folds(labels, groups, classes, seed=seed):
+        assert_groups_whole(parts, groups)
+        expected = [[305.9, 147.0, 93.1], [43.7, 21.0, 13.3], [87.4, 42.0, 26.6]]
+        assert np.abs(counts(parts, labels) - expected).max() <= 3
+
+
+def test_each_image_is_tested_in_exactly_one_fold():
+    for seed in range(20):
+        labels, groups, classes = random_images(seed, mixed=0.1)
+        folds = all_folds(labels, groups, classes, num_folds=3 + seed % 5, seed=seed)
+        test = splits.SPLITS.index("test")
+        np.testing.assert_array_equal((folds == test).sum(axis=0), 1)
+
+
+def test_no_group_is_in_validation_and_elsewhere_in_a_fold():
+    labels, groups, classes = busi_like(0)
+    for parts in all_folds(labels, groups, classes):
+        of = {name: set(groups[parts == i]) for i, name in enumerate(splits.SPLITS)}
+        assert of["validation"]
+        assert not of["validation"] & (of["train"] | of["test"])
+
+
+def test_same_seed_same_split_and_another_seed_another():
+    labels, groups, classes = busi_like(0)
+    np.testing.assert_array_equal(
+        fixed(labels, groups, classes, 3), fixed(labels, groups, classes, 3)
+    )
+    np.testing.assert_array_equal(
+        all_folds(labels, groups, classes, seed=3), all_folds(labels, groups, classes, seed=3)
+    )
+    fixed_by_seed = {fixed(labels, groups, classes, seed).tobytes() for seed in range(5)}
+    assert len(fixed_by_seed) == 5
+    folds_by_seed = {all_folds(labels, groups, classes, seed=seed).tobytes() for seed in range(5)}
+    assert len(folds_by_seed) == 5
+
+
+def test_split_depends_on_which_images_are_grouped_not_on_the_numbers_of_groups():
+    labels, groups, classes = busi_like(1)
+    _, dense = np.unique(groups, return_inverse=True)
+    np.testing.assert_array_equal(
+        fixed(labels, groups, classes), fixed(labels, 10 * dense + 3, classes)
+    )
+
+
+def test_image_level_split_has_a_group_an_image():
+    labels = np.repeat([0, 1], [70, 30])
+    parts = fixed(labels, np.arange(100), ("a", "b"))
+    np.testing.assert_array_equal(counts(parts, labels), [[49, 21], [7, 3], [14, 6]])
+
+
+def test_a_large_group_leaves_the_small_parts_their_share():
+    # One patient has 60 of 100 images of a class. He goes to training, which wants 70.
+    labels = np.repeat([0, 1], [100, 100])
+    groups = np.concatenate([np.zeros(60), np.arange(1, 141)]).astype(int)
+    for seed in range(5):
+        parts = fixed(labels, groups, ("a", "b"), seed)
+        np.testing.assert_array_equal(counts(parts, labels), [[70, 70], [10, 10], [20, 20]])
+
+
+def test_a_group_larger_than_any_part_takes_no_class_from_another_part():
+    labels = np.repeat([0, 1], [100, 50])
+    groups = np.concatenate([np.zeros(90), np.arange(1, 61)]).astype(int)
+    parts = fixed(labels, groups, ("a", "b"))
+    table = counts(parts, labels)
+    assert (table > 0).all()
+    np.testing.assert_array_equal(table[:, 0], [90, 3, 7])  # the other 10 in the ratio 1 : 2
+
+
+def test_three_groups_of_a_class_are_enough():
+    labels = np.array([0] * 12 + [1] * 90)
+    groups = np.array([0] * 6 + [1] * 4 + [2] * 2 + list(range(3, 93)))
+    for seed in range(5):
+        assert (counts(fixed(labels, groups, ("few", "many"), seed), labels) > 0).all()
+
+
+def test_class_with_too_few_groups_is_named_with_its_counts():
+    labels = np.array([0] * 30 + [1] * 8)
+    groups = np.array(list(range(30)) + [30] * 5 + [31] * 3)
+    with pytest.raises(DataError, match=r"'rare' has 8 images in 2 groups.*at least 3 groups"):
+        fixed(labels, groups, ("common", "rare"))
+
+
+def test_folds_need_as_many_groups_of_each_class():
+    labels = np.array([0] * 30 + [1] * 8)
+    groups = np.array([*range(30), 30, 30, 30, 30, 30, 31, 32, 33])
+    fixed(labels, groups, ("common", "rare"))
+    with pytest.raises(DataError, match=r"'rare' has 8 images in 4 groups.*5 folds.*at least 5"):
+        all_folds(labels, groups, ("common", "rare"), num_folds=5)
+
+
+def test_class_without_images_is_named():
+    with pytest.raises(DataError, match="'ghost' has 0 images in 0 groups"):
+        fixed(np.zeros(30, int), np.arange(30), ("common", "ghost"))
+
+
+def test_a_class_missing_from_a_part_is_an_error_that_says_what_to_change():
+    # Class b comes only beside much of class a, which validation and test have enough of already.
+    labels = np.array([0] * 60 + ([0] * 9 + [1]) * 3)
+    groups = np.repeat([0, 1, 2, 3, 4, 5], [30, 20, 10, 10, 10, 10])
+    with pytest.raises(DataError, match=r"No image of the class 'b' .* data\.split_seed"):
+        fixed(labels, groups, ("a", "b"))
+
+
+def test_splits_json_round_trips_with_exactly_these_keys(tmp_path):
+    files = ["benign/benign (1).png", "normal/größe, 2.png", "normal/3.png"]
+    digests = ["a" * 64, "b" * 64, "c" * 64]
+    path = tmp_path / "new" / "splits.json"
+    splits.write(
+        path,
+        files,
+        ["benign", "normal", "normal"],
+        np.array([0, 2, 1]),
+        np.array([5, 7, 7], np.int64),
+        digests,
+    )
+    rows = splits.read(path)
+    assert rows == json.loads(path.read_text(encoding="utf-8"))
+    assert [set(row) for row in rows] == [{"file", "label", "split", "group", "sha256"}] * 3
+    assert [row["file"] for row in rows] == files
+    assert [row["label"] for row in rows] == ["benign", "normal", "normal"]
+    assert [row["split"] for row in rows] == ["train", "test", "validation"]
+    assert [row["group"] for row in rows] == [5, 7, 7]
+    assert [row["sha256"] for row in rows] == digests
+
+
+def test_splits_json_has_one_line_an_image(tmp_path):
+    splits.write(
+        tmp_path / "s.json", ["a", "b"], ["x", "y"], np.array([0, 1]), np.array([0, 1]), ["1", "2"]
+    )
+    lines = (tmp_path / "s.json").read_text().splitlines()
+    assert len(lines) == 4
+    assert json.loads(lines[1].rstrip(","))["file"] == "a"
+
+
+def test_writing_refuses_columns_of_different_length(tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        splits.write(tmp_path / "s.json", ["a", "b"], ["x"], np.zeros(2, int), np.arange(2), ["1"])
+    assert not (tmp_path / "s.json").exists()

@@ -1,0 +1,360 @@
+"""timm checkpoints without torch: files of timm's names and shapes, written out here by hand."""
+
+import re
+import shutil
+
+import huggingface_hub
+import huggingface_hub.constants
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+
+from egmae_jax import models
+from egmae_jax.interop import timm
+from egmae_jax.interop.timm import CheckpointError
+
+ATTO = ((2, 2, 6, 2), (40, 80, 160, 320))
+TINY = ((3, 3, 9, 3), (96, 192, 384, 768))
+
+
+def timm_shapes(depths, dims, classes, *, conv_mlp):
+    """{timm's key: shape} of a ConvNeXt; the small ones have 1x1 convolutions for linear layers."""
+    shapes = {
+        "stem.0.weight": (dims[0], 3, 4, 4),
+        "stem.0.bias": (dims[0],),
+        "stem.1.weight": (dims[0],),
+        "stem.1.bias": (dims[0],),
+        "head.norm.weight": (dims[-1],),
+        "head.norm.bias": (dims[-1],),
+        "head.fc.weight": (classes, dims[-1]),
+        "head.fc.bias": (classes,),
+    }
+    ones = (1, 1) if conv_mlp else ()
+    for s, (depth, d) in enumerate(zip(depths, dims, strict=True)):
+        if s:
+            below = dims[s - 1]
+            shapes[f"stages.{s}.downsample.0.weight"] = (below,)
+            shapes[f"stages.{s}.downsample.0.bias"] = (below,)
+            shapes[f"stages.{s}.downsample.1.weight"] = (d, below, 2, 2)
+            shapes[f"stages.{s}.downsample.1.bias"] = (d,)
+        for b in range(depth):
+            block = f"stages.{s}.blocks.{b}"
+            shapes[f"{block}.gamma"] = (d,)
+            shapes[f"{block}.conv_dw.weight"] = (d, 1, 7, 7)
+            shapes[f"{block}.conv_dw.bias"] = (d,)
+            shapes[f"{block}.norm.weight"] = (d,)
+            shapes[f"{block}.norm.bias"] = (d,)
+            shapes[f"{block}.mlp.fc1.weight"] = (4 * d, d, *ones)
+            shapes[f"{block}.mlp.fc1.bias"] = (4 * d,)
+            shapes[f"{block}.mlp.fc2.weight"] = (d, 4 * d, *ones)
+            shapes[f"{block}.mlp.fc2.bias"] = (d,)
+    return shapes
+
+
+def random_tensors(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+
+
+def write(tensors, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def atto_tensors():
+    """Do not change; copy."""
+    return random_tensors(timm_shapes(*ATTO, 3, conv_mlp=True))
+
+
+@pytest.fixture(scope="module")
+def atto_file(atto_tensors, tmp_path_factory):
+    return write(atto_tensors, tmp_path_factory.mktemp("atto") / "atto.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tiny_tensors():
+    return random_tensors(timm_shapes(*TINY, 7, conv_mlp=False))
+
+
+def flatten(params):
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def assert_same(params, others):
+    params, others = flatten(params), flatten(others)
+    assert params.keys() == others.keys()
+    for path in params:
+        np.testing.assert_array_equal(params[path], others[path], err_msg=path)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub cache, and no network: a request fails the test."""
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("asked the hub although the file is in the cache")
+
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
+    return folder
+
+
+def put_in_cache(hub, repo_id, tensors):
+    """The hub client's layout: blobs by hash, snapshots that link to them, refs by name."""
+    commit, blob = "0123456789abcdef0123456789abcdef01234567", "feedbeef" * 8
+    repository = hub / f"models--{repo_id.replace('/', '--')}"
+    write(tensors, repository / "blobs" / blob)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit / "model.safetensors"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(repository / "blobs" / blob)
+    return snapshot
+
+
+# Values and layouts
+
+
+def check_layouts(params, tensors, squeeze):
+    """Every kind of leaf against its definition, index by index where axes move."""
+    assert all(x.dtype == np.float32 for x in flatten(params).values())
+    np.testing.assert_array_equal(
+        params["stem"]["conv"]["kernel"], np.einsum("oihw->hwio", tensors["stem.0.weight"])
+    )
+    np.testing.assert_array_equal(params["stem"]["norm"]["scale"], tensors["stem.1.weight"])
+    np.testing.assert_array_equal(params["stem"]["norm"]["bias"], tensors["stem.1.bias"])
+    stage = params["stages_2"]
+    np.testing.assert_array_equal(
+        stage["downsample"]["conv"]["kernel"],
+        np.einsum("oihw->hwio", tensors["stages.2.downsample.1.weight"]),
+    )
+    np.testing.assert_array_equal(
+        stage["downsample"]["norm"]["scale"], tensors["stages.2.downsample.0.weight"]
+    )
+    block, key = stage["blocks_5"], "stages.2.blocks.5."
+    np.testing.assert_array_equal(block["gamma"], tensors[key + "gamma"])
+    kernel, weight = block["conv_dw"]["kernel"], tensors[key + "conv_dw.weight"]
+    assert kernel.shape == (7, 7, 1, weight.shape[0])
+    assert kernel[1, 5, 0, 17] == weight[17, 0, 1, 5]
+    np.testing.assert_array_equal(kernel[:, :, 0], weight[:, 0].transpose(1, 2, 0))
+    for layer in ("fc1", "fc2"):
+        np.testing.assert_array_equal(
+            block[layer]["kernel"], squeeze(tensors[f"{key}mlp.{layer}.weight"]).T
+        )
+        np.testing.assert_array_equal(block[layer]["bias"], tensors[f"{key}mlp.{layer}.bias"])
+    np.testing.assert_array_equal(block["norm"]["bias"], tensors[key + "norm.bias"])
+    head = params["head"]
+    np.testing.assert_array_equal(head["norm"]["scale"], tensors["head.norm.weight"])
+    np.testing.assert_array_equal(head["fc"]["kernel"], tensors["head.fc.weight"].T)
+    np.testing.assert_array_equal(head["fc"]["bias"], tensors["head.fc.bias"])
+
+
+def test_a_model_with_convolutions_for_linear_layers_is_read_leaf_by_leaf(atto_file, atto_tensors):
+    params = timm.load(atto_file, "convnext_atto")
+    assert len(flatten(params)) == len(atto_tensors)
+    check_layouts(params, atto_tensors, lambda x: x[:, :, 0, 0])
+
+
+def test_a_model_with_linear_layers_is_read_leaf_by_leaf(tiny_tensors, tmp_path):
+    params = timm.load(write(tiny_tensors, tmp_path / "tiny.safetensors"))
+    assert len(flatten(params)) == len(tiny_tensors)
+    check_layouts(params, tiny_tensors, lambda x: x)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_names_and_shapes_are_those_written_out_here(name):
+    depths, dims, _ = models._CONVNEXT[name]
+    conv_mlp = name.removeprefix("convnext_") in {"atto", "femto", "pico", "nano"}
+    ours = {key: shape for key, (_, shape, _) in timm._expected(name, 3).items()}
+    assert ours == timm_shapes(depths, dims, 3, conv_mlp=conv_mlp)
+
+
+def test_what_is_saved_is_what_was_loaded_bit_for_bit(atto_file, atto_tensors, tmp_path):
+    params = timm.load(atto_file, "convnext_atto")
+    timm.save(params, tmp_path / "again.safetensors", "convnext_atto")
+    saved = safetensors.numpy.load_file(tmp_path / "again.safetensors")
+    assert saved.keys() == atto_tensors.keys()
+    for key, tensor in atto_tensors.items():
+        assert saved[key].dtype == np.float32
+        assert saved[key].shape == tensor.shape, key
+        assert saved[key].tobytes() == tensor.tobytes(), key
+    assert_same(timm.load(tmp_path / "again.safetensors", "convnext_atto"), params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floating_types_are_read_as_float32(dtype, atto_tensors, tmp_path):
+    tensors = {key: x.astype(dtype) for key, x in atto_tensors.items()}
+    params = timm.load(write(tensors, tmp_path / "model.safetensors"), "convnext_atto")
+    assert {x.dtype for x in flatten(params).values()} == {np.dtype(np.float32)}
+    expected = tensors["head.fc.weight"].T.astype(np.float32)
+    np.testing.assert_array_equal(params["head"]["fc"]["kernel"], expected)
+
+
+# What does not fit
+
+
+def test_all_tensors_that_do_not_fit_are_named_at_once(atto_tensors, tmp_path):
+    tensors = dict(atto_tensors)
+    del tensors["stem.0.weight"], tensors["stages.3.blocks.1.gamma"]
+    tensors["head.l2.weight"] = np.zeros((2, 3), np.float32)
+    tensors["stages.0.blocks.0.conv_dw.weight"] = np.zeros((40, 1, 5, 5), np.float32)
+    tensors["stages.1.blocks.0.norm.bias"] = np.zeros(80, np.int64)
+    path = write(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        timm.load(path, "convnext_atto")
+    message = str(error.value)
+    assert message.startswith(f"{path} does not fit convnext_atto; 5 tensors differ:")
+    assert set(message.splitlines()[1:]) == {
+        "  missing: stem.0.weight (40, 3, 4, 4)",
+        "  missing: stages.3.blocks.1.gamma (320,)",
+        "  extra: head.l2.weight (2, 3)",
+        "  shape: stages.0.blocks.0.conv_dw.weight is (40, 1, 5, 5), the model's is (40, 1, 7, 7)",
+        "  dtype: stages.1.blocks.0.norm.bias is int64, not a floating-point type",
+    }
+
+
+def test_a_checkpoint_of_another_model_is_refused(atto_file):
+    with pytest.raises(CheckpointError, match=r"stem\.0\.weight is \(40, 3, 4, 4\), .*\(48, 3, 4"):
+        timm.load(atto_file, "convnext_femto")
+
+
+def test_a_linear_layer_is_not_taken_for_a_convolution(atto_tensors, tmp_path):
+    tensors = dict(atto_tensors)
+    key = "stages.0.blocks.0.mlp.fc1.weight"
+    tensors[key] = tensors[key][:, :, 0, 0]
+    path = write(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(f"{key} is (160, 40), ")):
+        timm.load(path, "convnext_atto")
+
+
+def test_a_checkpoint_without_a_head_names_all_four_tensors(atto_tensors, tmp_path):
+    tensors = {key: x for key, x in atto_tensors.items() if not key.startswith("head.")}
+    path = write(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        timm.load(path, "convnext_atto")
+    missing = re.findall(r"missing: (\S+)", str(error.value))
+    assert set(missing) == {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
+
+
+def test_a_wrong_size_of_the_classifiers_kernel_is_found(atto_tensors, tmp_path):
+    tensors = {**atto_tensors, "head.fc.weight": np.zeros((4, 320), np.float32)}
+    path = write(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"head\.fc\.weight is \(4, 320\), .*\(3, 320\)"):
+        timm.load(path, "convnext_atto")
+
+
+def test_save_names_all_leaves_that_do_not_fit_and_writes_nothing(atto_file, tmp_path):
+    params = flatten(timm.load(atto_file, "convnext_atto"))
+    del params["stem/conv/bias"]
+    params["decoder/embed/kernel"] = np.zeros((2, 2), np.float32)
+    params["stages_0/blocks_1/gamma"] = np.zeros(41, np.float32)
+    with pytest.raises(CheckpointError) as error:
+        timm.save(
+            traverse_util.unflatten_dict(params, sep="/"),
+            tmp_path / "model.safetensors",
+            "convnext_atto",
+        )
+    message = str(error.value)
+    assert "missing: stem/conv/bias" in message
+    assert "extra: decoder/embed/kernel (2, 2)" in message
+    assert (
+        "shape: stages_0/blocks_1/gamma as stages.0.blocks.1.gamma is (41,), not (40,)" in message
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# Where weights come from
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "convnext.pth", "a.pt", "model_best.pth.tar"]
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_pickles_are_refused_with_the_way_out(name, exists, tmp_path):
+    if exists:
+        (tmp_path / name).write_bytes(b"not even read")
+    with pytest.raises(CheckpointError, match=r"pickle.*safetensors\.torch\.save_file"):
+        timm.load(tmp_path / name)
+
+
+def test_a_folder_stands_for_its_model_safetensors(atto_file, tmp_path):
+    shutil.copy(atto_file, tmp_path / "model.safetensors")
+    expected = timm.load(atto_file, "convnext_atto")
+    assert_same(timm.load(tmp_path, "convnext_atto"), expected)
+    assert_same(timm.load(str(tmp_path), "convnext_atto"), expected)
+
+
+def test_a_folder_without_weights_is_named(hub, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*model\.safetensors"):
+        timm.load(tmp_path)
+
+
+def test_an_absent_file_is_named(hub, tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "absent.safetensors"))):
+        timm.load(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+def test_a_truncated_file_is_named(share, atto_file, tmp_path):
+    whole = atto_file.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} is not a safetensors file")):
+        timm.load(path, "convnext_atto")
+
+
+def test_the_default_weights_come_from_the_hub_cache_without_network(hub, tiny_tensors):
+    snapshot = put_in_cache(hub, "timm/convnext_tiny.fb_in1k", tiny_tensors)
+    assert models.default_weights("convnext_tiny") == "timm/convnext_tiny.fb_in1k"
+    assert timm.locate("timm/convnext_tiny.fb_in1k") == snapshot
+    assert_same(timm.load(), timm.load(snapshot))
+
+
+@pytest.mark.parametrize("prefix", ["", "hf-hub:", "hf_hub:"])
+def test_hub_ids_are_found_in_the_cache_by_timms_prefixes_too(prefix, hub, atto_tensors):
+    snapshot = put_in_cache(hub, "someone/convnext_atto.mine", atto_tensors)
+    assert timm.locate(f"{prefix}someone/convnext_atto.mine") == snapshot
+
+
+def test_a_folder_of_the_hub_ids_name_comes_first(hub, atto_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm" / "mine").mkdir(parents=True)
+    shutil.copy(atto_file, tmp_path / "timm" / "mine" / "model.safetensors")
+    assert timm.locate("timm/mine").samefile(tmp_path / "timm" / "mine" / "model.safetensors")
+
+
+def test_offline_an_absent_hub_id_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError) as error:
+        timm.load("timm/convnext_tiny.fb_in1k")
+    message = str(error.value)
+    assert "'timm/convnext_tiny.fb_in1k' are neither in the local hub cache" in message
+    assert "hf download timm/convnext_tiny.fb_in1k model.safetensors" in message
+    assert "give its path" in message
+
+
+def test_a_connection_that_breaks_says_how_to_get_the_weights(hub, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(FileNotFoundError, match=r"ConnectionError.*hf download timm/some_model"):
+        timm.load("timm/some_model")
+
+
+def test_a_hub_id_that_is_not_cached_is_fetched(hub, atto_file, monkeypatch):
+    asked = []
+
+    def download(*args):
+        asked.append(args)
+        return str(atto_file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert timm.locate("timm/convnext_atto.d2_in1k") == atto_file
+    assert asked == [("timm/convnext_atto.d2_in1k", "model.safetensors")]

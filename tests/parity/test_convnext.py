@@ -1,0 +1,160 @@
+"""ConvNeXt against timm: logits, the gradient of every parameter, checkpoints both ways."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from egmae_jax import models
+from egmae_jax.interop import timm as interop
+from tests import torch_reference
+
+torch = torch_reference.torch()
+safetensors_torch = pytest.importorskip("safetensors.torch")
+timm = torch_reference.timm()
+
+CLASSES = 5
+
+
+def every_model(*, fast):
+    """All names; those that are not `fast` are slow tests."""
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in models.names()],
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def reference(name):
+    return torch_reference.random_convnext(name, num_classes=CLASSES)
+
+
+def write(state_dict, path):
+    safetensors_torch.save_file({k: v.contiguous() for k, v in state_dict.items()}, path)
+    return path
+
+
+def random_images(batch, side, seed=1):
+    """Normalised images as both frameworks take them: [B, H, W, 3] numpy, [B, 3, H, W] torch."""
+    images = np.random.default_rng(seed).standard_normal((batch, side, side, 3)).astype(np.float32)
+    return images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def flatten(tree):
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+@every_model(fast={"convnext_atto"})
+def test_logits_are_timms(name, tmp_path):
+    theirs = reference(name)
+    params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
+    model = models.create(name, CLASSES)
+    images, images_torch = random_images(1, 224)
+    with torch.inference_mode():
+        expected = theirs(images_torch).numpy()
+        features = theirs.forward_features(images_torch).permute(0, 2, 3, 1).numpy()
+    assert expected.std() > 0.1  # the logits do say something
+
+    @jax.jit
+    def program(params, images):
+        ours = model.bind({"params": params})
+        features = ours.features(images)
+        return features, ours.head(features)
+
+    our_features, logits = program(params, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    error = np.linalg.norm(our_features - features) / np.linalg.norm(features)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
+)
+def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
+    theirs = reference(name)
+    params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
+    images, images_torch = random_images(2, 64)
+    labels = np.array([1, 4])
+    theirs.zero_grad()
+    loss = torch.nn.functional.cross_entropy(theirs(images_torch), torch.from_numpy(labels))
+    loss.backward()
+    gradients = {key: p.grad for key, p in theirs.named_parameters()}
+    # A gradient has its parameter's layout, so it travels the same way.
+    expected = flatten(interop.load(write(gradients, tmp_path / "gradients.safetensors"), name))
+    theirs.zero_grad()
+
+    model = models.create(name, CLASSES)
+
+    @jax.jit
+    @jax.value_and_grad
+    def our_loss(params):
+        logits = model.apply({"params": params}, images, train=True)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+
+    value, gradient = our_loss(params)
+    assert value == pytest.approx(loss.item(), rel=1e-4)
+    ours = flatten(gradient)
+    assert ours.keys() == expected.keys()
+    errors = {}
+    for path, g in expected.items():
+        assert np.linalg.norm(g) > 1e-6, path  # no leaf passes by being zero
+        errors[path] = np.linalg.norm(ours[path] - g) / np.linalg.norm(g)
+    assert {path: e for path, e in errors.items() if not e < 1e-3} == {}
+
+
+@every_model(fast={"convnext_atto", "convnext_pico", "convnext_tiny"})
+def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
+    theirs = reference(name)
+    source = write(theirs.state_dict(), tmp_path / "source.safetensors")
+    params = interop.load(source, name)
+    interop.save(params, tmp_path / "saved.safetensors", name)
+
+    saved = safetensors_torch.load_file(tmp_path / "saved.safetensors")
+    with torch.device("meta"):  # an empty frame; assign=True fills it
+        empty = timm.create_model(name, num_classes=CLASSES)
+    empty.load_state_dict(saved, strict=True, assign=True)
+    original, loaded = theirs.state_dict(), empty.state_dict()
+    assert list(original) == list(loaded)
+    assert [key for key in original if not torch.equal(original[key], loaded[key])] == []
+
+    again, once = flatten(interop.load(tmp_path / "saved.safetensors", name)), flatten(params)
+    assert again.keys() == once.keys()
+    assert [path for path in once if again[path].tobytes() != once[path].tobytes()] == []
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_parameter_of_timm_has_a_place_of_the_same_size(name):
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=CLASSES)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    ours = jax.eval_shape(models.create(name, CLASSES).init, jax.random.key(0), image)
+    sizes = sorted(leaf.size for leaf in jax.tree.leaves(ours))
+    assert sizes == sorted(p.numel() for p in theirs.parameters())
+
+
+def test_drop_path_grows_with_depth_as_timms():
+    theirs = timm.create_model("convnext_tiny", num_classes=CLASSES, drop_path_rate=0.3)
+    expected = [
+        getattr(block.drop_path, "drop_prob", 0.0)  # timm has an identity at rate 0
+        for stage in theirs.stages
+        for block in stage.blocks
+    ]
+    ours = models.create("convnext_tiny", CLASSES, drop_path_rate=0.3).bind({})
+    rates = [rate for stage in ours.stages for rate in stage.drop_path_rates]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    assert rates[0] == 0.0
+    assert rates[-1] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_default_weights_are_those_of_this_architecture(name):
+    hub_id = models.default_weights(name)
+    assert hub_id.startswith(f"timm/{name}.")
+    tag = hub_id.removeprefix("timm/")
+    assert tag in timm.list_pretrained(f"{name}.*")
+    options = timm.get_pretrained_cfg(tag)
+    assert options.num_classes == 1000
+    assert (options.mean, options.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

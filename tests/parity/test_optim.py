@@ -1,0 +1,184 @@
+"""AdamW and its schedules against torch's: parameter groups, layer decay, cosine annealing."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from egmae_jax import models, optim
+from tests import torch_reference
+
+torch = torch_reference.torch()
+
+# Leaves of a network of two stages with two blocks each, and the layer each belongs to: the stem
+# is 0, blocks are 1 to 4 (the downsampling goes with the block after it), the head is 5.
+LAYERS = {
+    "stem/conv/kernel": 0,
+    "stem/conv/bias": 0,
+    "stem/norm/scale": 0,
+    "stages_0/blocks_0/conv_dw/kernel": 1,
+    "stages_0/blocks_0/gamma": 1,
+    "stages_0/blocks_1/fc1/kernel": 2,
+    "stages_0/blocks_1/fc1/bias": 2,
+    "stages_1/downsample/norm/scale": 3,
+    "stages_1/downsample/conv/kernel": 3,
+    "stages_1/blocks_0/fc2/kernel": 3,
+    "stages_1/blocks_1/fc2/kernel": 4,
+    "stages_1/blocks_1/norm/bias": 4,
+    "head/norm/scale": 5,
+    "head/fc/kernel": 5,
+    "head/fc/bias": 5,
+}
+
+
+def nested(flat):
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def toy(seed):
+    rng = np.random.default_rng(seed)
+    return {path: rng.standard_normal((3, 4)).astype(np.float32) for path in LAYERS}
+
+
+def run_ours(optimizer, steps):
+    params = nested(toy(0))
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for step in range(steps):
+        updates, state = update(nested(toy(step + 1)), state, params)
+        params = optax.apply_updates(params, updates)
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def run_torch(schedule, steps, *, weight_decay, betas, layer_decay=1.0):
+    """A group for every leaf, with its own decay and its own learning rate."""
+    params = {path: torch.nn.Parameter(torch.from_numpy(x)) for path, x in toy(0).items()}
+    groups = [
+        {
+            "params": [parameter],
+            "weight_decay": weight_decay if path.endswith("/kernel") else 0.0,
+            "factor": layer_decay ** (5 - LAYERS[path]),
+        }
+        for path, parameter in params.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=betas)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(step)) * group["factor"]
+        for path, gradient in toy(step + 1).items():
+            params[path].grad = torch.from_numpy(gradient)
+        optimizer.step()
+    return {path: parameter.detach().numpy() for path, parameter in params.items()}
+
+
+def assert_same(ours, theirs, moved_from):
+    assert ours.keys() == theirs.keys()
+    for path in theirs:
+        # Optax takes 1 - beta2**t in float32, torch in float64: 3e-5 of the first step's length.
+        np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=5e-6, err_msg=path)
+        assert not np.allclose(theirs[path], moved_from[path], atol=1e-3), path
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95)])
+def test_twenty_steps_are_torchs_with_decay_of_kernels_only(betas, layer_decay):
+    schedule = optim.cosine_schedule(0.05, total_steps=20, warmup_steps=4, final=0.001)
+    optimizer = optim.adamw(
+        schedule, nested(toy(0)), weight_decay=0.3, betas=betas, layer_decay=layer_decay
+    )
+    theirs = run_torch(schedule, 20, weight_decay=0.3, betas=betas, layer_decay=layer_decay)
+    assert_same(run_ours(optimizer, 20), theirs, toy(0))
+
+
+def test_a_constant_rate_is_torchs():
+    def schedule(step):
+        return 0.01
+
+    optimizer = optim.adamw(schedule, nested(toy(0)), weight_decay=0.05)
+    theirs = run_torch(schedule, 20, weight_decay=0.05, betas=(0.9, 0.999))
+    assert_same(run_ours(optimizer, 20), theirs, toy(0))
+
+
+def test_layer_scales_fall_by_the_factor_a_layer_from_the_head_down():
+    scales = traverse_util.flatten_dict(optim.layer_scales(nested(toy(0)), 0.7), sep="/")
+    assert scales == {path: pytest.approx(0.7 ** (5 - n)) for path, n in LAYERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "depths"), [("convnext_atto", (2, 2, 6, 2)), ("convnext_tiny", (3, 3, 9, 3))]
+)
+def test_every_block_of_a_model_is_a_layer(name, depths):
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(models.create(name, 3).init, jax.random.key(0), image)["params"]
+    scales = traverse_util.flatten_dict(optim.layer_scales(shapes, 0.5), sep="/")
+    layers = {path: -math.log2(scale) for path, scale in scales.items()}  # counted from the head
+    assert layers["head/fc/kernel"] == layers["head/norm/bias"] == 0
+    assert layers["stem/conv/kernel"] == layers["stem/norm/scale"] == sum(depths) + 1
+    above = sum(depths)
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            prefix = f"stages_{stage}/blocks_{block}/"
+            assert {n for path, n in layers.items() if path.startswith(prefix)} == {above}
+            if stage and not block:
+                prefix = f"stages_{stage}/downsample/"
+                assert {n for path, n in layers.items() if path.startswith(prefix)} == {above}
+            above -= 1
+
+
+def test_what_decays_is_what_timm_decays():
+    timm = torch_reference.timm()
+    with torch.device("meta"):
+        theirs = timm.create_model("convnext_atto", num_classes=3)
+    undecayed, decayed = timm.optim.param_groups_weight_decay(theirs, weight_decay=0.05)
+    assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(models.create("convnext_atto", 3).init, jax.random.key(0), image)
+    mask = jax.tree.leaves(optim.decay_mask(shapes["params"]))
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes["params"])]
+    for group, decays in ((decayed, True), (undecayed, False)):
+        ours = sorted(size for size, m in zip(sizes, mask, strict=True) if m == decays)
+        assert ours == sorted(p.numel() for p in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup", "final"), [(50, 10, 0.0), (37, 1, 0.02), (20, 0, 0.01)]
+)
+def test_the_schedule_is_its_closed_form_at_every_step(total, warmup, final):
+    schedule = optim.cosine_schedule(0.3, total_steps=total, warmup_steps=warmup, final=final)
+    for step in range(total + 5):
+        if step < warmup:
+            expected = 0.3 * (step + 1) / warmup
+        else:
+            turn = min((step - warmup) / (total - warmup), 1.0)
+            expected = final + (0.3 - final) * (1 + math.cos(math.pi * turn)) / 2
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7), step
+    assert float(schedule(max(warmup - 1, 0))) == pytest.approx(0.3)  # the peak is reached
+    assert float(schedule(total)) == pytest.approx(final, abs=1e-7)
+
+
+def test_the_schedule_without_warmup_is_torchs_cosine_annealing():
+    schedule = optim.cosine_schedule(0.3, total_steps=40, warmup_steps=0, final=0.01)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.01)
+    for step in range(40):
+        assert float(schedule(step)) == pytest.approx(annealing.get_last_lr()[0], rel=1e-5), step
+        optimizer.step()
+        annealing.step()
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 5), (4, 4), (4, 100)])
+def test_a_warmup_longer_than_the_run_still_trains(total, warmup):
+    schedule = optim.cosine_schedule(0.3, total_steps=total, warmup_steps=warmup)
+    rates = [float(schedule(step)) for step in range(total)]
+    assert all(0 < rate <= 0.3 + 1e-6 for rate in rates)
+    assert max(rates) == pytest.approx(0.3)
+
+
+def test_the_schedule_is_the_same_inside_a_compiled_step():
+    schedule = optim.cosine_schedule(0.3, total_steps=12, warmup_steps=3, final=0.01)
+    compiled = jax.jit(schedule)
+    for step in range(13):
+        assert float(compiled(step)) == pytest.approx(float(schedule(step)), abs=1e-7)

@@ -1,0 +1,414 @@
+"""Configs are checked before any work, and every field of them is read."""
+
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from egmae_jax import config as configs
+from egmae_jax.config import ConfigError
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG_FILES = sorted(
+    path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
+)
+WITH_PRESETS = ("busi", "covid", "image_folder", "isic2018", "kvasir")
+TO_COME = ("covid", "isic2018", "kvasir")  # data sets whose loaders are not written yet
+
+
+def load(name, *preset):
+    return importlib.import_module(f"configs.{name}").get_config(*preset)
+
+
+def changed(**fields):
+    """The default config with a data folder and some fields changed (`__` for the dot)."""
+    config = default.get_config()
+    config.data.dir = "somewhere"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def problems(config, num_devices=1):
+    """The lines of the error, one a problem."""
+    with pytest.raises(ConfigError) as caught:
+        configs.check(config, num_devices)
+    first, *lines = str(caught.value).split("\n")
+    assert first == "The config cannot be run:"
+    return [line.strip() for line in lines]
+
+
+# --- what passes -------------------------------------------------------------------------------
+
+
+def usable(name, *preset):
+    config = load(name, *preset)
+    if name in TO_COME:
+        assert any("not written yet" in line for line in problems(config))
+        config.data.name = "image_folder"
+    config.data.dir = config.data.dir or "somewhere"
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_every_config_file_passes(name):
+    for num_devices in (1, 2, 8):
+        configs.check(usable(name), num_devices)
+
+
+@pytest.mark.parametrize("name", WITH_PRESETS)
+@pytest.mark.parametrize("preset", ["cpu", "1000/15", "100/30"])
+def test_presets_pass(name, preset):
+    configs.check(usable(name, preset), 1)
+
+
+def test_epoch_presets_set_pretraining_and_fine_tuning_epochs():
+    config = load("busi", "500/45")
+    assert (config.pretrain.epochs, config.finetune.epochs) == (500, 45)
+    assert configs.flatten(config).keys() == configs.flatten(default.get_config()).keys()
+
+
+def test_the_cpu_preset_changes_fields_and_adds_none():
+    config = load("busi", "cpu")
+    assert config.model.name == "convnext_atto"
+    assert configs.flatten(config).keys() == configs.flatten(default.get_config()).keys()
+
+
+@pytest.mark.parametrize("preset", ["gpu", "1000", "1000/", "/15", "1000/15/3", "-1/15", "1.5/2"])
+def test_an_unknown_preset_is_named_with_those_there_are(preset):
+    with pytest.raises(ValueError, match=f"no preset '{re.escape(preset)}'.*cpu.*1000/15"):
+        load("busi", preset)
+
+
+def test_a_field_that_does_not_exist_cannot_be_set():
+    with pytest.raises(AttributeError, match="epoch"):
+        default.get_config().pretrain.epoch = 3
+
+
+# --- what does not -----------------------------------------------------------------------------
+
+WRONG = [
+    # data, model, choices
+    ({"data__dir": ""}, r"data\.dir is empty.*--config\.data\.dir="),
+    ({"data__name": "bussi"}, r"data\.name.*'bussi'.*'busi'"),
+    ({"data__name": "kvasir"}, r"data\.name.*not written yet"),
+    ({"model__name": "convnext_tinny"}, r"model\.name.*'convnext_tinny'.*'convnext_tiny'"),
+    ({"data__on_error": "ignore"}, r"data\.on_error is 'ignore'.*'raise', 'skip'"),
+    ({"data__resize": "crop"}, r"data\.resize is 'crop'.*'shorter_side', 'squash', 'pad'"),
+    ({"data__protocol": "patient"}, r"data\.protocol is 'patient'.*'grouped', 'image_level'"),
+    ({"model__dtype": "float16"}, r"model\.dtype is 'float16'.*'float32', 'bfloat16'"),
+    ({"entropy__color": "rgb"}, r"entropy\.color is 'rgb'.*'per_channel'.*'joint'.*'luma'"),
+    ({"corruption__kind": "mask"}, r"corruption\.kind is 'mask'.*'entropy_noise'.*'random_mask'"),
+    ({"rounds__kind": "fold"}, r"rounds\.kind is 'fold'.*'seeds', 'folds'"),
+    # sizes
+    ({"finetune__resize": 223}, r"finetune\.resize is 223, smaller than data\.image_size=224"),
+    ({"data__store_size": 223}, r"data\.store_size is 223, smaller than data\.image_size=224"),
+    # shares and rates
+    ({"data__test_share": 0.0}, r"data\.test_share is 0\.0.*between 0 and 1"),
+    ({"data__validation_share": 0.0}, r"data\.validation_share is 0\.0.*between 0 and 1"),
+    ({"data__test_share": 0.5, "data__validation_share": 0.5}, r"leave nothing to train on"),
+    ({"data__near_duplicate_threshold": 1.0}, r"near_duplicate_threshold is 1\.0"),
+    ({"corruption__mask_ratio": 1.2}, r"corruption\.mask_ratio is 1\.2.*between 0 and 1"),
+    ({"finetune__drop_path_rate": 1.0}, r"finetune\.drop_path_rate is 1\.0"),
+    ({"finetune__label_smoothing": -0.1}, r"finetune\.label_smoothing is -0\.1"),
+    # pairs
+    ({"pretrain__betas": (0.9, 1.0)}, r"pretrain\.betas is .*0\.9, 1\.0.*below 1"),
+    ({"finetune__betas": (0.9, 0.99, 0.999)}, r"finetune\.betas.*two numbers"),
+    ({"pretrain__crop_scale": (0.0, 1.0)}, r"pretrain\.crop_scale.*both positive"),
+    ({"pretrain__crop_scale": (0.8, 0.2)}, r"pretrain\.crop_scale.*lowest, highest"),
+    ({"pretrain__crop_scale": (0.2, 1.5)}, r"pretrain\.crop_scale.*no crop exceeds its image"),
+    ({"pretrain__crop_ratio": (1.5, 0.5)}, r"pretrain\.crop_ratio.*lowest, highest"),
+    ({"pretrain__crop_ratio": (1.0,)}, r"pretrain\.crop_ratio.*lowest, highest"),
+    # the rest
+    ({"pretrain__splits": ()}, r"pretrain\.splits is \(\).*train, validation, test"),
+    ({"pretrain__splits": ("train", "val")}, r"pretrain\.splits.*train, validation, test"),
+    (
+        {"rounds__kind": "folds", "rounds__count": 2},
+        r"rounds\.count is 2.*'folds' needs at least 3",
+    ),
+    ({"entropy__num_bins": 100}, r"entropy\.num_bins is 100.*divisor of 256"),
+    ({"entropy__num_bins": 0}, r"entropy\.num_bins is 0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=[str(fields) for fields, _ in WRONG])
+def test_one_mistake_is_one_problem_that_names_field_value_and_what_would_do(fields, message):
+    (line,) = problems(changed(**fields))
+    assert re.search(message, line), line
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "message"),
+    [
+        (230, 16, r"is 230.*32.*nearest is 224"),
+        (250, 16, r"is 250.*32.*nearest is 256"),
+        (16, 16, r"is 16.*32.*nearest is 32"),
+        (224, 64, r"is 224.*corruption\.patch_size=64.*nearest is (192|256)"),
+    ],
+)
+def test_a_side_that_stride_or_patch_does_not_divide_is_refused_with_the_nearest_that_fits(
+    image_size, patch_size, message
+):
+    config = changed(
+        data__image_size=image_size, corruption__patch_size=patch_size, finetune__resize=300
+    )
+    lines = problems(config)
+    assert all(line.startswith("data.image_size") for line in lines)
+    assert any(re.search(message, line) for line in lines), lines
+
+
+POSITIVE = (
+    "corruption.patch_size",
+    "data.image_size",
+    "data.store_size",
+    "decoder.dim",
+    "evaluation.batch_size",
+    "evaluation.bootstrap_resamples",
+    "finetune.batch_size",
+    "finetune.epochs",
+    "finetune.layer_decay",
+    "finetune.learning_rate",
+    "pretrain.batch_size",
+    "pretrain.epochs",
+    "pretrain.learning_rate",
+    "rounds.count",
+)
+NOT_NEGATIVE = (
+    "checkpoint.save_seconds",
+    "corruption.scale",
+    "corruption.threshold",
+    "data.split_seed",
+    "decoder.depth",
+    "finetune.warmup_epochs",
+    "finetune.weight_decay",
+    "pretrain.warmup_epochs",
+    "pretrain.weight_decay",
+    "seed",
+)
+
+
+@pytest.mark.parametrize("field", POSITIVE)
+@pytest.mark.parametrize("value", [0, -1])
+def test_zero_and_negative_numbers_are_refused(field, value):
+    lines = problems(changed(**{field: type(configs.flatten(default.get_config())[field])(value)}))
+    assert any(re.search(rf"^{field} is {value}(\.0)?; it must be positive", x) for x in lines)
+
+
+@pytest.mark.parametrize("field", NOT_NEGATIVE)
+def test_negative_numbers_are_refused_where_zero_is_right(field):
+    kind = type(configs.flatten(default.get_config())[field])
+    configs.check(changed(**{field: kind(0)}), 1)
+    (line,) = problems(changed(**{field: kind(-1)}))
+    assert re.search(rf"^{field} is -1(\.0)?; it must not be negative", line)
+
+
+@pytest.mark.parametrize(
+    "field", ["pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"]
+)
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_next_that_they_can(field):
+    configs.check(changed(**{field: 12}), 4)
+    (line,) = problems(changed(**{field: 20}), 8)  # the others, 16 and 64, are divisible
+    assert re.search(rf"^{field} is 20, not divisible by the 8 devices.*24 would be", line)
+
+
+def test_several_problems_are_reported_together():
+    config = changed(data__name="bussi", data__image_size=230, pretrain__epochs=0, rounds__kind="x")
+    lines = problems(config)
+    named = {line.split()[0].rstrip(":") for line in lines}
+    assert named == {"data.name", "data.image_size", "pretrain.epochs", "rounds.kind"}
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size"),
+    [(224, 12), (224, 24), (224, 48), (230, 16), (230, 24), (100, 14), (100, 28), (300, 28)],
+)
+def test_following_the_advice_on_the_image_side_helps(image_size, patch_size):
+    # The side has to be a multiple of 32 and of the patch: of their least common multiple. Advice
+    # on each alone leads in circles: with patches of 24 from 224 to 216 and back.
+    fields = {
+        "data__store_size": 1000,
+        "finetune__resize": 1000,
+        "corruption__patch_size": patch_size,
+    }
+    for line in problems(changed(data__image_size=image_size, **fields)):
+        nearest = int(re.search(r"nearest is (\d+)", line)[1])
+        configs.check(changed(data__image_size=nearest, **fields), 1)
+
+
+def test_folds_that_leave_nothing_to_train_on_are_refused():
+    # The test share of folds is 1 / rounds.count, whatever data.test_share says.
+    config = changed(
+        rounds__kind="folds", rounds__count=3, data__test_share=0.1, data__validation_share=0.7
+    )
+    assert any("validation_share" in line for line in problems(config))
+
+
+# --- two runs on one workdir -------------------------------------------------------------------
+
+
+def saved(config):
+    """As config.json holds it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_a_config_is_the_same_after_a_json_round_trip(name):
+    config = load(name)
+    assert isinstance(saved(config)["pretrain"]["betas"], list)
+    configs.require_same(saved(config), config)
+
+
+def test_each_changed_field_is_named_with_both_values():
+    config = changed(pretrain__epochs=10, pretrain__betas=(0.8, 0.95), data__name="busi")
+    with pytest.raises(ConfigError) as caught:
+        configs.require_same(saved(changed()), config)
+    message = str(caught.value)
+    assert "--workdir" in message
+    lines = [line.strip() for line in message.split("\n")[1:]]
+    assert lines == [
+        "data.name: 'image_folder' in the workdir, 'busi' now",
+        "pretrain.betas: [0.9, 0.95] in the workdir, [0.8, 0.95] now",
+        "pretrain.epochs: 1000 in the workdir, 10 now",
+    ]
+
+
+def test_fields_of_another_version_are_named_as_absent():
+    before, config = saved(changed()), changed()
+    del before["decoder"]["depth"]
+    before["decoder"]["heads"] = 8
+    with pytest.raises(ConfigError) as caught:
+        configs.require_same(before, config)
+    assert "decoder.depth: 'absent' in the workdir, 1 now" in str(caught.value)
+    assert "decoder.heads: 8 in the workdir, 'absent' now" in str(caught.value)
+
+
+def test_fields_that_change_no_number_may_differ():
+    assert set(configs.FREE_FIELDS) == {
+        "data.dir",
+        "data.cache_dir",
+        "checkpoint.save_seconds",
+        "evaluation.batch_size",
+    }
+    config = changed(
+        data__dir="elsewhere",
+        data__cache_dir="other",
+        checkpoint__save_seconds=1.0,
+        evaluation__batch_size=8,
+    )
+    configs.require_same(saved(changed()), config)
+
+
+def test_every_other_field_must_be_the_same():
+    other = {str: "other", int: 7, float: 0.123, tuple: (0.5, 0.6), list: [0.5, 0.6]}
+    for field, value in configs.flatten(default.get_config()).items():
+        if field in configs.FREE_FIELDS:
+            continue
+        before = saved(changed())
+        section, _, name = field.rpartition(".")
+        (before[section] if section else before)[name] = other[type(value)]
+        with pytest.raises(ConfigError, match=f"{field}:"):
+            configs.require_same(before, changed())
+
+
+# --- flags -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "field", "nearest"),
+    [
+        ("--config.pretrain.epoch=2", "pretrain.epoch", "pretrain.epochs"),
+        ("--config.finetune.lerning_rate=1", "finetune.lerning_rate", "finetune.learning_rate"),
+        ("-config.data.image_sise", "data.image_sise", "data.image_size"),
+        ("--config.sed=1", "sed", "seed"),
+    ],
+)
+def test_a_flag_for_no_field_is_explained_by_the_nearest(flag, field, nearest):
+    argv = ["main.py", "--config.seed=3", "--workdir=runs/x", flag]
+    text = configs.explain_unknown_field(argv, default.get_config(), KeyError("other"))
+    assert text == f"There is no config field {field!r}. Did you mean {nearest!r}?"
+
+
+def test_an_error_that_no_flag_explains_speaks_for_itself():
+    argv = ["main.py", "--config=configs/busi.py", "--config.seed=3"]
+    error = AttributeError("something else")
+    assert configs.explain_unknown_field(argv, default.get_config(), error) == "something else"
+
+
+def test_flatten_joins_names_by_dots():
+    config = ConfigDict({"a": 1, "b": {"c": (2, 3), "d": {"e": "f"}}})
+    expected = {"a": 1, "b.c": [2, 3], "b.d.e": "f"}
+    assert configs.flatten(config) == expected
+    assert configs.flatten(config.to_dict()) == expected
+
+
+# --- no dead option ----------------------------------------------------------------------------
+
+
+def fields_read(source):
+    """The config fields that a module reads, found in its syntax.
+
+    Followed are `config`, `self.config` and `self._config`, which hold the whole config, and names
+    that a function assigns a section to, such as `config = self.config.pretrain`.
+    """
+    read = set()
+
+    def resolve(node, names):
+        """'' for the whole config, 'pretrain', 'pretrain.epochs', or None for anything else."""
+        if ast.unparse(node) in ("self.config", "self._config"):
+            return ""
+        if isinstance(node, ast.Name):
+            return names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            base = resolve(node.value, names)
+            return None if base is None else f"{base}.{node.attr}".lstrip(".")
+        return None
+
+    def assigned(node):
+        """(name, value) pairs of an assignment, also of `a, b = c, d`."""
+        (target,) = node.targets
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            return list(zip(target.elts, node.value.elts, strict=True))
+        return [(target, node.value)]
+
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        names = {"config": ""}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and len(node.targets) == 1:
+                for target, value in assigned(node):
+                    found = resolve(value, {"config": ""})
+                    if isinstance(target, ast.Name) and found is not None:
+                        names[target.id] = found
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute):
+                read.add(resolve(node, names))
+    return read - {None}
+
+
+def test_the_search_for_read_fields_follows_sections():
+    source = """
+class A:
+    def f(self):
+        config = self.config.pretrain
+        data, other = self._config.data, 3
+        return config.epochs, lambda: data.dir, self.config.rounds.count, jax.config.x.y, other.z
+def g(config):
+    return config.seed + config.entropy.color
+"""
+    found = fields_read(source)
+    assert {"pretrain.epochs", "data.dir", "rounds.count", "seed", "entropy.color"} <= found
+    assert not {"x.y", "y", "z", "epochs", "finetune.epochs", "data.seed"} & found
+
+
+def test_every_field_is_read_by_the_package():
+    found = set()
+    for path in (REPOSITORY / "egmae_jax").rglob("*.py"):
+        if path != REPOSITORY / "egmae_jax" / "config.py":
+            found |= fields_read(path.read_text(encoding="utf-8"))
+    fields = configs.flatten(default.get_config()).keys()
+    assert not fields - found, "no module reads these fields"

@@ -1,0 +1,291 @@
+"""Whole runs of the recipe, on a network and images small enough for seconds.
+
+Epochs and learning rates are constants of the compiled steps: tests that leave them alone share one
+compilation.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from egmae_jax import config as configs
+from egmae_jax import evaluate, experiment, loop
+from egmae_jax.data import splits
+from egmae_jax.data.datasets import DataError
+from egmae_jax.evaluate import load_predictions
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(data, cache, tmp_path_factory):
+    """A workdir with a complete run in it, and what the run returned."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, experiment.run(tiny.make_config(data, cache), workdir)
+
+
+def outcome(workdir):
+    """Everything a run computes, as bytes or numbers that must not differ between two runs."""
+    arrays = {}
+    for path in sorted(workdir.rglob("*.safetensors")):
+        for name, array in safetensors.numpy.load_file(path).items():
+            arrays[f"{path.relative_to(workdir)}:{name}"] = array
+    for path in sorted(workdir.rglob("*.npz")):
+        arrays[str(path.relative_to(workdir))] = load_predictions(path).probabilities
+    return arrays
+
+
+def assert_same(first, second, **tolerance):
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        if tolerance:
+            np.testing.assert_allclose(array, second[name], err_msg=name, **tolerance)
+        else:
+            assert np.array_equal(array, second[name]), name
+
+
+def test_results_are_complete(finished):
+    workdir, returned = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results == json.loads(json.dumps(returned))
+    dataset = results["dataset"]
+    assert dataset["name"] == "image_folder"
+    assert dataset["classes"] == ["benign", "malignant", "normal"]
+    assert dataset["protocol"] == "grouped"
+    assert dataset["duplicate_groups"] == 0
+    assert sum(sum(c.values()) for c in dataset["counts"].values()) == 36
+    assert results["pretraining_saw_test"] is False
+    assert results["imagenet_weights"] == "none"
+    assert results["config"]["rounds"]["count"] == 2
+    assert [(r["round"], r["seed"]) for r in results["rounds"]] == [(0, 0), (1, 1)]
+    for scores in results["rounds"]:
+        assert scores["test"].keys() == {"imagenet", "mae", "ensemble"}
+        for metrics in scores["test"].values():
+            assert {"accuracy", "precision", "recall", "f1", "auc"} <= metrics.keys()
+    accuracies = [r["test"]["ensemble"]["accuracy"] for r in results["rounds"]]
+    accuracy = results["summary"]["ensemble"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(np.mean(accuracies))
+    assert accuracy["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    losses = results["pretraining"][0]
+    assert losses["reconstruction_loss"] > 0
+    assert losses["mean_colour_loss"] > 0
+
+
+def test_the_ensemble_is_recomputed_from_the_predictions(finished):
+    workdir, results = finished
+    rows = {row["file"]: row for row in splits.read(workdir / "splits.json")}
+    test_files = {file for file, row in rows.items() if row["split"] == "test"}
+    classes = results["dataset"]["classes"]
+    for round_index, scores in enumerate(results["rounds"]):
+        predictions = [
+            load_predictions(workdir / "predictions" / f"round_{round_index}_{branch}_test.npz")
+            for branch in ("imagenet", "mae")
+        ]
+        assert set(predictions[0].ids) == test_files  # every test image, once
+        assert len(predictions[0].ids) == len(test_files)
+        assert np.array_equal(predictions[0].ids, predictions[1].ids)
+        labels = predictions[0].labels
+        assert [classes[x] for x in labels] == [rows[f]["label"] for f in predictions[0].ids]
+        for p in predictions:
+            np.testing.assert_allclose(p.probabilities.sum(axis=1), 1, rtol=1e-5)
+        mean = (predictions[0].probabilities + predictions[1].probabilities) / 2
+        assert np.mean(mean.argmax(axis=1) == labels) == scores["test"]["ensemble"]["accuracy"]
+        metrics = evaluate.compute_metrics(labels, mean)
+        assert metrics["auc"] == pytest.approx(scores["test"]["ensemble"]["auc"])
+
+
+def test_the_reported_epoch_is_the_best_on_validation(finished, data, cache):
+    workdir, _ = finished
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if (r["stage"], r["round"]) == ("finetune/mae", 1)]
+    best = max(rows, key=lambda r: (r["validation_auc"], -r["validation_loss"]))
+    saved = load_predictions(workdir / "predictions" / "round_1_mae_validation.npz")
+    metrics = evaluate.compute_metrics(saved.labels, saved.probabilities)
+    assert metrics["auc"] == pytest.approx(best["validation_auc"])
+    assert metrics["accuracy"] == pytest.approx(best["validation_accuracy"])
+
+
+def test_a_complete_run_trains_nothing_again(finished, data, cache, monkeypatch):
+    workdir, results = finished
+    before = outcome(workdir)
+    log = (workdir / "metrics.jsonl").read_text()
+    monkeypatch.setattr(loop, "train", lambda **_: pytest.fail("trained again"))
+    assert experiment.run(tiny.make_config(data, cache), workdir) == results
+    assert_same(before, outcome(workdir))
+    assert (workdir / "metrics.jsonl").read_text() == log
+
+
+def test_stages_one_by_one_give_the_same_bits(finished, data, cache, tmp_path):
+    config = tiny.make_config(data, cache)
+    with pytest.raises(experiment.StageError, match="--stage=pretrain"):
+        experiment.run(config, tmp_path, stage="finetune")
+    assert experiment.run(config, tmp_path, stage="pretrain") is None
+    assert not (tmp_path / "export").exists()
+    with pytest.raises(experiment.StageError, match="--stage=finetune"):
+        experiment.run(config, tmp_path, stage="evaluate")
+    assert experiment.run(config, tmp_path, stage="finetune") is None
+    assert not (tmp_path / "results.json").exists()
+    assert experiment.run(config, tmp_path, stage="evaluate") == finished[1]
+    assert_same(outcome(finished[0]), outcome(tmp_path))
+
+
+def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
+    config = tiny.make_config(data, cache, finetune__epochs=4, corruption__scale=0.5)
+    with pytest.raises(configs.ConfigError) as error:
+        experiment.run(config, finished[0])
+    assert "corruption.scale: 1.0 in the workdir, 0.5 now" in str(error.value)
+    assert "finetune.epochs: 3 in the workdir, 4 now" in str(error.value)
+
+
+def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(data, tmp_path / "data")
+    config = tiny.make_config(copy, cache)
+    experiment.Experiment(config, tmp_path / "workdir")
+    (copy / "benign" / "benign (3).png").unlink()
+    shutil.copy(copy / "normal" / "normal (1).png", copy / "benign" / "benign (4).png")
+    with pytest.raises(DataError) as error:
+        experiment.Experiment(config, tmp_path / "workdir")
+    assert "removed: benign/benign (3).png" in str(error.value)
+    assert "changed: benign/benign (4).png" in str(error.value)
+
+
+def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, pretrain__learning_rate=1e30)
+    with pytest.raises(loop.NonFiniteLossError, match="pretrain became"):
+        experiment.run(config, tmp_path)
+
+
+def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3)
+    results = experiment.run(config, tmp_path)
+    assert len(results["pretraining"]) == 3
+    tested = []
+    for fold in range(3):
+        rows = splits.read(tmp_path / f"round_{fold}" / "splits.json")
+        tested += [row["file"] for row in rows if row["split"] == "test"]
+        assert (tmp_path / f"round_{fold}" / "pretrain" / "autoencoder.safetensors").exists()
+    assert len(tested) == len(set(tested)) == 36
+
+
+def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
+    config = tiny.make_config(
+        data,
+        cache,
+        pretrain__splits=("train", "test"),
+        rounds__count=1,
+    )
+    results = experiment.run(config, tmp_path)
+    assert results["pretraining_saw_test"] is True
+    assert results["summary"]["mae"]["auc"]["std"] is None  # a single round has no deviation
+
+
+def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, model__dtype="bfloat16", rounds__count=1)
+    experiment.run(config, tmp_path)
+    assert all(array.dtype == np.float32 for array in outcome(tmp_path).values())
+
+
+def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, monkeypatch):
+    """With a learning rate of (almost) nothing, the exported branch is the file it started from."""
+    from egmae_jax.interop import timm
+    from egmae_jax.models.initialize import initial_params
+
+    config = tiny.make_config(
+        data,
+        cache,
+        imagenet__weights=str(tmp_path / "imagenet.safetensors"),
+        finetune__learning_rate=1e-20,
+        rounds__count=1,
+    )
+    from egmae_jax import models
+
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(models.create(tiny.MODEL, 1000), 7, image)
+    timm.save(params, tmp_path / "imagenet.safetensors", tiny.MODEL)
+    results = experiment.run(config, tmp_path / "workdir")
+    assert results["imagenet_weights"] == str(tmp_path / "imagenet.safetensors")
+    exported = timm.load(
+        tmp_path / "workdir" / "export" / "round_0_imagenet.safetensors", tiny.MODEL
+    )
+    for part in ("stem", "stages_0", "stages_3"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), exported[part], params[part]
+        )
+    assert exported["head"]["fc"]["kernel"].shape == (20, 3)
+
+
+def run_process(data, cache, workdir, *fields, **variables):
+    command = [sys.executable, "-m", "tests.tiny", str(data), str(cache), str(workdir), *fields]
+    return subprocess.Popen(
+        command,
+        env=tiny.environment(**variables),
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, cache, tmp_path):
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        process = run_process(data, cache, tmp_path, "checkpoint.save_seconds=0.0")
+        try:
+            if kills < 4:
+                # Starting takes seconds; after the first lines of the log, anything can be under way.
+                while kills and "results go to" not in process.stdout.readline():
+                    pass
+                time.sleep(moments.uniform(0, 6))
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    continue
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == 0, output
+            break
+        finally:
+            process.kill()
+            process.wait()
+    assert_same(outcome(finished[0]), outcome(tmp_path))
+    scores = json.loads((tmp_path / "results.json").read_text())
+    assert scores["rounds"] == finished[1]["rounds"]
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_results_of_one(finished, data, cache, tmp_path):
+    process = run_process(
+        data,
+        cache,
+        tmp_path,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "on 8 x cpu" in output
+    one = [json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    eight = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for a, b in zip(one, eight, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert_same(outcome(finished[0]), outcome(tmp_path), atol=2e-3)

@@ -1,0 +1,157 @@
+"""Files that are whole or not there, and the log of metrics that outlives a kill."""
+
+import json
+import os
+
+import pytest
+
+from egmae_jax.files import write_atomically, write_json
+from egmae_jax.metrics_log import MetricsLog
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", ["größer\n", b"\x00\xff\r\n", "", b""])
+def test_content_is_written_byte_for_byte(tmp_path, content):
+    write_atomically(tmp_path / "file", content)
+    expected = content.encode("utf-8") if isinstance(content, str) else content
+    assert (tmp_path / "file").read_bytes() == expected
+
+
+def test_nothing_but_the_file_is_left(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "file.json", "1")
+    write_atomically(tmp_path / "a" / "b" / "file.json", "2")
+    assert names(tmp_path / "a" / "b") == ["file.json"]
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "a long text " * 1000)
+    reader = path.open()  # whoever reads meanwhile keeps the old file
+    assert reader.read(6) == "a long"
+    write_atomically(path, "short")
+    assert path.read_text() == "short"
+    assert len(reader.read()) == 12_000 - 6
+    reader.close()
+
+
+@pytest.mark.parametrize("crash_in", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, crash_in):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, crash_in, crash)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, "new and longer")
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_crash_while_writing_a_new_file_leaves_none(tmp_path, monkeypatch):
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(tmp_path / "file", "new")
+    assert not (tmp_path / "file").exists()
+
+
+def test_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
+    monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
+    write_atomically(tmp_path / "file", "content")
+    assert calls == ["fsync", "replace"]
+
+
+def test_json_round_trips_with_letters_as_they_are(tmp_path):
+    value = {"name": "größer", "numbers": [1, 2.5, None], "nested": {"a": True}}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "größer" in text
+    assert text.endswith("}\n")
+
+
+# --- metrics.jsonl -----------------------------------------------------------------------------
+
+ROWS = [
+    {"stage": "pretrain", "round": 0, "epoch": 1, "step": 10, "loss": 0.5},
+    {"stage": "pretrain", "round": 0, "epoch": 2, "step": 20, "loss": 0.4},
+    {"stage": "finetune/mae", "round": 0, "epoch": 1, "step": 10, "loss": 1.1},
+    {"stage": "finetune/mae", "round": 1, "epoch": 1, "step": 10, "loss": 1.2},
+    {"stage": "finetune/mae", "round": 1, "epoch": 2, "step": 20, "loss": 0.9},
+    {"stage": "finetune/mae", "round": 1, "epoch": 3, "step": 30, "loss": 0.7},
+    {"stage": "finetune/imagenet", "round": 1, "epoch": 3, "step": 30, "loss": 0.6},
+]
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
+    for row in ROWS:
+        log.write(**row)
+    return log
+
+
+def rows(log):
+    return [json.loads(line) for line in log._path.read_text().splitlines()]
+
+
+def test_one_line_a_row_in_order(log):
+    assert rows(log) == ROWS
+
+
+def test_forget_drops_the_later_lines_of_that_stage_and_round_only(log):
+    log.forget("finetune/mae", 1, after_step=10)
+    assert rows(log) == [row for i, row in enumerate(ROWS) if i not in (4, 5)]
+
+
+def test_forget_after_step_0_drops_the_whole_stage(log):
+    log.forget("pretrain", 0, after_step=0)
+    assert rows(log) == ROWS[2:]
+
+
+def test_forget_keeps_all_when_nothing_is_later(log):
+    log.forget("finetune/mae", 1, after_step=30)
+    log.forget("finetune/imagenet", 0, after_step=0)
+    assert rows(log) == ROWS
+
+
+@pytest.mark.parametrize("kept_characters", [1, 20, 70])
+def test_forget_drops_a_last_line_that_was_cut_off(log, kept_characters):
+    cut = json.dumps({"stage": "finetune/imagenet", "round": 1, "step": 40, "loss": 0.123456789})
+    with log._path.open("a") as file:
+        file.write(cut[:kept_characters])
+    log.forget("finetune/imagenet", 1, after_step=30)
+    assert rows(log) == ROWS
+    log.write(**ROWS[0])
+    assert rows(log) == [*ROWS, ROWS[0]]
+
+
+def test_a_whole_last_line_without_its_newline_stays_a_line_of_its_own(log):
+    path = log._path
+    path.write_text(path.read_text().rstrip("\n"))
+    log.forget("pretrain", 5, after_step=0)
+    log.write(**ROWS[1])
+    assert rows(log) == [*ROWS, ROWS[1]]
+
+
+def test_forget_makes_no_file_where_there_is_none(tmp_path):
+    MetricsLog(tmp_path / "metrics.jsonl").forget("pretrain", 0, after_step=0)
+    assert names(tmp_path) == []
+
+
+def test_writing_and_forgetting_leave_no_other_file(log):
+    log.forget("pretrain", 0, after_step=10)
+    assert names(log._path.parent) == ["metrics.jsonl"]

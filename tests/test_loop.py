@@ -1,0 +1,184 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from egmae_jax import loop, rng, sharding
+from egmae_jax.checkpoint import Checkpoints
+from egmae_jax.data.pipeline import Images, Order
+from egmae_jax.metrics_log import MetricsLog
+
+_OPTIMIZER = optax.adam(0.1)
+
+
+def _step(state, batch, key):
+    """A linear fit of labels from pixels, with noise from the key so that randomness matters."""
+    x = batch.pixels.reshape(len(batch), -1).astype(jnp.float32) / 255
+    x = x + 0.1 * jax.random.normal(key, x.shape)
+
+    def loss_fn(params):
+        return jnp.square(x @ params["w"] - batch.labels).mean()
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    return state.update(_OPTIMIZER, gradients), {"loss": loss}
+
+
+def _images(count=20):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+    return Images(pixels, np.full((count, 2), 2), (pixels[:, 0, 0, 0] // 128).astype(np.int32))
+
+
+def _evaluate(params):
+    score = -(float(jnp.abs(params["w"]).sum() - 1.0) ** 2)
+    return (score,), {"validation_score": score}
+
+
+def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_seconds=0.0):
+    """Trains; `stop_after` checkpoints it dies as a killed process would, leaving what it left."""
+    images = images or _images()
+    mesh = sharding.make_mesh()
+    params = {"w": np.zeros(12, np.float32)}
+    log = MetricsLog(folder / "metrics.jsonl")
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        if stop_after is not None:
+            save, saved = checkpoints.save, []
+
+            def counted(*args):
+                save(*args)
+                saved.append(args[0])
+                if len(saved) == stop_after:
+                    raise KeyboardInterrupt
+
+            checkpoints.save = counted
+        return loop.train(
+            stage="test",
+            round_index=0,
+            program=loop.compile_steps(step, mesh),
+            state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
+            images=lambda: sharding.replicate(images, mesh),
+            order=Order(len(images), 4, (0,)),
+            key=rng.stage_key(0, "test"),
+            epochs=epochs,
+            steps_per_epoch=5,
+            schedule=optax.constant_schedule(0.1),
+            checkpoints=checkpoints,
+            save_seconds=save_seconds,
+            log=log,
+            mesh=mesh,
+            evaluate=_evaluate,
+        )
+
+
+def _rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "images_per_second"} for x in lines]
+
+
+def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
+    mesh = sharding.make_mesh()
+    images = sharding.replicate(_images(), mesh)
+    order, key = Order(20, 4, (0,)), rng.stage_key(0, "test")
+    start = loop.TrainState.create({"w": jnp.zeros(12)}, _OPTIMIZER)
+
+    one_by_one = start
+    for step in range(7):
+        batch = images.take(order[step])
+        one_by_one, _ = jax.jit(_step)(one_by_one, batch, jax.random.fold_in(key, step))
+    batches = np.zeros((256, 4), np.int32)
+    batches[:7] = [order[step] for step in range(7)]
+    together, history = loop.compile_steps(_step, mesh)(
+        sharding.replicate(start, mesh), images, batches, key, 7
+    )
+    np.testing.assert_allclose(together.params["w"], one_by_one.params["w"], rtol=1e-6)
+    assert int(together.step) == 7
+    assert np.count_nonzero(history["loss"]) == 7
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after):
+    whole, best = _train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "killed", stop_after=stop_after)
+    resumed, resumed_best = _train(tmp_path / "killed")
+    assert np.array_equal(whole.params["w"], resumed.params["w"])
+    assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(resumed)))
+    assert np.array_equal(best.params["w"], resumed_best.params["w"])
+    assert (best.epoch, best.score) == (resumed_best.epoch, resumed_best.score)
+    assert _rows(tmp_path / "whole") == _rows(tmp_path / "killed")
+
+
+def test_a_complete_stage_is_not_run_again(tmp_path):
+    state, best = _train(tmp_path)
+    before = _rows(tmp_path)
+
+    def no_images():
+        raise AssertionError("there is nothing left to train")
+
+    mesh = sharding.make_mesh()
+    params = {"w": np.zeros(12, np.float32)}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        again, again_best = loop.train(
+            stage="test",
+            round_index=0,
+            program=loop.compile_steps(_step, mesh),
+            state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
+            images=no_images,
+            order=Order(20, 4, (0,)),
+            key=rng.stage_key(0, "test"),
+            epochs=4,
+            steps_per_epoch=5,
+            schedule=optax.constant_schedule(0.1),
+            checkpoints=checkpoints,
+            save_seconds=0.0,
+            log=MetricsLog(tmp_path / "metrics.jsonl"),
+            mesh=mesh,
+            evaluate=_evaluate,
+        )
+    assert np.array_equal(state.params["w"], again.params["w"])
+    assert best.epoch == again_best.epoch
+    assert _rows(tmp_path) == before
+
+
+def test_the_best_epoch_is_the_one_of_highest_score(tmp_path):
+    _, best = _train(tmp_path, epochs=6)
+    scores = [row["validation_score"] for row in _rows(tmp_path)]
+    assert best.epoch == 1 + int(np.argmax(scores))
+    assert best.score == (max(scores),)
+
+
+def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
+    _train(tmp_path, epochs=1)
+    mesh = sharding.make_mesh()
+    batches = np.zeros((256, 4), np.int32)
+    batches[:5] = [Order(20, 4, (0,))[step] for step in range(5)]
+    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER)
+    _, history = loop.compile_steps(_step, mesh)(
+        sharding.replicate(start, mesh),
+        sharding.replicate(_images(), mesh),
+        batches,
+        rng.stage_key(0, "test"),
+        5,
+    )
+    assert _rows(tmp_path)[0]["loss"] == pytest.approx(np.mean(history["loss"][:5]), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
+    def diverge(state, batch, key):
+        state, metrics = _step(state, batch, key)
+        return state, {"loss": jnp.where(state.step > 12, jnp.nan, metrics["loss"])}
+
+    with pytest.raises(loop.NonFiniteLossError, match=r"became nan at step 13 \(epoch 3\)"):
+        _train(tmp_path, step=diverge)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() <= 12
+
+
+def test_checkpoints_keep_the_newest_two(tmp_path):
+    _train(tmp_path)
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert len(steps) == 2
+    assert steps[-1] == 20

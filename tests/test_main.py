@@ -1,0 +1,127 @@
+"""`python main.py` as a user starts it: mistakes end in a sentence before anything is done.
+
+Whole runs are in test_experiment.py.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def start(tmp_path, *arguments, workdir=True):
+    """Runs main.py, which must refuse, and returns its whole output."""
+    if workdir:
+        arguments += (f"--workdir={tmp_path / 'run'}",)
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hub"),  # where no weights are cached
+        "HOME": str(tmp_path / "home"),  # where the config's cache folder is
+        "JAX_PLATFORMS": "cpu",
+    }
+    before = set(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode not in (0, None), output
+    assert "Traceback" not in output, output
+    # Nothing was trained or written: no workdir, no cache.
+    written = set(tmp_path.rglob("*")) - before
+    assert not {path for path in written if tmp_path / "hub" not in (path, *path.parents)}
+    return output
+
+
+@pytest.fixture
+def busi(tmp_path):
+    """A tree in BUSI's layout, four images a class with their masks."""
+    rng = np.random.default_rng(0)
+    for label in ("benign", "malignant", "normal"):
+        folder = tmp_path / "data" / "Dataset_BUSI_with_GT" / label
+        folder.mkdir(parents=True)
+        for k in range(1, 5):
+            image = PIL.Image.fromarray(rng.integers(0, 256, (40, 50), np.uint8))
+            image.save(folder / f"{label} ({k}).png")
+            image.save(folder / f"{label} ({k})_mask.png")
+    return tmp_path / "data"
+
+
+def test_unknown_field_ends_in_one_line_that_names_the_nearest(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", "--config.pretrain.epoch=2")
+    # One line in a pipe: nothing wrapped at 80 columns, which would break names and commands.
+    assert output == (
+        "Error: There is no config field 'pretrain.epoch'. Did you mean 'pretrain.epochs'?\n"
+    )
+
+
+def test_value_of_a_wrong_type_is_named_with_its_field(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", "--config.pretrain.epochs=many")
+    assert "config.pretrain.epochs" in output
+    assert "'many'" in output
+
+
+def test_workdir_is_asked_for(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", workdir=False)
+    assert "--workdir" in output
+
+
+def test_missing_config_file_is_named(tmp_path):
+    output = start(tmp_path, "--config=configs/bussi.py")
+    assert "configs/bussi.py" in output
+    assert "No such file" in output
+
+
+def test_unknown_preset_is_named_with_those_there_are(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py:gpu")
+    assert "There is no preset 'gpu'. Presets: cpu, or <pre-training epochs>" in output
+
+
+def test_missing_data_folder_is_named_with_the_way_to_get_the_data(tmp_path):
+    folder = tmp_path / "nowhere"
+    output = start(
+        tmp_path,
+        "--config=configs/busi.py",
+        f"--config.data.dir={folder}",
+        "--config.imagenet.weights=none",
+    )
+    assert f"There is no folder {folder} (data.dir)" in output
+    assert "Dataset_BUSI.zip" in output
+
+
+def test_missing_imagenet_weights_are_named_with_the_ways_out(tmp_path, busi):
+    output = start(tmp_path, "--config=configs/busi.py", f"--config.data.dir={busi}")
+    assert "timm/convnext_tiny.fb_in1k" in output
+    assert "hf download timm/convnext_tiny.fb_in1k" in output
+    assert "--config.imagenet.weights=none" in output
+
+
+def test_data_set_to_come_says_so(tmp_path):
+    output = start(tmp_path, "--config=configs/isic2018.py")
+    assert "ISIC 2018" in output
+    assert "not written yet" in output
+    assert "configs/image_folder.py" in output
+
+
+def test_all_mistakes_in_the_config_are_told_at_once(tmp_path):
+    output = start(
+        tmp_path,
+        "--config=configs/image_folder.py:cpu",
+        "--config.data.image_size=100",
+        "--config.rounds.kind=fold",
+        "--config.pretrain.betas=(0.9, 1.5)",
+    )
+    for field in ("data.dir", "data.image_size", "rounds.kind", "pretrain.betas"):
+        assert f" {field} is " in output
+    assert "the nearest is 96" in output

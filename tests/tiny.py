@@ -1,0 +1,80 @@
+"""A whole run that takes seconds: a ConvNeXt of four blocks on 32-pixel phantoms.
+
+`python -m tests.tiny DATA CACHE WORKDIR [field=value ...]` runs it as a process of its own.
+"""
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+from egmae_jax import console, experiment, models
+from egmae_jax.data import phantoms
+
+MODEL = "convnext_test"
+ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")
+
+
+def make_data(folder: Path) -> Path:
+    """Twelve phantoms a class, smaller than the demo's."""
+    phantoms.write(folder, images_per_class=12, seed=0, height=48, width=64)
+    return folder
+
+
+def make_config(data: Path, cache: Path, **changes):
+    """The default config, shrunk; `changes` are fields with __ for the dot."""
+    from configs import default
+
+    models._CONVNEXT[MODEL] = ENTRY
+    config = default.get_config()
+    fields = {
+        "data.name": "image_folder",
+        "data.dir": str(data),
+        "data.cache_dir": str(cache),
+        "data.image_size": 32,
+        "data.store_size": 40,
+        "model.name": MODEL,
+        "decoder.dim": 16,
+        "pretrain.epochs": 3,
+        "pretrain.warmup_epochs": 1,
+        "pretrain.batch_size": 8,
+        "finetune.epochs": 3,
+        "finetune.batch_size": 8,
+        "finetune.resize": 34,
+        "finetune.learning_rate": 1e-3,
+        "imagenet.weights": "none",
+        "rounds.count": 2,
+        "evaluation.batch_size": 8,
+        "evaluation.bootstrap_resamples": 20,
+    }
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def main(data: str, cache: str, workdir: str, *fields: str) -> None:
+    changes = dict(field.split("=", 1) for field in fields)
+    console.set_up_logging()
+    config = make_config(
+        Path(data),
+        Path(cache),
+        **{name.replace(".", "__"): _literal(value) for name, value in changes.items()},
+    )
+    experiment.run(config, workdir)
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment for a process of its own."""
+    root = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, **variables}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,52 @@
+"""torch, torchvision and timm; a test that asks for one skips where it is not installed."""
+
+import numpy as np
+import pytest
+
+
+def torch():
+    """The module; skips where it is not installed."""
+    return pytest.importorskip("torch")
+
+
+def torchvision():
+    """The module; skips where it is not installed."""
+    library = torch().library
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        # Built for another torch (a GPU's, say), its compiled operators do not load and its Python
+        # part stops at their names. Nothing here calls them, so names are enough.
+        for name in ("nms", "qnms"):
+            library.define(
+                f"torchvision::{name}", "(Tensor dets, Tensor scores, float t) -> Tensor"
+            )
+        return pytest.importorskip("torchvision")
+
+
+def timm():
+    """The module; skips where it is not installed."""
+    torchvision()
+    return pytest.importorskip("timm")
+
+
+def random_convnext(name, *, num_classes=5, seed=0, **options):
+    """timm's model `name` in evaluation mode, every parameter drawn anew so that none hides.
+
+    Fresh parameters would: biases are zero and layer scales 1e-6, so half of the network's
+    mistakes would not show.
+    """
+    torch_ = torch()
+    model = timm().create_model(name, num_classes=num_classes, **options).eval()
+    rng = np.random.default_rng(seed)
+    with torch_.no_grad():
+        for key, parameter in model.named_parameters():
+            shape = tuple(parameter.shape)
+            if parameter.ndim > 1:
+                value = rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:]))
+            elif key.endswith(("gamma", "weight")):  # layer scale, norm
+                value = rng.uniform(0.5, 1.5, shape)
+            else:
+                value = rng.uniform(-0.5, 0.5, shape)
+            parameter.copy_(torch_.from_numpy(np.asarray(value, np.float32)))
+    return model
