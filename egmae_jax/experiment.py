@@ -103,7 +103,7 @@ class Experiment:
         self.config = FrozenConfigDict(config)
         self.workdir = workdir
         cache = Path(config.data.cache_dir).expanduser()
-        if not jax.config.jax_compilation_cache_dir:
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         self.imagenet_params, self.imagenet_source = self._imagenet_weights()
         prepared = prepare(

@@ -1,7 +1,7 @@
 """Fine-tuning of a classifier (paper section 3.4): one step, prediction, and where it starts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -61,7 +61,7 @@ def finetune_step(
 
 def class_probabilities(params: PyTree, pixels: jax.Array, *, model: ConvNeXt) -> jax.Array:
     """uint8 [B, H, W, 3], the evaluation view -> float32 [B, num_classes] (equation 9)."""
-    logits = model.apply({"params": params}, augment.normalize(pixels))
+    logits = cast(jax.Array, model.apply({"params": params}, augment.normalize(pixels)))
     return jax.nn.softmax(logits, axis=-1)
 
 

@@ -207,5 +207,6 @@ def _require_finite(losses: np.ndarray, stage: str, step: int, steps_per_epoch: 
             f"The loss of {stage} became {losses[bad[0]]} at step {at + 1} (epoch "
             f"{at // steps_per_epoch + 1}); stopped. The last checkpoint is from before it. A "
             f"lower config.{section}.learning_rate or a longer config.{section}.warmup_epochs "
-            "usually helps; with model.dtype='bfloat16', so does 'float32'. Start in a new workdir then."
+            "usually helps; with model.dtype='bfloat16', so does 'float32'. Start in a new "
+            "workdir then."
         )

@@ -1,9 +1,11 @@
 """Entropy-guided MAE pre-training (paper section 3.3): one step, and what it reaches."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import FrozenConfigDict
 
@@ -99,7 +101,9 @@ def reconstruction_sums(
     """
     target = augment.normalize(pixels)
     corrupted = _corrupt(key, pixels, params["mask_token"], config)
-    reconstruction = model.apply({"params": params}, corrupted.image, corrupted.mask)
+    reconstruction = cast(
+        jax.Array, model.apply({"params": params}, corrupted.image, corrupted.mask)
+    )
     weight = to_pixels(corrupted.mask, config.corruption.patch_size) * valid[:, None, None, None]
     weight = jnp.broadcast_to(weight, target.shape)
     return {
@@ -112,7 +116,7 @@ def reconstruction_sums(
 
 def reconstruction_losses(sums: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
     """Mean squared error over masked pixels, and that of always predicting their mean colour."""
-    total = jax.tree.map(lambda *x: sum(map(jnp.asarray, x)).astype(float), *sums)
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
     count = total["count"].sum()
     mean_colour = total["value"] / total["count"]
     mean_colour_error = (total["square"] - total["count"] * mean_colour**2).sum()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Before JAX is imported anywhere. Compiling costs most of the suite's time, so what one test, worker
-# or run has compiled serves all others.
+# Before JAX is imported anywhere. Compiling costs most of the suite's time, so what one test,
+# worker or run has compiled serves all others.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "egmae_jax_test_compiled")
 )

@@ -254,7 +254,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, ca
         process = run_process(data, cache, tmp_path, "checkpoint.save_seconds=0.0")
         try:
             if kills < 4:
-                # Starting takes seconds; after the first lines of the log, anything can be under way.
+                # Starting takes seconds; after the first lines of the log, anything may be on.
                 while kills and "results go to" not in process.stdout.readline():
                     pass
                 time.sleep(moments.uniform(0, 6))

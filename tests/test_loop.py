@@ -163,7 +163,9 @@ def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
         rng.stage_key(0, "test"),
         5,
     )
-    assert _rows(tmp_path)[0]["loss"] == pytest.approx(np.mean(history["loss"][:5]), rel=1e-6)
+    assert _rows(tmp_path)[0]["loss"] == pytest.approx(
+        np.mean(np.asarray(history["loss"])[:5]), rel=1e-6
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):

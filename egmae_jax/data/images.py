@@ -53,8 +53,9 @@ def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PI
         image = _pad_to_square(image)
     short, long = sorted(image.size)
     factor = min(1.0, store_size / short, 2 * store_size / long)
-    size = tuple(max(1, round(side * factor)) for side in image.size)
-    return image if factor == 1.0 else image.resize(size, PIL.Image.Resampling.BILINEAR)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    reduced = (width, height)
+    return image if factor == 1.0 else image.resize(reduced, PIL.Image.Resampling.BILINEAR)
 
 
 def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> PIL.Image.Image:

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -14,16 +14,16 @@ from egmae_jax.data.prepare import Prepared
 
 
 class Images(NamedTuple):
-    """Decoded images, numpy on the host or jax on the device."""
+    """Decoded images; numpy arrays on the host, jax arrays on the device."""
 
-    pixels: np.ndarray | jax.Array  # uint8 [N, H, W, 3], each image in the upper left corner
-    sizes: np.ndarray | jax.Array  # int32 [N, 2], its height and width
-    labels: np.ndarray | jax.Array  # int32 [N]
+    pixels: Any  # uint8 [N, H, W, 3], each image in the upper left corner
+    sizes: Any  # int32 [N, 2], its height and width
+    labels: Any  # int32 [N]
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
-    def take(self, indices: jax.Array) -> "Images":
+    def take(self, indices: jax.Array | np.ndarray) -> "Images":
         """The batch at `indices` [B]."""
         return Images(self.pixels[indices], self.sizes[indices], self.labels[indices])
 

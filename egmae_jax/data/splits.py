@@ -50,9 +50,7 @@ def assign(
         # should get 56 and has 28. Ties go to the part with most room left.
         need = ((1 - filled / target.clip(1e-9)) * content[group]).sum(axis=1)
         room = (target - filled).sum(axis=1)
-        parts[group] = max(
-            range(len(shares)), key=lambda p, need=need, room=room: (need[p], room[p])
-        )
+        parts[group] = np.lexsort((room, need))[-1]
         filled[parts[group]] += content[group]
     return parts[members]
 
@@ -124,8 +122,8 @@ def _require_every_class(parts: np.ndarray, labels: np.ndarray, classes: Sequenc
             if not ((parts == part) & (labels == label)).any():
                 raise DataError(
                     f"No image of the class {name!r} came into the {split} part: its groups are "
-                    "too few or too large. Raise data.validation_share or data.test_share, or choose "
-                    "another data.split_seed."
+                    "too few or too large. Raise data.validation_share or data.test_share, or "
+                    "choose another data.split_seed."
                 )
 
 

@@ -166,10 +166,14 @@ def test_a_model_with_linear_layers_is_read_leaf_by_leaf(tiny_tensors, tmp_path)
     check_layouts(params, tiny_tensors, lambda x: x)
 
 
-@pytest.mark.parametrize("name", models.names())
-def test_names_and_shapes_are_those_written_out_here(name):
-    depths, dims, _ = models._CONVNEXT[name]
-    conv_mlp = name.removeprefix("convnext_") in {"atto", "femto", "pico", "nano"}
+@pytest.mark.parametrize(
+    ("name", "depths", "dims", "conv_mlp"),
+    [
+        ("convnext_nano", (2, 2, 8, 2), (80, 160, 320, 640), True),
+        ("convnext_small", (3, 3, 27, 3), (96, 192, 384, 768), False),
+    ],
+)
+def test_names_and_shapes_are_timms(name, depths, dims, conv_mlp):
     ours = {key: shape for key, (_, shape, _) in timm._expected(name, 3).items()}
     assert ours == timm_shapes(depths, dims, 3, conv_mlp=conv_mlp)
 
@@ -186,6 +190,8 @@ def test_what_is_saved_is_what_was_loaded_bit_for_bit(atto_file, atto_tensors, t
     assert_same(timm.load(tmp_path / "again.safetensors", "convnext_atto"), params)
 
 
+# bfloat16 fails: `load` asks np.issubdtype(x.dtype, np.floating), which does not know ml_dtypes'
+# types, and then says that bfloat16 is "not a floating-point type".
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_floating_types_are_read_as_float32(dtype, atto_tensors, tmp_path):
     tensors = {key: x.astype(dtype) for key, x in atto_tensors.items()}

@@ -130,9 +130,10 @@ def test_every_block_of_a_model_is_a_layer(name, depths):
 
 def test_what_decays_is_what_timm_decays():
     timm = torch_reference.timm()
+    timm_optim = pytest.importorskip("timm.optim")
     with torch.device("meta"):
         theirs = timm.create_model("convnext_atto", num_classes=3)
-    undecayed, decayed = timm.optim.param_groups_weight_decay(theirs, weight_decay=0.05)
+    undecayed, decayed = timm_optim.param_groups_weight_decay(theirs, weight_decay=0.05)
     assert (undecayed["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(models.create("convnext_atto", 3).init, jax.random.key(0), image)

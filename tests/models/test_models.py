@@ -1,0 +1,385 @@
+"""The networks' parts: convolution, drop path, initial values, the decoder and its mask."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+from jax import lax
+from scipy import stats
+
+from egmae_jax import models
+from egmae_jax.models import mae
+from egmae_jax.models.convnext import ConvNeXt, DropPath
+from egmae_jax.models.depthwise import depthwise_conv
+from egmae_jax.models.initialize import abstract_params, initial_params
+from egmae_jax.models.mae import Decoder, MaskedAutoencoder
+
+SMALL = ConvNeXt(depths=(1, 1, 2, 1), dims=(4, 8, 12, 16), num_classes=3)
+
+
+def image_shape(height=32, width=32, batch=1):
+    return jax.ShapeDtypeStruct((batch, height, width, 3), np.float32)
+
+
+def random(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def flatten(tree):
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def redrawn(params, seed=0):
+    """Parameters none of which is zero or tiny, so that each one shows."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), params)
+
+
+# Depthwise convolution
+
+
+def xla_conv(x, kernel):
+    padding = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def value_and_gradients(conv, x, kernel, cotangent):
+    @jax.jit
+    def program(x, kernel, cotangent):
+        value, pull_back = jax.vjp(conv, x, kernel)
+        return value, *pull_back(cotangent)
+
+    return program(x, kernel, cotangent)
+
+
+# (2, 3): smaller than the kernel, which then lies mostly on the padding.
+@pytest.mark.parametrize(("height", "width", "size"), [(9, 14, 7), (2, 3, 7), (1, 1, 7), (8, 5, 3)])
+def test_depthwise_convolution_and_its_gradients_are_xlas(height, width, size):
+    x, kernel = random(0, 2, height, width, 5), random(1, size, size, 1, 5)
+    cotangent = random(2, 2, height, width, 5)
+    ours = value_and_gradients(depthwise_conv, x, kernel, cotangent)
+    theirs = value_and_gradients(xla_conv, x, kernel, cotangent)
+    for name, a, b in zip(("value", "input", "kernel"), ours, theirs, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+
+
+def test_depthwise_convolution_in_bfloat16_rounds_once():
+    x, kernel, cotangent = (
+        jnp.asarray(v, jnp.bfloat16)
+        for v in (random(0, 2, 9, 11, 4), random(1, 7, 7, 1, 4), random(2, 2, 9, 11, 4))
+    )
+    ours = value_and_gradients(depthwise_conv, x, kernel, cotangent)
+    exact = value_and_gradients(xla_conv, *(v.astype(jnp.float32) for v in (x, kernel, cotangent)))
+    for name, a, b in zip(("value", "input", "kernel"), ours, exact, strict=True):
+        assert a.dtype == jnp.bfloat16, name
+        # Half of the last of eight binary digits.
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-4, err_msg=name)
+
+
+# Drop path
+
+
+def drop(x, rate, seed=0, train=True):
+    return DropPath(rate).apply({}, x, train=train, rngs={"drop_path": jax.random.key(seed)})
+
+
+def test_drop_path_is_the_identity_at_rate_zero_and_at_evaluation():
+    x = jnp.asarray(random(0, 4, 3, 3, 2))
+    np.testing.assert_array_equal(DropPath(0.0).apply({}, x, train=True), x)  # and needs no rng
+    np.testing.assert_array_equal(DropPath(0.7).apply({}, x, train=False), x)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_drop_path_drops_whole_examples_and_preserves_the_expectation(rate):
+    x = jnp.asarray(random(0, 4000, 2, 2, 3)) + 3.0
+    result = np.asarray(drop(x, rate))
+    dropped = (result == 0).all(axis=(1, 2, 3))
+    np.testing.assert_allclose(result[~dropped], x[~dropped] / (1 - rate), rtol=1e-6)
+    assert stats.binomtest(int(dropped.sum()), 4000, rate).pvalue > 0.01
+    ratio = (result / x).mean(axis=(1, 2, 3))  # 0 or 1 / keep: variance rate / keep
+    assert abs(ratio.mean() - 1) < 3 * np.sqrt(rate / (1 - rate) / 4000)
+
+
+def test_drop_path_follows_its_key():
+    x = jnp.ones((64, 1, 1, 1))
+    np.testing.assert_array_equal(drop(x, 0.5, seed=0), drop(x, 0.5, seed=0))
+    assert (drop(x, 0.5, seed=0) != drop(x, 0.5, seed=1)).any()
+
+
+def test_drop_path_keeps_the_dtype():
+    assert drop(jnp.ones((8, 1, 1, 1), jnp.bfloat16), 0.5).dtype == jnp.bfloat16
+
+
+def test_blocks_drop_independently_at_rates_that_grow_with_depth():
+    batch = 400
+    model = ConvNeXt(depths=(2, 2, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
+    params = redrawn(abstract_params(model, image_shape()))
+    images = random(1, batch, 32, 32, 3)
+
+    @jax.jit
+    def branches(params, images):
+        _, state = model.apply(
+            {"params": params},
+            images,
+            train=True,
+            rngs={"drop_path": jax.random.key(0)},
+            capture_intermediates=lambda module, _: isinstance(module, DropPath),
+            mutable=["intermediates"],
+        )
+        return state["intermediates"]
+
+    outputs = traverse_util.flatten_dict(branches(params, images), sep="/")
+    blocks = sorted(outputs, key=lambda path: path.split("/")[:2])
+    dropped = np.stack(
+        [(np.asarray(outputs[b][0]) == 0).all(axis=(1, 2, 3)) for b in blocks], axis=1
+    )
+    rates = np.linspace(0, 0.9, 6)
+    assert not dropped[:, 0].any()
+    for column, rate in enumerate(rates):
+        assert stats.binomtest(int(dropped[:, column].sum()), batch, rate).pvalue > 0.001
+    # Were two blocks to share a draw, the images of one would be among those of the other.
+    for a, b in itertools.combinations(range(1, 6), 2):
+        assert abs(np.corrcoef(dropped[:, a], dropped[:, b])[0, 1]) < 4 / np.sqrt(batch), (a, b)
+
+
+# Initial parameters
+
+
+@functools.lru_cache
+def atto():
+    return models.create("convnext_atto", 3)
+
+
+def autoencoder_inputs():
+    return image_shape(), jax.ShapeDtypeStruct((1, 2, 2), np.float32)
+
+
+CASES = {
+    "convnext_atto": (atto, lambda: (image_shape(),)),
+    "autoencoder": (lambda: MaskedAutoencoder(SMALL, decoder_dim=32), autoencoder_inputs),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_initial_parameters_are_distributed_as_the_modules_declare(case):
+    make, inputs = CASES[case]
+    module = make()
+    arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs()]
+    theirs = flatten(jax.jit(module.init)(jax.random.key(0), *arrays)["params"])
+    ours = flatten(initial_params(module, 0, *inputs()))
+    assert list(ours) == list(theirs)
+    for path, x in theirs.items():
+        y = ours[path]
+        assert (y.shape, y.dtype) == (x.shape, x.dtype), path
+        if x.std() == 0:
+            np.testing.assert_array_equal(y, x, path)
+            continue
+        # Both are samples of one distribution: the differences have known deviations.
+        deviation = np.sqrt(2 / x.size)
+        assert abs(y.mean() - x.mean()) < 4.5 * deviation * 0.02, path
+        assert abs(np.log(y.std() / x.std())) < 4.5 * deviation / np.sqrt(2), path
+        assert stats.ks_2samp(x.ravel(), y.ravel()).pvalue > 1e-4, path
+
+
+def test_initial_parameters_depend_on_seed_and_path_alone():
+    first = flatten(initial_params(SMALL, 0, image_shape()))
+    again = flatten(initial_params(SMALL, 0, image_shape(64, 96, batch=5)))
+    other = flatten(initial_params(SMALL, 1, image_shape()))
+    kernels = [path for path in first if path.endswith("kernel")]
+    for path in first:
+        np.testing.assert_array_equal(first[path], again[path])
+        assert np.array_equal(first[path], other[path]) == (path not in kernels), path
+    # Leaves of one shape are not copies of each other.
+    values = [first[path].ravel()[:3].tobytes() for path in kernels]
+    assert len(set(values)) == len(values)
+
+
+def test_initial_parameters_of_the_encoder_are_those_of_the_classifier_under_another_path():
+    # Not the same values: the path is part of the seed. The same names and shapes, but the head.
+    encoder = flatten(initial_params(MaskedAutoencoder(SMALL), 0, *autoencoder_inputs())["encoder"])
+    classifier = flatten(initial_params(SMALL, 0, image_shape()))
+    body = {path: x.shape for path, x in classifier.items() if not path.startswith("head/")}
+    assert {path: x.shape for path, x in encoder.items()} == body
+
+
+def test_an_unknown_kind_of_parameter_is_refused():
+    class Strange(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * self.param("temperature", nn.initializers.ones, ())
+
+    with pytest.raises(NotImplementedError, match="'temperature'"):
+        initial_params(Strange(), 0, image_shape())
+
+
+# The registry
+
+
+# torchvision's documented counts for 1000 classes (it has these three), the ConvNeXt V2 paper's in
+# millions for the smaller ones.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("convnext_tiny", 28_589_128),
+        ("convnext_small", 50_223_688),
+        ("convnext_base", 88_591_464),
+        ("convnext_atto", 3.7e6),
+        ("convnext_femto", 5.2e6),
+        ("convnext_pico", 9.1e6),
+        ("convnext_nano", 15.6e6),
+    ],
+)
+def test_models_have_the_published_number_of_parameters(name, count):
+    shapes = abstract_params(models.create(name, 1000), image_shape())
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert total == (count if isinstance(count, int) else pytest.approx(count, rel=0.01))
+
+
+@pytest.mark.parametrize("ask", [lambda name: models.create(name, 3), models.default_weights])
+def test_an_unknown_model_suggests_the_nearest(ask):
+    with pytest.raises(ValueError, match=r"'convnext_tinny'\. Did you mean 'convnext_tiny'\?"):
+        ask("convnext_tinny")
+    with pytest.raises(ValueError, match=r"'alexnet'\. Known: convnext_atto, .*convnext_base"):
+        ask("alexnet")
+
+
+# The classifier
+
+
+def test_logits_have_the_batch_and_the_classes_and_do_not_mix_examples():
+    params = redrawn(abstract_params(SMALL, image_shape()))
+    images = random(0, 3, 64, 96, 3)
+    program = jax.jit(lambda params, images: SMALL.apply({"params": params}, images))
+    logits = program(params, images)
+    assert (logits.shape, logits.dtype) == ((3, 3), jnp.float32)
+    np.testing.assert_allclose(program(params, images[::-1]), logits[::-1], atol=1e-5)
+    assert np.ptp(logits, axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 33)])
+def test_image_sides_that_the_stride_does_not_divide_are_refused(height, width):
+    with pytest.raises(ValueError, match=f"divisible by 32; got {height}x{width}"):
+        abstract_params(SMALL, image_shape(height, width))
+
+
+def test_bfloat16_compute_keeps_parameters_logits_and_gradients_in_float32():
+    half = SMALL.copy(dtype=jnp.bfloat16)
+    shapes = abstract_params(half, image_shape())
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+    params, images = redrawn(shapes), random(0, 2, 32, 32, 3)
+    features = jax.eval_shape(
+        lambda p: half.apply({"params": p}, images, method=ConvNeXt.features), params
+    )
+    assert features.dtype == jnp.bfloat16
+
+    def total(params, model):
+        logits = model.apply({"params": params}, images)
+        return jnp.square(logits).sum(), logits
+
+    gradient, logits = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)(params, half)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype(np.float32)}
+    _, expected = total(params, SMALL)
+    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+    assert 0 < error < 0.03  # 0 would mean that nothing was computed in bfloat16
+
+
+# The masked autoencoder
+
+
+@pytest.mark.parametrize("patch_size", [8, 16, 32, 48, 96])
+def test_the_autoencoder_gives_an_image_whatever_the_patch_size(patch_size):
+    model = MaskedAutoencoder(SMALL, decoder_dim=16)
+    mask = jax.ShapeDtypeStruct((2, 96 // patch_size, 192 // patch_size), np.float32)
+    images = image_shape(96, 192, batch=2)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, mask)
+    result = jax.eval_shape(model.apply, variables, images, mask)
+    assert (result.shape, result.dtype) == ((2, 96, 192, 3), jnp.float32)
+    assert sorted(variables["params"]) == ["decoder", "encoder", "mask_token"]
+    assert "head" not in variables["params"]["encoder"]
+
+
+def test_the_autoencoder_in_bfloat16_gives_float32():
+    model = MaskedAutoencoder(SMALL.copy(dtype=jnp.bfloat16), decoder_dim=16)
+    shapes = abstract_params(model, *autoencoder_inputs())
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+    result = jax.eval_shape(model.apply, {"params": shapes}, *autoencoder_inputs())
+    assert result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("patch_size", [4, 6, 8, 12, 16, 24, 32, 48, 96])
+def test_the_masked_share_of_a_cell_is_that_of_its_pixels(patch_size):
+    height, width = 96, 192
+    shape = (2, height // patch_size, width // patch_size)
+    mask = (np.random.default_rng(0).uniform(size=shape) < 0.5).astype(np.float32)
+    pixels = np.kron(mask, np.ones((1, patch_size, patch_size)))
+    expected = pixels.reshape(2, height // 32, 32, width // 32, 32).mean(axis=(2, 4))
+    share = mae._masked_share(jnp.asarray(mask), height // 32, width // 32)
+    np.testing.assert_allclose(share, expected, atol=1e-6)
+
+
+def decoder_without_blocks(features):
+    """A decoder that is two linear layers, and its parameters: the first one the identity."""
+    depth = features.shape[-1]
+    decoder = Decoder(dim=depth, depth=0)
+    params = {
+        "embed": {"kernel": np.eye(depth, dtype=np.float32), "bias": np.zeros(depth, np.float32)},
+        "mask_embedding": np.zeros((1, depth), np.float32),
+        "predict": {"kernel": random(3, depth, 3072), "bias": np.zeros(3072, np.float32)},
+    }
+    return decoder, params
+
+
+def test_the_decoder_puts_the_pixels_of_a_feature_where_the_feature_is():
+    features = random(0, 2, 2, 3, 4)
+    decoder, params = decoder_without_blocks(features)
+    result = np.asarray(decoder.apply({"params": params}, features, np.zeros((2, 2, 3))))
+    assert result.shape == (2, 64, 96, 3)
+    for b, i, j in np.ndindex(2, 2, 3):
+        cell = (features[b, i, j] @ params["predict"]["kernel"]).reshape(32, 32, 3)
+        np.testing.assert_allclose(
+            result[b, 32 * i : 32 * (i + 1), 32 * j : 32 * (j + 1)], cell, atol=1e-4
+        )
+
+
+def test_the_decoder_is_told_the_masked_share_of_every_cell():
+    features = np.zeros((1, 2, 3, 4), np.float32)
+    decoder, params = decoder_without_blocks(features)
+    params["mask_embedding"] = random(4, 1, 4)
+    mask = np.zeros((1, 4, 6), np.float32)  # P = 16: four patches a cell
+    mask[0, 0, 2] = mask[0, 1, 3] = mask[0, 3, 5] = 1
+    result = np.asarray(decoder.apply({"params": params}, features, mask))
+    whole = (params["mask_embedding"][0] @ params["predict"]["kernel"]).reshape(32, 32, 3)
+    shares = np.zeros((2, 3))
+    shares[0, 1], shares[1, 2] = 0.5, 0.25
+    expected = np.kron(shares[..., None], whole)
+    np.testing.assert_allclose(result[0], expected, atol=1e-4)
+
+
+def test_every_parameter_of_the_autoencoder_is_used():
+    model = MaskedAutoencoder(SMALL, decoder_dim=16)
+    params = redrawn(abstract_params(model, *autoencoder_inputs()))
+    images, mask = random(0, 2, 32, 32, 3), np.ones((2, 2, 2), np.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.square(model.apply({"params": params}, images, mask, train=True)).sum()
+
+    norms = {path: np.linalg.norm(g) for path, g in flatten(gradient(params)).items()}
+    # The token stands for masked pixels, so it enters before the network, in `corrupt`.
+    assert [path for path, norm in norms.items() if norm < 1e-6] == ["mask_token"]
