@@ -3,12 +3,11 @@
 from absl import app, flags
 from ml_collections import config_flags
 
+from configs import default
 from egmae_jax import config as configs
 from egmae_jax import console, experiment
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The recipe, e.g. configs/busi.py:cpu."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
 _STAGE = flags.DEFINE_enum("stage", "all", experiment.STAGES, "Which part of the recipe to run.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -24,10 +23,17 @@ def main(_: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags, with a sentence for whatever is wrong with them."""
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for an unknown field
-        console.fail(configs.explain_unknown_field(argv, flags.FLAGS["config"], error))
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # a config file that is missing is only noticed when it is used
+        return rest
+    except flags.Error as error:  # where a config raises, its own message is the last line
+        console.fail(str(error).strip().splitlines()[-1])
+    except OSError:
+        console.fail(f"There is no config file {flags.FLAGS['config'].config_filename}.")
+    except (AttributeError, KeyError) as error:  # ml_collections: a field that does not exist
+        console.fail(configs.explain_unknown_field(argv, default.get_config(), error))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import absl.logging
 import rich.console
@@ -119,8 +119,8 @@ def _mean_std(value: Mapping[str, float]) -> str:
     return f"{value['mean']:.4f}" + ("" if std is None or math.isnan(std) else f" ± {std:.4f}")
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
     text = rich.markup.escape(message)  # file names may hold what rich takes for markup
-    rich.console.Console(stderr=True).print(f"[bold red]Error:[/] {text}", highlight=False)
+    rich.console.Console(stderr=True).print(f"[bold red]Error:[/] {text}", highlight=False, soft_wrap=True)
     sys.exit(1)

@@ -5,6 +5,7 @@ must hold exactly the tensors the model has, or the error names every one that i
 of another shape. Nothing is loaded by half.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from egmae_jax.checkpoint import write_safetensors
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -175,6 +177,8 @@ def locate(source: str | os.PathLike) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
     if isinstance(cached, str):
         return Path(cached)
+    logger.info("Fetching %s from the Hugging Face hub", repo_id)
+    huggingface_hub.utils.logging.set_verbosity_error()  # our error says what its retries would
     try:
         return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
     except RepositoryNotFoundError:

@@ -19,7 +19,7 @@ from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
 
-SMALL = ConvNeXt(depths=(1, 1, 2, 1), dims=(4, 8, 12, 16), num_classes=3)
+SMALL = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=3)
 
 
 def image_shape(height=32, width=32, batch=1):
@@ -126,7 +126,7 @@ def test_drop_path_keeps_the_dtype():
 
 def test_blocks_drop_independently_at_rates_that_grow_with_depth():
     batch = 400
-    model = ConvNeXt(depths=(2, 2, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
+    model = ConvNeXt(depths=(2, 1, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
     params = redrawn(abstract_params(model, image_shape()))
     images = random(1, batch, 32, 32, 3)
 
@@ -147,12 +147,12 @@ def test_blocks_drop_independently_at_rates_that_grow_with_depth():
     dropped = np.stack(
         [(np.asarray(outputs[b][0]) == 0).all(axis=(1, 2, 3)) for b in blocks], axis=1
     )
-    rates = np.linspace(0, 0.9, 6)
+    rates = np.linspace(0, 0.9, 5)
     assert not dropped[:, 0].any()
     for column, rate in enumerate(rates):
         assert stats.binomtest(int(dropped[:, column].sum()), batch, rate).pvalue > 0.001
     # Were two blocks to share a draw, the images of one would be among those of the other.
-    for a, b in itertools.combinations(range(1, 6), 2):
+    for a, b in itertools.combinations(range(1, 5), 2):
         assert abs(np.corrcoef(dropped[:, a], dropped[:, b])[0, 1]) < 4 / np.sqrt(batch), (a, b)
 
 
@@ -179,7 +179,8 @@ def test_initial_parameters_are_distributed_as_the_modules_declare(case):
     make, inputs = CASES[case]
     module = make()
     arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs()]
-    theirs = flatten(jax.jit(module.init)(jax.random.key(0), *arrays)["params"])
+    key = jax.random.key(0, impl="unsafe_rbg")  # another generator: it compiles in no time
+    theirs = flatten(jax.jit(module.init)(key, *arrays)["params"])
     ours = flatten(initial_params(module, 0, *inputs()))
     assert list(ours) == list(theirs)
     for path, x in theirs.items():
@@ -260,13 +261,17 @@ def test_an_unknown_model_suggests_the_nearest(ask):
 # The classifier
 
 
+@jax.jit
+def apply_small(params, images):
+    return SMALL.apply({"params": params}, images)
+
+
 def test_logits_have_the_batch_and_the_classes_and_do_not_mix_examples():
     params = redrawn(abstract_params(SMALL, image_shape()))
     images = random(0, 3, 64, 96, 3)
-    program = jax.jit(lambda params, images: SMALL.apply({"params": params}, images))
-    logits = program(params, images)
+    logits = apply_small(params, images)
     assert (logits.shape, logits.dtype) == ((3, 3), jnp.float32)
-    np.testing.assert_allclose(program(params, images[::-1]), logits[::-1], atol=1e-5)
+    np.testing.assert_allclose(apply_small(params, images[::-1]), logits[::-1], atol=1e-5)
     assert np.ptp(logits, axis=0).min() > 1e-3
 
 
@@ -286,14 +291,21 @@ def test_bfloat16_compute_keeps_parameters_logits_and_gradients_in_float32():
     )
     assert features.dtype == jnp.bfloat16
 
-    def total(params, model):
-        logits = model.apply({"params": params}, images)
+    def total(params):
+        logits = half.apply({"params": params}, images)
         return jnp.square(logits).sum(), logits
 
-    gradient, logits = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)(params, half)
+    gradients, logits = jax.eval_shape(jax.grad(total, has_aux=True), params)
     assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype(np.float32)}
-    _, expected = total(params, SMALL)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype(np.float32)}
+
+
+def test_bfloat16_compute_is_float32_to_three_digits():
+    params = redrawn(abstract_params(SMALL, image_shape()))
+    images = random(0, 3, 64, 96, 3)
+    half = SMALL.copy(dtype=jnp.bfloat16)
+    logits = jax.jit(half.apply)({"params": params}, images)
+    expected = apply_small(params, images)
     error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
     assert 0 < error < 0.03  # 0 would mean that nothing was computed in bfloat16
 
@@ -370,16 +382,21 @@ def test_the_decoder_is_told_the_masked_share_of_every_cell():
     np.testing.assert_allclose(result[0], expected, atol=1e-4)
 
 
-def test_every_parameter_of_the_autoencoder_is_used():
+def test_every_parameter_of_the_autoencoder_matters():
     model = MaskedAutoencoder(SMALL, decoder_dim=16)
-    params = redrawn(abstract_params(model, *autoencoder_inputs()))
+    params = flatten(redrawn(abstract_params(model, *autoencoder_inputs())))
     images, mask = random(0, 2, 32, 32, 3), np.ones((2, 2, 2), np.float32)
 
     @jax.jit
-    @jax.grad
-    def gradient(params):
-        return jnp.square(model.apply({"params": params}, images, mask, train=True)).sum()
+    def reconstruct(flat):
+        params = traverse_util.unflatten_dict(flat, sep="/")
+        return model.apply({"params": params}, images, mask)
 
-    norms = {path: np.linalg.norm(g) for path, g in flatten(gradient(params)).items()}
+    expected = reconstruct(params)
+    without_effect = [
+        path
+        for path, leaf in params.items()
+        if np.abs(reconstruct({**params, path: leaf * 1.5}) - expected).max() < 1e-4
+    ]
     # The token stands for masked pixels, so it enters before the network, in `corrupt`.
-    assert [path for path, norm in norms.items() if norm < 1e-6] == ["mask_token"]
+    assert without_effect == ["mask_token"]
