@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str | None = None) -> ConfigDict:
     """The CPU preset, shortened; offline, so the ImageNet branch starts from random weights."""
     config = default.get_config()
     default.set_cpu(config)
@@ -21,4 +21,4 @@ def get_config() -> ConfigDict:
     config.pretrain.epochs = 15
     config.finetune.epochs = 10
     config.rounds.count = 2
-    return config
+    return default.apply_preset(config, preset)

@@ -1,6 +1,7 @@
 """Checks of a config before any work, and what may change between two runs on one workdir."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -127,19 +128,23 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
             f"{', '.join(splits.SPLITS)}."
         )
-    if config.rounds.kind == "folds" and config.rounds.count < 3:
-        yield f"rounds.count is {config.rounds.count}; rounds.kind='folds' needs at least 3."
+    folds = config.rounds.count if config.rounds.kind == "folds" else None
+    if folds is not None and folds < 3:
+        yield f"rounds.count is {folds}; rounds.kind='folds' needs at least 3."
+    elif folds is not None and config.data.validation_share + 1 / folds >= 1:
+        yield "data.validation_share and a fold for testing leave nothing to train on."
     if not 1 <= config.entropy.num_bins <= 256 or 256 % config.entropy.num_bins:
         yield f"entropy.num_bins is {config.entropy.num_bins}; it must be a divisor of 256."
 
     side = config.data.image_size
-    for what, divisor in (
-        (f"ConvNeXt's stride {TOTAL_STRIDE}", TOTAL_STRIDE),
-        (f"corruption.patch_size={config.corruption.patch_size}", config.corruption.patch_size),
-    ):
-        if divisor > 0 and side % divisor:
-            nearest = max(1, round(side / divisor)) * divisor
-            yield f"data.image_size is {side}, not divisible by {what}; the nearest is {nearest}."
+    patch = config.corruption.patch_size
+    divisor = math.lcm(TOTAL_STRIDE, max(patch, 1))
+    if side % divisor:
+        nearest = max(1, round(side / divisor)) * divisor
+        yield (
+            f"data.image_size is {side}; ConvNeXt's stride {TOTAL_STRIDE} and "
+            f"corruption.patch_size={patch} must both divide it; the nearest is {nearest}."
+        )
     if config.finetune.resize < side:
         yield (
             f"finetune.resize is {config.finetune.resize}, smaller than data.image_size={side}, "

@@ -122,5 +122,7 @@ def _mean_std(value: Mapping[str, float]) -> str:
 def fail(message: str) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
     text = rich.markup.escape(message)  # file names may hold what rich takes for markup
-    rich.console.Console(stderr=True).print(f"[bold red]Error:[/] {text}", highlight=False, soft_wrap=True)
+    rich.console.Console(stderr=True).print(
+        f"[bold red]Error:[/] {text}", highlight=False, soft_wrap=True
+    )
     sys.exit(1)

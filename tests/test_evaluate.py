@@ -135,6 +135,13 @@ def test_calibration_error_of_one_confidence_is_its_distance_from_the_accuracy()
     assert compute_metrics(labels, probabilities)["ece"] == pytest.approx(0.3)
 
 
+def test_the_bins_of_the_calibration_error_are_open_below_and_closed_above():
+    labels = np.array([0, 0, 1])
+    probabilities = np.array([[0.6, 0.4], [0.42, 0.58], [0.0, 1.0]])  # right, wrong, right
+    # 0.6 is 9/15, so the first two lie in (8/15, 9/15], where their gaps of .4 and -.58 cancel.
+    assert compute_metrics(labels, probabilities)["ece"] == pytest.approx(0.18 / 3)
+
+
 def test_cross_entropy_is_the_mean_negative_log_of_the_true_class():
     labels, probabilities = random_predictions(3, 4)
     expected = -np.mean([np.log(p[y]) for p, y in zip(probabilities, labels, strict=True)])

@@ -25,8 +25,10 @@ def decode(encoded: bytes) -> PIL.Image.Image:
         raise UnreadableImageError("the file is empty")
     try:
         image = PIL.Image.open(io.BytesIO(encoded))
+        # Pillow opens colours of 16 bits as if they had 8; only the raw mode of the tiles tells.
+        modes = [image.mode, *(str(tile[3]) for tile in image.tile)]
         image.load()
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        if image.mode in ("I", "F") or any(";16" in mode for mode in modes):
             raise UnreadableImageError(
                 f"{image.mode!r} has more than 8 bits a value: not supported"
             )

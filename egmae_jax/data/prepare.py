@@ -188,11 +188,12 @@ class _Records(tfds.core.GeneratorBasedBuilder):
                 unreadable.append(f"{image.file} ({record})")
             else:
                 yield next(key), record
-        if unreadable and self._on_error == "raise":
+        none_left = len(unreadable) == len(self._listed)
+        if none_left or (unreadable and self._on_error == "raise"):
+            remedy = "" if none_left else ", or leave them out by --config.data.on_error=skip"
             raise DataError(
                 f"{len(unreadable)} of {len(self._listed)} images in {self._folder} cannot be "
-                f"read: {_some(unreadable)}. Mend or remove them, or leave them out by "
-                "--config.data.on_error=skip."
+                f"read: {_some(unreadable)}. Mend or remove them{remedy}."
             )
         self.info.metadata["skipped"] = unreadable
 

@@ -1,6 +1,7 @@
 """ConvNeXt against timm: logits, the gradient of every parameter, checkpoints both ways."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,20 @@ def random_images(batch, side, seed=1):
     return images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
+@functools.lru_cache
+def our_program(name):
+    """(parameters, images) -> features and logits."""
+    model = models.create(name, CLASSES)
+
+    @jax.jit
+    def program(params, images):
+        ours = model.bind({"params": params})
+        features = ours.features(images)
+        return features, ours.head(features)
+
+    return program
+
+
 def flatten(tree):
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
 
@@ -51,23 +66,38 @@ def flatten(tree):
 def test_logits_are_timms(name, tmp_path):
     theirs = reference(name)
     params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
-    model = models.create(name, CLASSES)
     images, images_torch = random_images(1, 224)
     with torch.inference_mode():
         expected = theirs(images_torch).numpy()
         features = theirs.forward_features(images_torch).permute(0, 2, 3, 1).numpy()
     assert expected.std() > 0.1  # the logits do say something
 
-    @jax.jit
-    def program(params, images):
-        ours = model.bind({"params": params})
-        features = ours.features(images)
-        return features, ours.head(features)
-
-    our_features, logits = program(params, images)
+    our_features, logits = our_program(name)(params, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     error = np.linalg.norm(our_features - features) / np.linalg.norm(features)
     assert error < 1e-5
+
+
+def test_the_epsilon_of_every_norm_is_timms(tmp_path):
+    theirs = torch_reference.random_convnext("convnext_atto", num_classes=CLASSES)
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            # What enters a norm then has a variance near 1e-6, so that epsilon counts.
+            if re.match(r"stem|.*(gamma|conv_dw\.bias|downsample\.1)", key):
+                parameter *= 1e-3
+    source = write(theirs.state_dict(), tmp_path / "model.safetensors")
+    params = interop.load(source, "convnext_atto")
+    images, images_torch = random_images(1, 224)
+    with torch.inference_mode():
+        expected = theirs(images_torch).numpy()
+    _, logits = our_program("convnext_atto")(params, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+    for norm in theirs.modules():
+        if isinstance(norm, torch.nn.LayerNorm):
+            norm.eps = 1e-5
+    with torch.inference_mode():  # and the test does see epsilon
+        assert np.abs(theirs(images_torch).numpy() - expected).max() > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,10 @@ def class_folders(
         paths = [
             path
             for path in class_folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and is_image(path)
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")  # macOS archives: '._x.png' is no image
+            and path.is_file()
+            and is_image(path)
         ]
         if not paths:
             raise DataError(

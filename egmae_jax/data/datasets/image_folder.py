@@ -6,7 +6,8 @@ from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_fo
 
 
 def _list_images(root: Path) -> list[ImageFile]:
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    hidden = (".", "__MACOSX")  # what macOS leaves in archives is no class
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(hidden))
     if len(classes) < 2:
         found = ", ".join(classes) or "none"
         raise DataError(
