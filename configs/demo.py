@@ -18,7 +18,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.store_size = 96
     config.finetune.resize = 67
     config.imagenet.weights = "none"
-    config.pretrain.epochs = 15
-    config.finetune.epochs = 10
-    config.rounds.count = 2
+    config.pretrain.epochs = 25
+    config.finetune.epochs = 20
+    config.rounds.count = 1
     return default.apply_preset(config, preset)

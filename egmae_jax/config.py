@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from egmae_jax import corruption, models
 from egmae_jax.data import datasets, images, splits
 from egmae_jax.models.convnext import TOTAL_STRIDE
+from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
 # are evaluated. The data themselves are held to splits.json by their hashes.
@@ -49,6 +50,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "model.dtype": ("float32", "bfloat16"),
         "entropy.color": corruption.COLORS,
         "corruption.kind": corruption.KINDS,
+        "model.kernel_init": KERNEL_INITS,
         "rounds.kind": ("seeds", "folds"),
     }
     flat = flatten(config)
@@ -70,6 +72,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "data.store_size",
         "corruption.patch_size",
         "decoder.dim",
+        "model.layer_scale",
         "pretrain.epochs",
         "pretrain.batch_size",
         "pretrain.learning_rate",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import config as configs
@@ -157,6 +158,15 @@ class Experiment:
             self.workdir,
         )
 
+    def _initial_params(self, network: nn.Module, seed: int, *inputs: Any) -> PyTree:
+        return initial_params(
+            network,
+            seed,
+            *inputs,
+            kernel_init=self.config.model.kernel_init,
+            layer_scale=self.config.model.layer_scale,
+        )
+
     # --- Pre-training (paper section 3.3) ------------------------------------------------------
 
     @functools.cached_property
@@ -182,7 +192,7 @@ class Experiment:
         )
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-        fresh = initial_params(self.autoencoder, seed, image, mask)
+        fresh = self._initial_params(self.autoencoder, seed, image, mask)
         optimizer = optim.adamw(
             schedule, fresh, weight_decay=config.weight_decay, betas=config.betas
         )
@@ -334,7 +344,7 @@ class Experiment:
 
     def _initial_classifier(self, seed: int) -> PyTree:
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        return initial_params(self.classifier, seed, image)
+        return self._initial_params(self.classifier, seed, image)
 
     def _start_of(self, branch: str, round_index: int, seed: int) -> PyTree:
         """Where a branch starts from: pre-trained parameters below a fresh head."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -115,7 +116,7 @@ def load(
     problems += [
         f"dtype: {key} is {x.dtype}, not a floating-point type"
         for key, x in tensors.items()
-        if not np.issubdtype(x.dtype, np.floating)
+        if not jnp.issubdtype(x.dtype, jnp.floating)  # knows bfloat16, numpy does not
     ]
     if problems:
         raise CheckpointError(

@@ -6,6 +6,7 @@ modules declare (a test compares the two). A leaf's values depend on the seed an
 not on the platform, the number of devices or the JAX version.
 """
 
+import math
 import zlib
 from typing import Any
 
@@ -15,6 +16,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 PyTree = Any
+KERNEL_INITS = ("timm", "fan_in")
+_OUTPUT_KERNELS = ("head/fc/kernel", "decoder/predict/kernel")
+_CONSTANTS = {"scale": 1.0, "bias": 0.0, "mask_token": 0.0}
 
 
 def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
@@ -22,29 +26,37 @@ def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def initial_params(module: nn.Module, seed: int, *inputs: jax.ShapeDtypeStruct) -> PyTree:
+def initial_params(
+    module: nn.Module,
+    seed: int,
+    *inputs: jax.ShapeDtypeStruct,
+    kernel_init: str = "timm",
+    layer_scale: float = 1e-6,
+) -> PyTree:
     """Fresh parameters, a nested dict of float32 numpy arrays.
 
     Args:
         module: the model.
         seed: any integer >= 0.
         *inputs: shapes of the module's call arguments; spatial size does not matter.
+        kernel_init: one of KERNEL_INITS. 'timm' draws every kernel with standard deviation 0.02.
+            'fan_in' draws it with fan_in ** -0.5, but for the layers that predict classes or
+            pixels: narrow networks are next to linear with 0.02, and learn slowly.
+        layer_scale: what every block's gamma starts from.
     """
     flat = traverse_util.flatten_dict(abstract_params(module, *inputs), sep="/")
-    return traverse_util.unflatten_dict(
-        {path: _initial_value(path, leaf.shape, seed) for path, leaf in flat.items()}, sep="/"
-    )
-
-
-def _initial_value(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    match path.rsplit("/", 1)[-1]:
-        case "kernel" | "mask_embedding":
+    values = {}
+    for path, leaf in flat.items():
+        name = path.rsplit("/", 1)[-1]
+        if name in ("kernel", "mask_embedding"):
+            small = kernel_init == "timm" or name != "kernel" or path in _OUTPUT_KERNELS
+            std = 0.02 if small else math.prod(leaf.shape[:-1]) ** -0.5
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            return (0.02 * rng.standard_normal(shape)).astype(np.float32)
-        case "scale":
-            return np.ones(shape, np.float32)
-        case "gamma":
-            return np.full(shape, 1e-6, np.float32)
-        case "bias" | "mask_token":
-            return np.zeros(shape, np.float32)
-    raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
+            values[path] = (std * rng.standard_normal(leaf.shape)).astype(np.float32)
+        elif name in _CONSTANTS:
+            values[path] = np.full(leaf.shape, _CONSTANTS[name], np.float32)
+        elif name == "gamma":
+            values[path] = np.full(leaf.shape, layer_scale, np.float32)
+        else:
+            raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
+    return traverse_util.unflatten_dict(values, sep="/")

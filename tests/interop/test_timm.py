@@ -190,8 +190,6 @@ def test_what_is_saved_is_what_was_loaded_bit_for_bit(atto_file, atto_tensors, t
     assert_same(timm.load(tmp_path / "again.safetensors", "convnext_atto"), params)
 
 
-# bfloat16 fails: `load` asks np.issubdtype(x.dtype, np.floating), which does not know ml_dtypes'
-# types, and then says that bfloat16 is "not a floating-point type".
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_floating_types_are_read_as_float32(dtype, atto_tensors, tmp_path):
     tensors = {key: x.astype(dtype) for key, x in atto_tensors.items()}

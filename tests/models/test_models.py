@@ -217,6 +217,18 @@ def test_initial_parameters_of_the_encoder_are_those_of_the_classifier_under_ano
     assert {path: x.shape for path, x in encoder.items()} == body
 
 
+def test_fan_in_keeps_the_variance_of_what_goes_through():
+    params = initial_params(atto(), 0, image_shape(), kernel_init="fan_in", layer_scale=0.1)
+    for path, x in flatten(params).items():
+        if path == "head/fc/kernel":
+            assert x.std() == pytest.approx(0.02, rel=0.1)
+        elif path.endswith("kernel"):
+            fan_in = np.prod(x.shape[:-1])
+            assert x.std() == pytest.approx(fan_in**-0.5, rel=5 / np.sqrt(x.size)), path
+        elif path.endswith("gamma"):
+            assert (x == np.float32(0.1)).all()
+
+
 def test_an_unknown_kind_of_parameter_is_refused():
     class Strange(nn.Module):
         @nn.compact
