@@ -1,12 +1,12 @@
 """What a run shows on the terminal: log lines, a progress bar, the table of results."""
 
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import absl.logging
+import rich.box
 import rich.console
 import rich.logging
 import rich.markup
@@ -87,12 +87,12 @@ def print_results(results: Mapping[str, Any]) -> None:
     """Prints the summary of results.json as a table."""
     dataset = results["dataset"]
     rounds = len(results["rounds"])
-    table = rich.table.Table(
-        title=f"{dataset['title']}: test, mean ± standard deviation over {rounds} rounds"
-    )
+    over = f"mean ± standard deviation over {rounds} rounds" if rounds > 1 else "one round"
+    _console.print(f"\n{dataset['title']}: test, {over}", highlight=False)
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)  # fits 80 columns
     table.add_column("Branch")
     for title in _COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for branch, metrics in results["summary"].items():
         cells = (_mean_std(metrics[name]) for name in _COLUMNS)
         table.add_row(branch, *cells, style="bold" if branch == "ensemble" else "")
@@ -110,13 +110,15 @@ def print_results(results: Mapping[str, Any]) -> None:
             "(--config.imagenet.weights=none): these are not the method's figures.",
             highlight=False,
         )
+    if dataset["skipped"]:
+        _console.print(f"[bold yellow]{len(dataset['skipped'])} unreadable images left out.[/]")
     if results["pretraining_saw_test"]:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
 
 
-def _mean_std(value: Mapping[str, float]) -> str:
-    std = value["std"]
-    return f"{value['mean']:.4f}" + ("" if std is None or math.isnan(std) else f" ± {std:.4f}")
+def _mean_std(value: Mapping[str, float | None]) -> str:
+    mean, std = (None if x is None else f"{x:.3f}".lstrip("0") for x in value.values())
+    return f"{mean}" if std is None else f"{mean} ± {std}"
 
 
 def fail(message: str) -> NoReturn:

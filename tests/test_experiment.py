@@ -24,6 +24,8 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from tests import tiny
 
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))  # of the kill test
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -253,7 +255,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, ca
     while True:
         process = run_process(data, cache, tmp_path, "checkpoint.save_seconds=0.0")
         try:
-            if kills < 4:
+            if kills < NUM_KILLS:
                 # Starting takes seconds; after the first lines of the log, anything may be on.
                 while kills and "results go to" not in process.stdout.readline():
                     pass
