@@ -1,8 +1,8 @@
 """Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on the platform.
 
-XLA has no fast grouped convolution on CPU: for [16, 56, 56, 96] it takes ten times as long as
-PyTorch's. There the convolution is written as K*K shifted multiply-adds, which XLA fuses into one
-vectorised loop, with gradients of the same kind. GPU and TPU use XLA's own convolution.
+XLA has no fast grouped convolution on CPU. There the convolution is written as K*K shifted
+multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. GPU and TPU
+use XLA's convolution.
 """
 
 import jax
