@@ -1,8 +1,8 @@
 """Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on the platform.
 
 XLA has no fast grouped convolution on CPU. There the convolution is written as K*K shifted
-multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. GPU and TPU
-use XLA's convolution.
+multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. GPU and
+TPU use XLA's convolution.
 """
 
 import jax

@@ -1,8 +1,9 @@
 """Initial parameters without compiling anything.
 
-`jax.jit(model.init)` compiles a random number generator for every leaf. Here shapes come from abstract evaluation and values from numpy, by the same rules the
-modules declare (a test compares the two). A leaf's values depend on the seed and its path alone,
-not on the platform, the number of devices or the JAX version.
+`jax.jit(model.init)` compiles a random number generator for every leaf. Here shapes come from
+abstract evaluation and values from numpy, by the same rules the modules declare (a test compares
+the two). A leaf's values depend on the seed and its path alone, not on the platform, the number of
+devices or the JAX version.
 """
 
 import math
