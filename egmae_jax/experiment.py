@@ -99,7 +99,8 @@ class Experiment:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.mesh = sharding.make_mesh()
         configs.check(config, self.mesh.size)
-        if (workdir / "config.json").exists():
+        resuming = (workdir / "config.json").exists()
+        if resuming:
             configs.require_same(json.loads((workdir / "config.json").read_text()), config)
         self.config = FrozenConfigDict(config)
         self.workdir = workdir
@@ -114,7 +115,7 @@ class Experiment:
             on_error=config.data.on_error,
             near_duplicate_threshold=config.data.near_duplicate_threshold,
         )
-        self.data = RoundData(prepared, self.config, workdir, self.mesh)
+        self.data = RoundData(prepared, self.config, workdir, self.mesh, resuming=resuming)
         write_json(workdir / "config.json", config.to_dict())
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self._announce()

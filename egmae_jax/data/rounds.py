@@ -21,18 +21,28 @@ class RoundData:
     """The prepared images, split for each round.
 
     With rounds.kind='seeds' all rounds share one split, in splits.json of the workdir; with 'folds'
-    each has its own, in round_<i>/splits.json. A split that is there is kept: the images it names
-    must be the very ones at hand.
+    each has its own, in round_<i>/splits.json. A run that is resumed keeps its split: the images
+    it names must be the very ones at hand.
     """
 
-    def __init__(self, prepared: Prepared, config: FrozenConfigDict, workdir: Path, mesh: Mesh):
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: FrozenConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        *,
+        resuming: bool,
+    ):
         self.prepared = prepared
         self._config = config
         self._mesh = mesh
         self._parts = []  # int [N] for each split: which part an image is in
         for index in range(config.rounds.count if config.rounds.kind == "folds" else 1):
             folder = workdir / f"round_{index}" if config.rounds.kind == "folds" else workdir
-            self._parts.append(self._split(index, folder / "splits.json"))
+            path = folder / "splits.json"
+            saved = _saved_parts(path, prepared) if resuming and path.exists() else None
+            self._parts.append(self._split(index, path) if saved is None else saved)
 
     def split_of(self, round_index: int) -> int:
         """The index of the split a round uses; rounds with the same split share pre-training."""
@@ -93,9 +103,8 @@ class RoundData:
         return sharding.replicate(images, self._mesh)
 
     def _split(self, index: int, path: Path) -> np.ndarray:
+        """Splits the images anew and writes splits.json."""
         data, config = self.prepared, self._config
-        if path.exists():
-            return _saved_parts(path, data)
         grouped = config.data.protocol == "grouped"
         groups = data.groups if grouped else np.arange(len(data.files))
         if config.rounds.kind == "folds":
