@@ -93,12 +93,24 @@ def run(
     return None
 
 
+def _require_writable(workdir: Path) -> None:
+    existing = next(
+        path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists()
+    )
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        kind = "not writable" if existing.is_dir() else "a file, not a folder"
+        raise configs.ConfigError(
+            f"--workdir={workdir} cannot be written to: {existing} is {kind}."
+        )
+
+
 class Experiment:
     """One run: its config, data and devices, with a method for each stage."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.mesh = sharding.make_mesh()
         configs.check(config, self.mesh.size)
+        _require_writable(workdir)
         resuming = (workdir / "config.json").exists()
         if resuming:
             configs.require_same(json.loads((workdir / "config.json").read_text()), config)

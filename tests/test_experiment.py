@@ -157,6 +157,12 @@ def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
     assert "finetune.epochs: 3 in the workdir, 4 now" in str(error.value)
 
 
+def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(configs.ConfigError, match="cannot be written to"):
+        experiment.run(tiny.make_config(data, cache), tmp_path / "file")
+
+
 def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
     import shutil
 
