@@ -20,6 +20,8 @@ def main(_: list[str]) -> None:
         experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value)
     except experiment.USER_ERRORS as error:
         console.fail(str(error))
+    except KeyboardInterrupt:
+        console.fail("Stopped. The same command goes on from the last checkpoint.")
 
 
 def _parse(argv: list[str]) -> list[str]:

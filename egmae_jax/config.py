@@ -71,6 +71,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "data.image_size",
         "data.store_size",
         "corruption.patch_size",
+        "corruption.scale",
         "decoder.dim",
         "model.layer_scale",
         "pretrain.epochs",
@@ -90,7 +91,6 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     not_negative = (
         "seed",
         "data.split_seed",
-        "corruption.scale",
         "corruption.threshold",
         "decoder.depth",
         "pretrain.warmup_epochs",
@@ -140,6 +140,12 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         yield f"entropy.num_bins is {config.entropy.num_bins}; it must be a divisor of 256."
 
     side = config.data.image_size
+    noise = config.corruption.kind in ("entropy_noise", "uniform_noise")
+    patches = (side // max(config.corruption.patch_size, 1)) ** 2
+    if noise and config.entropy.num_bins == 1:
+        yield "entropy.num_bins is 1: every entropy is 0, and without noise nothing is learnt."
+    if not noise and round(config.corruption.mask_ratio * patches) < 1:
+        yield f"corruption.mask_ratio is {config.corruption.mask_ratio}: no patch of {patches}."
     patch = config.corruption.patch_size
     divisor = math.lcm(TOTAL_STRIDE, max(patch, 1))
     if side % divisor:

@@ -103,6 +103,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         f"protocol {dataset['protocol']!r}; precision, recall and F1 are macro averages, AUC is "
         "one-vs-rest.",
         highlight=False,
+        markup=False,
     )
     if results["imagenet_weights"] == "none":
         _console.print(

@@ -178,6 +178,7 @@ def train(
             num_steps = max(1, round(num_steps * _DISPATCH_SECONDS / seconds))
 
             if step % steps_per_epoch == 0:
+                _require_finite_params(state.params, stage, step)
                 epoch = step // steps_per_epoch
                 row = {name: total / steps_per_epoch for name, total in epoch_metrics.items()}
                 epoch_metrics = {}
@@ -196,6 +197,25 @@ def train(
                 save()
                 last_save = time.monotonic()
     return state, best
+
+
+@jax.jit
+def _all_finite(params: PyTree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+def _require_finite_params(params: PyTree, stage: str, step: int) -> None:
+    """The loss of a step is that before its update: the last update shows in the parameters only.
+
+    Raises:
+        NonFiniteLossError: a parameter is NaN or infinite.
+    """
+    if not _all_finite(params):
+        section = stage.split("/")[0]
+        raise NonFiniteLossError(
+            f"Parameters of {stage} became NaN or infinite by step {step}; stopped. A lower "
+            f"config.{section}.learning_rate usually helps. Start in a new workdir then."
+        )
 
 
 def _require_finite(losses: np.ndarray, stage: str, step: int, steps_per_epoch: int) -> None:

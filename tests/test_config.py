@@ -162,6 +162,7 @@ def test_a_side_that_stride_or_patch_does_not_divide_is_refused_with_the_nearest
 
 
 POSITIVE = (
+    "corruption.scale",
     "corruption.patch_size",
     "data.image_size",
     "data.store_size",
@@ -179,7 +180,6 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "checkpoint.save_seconds",
-    "corruption.scale",
     "corruption.threshold",
     "data.split_seed",
     "decoder.depth",

@@ -179,6 +179,18 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
         assert checkpoints.latest_step() <= 12
 
 
+def test_an_update_that_breaks_the_parameters_is_never_saved(tmp_path):
+    def break_last(state, batch, key):
+        new, metrics = _step(state, batch, key)
+        w = jnp.where(new.step == 5, jnp.inf, new.params["w"])
+        return new.replace(params={"w": w}), metrics
+
+    with pytest.raises(loop.NonFiniteLossError, match="Parameters of test"):
+        _train(tmp_path, step=break_last, epochs=1, save_seconds=1e9)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
 def test_checkpoints_keep_the_newest_two(tmp_path):
     _train(tmp_path)
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())

@@ -156,3 +156,10 @@ def test_every_data_set_says_what_it_is_and_how_to_get_it(name):
     assert dataset.name == name
     assert dataset.title
     assert "data.dir" in dataset.obtain
+
+
+def test_split_folders_on_top_are_not_taken_for_classes(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "benign").mkdir(parents=True)
+    with pytest.raises(DataError, match="these are splits, not classes"):
+        datasets.get("image_folder").list_images(tmp_path)

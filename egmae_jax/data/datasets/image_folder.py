@@ -13,6 +13,11 @@ def _list_images(root: Path) -> list[ImageFile]:
         raise DataError(
             f"{root} must hold a folder for each of two or more classes; found: {found}."
         )
+    if {name.lower() for name in classes} <= {"train", "training", "val", "validation", "test"}:
+        raise DataError(
+            f"{root} holds {', '.join(classes)}: these are splits, not classes. The folders on top "
+            "must be the classes; the project splits the images itself."
+        )
     return class_folders(root, root, classes)
 
 
