@@ -4,7 +4,6 @@ The only module that knows Orbax. A finished stage leaves its parameters as one 
 its checkpoints, four times as large, have served their purpose and go.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import traverse_util
+
+from egmae_jax.files import write_atomically
 
 PyTree = Any
 
@@ -92,8 +93,5 @@ def load_params(path: Path) -> PyTree:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    safetensors.numpy.save_file(contiguous, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    write_atomically(path, safetensors.numpy.save(contiguous, metadata={"format": "pt"}))

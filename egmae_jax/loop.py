@@ -155,7 +155,7 @@ def train(
         )
 
     resident = images() if step < total_steps else None
-    num_steps = 1  # the first dispatch compiles; the clock starts after it
+    num_steps = 1  # grows with what the clock shows; the first dispatch also compiles
     last_save = time.monotonic()
     batch_size = len(order[0])
     with Progress(f"{stage}, round {round_index}", total_steps, step) as progress:
@@ -177,8 +177,11 @@ def train(
             progress.update(step, history["loss"][-1], images_per_second)
             num_steps = max(1, round(num_steps * _DISPATCH_SECONDS / seconds))
 
-            if step % steps_per_epoch == 0:
+            epoch_ends = step % steps_per_epoch == 0
+            save_is_due = step == total_steps or time.monotonic() - last_save >= save_seconds
+            if epoch_ends or save_is_due:
                 _require_finite_params(state.params, stage, step)
+            if epoch_ends:
                 epoch = step // steps_per_epoch
                 row = {name: total / steps_per_epoch for name, total in epoch_metrics.items()}
                 epoch_metrics = {}
@@ -193,7 +196,7 @@ def train(
                 }
                 log.write(stage=stage, round=round_index, epoch=epoch, step=step, **row)
                 progress.epoch(epoch, epochs, row)
-            if step == total_steps or time.monotonic() - last_save >= save_seconds:
+            if save_is_due:
                 save()
                 last_save = time.monotonic()
     return state, best
