@@ -6,6 +6,7 @@ pool -> norm -> linear, drop path grows linearly with depth. Submodules carry ti
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -23,6 +24,28 @@ kernel_init = nn.initializers.normal(0.02)
 Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large; PyTorch does not use it.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x * Phi(x), by PyTorch's formula in float32 whatever the dtype of `x`.
+
+    The backward rule computes Phi again, so that nothing but `x` is kept for it.
+    """
+    return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    return ((gradient * (_normal_cdf(x) + y * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class PatchConv(nn.Module):
@@ -96,7 +119,7 @@ class ConvNeXtBlock(nn.Module):
         x = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = Dense(4 * channels, dtype=self.dtype, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x)
         x = Dense(channels, dtype=self.dtype, name="fc2")(x)
         gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
         x = x * gamma.astype(self.dtype)

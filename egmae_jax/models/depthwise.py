@@ -1,8 +1,9 @@
 """Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on the platform.
 
 XLA has no fast grouped convolution on CPU. There the convolution is written as K*K shifted
-multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. GPU and
-TPU use XLA's convolution.
+multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. Explicit
+loops around them keep XLA (0.10) from fusing them with what follows instead, which would write all
+K*K shifted images to memory. GPU and TPU use XLA's convolution.
 """
 
 import jax
@@ -35,14 +36,17 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    size, height, width = kernel.shape[0], x.shape[1], x.shape[2]
-    padded = _pad(x, size)
+    size, (height, width, channels) = kernel.shape[0], x.shape[1:]
     kernel = kernel.astype(jnp.float32)  # a sum of 49 terms needs more than bfloat16's 8 bits
-    total = jnp.zeros(x.shape, jnp.float32)
-    for i in range(size):
-        for j in range(size):
-            total += padded[:, i : i + height, j : j + width, :] * kernel[i, j, 0]
-    return total.astype(x.dtype)
+
+    def one_image(padded):
+        total = jnp.zeros((height, width, channels), jnp.float32)
+        for i in range(size):
+            for j in range(size):
+                total += padded[i : i + height, j : j + width] * kernel[i, j, 0]
+        return total.astype(x.dtype)
+
+    return lax.map(one_image, _pad(x, size))
 
 
 def _shifted_conv_forward(x, kernel):
@@ -62,24 +66,23 @@ _shifted_conv.defvjp(_shifted_conv_forward, _shifted_conv_backward)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
-    """Gradient of the kernel, [K, K, 1, C].
+    """Gradient of the kernel, [K, K, 1, C]: for each tap the sum over all pixels.
 
-    A sum over all pixels for each tap would be K*K slow reductions. For one kernel row, the
-    products of every input column with every output column are one matrix product a channel, and
-    the taps are sums along its diagonals: more arithmetic, but of the kind that is fast.
+    The K taps of a kernel row are summed over the image's rows together, each as an array
+    [B, W, C], and over the rest once at the end: reductions are slow, multiply-adds fast.
     """
     batch, height, width, channels = x.shape
-    columns = width + size - 1
-    # [C, B, H + K - 1, W + K - 1] and [C, B*H, W]: a channel's matrices lie together.
-    padded = _pad(x, size).astype(jnp.float32).transpose(3, 0, 1, 2)
-    gradient = gradient.astype(jnp.float32).transpose(3, 0, 1, 2).reshape(channels, -1, width)
+    padded, gradient = _pad(x, size).astype(jnp.float32), gradient.astype(jnp.float32)
 
     def kernel_row(i):
-        rows = lax.dynamic_slice_in_dim(padded, i, height, axis=2)
-        rows = rows.reshape(channels, batch * height, columns)
-        products = jnp.einsum("cnw,cnv->cwv", gradient, rows)
-        taps = [jnp.trace(products[:, :, j : j + width], axis1=1, axis2=2) for j in range(size)]
-        return jnp.stack(taps)[:, None, :]
+        def add_row(row, sums):
+            pixels = lax.dynamic_index_in_dim(padded, i + row, axis=1, keepdims=False)
+            factor = lax.dynamic_index_in_dim(gradient, row, axis=1, keepdims=False)
+            return [total + pixels[:, j : j + width] * factor for j, total in enumerate(sums)]
+
+        zeros = [jnp.zeros((batch, width, channels), jnp.float32)] * size
+        sums = lax.fori_loop(0, height, add_row, zeros)
+        return jnp.stack([total.sum(axis=(0, 1)) for total in sums])[:, None, :]
 
     return lax.map(kernel_row, jnp.arange(size))
 
