@@ -11,18 +11,15 @@ from flax import traverse_util
 PyTree = Any
 
 
-def cosine_schedule(
-    peak: float, *, total_steps: int, warmup_steps: int, final: float = 0.0
-) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to `final` at `total_steps`."""
+def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then half a cosine down to 0 at `total_steps`."""
     warmup_steps = min(warmup_steps, total_steps - 1)
     return optax.join_schedules(
         [
             # The first step already moves: a rate of (step + 1) / warmup_steps, not step / ...
             lambda step: peak * (step + 1) / max(warmup_steps, 1),
             lambda step: (
-                final
-                + (peak - final)
+                peak
                 * 0.5
                 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / (total_steps - warmup_steps), 1.0)))
             ),
