@@ -37,9 +37,20 @@ def check(config: ConfigDict, num_devices: int) -> None:
     Raises:
         ConfigError: see its message.
     """
-    problems = list(_problems(config, num_devices))
+    # Comparing needs numbers: where some are none, only that is told.
+    problems = list(_type_problems(config)) or list(_problems(config, num_devices))
     if problems:
         raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
+
+
+def _type_problems(config: ConfigDict) -> Iterator[str]:
+    for field, value in flatten(config).items():
+        numbers = field.endswith((".betas", ".crop_scale", ".crop_ratio"))
+        for item in value if isinstance(value, list) else [value]:
+            if numbers and not (isinstance(item, int | float) and not isinstance(item, bool)):
+                yield f"{field} holds {item!r}; it must hold two numbers."
+            elif isinstance(item, float) and not math.isfinite(item):
+                yield f"{field} is {item}; it must be finite."
 
 
 def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
@@ -142,8 +153,15 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     side = config.data.image_size
     noise = config.corruption.kind in ("entropy_noise", "uniform_noise")
     patches = (side // max(config.corruption.patch_size, 1)) ** 2
-    if noise and config.entropy.num_bins == 1:
-        yield "entropy.num_bins is 1: every entropy is 0, and without noise nothing is learnt."
+    most = config.corruption.scale * math.log(max(config.entropy.num_bins, 2))
+    if config.entropy.num_bins == 1:
+        yield "entropy.num_bins is 1: every entropy is 0, so it guides nothing."
+    elif noise and config.corruption.threshold >= most > 0:
+        yield (
+            f"corruption.threshold is {config.corruption.threshold}: no patch would be masked, as "
+            "no noise variance is greater than corruption.scale * ln(entropy.num_bins) = "
+            f"{most:.4g}."
+        )
     if not noise and round(config.corruption.mask_ratio * patches) < 1:
         yield f"corruption.mask_ratio is {config.corruption.mask_ratio}: no patch of {patches}."
     patch = config.corruption.patch_size
@@ -161,6 +179,12 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         )
     if config.data.store_size < side:
         yield f"data.store_size is {config.data.store_size}, smaller than data.image_size={side}."
+    for field, last in (
+        ("seed", config.seed + config.rounds.count),
+        ("data.split_seed", config.data.split_seed),
+    ):
+        if last >= 2**32:
+            yield f"{field} is {flat[field]}; it must be below 2**32."
     for field in ("pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"):
         if flat[field] > 0 and flat[field] % num_devices:
             nearest = -(-flat[field] // num_devices) * num_devices

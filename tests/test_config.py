@@ -132,6 +132,15 @@ WRONG = [
     ),
     ({"entropy__num_bins": 100}, r"entropy\.num_bins is 100.*divisor of 256"),
     ({"entropy__num_bins": 0}, r"entropy\.num_bins is 0"),
+    ({"entropy__num_bins": 1}, r"entropy\.num_bins is 1: every entropy is 0"),
+    ({"corruption__threshold": 6.0}, r"threshold is 6\.0: no patch would be masked.* = 5\.545"),
+    # what is no number, or none to compute with
+    ({"pretrain__betas": ("0.9", 0.95)}, r"pretrain\.betas holds '0\.9'.*two numbers"),
+    ({"pretrain__crop_ratio": (True, 2.0)}, r"pretrain\.crop_ratio holds True.*two numbers"),
+    ({"finetune__learning_rate": float("nan")}, r"finetune\.learning_rate is nan.*finite"),
+    ({"pretrain__crop_scale": (0.2, float("inf"))}, r"pretrain\.crop_scale is inf.*finite"),
+    ({"seed": 2**32 - 3}, r"seed is 4294967293; it must be below 2\*\*32"),
+    ({"data__split_seed": 2**32}, r"data\.split_seed is 4294967296"),
 ]
 
 
