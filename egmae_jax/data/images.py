@@ -9,6 +9,7 @@ import PIL.ImageOps
 
 Resize = Literal["shorter_side", "squash", "pad"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
+_LONGEST = 16  # times the shorter side: of a longer image only the middle is used
 
 
 class UnreadableImageError(ValueError):
@@ -33,12 +34,14 @@ def decode(encoded: bytes) -> PIL.Image.Image:
                 f"{image.mode!r} has more than 8 bits a value: not supported"
             )
         return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    except UnreadableImageError:
+        raise
     except PIL.UnidentifiedImageError:
         raise UnreadableImageError("not an image") from None
     except PIL.Image.DecompressionBombError as error:
         raise UnreadableImageError(str(error)) from None
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
-        raise UnreadableImageError(f"damaged or truncated: {error}") from None
+    except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon
+        raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
 
 
 def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PIL.Image.Image:
@@ -52,7 +55,9 @@ def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PI
     if resize == "squash":
         return image.resize((store_size, store_size), PIL.Image.Resampling.BILINEAR)
     if resize == "pad":
-        image = _pad_to_square(image)
+        image = _shorten(image)
+        side = min(max(image.size), store_size)
+        return PIL.ImageOps.pad(image, (side, side), PIL.Image.Resampling.BILINEAR)
     short, long = sorted(image.size)
     factor = min(1.0, store_size / short, 2 * store_size / long)
     width, height = (max(1, round(side * factor)) for side in image.size)
@@ -69,7 +74,8 @@ def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> 
     if resize == "squash":
         return image.resize(square, PIL.Image.Resampling.BILINEAR)
     if resize == "pad":
-        return _pad_to_square(image).resize(square, PIL.Image.Resampling.BILINEAR)
+        return PIL.ImageOps.pad(_shorten(image), square, PIL.Image.Resampling.BILINEAR)
+    image = _shorten(image)
     short = min(image.size)
     width, height = (image_size * side // short for side in image.size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
@@ -82,6 +88,11 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
     return np.asarray(image, np.uint8)
 
 
-def _pad_to_square(image: PIL.Image.Image) -> PIL.Image.Image:
-    side = max(image.size)
-    return PIL.ImageOps.pad(image, (side, side), PIL.Image.Resampling.BILINEAR)
+def _shorten(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The middle of a long strip, which resized or padded as a whole could fill the memory."""
+    longest = _LONGEST * min(image.size)
+    width, height = (min(side, longest) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))

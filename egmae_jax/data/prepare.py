@@ -38,6 +38,7 @@ class Prepared:
     Attributes:
         name: of the data set, as in the config.
         title: of the data set, as people call it.
+        citation: of the data set; empty where there is none.
         classes: names, sorted; a label is an index into them.
         files: paths relative to the data folder.
         labels: int [N].
@@ -50,6 +51,7 @@ class Prepared:
 
     name: str
     title: str
+    citation: str
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: np.ndarray
@@ -76,11 +78,12 @@ def prepare(
         DataError: the folder or a class is missing, a class is empty, an image cannot be read.
     """
     dataset = datasets.get(name)
-    if not folder.is_dir():
-        if dataset.make is None:
-            raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
-        logger.info("Writing %s into %s", dataset.title, folder)
+    if dataset.make is not None:
+        if not folder.exists():
+            logger.info("Writing %s into %s", dataset.title, folder)
         dataset.make(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
     listed = dataset.list_images(folder)
     classes = tuple(sorted({image.label for image in listed}))
     builder = _builder(dataset, folder, listed, classes, cache, on_error)
@@ -101,6 +104,7 @@ def prepare(
     return Prepared(
         name=name,
         title=dataset.title,
+        citation=dataset.citation,
         classes=classes,
         files=tuple(row["file"].decode() for row in rows),
         labels=np.array([row["label"] for row in rows]),
@@ -121,10 +125,13 @@ def _builder(
     on_error: str,
 ) -> tfds.core.DatasetBuilder:
     """The builder of this very folder's records, which it has written or found."""
-    state = []
+    state: list[tuple[ImageFile, int | None, int | None]] = []
     for image in listed:
-        stat = (folder / image.file).stat()
-        state.append((image, stat.st_size, stat.st_mtime_ns))
+        try:
+            stat = (folder / image.file).stat()
+            state.append((image, stat.st_size, stat.st_mtime_ns))
+        except OSError:  # a link to nothing; reading it will say so
+            state.append((image, None, None))
     identity = [str(folder.resolve()), _VERSION, on_error, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     builder = _Records(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from egmae_jax.data.datasets import DataError
-from egmae_jax.files import write_atomically
+from egmae_jax.files import read_json, write_atomically
 
 SPLITS = ("train", "validation", "test")
 PROTOCOLS = ("grouped", "image_level")
@@ -145,5 +145,9 @@ def write(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The rows that `write` wrote.
+
+    Raises:
+        DamagedFileError: the file is not whole.
+    """
+    return read_json(path)

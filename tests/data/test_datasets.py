@@ -1,6 +1,7 @@
 """Where the data sets' files are and what their labels are."""
 
 import collections
+import os
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,27 @@ def test_image_folder_ignores_what_a_mac_leaves_in_archives(tmp_path):
     touch(tmp_path, "cat/1.png", "cat/._1.png", "dog/2.png", "__MACOSX/cat/._1.png")
     listed = datasets.get("image_folder").list_images(tmp_path)
     assert [image.file for image in listed] == ["cat/1.png", "dog/2.png"]
+
+
+def test_hidden_folders_within_a_class_are_passed_over(tmp_path):
+    touch(tmp_path, "cat/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", "dog/2.png")
+    listed = datasets.get("image_folder").list_images(tmp_path)
+    assert [image.file for image in listed] == ["cat/1.png", "dog/2.png"]
+
+
+def test_files_that_are_no_images_are_ignored_with_a_warning(tmp_path, caplog):
+    touch(tmp_path, "cat/1.png", "cat/a.dcm", "cat/b.dcm", "dog/2.png", "dog/LICENSE")
+    (tmp_path / "dog" / "more").symlink_to(tmp_path / "cat")
+    datasets.get("image_folder").list_images(tmp_path)
+    assert "2 .dcm, 1 without suffix, 1 links to folders" in caplog.text
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    touch(tmp_path, "cat/1.png", "dog/2.png")
+    with open(os.path.join(os.fsencode(tmp_path), b"dog", b"m\xe4rz.png"), "w"):
+        pass
+    with pytest.raises(DataError, match=r"dog/m\\xe4rz\.png is not UTF-8"):
+        datasets.get("image_folder").list_images(tmp_path)
 
 
 @pytest.mark.parametrize("files", [(), ("only/1.png",), ("1.png", "2.png")])

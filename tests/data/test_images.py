@@ -179,6 +179,15 @@ def test_damaged_bytes_bring_no_other_exception():
                 assert str(error)  # noqa: PT017 (either outcome is right)
 
 
+def test_any_error_of_the_parser_is_told_as_damage(monkeypatch):
+    def parser(*_):
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    monkeypatch.setattr(PIL.Image, "open", parser)
+    with pytest.raises(images.UnreadableImageError, match=r"damaged.*buffer of 8 bytes"):
+        images.decode(b"II*")
+
+
 @pytest.mark.parametrize(
     "content", [b"File, label\n1.png, benign\n", b"\0" * 100, b"<html></html>"]
 )
@@ -316,6 +325,18 @@ def test_a_square_image_of_the_right_size_is_left_as_it_is(mode):
 def test_evaluation_view_has_the_asked_size_whatever_comes_in(mode):
     for width, height in SIZES:
         assert images.evaluation_view(noise(width, height), mode, 96).size == (96, 96)
+
+
+@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+def test_a_long_strip_does_not_fill_the_memory(mode):
+    strip = np.zeros((2, 100_000, 3), np.uint8)
+    strip[:, 49_999:50_001] = 255  # the middle; the whole at 224 pixels would take 7.5 GB
+    image = PIL.Image.fromarray(strip)
+    view = images.to_array(images.evaluation_view(image, mode, 224))
+    assert view.shape == (224, 224, 3)
+    if mode == "shorter_side":
+        assert view.min() > 100
+    assert max(images.training_view(image, mode, 448).size) <= 896
 
 
 # --- the training view -------------------------------------------------------------------------

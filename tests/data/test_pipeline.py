@@ -34,6 +34,7 @@ def prepared(pictures):
     return Prepared(
         name="memory",
         title="",
+        citation="",
         classes=tuple(str(i) for i in range(count)),
         files=tuple(f"{i}.png" for i in range(count)),
         labels=np.arange(count) + 100,

@@ -226,6 +226,16 @@ def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
     assert len(record_files(damaged)) == 1
 
 
+def test_a_link_to_nothing_is_an_unreadable_image(tree):
+    link = next(tree.rglob("*.*")).with_name("link.png")
+    link.symlink_to(tree / "nowhere.png")
+    with pytest.raises(DataError, match=r"1 of 19.*link\.png.*No such file"):
+        prepared(tree)
+    data = prepared(tree, on_error="skip")
+    assert len(data.files) == 18
+    assert "link.png" in data.skipped[0]
+
+
 def test_raise_does_not_take_records_that_skip_wrote(damaged):
     prepared(damaged, on_error="skip")
     with pytest.raises(DataError, match="3 of 18"):
@@ -277,6 +287,15 @@ def test_phantoms_are_generated_where_there_is_no_folder(tmp_path, monkeypatch):
     data = prepared(tmp_path / "phantoms", name="phantoms")
     assert len(data.files) == 3
     assert len(data.classes) == 3
+    assert prepared(tmp_path / "phantoms", name="phantoms").sha256 == data.sha256
+    monkeypatch.setattr(phantoms, "IMAGES_PER_CLASS", 2)  # as another version might
+    with pytest.raises(DataError, match=r"data\.dir.*holds other files.*Remove the folder"):
+        prepared(tmp_path / "phantoms", name="phantoms")
+
+
+def test_phantoms_do_not_mix_with_images_of_others(tree):
+    with pytest.raises(DataError, match=r"data\.dir.*holds other files"):
+        prepared(tree, name="phantoms")
 
 
 # --- what is not imported ------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """What a data set is to the rest of the project: where its files are, their labels and groups."""
 
+import collections
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -32,7 +36,8 @@ class Dataset:
         citation: the paper to cite.
         obtain: how to get it, a sentence for whoever does not have it.
         list_images: the labelled files below a folder, sorted by file; raises DataError.
-        make: writes the data set into a folder, for the ones that are generated.
+        make: writes the data set into a folder, for the ones that are generated; leaves one that
+            holds it as it is; raises DataError if it holds anything else.
     """
 
     name: str
@@ -51,6 +56,9 @@ def class_folders(
 ) -> list[ImageFile]:
     """Images of a tree with one folder a class, sorted by file.
 
+    Hidden files and folders (.ipynb_checkpoints, macOS's ._x.png) are passed over in silence; other
+    files that are no images by their suffix, and links to folders, with a warning.
+
     Args:
         root: the data folder, which the returned paths are relative to.
         folder: the folder that holds the class folders, `root` or below it.
@@ -58,26 +66,43 @@ def class_folders(
         is_image: tells images to classify from files that only look like some (masks).
 
     Raises:
-        DataError: a class folder is missing or holds no image.
+        DataError: a class folder is missing or holds no image, or a name is no valid text.
     """
     images = []
+    ignored: collections.Counter[str] = collections.Counter()
     for label in classes:
         class_folder = folder / label
         if not class_folder.is_dir():
             found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "none"
             raise DataError(f"{folder} has no class folder {label!r}; folders found: {found}.")
-        paths = [
-            path
-            for path in class_folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")  # macOS archives: '._x.png' is no image
-            and path.is_file()
-            and is_image(path)
-        ]
+        paths = []
+        for path in class_folder.rglob("*"):
+            hidden = any(part.startswith(".") for part in path.relative_to(class_folder).parts)
+            if hidden or (path.is_dir() and not path.is_symlink()):
+                continue
+            if path.is_dir():
+                ignored["links to folders"] += 1
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                ignored[path.suffix or "without suffix"] += 1
+            elif is_image(path):
+                paths.append(path)  # a link to nothing too: it will be reported as unreadable
         if not paths:
             raise DataError(
                 f"The class {label!r} is empty: {class_folder} holds no image "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))})."
             )
-        images += [ImageFile(path.relative_to(root).as_posix(), label) for path in paths]
+        images += [ImageFile(_name(path, root), label) for path in paths]
+    if ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
+        logger.warning("Ignored in %s, being no images: %s", folder, kinds)
     return sorted(images)
+
+
+def _name(path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of an old archive that are no UTF-8
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise DataError(f"The name of {root}/{shown} is not UTF-8 text; rename it.") from None
+    return name

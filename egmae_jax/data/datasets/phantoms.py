@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from egmae_jax.data import phantoms
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
 
 IMAGES_PER_CLASS = 120
 
@@ -12,11 +12,18 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, root, phantoms.CLASSES)
 
 
+def _make(folder: Path) -> None:
+    try:
+        phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0)
+    except ValueError as error:  # there is something else in it
+        raise DataError(f"data.dir: {error}") from None
+
+
 DATASET = Dataset(
     name="phantoms",
     title="generated B-mode ultrasound phantoms",
     citation="",
-    obtain="It is generated into --config.data.dir when that folder does not exist.",
+    obtain="It is generated into --config.data.dir, a folder of its own.",
     list_images=_list_images,
-    make=lambda folder: phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0),
+    make=_make,
 )
