@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import traverse_util
 
-from egmae_jax.files import write_atomically
+from egmae_jax.files import DamagedFileError, write_atomically
 
 PyTree = Any
 
@@ -74,10 +74,11 @@ class Checkpoints:
         )
         return restored.tree, restored.notes
 
-    def delete(self) -> None:
-        """Deletes all of them, when the stage's result is safe elsewhere."""
-        self._manager.close()
-        shutil.rmtree(self._folder)
+
+def delete_checkpoints(folder: Path) -> None:
+    """Deletes a stage's checkpoints, if there are any, once its result is safe elsewhere."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def save_params(path: Path, params: PyTree) -> None:
@@ -87,8 +88,15 @@ def save_params(path: Path, params: PyTree) -> None:
 
 
 def load_params(path: Path) -> PyTree:
-    """Reads what `save_params` wrote, a nested dict of numpy arrays."""
-    return traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+    """Reads what `save_params` wrote, a nested dict of numpy arrays.
+
+    Raises:
+        DamagedFileError: the file is not whole.
+    """
+    try:
+        return traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+    except safetensors.SafetensorError as error:
+        raise DamagedFileError(path, error) from None
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """What a run shows on the terminal: log lines, a progress bar, the table of results."""
 
+import collections
 import logging
 import sys
 from collections.abc import Mapping
@@ -97,9 +98,12 @@ def print_results(results: Mapping[str, Any]) -> None:
         cells = (_mean_std(metrics[name]) for name in _COLUMNS)
         table.add_row(branch, *cells, style="bold" if branch == "ensemble" else "")
     _console.print(table)
-    counts = dataset["counts"]["test"]
+    # With folds every round has a test part of its own, and an image is tested once in all.
+    counts = collections.Counter[str]()
+    for round_ in results["rounds"] if "counts" in results["rounds"][0] else [dataset]:
+        counts.update(round_["counts"]["test"])
     _console.print(
-        f"{sum(counts.values())} test images ({', '.join(f'{n} {c}' for c, n in counts.items())}), "
+        f"{counts.total()} test images ({', '.join(f'{n} {c}' for c, n in counts.items())}), "
         f"protocol {dataset['protocol']!r}; precision, recall and F1 are macro averages, AUC is "
         "one-vs-rest.",
         highlight=False,
@@ -112,7 +116,8 @@ def print_results(results: Mapping[str, Any]) -> None:
             highlight=False,
         )
     if dataset["skipped"]:
-        _console.print(f"[bold yellow]{len(dataset['skipped'])} unreadable images left out.[/]")
+        count = len(dataset["skipped"])
+        _console.print(f"[bold yellow]{count} unreadable images left out.[/]", highlight=False)
     if results["pretraining_saw_test"]:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
 

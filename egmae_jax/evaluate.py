@@ -1,6 +1,7 @@
 """Probabilities of a whole split, the ensemble, and the metrics (paper sections 3.5 and 4.4)."""
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from egmae_jax.data.pipeline import Images
-from egmae_jax.files import write_atomically
+from egmae_jax.files import DamagedFileError, write_atomically
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
@@ -216,6 +217,13 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Reads what `save_predictions` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return Predictions(*(file[name] for name in Predictions._fields))
+    """Reads what `save_predictions` wrote.
+
+    Raises:
+        DamagedFileError: the file is not whole.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Predictions(*(file[name] for name in Predictions._fields))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedFileError(path, error) from None

@@ -5,7 +5,7 @@ run again, so the same command starts, resumes and completes a run.
 """
 
 import functools
-import json
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -21,14 +21,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import config as configs
 from egmae_jax import console, evaluate, finetune, loop, models, optim, pretrain, rng, sharding
-from egmae_jax.checkpoint import Checkpoints, load_params, save_params
+from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Order
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions
-from egmae_jax.files import write_json
+from egmae_jax.files import DamagedFileError, read_json, write_json
 from egmae_jax.interop import timm
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
@@ -48,6 +48,7 @@ class StageError(RuntimeError):
 # Raised for what a user can mend; main.py shows their message without a traceback.
 USER_ERRORS = (
     configs.ConfigError,
+    DamagedFileError,
     DataError,
     loop.NonFiniteLossError,
     StageError,
@@ -71,10 +72,11 @@ def run(
         The content of results.json, or None where the stage does not write it.
 
     Raises:
-        ConfigError, DataError, CheckpointError, FileNotFoundError, StageError: before any training.
+        ConfigError, DataError, CheckpointError, DamagedFileError, FileNotFoundError, StageError:
+            before any training.
         NonFiniteLossError: training diverged.
     """
-    experiment = Experiment(config, Path(workdir))
+    experiment = Experiment(config, Path(workdir), stage)
     rounds = range(config.rounds.count)
     if stage in ("all", "pretrain"):
         for split in range(experiment.data.num_splits):
@@ -107,19 +109,21 @@ def _require_writable(workdir: Path) -> None:
 class Experiment:
     """One run: its config, data and devices, with a method for each stage."""
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, stage: str = "all"):
         self.mesh = sharding.make_mesh()
         configs.check(config, self.mesh.size)
         _require_writable(workdir)
-        resuming = (workdir / "config.json").exists()
+        record = workdir / "config.json"
+        resuming = record.exists()
         if resuming:
-            configs.require_same(json.loads((workdir / "config.json").read_text()), config)
+            remedy = "restore it, or start in another --workdir"
+            configs.require_same(read_json(record, remedy), config)
         self.config = FrozenConfigDict(config)
         self.workdir = workdir
         cache = Path(config.data.cache_dir).expanduser()
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-        self.imagenet_params, self.imagenet_source = self._imagenet_weights()
+        self.imagenet_params, digest = self._load_imagenet_weights(stage)
         prepared = prepare(
             config.data.name,
             Path(config.data.dir).expanduser(),
@@ -128,29 +132,59 @@ class Experiment:
             near_duplicate_threshold=config.data.near_duplicate_threshold,
         )
         self.data = RoundData(prepared, self.config, workdir, self.mesh, resuming=resuming)
-        write_json(workdir / "config.json", config.to_dict())
+        write_json(record, config.to_dict())
+        if digest is not None:
+            write_json(self._imagenet_record, {"source": self._imagenet_source, "sha256": digest})
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self._announce()
 
-    def _imagenet_weights(self) -> tuple[PyTree | None, str]:
-        """The ImageNet branch's parameters and where they come from."""
+    @property
+    def _imagenet_source(self) -> str:
+        """Where the ImageNet branch starts: 'none', a hub id or a file."""
         source = self.config.imagenet.weights
+        return models.default_weights(self.config.model.name) if source == "default" else source
+
+    @property
+    def _imagenet_record(self) -> Path:
+        return self.workdir / "imagenet_weights.json"
+
+    def _load_imagenet_weights(self, stage: str) -> tuple[PyTree | None, str | None]:
+        """What the ImageNet branch starts from, and the file's SHA-256.
+
+        Both are None where it starts from random weights, and where none will start in this run.
+        """
+        source = self._imagenet_source
         if source == "none":
             logger.warning(
                 "imagenet.weights=none: the ImageNet branch starts from RANDOM weights; its "
                 "results and the ensemble's are not the method's."
             )
-            return None, "none"
-        if source == "default":
-            source = models.default_weights(self.config.model.name)
+            return None, None
+        rounds = range(self.config.rounds.count)
+        complete = all(self._finetuned_path("imagenet", r).exists() for r in rounds)
+        if complete or stage not in ("all", "finetune"):
+            return None, None
         try:
-            return timm.load(source, self.config.model.name), str(source)
+            path = timm.locate(source)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error} The ImageNet branch needs them (imagenet.weights). To start it from "
                 "random weights instead, and have every result say so: "
                 "--config.imagenet.weights=none."
             ) from None
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self._imagenet_record.exists() and self._imagenet_sha256() != digest:
+            raise configs.ConfigError(
+                f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 is "
+                f"in {self._imagenet_record}. Give that file, or start in another --workdir."
+            )
+        return timm.load(path, self.config.model.name), digest
+
+    def _imagenet_sha256(self) -> str | None:
+        """Of the file the ImageNet branch started from; None where that were random weights."""
+        return (
+            read_json(self._imagenet_record)["sha256"] if self._imagenet_source != "none" else None
+        )
 
     def _announce(self) -> None:
         prepared = self.data.prepared
@@ -170,6 +204,24 @@ class Experiment:
             jax.devices()[0].device_kind,
             self.workdir,
         )
+
+        for stage, parts in (("pretrain", self.config.pretrain.splits), ("finetune", ("train",))):
+            config = self.config[stage]
+            count = len(self.data.indices(0, *parts))
+            if config.batch_size > count:
+                logger.warning(
+                    "%s.batch_size is %d, but there are %d images: a batch holds some twice",
+                    stage,
+                    config.batch_size,
+                    count,
+                )
+            if config.warmup_epochs >= config.epochs:
+                logger.warning(
+                    "%s.warmup_epochs is %s of %d epochs: the learning rate rises to the end",
+                    stage,
+                    config.warmup_epochs,
+                    config.epochs,
+                )
 
     def _initial_params(self, network: nn.Module, seed: int, *inputs: Any) -> PyTree:
         return initial_params(
@@ -191,8 +243,10 @@ class Experiment:
     def pretrain(self, split: int) -> None:
         """Pre-trains on the training images of a split; leaves pretrain/autoencoder.safetensors."""
         result = self._pretrained_path(split)
+        folder = result.parent / "checkpoints"
         if result.exists():
             logger.info("Pre-training is complete (%s)", result)
+            delete_checkpoints(folder)  # a kill may have come before
             return
         config = self.config.pretrain
         seed = self.config.seed + split
@@ -212,7 +266,7 @@ class Experiment:
         step = functools.partial(
             pretrain.pretrain_step, model=self.autoencoder, optimizer=optimizer, config=self.config
         )
-        with Checkpoints(result.parent / "checkpoints") as checkpoints:
+        with Checkpoints(folder) as checkpoints:
             state, _ = loop.train(
                 stage="pretrain",
                 round_index=split,
@@ -229,10 +283,10 @@ class Experiment:
                 log=self.log,
                 mesh=self.mesh,
             )
-            losses = self._reconstruction_losses(state.params, split)
-            write_json(result.parent / "report.json", losses)
-            save_params(result, state.params)
-            checkpoints.delete()
+        losses = self._reconstruction_losses(state.params, split)
+        write_json(result.parent / "report.json", losses)
+        save_params(result, state.params)
+        delete_checkpoints(folder)
         logger.info(
             "Reconstruction loss on validation images %.4f; %.4f if it always said the mean colour",
             losses["reconstruction_loss"],
@@ -305,8 +359,10 @@ class Experiment:
     def finetune(self, branch: str, round_index: int) -> None:
         """Fine-tunes a branch; leaves export/round_<i>_<branch>.safetensors, the best epoch's."""
         result = self._finetuned_path(branch, round_index)
+        folder = self.workdir / f"round_{round_index}" / branch / "checkpoints"
         if result.exists():
             logger.info("Fine-tuning is complete (%s)", result)
+            delete_checkpoints(folder)  # a kill may have come before
             return
         config = self.config.finetune
         stage, seed = f"finetune/{branch}", self.config.seed + round_index
@@ -314,7 +370,6 @@ class Experiment:
         steps_per_epoch = max(1, num_images // config.batch_size)
         schedule, optimizer, program = self._finetune_program(steps_per_epoch)
         params = self._start_of(branch, round_index, seed)
-        folder = self.workdir / f"round_{round_index}" / branch / "checkpoints"
         with Checkpoints(folder) as checkpoints:
             _, best = loop.train(
                 stage=stage,
@@ -333,9 +388,9 @@ class Experiment:
                 mesh=self.mesh,
                 evaluate=lambda params: self._validate(params, round_index),
             )
-            assert best is not None  # there is at least one epoch
-            timm.save(best.params, result, self.config.model.name)
-            checkpoints.delete()
+        assert best is not None  # there is at least one epoch
+        timm.save(best.params, result, self.config.model.name)
+        delete_checkpoints(folder)
         logger.info(
             "%s, round %d: best epoch %d, validation AUC %.4f",
             stage,
@@ -435,6 +490,7 @@ class Experiment:
                 "name": prepared.name,
                 "title": prepared.title,
                 "classes": list(prepared.classes),
+                "citation": prepared.citation,
                 "counts": self.data.counts(0),
                 "protocol": self.config.data.protocol,
                 "duplicate_groups": prepared.duplicate_groups,
@@ -442,10 +498,11 @@ class Experiment:
             },
             "pretraining_saw_test": "test" in self.config.pretrain.splits,
             "pretraining": [
-                json.loads((self._pretrained_path(split).parent / "report.json").read_text())
+                read_json(self._pretrained_path(split).parent / "report.json")
                 for split in range(self.data.num_splits)
             ],
-            "imagenet_weights": self.imagenet_source,
+            "imagenet_weights": self._imagenet_source,
+            "imagenet_sha256": self._imagenet_sha256(),
             "rounds": [self._score(round_index) for round_index in range(self.config.rounds.count)],
         }
         results["summary"] = evaluate.summarize(results["rounds"])
@@ -459,4 +516,7 @@ class Experiment:
             for branch in BRANCHES
         }
         scores = evaluate.score(branches, self.config.evaluation.bootstrap_resamples)
-        return {"round": round_index, "seed": self.config.seed + round_index, **scores}
+        row: dict[str, Any] = {"round": round_index, "seed": self.config.seed + round_index}
+        if self.data.num_splits > 1:  # dataset.counts are the first round's
+            row["counts"] = self.data.counts(round_index)
+        return row | scores

@@ -6,6 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
+class DamagedFileError(ValueError):
+    """A file of the workdir cannot be read; the message names it and says what to do."""
+
+    def __init__(self, path: Path, reason: object, remedy: str = "delete it and run again"):
+        super().__init__(f"{path} is damaged ({reason}): {remedy}.")
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes `content` to `path` so that no reader, and no crash, ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,4 +27,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DamagedFileError: it is none; the message ends with the `remedy`.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(path, error, remedy) from None

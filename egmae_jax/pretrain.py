@@ -11,6 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from egmae_jax import augment
 from egmae_jax.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
+from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.loop import TrainState
 from egmae_jax.models.mae import MaskedAutoencoder
@@ -115,9 +116,18 @@ def reconstruction_sums(
 
 
 def reconstruction_losses(sums: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
-    """Mean squared error over masked pixels, and that of always predicting their mean colour."""
+    """Mean squared error over masked pixels, and that of always predicting their mean colour.
+
+    Raises:
+        DataError: no pixel is masked.
+    """
     total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
     count = total["count"].sum()
+    if count == 0:
+        raise DataError(
+            "No patch of the validation images is masked, so pre-training learns nothing: each is "
+            "of one colour, or its noise variance is below corruption.threshold."
+        )
     mean_colour = total["value"] / total["count"]
     mean_colour_error = (total["square"] - total["count"] * mean_colour**2).sum()
     return {

@@ -4,9 +4,11 @@ Epochs and learning rates are constants of the compiled steps: tests that leave 
 compilation.
 """
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,18 @@ import time
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, loop
+from egmae_jax import evaluate, experiment, loop, models
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
+from egmae_jax.files import DamagedFileError
+from egmae_jax.interop import timm
+from egmae_jax.models.initialize import initial_params
 from tests import tiny
 
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))  # of the kill test
@@ -157,6 +163,50 @@ def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
     assert "finetune.epochs: 3 in the workdir, 4 now" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("config.json", "restore it, or start in another --workdir"),
+        ("splits.json", "delete it and run again"),
+        ("pretrain/report.json", "delete it and run again"),
+        ("predictions/round_0_mae_test.npz", "delete it and run again"),
+    ],
+)
+def test_a_damaged_file_of_the_workdir_is_named(finished, data, cache, tmp_path, file, remedy):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    damaged = workdir / file
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(DamagedFileError, match=rf"{file} is damaged.*{remedy}"):
+        experiment.run(tiny.make_config(data, cache), workdir)
+
+
+def test_a_damaged_autoencoder_is_named(finished, data, cache, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.rmtree(workdir / "export")
+    damaged = workdir / "pretrain" / "autoencoder.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    run = experiment.Experiment(tiny.make_config(data, cache), workdir)
+    with pytest.raises(DamagedFileError, match=r"autoencoder\.safetensors is damaged"):
+        run.finetune("mae", 0)
+
+
+def test_checkpoints_that_a_kill_left_behind_are_deleted(finished, data, cache, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    left = [workdir / "pretrain" / "checkpoints", workdir / "round_1" / "mae" / "checkpoints"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    experiment.run(tiny.make_config(data, cache), workdir)
+    assert not any(folder.exists() for folder in left)
+
+
+def test_odd_settings_that_still_train_are_told(data, cache, tmp_path, caplog):
+    config = tiny.make_config(data, cache, finetune__batch_size=32, pretrain__warmup_epochs=3)
+    with caplog.at_level("WARNING", logger="egmae_jax"):
+        experiment.Experiment(config, tmp_path)
+    assert "finetune.batch_size is 32, but there are 21 images" in caplog.text
+    assert "pretrain.warmup_epochs is 3 of 3 epochs" in caplog.text
+
+
 def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(configs.ConfigError, match="cannot be written to"):
@@ -164,8 +214,6 @@ def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
 
 
 def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
-    import shutil
-
     copy = shutil.copytree(data, tmp_path / "data")
     config = tiny.make_config(copy, cache)
     experiment.Experiment(config, tmp_path / "workdir")
@@ -183,7 +231,7 @@ def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
         experiment.run(config, tmp_path)
 
 
-def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path):
+def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, capsys):
     config = tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3)
     results = experiment.run(config, tmp_path)
     assert len(results["pretraining"]) == 3
@@ -193,6 +241,9 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path):
         tested += [row["file"] for row in rows if row["split"] == "test"]
         assert (tmp_path / f"round_{fold}" / "pretrain" / "autoencoder.safetensors").exists()
     assert len(tested) == len(set(tested)) == 36
+    counts = [sum(r["counts"]["test"].values()) for r in results["rounds"]]
+    assert sum(counts) == 36
+    assert "36 test images (12 benign, 12 malignant, 12 normal)" in capsys.readouterr().out
 
 
 def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
@@ -213,25 +264,58 @@ def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
     assert all(array.dtype == np.float32 for array in outcome(tmp_path).values())
 
 
+def test_flat_images_mask_nothing_and_are_refused(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    for label, grey in (("dark", 40), ("light", 200)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(9):
+            # Of one colour each, and one row of pixels that keeps them from being duplicates.
+            image = np.full((40, 40), grey, np.uint8)
+            image[0] = rng.integers(0, 256, 40)
+            PIL.Image.fromarray(image).save(tmp_path / "data" / label / f"{k}.png")
+    config = tiny.make_config(tmp_path / "data", cache, corruption__threshold=5.0)
+    with pytest.raises(DataError, match="No patch of the validation images is masked"):
+        experiment.run(config, tmp_path / "workdir", stage="pretrain")
+
+
+def write_imagenet_weights(path, seed):
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(models.create(tiny.MODEL, 1000), seed, image)
+    timm.save(params, path, tiny.MODEL)
+    return params
+
+
+def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tmp_path):
+    weights, workdir = tmp_path / "imagenet.safetensors", tmp_path / "workdir"
+    config = tiny.make_config(data, cache, imagenet__weights=str(weights), rounds__count=1)
+    experiment.run(config, workdir, stage="pretrain")
+    with pytest.raises(FileNotFoundError, match=r"imagenet\.weights=none"):
+        experiment.run(config, workdir, stage="finetune")
+    write_imagenet_weights(weights, seed=7)
+    experiment.Experiment(config, workdir, "finetune")
+    write_imagenet_weights(weights, seed=8)
+    with pytest.raises(configs.ConfigError, match="not the file this run began with"):
+        experiment.Experiment(config, workdir, "finetune")
+    write_imagenet_weights(weights, seed=7)
+    results = experiment.run(config, workdir)
+    weights.unlink()
+    assert experiment.run(config, workdir) == results  # complete: nothing starts from them
+
+
 def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, monkeypatch):
     """With a learning rate of (almost) nothing, the exported branch is the file it started from."""
-    from egmae_jax.interop import timm
-    from egmae_jax.models.initialize import initial_params
-
+    weights = tmp_path / "imagenet.safetensors"
     config = tiny.make_config(
         data,
         cache,
-        imagenet__weights=str(tmp_path / "imagenet.safetensors"),
+        imagenet__weights=str(weights),
         finetune__learning_rate=1e-20,
         rounds__count=1,
     )
-    from egmae_jax import models
-
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(models.create(tiny.MODEL, 1000), 7, image)
-    timm.save(params, tmp_path / "imagenet.safetensors", tiny.MODEL)
+    params = write_imagenet_weights(weights, seed=7)
     results = experiment.run(config, tmp_path / "workdir")
-    assert results["imagenet_weights"] == str(tmp_path / "imagenet.safetensors")
+    assert results["imagenet_weights"] == str(weights)
+    assert results["imagenet_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     exported = timm.load(
         tmp_path / "workdir" / "export" / "round_0_imagenet.safetensors", tiny.MODEL
     )
