@@ -1,4 +1,4 @@
-"""The whole recipe in three minutes on two cores, offline: generated ultrasound phantoms.
+"""The whole recipe in two or three minutes on two cores, offline: generated ultrasound phantoms.
 
 python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
 """
@@ -18,7 +18,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.store_size = 96
     config.finetune.resize = 67
     config.imagenet.weights = "none"
-    config.pretrain.epochs = 20
-    config.finetune.epochs = 15
+    config.pretrain.epochs = 30
+    config.finetune.epochs = 25
     config.rounds.count = 1
     return default.apply_preset(config, preset)
