@@ -15,7 +15,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 REPOSITORY = Path(__file__).parents[1]
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+# Real images, one folder a data set (busi/, isic2018/, brain_tumor_mri/).
+SHARED_DATA = Path(os.environ.get("EGMAE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+needs_shared_data = pytest.mark.skipif(
+    not SHARED_DATA.is_dir(), reason="the real images are not at hand"
+)
 
 
 @pytest.fixture(scope="session")

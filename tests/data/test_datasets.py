@@ -2,15 +2,12 @@
 
 import collections
 import os
-from pathlib import Path
 
 import pytest
 
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import DataError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared images are not here")
+from tests.conftest import SHARED_DATA, needs_shared_data
 
 
 def touch(root, *files):
@@ -65,18 +62,18 @@ def test_busi_with_masks_only_is_an_empty_class(tmp_path):
         datasets.get("busi").list_images(tmp_path)
 
 
-@needs_shared
+@needs_shared_data
 def test_real_busi_has_780_images():
-    listed = datasets.get("busi").list_images(SHARED / "busi")
+    listed = datasets.get("busi").list_images(SHARED_DATA / "busi")
     counts = collections.Counter(image.label for image in listed)
     assert counts == {"benign": 437, "malignant": 210, "normal": 133}
     assert len({image.file for image in listed}) == 780
-    assert all((SHARED / "busi" / image.file).is_file() for image in listed)
+    assert all((SHARED_DATA / "busi" / image.file).is_file() for image in listed)
 
 
-@needs_shared
+@needs_shared_data
 def test_real_busi_with_masks_has_ten_images_a_class():
-    root = SHARED / "busi_with_masks_sample"
+    root = SHARED_DATA / "busi_with_masks_sample"
     masks = [path for path in root.rglob("*.png") if "_mask" in path.name]
     assert len(masks) >= 30  # there is something to leave out
     listed = datasets.get("busi").list_images(root)

@@ -5,16 +5,14 @@ import functools
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from egmae_jax.data import duplicates
+from tests.conftest import SHARED_DATA, needs_shared_data
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared images are not here")
 ISIC = "isic2018/ISIC2018_Task3_Training_Input"
 EMPTY = np.zeros((0, 2), int)
 
@@ -67,7 +65,7 @@ def raw_pairs(descriptors):
 @functools.cache
 def data_set(folder):
     """Files relative to `folder`, descriptors, hashes and pairs of a complete data set."""
-    root = SHARED / folder
+    root = SHARED_DATA / folder
     files = sorted(f for f in root.rglob("*") if f.suffix in (".jpg", ".jpeg", ".png"))
     descriptors, hashes = described(files)
     start = time.perf_counter()
@@ -247,7 +245,7 @@ class TestGroupIds:
             duplicates.group_ids(3, EMPTY, ["a", "b"])
 
 
-@needs_shared
+@needs_shared_data
 class TestRealImages:
     def test_busi(self):
         files, descriptors, _, pairs = data_set("busi/Dataset_BUSI_with_GT")
@@ -261,7 +259,7 @@ class TestRealImages:
     def test_busi_descriptors_are_pillows_bicubic_thumbnails(self):
         files, descriptors, _, _ = data_set("busi/Dataset_BUSI_with_GT")
         for n in range(0, len(files), 97):
-            image = PIL.Image.open(SHARED / "busi/Dataset_BUSI_with_GT" / files[n])
+            image = PIL.Image.open(SHARED_DATA / "busi/Dataset_BUSI_with_GT" / files[n])
             np.testing.assert_array_equal(descriptors[n], image.convert("L").resize((32, 32)))
 
     def test_chest_x_rays_look_alike_but_are_not_merged(self):
@@ -276,7 +274,7 @@ class TestRealImages:
     def test_skin_lesions(self):
         files, descriptors, _, pairs = data_set(ISIC)
         report("ISIC 2018", len(files), raw_pairs(descriptors), pairs)
-        with open(SHARED / "isic2018/HAM10000_metadata.csv", newline="") as stream:
+        with open(SHARED_DATA / "isic2018/HAM10000_metadata.csv", newline="") as stream:
             lesions = {row["image_id"]: row["lesion_id"] for row in csv.DictReader(stream)}
         names = [(files[i].stem, files[j].stem) for i, j in pairs]
         assert len(names) == 89
@@ -287,7 +285,7 @@ class TestRealImages:
 
     @pytest.mark.slow
     def test_skin_lesions_behind_an_aperture_are_not_chained(self):
-        files = sorted((SHARED / ISIC).glob("*.jpg"))[::2]
+        files = sorted((SHARED_DATA / ISIC).glob("*.jpg"))[::2]
         descriptors, hashes = described(files, behind_aperture)
         raw, pairs = raw_pairs(descriptors), duplicates.duplicate_pairs(descriptors, hashes)
         report("ISIC 2018 behind an aperture", len(files), raw, pairs)
@@ -308,7 +306,7 @@ class TestRealImages:
         assert sum(len({file.parent for file in copies}) > 1 for copies in exact) == 189
         for first, *rest in exact:
             pixels = [
-                np.asarray(PIL.Image.open(SHARED / "brain_tumor_mri" / file).convert("RGB"))
+                np.asarray(PIL.Image.open(SHARED_DATA / "brain_tumor_mri" / file).convert("RGB"))
                 for file in (first, *rest)
             ]
             assert all((other == pixels[0]).all() for other in pixels[1:])
