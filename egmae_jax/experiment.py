@@ -5,7 +5,6 @@ run again, so the same command starts, resumes and completes a run.
 """
 
 import functools
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_json
+from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
@@ -123,7 +123,12 @@ class Experiment:
         cache = Path(config.data.cache_dir).expanduser()
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-        self.imagenet_params, digest = self._load_imagenet_weights(stage)
+        self.imagenet = ImagenetWeights(
+            config.imagenet.weights, config.model.name, workdir / "imagenet_weights.json"
+        )
+        starts = (self._finetuned_path("imagenet", r) for r in range(config.rounds.count))
+        if stage in ("all", "finetune") and not all(path.exists() for path in starts):
+            self.imagenet.load()
         prepared = prepare(
             config.data.name,
             Path(config.data.dir).expanduser(),
@@ -133,58 +138,9 @@ class Experiment:
         )
         self.data = RoundData(prepared, self.config, workdir, self.mesh, resuming=resuming)
         write_json(record, config.to_dict())
-        if digest is not None:
-            write_json(self._imagenet_record, {"source": self._imagenet_source, "sha256": digest})
+        self.imagenet.record()
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self._announce()
-
-    @property
-    def _imagenet_source(self) -> str:
-        """Where the ImageNet branch starts: 'none', a hub id or a file."""
-        source = self.config.imagenet.weights
-        return models.default_weights(self.config.model.name) if source == "default" else source
-
-    @property
-    def _imagenet_record(self) -> Path:
-        return self.workdir / "imagenet_weights.json"
-
-    def _load_imagenet_weights(self, stage: str) -> tuple[PyTree | None, str | None]:
-        """What the ImageNet branch starts from, and the file's SHA-256.
-
-        Both are None where it starts from random weights, and where none will start in this run.
-        """
-        source = self._imagenet_source
-        if source == "none":
-            logger.warning(
-                "imagenet.weights=none: the ImageNet branch starts from RANDOM weights; its "
-                "results and the ensemble's are not the method's."
-            )
-            return None, None
-        rounds = range(self.config.rounds.count)
-        complete = all(self._finetuned_path("imagenet", r).exists() for r in rounds)
-        if complete or stage not in ("all", "finetune"):
-            return None, None
-        try:
-            path = timm.locate(source)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error} The ImageNet branch needs them (imagenet.weights). To start it from "
-                "random weights instead, and have every result say so: "
-                "--config.imagenet.weights=none."
-            ) from None
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._imagenet_record.exists() and self._imagenet_sha256() != digest:
-            raise configs.ConfigError(
-                f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 is "
-                f"in {self._imagenet_record}. Give that file, or start in another --workdir."
-            )
-        return timm.load(path, self.config.model.name), digest
-
-    def _imagenet_sha256(self) -> str | None:
-        """Of the file the ImageNet branch started from; None where that were random weights."""
-        return (
-            read_json(self._imagenet_record)["sha256"] if self._imagenet_source != "none" else None
-        )
 
     def _announce(self) -> None:
         prepared = self.data.prepared
@@ -204,7 +160,6 @@ class Experiment:
             jax.devices()[0].device_kind,
             self.workdir,
         )
-
         for stage, parts in (("pretrain", self.config.pretrain.splits), ("finetune", ("train",))):
             config = self.config[stage]
             count = len(self.data.indices(0, *parts))
@@ -420,9 +375,9 @@ class Experiment:
         if branch == "mae":
             autoencoder = load_params(self._pretrained_path(self.data.split_of(round_index)))
             return finetune.start_from(fresh, autoencoder["encoder"], keep_fresh=("head/",))
-        if self.imagenet_params is None:
+        if self.imagenet.params is None:
             return fresh
-        return finetune.start_from(fresh, self.imagenet_params, keep_fresh=("head/fc/",))
+        return finetune.start_from(fresh, self.imagenet.params, keep_fresh=("head/fc/",))
 
     def _validate(
         self, params: PyTree, round_index: int
@@ -501,8 +456,8 @@ class Experiment:
                 read_json(self._pretrained_path(split).parent / "report.json")
                 for split in range(self.data.num_splits)
             ],
-            "imagenet_weights": self._imagenet_source,
-            "imagenet_sha256": self._imagenet_sha256(),
+            "imagenet_weights": self.imagenet.source,
+            "imagenet_sha256": self.imagenet.recorded_sha256(),
             "rounds": [self._score(round_index) for round_index in range(self.config.rounds.count)],
         }
         results["summary"] = evaluate.summarize(results["rounds"])
