@@ -135,7 +135,7 @@ def set_cpu(config: ConfigDict) -> None:
     config.data.store_size = 128
     config.finetune.resize = 101  # 236 / 224 of the image size
     config.decoder.dim = 128
-    config.pretrain.epochs = 30
+    config.pretrain.epochs = 20
     config.pretrain.warmup_epochs = 2
     config.pretrain.learning_rate = 2e-3
     config.finetune.epochs = 15
