@@ -7,35 +7,43 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from egmae_jax.data import dicom
+
 Resize = Literal["shorter_side", "squash", "pad"]
+Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
-_LONGEST = 16  # times the shorter side: of a longer image only the middle is used
+COLORS = ("rgb", "grey")
+# Of an image longer than this many times its shorter side only the middle is used: a strip, resized
+# or padded as a whole, would fill the memory.
+_LONGEST = 16
+_LONGEST_CROPPED = 4  # for random crops: reduced further, the shorter side would be enlarged again
 
 
 class UnreadableImageError(ValueError):
     """The bytes are no image that can be used; the message says why."""
 
 
-def decode(encoded: bytes) -> PIL.Image.Image:
+def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
     """Decodes a whole image to 8-bit RGB, upright by its EXIF orientation.
 
+    Of 16 bits a value the high byte is kept, for grey as for colours. DICOM: see `dicom.decode`.
+
+    Args:
+        encoded: the file's bytes; what it is they say, not its name.
+        color: 'rgb', or 'grey' for three equal channels of luma. Where the sources of a data set
+            stored its classes as grey or as colour, 'grey' keeps that from telling the class.
+
     Raises:
-        UnreadableImageError: empty, truncated, no image, too large, or more than 8 bits a value.
+        UnreadableImageError: empty, truncated, no image, too large, or of 32 bits a value.
     """
     if not encoded:
         raise UnreadableImageError("the file is empty")
     try:
-        image = PIL.Image.open(io.BytesIO(encoded))
-        # Pillow opens colours of 16 bits as if they had 8; only the raw mode of the tiles tells.
-        modes = [image.mode, *(str(tile[3]) for tile in image.tile)]
-        image.load()
-        if image.mode in ("I", "F") or any(";16" in mode for mode in modes):
-            raise UnreadableImageError(
-                f"{image.mode!r} has more than 8 bits a value: not supported"
-            )
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
-    except UnreadableImageError:
-        raise
+        image = dicom.decode(encoded) if dicom.is_dicom(encoded) else _open(encoded)
+        rgb = PIL.ImageOps.exif_transpose(image).convert("RGB")
+        return rgb if color == "rgb" else rgb.convert("L").convert("RGB")
+    except (UnreadableImageError, dicom.DicomError) as error:
+        raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:
         raise UnreadableImageError("not an image") from None
     except PIL.Image.DecompressionBombError as error:
@@ -44,25 +52,53 @@ def decode(encoded: bytes) -> PIL.Image.Image:
         raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
 
 
+def stored_mode(encoded: bytes) -> str:
+    """How a readable file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), or 'DICOM'."""
+    return "DICOM" if dicom.is_dicom(encoded) else PIL.Image.open(io.BytesIO(encoded)).mode
+
+
+def _open(encoded: bytes) -> PIL.Image.Image:
+    image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded))
+    image.load()
+    if image.mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
+        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        orientation = image.getexif()
+        image = PIL.Image.fromarray(high_byte)
+        image.getexif().update(orientation)
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
+    return image
+
+
 def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PIL.Image.Image:
     """What random crops are taken from: the image itself, reduced if it is large.
 
     Args:
         image: RGB.
         resize: 'shorter_side' keeps the aspect; 'squash' and 'pad' make a square, once, here.
-        store_size: upper bound of the shorter side in pixels; the longer may be twice that.
+        store_size: upper bound of the shorter side in pixels; the longer may be twice that. Of an
+            image longer than four times its shorter side the middle is taken.
     """
-    if resize == "squash":
-        return image.resize((store_size, store_size), PIL.Image.Resampling.BILINEAR)
+    size = training_size(image.size, resize, store_size)
     if resize == "pad":
-        image = _shorten(image)
-        side = min(max(image.size), store_size)
-        return PIL.ImageOps.pad(image, (side, side), PIL.Image.Resampling.BILINEAR)
-    short, long = sorted(image.size)
+        return PIL.ImageOps.pad(_shorten(image), size, PIL.Image.Resampling.BILINEAR)
+    if resize == "shorter_side":
+        image = _shorten(image, _LONGEST_CROPPED)
+    return image if image.size == size else image.resize(size, PIL.Image.Resampling.BILINEAR)
+
+
+def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tuple[int, int]:
+    """Width and height of the training view of an image of that width and height."""
+    if resize == "squash":
+        return store_size, store_size
+    short, long = sorted(size)
+    if resize == "pad":
+        side = min(long, _LONGEST * short, store_size)
+        return side, side
+    long = min(long, _LONGEST_CROPPED * short)
     factor = min(1.0, store_size / short, 2 * store_size / long)
-    width, height = (max(1, round(side * factor)) for side in image.size)
-    reduced = (width, height)
-    return image if factor == 1.0 else image.resize(reduced, PIL.Image.Resampling.BILINEAR)
+    width, height = (max(1, round(min(side, long) * factor)) for side in size)
+    return width, height
 
 
 def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> PIL.Image.Image:
@@ -88,9 +124,9 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
     return np.asarray(image, np.uint8)
 
 
-def _shorten(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The middle of a long strip, which resized or padded as a whole could fill the memory."""
-    longest = _LONGEST * min(image.size)
+def _shorten(image: PIL.Image.Image, times: int = _LONGEST) -> PIL.Image.Image:
+    """The middle of an image that is longer than so many times its shorter side."""
+    longest = times * min(image.size)
     width, height = (min(side, longest) for side in image.size)
     if (width, height) == image.size:
         return image

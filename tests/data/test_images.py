@@ -196,26 +196,44 @@ def test_what_is_no_image_is_refused(content):
         images.decode(content)
 
 
-def test_16_bit_grey_png_is_refused():
-    grey = np.arange(400, dtype=np.uint16).reshape(20, 20) * 150
-    with pytest.raises(UnreadableImageError, match="more than 8 bits"):
-        images.decode(encode(PIL.Image.fromarray(grey)))
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_of_16_bits_of_grey_the_high_byte_is_kept(file_format):
+    grey = np.random.default_rng(0).integers(0, 65536, (20, 20), np.uint16)
+    pixels = images.to_array(images.decode(encode(PIL.Image.fromarray(grey), file_format)))
+    np.testing.assert_array_equal(pixels, np.repeat((grey >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_of_16_bits_of_colour_the_high_byte_is_kept(colour_type, channels):
+    values = np.random.default_rng(0).integers(0, 65536, (4, 4, channels), np.uint16)
+    rows = [row.astype(">u2").tobytes() for row in values]
+    pixels = images.to_array(images.decode(png(4, 4, 16, colour_type, rows)))
+    expected = (values[..., :3] if channels > 2 else values[..., :1]) >> 8
+    np.testing.assert_array_equal(pixels, np.broadcast_to(expected, (4, 4, 3)))
+
+
+def test_16_bit_grey_is_turned_upright():
+    grey = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image = images.decode(encode(PIL.Image.fromarray(grey), exif=exif))
+    np.testing.assert_array_equal(images.to_array(image)[..., 0], np.rot90(grey >> 8, -1))
 
 
 def test_32_bit_tiff_is_refused():
     for dtype in (np.float32, np.int32):
         image = PIL.Image.fromarray(np.arange(400).reshape(20, 20).astype(dtype))
-        with pytest.raises(UnreadableImageError, match="more than 8 bits"):
+        with pytest.raises(UnreadableImageError, match="32 bits"):
             images.decode(encode(image, "TIFF"))
 
 
-@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4), (4, 2)])
-def test_16_bit_colour_png_is_refused(colour_type, channels):
-    # Pillow opens these as 8-bit RGB, RGBA and LA and drops the low bytes without a word, so the
-    # mode of the image does not show it.
-    rows = [np.full((4, channels), 0x1234, ">u2").tobytes()] * 4
-    with pytest.raises(UnreadableImageError, match="more than 8 bits"):
-        images.decode(png(4, 4, 16, colour_type, rows))
+def test_grey_mode_makes_one_of_grey_and_coloured_files():
+    rng = np.random.default_rng(0)
+    colours = PIL.Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    from_colours = images.to_array(images.decode(encode(colours), "grey"))
+    from_grey = images.to_array(images.decode(encode(colours.convert("L")), "grey"))
+    np.testing.assert_array_equal(from_colours, from_grey)
+    assert (from_colours == from_colours[..., :1]).all()
 
 
 def test_an_image_of_absurd_size_is_refused():
@@ -350,7 +368,6 @@ def test_a_long_strip_does_not_fill_the_memory(mode):
         (600, 600, (448, 448)),
         (896, 672, (597, 448)),  # 896 * 448 / 672 = 597.3
         (2000, 500, (896, 224)),  # the longer side is capped at twice 448
-        (900, 20, (896, 20)),  # 20 * 896 / 900 = 19.9
     ],
 )
 def test_large_images_are_reduced(width, height, expected):
@@ -363,7 +380,7 @@ def test_large_images_are_reduced(width, height, expected):
 
 
 @pytest.mark.parametrize(
-    "size", [(448, 448), (448, 896), (896, 448), (300, 200), (20, 800), (1, 1)]
+    "size", [(448, 448), (448, 896), (896, 448), (300, 200), (50, 200), (1, 1)]
 )
 def test_images_within_the_bounds_are_neither_enlarged_nor_touched(size):
     image = noise(*size)
@@ -371,8 +388,25 @@ def test_images_within_the_bounds_are_neither_enlarged_nor_touched(size):
     np.testing.assert_array_equal(np.asarray(view), np.asarray(image))
 
 
-def test_no_side_becomes_zero():
-    assert images.training_view(noise(5000, 1), "shorter_side", 64).size == (128, 1)
+@pytest.mark.parametrize("size", [(4000, 100), (100, 4000), (901, 20), (5000, 1)])
+def test_of_a_strip_the_middle_is_taken_and_its_shorter_side_is_kept(size):
+    image = noise(*size)
+    view = images.training_view(image, "shorter_side", 448)
+    short, long = sorted(size)
+    assert sorted(view.size) == [short, 4 * short]
+    start = (long - 4 * short) // 2
+    pixels = np.asarray(image) if size[0] > size[1] else np.asarray(image).transpose(1, 0, 2)
+    middle = np.asarray(view) if size[0] > size[1] else np.asarray(view).transpose(1, 0, 2)
+    np.testing.assert_array_equal(middle, pixels[:, start : start + 4 * short])
+
+
+@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+def test_the_size_of_the_training_view_is_known_without_the_image(mode):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        size = tuple(int(side) for side in rng.integers(1, 900, 2))
+        view = images.training_view(PIL.Image.new("RGB", size), mode, 100)
+        assert view.size == images.training_size(size, mode, 100)
 
 
 def test_training_view_keeps_the_aspect_to_the_pixel():
@@ -384,9 +418,10 @@ def test_training_view_keeps_the_aspect_to_the_pixel():
         assert max(view.size) <= 256
         assert view.width <= width
         assert view.height <= height
-        factor = min(1, 128 / min(width, height), 256 / max(width, height))
-        assert abs(view.width - width * factor) <= 1
-        assert abs(view.height - height * factor) <= 1
+        if max(width, height) <= 4 * min(width, height):
+            factor = min(1, 128 / min(width, height), 256 / max(width, height))
+            assert abs(view.width - width * factor) <= 1
+            assert abs(view.height - height * factor) <= 1
 
 
 def test_training_view_squash_makes_the_square_of_the_store_size():

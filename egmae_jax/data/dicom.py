@@ -1,0 +1,64 @@
+"""DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
+
+import io
+
+import numpy as np
+import PIL.Image
+
+
+class DicomError(ValueError):
+    """The file cannot be shown as one image; the message says why."""
+
+
+def is_dicom(encoded: bytes) -> bool:
+    """Whether the bytes are a DICOM file, whatever its name."""
+    return encoded[128:132] == b"DICM"
+
+
+def decode(encoded: bytes) -> PIL.Image.Image:
+    """Decodes a DICOM file of one frame.
+
+    Grey values go through the modality transformation (rescale slope and intercept or its table),
+    then through the first window or VOI table; without either, the image's own extremes become
+    black and white. MONOCHROME1 is inverted, so that more is brighter. YBR and palettes become RGB.
+
+    Raises:
+        DicomError: several frames, no pixels, a compression without decoder, or no pydicom.
+    """
+    try:
+        import pydicom
+        from pydicom import pixels
+    except ImportError:
+        raise DicomError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(encoded))
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if frames != 1:
+            raise DicomError(f"{frames} frames; one image is expected, so export the one you mean")
+        array = pixels.pixel_array(dataset)  # YBR is converted to RGB
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            colours = pixels.apply_color_lut(array, dataset)
+            return PIL.Image.fromarray(_high_byte(colours, 8 * colours.itemsize))
+        if dataset.SamplesPerPixel == 3:
+            return PIL.Image.fromarray(_high_byte(array, dataset.BitsStored))
+        values = pixels.apply_modality_lut(array, dataset).astype(np.float64)
+        if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+            # The two extremes tell which values the window shows as black and white.
+            windowed = pixels.apply_voi_lut(
+                np.append(values.ravel(), (values.min() - 1e6, values.max() + 1e6)), dataset
+            )
+            values, (low, high) = windowed[:-2].reshape(values.shape), windowed[-2:]
+        else:
+            low, high = values.min(), values.max()
+    except DicomError:
+        raise
+    except Exception as error:  # pydicom raises much besides its own errors
+        raise DicomError(f"damaged or not supported DICOM: {error}") from None
+    grey = (values - low) / (high - low) if high != low else np.zeros_like(values)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 1 - grey
+    return PIL.Image.fromarray(np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8))
+
+
+def _high_byte(array: np.ndarray, bits: int) -> np.ndarray:
+    return (array >> max(bits - 8, 0)).astype(np.uint8)
