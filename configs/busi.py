@@ -15,4 +15,5 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config = default.get_config()
     config.data.name = "busi"
     config.data.dir = "data/busi"
+    config.data.color = "grey"  # ultrasound; colour are only callipers and marks
     return default.apply_preset(config, preset)

@@ -15,10 +15,20 @@ def get_config() -> ConfigDict:
     config.seed = 0  # round r uses seed + r; pre-training uses seed
 
     config.data = data = ConfigDict()
-    data.name = "image_folder"  # busi, phantoms, image_folder
+    # busi, isic2018, kvasir, kvasir_v1, covid, skin_lesions, brain_tumor, brisc2025, phantoms;
+    # image_folder: one folder a class; manifest: listed in manifest.csv
+    data.name = "image_folder"
     data.dir = ""  # the folder that holds the images
     data.cache_dir = "~/.cache/egmae_jax"  # records made from them, and compiled programs
     data.on_error = "raise"  # unreadable images: 'raise' stops, 'skip' leaves them out and says so
+    data.classes = ()  # names of the classes to keep; () keeps all
+    # 'grey' makes grey of all images, so that grey or coloured files do not tell the class; 'rgb'
+    data.color = "rgb"
+    # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by
+    # Grain as they are needed; 'auto': resident where the decoded set takes no more than this many
+    # gigabytes (10^9 bytes). Changes no number.
+    data.feeding = "auto"
+    data.resident_gigabytes = 4.0
     data.image_size = 224  # pixels, [S 4.1]
     # [D] Aspect. 'shorter_side': resize it, then crop, as torchvision does. 'squash', 'pad' (black)
     # make the image square first.
@@ -26,9 +36,13 @@ def get_config() -> ConfigDict:
     # [D] Pixels. Random crops are taken from the image reduced to this shorter side: twice the
     # image size, so that a crop of the smallest scale (0.2) is hardly ever enlarged.
     data.store_size = 448
-    # [D] 'grouped' keeps near-duplicates, patients and lesions together; 'image_level' splits image
-    # by image, as most papers do, and leaks.
+    # [D] 'grouped' keeps near-duplicates, patients and lesions together; 'official' takes the data
+    # set's own parts, and by groups those it lacks; 'image_level' splits image by image, as most
+    # papers do, and leaks.
     data.protocol = "grouped"
+    data.drop_leaks = True  # [D] 'official': no training image of a group that is tested on
+    data.on_conflict = "keep"  # near-duplicates with different labels: 'drop' leaves both out
+    data.deduplicate = False  # True keeps one of images of identical pixels
     data.near_duplicate_threshold = 0.99  # [D] correlation of 32x32 grey thumbnails
     # [D] Shares of the images. The paper's BUSI accuracy, .9744, is 152 of 156: a fifth of 780.
     data.test_share = 0.2

@@ -1,8 +1,9 @@
 """ISIC 2018 task 3: dermoscopic images in seven classes.
 
-The loader of this data set is not written yet: a run stops and says so.
-
 python main.py --config=configs/isic2018.py --config.data.dir=<folder> --workdir=runs/isic2018
+
+Images of one lesion stay together. The official validation and test parts are used where they are
+in the folder; what is not there is taken from the training part, lesion by lesion.
 """
 
 from ml_collections import ConfigDict
@@ -15,4 +16,5 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config = default.get_config()
     config.data.name = "isic2018"
     config.data.dir = "data/isic2018"
+    config.data.protocol = "official"
     return default.apply_preset(config, preset)

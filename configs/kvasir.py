@@ -1,7 +1,5 @@
 """Kvasir: 8000 endoscopic images in eight classes.
 
-The loader of this data set is not written yet: a run stops and says so.
-
 python main.py --config=configs/kvasir.py --config.data.dir=<folder> --workdir=runs/kvasir
 """
 

@@ -6,8 +6,10 @@ import os
 import pytest
 
 from egmae_jax.data import datasets
-from egmae_jax.data.datasets import DataError
+from egmae_jax.data.datasets import DataError, kvasir
 from tests.conftest import SHARED_DATA, needs_shared_data
+
+SKIN = ("benign", "malignant")
 
 
 def touch(root, *files):
@@ -147,11 +149,184 @@ def test_image_folder_names_an_empty_class_and_what_counts_as_an_image(tmp_path)
         datasets.get("image_folder").list_images(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["isic2018", "kvasir", "covid"])
-def test_data_sets_to_come_say_so_and_offer_a_way(name):
-    with pytest.raises(ValueError, match=rf"{name}.*not written yet.*image_folder"):
-        datasets.get(name)
-    assert name not in datasets.names()
+def listed(name, root):
+    """{file: (label, group, split)} of a data set."""
+    return {image.file: image[1:] for image in datasets.get(name).list_images(root)}
+
+
+@pytest.mark.parametrize(
+    ("name", "top"),
+    [("kvasir", "kvasir-dataset-v2/"), ("kvasir", ""), ("kvasir_v1", "kvasir-dataset/")],
+)
+def test_kvasir_has_eight_classes(tmp_path, name, top):
+    for label in kvasir._CLASSES:
+        touch(tmp_path, f"{top}{label}/a.jpg")
+    found = listed(name, tmp_path)
+    assert len(found) == 8
+    assert found[f"{top}polyps/a.jpg"] == ("polyps", None, None)
+
+
+@pytest.mark.parametrize("top", ["", "COVID-19_Radiography_Dataset/"])
+def test_covid_takes_images_and_neither_masks_nor_spreadsheets(tmp_path, top):
+    for label in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia"):
+        touch(tmp_path, f"{top}{label}/images/{label}-1.png", f"{top}{label}/masks/{label}-1.png")
+        touch(tmp_path, f"{top}{label}.metadata.xlsx")
+    found = listed("covid", tmp_path)
+    assert sorted(found) == sorted(
+        f"{top}{label}/images/{label}-1.png"
+        for label in ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+    )
+
+
+def test_skin_lesions_are_read_once_with_their_split(tmp_path):
+    files = [f"{split}/{label}/1.jpg" for split in ("train", "test") for label in SKIN]
+    touch(tmp_path, *files, *(f"data/{file}" for file in files))  # as the archive has them
+    found = listed("skin_lesions", tmp_path)
+    assert sorted(found) == sorted(files)
+    assert found["test/benign/1.jpg"] == ("benign", None, "test")
+
+
+def test_brain_tumours_know_their_split(tmp_path):
+    for part in ("Training", "Testing"):
+        for label in ("glioma", "meningioma", "notumor", "pituitary"):
+            touch(tmp_path, f"{part}/{label}/1.jpg")
+    found = listed("brain_tumor", tmp_path)
+    assert len(found) == 8
+    assert found["Testing/notumor/1.jpg"] == ("notumor", None, "test")
+    assert found["Training/glioma/1.jpg"] == ("glioma", None, "train")
+
+
+def test_brisc_takes_the_classification_task_only(tmp_path):
+    for split in ("train", "test"):
+        for label in ("glioma", "meningioma", "no_tumor", "pituitary"):
+            touch(tmp_path, f"brisc2025/classification_task/{split}/{label}/1.jpg")
+        touch(tmp_path, f"brisc2025/segmentation_task/{split}/images/1.jpg")
+    found = listed("brisc2025", tmp_path)
+    assert len(found) == 8
+    assert found["brisc2025/classification_task/test/no_tumor/1.jpg"] == ("no_tumor", None, "test")
+
+
+ISIC_HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+
+
+def isic(root, part, *rows):
+    """A part of ISIC 2018 task 3: images and one-hot table; a row is (image, class)."""
+    classes = ISIC_HEADER.strip().split(",")[1:]
+    lines = [
+        f"{i}," + ",".join("1.0" if c == label else "0.0" for c in classes) for i, label in rows
+    ]
+    folder = root / f"ISIC2018_Task3_{part}_GroundTruth"
+    folder.mkdir(parents=True)
+    (folder / f"{folder.name}.csv").write_text(ISIC_HEADER + "\n".join(lines) + "\n")
+    touch(root, *(f"ISIC2018_Task3_{part}_Input/{image}.jpg" for image, _ in rows))
+    return root
+
+
+GROUPINGS = "image,lesion_id,diagnosis_confirm_type\nISIC_1,L1,histo\nISIC_2,L1,histo\n"
+METADATA = "lesion_id,image_id,dx\nL1,ISIC_1,mel\nL1,ISIC_2,mel\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("ISIC2018_Task3_Training_LesionGroupings.csv", GROUPINGS),
+        ("HAM10000_metadata.csv", METADATA),
+    ],
+)
+def test_isic_reads_its_parts_and_lesions(tmp_path, file, content):
+    isic(tmp_path, "Training", ("ISIC_1", "MEL"), ("ISIC_2", "MEL"), ("ISIC_3", "NV"))
+    isic(tmp_path, "Test", ("ISIC_9", "VASC"))
+    (tmp_path / file).write_text(content)
+    assert listed("isic2018", tmp_path) == {
+        "ISIC2018_Task3_Training_Input/ISIC_1.jpg": ("MEL", "L1", "train"),
+        "ISIC2018_Task3_Training_Input/ISIC_2.jpg": ("MEL", "L1", "train"),
+        "ISIC2018_Task3_Training_Input/ISIC_3.jpg": ("NV", None, "train"),
+        "ISIC2018_Task3_Test_Input/ISIC_9.jpg": ("VASC", None, "test"),
+    }
+
+
+def test_isic_without_lesions_says_what_that_means(tmp_path, caplog):
+    isic(tmp_path, "Training", ("ISIC_1", "MEL"), ("ISIC_3", "NV"))
+    listed("isic2018", tmp_path)
+    assert "LesionGroupings.csv nor HAM10000_metadata.csv: images of one lesion" in caplog.text
+
+
+def test_isic_names_what_is_wrong_with_its_tables(tmp_path):
+    root = isic(tmp_path / "a", "Training", ("ISIC_1", "MEL"))
+    table = next(root.rglob("*.csv"))
+    table.write_text(ISIC_HEADER + "ISIC_1,1,1,0,0,0,0,0\n")
+    with pytest.raises(DataError, match="line 2: 2 classes are 1; one must be"):
+        listed("isic2018", root)
+    table.write_text(ISIC_HEADER + "ISIC_1,1,0\n")
+    with pytest.raises(DataError, match="line 2: expected 8 values"):
+        listed("isic2018", root)
+    table.write_text("image,MEL\nISIC_1,1\n")
+    with pytest.raises(DataError, match="no column AKIEC, BCC, BKL, DF, NV, VASC"):
+        listed("isic2018", root)
+    table.write_text(ISIC_HEADER + "ISIC_7,1,0,0,0,0,0,0\n")
+    with pytest.raises(DataError, match=r"1 images of the ground truth are not in .*ISIC_7\.jpg"):
+        listed("isic2018", root)
+    table.unlink()
+    with pytest.raises(DataError, match=r"no ISIC2018_Task3_Training_GroundTruth\.csv"):
+        listed("isic2018", root)
+
+
+@needs_shared_data
+def test_real_isic_has_10015_images_of_7470_lesions():
+    found = listed("isic2018", SHARED_DATA / "isic2018")
+    assert len(found) == 10015
+    assert len({group for _, group, _ in found.values()}) == 7470
+    counts = collections.Counter(label for label, _, _ in found.values())
+    assert counts == {
+        "NV": 6705, "MEL": 1113, "BKL": 1099, "BCC": 514, "AKIEC": 327, "VASC": 142, "DF": 115,
+    }  # fmt: skip
+
+
+@needs_shared_data
+def test_real_brain_tumours_have_both_parts():
+    found = listed("brain_tumor", SHARED_DATA / "brain_tumor_mri")
+    counts = collections.Counter(split for _, _, split in found.values())
+    assert counts == {"train": 5708, "test": 1311}
+
+
+def manifest(root, text, *files):
+    (root / "manifest.csv").write_text(text, encoding="utf-8")
+    return touch(root, *files)
+
+
+def test_manifest_gives_label_group_and_split(tmp_path):
+    table = "\ufeffpath, label,group,split\na b.png,cät,p1,train\nsub/2.dcm,dog,p2,test\n"
+    manifest(tmp_path, table, "a b.png", "sub/2.dcm")
+    assert listed("manifest", tmp_path) == {
+        "a b.png": ("cät", "p1", "train"),
+        "sub/2.dcm": ("dog", "p2", "test"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("/etc/passwd,cat", "must lead below"),
+        ("../1.png,cat", "must lead below"),
+        ("1.png,", "the label is empty"),
+        ("nowhere.png,cat", "there is no file"),
+        ("1.png,cat\n1.png,dog", "line 3: 1.png is listed before"),
+        ("1.png,cat\n2.png,cat", "two or more classes"),
+    ],
+)
+def test_manifest_names_the_line_that_is_wrong(tmp_path, rows, message):
+    manifest(tmp_path, f"path,label\n{rows}\n", "1.png", "2.png")
+    with pytest.raises(DataError, match=message):
+        listed("manifest", tmp_path)
+
+
+def test_manifest_wants_a_split_for_all_or_none(tmp_path):
+    manifest(tmp_path, "path,label,split\n1.png,cat,train\n2.png,dog,\n", "1.png", "2.png")
+    with pytest.raises(DataError, match="1 of 2 lines have no split"):
+        listed("manifest", tmp_path)
+    manifest(tmp_path, "path,label,split\n1.png,cat,val\n", "1.png")
+    with pytest.raises(DataError, match="the split is 'val'; it can be train, validation, test"):
+        listed("manifest", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +339,7 @@ def test_unknown_name_suggests_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_lists_all():
-    with pytest.raises(ValueError, match="Known: busi, image_folder, phantoms") as caught:
+    with pytest.raises(ValueError, match="Known: busi, isic2018, kvasir") as caught:
         datasets.get("xyz")
     assert "Did you mean" not in str(caught.value)
 

@@ -2,13 +2,37 @@
 
 import difflib
 
-from egmae_jax.data.datasets import busi, image_folder, phantoms
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets import (
+    brain_tumor,
+    busi,
+    covid,
+    image_folder,
+    isic2018,
+    kvasir,
+    manifest,
+    phantoms,
+    skin_lesions,
+)
+from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile
 
-__all__ = ["DataError", "Dataset", "ImageFile", "get", "names"]
+__all__ = ["Archive", "DataError", "Dataset", "ImageFile", "get", "names"]
 
-_DATASETS = {m.DATASET.name: m.DATASET for m in (busi, image_folder, phantoms)}
-_NOT_YET = {"isic2018": "ISIC 2018 task 3", "kvasir": "Kvasir", "covid": "COVID-19 Radiography"}
+_DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        busi.DATASET,
+        isic2018.DATASET,
+        kvasir.DATASET,
+        kvasir.V1,
+        covid.DATASET,
+        skin_lesions.DATASET,
+        brain_tumor.DATASET,
+        brain_tumor.BRISC,
+        image_folder.DATASET,
+        manifest.DATASET,
+        phantoms.DATASET,
+    )
+}
 
 
 def names() -> tuple[str, ...]:
@@ -20,13 +44,8 @@ def get(name: str) -> Dataset:
     """The data set `name`.
 
     Raises:
-        ValueError: no such data set, or one whose loader is not written yet.
+        ValueError: no such data set.
     """
-    if name in _NOT_YET:
-        raise ValueError(
-            f"The loader of {_NOT_YET[name]} (data.name={name!r}) is not written yet. Sort its "
-            "images into one folder a class and use configs/image_folder.py meanwhile."
-        )
     if name not in _DATASETS:
         nearest = difflib.get_close_matches(name, _DATASETS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,9 +1,10 @@
 """What a data set is to the rest of the project: where its files are, their labels and groups."""
 
 import collections
+import csv
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,15 @@ class ImageFile(NamedTuple):
 
     file: str  # path relative to the data folder, with forward slashes
     label: str  # class name
-    group: str | None = (
-        None  # patient or lesion, where the data set tells; such images stay together
-    )
+    group: str | None = None  # patient or lesion, where the data set tells; these stay together
+    split: str | None = None  # 'train', 'validation' or 'test', where the data set has its own
+
+
+class Archive(NamedTuple):
+    """A file of a data set on the network; an archive is unpacked into the data folder."""
+
+    url: str
+    sha256: str | None = None  # None where its publisher tells none: noted at the first download
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Dataset:
         title: what people call it.
         citation: the paper to cite.
         obtain: how to get it, a sentence for whoever does not have it.
+        archives: what `egmae_jax.data.download` fetches; empty where a person must.
         list_images: the labelled files below a folder, sorted by file; raises DataError.
         make: writes the data set into a folder, for the ones that are generated; leaves one that
             holds it as it is; raises DataError if it holds anything else.
@@ -46,6 +54,38 @@ class Dataset:
     obtain: str
     list_images: Callable[[Path], list[ImageFile]]
     make: Callable[[Path], None] | None = None
+    archives: tuple[Archive, ...] = ()
+
+
+def top_folder(root: Path, *names: str) -> Path:
+    """The first of `names` that is a folder in `root`, as archives unpack to one; else `root`."""
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and {column: value} of every row of a CSV file, values stripped.
+
+    Raises:
+        DataError: a column is missing, a row has too few or too many values, no UTF-8 text.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            found = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = found
+            if missing := [name for name in columns if name not in found]:
+                raise DataError(
+                    f"{path} has no column {', '.join(missing)}; its columns are "
+                    f"{', '.join(found) or 'none'}."
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: expected {len(found)} values."
+                    )
+                yield reader.line_num, {name: value.strip() for name, value in row.items()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}.") from None
 
 
 def class_folders(
@@ -53,6 +93,7 @@ def class_folders(
     folder: Path,
     classes: Iterable[str],
     is_image: Callable[[Path], bool] = lambda path: True,
+    split: str | None = None,
 ) -> list[ImageFile]:
     """Images of a tree with one folder a class, sorted by file.
 
@@ -64,6 +105,7 @@ def class_folders(
         folder: the folder that holds the class folders, `root` or below it.
         classes: names of the class folders.
         is_image: tells images to classify from files that only look like some (masks).
+        split: the data set's own, that these images are in.
 
     Raises:
         DataError: a class folder is missing or holds no image, or a name is no valid text.
@@ -91,7 +133,7 @@ def class_folders(
                 f"The class {label!r} is empty: {class_folder} holds no image "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))})."
             )
-        images += [ImageFile(_name(path, root), label) for path in paths]
+        images += [ImageFile(_name(path, root), label, split=split) for path in paths]
     if ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
         logger.warning("Ignored in %s, being no images: %s", folder, kinds)

@@ -3,15 +3,14 @@
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
 
 _CLASSES = ("benign", "malignant", "normal")
 _MASK = re.compile(r"_mask(_\d+)?$")  # 'benign (4)_mask_1.png' is a lesion's outline, not an image
 
 
 def _list_images(root: Path) -> list[ImageFile]:
-    inner = root / "Dataset_BUSI_with_GT"  # the archive's top folder; either level will do
-    folder = inner if inner.is_dir() else root
+    folder = top_folder(root, "Dataset_BUSI_with_GT")
     return class_folders(root, folder, _CLASSES, lambda path: not _MASK.search(path.stem))
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+
 
 def _list_images(root: Path) -> list[ImageFile]:
     hidden = (".", "__MACOSX")  # what macOS leaves in archives is no class
@@ -13,10 +15,12 @@ def _list_images(root: Path) -> list[ImageFile]:
         raise DataError(
             f"{root} must hold a folder for each of two or more classes; found: {found}."
         )
-    if {name.lower() for name in classes} <= {"train", "training", "val", "validation", "test"}:
+    splits = [name for name in classes if name.lower() in _SPLITS]
+    if len(splits) > 1:
         raise DataError(
-            f"{root} holds {', '.join(classes)}: these are splits, not classes. The folders on top "
-            "must be the classes; the project splits the images itself."
+            f"{root} holds {', '.join(splits)}: these are splits, not classes. The folders on top "
+            "must be the classes, which the project splits itself; to keep the parts, list the "
+            "images in a manifest.csv (--config.data.name=manifest)."
         )
     return class_folders(root, root, classes)
 

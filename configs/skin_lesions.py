@@ -1,0 +1,16 @@
+"""3297 dermoscopic images, benign or malignant: the data of the ASFF ResNet-50.
+
+python main.py --config=configs/skin_lesions.py --config.data.dir=<folder> --workdir=runs/skin
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(preset: str | None = None) -> ConfigDict:
+    """The paper's recipe; presets as in configs/busi.py."""
+    config = default.get_config()
+    config.data.name = "skin_lesions"
+    config.data.dir = "data/skin_lesions"
+    return default.apply_preset(config, preset)

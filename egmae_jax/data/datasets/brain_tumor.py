@@ -1,0 +1,49 @@
+"""Brain tumour MRI in four classes: Kaggle's set, and BRISC 2025."""
+
+from pathlib import Path
+
+from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
+
+
+def _list_kaggle(root: Path) -> list[ImageFile]:
+    classes = ("glioma", "meningioma", "notumor", "pituitary")
+    folders = {"train": root / "Training", "test": root / "Testing"}
+    return sorted(
+        image
+        for split, folder in folders.items()
+        for image in class_folders(root, folder, classes, split=split)
+    )
+
+
+def _list_brisc(root: Path) -> list[ImageFile]:
+    classes = ("glioma", "meningioma", "no_tumor", "pituitary")
+    folder = top_folder(root, "brisc2025") / "classification_task"
+    return sorted(
+        image
+        for split in ("train", "test")
+        for image in class_folders(root, folder / split, classes, split=split)
+    )
+
+
+DATASET = Dataset(
+    name="brain_tumor",
+    title="Brain tumour MRI (Kaggle)",
+    citation="Nickparvar, Brain Tumor MRI Dataset, Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886",
+    obtain=(
+        "Download it from https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset,"
+        " unpack it and give the folder that holds Training/ and Testing/ as "
+        "--config.data.dir=<folder>."
+    ),
+    list_images=_list_kaggle,
+)
+BRISC = Dataset(
+    name="brisc2025",
+    title="BRISC 2025",
+    citation="Fateh et al., BRISC: annotated dataset for brain tumor segmentation and "
+    "classification, arXiv:2506.14318, 2025",
+    obtain=(
+        "Download it from https://www.kaggle.com/datasets/briscdataset/brisc2025, unpack it and "
+        "give the folder that holds brisc2025/ as --config.data.dir=<folder>."
+    ),
+    list_images=_list_brisc,
+)

@@ -1,0 +1,111 @@
+"""ISIC 2018 task 3: dermoscopic images of seven diagnoses (paper section 4.1).
+
+The training part is HAM10000: 10015 images of 7470 lesions, which one of two tables tells apart.
+"""
+
+import logging
+from pathlib import Path
+
+from egmae_jax.data.datasets.base import (
+    Archive,
+    DataError,
+    Dataset,
+    ImageFile,
+    read_table,
+)
+
+logger = logging.getLogger(__name__)
+
+_CLASSES = ("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC")
+_PARTS = {"train": "Training", "validation": "Validation", "test": "Test"}
+_GROUPS = (  # file, column of the image, column of the lesion
+    ("ISIC2018_Task3_Training_LesionGroupings.csv", "image", "lesion_id"),
+    ("HAM10000_metadata.csv", "image_id", "lesion_id"),
+)
+
+
+def _list_images(root: Path) -> list[ImageFile]:
+    lesions = _lesions(root)
+    images = []
+    for split, part in _PARTS.items():
+        folder = root / f"ISIC2018_Task3_{part}_Input"
+        if split != "train" and not folder.is_dir():
+            continue  # the training part alone is what most people have
+        if not folder.is_dir():
+            raise DataError(f"{root} has no folder {folder.name}.")
+        truth = _find(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
+        if truth is None:
+            raise DataError(
+                f"{root} has {folder.name}, but no ISIC2018_Task3_{part}_GroundTruth.csv."
+            )
+        for name, label in _diagnoses(truth).items():
+            file = folder / f"{name}.jpg"
+            lesion = lesions.get(name)
+            images.append(ImageFile(file.relative_to(root).as_posix(), label, lesion, split))
+    missing = [image.file for image in images if not (root / image.file).exists()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} images of the ground truth are not in {root}, {missing[0]} for one."
+        )
+    return sorted(images)
+
+
+def _diagnoses(truth: Path) -> dict[str, str]:
+    """{image: class} of a one-hot table."""
+    diagnoses = {}
+    for number, row in read_table(truth, ("image", *_CLASSES)):
+        marked = [label for label in _CLASSES if row[label] in ("1", "1.0")]
+        if len(marked) != 1:
+            raise DataError(f"{truth}, line {number}: {len(marked)} classes are 1; one must be.")
+        diagnoses[row["image"]] = marked[0]
+    return diagnoses
+
+
+def _lesions(root: Path) -> dict[str, str]:
+    """{image: lesion}."""
+    for file, image, lesion in _GROUPS:
+        path = _find(root, file)
+        if path is not None:
+            return {row[image]: row[lesion] for _, row in read_table(path, (image, lesion))}
+    logger.warning(
+        "%s has neither %s nor %s: images of one lesion are kept together only where they look "
+        "alike.",
+        root,
+        _GROUPS[0][0],
+        _GROUPS[1][0],
+    )
+    return {}
+
+
+def _find(root: Path, file: str) -> Path | None:
+    """A table in the data folder or in the folder that its archive unpacks to."""
+    return next((p for p in (root / file, root / Path(file).stem / file) if p.is_file()), None)
+
+
+_URL = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_"
+DATASET = Dataset(
+    name="isic2018",
+    title="ISIC 2018 task 3 (HAM10000)",
+    citation=(
+        "Tschandl et al., The HAM10000 dataset, Scientific Data 5, 2018; Codella et al., "
+        "arXiv:1902.03368, 2019"
+    ),
+    obtain=(
+        "`python -m egmae_jax.data.download isic2018 <folder>` fetches it; or get the files of "
+        "task 3 from https://challenge.isic-archive.com/data/#2018 and give the folder that holds "
+        "ISIC2018_Task3_Training_Input/ as --config.data.dir=<folder>."
+    ),
+    list_images=_list_images,
+    archives=tuple(
+        Archive(_URL + file)
+        for file in (
+            "Training_Input.zip",
+            "Training_GroundTruth.zip",
+            "Training_LesionGroupings.csv",
+            "Validation_Input.zip",
+            "Validation_GroundTruth.zip",
+            "Test_Input.zip",
+            "Test_GroundTruth.zip",
+        )
+    ),
+)
