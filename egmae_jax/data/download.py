@@ -1,0 +1,104 @@
+"""Fetches a data set that may be fetched: python -m egmae_jax.data.download kvasir data/kvasir.
+
+Files are fetched by pooch, which shows progress. Their SHA-256 is compared with the one the project
+knows; where the publisher tells none, it is written to the folder's checksums.json at the first
+download, and later ones must agree with it. Archives are unpacked beside; a member that leads out
+of the folder, or is a link, stops the unpacking before it starts.
+"""
+
+import argparse
+import logging
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import pooch
+
+from egmae_jax import console
+from egmae_jax.data import datasets
+from egmae_jax.data.datasets import Archive, DataError
+from egmae_jax.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def download(archives: Iterable[Archive], folder: Path) -> None:
+    """Fetches files into `folder` and unpacks those that are archives; what is there is kept.
+
+    Raises:
+        DataError: a file cannot be fetched, has another checksum, or its members lead elsewhere.
+    """
+    notes = folder / "checksums.json"
+    known: dict[str, str] = read_json(notes) if notes.exists() else {}
+    for archive in archives:
+        name = PurePosixPath(archive.url).name
+        path = folder / name
+        expected = archive.sha256 or known.get(name)
+        if not path.exists():
+            _fetch(archive.url, path, expected)
+        digest = pooch.file_hash(str(path))
+        if expected is not None and digest != expected:
+            raise DataError(
+                f"{path} has SHA-256 {digest}, not {expected}; delete it and try again."
+            )
+        known[name] = digest
+        write_json(notes, known)
+        _unpack(path, folder)
+
+
+def _fetch(url: str, path: Path, sha256: str | None) -> None:
+    try:
+        pooch.retrieve(url, sha256, path.name, path.parent, progressbar=True)
+    except ValueError as error:  # pooch: the hash differs; the file is gone
+        raise DataError(f"{url}: {error}") from None
+    except Exception as error:  # whatever the HTTP library raises
+        raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from None
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _require_inside(path, archive.namelist())
+            links = [m.filename for m in archive.infolist() if stat.S_ISLNK(m.external_attr >> 16)]
+            _require_none(path, links)
+            logger.info("Unpacking %s", path)
+            archive.extractall(folder)
+    elif tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            _require_inside(path, archive.getnames())
+            _require_none(path, [m.name for m in archive if not (m.isfile() or m.isdir())])
+            logger.info("Unpacking %s", path)
+            archive.extractall(folder, filter="data")
+
+
+def _require_inside(path: Path, names: Iterable[str]) -> None:
+    parsed = {name: PurePosixPath(name.replace("\\", "/")) for name in names}
+    _require_none(path, [n for n, p in parsed.items() if p.is_absolute() or ".." in p.parts])
+
+
+def _require_none(path: Path, members: list[str]) -> None:
+    if members:
+        raise DataError(
+            f"{path} holds {members[0]!r}, which leads out of the folder; nothing was unpacked."
+        )
+
+
+def main() -> None:
+    """Command line: name of the data set, folder."""
+    parser = argparse.ArgumentParser(description="Fetches a data set.")
+    fetchable = [n for n in datasets.names() if datasets.get(n).archives]
+    parser.add_argument("name", choices=fetchable)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    console.set_up_logging()
+    try:
+        download(datasets.get(arguments.name).archives, arguments.folder)
+    except DataError as error:
+        console.fail(str(error))
+    logger.info("Done; give --config.data.dir=%s", arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Downloads from a server on 127.0.0.1."""
+
+import functools
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import zipfile
+
+import pytest
+
+from egmae_jax.data.datasets import Archive, DataError
+from egmae_jax.data.download import download
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder and the address it is served at; requests are counted."""
+    root = tmp_path / "served"
+    root.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        requests = 0
+
+        def do_GET(self):
+            Handler.requests += 1
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    served = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(root))
+    )
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{served.server_port}/", Handler
+    served.shutdown()
+    served.server_close()
+
+
+def make_zip(path, members, mode=None):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            if mode is not None:
+                info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_archives_are_fetched_checked_and_unpacked(server, tmp_path):
+    root, url, _ = server
+    digest = make_zip(root / "images.zip", {"cat/1 ä.png": b"one", "dog/2.png": b"two"})
+    (root / "groups.csv").write_bytes(b"image,lesion\n")
+    download((Archive(url + "images.zip", digest), Archive(url + "groups.csv")), tmp_path / "data")
+    assert (tmp_path / "data" / "cat" / "1 ä.png").read_bytes() == b"one"
+    assert (tmp_path / "data" / "dog" / "2.png").read_bytes() == b"two"
+    assert (tmp_path / "data" / "groups.csv").read_bytes() == b"image,lesion\n"
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    root, url, handler = server
+    archives = (Archive(url + "a.zip", make_zip(root / "a.zip", {"1.png": b"one"})),)
+    download(archives, tmp_path / "data")
+    before = handler.requests
+    download(archives, tmp_path / "data")
+    assert handler.requests == before
+
+
+def test_another_checksum_is_refused_and_nothing_is_left(server, tmp_path):
+    root, url, _ = server
+    make_zip(root / "a.zip", {"1.png": b"one"})
+    with pytest.raises(DataError, match=r"a\.zip.*hash"):
+        download((Archive(url + "a.zip", "0" * 64),), tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*.zip"))
+    assert not list((tmp_path / "data").glob("*.png"))
+
+
+def test_the_first_download_fixes_the_checksum_of_the_next(server, tmp_path):
+    root, url, _ = server
+    make_zip(root / "a.zip", {"1.png": b"one"})
+    download((Archive(url + "a.zip"),), tmp_path / "data")
+    (tmp_path / "data" / "a.zip").unlink()
+    make_zip(root / "a.zip", {"1.png": b"changed"})
+    with pytest.raises(DataError, match="hash"):
+        download((Archive(url + "a.zip"),), tmp_path / "data")
+    assert (tmp_path / "data" / "1.png").read_bytes() == b"one"
+
+
+def test_a_file_that_was_cut_off_is_named(server, tmp_path):
+    root, url, _ = server
+    digest = make_zip(root / "a.zip", {"1.png": b"one"})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.zip").write_bytes((root / "a.zip").read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"a\.zip has SHA-256 .*delete it"):
+        download((Archive(url + "a.zip", digest),), tmp_path / "data")
+
+
+def test_an_address_that_does_not_answer_is_named(server, tmp_path):
+    _, url, _ = server
+    with pytest.raises(DataError, match=r"missing\.zip cannot be fetched.*404"):
+        download((Archive(url + "missing.zip"),), tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "..\\out.png"])
+def test_no_member_of_a_zip_leads_out_of_the_folder(server, tmp_path, name):
+    root, url, _ = server
+    make_zip(root / "a.zip", {"1.png": b"one", name: b"evil"})
+    with pytest.raises(DataError, match="leads out of the folder; nothing was unpacked"):
+        download((Archive(url + "a.zip"),), tmp_path / "data")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_no_link_comes_out_of_a_zip(server, tmp_path):
+    root, url, _ = server
+    make_zip(root / "a.zip", {"link": "/etc"}, mode=0o120777)
+    with pytest.raises(DataError, match="leads out"):
+        download((Archive(url + "a.zip"),), tmp_path / "data")
+
+
+@pytest.mark.parametrize("kind", ["path", "link"])
+def test_no_member_of_a_tar_leads_out_of_the_folder(server, tmp_path, kind):
+    root, url, _ = server
+    with tarfile.open(root / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("../out.png" if kind == "path" else "link")
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(member, io.BytesIO(b""))
+    with pytest.raises(DataError, match="leads out"):
+        download((Archive(url + "a.tar.gz"),), tmp_path / "data")
