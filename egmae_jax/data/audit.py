@@ -1,0 +1,224 @@
+"""What is wrong with a data set: python -m egmae_jax.data.audit --config=configs/busi.py
+
+Prints and saves what a split has to know and a reader of the results too: counts, copies within and
+across classes and official parts, groups, sizes, modes, whether size or mode alone tell the class,
+and contact sheets of each class and of copies with different labels.
+"""
+
+import collections
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import rich.console
+import rich.markup
+import rich.table
+from absl import app, flags
+from ml_collections import config_flags
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.tree import DecisionTreeClassifier
+
+from egmae_jax import console
+from egmae_jax.data import duplicates, images, splits
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.files import write_json
+
+_TILE = 96  # pixels of a side in contact sheets
+_COLUMNS = 10
+_SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
+
+
+def audit(prepared: Prepared) -> dict[str, Any]:
+    """Everything the audit says, as JSON-like values."""
+    labels, names = prepared.labels, np.array(prepared.classes)
+    identical = _groups(prepared.pixel_hashes)
+    similar = [members for members in _groups(_near_groups(prepared)) if len(members) > 1]
+    folders = np.array([str(Path(file).parent) for file in prepared.files])
+    crossing = splits.conflicts(labels, prepared.pairs)
+    parts = np.array([part or "none" for part in prepared.official])
+    leaks = prepared.pairs[parts[prepared.pairs[:, 0]] != parts[prepared.pairs[:, 1]]]
+    sizes = collections.Counter(f"{w}x{h}" for h, w in prepared.sizes.tolist())
+    return {
+        "dataset": prepared.title,
+        "images": len(labels),
+        "unreadable": list(prepared.skipped),
+        "counts": {
+            part: _count(names[labels[parts == part]], prepared.classes)
+            for part in dict.fromkeys(("train", "validation", "test", "none"))
+            if (parts == part).any()
+        },
+        "identical_pixels": {
+            "groups": len(identical),
+            "extra_copies": sum(len(members) - 1 for members in identical),
+            "groups_across_folders": _crossing(identical, folders),
+            "groups_across_classes": _crossing(identical, labels),
+            "groups_across_official_parts": _crossing(identical, parts),
+        },
+        "near_duplicates": {
+            "pairs": len(prepared.pairs),
+            "groups": len(similar),
+            "largest_group": max(map(len, similar), default=1),
+            "pairs_across_classes": len(crossing),
+            "pairs_across_official_parts": len(leaks),
+            "conflicts": [[prepared.files[i], prepared.files[j]] for i, j in crossing],
+        },
+        "groups": {
+            "number": len(np.unique(prepared.groups)),
+            "largest": int(np.bincount(prepared.groups).max()),
+        },
+        "sizes": {
+            "different": len(sizes),
+            "smallest": prepared.sizes.min(axis=0)[::-1].tolist(),
+            "largest": prepared.sizes.max(axis=0)[::-1].tolist(),
+            "most_frequent": dict(sizes.most_common(5)),
+        },
+        "modes": {
+            name: dict(collections.Counter(prepared.modes[labels == label].tolist()))
+            for label, name in enumerate(prepared.classes)
+        },
+        "confounders": confounders(prepared),
+    }
+
+
+def confounders(prepared: Prepared) -> dict[str, float]:
+    """How well size and mode alone tell the class: balanced accuracy, cross-validated.
+
+    A shallow tree predicts the class from height, width and mode, from each alone and together.
+    Chance is 1 / number of classes; what lies far above it, a network can learn instead of the
+    disease.
+    """
+    _, modes = np.unique(prepared.modes, return_inverse=True)
+    features = {"size": prepared.sizes, "mode": np.eye(modes.max() + 1)[modes]}
+    features["size and mode"] = np.concatenate(list(features.values()), axis=1)
+    folds = min(5, int(np.bincount(prepared.labels).min()))
+    if folds < 2:
+        return {}
+    scores = {"chance": 1 / len(prepared.classes)}
+    for name, values in features.items():
+        tree = DecisionTreeClassifier(max_depth=6, class_weight="balanced", random_state=0)
+        split = StratifiedKFold(folds, shuffle=True, random_state=0)
+        predicted = cross_val_predict(tree, values, prepared.labels, cv=split)
+        scores[name] = float(balanced_accuracy_score(prepared.labels, predicted))
+    return scores
+
+
+def contact_sheet(
+    prepared: Prepared, rows: Iterable[Sequence[int] | np.ndarray]
+) -> PIL.Image.Image:
+    """Thumbnails of images, a row for each sequence of indices."""
+    rows = [list(row) for row in rows]
+    width = max(map(len, rows), default=1)
+    sheet = PIL.Image.new("RGB", (width * _TILE, max(len(rows), 1) * _TILE))
+    for y, row in enumerate(rows):
+        for x, index in enumerate(row):
+            image = images.decode(prepared.records[index]["image"])
+            sheet.paste(PIL.ImageOps.contain(image, (_TILE, _TILE)), (x * _TILE, y * _TILE))
+    return sheet
+
+
+def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
+    """Writes audit.json, classes.png and, if there are any, conflicts.png; returns the audit."""
+    found = audit(prepared)
+    write_json(folder / "audit.json", found)
+    rng = np.random.default_rng(0)
+    of_class = [np.flatnonzero(prepared.labels == k) for k in range(len(prepared.classes))]
+    rows = [np.sort(rng.permutation(members)[:_COLUMNS]) for members in of_class]
+    contact_sheet(prepared, rows).save(folder / "classes.png")
+    conflicts = splits.conflicts(prepared.labels, prepared.pairs)
+    if len(conflicts):
+        contact_sheet(prepared, conflicts[:50]).save(folder / "conflicts.png")
+    return found
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """Prints the audit."""
+    terminal = rich.console.Console(highlight=False)
+    text = rich.markup.escape
+    terminal.print(f"\n[bold]{text(found['dataset'])}[/]: {found['images']} images")
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("Class")
+    for part in found["counts"]:
+        table.add_column("images" if part == "none" else part, justify="right")
+    table.add_column("modes")
+    for name, modes in found["modes"].items():
+        counts = (str(part[name]) for part in found["counts"].values())
+        stored = ", ".join(f"{n} {mode}" for mode, n in modes.items())
+        table.add_row(text(name), *counts, text(stored))
+    terminal.print(table)
+    same, near, sizes = found["identical_pixels"], found["near_duplicates"], found["sizes"]
+    lines = [
+        f"{len(found['unreadable'])} unreadable images",
+        f"identical pixels: {same['groups']} groups, {same['extra_copies']} extra copies; "
+        f"{same['groups_across_folders']} groups span folders, {same['groups_across_classes']} "
+        f"classes, {same['groups_across_official_parts']} official parts",
+        f"near-duplicates: {near['pairs']} pairs in {near['groups']} groups, the largest of "
+        f"{near['largest_group']}; {near['pairs_across_classes']} pairs join two classes, "
+        f"{near['pairs_across_official_parts']} two official parts",
+        f"groups to keep together (patients, lesions, near-duplicates): "
+        f"{found['groups']['number']}, the largest of {found['groups']['largest']}",
+        f"sizes: {sizes['different']} different, most often "
+        + ", ".join(f"{size} ({n})" for size, n in sizes["most_frequent"].items()),
+    ]
+    terminal.print("\n".join(lines), markup=False)
+    for first, second in near["conflicts"]:
+        terminal.print(f"  conflict: {first} | {second}", markup=False, soft_wrap=True)
+    chance = found["confounders"].get("chance", 1.0)
+    for name, score in found["confounders"].items():
+        if score > chance + _SUSPICIOUS:
+            terminal.print(
+                f"[bold yellow]The class shows in {name} alone[/]: balanced accuracy {score:.3f}, "
+                f"chance {chance:.3f}"
+            )
+    terminal.print(f"Saved in {folder}: audit.json and contact sheets", markup=False)
+
+
+def _near_groups(prepared: Prepared) -> np.ndarray:
+    return duplicates.group_ids(len(prepared.labels), prepared.pairs)
+
+
+def _groups(keys: np.ndarray) -> list[np.ndarray]:
+    """Members of every key that two or more images share."""
+    order = np.argsort(keys, kind="stable")
+    _, starts = np.unique(keys[order], return_index=True)
+    return [members for members in np.split(order, starts[1:]) if len(members) > 1]
+
+
+def _crossing(groups: Iterable[np.ndarray], property_: np.ndarray) -> int:
+    return sum(len(np.unique(property_[members])) > 1 for members in groups)
+
+
+def _count(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    return {name: int((values == name).sum()) for name in names}
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the audit; runs/audit/<data set> if not given.")
+
+
+def main(_: list[str]) -> None:
+    """Command line."""
+    console.set_up_logging()
+    data = _CONFIG.value.data
+    try:
+        prepared = prepare(
+            data.name,
+            Path(data.dir).expanduser(),
+            Path(data.cache_dir).expanduser() / "datasets",
+            on_error="skip",
+            near_duplicate_threshold=data.near_duplicate_threshold,
+            classes=data.classes,
+        )
+    except (DataError, ValueError) as error:
+        console.fail(str(error))
+    folder = Path(_OUT.value or Path("runs") / "audit" / data.name)
+    show(save(prepared, folder), folder)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
