@@ -13,9 +13,11 @@ _STAGE = flags.DEFINE_enum("stage", "all", experiment.STAGES, "Which part of the
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
+    if argv[1:]:
+        console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
     try:
         experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value)
     except experiment.USER_ERRORS as error:
@@ -34,7 +36,11 @@ def _parse(argv: list[str]) -> list[str]:
         console.fail(str(error).strip().splitlines()[-1])
     except OSError:
         console.fail(f"There is no config file {flags.FLAGS['config'].config_filename}.")
-    except (AttributeError, KeyError) as error:  # ml_collections: a field that does not exist
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # ml_collections: a field that does not exist
         console.fail(configs.explain_unknown_field(argv, default.get_config(), error))
 
 

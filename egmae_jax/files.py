@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+REMAKE = "delete it and run again"  # for what the same command makes anew
+RESTORE = "restore it, or start in another --workdir"  # for what it cannot
+
 
 class DamagedFileError(ValueError):
     """A file of the workdir cannot be read; the message names it and says what to do."""
 
-    def __init__(self, path: Path, reason: object, remedy: str = "delete it and run again"):
+    def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
         super().__init__(f"{path} is damaged ({reason}): {remedy}.")
 
 
@@ -31,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text + "\n")
 
 
-def read_json(path: Path, remedy: str = "delete it and run again") -> Any:
+def read_json(path: Path, remedy: str = REMAKE) -> Any:
     """Reads a JSON file.
 
     Raises:

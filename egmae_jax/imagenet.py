@@ -7,7 +7,7 @@ from typing import Any
 
 from egmae_jax import config as configs
 from egmae_jax import models
-from egmae_jax.files import read_json, write_json
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.interop import timm
 
 PyTree = Any
@@ -35,8 +35,11 @@ class ImagenetWeights:
                 "results and the ensemble's are not the method's."
             )
 
-    def load(self) -> None:
+    def load(self, *, begun: bool) -> None:
         """Finds and reads the weights; writes nothing.
+
+        Args:
+            begun: a branch has begun with weights, so these must be the same.
 
         Raises:
             FileNotFoundError: they are nowhere; the message says how to get them.
@@ -54,7 +57,7 @@ class ImagenetWeights:
                 "--config.imagenet.weights=none."
             ) from None
         self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._record.exists() and self.recorded_sha256() != self._sha256:
+        if begun and self.recorded_sha256() != self._sha256:
             raise configs.ConfigError(
                 f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 is "
                 f"in {self._record}. Give that file, or start in another --workdir."
@@ -68,4 +71,8 @@ class ImagenetWeights:
 
     def recorded_sha256(self) -> str | None:
         """Of the file the run began with; None where it began with random weights."""
-        return None if self.source == "none" else read_json(self._record)["sha256"]
+        if self.source == "none":
+            return None
+        if not self._record.exists():
+            raise DamagedFileError(self._record, "it is missing", RESTORE)
+        return read_json(self._record, RESTORE)["sha256"]

@@ -72,6 +72,28 @@ def test_value_of_a_wrong_type_is_named_with_its_field(tmp_path):
     assert "'many'" in output
 
 
+def test_a_flag_below_a_field_is_explained(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", "--config.data.dir.x=5")
+    assert "no config field 'data.dir.x'. Did you mean 'data.dir'" in output
+
+
+def test_words_without_dashes_are_refused(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", "evaluate", "config.pretrain.epochs=1")
+    assert "What is 'evaluate config.pretrain.epochs=1'? Flags begin with --" in output
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_named(tmp_path, busi):
+    (tmp_path / "file").write_text("")
+    output = start(
+        tmp_path,
+        "--config=configs/busi.py",
+        f"--config.data.dir={busi}",
+        f"--config.data.cache_dir={tmp_path / 'file'}",
+        "--config.imagenet.weights=none",
+    )
+    assert "(data.cache_dir)" in output
+
+
 def test_workdir_is_asked_for(tmp_path):
     output = start(tmp_path, "--config=configs/busi.py", workdir=False)
     assert "--workdir" in output
@@ -97,6 +119,8 @@ def test_missing_data_folder_is_named_with_the_way_to_get_the_data(tmp_path):
     )
     assert f"There is no folder {folder} (data.dir)" in output
     assert "Dataset_BUSI.zip" in output
+    output = start(tmp_path, "--config=configs/kvasir.py", "--config.imagenet.weights=none")
+    assert "python -m egmae_jax.data.download kvasir" in output
 
 
 def test_missing_imagenet_weights_are_named_with_the_ways_out(tmp_path, busi):
@@ -104,13 +128,6 @@ def test_missing_imagenet_weights_are_named_with_the_ways_out(tmp_path, busi):
     assert "timm/convnext_tiny.fb_in1k" in output
     assert "hf download timm/convnext_tiny.fb_in1k" in output
     assert "--config.imagenet.weights=none" in output
-
-
-def test_data_set_to_come_says_so(tmp_path):
-    output = start(tmp_path, "--config=configs/isic2018.py")
-    assert "ISIC 2018" in output
-    assert "not written yet" in output
-    assert "configs/image_folder.py" in output
 
 
 def test_all_mistakes_in_the_config_are_told_at_once(tmp_path):
