@@ -14,11 +14,14 @@ from egmae_jax.models.convnext import TOTAL_STRIDE
 from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
-# are evaluated. The data themselves are held to splits.json by their hashes.
+# are evaluated. The data themselves are held to splits.json by the hashes of their files, which are
+# read again when a size or time changes.
 FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "checkpoint.save_seconds",
+    "data.feeding",
+    "data.resident_gigabytes",
     "evaluation.batch_size",
 )
 
@@ -56,6 +59,9 @@ def _type_problems(config: ConfigDict) -> Iterator[str]:
 def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     choices = {
         "data.on_error": ("raise", "skip"),
+        "data.color": images.COLORS,
+        "data.feeding": ("auto", "resident", "stream"),
+        "data.on_conflict": ("keep", "drop"),
         "data.resize": images.RESIZE_MODES,
         "data.protocol": splits.PROTOCOLS,
         "model.dtype": ("float32", "bfloat16"),
@@ -101,6 +107,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"{field} is {flat[field]}; it must be positive."
     not_negative = (
         "seed",
+        "data.resident_gigabytes",
         "data.split_seed",
         "corruption.threshold",
         "decoder.depth",
@@ -142,6 +149,10 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
             f"{', '.join(splits.SPLITS)}."
         )
+    if config.rounds.kind == "folds" and config.data.protocol == "official":
+        yield "rounds.kind is 'folds', which data.protocol='official' excludes; use 'grouped'."
+    if len(config.data.classes) == 1:
+        yield f"data.classes is {tuple(config.data.classes)}; it must name two or more, or be ()."
     folds = config.rounds.count if config.rounds.kind == "folds" else None
     if folds is not None and folds < 3:
         yield f"rounds.count is {folds}; rounds.kind='folds' needs at least 3."

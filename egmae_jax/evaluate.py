@@ -2,14 +2,14 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax.data.pipeline import Images
+from egmae_jax.data.pipeline import Evaluation
 from egmae_jax.files import DamagedFileError, write_atomically
 
 PyTree = Any
@@ -24,29 +24,17 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # float [N, num_classes]
 
 
-def padded_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices [batch_size] and validity float32 [batch_size] that cover range(count) once.
-
-    The last batch is filled up with index 0 and validity 0: every example counts exactly once.
-    """
-    for start in range(0, count, batch_size):
-        indices = np.arange(start, start + batch_size)
-        valid = indices < count
-        yield np.where(valid, indices, 0).astype(np.int32), valid.astype(np.float32)
-
-
-def predict(program: Callable, params: PyTree, images: Images, batch_size: int) -> np.ndarray:
+def predict(program: Callable, params: PyTree, images: Evaluation, batch_size: int) -> np.ndarray:
     """Class probabilities of all images, float32 [N, num_classes].
 
     Args:
         program: jitted, (params, images, indices [B]) -> probabilities [B, num_classes].
         params: of the classifier.
-        images: the evaluation view, on the devices.
+        images: to classify.
         batch_size: of one call.
     """
-    count = len(images)
-    batches = [program(params, images, indices) for indices, _ in padded_batches(count, batch_size)]
-    return np.concatenate([np.asarray(batch) for batch in batches])[:count]
+    batches = [program(params, batch, indices) for batch, indices, _ in images.batches(batch_size)]
+    return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
 
 def ensemble(probabilities: Sequence[np.ndarray]) -> np.ndarray:

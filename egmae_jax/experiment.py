@@ -33,6 +33,7 @@ from egmae_jax.interop import timm
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.workdir import has_begun, lock, record_config, require_same_run
 
 PyTree = Any
 STAGES = ("all", "pretrain", "finetune", "evaluate")
@@ -76,34 +77,24 @@ def run(
             before any training.
         NonFiniteLossError: training diverged.
     """
-    experiment = Experiment(config, Path(workdir), stage)
-    rounds = range(config.rounds.count)
-    if stage in ("all", "pretrain"):
-        for split in range(experiment.data.num_splits):
-            experiment.pretrain(split)
-    if stage in ("all", "finetune"):
-        experiment.require_pretrained()
-        for round_index in rounds:
-            for branch in BRANCHES:
-                experiment.finetune(branch, round_index)
-    if stage in ("all", "evaluate"):
-        experiment.require_finetuned()
-        for round_index in rounds:
-            for branch in BRANCHES:
-                experiment.predict(branch, round_index, again=stage == "evaluate")
-        return experiment.report()
+    with lock(Path(workdir)):
+        experiment = Experiment(config, Path(workdir), stage)
+        rounds = range(config.rounds.count)
+        if stage in ("all", "pretrain"):
+            for split in range(experiment.data.num_splits):
+                experiment.pretrain(split)
+        if stage in ("all", "finetune"):
+            experiment.require_pretrained()
+            for round_index in rounds:
+                for branch in BRANCHES:
+                    experiment.finetune(branch, round_index)
+        if stage in ("all", "evaluate"):
+            experiment.require_finetuned()
+            for round_index in rounds:
+                for branch in BRANCHES:
+                    experiment.predict(branch, round_index, again=stage == "evaluate")
+            return experiment.report()
     return None
-
-
-def _require_writable(workdir: Path) -> None:
-    existing = next(
-        path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists()
-    )
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        kind = "not writable" if existing.is_dir() else "a file, not a folder"
-        raise configs.ConfigError(
-            f"--workdir={workdir} cannot be written to: {existing} is {kind}."
-        )
 
 
 class Experiment:
@@ -112,12 +103,8 @@ class Experiment:
     def __init__(self, config: ConfigDict, workdir: Path, stage: str = "all"):
         self.mesh = sharding.make_mesh()
         configs.check(config, self.mesh.size)
-        _require_writable(workdir)
-        record = workdir / "config.json"
-        resuming = record.exists()
-        if resuming:
-            remedy = "restore it, or start in another --workdir"
-            configs.require_same(read_json(record, remedy), config)
+        require_same_run(workdir, config)
+        begun = has_begun(workdir)
         self.config = FrozenConfigDict(config)
         self.workdir = workdir
         cache = Path(config.data.cache_dir).expanduser()
@@ -126,18 +113,19 @@ class Experiment:
         self.imagenet = ImagenetWeights(
             config.imagenet.weights, config.model.name, workdir / "imagenet_weights.json"
         )
-        starts = (self._finetuned_path("imagenet", r) for r in range(config.rounds.count))
-        if stage in ("all", "finetune") and not all(path.exists() for path in starts):
-            self.imagenet.load()
+        results = [self._finetuned_path("imagenet", r) for r in range(config.rounds.count)]
+        if stage in ("all", "finetune") and not all(path.exists() for path in results):
+            self.imagenet.load(begun=any(workdir.glob("round_*/imagenet")))
         prepared = prepare(
             config.data.name,
             Path(config.data.dir).expanduser(),
             cache / "datasets",
             on_error=config.data.on_error,
             near_duplicate_threshold=config.data.near_duplicate_threshold,
+            classes=config.data.classes,
         )
-        self.data = RoundData(prepared, self.config, workdir, self.mesh, resuming=resuming)
-        write_json(record, config.to_dict())
+        self.data = RoundData(prepared, self.config, workdir, self.mesh, begun=begun)
+        record_config(workdir, config)
         self.imagenet.record()
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self._announce()
@@ -198,10 +186,12 @@ class Experiment:
     def pretrain(self, split: int) -> None:
         """Pre-trains on the training images of a split; leaves pretrain/autoencoder.safetensors."""
         result = self._pretrained_path(split)
-        folder = result.parent / "checkpoints"
+        folder, report = result.parent / "checkpoints", result.parent / "report.json"
         if result.exists():
             logger.info("Pre-training is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
+            if not report.exists():
+                write_json(report, self._reconstruction_losses(load_params(result), split))
             return
         config = self.config.pretrain
         seed = self.config.seed + split
@@ -227,8 +217,13 @@ class Experiment:
                 round_index=split,
                 program=loop.compile_steps(step, self.mesh),
                 state=sharding.replicate(loop.TrainState.create(fresh, optimizer), self.mesh),
-                images=lambda: self.data.training_images(split, *config.splits),
-                order=Order(len(indices), config.batch_size, (seed, rng.stage_id("pretrain"))),
+                feed=lambda: self.data.feed(
+                    split,
+                    config.splits,
+                    Order(len(indices), config.batch_size, (seed, rng.stage_id("pretrain"))),
+                    total_steps=config.epochs * steps_per_epoch,
+                ),
+                batch_size=config.batch_size,
                 key=rng.stage_key(seed, "pretrain"),
                 epochs=config.epochs,
                 steps_per_epoch=steps_per_epoch,
@@ -236,10 +231,9 @@ class Experiment:
                 checkpoints=checkpoints,
                 save_seconds=self.config.checkpoint.save_seconds,
                 log=self.log,
-                mesh=self.mesh,
             )
         losses = self._reconstruction_losses(state.params, split)
-        write_json(result.parent / "report.json", losses)
+        write_json(report, losses)
         save_params(result, state.params)
         delete_checkpoints(folder)
         logger.info(
@@ -259,12 +253,12 @@ class Experiment:
                 pretrain.reconstruction_sums, model=self.autoencoder, config=self.config
             )
         )
-        images = self.data.evaluation_images(split, "validation")
+        images = self.data.evaluation(split, "validation")
         key = rng.stage_key(self.config.seed + split, "reconstruction")
-        batches = evaluate.padded_batches(len(images), self.config.pretrain.batch_size)
+        batches = images.batches(self.config.pretrain.batch_size)
         sums = [
             program(params, images.take(indices).pixels, valid, jax.random.fold_in(key, i))
-            for i, (indices, valid) in enumerate(batches)
+            for i, (images, indices, valid) in enumerate(batches)
         ]
         return pretrain.reconstruction_losses(sums)
 
@@ -331,8 +325,13 @@ class Experiment:
                 round_index=round_index,
                 program=program,
                 state=sharding.replicate(loop.TrainState.create(params, optimizer), self.mesh),
-                images=lambda: self.data.training_images(round_index, "train"),
-                order=Order(num_images, config.batch_size, (seed, rng.stage_id(stage))),
+                feed=lambda: self.data.feed(
+                    round_index,
+                    ("train",),
+                    Order(num_images, config.batch_size, (seed, rng.stage_id(stage))),
+                    total_steps=config.epochs * steps_per_epoch,
+                ),
+                batch_size=config.batch_size,
                 key=rng.stage_key(seed, stage),
                 epochs=config.epochs,
                 steps_per_epoch=steps_per_epoch,
@@ -340,7 +339,6 @@ class Experiment:
                 checkpoints=checkpoints,
                 save_seconds=self.config.checkpoint.save_seconds,
                 log=self.log,
-                mesh=self.mesh,
                 evaluate=lambda params: self._validate(params, round_index),
             )
         assert best is not None  # there is at least one epoch
@@ -394,7 +392,7 @@ class Experiment:
         return (metrics["auc"], -loss), row
 
     def _predictions(self, params: PyTree, round_index: int, split: str) -> Predictions:
-        images = self.data.evaluation_images(round_index, split)
+        images = self.data.evaluation(round_index, split)
         prepared = self.data.prepared
         indices = self.data.indices(round_index, split)
         return Predictions(
@@ -449,6 +447,7 @@ class Experiment:
                 "counts": self.data.counts(0),
                 "protocol": self.config.data.protocol,
                 "duplicate_groups": prepared.duplicate_groups,
+                "left_out": self.data.num_left_out,
                 "skipped": list(prepared.skipped),
             },
             "pretraining_saw_test": "test" in self.config.pretrain.splits,

@@ -47,9 +47,10 @@ def finetune_step(
     images = augment.normalize(pixels)
 
     def loss_fn(params):
-        logits = model.apply(
+        logits = model.apply(  # equation 8
             {"params": params}, images, train=True, rngs={"drop_path": drop_path_key}
         )
+        # Equations 9 and 10: cross-entropy of the softmax.
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), logits

@@ -1,7 +1,8 @@
 """The one training loop: resume, step, log, evaluate, save. Pre-training and fine-tuning use it.
 
-Images stay on the device and many steps run in one dispatch. How many is chosen by the clock, which
-changes nothing but how often the progress bar moves: a step's batch and key depend on its number.
+Many steps run in one dispatch. How many is chosen by the clock, which changes nothing but how often
+the progress bar moves: a step's batch and key depend on its number. While the device works, the
+batches of the next dispatch are made ready.
 """
 
 import dataclasses
@@ -17,14 +18,12 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
-from egmae_jax.data.pipeline import Images, Order
+from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
 from egmae_jax.metrics_log import MetricsLog
 
 PyTree = Any
-_MAX_STEPS = 256  # of one dispatch
 _DISPATCH_SECONDS = 1.0  # aimed at
 
 
@@ -63,17 +62,15 @@ class Best:
 def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     """Makes the program that runs many steps in one dispatch.
 
-    `step_fn(state, batch, key) -> (state, metrics)`. The program takes (state, images, batches
-    [_MAX_STEPS, B], stage key, number of steps) and returns the state and metrics [_MAX_STEPS]. The
+    `step_fn(state, batch, key) -> (state, metrics)`. The program takes (state, ResidentSteps or
+    StreamedSteps, stage key, number of steps) and returns the state and metrics [MAX_STEPS]. The
     number of steps is data, not shape: one compilation serves all of them.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run(state, images, batches, key, num_steps):
+    def run(state, steps, key, num_steps):
         def one_step(i, state):
-            batch = images.take(sharding.split_batch(batches[i], mesh))
-            step_key = jax.random.fold_in(key, state.step)
-            return step_fn(state, sharding.split_batch(batch, mesh), step_key)
+            return step_fn(state, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
             state, history = carry
@@ -81,7 +78,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         metrics = jax.eval_shape(lambda s: one_step(0, s)[1], state)
-        history = jax.tree.map(lambda m: jnp.zeros(_MAX_STEPS, m.dtype), metrics)
+        history = jax.tree.map(lambda m: jnp.zeros(MAX_STEPS, m.dtype), metrics)
         return jax.lax.fori_loop(0, num_steps, body, (state, history))
 
     return run
@@ -93,8 +90,8 @@ def train(
     round_index: int,
     program: Callable,
     state: TrainState,
-    images: Callable[[], Images],
-    order: Order,
+    feed: Callable[[], Resident | Stream],
+    batch_size: int,
     key: jax.Array,
     epochs: int,
     steps_per_epoch: int,
@@ -102,7 +99,6 @@ def train(
     checkpoints: Checkpoints,
     save_seconds: float,
     log: MetricsLog,
-    mesh: Mesh,
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
 ) -> tuple[TrainState, Best | None]:
     """Trains from the newest checkpoint, or from `state`, to the last epoch.
@@ -112,8 +108,8 @@ def train(
         round_index: likewise.
         program: of `compile_steps`.
         state: the initial state, on the devices; donated.
-        images: gives the training images, on the devices; called if there are steps to do.
-        order: which of them make up each batch.
+        feed: gives what feeds the steps; called if there are any to do.
+        batch_size: of its batches.
         key: of the stage.
         epochs: to train.
         steps_per_epoch: likewise.
@@ -121,7 +117,6 @@ def train(
         checkpoints: of this stage.
         save_seconds: least time between two checkpoints; the last step is always saved.
         log: metrics.jsonl.
-        mesh: the devices.
         evaluate: after each epoch, params -> (score, metrics to log); the best score wins.
 
     Returns:
@@ -154,28 +149,35 @@ def train(
             },
         )
 
-    resident = images() if step < total_steps else None
-    num_steps = 1  # grows with what the clock shows; the first dispatch also compiles
+    if step == total_steps:
+        return state, best
+    source = feed()
+
+    def next_steps(step: int, wanted: int) -> tuple[int, Any]:
+        """How many steps the next dispatch has, and their batches; it ends with the epoch."""
+        count = min(wanted, source.max_steps, steps_per_epoch - step % steps_per_epoch)
+        return count, source.steps(step, count)
+
+    wanted = 1  # grows with what the clock shows; the first dispatch also compiles
+    num_steps, batches = next_steps(step, wanted)
     last_save = time.monotonic()
-    batch_size = len(order[0])
     with Progress(f"{stage}, round {round_index}", total_steps, step) as progress:
         while step < total_steps:
-            to_epoch_end = steps_per_epoch - step % steps_per_epoch
-            num_steps = min(num_steps, to_epoch_end, _MAX_STEPS)
-            batches = np.zeros((_MAX_STEPS, batch_size), np.int32)
-            batches[:num_steps] = [order[step + i] for i in range(num_steps)]
             started = time.monotonic()
-            state, history = program(state, resident, batches, key, num_steps)
-            history = {name: np.asarray(h)[:num_steps] for name, h in history.items()}
-            seconds = time.monotonic() - started
-            _require_finite(history["loss"], stage, step, steps_per_epoch)
+            state, history = program(state, batches, key, num_steps)
+            done, first = num_steps, step
             step += num_steps
+            if step < total_steps:  # while the device works
+                num_steps, batches = next_steps(step, wanted)
+            history = {name: np.asarray(h)[:done] for name, h in history.items()}
+            seconds = time.monotonic() - started
+            _require_finite(history["loss"], stage, first, steps_per_epoch)
             for name, values in history.items():
                 for value in values.tolist():  # one by one: the sum must not depend on num_steps
                     epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
-            images_per_second = num_steps * batch_size / seconds
+            images_per_second = done * batch_size / seconds
             progress.update(step, history["loss"][-1], images_per_second)
-            num_steps = max(1, round(num_steps * _DISPATCH_SECONDS / seconds))
+            wanted = max(1, round(done * _DISPATCH_SECONDS / seconds))
 
             epoch_ends = step % steps_per_epoch == 0
             save_is_due = step == total_steps or time.monotonic() - last_save >= save_seconds

@@ -25,6 +25,11 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.device_put(x, sharding, may_alias=False), tree)
 
 
+def place_window(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts a window of batches [steps, B, ...] on the devices, each batch split over them."""
+    return jax.device_put(tree, NamedSharding(mesh, P(None, "data")))
+
+
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Inside jit: splits every array's first axis over the devices."""
     sharding = NamedSharding(mesh, P("data"))

@@ -22,6 +22,7 @@ import safetensors.numpy
 
 from egmae_jax import config as configs
 from egmae_jax import evaluate, experiment, loop, models
+from egmae_jax import workdir as workdirs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
@@ -167,7 +168,7 @@ def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
     ("file", "remedy"),
     [
         ("config.json", "restore it, or start in another --workdir"),
-        ("splits.json", "delete it and run again"),
+        ("splits.json", "restore it, or start in another --workdir"),
         ("pretrain/report.json", "delete it and run again"),
         ("predictions/round_0_mae_test.npz", "delete it and run again"),
     ],
@@ -188,6 +189,47 @@ def test_a_damaged_autoencoder_is_named(finished, data, cache, tmp_path):
     run = experiment.Experiment(tiny.make_config(data, cache), workdir)
     with pytest.raises(DamagedFileError, match=r"autoencoder\.safetensors is damaged"):
         run.finetune("mae", 0)
+
+
+@pytest.mark.parametrize("file", ["config.json", "splits.json"])
+def test_a_run_that_lost_its_config_or_split_is_refused(finished, data, cache, tmp_path, file):
+    """A new split would test old parameters on images they were trained on."""
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    (workdir / file).unlink()
+    with pytest.raises((configs.ConfigError, DamagedFileError), match=rf"{file}.*restore it"):
+        experiment.run(tiny.make_config(data, cache), workdir)
+    assert not (workdir / file).exists()
+
+
+def test_a_split_of_other_parts_is_damaged(finished, data, cache, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    path = workdir / "splits.json"
+    path.write_text(path.read_text().replace('"test"', '"tset"'))
+    with pytest.raises(DamagedFileError, match=r"splits\.json is damaged"):
+        experiment.run(tiny.make_config(data, cache), workdir)
+
+
+def test_a_lost_report_of_pretraining_is_made_again(finished, data, cache, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    (workdir / "pretrain" / "report.json").unlink()
+    assert experiment.run(tiny.make_config(data, cache), workdir) == finished[1]
+
+
+def test_two_runs_on_one_workdir_are_refused_with_the_holder_named(data, cache, tmp_path):
+    with (
+        workdirs.lock(tmp_path),
+        pytest.raises(configs.ConfigError, match=f"in use by process {os.getpid()} on "),
+    ):
+        experiment.run(tiny.make_config(data, cache), tmp_path)
+    with workdirs.lock(tmp_path):  # it was let go
+        pass
+
+
+def test_a_run_that_stops_before_any_work_leaves_no_workdir(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, data__dir=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError):
+        experiment.run(config, tmp_path / "workdir")
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_checkpoints_that_a_kill_left_behind_are_deleted(finished, data, cache, tmp_path):
@@ -217,6 +259,7 @@ def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
     copy = shutil.copytree(data, tmp_path / "data")
     config = tiny.make_config(copy, cache)
     experiment.Experiment(config, tmp_path / "workdir")
+    (tmp_path / "workdir" / "pretrain").mkdir()  # where its checkpoints will be
     (copy / "benign" / "benign (3).png").unlink()
     shutil.copy(copy / "normal" / "normal (1).png", copy / "benign" / "benign (4).png")
     with pytest.raises(DataError) as error:
@@ -258,6 +301,13 @@ def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
     assert results["summary"]["mae"]["auc"]["std"] is None  # a single round has no deviation
 
 
+def test_streaming_gives_the_bits_of_resident_images(finished, data, cache, tmp_path):
+    config = tiny.make_config(data, cache, data__feeding="stream")
+    results = experiment.run(config, tmp_path)
+    assert_same(outcome(finished[0]), outcome(tmp_path))
+    assert results["rounds"] == finished[1]["rounds"]
+
+
 def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
     config = tiny.make_config(data, cache, model__dtype="bfloat16", rounds__count=1)
     experiment.run(config, tmp_path)
@@ -293,10 +343,16 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
         experiment.run(config, workdir, stage="finetune")
     write_imagenet_weights(weights, seed=7)
     experiment.Experiment(config, workdir, "finetune")
+    (workdir / "round_0" / "imagenet").mkdir(parents=True)  # where its checkpoints will be
     write_imagenet_weights(weights, seed=8)
     with pytest.raises(configs.ConfigError, match="not the file this run began with"):
-        experiment.Experiment(config, workdir, "finetune")
+        experiment.run(config, workdir, "finetune")
     write_imagenet_weights(weights, seed=7)
+    record = workdir / "imagenet_weights.json"
+    record.rename(tmp_path / "record")
+    with pytest.raises(DamagedFileError, match=r"imagenet_weights\.json is damaged.*restore it"):
+        experiment.run(config, workdir, "finetune")
+    (tmp_path / "record").rename(record)
     results = experiment.run(config, workdir)
     weights.unlink()
     assert experiment.run(config, workdir) == results  # complete: nothing starts from them

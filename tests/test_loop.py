@@ -8,7 +8,7 @@ import pytest
 
 from egmae_jax import loop, rng, sharding
 from egmae_jax.checkpoint import Checkpoints
-from egmae_jax.data.pipeline import Images, Order
+from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.metrics_log import MetricsLog
 
 _OPTIMIZER = optax.adam(0.1)
@@ -59,8 +59,8 @@ def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_s
             round_index=0,
             program=loop.compile_steps(step, mesh),
             state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
-            images=lambda: sharding.replicate(images, mesh),
-            order=Order(len(images), 4, (0,)),
+            feed=lambda: Resident(sharding.replicate(images, mesh), Order(len(images), 4, (0,))),
+            batch_size=4,
             key=rng.stage_key(0, "test"),
             epochs=epochs,
             steps_per_epoch=5,
@@ -68,7 +68,6 @@ def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_s
             checkpoints=checkpoints,
             save_seconds=save_seconds,
             log=log,
-            mesh=mesh,
             evaluate=_evaluate,
         )
 
@@ -88,10 +87,8 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
     for step in range(7):
         batch = images.take(order[step])
         one_by_one, _ = jax.jit(_step)(one_by_one, batch, jax.random.fold_in(key, step))
-    batches = np.zeros((256, 4), np.int32)
-    batches[:7] = [order[step] for step in range(7)]
     together, history = loop.compile_steps(_step, mesh)(
-        sharding.replicate(start, mesh), images, batches, key, 7
+        sharding.replicate(start, mesh), Resident(images, order).steps(0, 7), key, 7
     )
     np.testing.assert_allclose(together.params["w"], one_by_one.params["w"], rtol=1e-6)
     assert int(together.step) == 7
@@ -126,8 +123,8 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
             round_index=0,
             program=loop.compile_steps(_step, mesh),
             state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
-            images=no_images,
-            order=Order(20, 4, (0,)),
+            feed=no_images,
+            batch_size=4,
             key=rng.stage_key(0, "test"),
             epochs=4,
             steps_per_epoch=5,
@@ -135,7 +132,6 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
             checkpoints=checkpoints,
             save_seconds=0.0,
             log=MetricsLog(tmp_path / "metrics.jsonl"),
-            mesh=mesh,
             evaluate=_evaluate,
         )
     assert np.array_equal(state.params["w"], again.params["w"])
@@ -153,13 +149,11 @@ def test_the_best_epoch_is_the_one_of_highest_score(tmp_path):
 def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     _train(tmp_path, epochs=1)
     mesh = sharding.make_mesh()
-    batches = np.zeros((256, 4), np.int32)
-    batches[:5] = [Order(20, 4, (0,))[step] for step in range(5)]
+    resident = Resident(sharding.replicate(_images(), mesh), Order(20, 4, (0,)))
     start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER)
     _, history = loop.compile_steps(_step, mesh)(
         sharding.replicate(start, mesh),
-        sharding.replicate(_images(), mesh),
-        batches,
+        resident.steps(0, 5),
         rng.stage_key(0, "test"),
         5,
     )

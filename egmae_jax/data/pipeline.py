@@ -1,16 +1,27 @@
-"""From records to arrays on the device, and the order in which training visits them."""
+"""From records to arrays on the device, and the order in which training visits them.
+
+A set that fits stays on the device, and a step gathers its batch by index; what does not fit is
+streamed by Grain, a window of batches at a time, while the device works. The step function, the
+examples of each step, their order and the random numbers are the same in both.
+"""
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
+from flax import struct
+from jax.sharding import Mesh
 
+from egmae_jax import sharding
 from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
+
+MAX_STEPS = 256  # of one dispatch
+_WINDOW_BYTES = 256e6  # of one window of a stream
 
 
 class Images(NamedTuple):
@@ -28,34 +39,153 @@ class Images(NamedTuple):
         return Images(self.pixels[indices], self.sizes[indices], self.labels[indices])
 
 
-def load_training(
-    prepared: Prepared, indices: np.ndarray, *, resize: images.Resize, store_size: int
-) -> Images:
-    """Decodes images for random crops, on a common canvas (see `images.training_view`)."""
-    return _load(prepared, indices, lambda x: images.training_view(x, resize, store_size))
+class View(NamedTuple):
+    """How images are decoded for a purpose: `view(index)` is one, all fit on one canvas."""
+
+    prepared: Prepared
+    decode: Callable[[bytes], np.ndarray]  # -> uint8 [h, w, 3]
+    canvas: tuple[int, int]  # height, width
+
+    def load(self, indices: np.ndarray) -> Images:
+        """Images on the canvas, in the asked order."""
+        indices = np.asarray(indices)
+        pixels = np.zeros((len(indices), *self.canvas, 3), np.uint8)
+        sizes = np.zeros((len(indices), 2), np.int32)
+        for k, index in enumerate(indices.tolist()):
+            array = self.decode(self.prepared.records[index]["image"])
+            pixels[k, : array.shape[0], : array.shape[1]] = array
+            sizes[k] = array.shape[:2]
+        return Images(pixels, sizes, self.prepared.labels[indices].astype(np.int32))
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of `count` images on the canvas."""
+        return count * self.canvas[0] * self.canvas[1] * 3
 
 
-def load_evaluation(
-    prepared: Prepared, indices: np.ndarray, *, resize: images.Resize, image_size: int
-) -> Images:
-    """Decodes images as they are evaluated: [N, image_size, image_size, 3]."""
-    return _load(prepared, indices, lambda x: images.evaluation_view(x, resize, image_size))
+def training_view(
+    prepared: Prepared,
+    indices: np.ndarray,
+    *,
+    color: images.Color,
+    resize: images.Resize,
+    store_size: int,
+) -> View:
+    """For random crops (see `images.training_view`); the canvas fits the images at `indices`."""
+    sizes = [
+        images.training_size((width, height), resize, store_size)[::-1]
+        for height, width in np.unique(prepared.sizes[indices], axis=0).tolist()
+    ]
+    height, width = np.max(sizes, axis=0).tolist()
+
+    def decode(encoded: bytes) -> np.ndarray:
+        image = images.decode(encoded, color)
+        return images.to_array(images.training_view(image, resize, store_size))
+
+    return View(prepared, decode, (height, width))
 
 
-def _load(prepared: Prepared, indices: np.ndarray, view: Callable) -> Images:
-    def read(index: int) -> np.ndarray:
-        encoded = prepared.records[index]["image"]
-        return images.to_array(view(images.decode(encoded)))
+def evaluation_view(
+    prepared: Prepared, *, color: images.Color, resize: images.Resize, image_size: int
+) -> View:
+    """As images are evaluated: [image_size, image_size, 3]."""
 
+    def decode(encoded: bytes) -> np.ndarray:
+        image = images.decode(encoded, color)
+        return images.to_array(images.evaluation_view(image, resize, image_size))
+
+    return View(prepared, decode, (image_size, image_size))
+
+
+def load(view: View, indices: np.ndarray) -> Images:
+    """Decodes all images at `indices`, by as many threads as there are cores."""
+    chunks = np.array_split(indices, max(1, len(indices) // 16))
+    parts = list(_read_ahead(lambda i: view.load(chunks[i]), 0, len(chunks)))
+    return Images(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _read_ahead(function: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+    """function(start), function(start + 1), ..., computed ahead by threads, in order."""
     # Grain keeps the order whatever the number of threads; Pillow decodes outside the GIL.
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=64)
-    dataset = grain.MapDataset.source(np.asarray(indices).tolist()).map(read)
-    arrays = list(dataset.to_iter_dataset(options))
-    sizes = np.array([x.shape[:2] for x in arrays], np.int32)
-    pixels = np.zeros((len(arrays), *sizes.max(axis=0), 3), np.uint8)
-    for canvas, array in zip(pixels, arrays, strict=True):
-        canvas[: array.shape[0], : array.shape[1]] = array
-    return Images(pixels, sizes, prepared.labels[indices].astype(np.int32))
+    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=16)
+    dataset = grain.MapDataset.source(range(start, stop)).map(function)
+    return iter(dataset.to_iter_dataset(options))
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class ResidentSteps:
+    """The batches of some steps, as indices [MAX_STEPS, B] into images on the device."""
+
+    images: Images
+    indices: Any
+
+    def batch(self, i: jax.Array, mesh: Mesh) -> Images:
+        """Inside jit: the batch of step i, split over the devices."""
+        batch = self.images.take(sharding.split_batch(self.indices[i], mesh))
+        return sharding.split_batch(batch, mesh)
+
+
+@struct.dataclass
+class StreamedSteps:
+    """The batches of some steps themselves, [window, B, ...]."""
+
+    images: Images
+
+    def batch(self, i: jax.Array, mesh: Mesh) -> Images:
+        """Inside jit: the batch of step i, split over the devices."""
+        return sharding.split_batch(Images(*(x[i] for x in self.images)), mesh)
+
+
+class Resident:
+    """Feeds steps from images that are on the device."""
+
+    max_steps = MAX_STEPS
+
+    def __init__(self, images: Images, order: "Order"):
+        self._images, self._order = images, order
+
+    def steps(self, first: int, count: int) -> ResidentSteps:
+        """The batches of steps first ... first + count - 1; count is at most max_steps."""
+        indices = np.zeros((MAX_STEPS, self._order.batch_size), np.int32)
+        indices[:count] = [self._order[first + i] for i in range(count)]
+        return ResidentSteps(self._images, indices)
+
+
+class Stream:
+    """Feeds steps from files, decoded ahead while the device works.
+
+    Args:
+        view: how images are decoded.
+        indices: of the images in `view`, which `order` counts.
+        order: of training.
+        total_steps: of the stage.
+        mesh: batches are split over its devices.
+    """
+
+    def __init__(
+        self, view: View, indices: np.ndarray, order: "Order", total_steps: int, mesh: Mesh
+    ):
+        self._view, self._indices, self._order = view, np.asarray(indices), order
+        self._total_steps, self._mesh = total_steps, mesh
+        window = int(_WINDOW_BYTES // view.nbytes(order.batch_size))
+        self.max_steps = max(1, min(window, MAX_STEPS))
+        self._next: int | None = None
+        self._batches: Iterator[Images] = iter(())
+
+    def steps(self, first: int, count: int) -> StreamedSteps:
+        """The batches of steps first ... first + count - 1; count is at most max_steps."""
+        if first != self._next:
+            self._batches = _read_ahead(self._load, first, self._total_steps)
+        self._next = first + count
+        batches = [next(self._batches) for _ in range(count)]
+        batches += [batches[-1]] * (self.max_steps - count)  # one shape: one compilation
+        window = Images(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+        return StreamedSteps(sharding.place_window(window, self._mesh))
+
+    def _load(self, step: int) -> Images:
+        return self._view.load(self._indices[self._order[step]])
 
 
 class Order:
@@ -67,13 +197,14 @@ class Order:
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: tuple[int, ...]):
-        self._num_examples, self._batch_size, self._seed = num_examples, batch_size, seed
+        self.batch_size = batch_size
+        self._num_examples, self._seed = num_examples, seed
         # A batch reaches into two epochs at most, unless the set is smaller than a batch.
         self._epoch = functools.lru_cache(maxsize=4)(self._shuffle)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """int32 [batch_size]: the examples of this step, counted from 0."""
-        positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self._num_examples)
         parts = [self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
         return np.concatenate(parts)
@@ -81,3 +212,49 @@ class Order:
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([*self._seed, epoch])
         return rng.permutation(self._num_examples).astype(np.int32)
+
+
+# --- Evaluation ----------------------------------------------------------------------------------
+
+
+class Evaluation:
+    """A split as it is evaluated: every image once, in batches of one shape.
+
+    Args:
+        view: how images are decoded.
+        indices: of the split's images in `view`.
+        mesh: batches are split over its devices.
+        resident: keeps the images on the device from the first use.
+    """
+
+    def __init__(self, view: View, indices: np.ndarray, mesh: Mesh, *, resident: bool):
+        self._view, self._indices, self._mesh = view, np.asarray(indices), mesh
+        self._resident = sharding.replicate(load(view, indices), mesh) if resident else None
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Images, np.ndarray, np.ndarray]]:
+        """Images, the indices of a batch among them [B], and validity float32 [B].
+
+        The last batch is filled up with its first image and validity 0: every example counts
+        exactly once.
+        """
+        starts = range(0, len(self), batch_size)
+
+        def positions(i: int) -> tuple[np.ndarray, np.ndarray]:
+            wanted = np.arange(starts[i], starts[i] + batch_size)
+            valid = wanted < len(self)
+            return np.where(valid, wanted, starts[i]).astype(np.int32), valid.astype(np.float32)
+
+        if self._resident is not None:
+            for i in range(len(starts)):
+                indices, valid = positions(i)
+                yield self._resident, indices, valid
+            return
+        within = np.arange(batch_size, dtype=np.int32)
+        loaded = _read_ahead(
+            lambda i: self._view.load(self._indices[positions(i)[0]]), 0, len(starts)
+        )
+        for i, batch in enumerate(loaded):
+            yield sharding.replicate(batch, self._mesh), within, positions(i)[1]

@@ -1,9 +1,13 @@
 """From a folder of images to records: every file is read, checked and described once.
 
 TFDS writes the records as array_record, with images as encoded bytes: the one way it has that needs
-no TensorFlow. A record also carries what splits are made from (content hash, pixel hash, grey
-thumbnail), so nothing is decoded twice. Records are kept in a cache folder named after the files'
-names, sizes and times; when a file changes, they are written anew.
+no TensorFlow. What splits and audits are made from (hashes, grey thumbnails, sizes) lies beside
+them in index.npz, so nothing is decoded twice and no start reads all the images. Both are kept in a
+cache folder named after the files' names, sizes and times; when a file changes, they are written
+anew.
+
+Files are read a few hundred at a time, so memory does not grow with the data set but for its index,
+about a kilobyte an image. A set appears when it is whole; of two processes, one writes it.
 """
 
 import concurrent.futures
@@ -15,17 +19,20 @@ import itertools
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
 from egmae_jax.data import datasets, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
+from egmae_jax.files import DamagedFileError, write_atomically
 
-_VERSION = "1.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "2.0.0"  # of the records; raise it when what they hold changes
 _SHOWN = 10  # how many files an error or warning names
 
 logger = logging.getLogger(__name__)
@@ -43,7 +50,13 @@ class Prepared:
         files: paths relative to the data folder.
         labels: int [N].
         groups: int [N]; images of one patient or lesion and near-duplicates share a number.
-        duplicate_groups: how many groups hold near-duplicates.
+        pairs: int [P, 2]; the near-duplicates among them, i < j.
+        duplicate_groups: how many groups of near-duplicates there are.
+        official: str [N]; the data set's own split of an image, '' where it has none.
+        sizes: int [N, 2], height and width.
+        modes: str [N], how the file stores its pixels: 'L', 'RGB', 'I;16', 'DICOM', ...
+        descriptors: uint8 [N, 32, 32], grey thumbnails.
+        pixel_hashes: str [N]; identical for identical pixels.
         sha256: of each file's bytes.
         skipped: files left out because they cannot be read, each with the reason.
         records: random access to records; `records[i]["image"]` are the i-th file's bytes.
@@ -56,14 +69,26 @@ class Prepared:
     files: tuple[str, ...]
     labels: np.ndarray
     groups: np.ndarray
+    pairs: np.ndarray
     duplicate_groups: int
+    official: np.ndarray
+    sizes: np.ndarray
+    modes: np.ndarray
+    descriptors: np.ndarray
+    pixel_hashes: np.ndarray
     sha256: tuple[str, ...]
     skipped: tuple[str, ...]
-    records: Sequence[dict[str, Any]]
+    records: "Records"
 
 
 def prepare(
-    name: str, folder: Path, cache: Path, *, on_error: str, near_duplicate_threshold: float
+    name: str,
+    folder: Path,
+    cache: Path,
+    *,
+    on_error: str,
+    near_duplicate_threshold: float,
+    classes: Sequence[str] = (),
 ) -> Prepared:
     """Describes the data set `name` below `folder`, from the cache where nothing has changed.
 
@@ -73,9 +98,11 @@ def prepare(
         cache: folder for the records.
         on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
         near_duplicate_threshold: correlation above which two images are the same one.
+        classes: the ones to keep; all if empty.
 
     Raises:
-        DataError: the folder or a class is missing, a class is empty, an image cannot be read.
+        DataError: the folder or a class is missing, a class is empty, an image cannot be read, the
+            records cannot be written.
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
@@ -85,35 +112,87 @@ def prepare(
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
     listed = dataset.list_images(folder)
-    classes = tuple(sorted({image.label for image in listed}))
-    builder = _builder(dataset, folder, listed, classes, cache, on_error)
+    found = tuple(sorted({image.label for image in listed}))
+    if unknown := set(classes) - set(found):
+        raise DataError(
+            f"data.classes names {', '.join(sorted(unknown))}; {folder} has {', '.join(found)}."
+        )
+    if classes:
+        found = tuple(sorted(classes))
+        listed = [image for image in listed if image.label in found]
+    builder = _builder(dataset, folder, listed, found, cache, on_error)
     skipped = tuple(builder.info.metadata["skipped"])
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
-    records = builder.as_data_source(split="images", decoders={"image": tfds.decode.SkipDecoding()})
-    rows = [records[i] for i in range(len(records))]
-    pixel_hashes = [row["pixel_hash"].decode() for row in rows]
+    records = Records(builder)
+    index = _index(Path(builder.data_dir) / "index.npz", records)
     pairs = duplicates.duplicate_pairs(
-        np.stack([row["descriptor"] for row in rows]),
-        pixel_hashes,
-        threshold=near_duplicate_threshold,
+        index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
-    near = duplicates.group_ids(len(rows), pairs)
-    known = [row["group"].decode() or None for row in rows]
+    count = len(records)
+    near = duplicates.group_ids(count, pairs)
+    known = [group or None for group in index["group"].tolist()]
     return Prepared(
         name=name,
         title=dataset.title,
         citation=dataset.citation,
-        classes=classes,
-        files=tuple(row["file"].decode() for row in rows),
-        labels=np.array([row["label"] for row in rows]),
-        groups=duplicates.group_ids(len(rows), pairs, known),
+        classes=found,
+        files=tuple(index["path"].tolist()),
+        labels=index["label"],
+        groups=duplicates.group_ids(count, pairs, known),
+        pairs=pairs,
         duplicate_groups=int((np.bincount(near) > 1).sum()),
-        sha256=tuple(row["sha256"].decode() for row in rows),
+        official=index["split"],
+        sizes=index["size"],
+        modes=index["mode"],
+        descriptors=index["descriptor"],
+        pixel_hashes=index["pixel_hash"],
+        sha256=tuple(index["sha256"].tolist()),
         skipped=skipped,
         records=records,
     )
+
+
+class Records:
+    """Random access to the records of a data set; says which folder is damaged."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder):
+        self._folder = Path(builder.data_dir)
+        self._source = builder.as_data_source(
+            split="images", decoders={"image": tfds.decode.SkipDecoding()}
+        )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except IndexError:
+            raise
+        except Exception as error:  # array_record raises RuntimeError, protobuf its own
+            raise DamagedFileError(self._folder, error) from None
+
+
+def _index(path: Path, records: Records) -> dict[str, np.ndarray]:
+    """{name: values of all records} of everything but the images; written once."""
+    if not path.exists():
+        rows = []
+        for i in range(len(records)):
+            row = records[i]
+            del row["image"]
+            rows.append({k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()})
+        columns: dict[str, Any] = {name: np.array([r[name] for r in rows]) for name in rows[0]}
+        columns["path"] = columns.pop("file")  # np.savez has an argument `file` of its own
+        buffer = io.BytesIO()
+        np.savez(buffer, **columns)
+        write_atomically(path, buffer.getvalue())
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedFileError(path, error) from None
 
 
 def _builder(
@@ -134,13 +213,22 @@ def _builder(
             state.append((image, None, None))
     identity = [str(folder.resolve()), _VERSION, on_error, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    builder = _Records(
-        folder, listed, classes, on_error, data_dir=cache / dataset.name / fingerprint
-    )
     # TFDS announces itself on standard output; our own log says what happens.
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+    data_dir = cache / dataset.name / fingerprint
+    try:
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            filelock.FileLock(f"{data_dir}.lock"),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            # Made under the lock: it reads what is there when it is made.
+            builder = _Records(folder, listed, classes, on_error, data_dir=data_dir)
+            builder.download_and_prepare()
+    except OSError as error:
+        raise DataError(
+            f"The records of {folder} cannot be written to {data_dir} (data.cache_dir): {error}."
+        ) from error
     return builder
 
 
@@ -171,6 +259,9 @@ class _Records(tfds.core.GeneratorBasedBuilder):
                 "label": tfds.features.ClassLabel(names=self._classes),
                 "file": tfds.features.Text(),
                 "group": tfds.features.Text(),  # empty where the data set tells none
+                "split": tfds.features.Text(),  # likewise
+                "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+                "mode": tfds.features.Text(),
                 "sha256": tfds.features.Text(),
                 "pixel_hash": tfds.features.Text(),
                 "descriptor": tfds.features.Tensor(shape=(size, size), dtype=np.uint8),
@@ -221,6 +312,7 @@ def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
     try:
         encoded = (folder / image.file).read_bytes()
         pixels = images.decode(encoded)
+        mode = images.stored_mode(encoded)
     except (OSError, images.UnreadableImageError) as error:
         return str(error)
     return {
@@ -228,6 +320,9 @@ def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
         "label": image.label,
         "file": image.file,
         "group": image.group or "",
+        "split": image.split or "",
+        "size": np.array((pixels.height, pixels.width), np.int32),
+        "mode": mode,
         "sha256": hashlib.sha256(encoded).hexdigest(),
         "pixel_hash": duplicates.pixel_hash(pixels),
         "descriptor": duplicates.descriptor(pixels),

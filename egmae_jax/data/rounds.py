@@ -11,8 +11,9 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.pipeline import Images
+from egmae_jax.data.pipeline import Evaluation, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
+from egmae_jax.files import RESTORE, DamagedFileError
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ class RoundData:
     """The prepared images, split for each round.
 
     With rounds.kind='seeds' all rounds share one split, in splits.json of the workdir; with 'folds'
-    each has its own, in round_<i>/splits.json. A run that is resumed keeps its split: the images
-    it names must be the very ones at hand.
+    each has its own, in round_<i>/splits.json. A run that has begun keeps its split: the images it
+    names must be the very ones at hand.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class RoundData:
         workdir: Path,
         mesh: Mesh,
         *,
-        resuming: bool,
+        begun: bool,
     ):
         self.prepared = prepared
         self._config = config
@@ -41,8 +42,15 @@ class RoundData:
         for index in range(config.rounds.count if config.rounds.kind == "folds" else 1):
             folder = workdir / f"round_{index}" if config.rounds.kind == "folds" else workdir
             path = folder / "splits.json"
-            saved = _saved_parts(path, prepared) if resuming and path.exists() else None
-            self._parts.append(self._split(index, path) if saved is None else saved)
+            parts = self._split(index)
+            if begun and not path.exists():
+                raise DamagedFileError(path, "it is missing", RESTORE)
+            if begun:
+                parts = _saved_parts(path, prepared, parts == splits.LEFT_OUT)
+            else:
+                labels = [prepared.classes[label] for label in prepared.labels]
+                splits.write(path, prepared.files, labels, parts, prepared.groups, prepared.sha256)
+            self._parts.append(parts)
 
     def split_of(self, round_index: int) -> int:
         """The index of the split a round uses; rounds with the same split share pre-training."""
@@ -58,6 +66,11 @@ class RoundData:
         parts = self._parts[self.split_of(round_index)]
         return np.flatnonzero(np.isin(parts, [splits.SPLITS.index(name) for name in names]))
 
+    @property
+    def num_left_out(self) -> int:
+        """How many images are in no part of the first round: copies, conflicts, leaks."""
+        return int((self._parts[0] == splits.LEFT_OUT).sum())
+
     def counts(self, round_index: int) -> dict[str, dict[str, int]]:
         """{split: {class: number of images}} of a round."""
         classes = self.prepared.classes
@@ -69,78 +82,137 @@ class RoundData:
             for split in splits.SPLITS
         }
 
-    def training_images(self, round_index: int, *names: str) -> Images:
-        """The images of some splits on the devices, as random crops want them."""
-        return self._training_images(self.split_of(round_index), names)
+    def feed(
+        self, round_index: int, names: tuple[str, ...], order: Order, *, total_steps: int
+    ) -> Resident | Stream:
+        """What feeds training on some splits: the resident images, or a stream of files."""
+        split = self.split_of(round_index)
+        indices = self.indices(split, *names)
+        view = self._training_view(split, names)
+        if not self._fits(view, len(indices)):
+            return Stream(view, indices, order, total_steps, self._mesh)
+        return Resident(self._resident_images(split, names), order)
 
-    def evaluation_images(self, round_index: int, name: str) -> Images:
-        """The images of one split on the devices, as evaluation wants them."""
-        return self._evaluation_images(self.split_of(round_index), name)
+    def evaluation(self, round_index: int, name: str) -> Evaluation:
+        """One split as it is evaluated."""
+        return self._evaluation(self.split_of(round_index), name)
 
-    # Both branches and all seeds use the same images; two sets at a time are kept on the devices.
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (lives as long as the process)
-    def _training_images(self, split: int, names: tuple[str, ...]) -> Images:
+    def _fits(self, view: View, count: int) -> bool:
         data = self._config.data
-        images = pipeline.load_training(
+        gigabytes = view.nbytes(count) / 1e9
+        fits = gigabytes <= data.resident_gigabytes
+        resident = fits if data.feeding == "auto" else data.feeding == "resident"
+        logger.info(
+            "%d images decoded are %.2f GB (%s %.2f, data.resident_gigabytes): %s",
+            count,
+            gigabytes,
+            "within" if fits else "above",
+            data.resident_gigabytes,
+            "kept on the device" if resident else "streamed",
+        )
+        return resident
+
+    def _training_view(self, split: int, names: tuple[str, ...]) -> View:
+        data = self._config.data
+        return pipeline.training_view(
             self.prepared,
             self.indices(split, *names),
+            color=data.color,
             resize=data.resize,
             store_size=data.store_size,
         )
-        megabytes = images.pixels.nbytes / 1e6
-        logger.info("%d training images on the device, %.0f MB", len(images), megabytes)
+
+    # Both branches and all seeds use the same images; two sets at a time are kept on the devices.
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (lives as long as the process)
+    def _resident_images(self, split: int, names: tuple[str, ...]) -> Images:
+        view = self._training_view(split, names)
+        images = pipeline.load(view, self.indices(split, *names))
         return sharding.replicate(images, self._mesh)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _evaluation_images(self, split: int, name: str) -> Images:
+    def _evaluation(self, split: int, name: str) -> Evaluation:
         data = self._config.data
-        images = pipeline.load_evaluation(
-            self.prepared,
-            self.indices(split, name),
-            resize=data.resize,
-            image_size=data.image_size,
+        view = pipeline.evaluation_view(
+            self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
         )
-        return sharding.replicate(images, self._mesh)
+        indices = self.indices(split, name)
+        return Evaluation(view, indices, self._mesh, resident=self._fits(view, len(indices)))
 
-    def _split(self, index: int, path: Path) -> np.ndarray:
-        """Splits the images anew and writes splits.json."""
-        data, config = self.prepared, self._config
-        grouped = config.data.protocol == "grouped"
-        groups = data.groups if grouped else np.arange(len(data.files))
-        if config.rounds.kind == "folds":
-            parts = splits.fold_split(
+    def _split(self, index: int) -> np.ndarray:
+        """The part of every image: indices into SPLITS, or LEFT_OUT."""
+        data, config = self.prepared, self._config.data
+        parts = np.full(len(data.files), splits.LEFT_OUT)
+        kept = np.flatnonzero(
+            ~splits.left_out(
                 data.labels,
+                data.pairs,
+                data.pixel_hashes,
+                data.official,
+                on_conflict=config.on_conflict,
+                deduplicate=config.deduplicate,
+            )
+        )
+        labels, groups = data.labels[kept], data.groups[kept]
+        if config.protocol == "image_level":
+            groups = kept
+        if self._config.rounds.kind == "folds":
+            parts[kept] = splits.fold_split(
+                labels,
                 groups,
                 data.classes,
                 fold=index,
-                num_folds=config.rounds.count,
-                validation_share=config.data.validation_share,
-                seed=config.data.split_seed,
+                num_folds=self._config.rounds.count,
+                validation_share=config.validation_share,
+                seed=config.split_seed,
             )
-        else:
-            parts = splits.fixed_split(
-                data.labels,
+        elif config.protocol == "official":
+            parts[kept] = splits.official_split(
+                data.official[kept],
+                labels,
                 groups,
                 data.classes,
-                validation_share=config.data.validation_share,
-                test_share=config.data.test_share,
-                seed=config.data.split_seed,
+                validation_share=config.validation_share,
+                test_share=config.test_share,
+                drop_leaks=config.drop_leaks,
+                seed=config.split_seed,
             )
-        labels = [data.classes[label] for label in data.labels]
-        splits.write(path, data.files, labels, parts, data.groups, data.sha256)
+        else:
+            parts[kept] = splits.fixed_split(
+                labels,
+                groups,
+                data.classes,
+                validation_share=config.validation_share,
+                test_share=config.test_share,
+                seed=config.split_seed,
+            )
         return parts
 
 
-def _saved_parts(path: Path, data: Prepared) -> np.ndarray:
+def _saved_parts(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray:
     """The parts that splits.json holds, if its images are the ones at hand.
+
+    Args:
+        path: of splits.json.
+        data: what is at hand.
+        left_out: bool [N], the images that splits.json need not name.
 
     Raises:
         DataError: names files that were added, removed or changed since.
     """
-    rows = {row["file"]: row for row in splits.read(path)}
+    try:
+        rows = {row["file"]: row for row in splits.read(path)}
+        part_of = {file: splits.SPLITS.index(row["split"]) for file, row in rows.items()}
+    except (KeyError, TypeError, ValueError) as error:  # JSON, but not what was written
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(path, repr(error), RESTORE) from None
     now = dict(zip(data.files, data.sha256, strict=True))
     changes = [f"removed: {file}" for file in rows if file not in now]
-    changes += [f"added: {file}" for file in now if file not in rows]
+    changes += [
+        f"added: {file}"
+        for file, out in zip(data.files, left_out, strict=True)
+        if file not in rows and not out
+    ]
     changes += [
         f"changed: {file}" for file in rows if now.get(file, "") not in ("", rows[file]["sha256"])
     ]
@@ -150,4 +222,4 @@ def _saved_parts(path: Path, data: Prepared) -> np.ndarray:
             f"The images are not those that {path} has split; {len(changes)} files differ:\n  "
             f"{shown}\nBring them back, or start in another --workdir."
         )
-    return np.array([splits.SPLITS.index(rows[file]["split"]) for file in data.files])
+    return np.array([part_of.get(file, splits.LEFT_OUT) for file in data.files])

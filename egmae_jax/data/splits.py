@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from egmae_jax.data.datasets import DataError
-from egmae_jax.files import read_json, write_atomically
+from egmae_jax.files import RESTORE, read_json, write_atomically
 
 SPLITS = ("train", "validation", "test")
-PROTOCOLS = ("grouped", "image_level")
+PROTOCOLS = ("grouped", "official", "image_level")
+LEFT_OUT = -1  # the part of an image that is in none
 
 
 def assign(
@@ -103,6 +104,98 @@ def fold_split(
     return parts
 
 
+def official_split(
+    official: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: Sequence[str],
+    *,
+    validation_share: float,
+    test_share: float,
+    drop_leaks: bool,
+    seed: int,
+) -> np.ndarray:
+    """The data set's own split: indices into SPLITS, or LEFT_OUT, int [N].
+
+    Parts that the data set does not have are taken from its train part, by groups, with the shares
+    they are given of the train part.
+
+    Args:
+        official: str [N], of SPLITS; '' counts as train.
+        labels: int [N].
+        groups: int [N].
+        classes: names of the labels.
+        validation_share: of the validation part, where there is none.
+        test_share: likewise.
+        drop_leaks: leaves out train images whose group reaches into validation or test, and
+            validation images whose group reaches into test.
+        seed: of the parts that are taken.
+
+    Raises:
+        DataError: a class has too few groups, or none in one of the parts.
+    """
+    train, validation, test = range(3)
+    parts = np.array([SPLITS.index(name) if name else train for name in official])
+    shares = {
+        part: share
+        for part, share in ((validation, validation_share), (test, test_share))
+        if not (parts == part).any()
+    }
+    if drop_leaks:
+        of_test = np.isin(groups, groups[parts == test])
+        parts[of_test & (parts != test)] = LEFT_OUT
+        of_validation = np.isin(groups, groups[parts == validation])
+        parts[of_validation & (parts == train)] = LEFT_OUT
+    if shares:
+        pool = np.flatnonzero(parts == train)
+        _require_groups(
+            labels[pool], groups[pool], classes, 1 + len(shares), "the parts to be made"
+        )
+        made = assign(
+            labels[pool], groups[pool], (1 - sum(shares.values()), *shares.values()), seed
+        )
+        parts[pool] = np.array([train, *shares])[made]
+    _require_every_class(parts, labels, classes)
+    return parts
+
+
+def left_out(
+    labels: np.ndarray,
+    pairs: np.ndarray,
+    pixel_hashes: np.ndarray,
+    official: np.ndarray,
+    *,
+    on_conflict: str,
+    deduplicate: bool,
+) -> np.ndarray:
+    """Which images no part gets: bool [N].
+
+    Args:
+        labels: int [N].
+        pairs: int [P, 2], near-duplicates.
+        pixel_hashes: str [N].
+        official: str [N], the data set's own split; '' for none.
+        on_conflict: 'drop' leaves out both images of a pair with different labels.
+        deduplicate: keeps one of images of identical pixels, of the official test part before
+            validation before train.
+    """
+    out = np.zeros(len(labels), bool)
+    if on_conflict == "drop":
+        out[conflicts(labels, pairs).ravel()] = True
+    if deduplicate:
+        rank = np.array([-SPLITS.index(name) if name else 0 for name in official])
+        order = np.lexsort((np.arange(len(labels)), rank))
+        order = order[~out[order]]
+        _, first = np.unique(pixel_hashes[order], return_index=True)
+        out[np.delete(order, first)] = True
+    return out
+
+
+def conflicts(labels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The pairs of near-duplicates whose labels differ, int [Q, 2]."""
+    return pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+
+
 def _require_groups(
     labels: np.ndarray, groups: np.ndarray, classes: Sequence[str], needed: int, purpose: str
 ) -> None:
@@ -135,10 +228,14 @@ def write(
     groups: np.ndarray,
     sha256: Sequence[str],
 ) -> None:
-    """Writes splits.json: a list of {"file", "label", "split", "group", "sha256"}."""
+    """Writes splits.json: a list of {"file", "label", "split", "group", "sha256"}.
+
+    Images that are in no part are not listed.
+    """
     rows = [
         {"file": f, "label": label, "split": SPLITS[part], "group": int(group), "sha256": digest}
         for f, label, part, group, digest in zip(files, labels, parts, groups, sha256, strict=True)
+        if part != LEFT_OUT
     ]
     text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
     write_atomically(path, text)
@@ -150,4 +247,4 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedFileError: the file is not whole.
     """
-    return read_json(path)
+    return read_json(path, RESTORE)

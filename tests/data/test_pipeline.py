@@ -4,10 +4,12 @@ import io
 import threading
 import time
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
+from egmae_jax import sharding
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
 from egmae_jax.data.prepare import Prepared
@@ -39,7 +41,13 @@ def prepared(pictures):
         files=tuple(f"{i}.png" for i in range(count)),
         labels=np.arange(count) + 100,
         groups=np.arange(count),
+        pairs=np.zeros((0, 2), int),
         duplicate_groups=0,
+        official=np.array([""] * count),
+        sizes=np.array([(image.height, image.width) for image in pictures]),
+        modes=np.array(["RGB"] * count),
+        descriptors=np.zeros((count, 32, 32), np.uint8),
+        pixel_hashes=np.array([str(i) for i in range(count)]),
         sha256=("",) * count,
         skipped=(),
         records=records,
@@ -109,14 +117,23 @@ def test_every_example_is_as_likely_at_every_position():
 
 # --- loading -----------------------------------------------------------------------------------
 
+
+def training_view(pictures, indices, store_size):
+    return pipeline.training_view(
+        prepared(pictures), indices, color="rgb", resize="shorter_side", store_size=store_size
+    )
+
+
+def load_training(pictures, indices, store_size):
+    return pipeline.load(training_view(pictures, indices, store_size), indices)
+
+
 SIZES = [(20, 30), (44, 16), (10, 10), (36, 36), (31, 17)]  # width, height
 
 
 def test_training_canvas_holds_each_image_in_its_upper_left_corner():
     pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
-    loaded = pipeline.load_training(
-        prepared(pictures), np.arange(5), resize="shorter_side", store_size=64
-    )
+    loaded = load_training(pictures, np.arange(5), store_size=64)
     assert loaded.pixels.shape == (5, 36, 44, 3)  # the largest height, the largest width
     assert loaded.pixels.dtype == np.uint8
     assert loaded.sizes.dtype == np.int32
@@ -132,9 +149,7 @@ def test_training_canvas_holds_each_image_in_its_upper_left_corner():
 
 def test_large_images_are_reduced_on_the_canvas():
     pictures = [picture(0, 100, 80), picture(1, 20, 30)]
-    loaded = pipeline.load_training(
-        prepared(pictures), np.arange(2), resize="shorter_side", store_size=40
-    )
+    loaded = load_training(pictures, np.arange(2), store_size=40)
     np.testing.assert_array_equal(loaded.sizes, [(40, 50), (30, 20)])
     expected = np.asarray(pictures[0].resize((50, 40), PIL.Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(loaded.pixels[0], expected)
@@ -143,9 +158,8 @@ def test_large_images_are_reduced_on_the_canvas():
 @pytest.mark.parametrize("resize", images.RESIZE_MODES)
 def test_evaluation_images_are_squares_as_evaluated(resize):
     pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
-    loaded = pipeline.load_evaluation(
-        prepared(pictures), np.arange(5), resize=resize, image_size=32
-    )
+    view = pipeline.evaluation_view(prepared(pictures), color="rgb", resize=resize, image_size=32)
+    loaded = pipeline.load(view, np.arange(5))
     assert loaded.pixels.shape == (5, 32, 32, 3)
     np.testing.assert_array_equal(loaded.sizes, 32)
     for pixels, image in zip(loaded.pixels, pictures, strict=True):
@@ -155,9 +169,7 @@ def test_evaluation_images_are_squares_as_evaluated(resize):
 
 def test_only_the_asked_images_are_loaded_in_the_asked_order():
     pictures = [picture(i, 8, 8) for i in range(6)]
-    loaded = pipeline.load_training(
-        prepared(pictures), np.array([4, 1, 5]), resize="shorter_side", store_size=64
-    )
+    loaded = load_training(pictures, np.array([4, 1, 5]), store_size=64)
     np.testing.assert_array_equal(loaded.labels, [104, 101, 105])
     np.testing.assert_array_equal(loaded.pixels, np.stack([pictures[i] for i in (4, 1, 5)]))
 
@@ -166,16 +178,14 @@ def test_order_is_kept_when_threads_finish_in_another(monkeypatch):
     pictures = [picture(i, 4 + i % 5, 6) for i in range(80)]
     decode, rng, threads = images.decode, np.random.default_rng(0), set()
 
-    def slow_decode(encoded):
+    def slow_decode(encoded, color):
         threads.add(threading.get_ident())
         time.sleep(rng.uniform(0, 0.01))
-        return decode(encoded)
+        return decode(encoded, color)
 
     monkeypatch.setattr(images, "decode", slow_decode)
     monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 8)
-    loaded = pipeline.load_training(
-        prepared(pictures), np.arange(80), resize="shorter_side", store_size=64
-    )
+    loaded = load_training(pictures, np.arange(80), store_size=64)
     assert len(threads) > 1
     for i, image in enumerate(pictures):
         np.testing.assert_array_equal(loaded.pixels[i, :, : image.width], np.asarray(image))
@@ -193,3 +203,75 @@ def test_take_picks_pixels_sizes_and_labels_together():
     np.testing.assert_array_equal(batch.labels, [2, 0, 2])
     np.testing.assert_array_equal(batch.sizes, [[4, 5], [0, 1], [4, 5]])
     np.testing.assert_array_equal(batch.pixels[:, 0, 0, 0], [24, 0, 24])
+
+
+# --- feeding -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def feeds():
+    """A resident set and a stream of the same nine images in the same order, and that order."""
+    pictures = [picture(i, 20 + i, 24 - i) for i in range(12)]
+    indices = np.array([1, 2, 3, 4, 5, 7, 8, 9, 11])
+    view = training_view(pictures, indices, store_size=64)
+    order, mesh = Order(len(indices), 4, (3,)), sharding.make_mesh()
+    resident = pipeline.Resident(sharding.replicate(pipeline.load(view, indices), mesh), order)
+    return resident, pipeline.Stream(view, indices, order, 20, mesh), mesh
+
+
+def batches(feed, first, count, mesh):
+    steps = feed.steps(first, count)
+    program = jax.jit(lambda steps, i: steps.batch(i, mesh))
+    return [jax.tree.map(np.asarray, program(steps, i)) for i in range(count)]
+
+
+def assert_equal_batches(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_a_stream_gives_the_batches_of_the_resident_set(feeds):
+    resident, stream, mesh = feeds
+    first = 0
+    for count in (1, 3, 2, 5):  # as the clock may choose them
+        ours = batches(stream, first, count, mesh)
+        assert_equal_batches(ours, batches(resident, first, count, mesh))
+        first += count
+
+
+def test_a_stream_starts_anywhere(feeds):
+    resident, stream, mesh = feeds
+    for first in (13, 2, 17):
+        assert_equal_batches(batches(stream, first, 3, mesh), batches(resident, first, 3, mesh))
+
+
+def test_windows_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatch):
+    _, stream, _ = feeds
+    one, many = stream.steps(0, 1), stream.steps(1, 4)
+    assert one.images.pixels.shape == many.images.pixels.shape
+    monkeypatch.setattr(pipeline, "_WINDOW_BYTES", 3.5 * 4 * 3 * 24 * 31)
+    small = pipeline.Stream(
+        stream._view._replace(canvas=(24, 31)), np.arange(9), Order(9, 4, (0,)), 20, feeds[2]
+    )
+    assert small.max_steps == 3
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 16])
+def test_evaluation_gives_every_image_once(batch_size, is_resident):
+    pictures = [picture(i, 40, 30) for i in range(11)]
+    view = pipeline.evaluation_view(prepared(pictures), color="rgb", resize="squash", image_size=32)
+    indices = np.array([0, 2, 3, 5, 6, 7, 8, 9, 10])
+    whole = view.load(indices)
+    images_ = pipeline.Evaluation(view, indices, sharding.make_mesh(), resident=is_resident)
+    assert len(images_) == 9
+    seen, pixels = [], []
+    for loaded, positions, valid in images_.batches(batch_size):
+        assert positions.shape == valid.shape == (batch_size,)
+        assert (positions.dtype, valid.dtype) == (np.int32, np.float32)
+        batch = loaded.take(positions)
+        seen += np.asarray(batch.labels)[valid == 1].tolist()
+        pixels += list(np.asarray(batch.pixels)[valid == 1])
+    assert seen == whole.labels.tolist()
+    np.testing.assert_array_equal(pixels, whole.pixels)

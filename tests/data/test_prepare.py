@@ -1,5 +1,6 @@
 """Preparing small trees: what is described, what is cached, what is refused."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from array_record.python import array_record_module
 
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
+from egmae_jax.files import DamagedFileError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -226,6 +229,60 @@ def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
     assert len(record_files(damaged)) == 1
 
 
+def test_a_damaged_cache_is_named(tree):
+    prepared(tree)
+    (path,) = record_files(tree)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    next(path.parent.glob("index.npz")).unlink()
+    with pytest.raises(DamagedFileError, match=rf"{path.parent.name} is damaged.*delete it"):
+        prepared(tree)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch):
+    def full(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(array_record_module.ArrayRecordWriter, "write", full)
+        with pytest.raises(DataError, match=r"data\.cache_dir.*No space left"):
+            prepared(tree)
+    assert not record_files(tree)
+    assert len(prepared(tree).files) == 18
+
+
+def test_two_processes_prepare_at_once(tree):
+    command = [sys.executable, "-c", _PREPARE, str(tree)]
+    options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = [subprocess.Popen(command, text=True, **options) for _ in range(3)]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert len(record_files(tree)) == 1
+
+
+def test_official_parts_sizes_and_modes_are_kept(tmp_path):
+    root = tmp_path / "brain"
+    for part in ("Training", "Testing"):
+        for k, label in enumerate(("glioma", "meningioma", "notumor", "pituitary")):
+            (root / part / label).mkdir(parents=True)
+            picture(k + 10 * (part == "Testing")).convert("L").save(root / part / label / "1.png")
+    data = prepared(root, name="brain_tumor")
+    assert dict(zip(data.files, data.official, strict=True))["Testing/notumor/1.png"] == "test"
+    assert set(data.modes) == {"L"}
+    for file, (height, width) in zip(data.files, data.sizes.tolist(), strict=True):
+        assert PIL.Image.open(root / file).size == (width, height)
+
+
+def test_some_classes_can_be_chosen(tree):
+    cache = tree.parent / "cache"
+    options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
+    data = prepare("image_folder", tree, cache, classes=("normal", "benign"), **options)
+    assert data.classes == ("benign", "normal")
+    assert len(data.files) == 12
+    with pytest.raises(DataError, match=r"data\.classes names cyst; .* has benign, malig"):
+        prepare("image_folder", tree, cache, classes=("normal", "cyst"), **options)
+
+
 def test_a_link_to_nothing_is_an_unreadable_image(tree):
     link = next(tree.rglob("*.*")).with_name("link.png")
     link.symlink_to(tree / "nowhere.png")
@@ -304,6 +361,7 @@ _PREPARE = """
 import sys
 from pathlib import Path
 from egmae_jax.data.prepare import prepare
+from egmae_jax.files import DamagedFileError
 folder = Path(sys.argv[1])
 data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
                near_duplicate_threshold=0.99)

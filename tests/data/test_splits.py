@@ -267,3 +267,94 @@ def test_writing_refuses_columns_of_different_length(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         splits.write(tmp_path / "s.json", ["a", "b"], ["x"], np.zeros(2, int), np.arange(2), ["1"])
     assert not (tmp_path / "s.json").exists()
+
+
+# --- the data set's own parts ---------------------------------------------------------------------
+
+
+def own_parts(**changes):
+    """Two classes in an official train and test part, 20 and 10 images, every image a group."""
+    official = np.array(["train"] * 20 + ["test"] * 10)
+    labels = np.arange(30) % 2
+    options = {
+        "official": official,
+        "labels": labels,
+        "groups": np.arange(30),
+        "validation_share": 0.2,
+        "test_share": 0.2,
+        "drop_leaks": True,
+        "seed": 0,
+    }
+    return splits.official_split(classes=("a", "b"), **(options | changes))
+
+
+def test_official_parts_stay_and_validation_is_taken_from_train():
+    parts = own_parts()
+    assert (parts[20:] == 2).all()
+    assert (parts[:20] == 1).sum() == 4
+    assert (parts[:20] == 0).sum() == 16
+
+
+def test_an_official_validation_part_stays():
+    official = np.array(["train"] * 14 + ["validation"] * 6 + ["test"] * 10)
+    parts = own_parts(official=official)
+    np.testing.assert_array_equal(parts, [0] * 14 + [1] * 6 + [2] * 10)
+
+
+def test_without_an_official_test_part_it_is_taken_by_groups():
+    groups = np.arange(30) // 2
+    labels = groups % 2
+    parts = own_parts(official=np.array(["train"] * 30), labels=labels, groups=groups)
+    assert 4 <= (parts == 2).sum() <= 8
+    assert 4 <= (parts == 1).sum() <= 8
+    for group in np.unique(groups):
+        assert len(np.unique(parts[groups == group])) == 1
+
+
+def test_training_images_of_a_tested_group_are_left_out():
+    groups = np.arange(30)
+    groups[:3] = groups[25]  # three training images are copies of a tested one
+    parts = own_parts(groups=groups)
+    assert (parts[:3] == splits.LEFT_OUT).all()
+    assert (parts[3:] != splits.LEFT_OUT).all()
+    assert not set(groups[parts == 0]) & set(groups[parts == 2])
+    kept = own_parts(groups=groups, drop_leaks=False)
+    assert (kept != splits.LEFT_OUT).all()
+
+
+def test_validation_made_from_train_never_shares_a_group_with_it():
+    groups = np.arange(30) // 2
+    parts = own_parts(groups=groups, labels=groups % 2)
+    assert not set(groups[parts == 0]) & set(groups[parts == 1])
+
+
+def left_out(**changes):
+    options = {
+        "labels": np.array([0, 0, 1, 1, 0, 1]),
+        "pairs": np.array([[0, 1], [2, 3], [1, 3]]),
+        "pixel_hashes": np.array(["a", "a", "b", "b", "c", "d"]),
+        "official": np.array(["train", "test", "train", "train", "", ""]),
+        "on_conflict": "keep",
+        "deduplicate": False,
+    }
+    return np.flatnonzero(splits.left_out(**(options | changes))).tolist()
+
+
+def test_conflicting_pairs_are_dropped_by_choice():
+    assert left_out() == []
+    assert left_out(on_conflict="drop") == [1, 3]
+
+
+def test_of_identical_pixels_one_is_kept_rather_the_tested_one():
+    assert left_out(deduplicate=True) == [0, 3]
+
+
+def test_copies_of_a_conflict_are_not_kept_in_its_place():
+    assert left_out(deduplicate=True, on_conflict="drop") == [1, 3]
+
+
+def test_images_left_out_are_not_in_the_file(tmp_path):
+    path = tmp_path / "splits.json"
+    parts = np.array([0, splits.LEFT_OUT, 2])
+    splits.write(path, ["a", "b", "c"], ["x"] * 3, parts, np.arange(3), ["0"] * 3)
+    assert [row["file"] for row in splits.read(path)] == ["a", "c"]
