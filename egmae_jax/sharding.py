@@ -25,9 +25,20 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.device_put(x, sharding, may_alias=False), tree)
 
 
+def local_rows(batch_size: int) -> slice:
+    """The part of every batch that this host reads."""
+    share = batch_size // jax.process_count()
+    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
 def place_window(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a window of batches [steps, B, ...] on the devices, each batch split over them."""
-    return jax.device_put(tree, NamedSharding(mesh, P(None, "data")))
+    """Puts this host's rows of a window of batches [steps, rows, ...] on its devices.
+
+    Returns:
+        Arrays [steps, B, ...] of all hosts' rows, each batch split over the devices.
+    """
+    sharding = NamedSharding(mesh, P(None, "data"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:

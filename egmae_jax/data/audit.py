@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import PIL.ImageOps
 import rich.console
 import rich.markup
@@ -29,6 +30,7 @@ from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.files import write_json
 
 _TILE = 96  # pixels of a side in contact sheets
+_CAPTION = 12  # pixels below a tile
 _COLUMNS = 10
 _SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
 
@@ -110,14 +112,18 @@ def confounders(prepared: Prepared) -> dict[str, float]:
 def contact_sheet(
     prepared: Prepared, rows: Iterable[Sequence[int] | np.ndarray]
 ) -> PIL.Image.Image:
-    """Thumbnails of images, a row for each sequence of indices."""
+    """Thumbnails of images over their classes' names, a row for each sequence of indices."""
     rows = [list(row) for row in rows]
     width = max(map(len, rows), default=1)
-    sheet = PIL.Image.new("RGB", (width * _TILE, max(len(rows), 1) * _TILE))
+    height = _TILE + _CAPTION
+    sheet = PIL.Image.new("RGB", (width * _TILE, max(len(rows), 1) * height))
+    draw = PIL.ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         for x, index in enumerate(row):
             image = images.decode(prepared.records[index]["image"])
-            sheet.paste(PIL.ImageOps.contain(image, (_TILE, _TILE)), (x * _TILE, y * _TILE))
+            sheet.paste(PIL.ImageOps.contain(image, (_TILE, _TILE)), (x * _TILE, y * height))
+            caption = prepared.classes[prepared.labels[index]][:15]
+            draw.text((x * _TILE + 2, y * height + _TILE), caption, fill="white")
     return sheet
 
 

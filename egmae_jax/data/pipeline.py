@@ -154,7 +154,7 @@ class Resident:
 
 
 class Stream:
-    """Feeds steps from files, decoded ahead while the device works.
+    """Feeds steps from records, decoded ahead while the device works; each host reads its rows.
 
     Args:
         view: how images are decoded.
@@ -185,7 +185,8 @@ class Stream:
         return StreamedSteps(sharding.place_window(window, self._mesh))
 
     def _load(self, step: int) -> Images:
-        return self._view.load(self._indices[self._order[step]])
+        rows = sharding.local_rows(self._order.batch_size)
+        return self._view.load(self._indices[self._order[step][rows]])
 
 
 class Order:

@@ -93,9 +93,9 @@ def test_the_command_prints_and_saves(flawed, tmp_path):
     saved = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert saved["near_duplicates"]["pairs"] == 2
     with PIL.Image.open(tmp_path / "audit" / "classes.png") as sheet:
-        assert sheet.size == (960, 192)
+        assert sheet.size == (960, 216)
     with PIL.Image.open(tmp_path / "audit" / "conflicts.png") as sheet:
-        assert sheet.size == (192, 96)
+        assert sheet.size == (192, 108)
 
 
 def test_a_folder_that_is_missing_ends_in_a_sentence(tmp_path):
