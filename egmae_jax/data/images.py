@@ -3,6 +3,7 @@
 import io
 from typing import Literal
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -13,6 +14,8 @@ Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
 COLORS = ("rgb", "grey")
+_CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores already
 # Of an image longer than this many times its shorter side only the middle is used: a strip, resized
 # or padded as a whole, would fill the memory.
 _LONGEST = 16
@@ -50,6 +53,27 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
         raise UnreadableImageError(str(error)) from None
     except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon
         raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
+
+
+def decode_fast(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
+    """What `decode` returns, in two thirds of the time for JPEG, by OpenCV.
+
+    Only for files whose pixels are known to be the same (`is_fast`): OpenCV passes over damage, and
+    knows less of modes and orientation.
+    """
+    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_FLAGS)
+    if array is None:
+        raise UnreadableImageError("damaged since it was prepared")
+    image = PIL.Image.fromarray(array)
+    return image if color == "rgb" else image.convert("L").convert("RGB")
+
+
+def is_fast(encoded: bytes, image: PIL.Image.Image) -> bool:
+    """Whether OpenCV decodes a file to the very pixels of `image`, which `decode` has returned."""
+    if not encoded.startswith((b"\xff\xd8", b"\x89PNG")):
+        return False
+    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_FLAGS)
+    return array is not None and np.array_equal(array, np.asarray(image))
 
 
 def stored_mode(encoded: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
+import PIL.Image
 from flax import struct
 from jax.sharding import Mesh
 
@@ -21,7 +22,7 @@ from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
 
 MAX_STEPS = 256  # of one dispatch
-_WINDOW_BYTES = 256e6  # of one window of a stream
+_WINDOW_BYTES = 32e6  # of one window of a stream: some ten batches of 16
 
 
 class Images(NamedTuple):
@@ -40,10 +41,11 @@ class Images(NamedTuple):
 
 
 class View(NamedTuple):
-    """How images are decoded for a purpose: `view(index)` is one, all fit on one canvas."""
+    """How images are decoded for a purpose, onto one canvas."""
 
     prepared: Prepared
-    decode: Callable[[bytes], np.ndarray]  # -> uint8 [h, w, 3]
+    color: images.Color
+    resize: Callable[[PIL.Image.Image], PIL.Image.Image]
     canvas: tuple[int, int]  # height, width
 
     def load(self, indices: np.ndarray) -> Images:
@@ -52,7 +54,9 @@ class View(NamedTuple):
         pixels = np.zeros((len(indices), *self.canvas, 3), np.uint8)
         sizes = np.zeros((len(indices), 2), np.int32)
         for k, index in enumerate(indices.tolist()):
-            array = self.decode(self.prepared.records[index]["image"])
+            decode = images.decode_fast if self.prepared.fast[index] else images.decode
+            image = decode(self.prepared.records.image(index), self.color)
+            array = images.to_array(self.resize(image))
             pixels[k, : array.shape[0], : array.shape[1]] = array
             sizes[k] = array.shape[:2]
         return Images(pixels, sizes, self.prepared.labels[indices].astype(np.int32))
@@ -76,24 +80,16 @@ def training_view(
         for height, width in np.unique(prepared.sizes[indices], axis=0).tolist()
     ]
     height, width = np.max(sizes, axis=0).tolist()
-
-    def decode(encoded: bytes) -> np.ndarray:
-        image = images.decode(encoded, color)
-        return images.to_array(images.training_view(image, resize, store_size))
-
-    return View(prepared, decode, (height, width))
+    view = functools.partial(images.training_view, resize=resize, store_size=store_size)
+    return View(prepared, color, view, (height, width))
 
 
 def evaluation_view(
     prepared: Prepared, *, color: images.Color, resize: images.Resize, image_size: int
 ) -> View:
     """As images are evaluated: [image_size, image_size, 3]."""
-
-    def decode(encoded: bytes) -> np.ndarray:
-        image = images.decode(encoded, color)
-        return images.to_array(images.evaluation_view(image, resize, image_size))
-
-    return View(prepared, decode, (image_size, image_size))
+    view = functools.partial(images.evaluation_view, resize=resize, image_size=image_size)
+    return View(prepared, color, view, (image_size, image_size))
 
 
 def load(view: View, indices: np.ndarray) -> Images:
@@ -179,9 +175,13 @@ class Stream:
         if first != self._next:
             self._batches = _read_ahead(self._load, first, self._total_steps)
         self._next = first + count
-        batches = [next(self._batches) for _ in range(count)]
-        batches += [batches[-1]] * (self.max_steps - count)  # one shape: one compilation
-        window = Images(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+        window = None
+        for i in range(count):
+            batch = next(self._batches)
+            if window is None:  # of one shape whatever the count: one compilation
+                window = Images(*(np.empty((self.max_steps, *x.shape), x.dtype) for x in batch))
+            for target, source in zip(window, batch, strict=True):
+                target[i] = source
         return StreamedSteps(sharding.place_window(window, self._mesh))
 
     def _load(self, step: int) -> Images:

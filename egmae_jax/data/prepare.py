@@ -20,19 +20,20 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_parser import ExampleParserNp
 
 from egmae_jax.data import datasets, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.files import DamagedFileError, write_atomically
 
-_VERSION = "2.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "2.1.0"  # of the records; raise it when what they hold changes
 _SHOWN = 10  # how many files an error or warning names
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,13 @@ class Prepared:
         duplicate_groups: how many groups of near-duplicates there are.
         official: str [N]; the data set's own split of an image, '' where it has none.
         sizes: int [N, 2], height and width.
+        fast: bool [N]; `images.decode_fast` gives the pixels of `images.decode`.
         modes: str [N], how the file stores its pixels: 'L', 'RGB', 'I;16', 'DICOM', ...
         descriptors: uint8 [N, 32, 32], grey thumbnails.
         pixel_hashes: str [N]; identical for identical pixels.
         sha256: of each file's bytes.
         skipped: files left out because they cannot be read, each with the reason.
-        records: random access to records; `records[i]["image"]` are the i-th file's bytes.
+        records: random access to records; `records.image(i)` are the i-th file's bytes.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Prepared:
     official: np.ndarray
     sizes: np.ndarray
     modes: np.ndarray
+    fast: np.ndarray
     descriptors: np.ndarray
     pixel_hashes: np.ndarray
     sha256: tuple[str, ...]
@@ -146,6 +149,7 @@ def prepare(
         official=index["split"],
         sizes=index["size"],
         modes=index["mode"],
+        fast=index["fast"],
         descriptors=index["descriptor"],
         pixel_hashes=index["pixel_hash"],
         sha256=tuple(index["sha256"].tolist()),
@@ -162,15 +166,26 @@ class Records:
         self._source = builder.as_data_source(
             split="images", decoders={"image": tfds.decode.SkipDecoding()}
         )
+        # Parsing a whole record takes longer than decoding a small image.
+        self._raw = builder.as_data_source(
+            split="images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        image = tfds.features.FeaturesDict({"image": builder.info.features["image"]})
+        self._parse_image = ExampleParserNp(image.get_serialized_info()).parse_example
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._read(lambda: self._source[index])
+
+    def image(self, index: int) -> bytes:
+        """The bytes of one file."""
+        return self._read(lambda: self._parse_image(self._raw[index])["image"])
+
+    def _read(self, read: Callable[[], Any]) -> Any:
         try:
-            return self._source[index]
-        except IndexError:
-            raise
+            return read()
         except Exception as error:  # array_record raises RuntimeError, protobuf its own
             raise DamagedFileError(self._folder, error) from None
 
@@ -262,6 +277,7 @@ class _Records(tfds.core.GeneratorBasedBuilder):
                 "split": tfds.features.Text(),  # likewise
                 "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
                 "mode": tfds.features.Text(),
+                "fast": tfds.features.Scalar(np.bool_),
                 "sha256": tfds.features.Text(),
                 "pixel_hash": tfds.features.Text(),
                 "descriptor": tfds.features.Tensor(shape=(size, size), dtype=np.uint8),
@@ -313,6 +329,7 @@ def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
         encoded = (folder / image.file).read_bytes()
         pixels = images.decode(encoded)
         mode = images.stored_mode(encoded)
+        fast = images.is_fast(encoded, pixels)
     except (OSError, images.UnreadableImageError) as error:
         return str(error)
     return {
@@ -323,6 +340,7 @@ def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
         "split": image.split or "",
         "size": np.array((pixels.height, pixels.width), np.int32),
         "mode": mode,
+        "fast": fast,
         "sha256": hashlib.sha256(encoded).hexdigest(),
         "pixel_hash": duplicates.pixel_hash(pixels),
         "descriptor": duplicates.descriptor(pixels),

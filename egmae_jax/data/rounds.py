@@ -89,7 +89,7 @@ class RoundData:
         split = self.split_of(round_index)
         indices = self.indices(split, *names)
         view = self._training_view(split, names)
-        if not self._fits(view, len(indices)):
+        if not self._stays_on_device(len(indices), view.nbytes(len(indices))):
             return Stream(view, indices, order, total_steps, self._mesh)
         return Resident(self._resident_images(split, names), order)
 
@@ -97,16 +97,15 @@ class RoundData:
         """One split as it is evaluated."""
         return self._evaluation(self.split_of(round_index), name)
 
-    def _fits(self, view: View, count: int) -> bool:
+    @functools.lru_cache  # noqa: B019 (says it once)
+    def _stays_on_device(self, count: int, nbytes: int) -> bool:
         data = self._config.data
-        gigabytes = view.nbytes(count) / 1e9
-        fits = gigabytes <= data.resident_gigabytes
+        fits = nbytes <= data.resident_gigabytes * 1e9
         resident = fits if data.feeding == "auto" else data.feeding == "resident"
         logger.info(
-            "%d images decoded are %.2f GB (%s %.2f, data.resident_gigabytes): %s",
+            "%d images, %.3f GB decoded (data.resident_gigabytes is %g): %s",
             count,
-            gigabytes,
-            "within" if fits else "above",
+            nbytes / 1e9,
             data.resident_gigabytes,
             "kept on the device" if resident else "streamed",
         )
@@ -136,7 +135,8 @@ class RoundData:
             self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
         )
         indices = self.indices(split, name)
-        return Evaluation(view, indices, self._mesh, resident=self._fits(view, len(indices)))
+        resident = self._stays_on_device(len(indices), view.nbytes(len(indices)))
+        return Evaluation(view, indices, self._mesh, resident=resident)
 
     def _split(self, index: int) -> np.ndarray:
         """The part of every image: indices into SPLITS, or LEFT_OUT."""

@@ -241,6 +241,40 @@ def test_an_image_of_absurd_size_is_refused():
         images.decode(png(30_000, 30_000, 8, 2, [b"\0" * 10]))
 
 
+# --- decoding by OpenCV --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("color", images.COLORS)
+@pytest.mark.parametrize(
+    ("mode", "file_format", "options"),
+    [
+        ("RGB", "JPEG", {"quality": 90}),
+        ("RGB", "JPEG", {"quality": 75, "subsampling": 2, "progressive": True}),
+        ("L", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("L", "PNG", {}),
+    ],
+)
+def test_fast_decoding_gives_the_same_pixels(mode, file_format, options, color):
+    encoded = encode(noise(61, 45).convert(mode), file_format, **options)
+    assert images.is_fast(encoded, images.decode(encoded))
+    np.testing.assert_array_equal(
+        np.asarray(images.decode_fast(encoded, color)), np.asarray(images.decode(encoded, color))
+    )
+
+
+def test_what_opencv_sees_differently_is_not_fast():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    rotated = encode(noise(61, 45), "JPEG", exif=exif)
+    assert not images.is_fast(rotated, images.decode(rotated))
+    cmyk = encode(noise(61, 45).convert("CMYK"), "JPEG")
+    assert images.is_fast(cmyk, images.decode(cmyk)) == np.array_equal(
+        np.asarray(images.decode_fast(cmyk)), np.asarray(images.decode(cmyk))
+    )
+    assert not images.is_fast(encode(noise(61, 45), "TIFF"), noise(61, 45))
+
+
 # --- the evaluation view -----------------------------------------------------------------------
 
 SIZES = [

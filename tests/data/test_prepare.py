@@ -68,7 +68,7 @@ def test_records_are_the_files_bytes_and_hashes_are_theirs(tree):
     assert len(data.records) == len(data.files)
     for index, file in enumerate(data.files):
         content = (tree / file).read_bytes()
-        assert data.records[index]["image"] == content
+        assert data.records.image(index) == content
         assert data.sha256[index] == hashlib.sha256(content).hexdigest()
 
 
@@ -224,7 +224,7 @@ def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
             assert reason in said
         assert "3 unreadable images are left out" in caplog.text
         for index, file in enumerate(data.files):  # records and files did not shift apart
-            assert data.records[index]["image"] == (damaged / file).read_bytes()
+            assert data.records.image(index) == (damaged / file).read_bytes()
             assert data.classes[data.labels[index]] == file.split("/")[0]
     assert len(record_files(damaged)) == 1
 
@@ -365,7 +365,7 @@ from egmae_jax.files import DamagedFileError
 folder = Path(sys.argv[1])
 data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
                near_duplicate_threshold=0.99)
-data.records[0]
+data.records.image(0)
 heavy = {"tensorflow", "torch", "torchvision", "timm"} & set(sys.modules)
 print(len(data.files), sorted(heavy))
 """
