@@ -137,7 +137,7 @@ class Experiment:
             len(prepared.files),
             len(prepared.classes),
             prepared.duplicate_groups,
-            self.config.data.protocol,
+            self.data.protocol,
             ", ".join(f"{len(self.data.indices(0, split))} {split}" for split in splits.SPLITS),
         )
         logger.info(
@@ -445,7 +445,7 @@ class Experiment:
                 "classes": list(prepared.classes),
                 "citation": prepared.citation,
                 "counts": self.data.counts(0),
-                "protocol": self.config.data.protocol,
+                "protocol": self.data.protocol,
                 "duplicate_groups": prepared.duplicate_groups,
                 "left_out": self.data.num_left_out,
                 "skipped": list(prepared.skipped),

@@ -289,6 +289,32 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
     assert "36 test images (12 benign, 12 malignant, 12 normal)" in capsys.readouterr().out
 
 
+def test_the_protocol_is_the_one_that_was_possible(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, data__protocol="official")
+    assert experiment.Experiment(config, tmp_path).data.protocol == "grouped"
+
+
+def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path):
+    """A manifest: three parts, and one training image that is tested on under another name."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.copy(folder / "benign" / "benign (12).png", folder / "copy.png")
+    rows = ["path,label,split", "copy.png,benign,train"]
+    for label in ("benign", "malignant", "normal"):
+        for k in range(1, 13):
+            part = "train" if k < 9 else "validation" if k < 11 else "test"
+            rows.append(f"{label}/{label} ({k}).png,{label},{part}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    config = tiny.make_config(folder, cache, data__name="manifest", data__protocol="official")
+    run = experiment.Experiment(config, tmp_path / "workdir")
+    assert run.data.protocol == "official"
+    assert [len(run.data.indices(0, part)) for part in splits.SPLITS] == [24, 6, 6]
+    assert run.data.num_left_out == 1
+    rows = splits.read(tmp_path / "workdir" / "splits.json")
+    assert "copy.png" not in {row["file"] for row in rows}
+    (tmp_path / "workdir" / "pretrain").mkdir()  # as if it had begun
+    experiment.Experiment(config, tmp_path / "workdir")
+
+
 def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
     config = tiny.make_config(
         data,

@@ -19,21 +19,22 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_parser import ExampleParserNp
 
 from egmae_jax.data import datasets, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.files import DamagedFileError, write_atomically
 
-_VERSION = "2.1.0"  # of the records; raise it when what they hold changes
+_VERSION = "3.0.0"  # of the records; raise it when what they hold changes
+_INDEX = "index.npz"
 _SHOWN = 10  # how many files an error or warning names
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,8 @@ def prepare(
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
-    records = Records(builder)
-    index = _index(Path(builder.data_dir) / "index.npz", records)
+    index = _read_index(builder.index_path)
+    records = Records(builder, index["sha256"].tolist())
     pairs = duplicates.duplicate_pairs(
         index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
@@ -159,50 +160,42 @@ def prepare(
 
 
 class Records:
-    """Random access to the records of a data set; says which folder is damaged."""
+    """Random access to the records of a data set; says which folder is damaged.
 
-    def __init__(self, builder: tfds.core.DatasetBuilder):
-        self._folder = Path(builder.data_dir)
+    Every image is held to its hash: from a file cut short array_record (0.8) may return other bytes
+    without a word.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, sha256: Sequence[str]):
+        self._folder, self._sha256 = Path(builder.data_dir), sha256
         self._source = builder.as_data_source(
             split="images", decoders={"image": tfds.decode.SkipDecoding()}
         )
-        # Parsing a whole record takes longer than decoding a small image.
-        self._raw = builder.as_data_source(
-            split="images", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
-        image = tfds.features.FeaturesDict({"image": builder.info.features["image"]})
-        self._parse_image = ExampleParserNp(image.get_serialized_info()).parse_example
 
     def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._read(lambda: self._source[index])
+        return len(self._sha256)
 
     def image(self, index: int) -> bytes:
         """The bytes of one file."""
-        return self._read(lambda: self._parse_image(self._raw[index])["image"])
-
-    def _read(self, read: Callable[[], Any]) -> Any:
         try:
-            return read()
+            encoded = self._source[index]["image"]
+            intact = hashlib.sha256(encoded).hexdigest() == self._sha256[index]
         except Exception as error:  # array_record raises RuntimeError, protobuf its own
             raise DamagedFileError(self._folder, error) from None
+        if not intact:
+            raise DamagedFileError(self._folder, f"record {index} is not the file it was")
+        return encoded
 
 
-def _index(path: Path, records: Records) -> dict[str, np.ndarray]:
-    """{name: values of all records} of everything but the images; written once."""
-    if not path.exists():
-        rows = []
-        for i in range(len(records)):
-            row = records[i]
-            del row["image"]
-            rows.append({k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()})
-        columns: dict[str, Any] = {name: np.array([r[name] for r in rows]) for name in rows[0]}
-        columns["path"] = columns.pop("file")  # np.savez has an argument `file` of its own
-        buffer = io.BytesIO()
-        np.savez(buffer, **columns)
-        write_atomically(path, buffer.getvalue())
+def _write_index(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes {name: values of all records}."""
+    columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    write_atomically(path, buffer.getvalue())
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -217,7 +210,7 @@ def _builder(
     classes: tuple[str, ...],
     cache: Path,
     on_error: str,
-) -> tfds.core.DatasetBuilder:
+) -> "_Records":
     """The builder of this very folder's records, which it has written or found."""
     state: list[tuple[ImageFile, int | None, int | None]] = []
     for image in listed:
@@ -237,9 +230,13 @@ def _builder(
             filelock.FileLock(f"{data_dir}.lock"),
             contextlib.redirect_stdout(io.StringIO()),
         ):
+            if not (data_dir / _INDEX).exists():  # never written, or not to the end
+                shutil.rmtree(data_dir, ignore_errors=True)
             # Made under the lock: it reads what is there when it is made.
             builder = _Records(folder, listed, classes, on_error, data_dir=data_dir)
             builder.download_and_prepare()
+            if builder.index:
+                _write_index(builder.index_path, builder.index)
     except OSError as error:
         raise DataError(
             f"The records of {folder} cannot be written to {data_dir} (data.cache_dir): {error}."
@@ -264,25 +261,13 @@ class _Records(tfds.core.GeneratorBasedBuilder):
     ):
         self._folder, self._listed, self._classes = folder, listed, classes
         self._on_error = on_error
+        self.index_path = data_dir / _INDEX
+        self.index: list[dict[str, Any]] = []  # a row for each record, once they are written
         super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        size = duplicates.DESCRIPTOR_SIZE
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, None)),  # encoded bytes
-                "label": tfds.features.ClassLabel(names=self._classes),
-                "file": tfds.features.Text(),
-                "group": tfds.features.Text(),  # empty where the data set tells none
-                "split": tfds.features.Text(),  # likewise
-                "size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-                "mode": tfds.features.Text(),
-                "fast": tfds.features.Scalar(np.bool_),
-                "sha256": tfds.features.Text(),
-                "pixel_hash": tfds.features.Text(),
-                "descriptor": tfds.features.Tensor(shape=(size, size), dtype=np.uint8),
-            }
-        )
+        # Encoded bytes; all else is in the index.
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None,) * 3)})
         return tfds.core.DatasetInfo(
             builder=self,
             features=features,
@@ -297,11 +282,12 @@ class _Records(tfds.core.GeneratorBasedBuilder):
         logger.info("Reading %d images from %s", len(self._listed), self._folder)
         unreadable = []
         key = itertools.count()
-        for image, record in _describe_all(self._folder, self._listed):
+        for image, record in _describe_all(self._folder, self._listed, self._classes):
             if isinstance(record, str):
                 unreadable.append(f"{image.file} ({record})")
             else:
-                yield next(key), record
+                yield next(key), {"image": record.pop("image")}
+                self.index.append(record)
         none_left = len(unreadable) == len(self._listed)
         if none_left or (unreadable and self._on_error == "raise"):
             remedy = "" if none_left else ", or leave them out by --config.data.on_error=skip"
@@ -313,18 +299,19 @@ class _Records(tfds.core.GeneratorBasedBuilder):
 
 
 def _describe_all(
-    folder: Path, listed: list[ImageFile]
+    folder: Path, listed: list[ImageFile], classes: Sequence[str]
 ) -> Iterator[tuple[ImageFile, dict[str, Any] | str]]:
     """Each image with its record, or with the reason why it cannot be read, in order."""
+    labels = {name: label for label, name in enumerate(classes)}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # A chunk at a time, so that a large data set's bytes are never all in memory.
         for start in range(0, len(listed), 256):
             chunk = listed[start : start + 256]
-            records = pool.map(lambda image: _describe(folder, image), chunk)
+            records = pool.map(lambda image: _describe(folder, image, labels[image.label]), chunk)
             yield from zip(chunk, records, strict=True)
 
 
-def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
+def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | str:
     try:
         encoded = (folder / image.file).read_bytes()
         pixels = images.decode(encoded)
@@ -334,8 +321,8 @@ def _describe(folder: Path, image: ImageFile) -> dict[str, Any] | str:
         return str(error)
     return {
         "image": encoded,
-        "label": image.label,
-        "file": image.file,
+        "label": label,
+        "path": image.file,
         "group": image.group or "",
         "split": image.split or "",
         "size": np.array((pixels.height, pixels.width), np.int32),

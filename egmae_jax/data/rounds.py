@@ -67,6 +67,13 @@ class RoundData:
         return np.flatnonzero(np.isin(parts, [splits.SPLITS.index(name) for name in names]))
 
     @property
+    def protocol(self) -> str:
+        """Of PROTOCOLS; 'official' is 'grouped' where the data set has no official parts."""
+        protocol = self._config.data.protocol
+        has_parts = np.isin(self.prepared.official, ("validation", "test")).any()
+        return "grouped" if protocol == "official" and not has_parts else protocol
+
+    @property
     def num_left_out(self) -> int:
         """How many images are in no part of the first round: copies, conflicts, leaks."""
         return int((self._parts[0] == splits.LEFT_OUT).sum())

@@ -82,7 +82,7 @@ def test_a_second_call_writes_nothing_and_returns_the_same(tree):
     assert second.sha256 == first.sha256
     np.testing.assert_array_equal(second.labels, first.labels)
     np.testing.assert_array_equal(second.groups, first.groups)
-    assert second.records[7]["image"] == first.records[7]["image"]
+    assert second.records.image(7) == first.records.image(7)
 
 
 def test_a_changed_file_makes_new_records(tree):
@@ -94,7 +94,7 @@ def test_a_changed_file_makes_new_records(tree):
     data = prepared(tree)
     assert len(record_files(tree).keys() - before.keys()) == 1
     index = data.files.index("benign/benign (1).png")
-    assert data.records[index]["image"] == changed.read_bytes()
+    assert data.records.image(index) == changed.read_bytes()
     assert data.sha256[index] == hashlib.sha256(changed.read_bytes()).hexdigest()
 
 
@@ -232,10 +232,18 @@ def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
 def test_a_damaged_cache_is_named(tree):
     prepared(tree)
     (path,) = record_files(tree)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    next(path.parent.glob("index.npz")).unlink()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    data = prepared(tree)
     with pytest.raises(DamagedFileError, match=rf"{path.parent.name} is damaged.*delete it"):
+        [data.records.image(i) for i in range(len(data.files))]
+    index = next((tree.parent / "cache").rglob("index.npz"))
+    index.write_bytes(index.read_bytes()[:100])
+    with pytest.raises(DamagedFileError, match=r"index\.npz is damaged.*delete it"):
         prepared(tree)
+    index.unlink()  # then all is made anew
+    data = prepared(tree)
+    assert data.records.image(0) == (tree / data.files[0]).read_bytes()
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch):
