@@ -121,10 +121,10 @@ def test_hidden_folders_within_a_class_are_passed_over(tmp_path):
 
 
 def test_files_that_are_no_images_are_ignored_with_a_warning(tmp_path, caplog):
-    touch(tmp_path, "cat/1.png", "cat/a.dcm", "cat/b.dcm", "dog/2.png", "dog/LICENSE")
+    touch(tmp_path, "cat/1.png", "cat/a.nii", "cat/b.nii", "dog/2.DCM", "dog/LICENSE")
     (tmp_path / "dog" / "more").symlink_to(tmp_path / "cat")
     datasets.get("image_folder").list_images(tmp_path)
-    assert "2 .dcm, 1 without suffix, 1 links to folders" in caplog.text
+    assert "2 .nii, 1 without suffix, 1 links to folders" in caplog.text
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path):
@@ -144,7 +144,7 @@ def test_image_folder_needs_two_classes(tmp_path, files):
 
 
 def test_image_folder_names_an_empty_class_and_what_counts_as_an_image(tmp_path):
-    touch(tmp_path, "cat/1.png", "dog/1.dcm")
+    touch(tmp_path, "cat/1.png", "dog/1.nii")
     with pytest.raises(DataError, match=r"'dog' is empty.*\.png"):
         datasets.get("image_folder").list_images(tmp_path)
 

@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from egmae_jax.data import images
+from egmae_jax.data import images, pipeline
+from egmae_jax.data.prepare import prepare
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -98,3 +99,26 @@ def test_several_frames_are_refused():
     encoded = dicom(np.zeros((4, 4), np.uint16), NumberOfFrames=2)
     with pytest.raises(images.UnreadableImageError, match="2 frames; one image is expected"):
         images.decode(encoded)
+
+
+def test_a_folder_of_dicom_files_is_prepared(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(3):
+            pixels = rng.integers(0, 4000, (20, 30), np.uint16)
+            (tmp_path / "data" / label / f"{k}.dcm").write_bytes(dicom(pixels))
+    data = prepare(
+        "image_folder",
+        tmp_path / "data",
+        tmp_path / "cache",
+        on_error="raise",
+        near_duplicate_threshold=0.99,
+    )
+    assert len(data.files) == 6
+    assert set(data.modes) == {"DICOM"}
+    assert not data.fast.any()
+    view = pipeline.training_view(
+        data, np.arange(6), color="rgb", resize="shorter_side", store_size=64
+    )
+    assert pipeline.load(view, np.arange(6)).pixels.shape == (6, 20, 30, 3)
