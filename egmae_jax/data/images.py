@@ -56,7 +56,7 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
 
 
 def decode_fast(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
-    """What `decode` returns, in two thirds of the time for JPEG, by OpenCV.
+    """What `decode` returns, sooner, by OpenCV.
 
     Only for files whose pixels are known to be the same (`is_fast`): OpenCV passes over damage, and
     knows less of modes and orientation.

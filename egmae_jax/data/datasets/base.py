@@ -4,7 +4,7 @@ import collections
 import csv
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +140,17 @@ def class_folders(
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
         logger.warning("Ignored in %s, being no images: %s", folder, kinds)
     return sorted(images)
+
+
+def split_folders(
+    root: Path, folders: Mapping[str, Path], classes: Sequence[str]
+) -> list[ImageFile]:
+    """Images of {split: folder with one folder a class}, sorted by file; see `class_folders`."""
+    return sorted(
+        image
+        for split, folder in folders.items()
+        for image in class_folders(root, folder, classes, split=split)
+    )
 
 
 def _name(path: Path, root: Path) -> str:

@@ -2,27 +2,18 @@
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
+from egmae_jax.data.datasets.base import Dataset, ImageFile, split_folders, top_folder
 
 
 def _list_kaggle(root: Path) -> list[ImageFile]:
     classes = ("glioma", "meningioma", "notumor", "pituitary")
-    folders = {"train": root / "Training", "test": root / "Testing"}
-    return sorted(
-        image
-        for split, folder in folders.items()
-        for image in class_folders(root, folder, classes, split=split)
-    )
+    return split_folders(root, {"train": root / "Training", "test": root / "Testing"}, classes)
 
 
 def _list_brisc(root: Path) -> list[ImageFile]:
     classes = ("glioma", "meningioma", "no_tumor", "pituitary")
     folder = top_folder(root, "brisc2025") / "classification_task"
-    return sorted(
-        image
-        for split in ("train", "test")
-        for image in class_folders(root, folder / split, classes, split=split)
-    )
+    return split_folders(root, {split: folder / split for split in ("train", "test")}, classes)
 
 
 DATASET = Dataset(

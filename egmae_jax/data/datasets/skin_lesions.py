@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
+from egmae_jax.data.datasets.base import Dataset, ImageFile, split_folders, top_folder
 
 _CLASSES = ("benign", "malignant")
 
@@ -10,11 +10,7 @@ _CLASSES = ("benign", "malignant")
 def _list_images(root: Path) -> list[ImageFile]:
     # The archive holds the same images twice, in train/ and test/ and again below data/.
     folder = root if (root / "train").is_dir() else top_folder(root, "data")
-    return sorted(
-        image
-        for split in ("train", "test")
-        for image in class_folders(root, folder / split, _CLASSES, split=split)
-    )
+    return split_folders(root, {split: folder / split for split in ("train", "test")}, _CLASSES)
 
 
 DATASET = Dataset(
