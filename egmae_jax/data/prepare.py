@@ -162,8 +162,8 @@ def prepare(
 class Records:
     """Random access to the records of a data set; says which folder is damaged.
 
-    Every image is held to its hash: from a file cut short array_record (0.8) may return other bytes
-    without a word.
+    Every image is held to its hash, which splits.json names too: from a file cut short array_record
+    (0.8) returns records without an image and says nothing.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, sha256: Sequence[str]):

@@ -246,6 +246,13 @@ def test_a_damaged_cache_is_named(tree):
     assert data.records.image(0) == (tree / data.files[0]).read_bytes()
 
 
+def test_a_record_of_other_bytes_is_named(tree):
+    data = prepared(tree)
+    data.records._sha256[3] = "0" * 64
+    with pytest.raises(DamagedFileError, match="record 3 is not the file it was"):
+        data.records.image(3)
+
+
 def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch):
     def full(self, *_):
         raise OSError(errno.ENOSPC, "No space left on device")
