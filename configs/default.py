@@ -26,9 +26,11 @@ def get_config() -> ConfigDict:
     data.color = "rgb"
     # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by
     # Grain as they are needed; 'auto': resident where the decoded set takes no more than this many
-    # gigabytes (10^9 bytes). Changes no number.
+    # gigabytes (10^9 bytes). Of a streamed set, decoded images are kept in the host's memory up to
+    # host_gigabytes, and the others are decoded each time. Changes no number.
     data.feeding = "auto"
     data.resident_gigabytes = 4.0
+    data.host_gigabytes = 8.0
     data.image_size = 224  # pixels, [S 4.1]
     # [D] Aspect. 'shorter_side': resize it, then crop, as torchvision does. 'squash', 'pad' (black)
     # make the image square first.

@@ -7,6 +7,7 @@ on eight devices takes the same crops as a step on one.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 # Of ImageNet, in units of pixel value / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+_BLOCK = 16  # output pixels of an axis that are resampled together
 
 
 class Crop(NamedTuple):
@@ -30,7 +32,10 @@ class Crop(NamedTuple):
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8 [..., 3] -> float32 [..., 3] with ImageNet's mean and standard deviation."""
+    """uint8 [..., 3] -> float32 [..., 3] with ImageNet's mean and standard deviation.
+
+    Of grey images [..., 1] all three channels are made.
+    """
     return (images.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
 
 
@@ -111,6 +116,13 @@ def random_flip(key: jax.Array, batch: int) -> jax.Array:
     return jax.random.bernoulli(key, 0.5, (batch,))
 
 
+class _Axis(NamedTuple):
+    """How one axis is resampled: blocks of output pixels, each of a window of the input."""
+
+    starts: jax.Array  # int32 [B, blocks], first input pixel of the window
+    weights: jax.Array  # float32 [B, blocks, pixels of a block, pixels of the window]
+
+
 @functools.partial(jax.jit, static_argnames=("size",))
 def resample(images: jax.Array, crop: Crop, flip: jax.Array, *, size: int) -> jax.Array:
     """Cuts a rectangle from each image, resizes it to size x size, mirrors it where told.
@@ -125,25 +137,62 @@ def resample(images: jax.Array, crop: Crop, flip: jax.Array, *, size: int) -> ja
         uint8 [B, size, size, C].
     """
     top, bottom, left, right = crop.bounds
-    rows = _resampling_weights(crop.top, crop.height, top, bottom, images.shape[1], size)
-    columns = _resampling_weights(crop.left, crop.width, left, right, images.shape[2], size)
-    columns = jnp.where(flip[:, None, None], columns[:, ::-1], columns)
-    # Two small matrix products an image. 8-bit exactness needs more than TF32 or bfloat16 products.
+    height, width = images.shape[1:3]
+    upright = jnp.zeros_like(flip)
+    rows = _resampling(crop.top, crop.height, top, bottom, upright, length=height, size=size)
+    columns = _resampling(crop.left, crop.width, left, right, flip, length=width, size=size)
+    resample_one = functools.partial(_resample_one, size=size)
+    if jax.default_backend() == "cpu":  # an image at a time stays in the cache
+        return jax.lax.map(lambda x: resample_one(*x), (images, rows, columns))
+    return jax.vmap(resample_one)(images, rows, columns)
+
+
+def _resample_one(image: jax.Array, rows: _Axis, columns: _Axis, *, size: int) -> jax.Array:
+    """uint8 [H, W, C] -> uint8 [size, size, C]: two small matrix products for each block."""
+    window = rows.weights.shape[-1], *image.shape[1:]
+    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(image, (start, 0, 0), window))(
+        rows.starts
+    )
+    # 8-bit exactness needs more than TF32 or bfloat16 products.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    x = product("boh,bhwc->bowc", rows, images.astype(jnp.float32))
-    x = product("bpw,bowc->bopc", columns, x)
+    x = product("noh,nhwc->nowc", rows.weights, windows.astype(jnp.float32))
+    x = x.reshape(-1, *image.shape[1:])[:size]
+    window = size, columns.weights.shape[-1], image.shape[2]
+    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(x, (0, start, 0), window))(
+        columns.starts
+    )
+    x = product("npw,nowc->onpc", columns.weights, windows)
+    x = x.reshape(size, -1, image.shape[2])[:, :size]
     return jnp.clip(jnp.floor(x + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def _resampling_weights(
-    start: jax.Array, extent: jax.Array, low: jax.Array, high: jax.Array, length: int, size: int
-) -> jax.Array:
-    """Pillow's antialiased bilinear filter along one axis, as a matrix [B, size, length]."""
-    step = (extent / size)[:, None, None]  # input pixels per output pixel
+def _resampling(
+    start: jax.Array,
+    extent: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    mirror: jax.Array,
+    *,
+    length: int,
+    size: int,
+) -> _Axis:
+    """Pillow's antialiased bilinear filter along one axis of `length` pixels."""
+    blocks = -(-size // _BLOCK)
+    most = max(1.0, length / size)  # input pixels per output pixel, of all rectangles
+    window = min(length, math.ceil((_BLOCK + 1) * most) + 2)
+    step = (extent / size)[:, None, None]
     support = jnp.maximum(step, 1.0)
-    centre = start[:, None, None] + (jnp.arange(size)[:, None] + 0.5) * step
-    position = jnp.arange(length, dtype=jnp.float32)
-    weight = jnp.maximum(0.0, 1.0 - jnp.abs(position + 0.5 - centre) / support)
-    readable = (position >= low[:, None, None]) & (position < high[:, None, None])
-    weight = jnp.where(readable, weight, 0.0)
-    return weight / weight.sum(axis=-1, keepdims=True)
+    pixel = jnp.arange(blocks * _BLOCK, dtype=jnp.float32).reshape(blocks, _BLOCK)
+    pixel = jnp.where(mirror[:, None, None], size - 1 - pixel, pixel)
+    centre = start[:, None, None] + (pixel + 0.5) * step  # [B, blocks, _BLOCK]
+    first = jnp.floor((centre - support).min(axis=-1)).astype(jnp.int32)
+    first = jnp.clip(first, 0, length - window)
+    position = first[:, :, None, None] + jnp.arange(window)
+    weight = jnp.maximum(
+        0.0, 1.0 - jnp.abs(position + 0.5 - centre[..., None]) / support[..., None]
+    )
+    low, high = (x[:, None, None, None] for x in (low, high))
+    weight = jnp.where((position >= low) & (position < high), weight, 0.0)
+    # Pixels beyond `size`, of the last block, may see nothing; they are cut off.
+    total = weight.sum(axis=-1, keepdims=True)
+    return _Axis(first, weight / jnp.where(total > 0, total, 1.0))

@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "checkpoint.save_seconds",
     "data.feeding",
     "data.resident_gigabytes",
+    "data.host_gigabytes",
     "evaluation.batch_size",
 )
 
@@ -108,6 +109,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     not_negative = (
         "seed",
         "data.resident_gigabytes",
+        "data.host_gigabytes",
         "data.split_seed",
         "corruption.threshold",
         "decoder.depth",

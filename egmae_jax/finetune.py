@@ -29,7 +29,7 @@ def finetune_step(
 
     Args:
         state: parameters and optimizer state.
-        batch: uint8 images on a canvas, [B, H, W, 3], with sizes and labels.
+        batch: uint8 images on a canvas, [B, H, W, 3 or 1], with sizes and labels.
         key: of this step.
         model: the classifier.
         optimizer: its optimizer.
@@ -61,7 +61,7 @@ def finetune_step(
 
 
 def class_probabilities(params: PyTree, pixels: jax.Array, *, model: ConvNeXt) -> jax.Array:
-    """uint8 [B, H, W, 3], the evaluation view -> float32 [B, num_classes] (equation 9)."""
+    """uint8 [B, H, W, 3 or 1], the evaluation view -> [B, num_classes] (equation 9)."""
     logits = cast(jax.Array, model.apply({"params": params}, augment.normalize(pixels)))
     return jax.nn.softmax(logits, axis=-1)
 

@@ -30,7 +30,7 @@ def pretrain_step(
 
     Args:
         state: parameters and optimizer state.
-        batch: uint8 images on a canvas, [B, H, W, 3], with their sizes.
+        batch: uint8 images on a canvas, [B, H, W, 3 or 1], with their sizes.
         key: of this step.
         model: the masked autoencoder.
         optimizer: its optimizer.
@@ -94,7 +94,7 @@ def reconstruction_sums(
 
     Args:
         params: of the masked autoencoder.
-        pixels: uint8 [B, H, W, 3], the evaluation view.
+        pixels: uint8 [B, H, W, 3 or 1], the evaluation view.
         valid: float32 [B], 0 for padding.
         key: of the corruption.
         model: the masked autoencoder.

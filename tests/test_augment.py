@@ -66,7 +66,8 @@ def assert_equal_up_to_rounding(result, pictures):
 # Resampling
 
 
-@pytest.mark.parametrize("size", [48, 224])  # reduces all of the boxes, enlarges all
+# Reduces all of the boxes, enlarges all; whole blocks of output pixels, and not.
+@pytest.mark.parametrize("size", [7, 48, 50, 224])
 def test_crop_then_resize_is_pillows(size):
     boxes = [(3, 5, 140, 100), (20, 31, 77, 149), (0, 0, 64, 64), (50, 60, 100, 120)]
     expected = [
@@ -124,6 +125,28 @@ def test_resampling_of_real_images_is_pillows():
         cut = picture.crop((left, top, left + width, top + height))
         expected.append(cut.resize((64, 64), BILINEAR))
     assert_equal_up_to_rounding(resample(pictures, crop), expected)
+
+
+def test_images_resampled_at_once_are_those_resampled_one_by_one(monkeypatch):
+    crop = augment.random_resized_crop(
+        jax.random.key(0), sizes_of(PICTURES), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)
+    )
+    one_by_one = resample(PICTURES, crop)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(augment, "resample", augment.resample.__wrapped__)  # forgets the compiled
+    at_once = resample(PICTURES, crop)
+    np.testing.assert_allclose(at_once.astype(int), one_by_one, atol=1)  # summation order
+    assert (at_once != one_by_one).mean() < 1e-3
+
+
+def test_channels_are_resampled_each_on_its_own():
+    crop = augment.random_resized_crop(
+        jax.random.key(0), sizes_of(PICTURES), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)
+    )
+    canvas, flips = jnp.asarray(on_canvas(PICTURES)), jnp.zeros(len(PICTURES), bool)
+    whole = augment.resample(canvas, crop, flips, size=64)
+    green = augment.resample(canvas[..., 1:2], crop, flips, size=64)
+    np.testing.assert_allclose(green[..., 0].astype(int), whole[..., 1], atol=1)
 
 
 def test_the_whole_image_at_its_own_size_stays_as_it_is():

@@ -306,6 +306,7 @@ def test_fields_that_change_no_number_may_differ():
         "data.cache_dir",
         "data.feeding",
         "data.resident_gigabytes",
+        "data.host_gigabytes",
         "checkpoint.save_seconds",
         "evaluation.batch_size",
     }
@@ -314,6 +315,7 @@ def test_fields_that_change_no_number_may_differ():
         data__cache_dir="other",
         data__feeding="stream",
         data__resident_gigabytes=0.5,
+        data__host_gigabytes=0.5,
         checkpoint__save_seconds=1.0,
         evaluation__batch_size=8,
     )

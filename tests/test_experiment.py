@@ -448,11 +448,13 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, ca
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_results_of_one(finished, data, cache, tmp_path):
+@pytest.mark.parametrize("feeding", ["resident", "stream"])
+def test_eight_devices_give_the_results_of_one(finished, data, cache, tmp_path, feeding):
     process = run_process(
         data,
         cache,
         tmp_path,
+        f"data.feeding={feeding}",
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
     output = process.communicate(timeout=300)[0]

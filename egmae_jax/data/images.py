@@ -14,7 +14,8 @@ Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
 COLORS = ("rgb", "grey")
-_CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_CV2_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_CV2_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores already
 # Of an image longer than this many times its shorter side only the middle is used: a strip, resized
 # or padded as a whole, would fill the memory.
@@ -27,14 +28,14 @@ class UnreadableImageError(ValueError):
 
 
 def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
-    """Decodes a whole image to 8-bit RGB, upright by its EXIF orientation.
+    """Decodes a whole image to 8-bit RGB or grey, upright by its EXIF orientation.
 
     Of 16 bits a value the high byte is kept, for grey as for colours. DICOM: see `dicom.decode`.
 
     Args:
         encoded: the file's bytes; what it is they say, not its name.
-        color: 'rgb', or 'grey' for three equal channels of luma. Where the sources of a data set
-            stored its classes as grey or as colour, 'grey' keeps that from telling the class.
+        color: 'rgb', or 'grey' for one channel of luma. Where the sources of a data set stored its
+            classes as grey or as colour, 'grey' keeps that from telling the class.
 
     Raises:
         UnreadableImageError: empty, truncated, no image, too large, or of 32 bits a value.
@@ -44,7 +45,7 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
     try:
         image = dicom.decode(encoded) if dicom.is_dicom(encoded) else _open(encoded)
         rgb = PIL.ImageOps.exif_transpose(image).convert("RGB")
-        return rgb if color == "rgb" else rgb.convert("L").convert("RGB")
+        return rgb if color == "rgb" else rgb.convert("L")
     except (UnreadableImageError, dicom.DicomError) as error:
         raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:
@@ -55,24 +56,31 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
         raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
 
 
-def decode_fast(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
+def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> PIL.Image.Image:
     """What `decode` returns, sooner, by OpenCV.
 
     Only for files whose pixels are known to be the same (`is_fast`): OpenCV passes over damage, and
     knows less of modes and orientation.
+
+    Args:
+        encoded: the file's bytes.
+        color: as for `decode`.
+        mode: of the file (`stored_mode`).
     """
-    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_FLAGS)
+    grey = color == "grey" and mode == "L"
+    flags = _CV2_GREY if grey else _CV2_COLOR
+    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if array is None:
         raise UnreadableImageError("damaged since it was prepared")
     image = PIL.Image.fromarray(array)
-    return image if color == "rgb" else image.convert("L").convert("RGB")
+    return image.convert("L") if color == "grey" and not grey else image
 
 
 def is_fast(encoded: bytes, image: PIL.Image.Image) -> bool:
     """Whether OpenCV decodes a file to the very pixels of `image`, which `decode` has returned."""
     if not encoded.startswith((b"\xff\xd8", b"\x89PNG")):
         return False
-    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_FLAGS)
+    array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_COLOR)
     return array is not None and np.array_equal(array, np.asarray(image))
 
 
@@ -98,7 +106,7 @@ def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PI
     """What random crops are taken from: the image itself, reduced if it is large.
 
     Args:
-        image: RGB.
+        image: RGB or grey.
         resize: 'shorter_side' keeps the aspect; 'squash' and 'pad' make a square, once, here.
         store_size: upper bound of the shorter side in pixels; the longer may be twice that. Of an
             image longer than four times its shorter side the middle is taken.
@@ -144,8 +152,8 @@ def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> 
 
 
 def to_array(image: PIL.Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3]."""
-    return np.asarray(image, np.uint8)
+    """uint8 [H, W, 3], of a grey image [H, W, 1]."""
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
 
 def _shorten(image: PIL.Image.Image, times: int = _LONGEST) -> PIL.Image.Image:

@@ -7,7 +7,8 @@ examples of each step, their order and the random numbers are the same in both.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -28,7 +29,7 @@ _WINDOW_BYTES = 32e6  # of one window of a stream: some ten batches of 16
 class Images(NamedTuple):
     """Decoded images; numpy arrays on the host, jax arrays on the device."""
 
-    pixels: Any  # uint8 [N, H, W, 3], each image in the upper left corner
+    pixels: Any  # uint8 [N, H, W, 3], or 1 for grey; each image in the upper left corner
     sizes: Any  # int32 [N, 2], its height and width
     labels: Any  # int32 [N]
 
@@ -40,30 +41,62 @@ class Images(NamedTuple):
         return Images(self.pixels[indices], self.sizes[indices], self.labels[indices])
 
 
+class HostStore:
+    """Decoded images in the host's memory: as many as fit are decoded once."""
+
+    def __init__(self, max_bytes: float):
+        self._bytes_left = max_bytes
+        self._images: dict[Hashable, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The image called `key`, decoded if it is not here."""
+        image = self._images.get(key)
+        if image is None:
+            image = decode()
+            with self._lock:
+                if key not in self._images and image.nbytes <= self._bytes_left:
+                    self._images[key] = image
+                    self._bytes_left -= image.nbytes
+        return image
+
+
 class View(NamedTuple):
     """How images are decoded for a purpose, onto one canvas."""
 
+    purpose: str
     prepared: Prepared
     color: images.Color
     resize: Callable[[PIL.Image.Image], PIL.Image.Image]
     canvas: tuple[int, int]  # height, width
 
-    def load(self, indices: np.ndarray) -> Images:
+    def load(self, indices: np.ndarray, store: HostStore | None = None) -> Images:
         """Images on the canvas, in the asked order."""
         indices = np.asarray(indices)
-        pixels = np.zeros((len(indices), *self.canvas, 3), np.uint8)
+        pixels = np.zeros((len(indices), *self.canvas, self._channels), np.uint8)
         sizes = np.zeros((len(indices), 2), np.int32)
         for k, index in enumerate(indices.tolist()):
-            decode = images.decode_fast if self.prepared.fast[index] else images.decode
-            image = decode(self.prepared.records.image(index), self.color)
-            array = images.to_array(self.resize(image))
-            pixels[k, : array.shape[0], : array.shape[1]] = array
-            sizes[k] = array.shape[:2]
+            decode = functools.partial(self._decode, index)
+            image = store.get((self.purpose, index), decode) if store else decode()
+            pixels[k, : image.shape[0], : image.shape[1]] = image
+            sizes[k] = image.shape[:2]
         return Images(pixels, sizes, self.prepared.labels[indices].astype(np.int32))
 
     def nbytes(self, count: int) -> int:
         """Bytes of `count` images on the canvas."""
-        return count * self.canvas[0] * self.canvas[1] * 3
+        return count * self.canvas[0] * self.canvas[1] * self._channels
+
+    @property
+    def _channels(self) -> int:
+        return 1 if self.color == "grey" else 3
+
+    def _decode(self, index: int) -> np.ndarray:
+        encoded = self.prepared.records.image(index)
+        if self.prepared.fast[index]:
+            image = images.decode_fast(encoded, self.color, self.prepared.modes[index])
+        else:
+            image = images.decode(encoded, self.color)
+        return images.to_array(self.resize(image))
 
 
 def training_view(
@@ -81,15 +114,15 @@ def training_view(
     ]
     height, width = np.max(sizes, axis=0).tolist()
     view = functools.partial(images.training_view, resize=resize, store_size=store_size)
-    return View(prepared, color, view, (height, width))
+    return View("training", prepared, color, view, (height, width))
 
 
 def evaluation_view(
     prepared: Prepared, *, color: images.Color, resize: images.Resize, image_size: int
 ) -> View:
-    """As images are evaluated: [image_size, image_size, 3]."""
+    """As images are evaluated: image_size x image_size."""
     view = functools.partial(images.evaluation_view, resize=resize, image_size=image_size)
-    return View(prepared, color, view, (image_size, image_size))
+    return View("evaluation", prepared, color, view, (image_size, image_size))
 
 
 def load(view: View, indices: np.ndarray) -> Images:
@@ -158,12 +191,20 @@ class Stream:
         order: of training.
         total_steps: of the stage.
         mesh: batches are split over its devices.
+        store: keeps decoded images.
     """
 
     def __init__(
-        self, view: View, indices: np.ndarray, order: "Order", total_steps: int, mesh: Mesh
+        self,
+        view: View,
+        indices: np.ndarray,
+        order: "Order",
+        total_steps: int,
+        mesh: Mesh,
+        store: HostStore | None = None,
     ):
         self._view, self._indices, self._order = view, np.asarray(indices), order
+        self._store = store
         self._total_steps, self._mesh = total_steps, mesh
         window = int(_WINDOW_BYTES // view.nbytes(order.batch_size))
         self.max_steps = max(1, min(window, MAX_STEPS))
@@ -186,7 +227,7 @@ class Stream:
 
     def _load(self, step: int) -> Images:
         rows = sharding.local_rows(self._order.batch_size)
-        return self._view.load(self._indices[self._order[step][rows]])
+        return self._view.load(self._indices[self._order[step][rows]], self._store)
 
 
 class Order:
@@ -226,10 +267,19 @@ class Evaluation:
         indices: of the split's images in `view`.
         mesh: batches are split over its devices.
         resident: keeps the images on the device from the first use.
+        store: keeps decoded images that are not resident.
     """
 
-    def __init__(self, view: View, indices: np.ndarray, mesh: Mesh, *, resident: bool):
-        self._view, self._indices, self._mesh = view, np.asarray(indices), mesh
+    def __init__(
+        self,
+        view: View,
+        indices: np.ndarray,
+        mesh: Mesh,
+        *,
+        resident: bool,
+        store: HostStore | None = None,
+    ):
+        self._view, self._indices, self._mesh, self._store = view, np.asarray(indices), mesh, store
         self._resident = sharding.replicate(load(view, indices), mesh) if resident else None
 
     def __len__(self) -> int:
@@ -255,7 +305,7 @@ class Evaluation:
             return
         within = np.arange(batch_size, dtype=np.int32)
         loaded = _read_ahead(
-            lambda i: self._view.load(self._indices[positions(i)[0]]), 0, len(starts)
+            lambda i: self._view.load(self._indices[positions(i)[0]], self._store), 0, len(starts)
         )
         for i, batch in enumerate(loaded):
             yield sharding.replicate(batch, self._mesh), within, positions(i)[1]

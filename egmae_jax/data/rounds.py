@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.pipeline import Evaluation, Images, Order, Resident, Stream, View
+from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.files import RESTORE, DamagedFileError
 
@@ -38,6 +38,7 @@ class RoundData:
         self.prepared = prepared
         self._config = config
         self._mesh = mesh
+        self._store = HostStore(config.data.host_gigabytes * 1e9)
         self._parts = []  # int [N] for each split: which part an image is in
         for index in range(config.rounds.count if config.rounds.kind == "folds" else 1):
             folder = workdir / f"round_{index}" if config.rounds.kind == "folds" else workdir
@@ -97,7 +98,7 @@ class RoundData:
         indices = self.indices(split, *names)
         view = self._training_view(split, names)
         if not self._stays_on_device(len(indices), view.nbytes(len(indices))):
-            return Stream(view, indices, order, total_steps, self._mesh)
+            return Stream(view, indices, order, total_steps, self._mesh, self._store)
         return Resident(self._resident_images(split, names), order)
 
     def evaluation(self, round_index: int, name: str) -> Evaluation:
@@ -114,7 +115,9 @@ class RoundData:
             count,
             nbytes / 1e9,
             data.resident_gigabytes,
-            "kept on the device" if resident else "streamed",
+            "kept on the device"
+            if resident
+            else f"streamed, {data.host_gigabytes:g} GB kept in memory",
         )
         return resident
 
@@ -143,7 +146,7 @@ class RoundData:
         )
         indices = self.indices(split, name)
         resident = self._stays_on_device(len(indices), view.nbytes(len(indices)))
-        return Evaluation(view, indices, self._mesh, resident=resident)
+        return Evaluation(view, indices, self._mesh, resident=resident, store=self._store)
 
     def _split(self, index: int) -> np.ndarray:
         """The part of every image: indices into SPLITS, or LEFT_OUT."""

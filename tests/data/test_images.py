@@ -232,8 +232,8 @@ def test_grey_mode_makes_one_of_grey_and_coloured_files():
     colours = PIL.Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
     from_colours = images.to_array(images.decode(encode(colours), "grey"))
     from_grey = images.to_array(images.decode(encode(colours.convert("L")), "grey"))
+    assert from_colours.shape == (20, 30, 1)
     np.testing.assert_array_equal(from_colours, from_grey)
-    assert (from_colours == from_colours[..., :1]).all()
 
 
 def test_an_image_of_absurd_size_is_refused():
@@ -259,7 +259,8 @@ def test_fast_decoding_gives_the_same_pixels(mode, file_format, options, color):
     encoded = encode(noise(61, 45).convert(mode), file_format, **options)
     assert images.is_fast(encoded, images.decode(encoded))
     np.testing.assert_array_equal(
-        np.asarray(images.decode_fast(encoded, color)), np.asarray(images.decode(encoded, color))
+        np.asarray(images.decode_fast(encoded, color, mode)),
+        np.asarray(images.decode(encoded, color)),
     )
 
 

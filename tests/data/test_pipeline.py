@@ -1,9 +1,9 @@
 """The order of training and the arrays that it indexes."""
 
-import io
+import subprocess
+import sys
 import threading
 import time
-import types
 
 import jax
 import numpy as np
@@ -13,47 +13,13 @@ import pytest
 from egmae_jax import sharding
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
-from egmae_jax.data.prepare import Prepared
+from tests import feeding, tiny
+from tests.feeding import picture, prepared, training_view
 
 
 def stream(order, num_steps):
     """The batches of the first steps, joined."""
     return np.concatenate([order[step] for step in range(num_steps)])
-
-
-def picture(seed, width, height):
-    pixels = np.random.default_rng(seed).integers(1, 256, (height, width, 3), np.uint8)
-    return PIL.Image.fromarray(pixels)  # no pixel is 0, as the canvas is
-
-
-def prepared(pictures):
-    """What `prepare` returns, of images in memory; their labels count up."""
-    encoded = []
-    for image in pictures:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        encoded.append(buffer.getvalue())
-    count = len(encoded)
-    return Prepared(
-        name="memory",
-        title="",
-        citation="",
-        classes=tuple(str(i) for i in range(count)),
-        files=tuple(f"{i}.png" for i in range(count)),
-        labels=np.arange(count) + 100,
-        groups=np.arange(count),
-        pairs=np.zeros((0, 2), int),
-        duplicate_groups=0,
-        official=np.array([""] * count),
-        sizes=np.array([(image.height, image.width) for image in pictures]),
-        modes=np.array(["RGB"] * count),
-        fast=np.arange(count) % 2 == 0,
-        descriptors=np.zeros((count, 32, 32), np.uint8),
-        pixel_hashes=np.array([str(i) for i in range(count)]),
-        sha256=("",) * count,
-        skipped=(),
-        records=types.SimpleNamespace(image=encoded.__getitem__),
-    )
 
 
 # --- Order -------------------------------------------------------------------------------------
@@ -118,12 +84,6 @@ def test_every_example_is_as_likely_at_every_position():
 
 
 # --- loading -----------------------------------------------------------------------------------
-
-
-def training_view(pictures, indices, store_size):
-    return pipeline.training_view(
-        prepared(pictures), indices, color="rgb", resize="shorter_side", store_size=store_size
-    )
 
 
 def load_training(pictures, indices, store_size):
@@ -212,11 +172,9 @@ def test_take_picks_pixels_sizes_and_labels_together():
 
 @pytest.fixture
 def feeds():
-    """A resident set and a stream of the same nine images in the same order, and that order."""
-    pictures = [picture(i, 20 + i, 24 - i) for i in range(12)]
-    indices = np.array([1, 2, 3, 4, 5, 7, 8, 9, 11])
-    view = training_view(pictures, indices, store_size=64)
-    order, mesh = Order(len(indices), 4, (3,)), sharding.make_mesh()
+    """A resident set and a stream of the same nine images in the same order, and the mesh."""
+    view, indices, order = feeding.nine_images()
+    mesh = sharding.make_mesh()
     resident = pipeline.Resident(sharding.replicate(pipeline.load(view, indices), mesh), order)
     return resident, pipeline.Stream(view, indices, order, 20, mesh), mesh
 
@@ -257,6 +215,68 @@ def test_windows_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatc
         stream._view._replace(canvas=(24, 31)), np.arange(9), Order(9, 4, (0,)), 20, feeds[2]
     )
     assert small.max_steps == 3
+
+
+def test_two_hosts_of_two_devices_share_the_batches_of_one(tmp_path, feeds):
+    """Each reads the rows its devices train on and no others."""
+    port = str(feeding.free_port())
+    environment = tiny.environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.feeding", tmp_path, str(process), "2", port],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    errors = [host.communicate(timeout=120)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], errors
+    received = [np.load(tmp_path / f"{process}.npz") for process in (0, 1)]
+    resident, _, mesh = feeds
+    indices, order = feeding.nine_images()[1:]
+    for first, count in feeding.WINDOWS:
+        for step, batch in enumerate(batches(resident, first, count, mesh), first):
+            for name, whole in batch._asdict().items():
+                for row in range(0, 8, 2):
+                    shard = received[row // 4][f"{step} {name} {row}"]
+                    np.testing.assert_array_equal(shard, whole[row : row + 2])
+    for process, host in enumerate(received):
+        rows = slice(4 * process, 4 * process + 4)
+        steps = range(9)  # it may have read ahead over those that were passed over
+        assert set(host["decoded"]) <= {i for step in steps for i in indices[order[step][rows]]}
+        assert len(host["decoded"]) <= 4 * (len(steps) + 2)
+
+
+def test_images_are_decoded_once_where_they_fit_into_the_store():
+    view, indices, order = feeding.nine_images()
+    decoded = []
+    encoded = view.prepared.records.image
+    view.prepared.records.image = lambda index: decoded.append(index) or encoded(index)
+    mesh = sharding.make_mesh()
+    plain = batches(pipeline.Stream(view, indices, order, 20, mesh), 0, 6, mesh)
+    assert len(decoded) >= 6 * 8
+    decoded.clear()
+    everything = pipeline.HostStore(1e9)
+    for _ in range(2):  # as two branches would
+        kept = pipeline.Stream(view, indices, order, 20, mesh, everything)
+        assert_equal_batches(batches(kept, 0, 6, mesh), plain)
+    assert sorted(set(decoded)) == indices.tolist()
+    assert len(decoded) <= len(indices) + 8  # two threads may decode one image at a time
+    decoded.clear()
+    some = pipeline.HostStore(4 * 24 * 31 * 3)
+    assert_equal_batches(
+        batches(pipeline.Stream(view, indices, order, 20, mesh, some), 0, 6, mesh), plain
+    )
+    assert len(decoded) > len(indices)  # the others each time
+    assert sum(image.nbytes for image in some._images.values()) <= 4 * 24 * 31 * 3
+
+
+def test_grey_images_have_one_channel():
+    view, indices, _ = feeding.nine_images()
+    coloured, grey = view.load(indices[:3]), view._replace(color="grey")
+    assert grey.load(indices[:3]).pixels.shape == (*coloured.pixels.shape[:3], 1)
+    assert grey.nbytes(3) * 3 == view.nbytes(3)
 
 
 @pytest.mark.parametrize("is_resident", [True, False])
