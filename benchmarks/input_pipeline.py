@@ -1,30 +1,38 @@
-"""Feeding images: our stream against torch.utils.data.DataLoader, same files, same run.
+"""Feeding images: ours against torch.utils.data.DataLoader, same files, same run.
 
-python -m benchmarks.input_pipeline --data=busi --dir=FOLDER [--json=FILE]
+python -m benchmarks.input_pipeline --data=busi --dir=FOLDER [--color=grey] [--size=600x450] \
+    [--train_step] [--memory] [--json=FILE]
 
 It needs torch and torchvision (pip install -e '.[parity]').
 
-Every round lets both go through the same number of batches, in turn; the table has medians over the
-rounds. Rows:
+Every round lets each row go through the same number of batches, in turn; the table has medians over
+the rounds, and ratios to the faster DataLoader. Every row but the first ends in normalised random
+crops, flipped:
 
-  decode            bytes -> the pixels a step starts from: ours to the canvas, theirs is part of
-                    the next row
-  decode + augment  to normalised random crops, flipped: ours on the device in the jitted step,
-                    theirs by torchvision in the workers (RandomResizedCrop, flip, ToTensor,
-                    Normalize)
-  resident          the same crops from images that are on the device already
+  decode                 encoded bytes -> the uint8 batches that a step starts from
+  stream                 the same, then crops in the jitted step: a first epoch
+  stream, kept           from decoded images in host memory: every later epoch
+  resident               from images that are on the device
+  DataLoader, PIL        decoded, cropped and normalised by torchvision in the workers
+  DataLoader, tensors    the same by torchvision's transforms.v2 on uint8 tensors
 
-The peer has as many workers as ours has threads, persistent, reading ahead four batches each. A
+DataLoaders have as many workers as ours has threads, persistent, reading ahead four batches each. A
 measurement lasts from the first file read to the last batch received: neither side has anything
-read ahead before it. On a CPU our augmentation takes the cores that decode; on a GPU it does not.
+read ahead before it. On a CPU our crops take the cores that decode; on a GPU they do not.
+
+--size writes the images anew in that size first (JPEG stays JPEG, of quality 95; else PNG), where
+those at hand are smaller than the published ones. --train_step also measures what share of a
+ConvNeXt-Tiny training step the resident images' gathering and cropping is. --memory also runs each
+side by itself and reports its peak.
 """
 
 import argparse
+import collections
 import functools
 import json
 import os
-import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,17 +40,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import rich.console
 import rich.table
 
-from benchmarks import torch_loader
-from egmae_jax import augment, sharding
-from egmae_jax.data import datasets, pipeline
-from egmae_jax.data.pipeline import Order, Resident, Stream
+from benchmarks import memory, torch_loader
+from configs import default
+from egmae_jax import augment, finetune, models, optim, sharding
+from egmae_jax.data import datasets, images, pipeline
+from egmae_jax.data.images import Color
+from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream
 from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.loop import TrainState
+from egmae_jax.models.initialize import initial_params
 
 SIZE, STORE, SCALE, RATIO = 224, 448, (0.2, 1.0), (3 / 4, 4 / 3)
+_IN_FLIGHT = 4  # batches of crops
 
 
 def our_crops(steps: Any, i: jax.Array, key: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -60,24 +75,135 @@ def ours(
     """Goes through `count` steps of a feed that is made anew, and so reads ahead nothing before."""
 
     def run() -> None:
-        feed, position, made = make_feed(), 0, []
+        feed, position = make_feed(), 0
+        made = collections.deque()  # of batches of crops
         while position < count:
-            n = min(count - position, feed.max_steps)
-            steps = feed.steps(position, n)  # while the device works on the last ones
-            jax.block_until_ready(made)
-            if crops is not None:
-                made = [crops(steps, i, jax.random.key(0)) for i in range(n)]
+            # While the device works on the last ones.
+            n, steps = feed.steps(position, count - position)
+            for i in range(n if crops is not None else 0):
+                made.append(crops(steps, i, jax.random.key(0)))
+                if len(made) > _IN_FLIGHT:
+                    made.popleft().block_until_ready()
             position += n
-        jax.block_until_ready(made)
+        jax.block_until_ready(list(made))
 
     return run
 
 
-def prepared_set(arguments: argparse.Namespace, cache: Path) -> Prepared:
-    """The data set's records."""
-    return prepare(
-        arguments.data, arguments.dir, cache, on_error="skip", near_duplicate_threshold=0.99
+def resized(data: Prepared, folder: Path, count: int, size: str) -> None:
+    """Writes some images anew as an image folder, WIDTHxHEIGHT or with sides swapped."""
+    long, short = sorted((int(side) for side in size.split("x")), reverse=True)
+    for k in np.random.default_rng(0).permutation(len(data.files))[:count].tolist():
+        encoded = data.records.image(k)
+        image = images.decode(encoded)
+        wide = image.width >= image.height
+        image = image.resize((long, short) if wide else (short, long), PIL.Image.Resampling.BICUBIC)
+        image = image.convert(data.modes[k]) if data.modes[k] in ("L", "RGB") else image
+        name = folder / data.classes[data.labels[k]] / f"{k}"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        if encoded.startswith(b"\xff\xd8"):
+            image.save(name.with_suffix(".jpg"), quality=95)
+        else:
+            image.save(name.with_suffix(".png"))
+
+
+def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared, Path]:
+    """The images to measure on, and their folder."""
+    options: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
+    data = prepare(arguments.data, arguments.dir, work / "cache", **options)
+    if not arguments.size:
+        return data, arguments.dir
+    folder = work / "resized"
+    resized(data, folder, arguments.batch * arguments.batches, arguments.size)
+    return prepare("image_folder", folder, work / "cache", **options), folder
+
+
+def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> dict[str, Callable]:
+    """What is measured, by name; each call goes through all batches."""
+    workers, mesh = os.cpu_count() or 1, sharding.make_mesh()
+    batch, count, color = arguments.batch, arguments.batches, arguments.color
+    indices = np.arange(len(data.files))
+    view = pipeline.training_view(
+        data, indices, color=color, resize="shorter_side", store_size=STORE
     )
+    crops = jax.jit(functools.partial(our_crops, mesh=mesh))
+    store = HostStore(64e9)
+
+    def stream(store: HostStore | None = None) -> Stream:
+        return Stream(view, indices, Order(len(indices), batch, (0,)), count, mesh, store)
+
+    @functools.cache
+    def resident() -> Resident:
+        few = sharding.replicate(pipeline.load(view, indices[:512]), mesh)
+        return Resident(few, Order(len(few), batch, (0,)))
+
+    rows = {
+        "decode": ours(stream, count, None),
+        "stream": ours(stream, count, crops),
+        "stream, kept": ours(lambda: stream(store), count, crops),
+        "resident": ours(resident, count, crops),
+    }
+    paths = [folder / file for file in data.files]
+    for form in torch_loader.FORMS:
+        files = torch_loader.Files(paths, SIZE, SCALE, RATIO, grey=color == "grey", form=form)
+        rows[f"DataLoader, {form}"] = torch_loader.batches(files, batch, count, workers)
+    return rows
+
+
+def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[str, float]:
+    """Milliseconds of a ConvNeXt-Tiny training step from resident images, and of its crops."""
+    config = default.get_config()
+    mesh, indices = sharding.make_mesh(), np.arange(min(512, len(data.files)))
+    view = pipeline.training_view(
+        data, indices, color=color, resize="shorter_side", store_size=STORE
+    )
+    feed = Resident(
+        sharding.replicate(pipeline.load(view, indices), mesh), Order(len(indices), batch, (0,))
+    )
+    model = models.create(config.model.name, len(data.classes))
+    params = initial_params(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
+    optimizer = optim.adamw(1e-4, params, weight_decay=0.05)
+    state = sharding.replicate(TrainState.create(params, optimizer), mesh)
+
+    def step(state, steps, key):
+        batch = steps.batch(0, mesh)
+        return finetune.finetune_step(
+            state, batch, key, model=model, optimizer=optimizer, config=config
+        )[0]
+
+    programs = {
+        "step_ms": jax.jit(step),
+        "crops_ms": jax.jit(lambda state, steps, key: our_crops(steps, 0, key, mesh)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(rounds + 1):  # the first compiles
+        for name, program in programs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(program(state, feed.steps(number, 1)[1], jax.random.key(number)))
+            times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def peaks(arguments: argparse.Namespace) -> dict[str, float]:
+    """Megabytes that each side takes by itself, from a first look to the last batch."""
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", *sys.argv[1:], "--rounds=1"]
+    command = [part for part in command if part not in ("--memory", "--train_step")]
+    command = [part for part in command if not part.startswith("--json")]
+    sides = ("stream", "stream, kept", "DataLoader, tensors")
+    return {side: memory.peak_memory([*command, f"--only={side}"]) for side in sides}
+
+
+def measure(rows: dict[str, Callable], images_a_round: int, rounds: int) -> dict[str, float]:
+    """Images per second of every row, medians over the rounds."""
+    for run in rows.values():
+        run()  # compiles, starts the workers, fills the store
+    rates: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, run in rows.items():
+            started = time.perf_counter()
+            run()
+            rates[name].append(images_a_round / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def main() -> None:
@@ -85,56 +211,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="busi", choices=datasets.names())
     parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--color", choices=images.COLORS, default="rgb")
+    parser.add_argument("--size", help="WIDTHxHEIGHT to write the images in first")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=60, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train_step", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--only", help="a single row")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    workers, mesh = os.cpu_count() or 1, sharding.make_mesh()
-    batch, count = arguments.batch, arguments.batches
-    with tempfile.TemporaryDirectory() as cache:
-        data = prepared_set(arguments, Path(cache))
-        indices = np.arange(len(data.files))
-        view = pipeline.training_view(
-            data, indices, color="rgb", resize="shorter_side", store_size=STORE
-        )
-        order = Order(len(indices), batch, (0,))
-        crops = jax.jit(functools.partial(our_crops, mesh=mesh))
-        few = sharding.replicate(pipeline.load(view, indices[:512]), mesh)
-        resident = Resident(few, Order(len(few), batch, (0,)))
-        files = torch_loader.Files([arguments.dir / f for f in data.files], SIZE, SCALE, RATIO)
+    with tempfile.TemporaryDirectory() as work:
+        data, folder = prepare_images(arguments, Path(work))
+        rows = make_rows(arguments, data, folder)
+        if arguments.only:
+            rows = {arguments.only: rows[arguments.only]}
+        rates = measure(rows, arguments.batches * arguments.batch, arguments.rounds)
+        result: dict[str, Any] = {"images_per_second": rates}
+        if arguments.train_step:
+            result["train_step"] = step_share(
+                data, arguments.batch, arguments.color, arguments.rounds
+            )
+    if arguments.memory:
+        result["peak_mb"] = peaks(arguments)
 
-        def stream() -> Stream:
-            return Stream(view, indices, order, count, mesh)
-
-        runs = {
-            "decode": ours(stream, count, None),
-            "decode + augment": ours(stream, count, crops),
-            "resident": ours(lambda: resident, count, crops),
-            "torch DataLoader": torch_loader.batches(files, batch, count, workers),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():
-            run()  # compiles, starts the workers
-        for _ in range(arguments.rounds):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                rates[name].append(count * batch / (time.perf_counter() - started))
-    result = {name: statistics.median(values) for name, values in rates.items()}
-    table = rich.table.Table(title=f"{data.title}: images/s, {workers} cores, {jax.devices()[0]}")
-    for title in ("", "images/s", "ratio to DataLoader"):
+    device = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}"
+    size = arguments.size or "x".join(map(str, np.median(data.sizes, axis=0).astype(int)[::-1]))
+    table = rich.table.Table(title=f"{data.title}, {size}, {arguments.color}: {device}")
+    for title in ("", "images/s", "ratio", "peak MB"):
         table.add_column(title, justify="right" if title else "left")
-    for name, rate in result.items():
-        table.add_row(name, f"{rate:.0f}", f"{rate / result['torch DataLoader']:.2f}")
+    peer = max((rate for name, rate in rates.items() if "DataLoader" in name), default=None)
+    for name, rate in rates.items():
+        peak = result.get("peak_mb", {}).get(name)
+        ratio = f"{rate / peer:.2f}" if peer else ""
+        table.add_row(name, f"{rate:.0f}", ratio, f"{peak:.0f}" if peak else "")
     rich.console.Console().print(table)
-    memory = {
-        "ours_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "canvas_mb_per_image": view.nbytes(1) / 1e6,
-    }
-    print(f"peak memory of this process {memory['ours_mb']:.0f} MB")
+    if arguments.train_step:
+        step, crops = (result["train_step"][name] for name in ("step_ms", "crops_ms"))
+        print(f"of a ConvNeXt-Tiny step of {step:.0f} ms the crops are {crops / step:.1%}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"images_per_second": result, **memory}, indent=2))
+        arguments.json.write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

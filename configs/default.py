@@ -35,8 +35,9 @@ def get_config() -> ConfigDict:
     # [D] Aspect. 'shorter_side': resize it, then crop, as torchvision does. 'squash', 'pad' (black)
     # make the image square first.
     data.resize = "shorter_side"
-    # [D] Pixels. Random crops are taken from the image reduced to this shorter side: twice the
-    # image size, so that a crop of the smallest scale (0.2) is hardly ever enlarged.
+    # [D] Pixels. Random crops are taken from the image, reduced to this shorter side if it is more
+    # than a quarter larger: twice the image size, so that a crop of the smallest scale (0.2) is
+    # hardly ever enlarged.
     data.store_size = 448
     # [D] 'grouped' keeps near-duplicates, patients and lesions together; 'official' takes the data
     # set's own parts, and by groups those it lacks; 'image_level' splits image by image, as most

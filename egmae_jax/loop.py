@@ -155,8 +155,7 @@ def train(
 
     def next_steps(step: int, wanted: int) -> tuple[int, Any]:
         """How many steps the next dispatch has, and their batches; it ends with the epoch."""
-        count = min(wanted, source.max_steps, steps_per_epoch - step % steps_per_epoch)
-        return count, source.steps(step, count)
+        return source.steps(step, min(wanted, steps_per_epoch - step % steps_per_epoch))
 
     wanted = 1  # grows with what the clock shows; the first dispatch also compiles
     num_steps, batches = next_steps(step, wanted)

@@ -31,8 +31,8 @@ def local_rows(batch_size: int) -> slice:
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
-def place_window(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts this host's rows of a window of batches [steps, rows, ...] on its devices.
+def place_batches(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts this host's rows of some batches [steps, rows, ...] on its devices.
 
     Returns:
         Arrays [steps, B, ...] of all hosts' rows, each batch split over the devices.

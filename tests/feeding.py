@@ -88,7 +88,8 @@ def main(out: str, process: str, count: str, port: str) -> None:
     program = jax.jit(lambda steps, i: steps.batch(i, mesh))
     rows: dict[str, np.ndarray] = {}
     for first, number in WINDOWS:
-        steps = stream.steps(first, number)
+        count, steps = stream.steps(first, number)
+        assert count == number
         for i in range(number):
             for name, array in program(steps, i)._asdict().items():
                 for shard in array.addressable_shards:

@@ -88,7 +88,7 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
         batch = images.take(order[step])
         one_by_one, _ = jax.jit(_step)(one_by_one, batch, jax.random.fold_in(key, step))
     together, history = loop.compile_steps(_step, mesh)(
-        sharding.replicate(start, mesh), Resident(images, order).steps(0, 7), key, 7
+        sharding.replicate(start, mesh), Resident(images, order).steps(0, 7)[1], key, 7
     )
     np.testing.assert_allclose(together.params["w"], one_by_one.params["w"], rtol=1e-6)
     assert int(together.step) == 7
@@ -153,7 +153,7 @@ def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER)
     _, history = loop.compile_steps(_step, mesh)(
         sharding.replicate(start, mesh),
-        resident.steps(0, 5),
+        resident.steps(0, 5)[1],
         rng.stage_key(0, "test"),
         5,
     )

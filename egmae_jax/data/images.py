@@ -21,6 +21,8 @@ cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores
 # or padded as a whole, would fill the memory.
 _LONGEST = 16
 _LONGEST_CROPPED = 4  # for random crops: reduced further, the shorter side would be enlarged again
+# Reducing an image by less takes longer than decoding it, and softens it, to save few pixels.
+_WORTH_REDUCING = 0.8
 
 
 class UnreadableImageError(ValueError):
@@ -56,8 +58,8 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
         raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
 
 
-def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> PIL.Image.Image:
-    """What `decode` returns, sooner, by OpenCV.
+def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.ndarray:
+    """The pixels of what `decode` returns, sooner, by OpenCV.
 
     Only for files whose pixels are known to be the same (`is_fast`): OpenCV passes over damage, and
     knows less of modes and orientation.
@@ -66,14 +68,18 @@ def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> PIL.
         encoded: the file's bytes.
         color: as for `decode`.
         mode: of the file (`stored_mode`).
+
+    Returns:
+        uint8 [H, W, 3], for grey [H, W, 1].
     """
     grey = color == "grey" and mode == "L"
     flags = _CV2_GREY if grey else _CV2_COLOR
     array = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if array is None:
         raise UnreadableImageError("damaged since it was prepared")
-    image = PIL.Image.fromarray(array)
-    return image.convert("L") if color == "grey" and not grey else image
+    if color == "grey" and not grey:
+        array = np.asarray(PIL.Image.fromarray(array).convert("L"))
+    return array.reshape(*array.shape[:2], -1)
 
 
 def is_fast(encoded: bytes, image: PIL.Image.Image) -> bool:
@@ -108,8 +114,9 @@ def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PI
     Args:
         image: RGB or grey.
         resize: 'shorter_side' keeps the aspect; 'squash' and 'pad' make a square, once, here.
-        store_size: upper bound of the shorter side in pixels; the longer may be twice that. Of an
-            image longer than four times its shorter side the middle is taken.
+        store_size: what the shorter side of a large image is reduced to, in pixels; the longer may
+            be twice that. An image up to a quarter larger stays as it is. Of an image longer than
+            four times its shorter side the middle is taken.
     """
     size = training_size(image.size, resize, store_size)
     if resize == "pad":
@@ -128,7 +135,8 @@ def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tup
         side = min(long, _LONGEST * short, store_size)
         return side, side
     long = min(long, _LONGEST_CROPPED * short)
-    factor = min(1.0, store_size / short, 2 * store_size / long)
+    factor = min(store_size / short, 2 * store_size / long)
+    factor = factor if factor < _WORTH_REDUCING else 1.0
     width, height = (max(1, round(min(side, long) * factor)) for side in size)
     return width, height
 
@@ -154,6 +162,11 @@ def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> 
 def to_array(image: PIL.Image.Image) -> np.ndarray:
     """uint8 [H, W, 3], of a grey image [H, W, 1]."""
     return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
+
+
+def from_array(array: np.ndarray) -> PIL.Image.Image:
+    """The inverse of `to_array`."""
+    return PIL.Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
 
 
 def _shorten(image: PIL.Image.Image, times: int = _LONGEST) -> PIL.Image.Image:

@@ -1,10 +1,11 @@
 """From records to arrays on the device, and the order in which training visits them.
 
 A set that fits stays on the device, and a step gathers its batch by index; what does not fit is
-streamed by Grain, a window of batches at a time, while the device works. The step function, the
+streamed by Grain, a block of batches at a time, while the device works. The step function, the
 examples of each step, their order and the random numbers are the same in both.
 """
 
+import collections
 import functools
 import os
 import threading
@@ -23,7 +24,9 @@ from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
 
 MAX_STEPS = 256  # of one dispatch
-_WINDOW_BYTES = 32e6  # of one window of a stream: some ten batches of 16
+# Of the batches that go to the devices together. Larger arrays take longer a byte: the system gives
+# them new memory each time.
+_BLOCK_BYTES = 32e6
 
 
 class Images(NamedTuple):
@@ -68,19 +71,33 @@ class View(NamedTuple):
     prepared: Prepared
     color: images.Color
     resize: Callable[[PIL.Image.Image], PIL.Image.Image]
+    size_of: Callable[[tuple[int, int]], tuple[int, int]]  # width and height before, and after
     canvas: tuple[int, int]  # height, width
 
     def load(self, indices: np.ndarray, store: HostStore | None = None) -> Images:
         """Images on the canvas, in the asked order."""
-        indices = np.asarray(indices)
-        pixels = np.zeros((len(indices), *self.canvas, self._channels), np.uint8)
-        sizes = np.zeros((len(indices), 2), np.int32)
-        for k, index in enumerate(indices.tolist()):
+        batch = self.empty((len(indices),))
+        self.load_into(batch, indices, store)
+        return batch
+
+    def empty(self, shape: tuple[int, ...]) -> Images:
+        """Room for images."""
+        return Images(
+            np.empty((*shape, *self.canvas, self._channels), np.uint8),
+            np.empty((*shape, 2), np.int32),
+            np.empty(shape, np.int32),
+        )
+
+    def load_into(self, batch: Images, indices: np.ndarray, store: HostStore | None) -> None:
+        """Images on the canvas, in the asked order, into arrays that are there."""
+        batch.labels[:] = self.prepared.labels[indices]
+        for k, index in enumerate(np.asarray(indices).tolist()):
             decode = functools.partial(self._decode, index)
             image = store.get((self.purpose, index), decode) if store else decode()
-            pixels[k, : image.shape[0], : image.shape[1]] = image
-            sizes[k] = image.shape[:2]
-        return Images(pixels, sizes, self.prepared.labels[indices].astype(np.int32))
+            height, width = batch.sizes[k] = image.shape[:2]
+            batch.pixels[k, :height, :width] = image
+            batch.pixels[k, height:] = 0
+            batch.pixels[k, :height, width:] = 0
 
     def nbytes(self, count: int) -> int:
         """Bytes of `count` images on the canvas."""
@@ -92,11 +109,13 @@ class View(NamedTuple):
 
     def _decode(self, index: int) -> np.ndarray:
         encoded = self.prepared.records.image(index)
-        if self.prepared.fast[index]:
-            image = images.decode_fast(encoded, self.color, self.prepared.modes[index])
-        else:
-            image = images.decode(encoded, self.color)
-        return images.to_array(self.resize(image))
+        if not self.prepared.fast[index]:
+            return images.to_array(self.resize(images.decode(encoded, self.color)))
+        array = images.decode_fast(encoded, self.color, self.prepared.modes[index])
+        height, width = array.shape[:2]
+        if self.size_of((width, height)) == (width, height):  # no resizing
+            return array
+        return images.to_array(self.resize(images.from_array(array)))
 
 
 def training_view(
@@ -108,13 +127,14 @@ def training_view(
     store_size: int,
 ) -> View:
     """For random crops (see `images.training_view`); the canvas fits the images at `indices`."""
-    sizes = [
-        images.training_size((width, height), resize, store_size)[::-1]
-        for height, width in np.unique(prepared.sizes[indices], axis=0).tolist()
-    ]
-    height, width = np.max(sizes, axis=0).tolist()
-    view = functools.partial(images.training_view, resize=resize, store_size=store_size)
-    return View("training", prepared, color, view, (height, width))
+    options: dict[str, Any] = {"resize": resize, "store_size": store_size}
+    size_of: Callable[[tuple[int, int]], tuple[int, int]] = functools.partial(
+        images.training_size, **options
+    )
+    sizes = [size_of((w, h)) for h, w in np.unique(prepared.sizes[indices], axis=0).tolist()]
+    width, height = np.max(sizes, axis=0).tolist()
+    view = functools.partial(images.training_view, **options)
+    return View("training", prepared, color, view, size_of, (height, width))
 
 
 def evaluation_view(
@@ -122,7 +142,8 @@ def evaluation_view(
 ) -> View:
     """As images are evaluated: image_size x image_size."""
     view = functools.partial(images.evaluation_view, resize=resize, image_size=image_size)
-    return View("evaluation", prepared, color, view, (image_size, image_size))
+    square = (image_size, image_size)
+    return View("evaluation", prepared, color, view, lambda size: square, square)
 
 
 def load(view: View, indices: np.ndarray) -> Images:
@@ -158,28 +179,28 @@ class ResidentSteps:
 
 @struct.dataclass
 class StreamedSteps:
-    """The batches of some steps themselves, [window, B, ...]."""
+    """The batches of some steps themselves, in a block [steps, B, ...], and where they begin."""
 
     images: Images
+    offset: Any
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
         """Inside jit: the batch of step i, split over the devices."""
-        return sharding.split_batch(Images(*(x[i] for x in self.images)), mesh)
+        return sharding.split_batch(Images(*(x[self.offset + i] for x in self.images)), mesh)
 
 
 class Resident:
     """Feeds steps from images that are on the device."""
 
-    max_steps = MAX_STEPS
-
     def __init__(self, images: Images, order: "Order"):
         self._images, self._order = images, order
 
-    def steps(self, first: int, count: int) -> ResidentSteps:
-        """The batches of steps first ... first + count - 1; count is at most max_steps."""
+    def steps(self, first: int, at_most: int) -> tuple[int, ResidentSteps]:
+        """The batches of steps `first` and following, and how many there are."""
+        count = min(at_most, MAX_STEPS)
         indices = np.zeros((MAX_STEPS, self._order.batch_size), np.int32)
         indices[:count] = [self._order[first + i] for i in range(count)]
-        return ResidentSteps(self._images, indices)
+        return count, ResidentSteps(self._images, indices)
 
 
 class Stream:
@@ -204,30 +225,44 @@ class Stream:
         store: HostStore | None = None,
     ):
         self._view, self._indices, self._order = view, np.asarray(indices), order
-        self._store = store
-        self._total_steps, self._mesh = total_steps, mesh
-        window = int(_WINDOW_BYTES // view.nbytes(order.batch_size))
-        self.max_steps = max(1, min(window, MAX_STEPS))
+        self._total_steps, self._mesh, self._store = total_steps, mesh, store
+        batches = int(_BLOCK_BYTES // view.nbytes(order.batch_size))
+        self._block_steps = max(1, min(batches, MAX_STEPS, total_steps))
         self._next: int | None = None
-        self._batches: Iterator[Images] = iter(())
+        self._blocks: Iterator[Images] = iter(())
+        self._offset = self._block_steps  # of the next step in the block on the devices
 
-    def steps(self, first: int, count: int) -> StreamedSteps:
-        """The batches of steps first ... first + count - 1; count is at most max_steps."""
+    def steps(self, first: int, at_most: int) -> tuple[int, StreamedSteps]:
+        """The batches of steps `first` and following, and how many there are."""
         if first != self._next:
-            self._batches = _read_ahead(self._load, first, self._total_steps)
-        self._next = first + count
-        window = None
-        for i in range(count):
-            batch = next(self._batches)
-            if window is None:  # of one shape whatever the count: one compilation
-                window = Images(*(np.empty((self.max_steps, *x.shape), x.dtype) for x in batch))
-            for target, source in zip(window, batch, strict=True):
-                target[i] = source
-        return StreamedSteps(sharding.place_window(window, self._mesh))
+            self._blocks, self._offset = self._read_blocks(first), self._block_steps
+        if self._offset == self._block_steps:
+            self._block, self._offset = next(self._blocks), 0
+        count = min(at_most, self._block_steps - self._offset)
+        steps = StreamedSteps(self._block, np.int32(self._offset))
+        self._next, self._offset = first + count, self._offset + count
+        return count, steps
 
-    def _load(self, step: int) -> Images:
+    def _read_blocks(self, start: int) -> Iterator[Images]:
+        """Blocks of the batches from `start` on, on the devices; all of one shape."""
         rows = sharding.local_rows(self._order.batch_size)
-        return self._view.load(self._indices[self._order[step][rows]], self._store)
+        blocks: collections.defaultdict[int, Images] = collections.defaultdict(
+            lambda: self._view.empty((self._block_steps, rows.stop - rows.start))
+        )
+        lock = threading.Lock()
+
+        def load(step: int) -> int:
+            number, place = divmod(step - start, self._block_steps)
+            with lock:
+                block = blocks[number]
+            indices = self._indices[self._order[step][rows]]
+            self._view.load_into(Images(*(x[place] for x in block)), indices, self._store)
+            return step
+
+        for step in _read_ahead(load, start, self._total_steps):
+            number, place = divmod(step - start, self._block_steps)
+            if place == self._block_steps - 1 or step == self._total_steps - 1:
+                yield sharding.place_batches(blocks.pop(number), self._mesh)
 
 
 class Order:

@@ -180,9 +180,13 @@ def feeds():
 
 
 def batches(feed, first, count, mesh):
-    steps = feed.steps(first, count)
     program = jax.jit(lambda steps, i: steps.batch(i, mesh))
-    return [jax.tree.map(np.asarray, program(steps, i)) for i in range(count)]
+    made, stop = [], first + count
+    while first < stop:
+        number, steps = feed.steps(first, stop - first)
+        made += [jax.tree.map(np.asarray, program(steps, i)) for i in range(number)]
+        first += number
+    return made
 
 
 def assert_equal_batches(ours, theirs):
@@ -206,15 +210,22 @@ def test_a_stream_starts_anywhere(feeds):
         assert_equal_batches(batches(stream, first, 3, mesh), batches(resident, first, 3, mesh))
 
 
-def test_windows_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatch):
-    _, stream, _ = feeds
-    one, many = stream.steps(0, 1), stream.steps(1, 4)
-    assert one.images.pixels.shape == many.images.pixels.shape
-    monkeypatch.setattr(pipeline, "_WINDOW_BYTES", 3.5 * 4 * 3 * 24 * 31)
-    small = pipeline.Stream(
-        stream._view._replace(canvas=(24, 31)), np.arange(9), Order(9, 4, (0,)), 20, feeds[2]
-    )
-    assert small.max_steps == 3
+@pytest.mark.parametrize("fitting", [0.5, 1, 3.5])  # batches of a block
+def test_blocks_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatch, fitting):
+    resident, _, mesh = feeds
+    view, indices, order = feeding.nine_images()
+    monkeypatch.setattr(pipeline, "_BLOCK_BYTES", fitting * view.nbytes(order.batch_size))
+    stream = pipeline.Stream(view, indices, order, 20, mesh)
+    first = 0
+    while first < 20:
+        count, steps = stream.steps(first, 5)
+        assert 1 <= count <= max(1, fitting)
+        assert steps.images.pixels.shape[:2] == (max(1, int(fitting)), order.batch_size)
+        first += count
+    for first, count in ((4, 7), (11, 9), (2, 3)):
+        assert_equal_batches(
+            batches(stream, first, count, mesh), batches(resident, first, count, mesh)
+        )
 
 
 def test_two_hosts_of_two_devices_share_the_batches_of_one(tmp_path, feeds):
