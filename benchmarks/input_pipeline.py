@@ -42,11 +42,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import rich.console
 import rich.table
 
 from benchmarks import memory, torch_loader
+from benchmarks.resize import write_resized
 from configs import default
 from egmae_jax import augment, finetune, models, optim, sharding
 from egmae_jax.data import datasets, images, pipeline
@@ -90,23 +90,6 @@ def ours(
     return run
 
 
-def resized(data: Prepared, folder: Path, count: int, size: str) -> None:
-    """Writes some images anew as an image folder, WIDTHxHEIGHT or with sides swapped."""
-    long, short = sorted((int(side) for side in size.split("x")), reverse=True)
-    for k in np.random.default_rng(0).permutation(len(data.files))[:count].tolist():
-        encoded = data.records.image(k)
-        image = images.decode(encoded)
-        wide = image.width >= image.height
-        image = image.resize((long, short) if wide else (short, long), PIL.Image.Resampling.BICUBIC)
-        image = image.convert(data.modes[k]) if data.modes[k] in ("L", "RGB") else image
-        name = folder / data.classes[data.labels[k]] / f"{k}"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        if encoded.startswith(b"\xff\xd8"):
-            image.save(name.with_suffix(".jpg"), quality=95)
-        else:
-            image.save(name.with_suffix(".png"))
-
-
 def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared, Path]:
     """The images to measure on, and their folder."""
     options: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
@@ -114,7 +97,7 @@ def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared,
     if not arguments.size:
         return data, arguments.dir
     folder = work / "resized"
-    resized(data, folder, arguments.batch * arguments.batches, arguments.size)
+    write_resized(data, folder, arguments.batch * arguments.batches, arguments.size)
     return prepare("image_folder", folder, work / "cache", **options), folder
 
 

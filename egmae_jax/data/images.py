@@ -1,10 +1,11 @@
 """One image from encoded bytes to uint8 pixels: decoding and the two views the project keeps."""
 
 import io
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -29,6 +30,16 @@ class UnreadableImageError(ValueError):
     """The bytes are no image that can be used; the message says why."""
 
 
+class Decoded(NamedTuple):
+    """An image, and what its file is like."""
+
+    image: PIL.Image.Image  # 8-bit RGB
+    mode: str  # how the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), or 'DICOM'
+    # Files of one kind are decoded by the same steps of a decoder: format, mode, sampling of the
+    # channels, orientation, which other fields there are. Empty if OpenCV is not to be asked.
+    kind: str
+
+
 def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
     """Decodes a whole image to 8-bit RGB or grey, upright by its EXIF orientation.
 
@@ -42,12 +53,26 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
     Raises:
         UnreadableImageError: empty, truncated, no image, too large, or of 32 bits a value.
     """
+    image = examine(encoded).image
+    return image if color == "rgb" else image.convert("L")
+
+
+def examine(encoded: bytes) -> Decoded:
+    """What `decode` returns, and what the file is like; raises the same."""
     if not encoded:
         raise UnreadableImageError("the file is empty")
     try:
-        image = dicom.decode(encoded) if dicom.is_dicom(encoded) else _open(encoded)
-        rgb = PIL.ImageOps.exif_transpose(image).convert("RGB")
-        return rgb if color == "rgb" else rgb.convert("L")
+        if dicom.is_dicom(encoded):
+            return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "")
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded))
+        image.load()
+        mode, kind = image.mode, _kind(image)
+        if mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
+            image = _high_byte(image)
+        if image.mode in ("I", "F"):
+            raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+        return Decoded(image if image.mode == "RGB" else image.convert("RGB"), mode, kind)
     except (UnreadableImageError, dicom.DicomError) as error:
         raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:
@@ -56,6 +81,20 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
         raise UnreadableImageError(str(error)) from None
     except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon
         raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
+
+
+def _kind(image: PIL.Image.Image) -> str:
+    if image.format not in ("JPEG", "PNG"):
+        return ""
+    sampling = [layer[1:3] for layer in getattr(image, "layer", [])]
+    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    return f"{image.format} {image.mode} {sampling} {orientation} {sorted(map(str, image.info))}"
+
+
+def _high_byte(image: PIL.Image.Image) -> PIL.Image.Image:
+    high = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    high.getexif().update(image.getexif())
+    return high
 
 
 def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.ndarray:
@@ -67,7 +106,7 @@ def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.n
     Args:
         encoded: the file's bytes.
         color: as for `decode`.
-        mode: of the file (`stored_mode`).
+        mode: of the file (`examine`).
 
     Returns:
         uint8 [H, W, 3], for grey [H, W, 1].
@@ -84,28 +123,8 @@ def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.n
 
 def is_fast(encoded: bytes, image: PIL.Image.Image) -> bool:
     """Whether OpenCV decodes a file to the very pixels of `image`, which `decode` has returned."""
-    if not encoded.startswith((b"\xff\xd8", b"\x89PNG")):
-        return False
     array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_COLOR)
     return array is not None and np.array_equal(array, np.asarray(image))
-
-
-def stored_mode(encoded: bytes) -> str:
-    """How a readable file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), or 'DICOM'."""
-    return "DICOM" if dicom.is_dicom(encoded) else PIL.Image.open(io.BytesIO(encoded)).mode
-
-
-def _open(encoded: bytes) -> PIL.Image.Image:
-    image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded))
-    image.load()
-    if image.mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        orientation = image.getexif()
-        image = PIL.Image.fromarray(high_byte)
-        image.getexif().update(orientation)
-    if image.mode in ("I", "F"):
-        raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
-    return image
 
 
 def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PIL.Image.Image:

@@ -7,12 +7,10 @@ examples of each step, their order and the random numbers are the same in both.
 
 import collections
 import functools
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 import PIL.Image
@@ -22,6 +20,7 @@ from jax.sharding import Mesh
 from egmae_jax import sharding
 from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
+from egmae_jax.data.threads import read_ahead
 
 MAX_STEPS = 256  # of one dispatch
 # Of the batches that go to the devices together. Larger arrays take longer a byte: the system gives
@@ -149,16 +148,8 @@ def evaluation_view(
 def load(view: View, indices: np.ndarray) -> Images:
     """Decodes all images at `indices`, by as many threads as there are cores."""
     chunks = np.array_split(indices, max(1, len(indices) // 16))
-    parts = list(_read_ahead(lambda i: view.load(chunks[i]), 0, len(chunks)))
+    parts = list(read_ahead(lambda i: view.load(chunks[i]), 0, len(chunks)))
     return Images(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _read_ahead(function: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-    """function(start), function(start + 1), ..., computed ahead by threads, in order."""
-    # Grain keeps the order whatever the number of threads; Pillow decodes outside the GIL.
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=16)
-    dataset = grain.MapDataset.source(range(start, stop)).map(function)
-    return iter(dataset.to_iter_dataset(options))
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -259,7 +250,7 @@ class Stream:
             self._view.load_into(Images(*(x[place] for x in block)), indices, self._store)
             return step
 
-        for step in _read_ahead(load, start, self._total_steps):
+        for step in read_ahead(load, start, self._total_steps):
             number, place = divmod(step - start, self._block_steps)
             if place == self._block_steps - 1 or step == self._total_steps - 1:
                 yield sharding.place_batches(blocks.pop(number), self._mesh)
@@ -339,7 +330,7 @@ class Evaluation:
                 yield self._resident, indices, valid
             return
         within = np.arange(batch_size, dtype=np.int32)
-        loaded = _read_ahead(
+        loaded = read_ahead(
             lambda i: self._view.load(self._indices[positions(i)[0]], self._store), 0, len(starts)
         )
         for i, batch in enumerate(loaded):

@@ -6,16 +6,14 @@ them in index.npz, so nothing is decoded twice and no start reads all the images
 cache folder named after the files' names, sizes and times; when a file changes, they are written
 anew.
 
-Files are read a few hundred at a time, so memory does not grow with the data set but for its index,
-about a kilobyte an image. A set appears when it is whole; of two processes, one writes it.
+Files are read a few at a time and written at once, so memory does not grow with the data set but
+for its index, two kilobytes an image, and the search for duplicates, six. A set appears when it is
+whole; of two processes, one writes it.
 """
 
-import concurrent.futures
-import contextlib
+import collections
 import dataclasses
 import hashlib
-import io
-import itertools
 import json
 import logging
 import os
@@ -31,11 +29,18 @@ import tensorflow_datasets as tfds
 
 from egmae_jax.data import datasets, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
-from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.data.threads import read_ahead
+from egmae_jax.files import DamagedFileError
 
-_VERSION = "3.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "4.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
+_SPLIT = "images"  # TFDS's name for all of them
+_SHARD = 10_000  # images of a file
 _SHOWN = 10  # how many files an error or warning names
+_CHUNK, _CHUNK_BYTES = 16, 4e6  # files that a thread reads at a time, at most
+# Files of a kind that are decoded by OpenCV too, to see if it gives the same pixels: the first ones
+# and one in so many of the others.
+_TRIED, _TRIED_EVERY = 8, 64
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +129,13 @@ def prepare(
     if classes:
         found = tuple(sorted(classes))
         listed = [image for image in listed if image.label in found]
-    builder = _builder(dataset, folder, listed, found, cache, on_error)
-    skipped = tuple(builder.info.metadata["skipped"])
+    data_dir = _records_of(dataset, folder, listed, found, cache, on_error)
+    index = _read_index(data_dir / _INDEX)
+    skipped = tuple(index["skipped"].tolist())
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
-    index = _read_index(builder.index_path)
-    records = Records(builder, index["sha256"].tolist())
+    records = Records(data_dir, index["sha256"].tolist())
     pairs = duplicates.duplicate_pairs(
         index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
@@ -166,10 +171,10 @@ class Records:
     (0.8) returns records without an image and says nothing.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, sha256: Sequence[str]):
-        self._folder, self._sha256 = Path(builder.data_dir), sha256
-        self._source = builder.as_data_source(
-            split="images", decoders={"image": tfds.decode.SkipDecoding()}
+    def __init__(self, folder: Path, sha256: Sequence[str]):
+        self._folder, self._sha256 = folder, sha256
+        self._source = tfds.builder_from_directory(folder).as_data_source(
+            split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
         )
 
     def __len__(self) -> int:
@@ -187,12 +192,45 @@ class Records:
         return encoded
 
 
-def _write_index(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes {name: values of all records}."""
+def _write_index(path: Path, rows: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
+    """Writes {name: values of all records}, and what was skipped."""
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns)
-    write_atomically(path, buffer.getvalue())
+    records = Records(path.parent, columns["sha256"].tolist())
+    columns["fast"] = _fast(columns.pop("kind"), columns.pop("agrees"))
+    columns["pixel_hash"] = _pixel_hashes(columns["size"], columns["descriptor"], records)
+    with path.open("wb") as file:
+        np.savez(file, **columns, skipped=np.array(skipped, str))
+
+
+def _fast(kinds: np.ndarray, agrees: np.ndarray) -> np.ndarray:
+    """bool [N]: files of a kind of which all that were tried agree with OpenCV.
+
+    Args:
+        kinds: str [N], of `images.examine`.
+        agrees: int8 [N], 1 or 0 where it was tried, else -1.
+    """
+    fast = set(kinds[agrees == 1]) - set(kinds[agrees == 0])
+    return np.array([kind in fast for kind in kinds])
+
+
+def _pixel_hashes(sizes: np.ndarray, descriptors: np.ndarray, records: Records) -> np.ndarray:
+    """str [N], equal for identical pixels.
+
+    Identical pixels have identical thumbnails, so only images that share theirs with another are
+    decoded once more, to be told apart by their pixels.
+    """
+    hashes = [
+        hashlib.sha256(size.tobytes() + thumbnail.tobytes()).hexdigest()
+        for size, thumbnail in zip(sizes, descriptors, strict=True)
+    ]
+    count = collections.Counter(hashes)
+    shared = [i for i, value in enumerate(hashes) if count[value] > 1]
+    pixel_hashes = read_ahead(
+        lambda k: duplicates.pixel_hash(images.decode(records.image(shared[k]))), 0, len(shared)
+    )
+    for i, value in zip(shared, pixel_hashes, strict=True):
+        hashes[i] = value
+    return np.array(hashes)
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
@@ -203,15 +241,15 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         raise DamagedFileError(path, error) from None
 
 
-def _builder(
+def _records_of(
     dataset: Dataset,
     folder: Path,
     listed: list[ImageFile],
     classes: tuple[str, ...],
     cache: Path,
     on_error: str,
-) -> "_Records":
-    """The builder of this very folder's records, which it has written or found."""
+) -> Path:
+    """The folder of this very folder's records and their index, which it has written or found."""
     state: list[tuple[ImageFile, int | None, int | None]] = []
     for image in listed:
         try:
@@ -221,102 +259,110 @@ def _builder(
             state.append((image, None, None))
     identity = [str(folder.resolve()), _VERSION, on_error, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    # TFDS announces itself on standard output; our own log says what happens.
-    tfds.disable_progress_bar()
     data_dir = cache / dataset.name / fingerprint
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            filelock.FileLock(f"{data_dir}.lock"),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            if not (data_dir / _INDEX).exists():  # never written, or not to the end
+        with filelock.FileLock(f"{data_dir}.lock"):
+            if not (data_dir / _INDEX).exists():
                 shutil.rmtree(data_dir, ignore_errors=True)
-            # Made under the lock: it reads what is there when it is made.
-            builder = _Records(folder, listed, classes, on_error, data_dir=data_dir)
-            builder.download_and_prepare()
-            if builder.index:
-                _write_index(builder.index_path, builder.index)
+                incomplete = data_dir.with_suffix(".incomplete")
+                shutil.rmtree(incomplete, ignore_errors=True)  # of a process that was killed
+                try:
+                    incomplete.mkdir()
+                    sizes = [size or 0 for _, size, _ in state]
+                    _write(incomplete, folder, listed, sizes, classes, on_error)
+                    incomplete.rename(data_dir)
+                finally:
+                    shutil.rmtree(incomplete, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"The records of {folder} cannot be written to {data_dir} (data.cache_dir): {error}."
         ) from error
-    return builder
+    return data_dir
 
 
-class _Records(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of one image folder."""
+def _write(
+    target: Path,
+    folder: Path,
+    listed: list[ImageFile],
+    sizes: list[int],
+    classes: Sequence[str],
+    on_error: str,
+) -> None:
+    """Writes the records of all readable images and their index.
 
-    VERSION = tfds.core.Version(_VERSION)
-    name = "records"
+    Raises:
+        DataError: an image cannot be read, and `on_error` is 'raise', or none can.
+    """
+    logger.info("Reading %d images from %s", len(listed), folder)
+    rows: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    tried: collections.Counter[str] = collections.Counter()
 
-    def __init__(
-        self,
-        folder: Path,
-        listed: list[ImageFile],
-        classes: tuple[str, ...],
-        on_error: str,
-        *,
-        data_dir: Path,
-    ):
-        self._folder, self._listed, self._classes = folder, listed, classes
-        self._on_error = on_error
-        self.index_path = data_dir / _INDEX
-        self.index: list[dict[str, Any]] = []  # a row for each record, once they are written
-        super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        # Encoded bytes; all else is in the index.
-        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None,) * 3)})
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=features,
-            disable_shuffling=True,  # record i is the i-th file
-            metadata=tfds.core.MetadataDict(skipped=[]),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        return {"images": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        logger.info("Reading %d images from %s", len(self._listed), self._folder)
-        unreadable = []
-        key = itertools.count()
-        for image, record in _describe_all(self._folder, self._listed, self._classes):
+    def examples() -> Iterator[dict[str, bytes]]:
+        for image, record in _describe_all(folder, listed, sizes, classes):
             if isinstance(record, str):
                 unreadable.append(f"{image.file} ({record})")
-            else:
-                yield next(key), {"image": record.pop("image")}
-                self.index.append(record)
-        none_left = len(unreadable) == len(self._listed)
-        if none_left or (unreadable and self._on_error == "raise"):
-            remedy = "" if none_left else ", or leave them out by --config.data.on_error=skip"
-            raise DataError(
-                f"{len(unreadable)} of {len(self._listed)} images in {self._folder} cannot be "
-                f"read: {_some(unreadable)}. Mend or remove them{remedy}."
-            )
-        self.info.metadata["skipped"] = unreadable
+                continue
+            encoded, kind = record.pop("image"), record["kind"]
+            # The first ones of a kind of files, and some of those that follow.
+            is_tried = kind and (tried[kind] < _TRIED or tried[kind] % _TRIED_EVERY == 0)
+            tried[kind] += 1
+            agrees = images.is_fast(encoded, images.decode(encoded)) if is_tried else -1
+            rows.append(record | {"agrees": np.int8(agrees)})
+            yield {"image": encoded}
+
+    identity = tfds.core.DatasetIdentity(
+        name="records",
+        version=tfds.core.Version(_VERSION),
+        data_dir=os.fspath(target),
+        module_name=__name__,
+    )
+    # Encoded bytes; all else is in the index.
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None,) * 3)})
+    writer = tfds.core.SequentialWriter(
+        tfds.core.DatasetInfo(builder=identity, features=features),
+        max_examples_per_shard=_SHARD,
+        file_format="array_record",
+    )
+    writer.initialize_splits([_SPLIT])
+    writer.add_examples({_SPLIT: examples()})  # takes them one by one
+    if unreadable and (on_error == "raise" or not rows):
+        remedy = ", or leave them out by --config.data.on_error=skip" if rows else ""
+        raise DataError(
+            f"{len(unreadable)} of {len(listed)} images in {folder} cannot be read: "
+            f"{_some(unreadable)}. Mend or remove them{remedy}."
+        )
+    writer.close_splits([_SPLIT])
+    _write_index(target / _INDEX, rows, unreadable)
 
 
 def _describe_all(
-    folder: Path, listed: list[ImageFile], classes: Sequence[str]
+    folder: Path, listed: list[ImageFile], sizes: list[int], classes: Sequence[str]
 ) -> Iterator[tuple[ImageFile, dict[str, Any] | str]]:
     """Each image with its record, or with the reason why it cannot be read, in order."""
     labels = {name: label for label, name in enumerate(classes)}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        # A chunk at a time, so that a large data set's bytes are never all in memory.
-        for start in range(0, len(listed), 256):
-            chunk = listed[start : start + 256]
-            records = pool.map(lambda image: _describe(folder, image, labels[image.label]), chunk)
-            yield from zip(chunk, records, strict=True)
+    chunks: list[list[ImageFile]] = []
+    room = 0.0
+    for image, size in zip(listed, sizes, strict=True):
+        if not chunks or size > room or len(chunks[-1]) == _CHUNK:
+            chunks.append([])
+            room = _CHUNK_BYTES
+        chunks[-1].append(image)
+        room -= size
+    described = read_ahead(
+        lambda k: [_describe(folder, image, labels[image.label]) for image in chunks[k]],
+        0,
+        len(chunks),
+    )
+    for chunk, records in zip(chunks, described, strict=True):
+        yield from zip(chunk, records, strict=True)
 
 
 def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | str:
     try:
         encoded = (folder / image.file).read_bytes()
-        pixels = images.decode(encoded)
-        mode = images.stored_mode(encoded)
-        fast = images.is_fast(encoded, pixels)
+        decoded = images.examine(encoded)
     except (OSError, images.UnreadableImageError) as error:
         return str(error)
     return {
@@ -325,12 +371,11 @@ def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | st
         "path": image.file,
         "group": image.group or "",
         "split": image.split or "",
-        "size": np.array((pixels.height, pixels.width), np.int32),
-        "mode": mode,
-        "fast": fast,
+        "size": np.array((decoded.image.height, decoded.image.width), np.int32),
+        "mode": decoded.mode,
+        "kind": decoded.kind,
         "sha256": hashlib.sha256(encoded).hexdigest(),
-        "pixel_hash": duplicates.pixel_hash(pixels),
-        "descriptor": duplicates.descriptor(pixels),
+        "descriptor": duplicates.descriptor(decoded.image),
     }
 
 

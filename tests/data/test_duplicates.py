@@ -256,11 +256,12 @@ class TestRealImages:
         assert sum(files[i].parent != files[j].parent for i, j in pairs) == 7
         assert largest_group(len(files), pairs) == 4
 
-    def test_busi_descriptors_are_pillows_bicubic_thumbnails(self):
+    def test_busi_descriptors_are_pillows_bicubic_thumbnails_up_to_rounding(self):
         files, descriptors, _, _ = data_set("busi/Dataset_BUSI_with_GT")
         for n in range(0, len(files), 97):
             image = PIL.Image.open(SHARED_DATA / "busi/Dataset_BUSI_with_GT" / files[n])
-            np.testing.assert_array_equal(descriptors[n], image.convert("L").resize((32, 32)))
+            expected = np.asarray(image.convert("L").resize((32, 32)), int)
+            np.testing.assert_allclose(descriptors[n], expected, atol=2)
 
     def test_chest_x_rays_look_alike_but_are_not_merged(self):
         files, descriptors, _, pairs = data_set("covid_xray")

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,25 @@ def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch):
     assert len(prepared(tree).files) == 18
 
 
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """Files of 1 MB: some sixteen chunks of four are in memory, of 60 as of 240."""
+    rng = np.random.default_rng(0)
+    peaks = []
+    for count in (60, 240):
+        for k in range(count):
+            path = tmp_path / f"{count}" / "ab"[k % 2] / f"{k}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (12, 12, 3), np.uint8)
+            PIL.Image.fromarray(pixels).resize((600, 555)).save(path)
+        tracemalloc.start()
+        data = prepared(tmp_path / f"{count}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(data.files) == count
+    assert peaks[1] < 110e6
+    assert peaks[1] - peaks[0] < 20e6
+
+
 def test_two_processes_prepare_at_once(tree):
     command = [sys.executable, "-c", _PREPARE, str(tree)]
     options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -374,6 +394,7 @@ def test_phantoms_do_not_mix_with_images_of_others(tree):
 
 _PREPARE = """
 import sys
+import tracemalloc
 from pathlib import Path
 from egmae_jax.data.prepare import prepare
 from egmae_jax.files import DamagedFileError
