@@ -293,6 +293,7 @@ def _write(
 
     Raises:
         DataError: an image cannot be read, and `on_error` is 'raise', or none can.
+        OSError: the records cannot be written.
     """
     logger.info("Reading %d images from %s", len(listed), folder)
     rows: list[dict[str, Any]] = []
@@ -325,15 +326,18 @@ def _write(
         max_examples_per_shard=_SHARD,
         file_format="array_record",
     )
-    writer.initialize_splits([_SPLIT])
-    writer.add_examples({_SPLIT: examples()})  # takes them one by one
+    try:
+        writer.initialize_splits([_SPLIT])
+        writer.add_examples({_SPLIT: examples()})  # takes them one by one
+        writer.close_splits([_SPLIT])
+    except RuntimeError as error:  # array_record's, of a full disk
+        raise OSError(error) from error
     if unreadable and (on_error == "raise" or not rows):
         remedy = ", or leave them out by --config.data.on_error=skip" if rows else ""
         raise DataError(
             f"{len(unreadable)} of {len(listed)} images in {folder} cannot be read: "
             f"{_some(unreadable)}. Mend or remove them{remedy}."
         )
-    writer.close_splits([_SPLIT])
     _write_index(target / _INDEX, rows, unreadable)
 
 

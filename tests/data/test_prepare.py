@@ -1,6 +1,5 @@
 """Preparing small trees: what is described, what is cached, what is refused."""
 
-import errno
 import hashlib
 import logging
 import os
@@ -254,9 +253,11 @@ def test_a_record_of_other_bytes_is_named(tree):
         data.records.image(3)
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch):
+# array_record's own, and that of the other files.
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch, error):
     def full(self, *_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error("write() failed: No space left on device")
 
     with monkeypatch.context() as context:
         context.setattr(array_record_module.ArrayRecordWriter, "write", full)
