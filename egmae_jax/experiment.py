@@ -24,7 +24,7 @@ from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, s
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Order
-from egmae_jax.data.prepare import prepare
+from egmae_jax.data.prepare import prepare, some
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_json
@@ -140,6 +140,15 @@ class Experiment:
             self.data.protocol,
             ", ".join(f"{len(self.data.indices(0, split))} {split}" for split in splits.SPLITS),
         )
+        conflicts = splits.conflicts(prepared.labels, prepared.pairs)
+        if len(conflicts):
+            names = [f"{prepared.files[i]} | {prepared.files[j]}" for i, j in conflicts]
+            logger.warning(
+                "%d pairs of near-duplicates have different labels (data.on_conflict is %s): %s",
+                len(names),
+                self.config.data.on_conflict,
+                some(names),
+            )
         logger.info(
             "%s in %s on %d x %s; results go to %s",
             self.config.model.name,

@@ -289,6 +289,17 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
     assert "36 test images (12 benign, 12 malignant, 12 normal)" in capsys.readouterr().out
 
 
+def test_copies_with_another_label_are_named(data, cache, tmp_path, caplog):
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.copy(folder / "benign" / "benign (12).png", folder / "normal" / "copy.png")
+    with caplog.at_level("WARNING", logger="egmae_jax"):
+        experiment.Experiment(tiny.make_config(folder, cache), tmp_path / "workdir")
+    assert "1 pairs of near-duplicates have different labels (data.on_conflict is keep)" in (
+        caplog.text
+    )
+    assert "benign/benign (12).png | normal/copy.png" in caplog.text
+
+
 def test_the_protocol_is_the_one_that_was_possible(data, cache, tmp_path):
     config = tiny.make_config(data, cache, data__protocol="official")
     assert experiment.Experiment(config, tmp_path).data.protocol == "grouped"

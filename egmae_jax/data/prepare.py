@@ -133,7 +133,7 @@ def prepare(
     index = _read_index(data_dir / _INDEX)
     skipped = tuple(index["skipped"].tolist())
     if skipped:
-        logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
+        logger.warning("%d unreadable images are left out: %s", len(skipped), some(skipped))
 
     records = Records(data_dir, index["sha256"].tolist())
     pairs = duplicates.duplicate_pairs(
@@ -336,7 +336,7 @@ def _write(
         remedy = ", or leave them out by --config.data.on_error=skip" if rows else ""
         raise DataError(
             f"{len(unreadable)} of {len(listed)} images in {folder} cannot be read: "
-            f"{_some(unreadable)}. Mend or remove them{remedy}."
+            f"{some(unreadable)}. Mend or remove them{remedy}."
         )
     _write_index(target / _INDEX, rows, unreadable)
 
@@ -383,6 +383,7 @@ def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | st
     }
 
 
-def _some(items: Sequence[str]) -> str:
+def some(items: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more

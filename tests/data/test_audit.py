@@ -123,7 +123,7 @@ def test_a_folder_that_is_missing_ends_in_a_sentence(tmp_path):
         (
             "brain_tumor",
             "brain_tumor_mri",
-            {"pairs": 9433, "across": 4, "identical": 300, "folders": 189},
+            {"pairs": 9453, "across": 4, "identical": 300, "folders": 189},
         ),
     ],
 )

@@ -272,7 +272,28 @@ def test_what_opencv_sees_differently_is_not_fast():
     assert images.is_fast(cmyk, images.decode(cmyk)) == np.array_equal(
         images.decode_fast(cmyk), np.asarray(images.decode(cmyk))
     )
-    assert not images.is_fast(encode(noise(61, 45), "TIFF"), noise(61, 45))
+
+
+def test_files_that_a_decoder_treats_alike_are_of_one_kind():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    files = [
+        encode(noise(61, 45), "JPEG", quality=90),
+        encode(noise(61, 45), "JPEG", quality=90, subsampling=0),
+        encode(noise(61, 45), "JPEG", quality=90, progressive=True),
+        encode(noise(61, 45), "JPEG", quality=90, exif=exif),
+        encode(noise(61, 45).convert("L"), "JPEG"),
+        encode(noise(61, 45).convert("CMYK"), "JPEG"),
+        encode(noise(61, 45)),
+        encode(noise(61, 45).convert("L")),
+        encode(noise(61, 45).convert("P")),
+        encode(noise(61, 45), transparency=(1, 2, 3)),
+    ]
+    kinds = [images.examine(file).kind for file in files]
+    assert len(set(kinds)) == len(kinds)
+    assert images.examine(encode(noise(20, 70), "JPEG", quality=30)).kind == kinds[0]
+    assert images.examine(encode(noise(61, 45), "TIFF")).kind == ""
+    assert [images.examine(file).mode for file in files[4:9]] == ["L", "CMYK", "RGB", "L", "P"]
 
 
 # --- the evaluation view -----------------------------------------------------------------------

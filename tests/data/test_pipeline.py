@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import sharding
-from egmae_jax.data import images, pipeline
+from egmae_jax.data import images, pipeline, threads
 from egmae_jax.data.pipeline import Order
 from tests import feeding, tiny
 from tests.feeding import picture, prepared, training_view
@@ -138,17 +138,17 @@ def test_only_the_asked_images_are_loaded_in_the_asked_order():
 
 def test_order_is_kept_when_threads_finish_in_another(monkeypatch):
     pictures = [picture(i, 4 + i % 5, 6) for i in range(80)]
-    decode, rng, threads = images.decode, np.random.default_rng(0), set()
+    decode, rng, used = images.decode, np.random.default_rng(0), set()
 
     def slow_decode(encoded, color):
-        threads.add(threading.get_ident())
+        used.add(threading.get_ident())
         time.sleep(rng.uniform(0, 0.01))
         return decode(encoded, color)
 
     monkeypatch.setattr(images, "decode", slow_decode)
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
     loaded = load_training(pictures, np.arange(80), store_size=64)
-    assert len(threads) > 1
+    assert len(used) > 1
     for i, image in enumerate(pictures):
         np.testing.assert_array_equal(loaded.pixels[i, :, : image.width], np.asarray(image))
     np.testing.assert_array_equal(loaded.labels, np.arange(80) + 100)
