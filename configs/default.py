@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     data.cache_dir = "~/.cache/egmae_jax"  # records made from them, and compiled programs
     data.on_error = "raise"  # unreadable images: 'raise' stops, 'skip' leaves them out and says so
     data.classes = ()  # names of the classes to keep; () keeps all
+    # A regular expression that finds the patient in a file's name, such as '(\d{8})_\d{3}' for
+    # 00001543_006.jpg: images in which its groups match the same stay together.
+    data.group_pattern = ""
     # 'grey' makes grey of all images, so that grey or coloured files do not tell the class; 'rgb'
     data.color = "rgb"
     # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by

@@ -17,4 +17,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.name = "isic2018"
     config.data.dir = "data/isic2018"
     config.data.protocol = "official"
-    return default.apply_preset(config, preset)
+    default.apply_preset(config, preset)
+    if preset == "cpu":  # ten times the images of BUSI
+        config.pretrain.epochs, config.pretrain.warmup_epochs = 2, 1
+        config.finetune.epochs, config.finetune.warmup_epochs = 3, 1
+    return config

@@ -153,6 +153,11 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         )
     if config.rounds.kind == "folds" and config.data.protocol == "official":
         yield "rounds.kind is 'folds', which data.protocol='official' excludes; use 'grouped'."
+    try:
+        if config.data.group_pattern and not re.compile(config.data.group_pattern).groups:
+            yield f"data.group_pattern is {config.data.group_pattern!r}; it has no (group)."
+    except re.error as error:
+        yield f"data.group_pattern is {config.data.group_pattern!r}: {error}."
     if len(config.data.classes) == 1:
         yield f"data.classes is {tuple(config.data.classes)}; it must name two or more, or be ()."
     folds = config.rounds.count if config.rounds.kind == "folds" else None

@@ -123,6 +123,7 @@ class Experiment:
             on_error=config.data.on_error,
             near_duplicate_threshold=config.data.near_duplicate_threshold,
             classes=config.data.classes,
+            group_pattern=config.data.group_pattern,
         )
         self.data = RoundData(prepared, self.config, workdir, self.mesh, begun=begun)
         record_config(workdir, config)

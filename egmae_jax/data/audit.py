@@ -218,6 +218,7 @@ def main(_: list[str]) -> None:
             on_error="skip",
             near_duplicate_threshold=data.near_duplicate_threshold,
             classes=data.classes,
+            group_pattern=data.group_pattern,
         )
     except (DataError, ValueError) as error:
         console.fail(str(error))

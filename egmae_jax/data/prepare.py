@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,7 @@ def prepare(
     on_error: str,
     near_duplicate_threshold: float,
     classes: Sequence[str] = (),
+    group_pattern: str = "",
 ) -> Prepared:
     """Describes the data set `name` below `folder`, from the cache where nothing has changed.
 
@@ -108,6 +110,8 @@ def prepare(
         on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
         near_duplicate_threshold: correlation above which two images are the same one.
         classes: the ones to keep; all if empty.
+        group_pattern: regular expression; files in whose names its groups match the same belong
+            together, instead of what the data set itself says.
 
     Raises:
         DataError: the folder or a class is missing, a class is empty, an image cannot be read, the
@@ -129,6 +133,8 @@ def prepare(
     if classes:
         found = tuple(sorted(classes))
         listed = [image for image in listed if image.label in found]
+    if group_pattern:
+        listed = _group_by_name(listed, group_pattern)
     data_dir = _records_of(dataset, folder, listed, found, cache, on_error)
     index = _read_index(data_dir / _INDEX)
     skipped = tuple(index["skipped"].tolist())
@@ -162,6 +168,24 @@ def prepare(
         skipped=skipped,
         records=records,
     )
+
+
+def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
+    """The images with the groups that their names tell.
+
+    Raises:
+        DataError: no name tells any.
+    """
+    matches = [re.search(pattern, image.file) for image in listed]
+    if not any(matches):
+        raise DataError(
+            f"data.group_pattern {pattern!r} matches none of {len(listed)} files, such as "
+            f"{listed[0].file}."
+        )
+    return [
+        image._replace(group=json.dumps(match.groups())) if match else image
+        for image, match in zip(listed, matches, strict=True)
+    ]
 
 
 class Records:

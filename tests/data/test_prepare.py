@@ -335,6 +335,23 @@ def test_opencv_decodes_kinds_of_files_that_it_decodes_alike(tmp_path):
         assert fast == (int(Path(file).stem) % 4 < 2)
 
 
+def test_names_can_tell_patients(tree):
+    cache = tree.parent / "cache"
+    options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
+    plain = prepare("image_folder", tree, cache, **options)
+    file = next(f for f in plain.files if f.startswith("normal/"))
+    for k, label in ((1, "normal"), (2, "benign")):  # two more of one patient, of two classes
+        picture(100 + k).save(tree / label / f"p07_{k}.png")
+    (tree / file).rename(tree / "normal" / "p07_3.png")
+    data = prepare("image_folder", tree, cache, group_pattern=r"(p\d+)_\d", **options)
+    patient = [i for i, f in enumerate(data.files) if "p07" in f]
+    assert len(patient) == 3
+    assert len(set(data.groups[patient])) == 1
+    assert len(set(data.groups)) == len(set(plain.groups))
+    with pytest.raises(DataError, match=r"data\.group_pattern '\(q\)' matches none of 20 files"):
+        prepare("image_folder", tree, cache, group_pattern="(q)", **options)
+
+
 def test_a_link_to_nothing_is_an_unreadable_image(tree):
     link = next(tree.rglob("*.*")).with_name("link.png")
     link.symlink_to(tree / "nowhere.png")
