@@ -3,7 +3,6 @@
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import default
 from egmae_jax import config as configs
 from egmae_jax import console, experiment
 
@@ -26,23 +25,5 @@ def main(argv: list[str]) -> None:
         console.fail("Stopped. The same command goes on from the last checkpoint.")
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags, with a sentence for whatever is wrong with them."""
-    try:
-        rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # a config file that is missing is only noticed when it is used
-        return rest
-    except flags.Error as error:  # where a config raises, its own message is the last line
-        console.fail(str(error).strip().splitlines()[-1])
-    except OSError:
-        console.fail(f"There is no config file {flags.FLAGS['config'].config_filename}.")
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-    ) as error:  # ml_collections: a field that does not exist
-        console.fail(configs.explain_unknown_field(argv, default.get_config(), error))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=configs.parse_flags)

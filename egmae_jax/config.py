@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import corruption, models
+from egmae_jax import console, corruption, models
 from egmae_jax.data import datasets, images, splits
 from egmae_jax.models.convnext import TOTAL_STRIDE
 from egmae_jax.models.initialize import KERNEL_INITS
@@ -31,18 +32,20 @@ class ConfigError(ValueError):
     """The config cannot be run; the message names every field that is wrong."""
 
 
-def check(config: ConfigDict, num_devices: int) -> None:
+def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
     """Checks every field that could stop a run later, and names all that are wrong at once.
 
     Args:
         config: of `configs/default.py`'s fields.
         num_devices: the batch is split over.
+        section: only its fields are told, such as 'data.'; all if empty.
 
     Raises:
         ConfigError: see its message.
     """
     # Comparing needs numbers: where some are none, only that is told.
     problems = list(_type_problems(config)) or list(_problems(config, num_devices))
+    problems = [problem for problem in problems if problem.startswith(section)]
     if problems:
         raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
 
@@ -244,6 +247,27 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
             "The workdir holds a run with another config; going on would mix the two. Use the same "
             "values or another --workdir.\n  " + "\n  ".join(changes)
         )
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags of a command that has --config, with a sentence for what is wrong in them.
+
+    Returns:
+        The arguments that are no flags.
+    """
+    flag: Any = flags.FLAGS["config"]
+    try:
+        rest = flags.FLAGS(argv)
+        flag.value.to_dict()  # a file that is missing is only noticed on use
+        return rest
+    except flags.Error as error:  # where a config raises, its own message is the last line
+        console.fail(str(error).strip().splitlines()[-1])
+    except OSError:
+        console.fail(f"There is no config file {flag.config_filename}.")
+    except (AttributeError, KeyError, TypeError) as error:  # a field that does not exist
+        from configs import default
+
+        console.fail(explain_unknown_field(argv, default.get_config(), error))
 
 
 def explain_unknown_field(argv: list[str], config: ConfigDict, error: Exception) -> str:

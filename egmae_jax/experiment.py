@@ -24,7 +24,7 @@ from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, s
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Order
-from egmae_jax.data.prepare import prepare, some
+from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_json
@@ -134,21 +134,32 @@ class Experiment:
     def _announce(self) -> None:
         prepared = self.data.prepared
         logger.info(
-            "%d images in %d classes, %d groups of near-duplicates; protocol %s: %s",
+            "%d images in %d classes, %d groups of near-duplicates, %d of images that stay "
+            "together; protocol %s: %s",
             len(prepared.files),
             len(prepared.classes),
             prepared.duplicate_groups,
+            int((np.bincount(prepared.groups) > 1).sum()),
             self.data.protocol,
             ", ".join(f"{len(self.data.indices(0, split))} {split}" for split in splits.SPLITS),
         )
+        held_out = np.isin(prepared.official, ("validation", "test")).sum()
+        if held_out and self.config.data.protocol != "official":
+            logger.warning(
+                "%d images are in official validation or test parts, which data.protocol=%s "
+                "splits anew; data.protocol=official keeps them",
+                held_out,
+                self.config.data.protocol,
+            )
         conflicts = splits.conflicts(prepared.labels, prepared.pairs)
         if len(conflicts):
-            names = [f"{prepared.files[i]} | {prepared.files[j]}" for i, j in conflicts]
+            first = [f"{prepared.files[i]} | {prepared.files[j]}" for i, j in conflicts[:10]]
             logger.warning(
-                "%d pairs of near-duplicates have different labels (data.on_conflict is %s): %s",
-                len(names),
+                "%d pairs of near-duplicates have different labels (data.on_conflict is %s), "
+                "such as %s",
+                len(conflicts),
                 self.config.data.on_conflict,
-                some(names),
+                ", ".join(first),
             )
         logger.info(
             "%s in %s on %d x %s; results go to %s",

@@ -91,7 +91,7 @@ WRONG = [
     # data, model, choices
     ({"data__dir": ""}, r"data\.dir is empty.*--config\.data\.dir="),
     ({"data__name": "bussi"}, r"data\.name.*'bussi'.*'busi'"),
-    ({"data__group_pattern": r"p\\d+_"}, r"data\.group_pattern is .* it has no \(group\)"),
+    ({"data__group_pattern": r"p\d+_"}, r"data\.group_pattern is .* it has no \(group\)"),
     ({"data__group_pattern": "(p"}, r"data\.group_pattern is '\(p': missing \)"),
     ({"data__classes": ("COVID",)}, r"data\.classes is \('COVID',\); it must name two or more"),
     ({"data__color": "bgr"}, r"data\.color is 'bgr'.*'rgb', 'grey'"),

@@ -305,7 +305,7 @@ def test_the_protocol_is_the_one_that_was_possible(data, cache, tmp_path):
     assert experiment.Experiment(config, tmp_path).data.protocol == "grouped"
 
 
-def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path):
+def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, caplog):
     """A manifest: three parts, and one training image that is tested on under another name."""
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copy(folder / "benign" / "benign (12).png", folder / "copy.png")
@@ -315,6 +315,12 @@ def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path):
             part = "train" if k < 9 else "validation" if k < 11 else "test"
             rows.append(f"{label}/{label} ({k}).png,{label},{part}")
     (folder / "manifest.csv").write_text("\n".join(rows))
+    config = tiny.make_config(folder, cache, data__name="manifest")
+    with caplog.at_level("WARNING", logger="egmae_jax"):
+        experiment.Experiment(config, tmp_path / "grouped")
+    assert "12 images are in official validation or test parts, which data.protocol=grouped" in (
+        caplog.text
+    )
     config = tiny.make_config(folder, cache, data__name="manifest", data__protocol="official")
     run = experiment.Experiment(config, tmp_path / "workdir")
     assert run.data.protocol == "official"

@@ -23,12 +23,13 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
+from egmae_jax import config as configs
 from egmae_jax import console
 from egmae_jax.data import duplicates, images, splits
-from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.files import write_json
 
+_SHOWN = 20  # conflicts that are printed
 _TILE = 96  # pixels of a side in contact sheets
 _CAPTION = 12  # pixels below a tile
 _COLUMNS = 10
@@ -136,6 +137,7 @@ def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
     rows = [np.sort(rng.permutation(members)[:_COLUMNS]) for members in of_class]
     contact_sheet(prepared, rows).save(folder / "classes.png")
     conflicts = splits.conflicts(prepared.labels, prepared.pairs)
+    (folder / "conflicts.png").unlink(missing_ok=True)
     if len(conflicts):
         contact_sheet(prepared, conflicts[:50]).save(folder / "conflicts.png")
     return found
@@ -171,8 +173,10 @@ def show(found: dict[str, Any], folder: Path) -> None:
         + ", ".join(f"{size} ({n})" for size, n in sizes["most_frequent"].items()),
     ]
     terminal.print("\n".join(lines), markup=False)
-    for first, second in near["conflicts"]:
+    for first, second in near["conflicts"][:_SHOWN]:
         terminal.print(f"  conflict: {first} | {second}", markup=False, soft_wrap=True)
+    if len(near["conflicts"]) > _SHOWN:
+        terminal.print(f"  and {len(near['conflicts']) - _SHOWN} more conflicts in audit.json")
     chance = found["confounders"].get("chance", 1.0)
     for name, score in found["confounders"].items():
         if score > chance + _SUSPICIOUS:
@@ -210,7 +214,9 @@ def main(_: list[str]) -> None:
     """Command line."""
     console.set_up_logging()
     data = _CONFIG.value.data
+    folder = Path(_OUT.value or Path("runs") / "audit" / data.name)
     try:
+        configs.check(_CONFIG.value, num_devices=1, section="data.")
         prepared = prepare(
             data.name,
             Path(data.dir).expanduser(),
@@ -220,12 +226,11 @@ def main(_: list[str]) -> None:
             classes=data.classes,
             group_pattern=data.group_pattern,
         )
-    except (DataError, ValueError) as error:
+        show(save(prepared, folder), folder)
+    except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
         console.fail(str(error))
-    folder = Path(_OUT.value or Path("runs") / "audit" / data.name)
-    show(save(prepared, folder), folder)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

@@ -1,6 +1,7 @@
 """DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
 
 import io
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -23,18 +24,22 @@ def decode(encoded: bytes) -> PIL.Image.Image:
     black and white. MONOCHROME1 is inverted, so that more is brighter. YBR and palettes become RGB.
 
     Raises:
-        DicomError: several frames, no pixels, a compression without decoder, or no pydicom.
+        DicomError: several frames, no pixels, too many, or a compression without decoder.
+        ImportError: pydicom is not installed.
     """
     try:
         import pydicom
         from pydicom import pixels
     except ImportError:
-        raise DicomError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
+        raise ImportError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
     try:
         dataset = pydicom.dcmread(io.BytesIO(encoded))
         frames = int(dataset.get("NumberOfFrames") or 1)
         if frames != 1:
             raise DicomError(f"{frames} frames; one image is expected, so export the one you mean")
+        count = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
+        if count > 2 * (PIL.Image.MAX_IMAGE_PIXELS or count):  # Pillow's bound for other formats
+            raise DicomError(f"{count} pixels: it could be a decompression bomb")
         array = pixels.pixel_array(dataset)  # YBR is converted to RGB
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             colours = pixels.apply_color_lut(array, dataset)
@@ -42,7 +47,8 @@ def decode(encoded: bytes) -> PIL.Image.Image:
         if dataset.SamplesPerPixel == 3:
             return PIL.Image.fromarray(_high_byte(array, dataset.BitsStored))
         values = pixels.apply_modality_lut(array, dataset).astype(np.float64)
-        if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+        has_window = _given(dataset, "WindowWidth") and _given(dataset, "WindowCenter")
+        if has_window or _given(dataset, "VOILUTSequence"):
             # The two extremes tell which values the window shows as black and white.
             windowed = pixels.apply_voi_lut(
                 np.append(values.ravel(), (values.min() - 1e6, values.max() + 1e6)), dataset
@@ -50,7 +56,7 @@ def decode(encoded: bytes) -> PIL.Image.Image:
             values, (low, high) = windowed[:-2].reshape(values.shape), windowed[-2:]
         else:
             low, high = values.min(), values.max()
-    except DicomError:
+    except (DicomError, MemoryError):
         raise
     except Exception as error:  # pydicom raises much besides its own errors
         raise DicomError(f"damaged or not supported DICOM: {error}") from None
@@ -58,6 +64,12 @@ def decode(encoded: bytes) -> PIL.Image.Image:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return PIL.Image.fromarray(np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8))
+
+
+def _given(dataset: Any, name: str) -> bool:
+    """Whether an element is there and not empty, as anonymisation may leave it."""
+    value = dataset.get(name)
+    return value not in (None, "") and (not hasattr(value, "__len__") or len(value) > 0)
 
 
 def _high_byte(array: np.ndarray, bits: int) -> np.ndarray:

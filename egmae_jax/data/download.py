@@ -8,9 +8,11 @@ of the folder, or is a link, stops the unpacking before it starts.
 
 import argparse
 import logging
+import lzma
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -19,9 +21,15 @@ import pooch
 from egmae_jax import console
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import Archive, DataError
-from egmae_jax.files import read_json, write_json
+from egmae_jax.files import DamagedFileError, read_json, write_json
 
 logger = logging.getLogger(__name__)
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError),
+    *(RuntimeError, OSError),  # encrypted; one member in the other's place, a full disk
+)
 
 
 def download(archives: Iterable[Archive], folder: Path) -> None:
@@ -31,7 +39,9 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
         DataError: a file cannot be fetched, has another checksum, or its members lead elsewhere.
     """
     notes = folder / "checksums.json"
-    known: dict[str, str] = read_json(notes) if notes.exists() else {}
+    known = read_json(notes) if notes.exists() else {}
+    if not isinstance(known, dict):
+        raise DamagedFileError(notes, "it is no table of checksums")
     for archive in archives:
         name = PurePosixPath(archive.url).name
         path = folder / name
@@ -43,9 +53,14 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
             raise DataError(
                 f"{path} has SHA-256 {digest}, not {expected}; delete it and try again."
             )
+        try:
+            _unpack(path, folder)
+        except _DAMAGE as error:
+            raise DataError(
+                f"{path} cannot be unpacked ({error!r}); delete it and try again."
+            ) from None
         known[name] = digest
         write_json(notes, known)
-        _unpack(path, folder)
 
 
 def _fetch(url: str, path: Path, sha256: str | None) -> None:
@@ -71,6 +86,8 @@ def _unpack(path: Path, folder: Path) -> None:
             _require_none(path, [m.name for m in archive if not (m.isfile() or m.isdir())])
             logger.info("Unpacking %s", path)
             archive.extractall(folder, filter="data")
+    elif path.name.endswith(_ARCHIVES):
+        raise DataError(f"{path} is no archive; the server sent something else, or not all of it.")
 
 
 def _require_inside(path: Path, names: Iterable[str]) -> None:
@@ -81,7 +98,8 @@ def _require_inside(path: Path, names: Iterable[str]) -> None:
 def _require_none(path: Path, members: list[str]) -> None:
     if members:
         raise DataError(
-            f"{path} holds {members[0]!r}, which leads out of the folder; nothing was unpacked."
+            f"{path} holds {members[0]!r}, which leads out of the folder or is no plain file; "
+            "nothing was unpacked."
         )
 
 
@@ -95,7 +113,7 @@ def main() -> None:
     console.set_up_logging()
     try:
         download(datasets.get(arguments.name).archives, arguments.folder)
-    except DataError as error:
+    except (DataError, DamagedFileError, OSError) as error:
         console.fail(str(error))
     logger.info("Done; give --config.data.dir=%s", arguments.folder)
 

@@ -15,6 +15,7 @@ Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
 COLORS = ("rgb", "grey")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others start programs, or hold many images
 _CV2_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _CV2_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores already
@@ -58,13 +59,19 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
 
 
 def examine(encoded: bytes) -> Decoded:
-    """What `decode` returns, and what the file is like; raises the same."""
+    """What `decode` returns, and what the file is like; raises the same.
+
+    Besides, MemoryError, and ImportError where DICOM needs pydicom: no fault of the file's.
+    """
     if not encoded:
         raise UnreadableImageError("the file is empty")
     try:
         if dicom.is_dicom(encoded):
             return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "")
-        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded))
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a camera's: its first is the photograph
+            raise UnreadableImageError(f"{frames} frames; one image is expected")
         image.load()
         mode, kind = image.mode, _kind(image)
         if mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
@@ -73,6 +80,8 @@ def examine(encoded: bytes) -> Decoded:
             raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
         PIL.ImageOps.exif_transpose(image, in_place=True)
         return Decoded(image if image.mode == "RGB" else image.convert("RGB"), mode, kind)
+    except (MemoryError, ImportError):  # no fault of the file's
+        raise
     except (UnreadableImageError, dicom.DicomError) as error:
         raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:

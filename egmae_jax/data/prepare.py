@@ -21,7 +21,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import filelock
@@ -35,6 +35,10 @@ from egmae_jax.files import DamagedFileError
 
 _VERSION = "4.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
+_COLUMNS = (
+    *("path", "label", "group", "split", "size", "mode", "fast", "sha256"),
+    *("pixel_hash", "descriptor", "skipped"),
+)
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
 _SHOWN = 10  # how many files an error or warning names
@@ -124,7 +128,10 @@ def prepare(
         dataset.make(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
-    listed = dataset.list_images(folder)
+    try:
+        listed = dataset.list_images(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed (data.dir): {error}.") from None
     found = tuple(sorted({image.label for image in listed}))
     if unknown := set(classes) - set(found):
         raise DataError(
@@ -176,11 +183,21 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
     Raises:
         DataError: no name tells any.
     """
-    matches = [re.search(pattern, image.file) for image in listed]
-    if not any(matches):
+    matches = [re.search(pattern, PurePosixPath(image.file).name) for image in listed]
+    groups = {match.groups() for match in matches if match}
+    if not groups:
         raise DataError(
-            f"data.group_pattern {pattern!r} matches none of {len(listed)} files, such as "
-            f"{listed[0].file}."
+            f"data.group_pattern {pattern!r} matches the name of none of {len(listed)} files, "
+            f"such as {listed[0].file}."
+        )
+    unmatched = [image.file for image, match in zip(listed, matches, strict=True) if not match]
+    logger.info("data.group_pattern finds %d groups", len(groups))
+    if unmatched:
+        logger.warning(
+            "data.group_pattern matches %d of %d names; not %s",
+            len(listed) - len(unmatched),
+            len(listed),
+            some(unmatched),
         )
     return [
         image._replace(group=json.dumps(match.groups())) if match else image
@@ -197,9 +214,12 @@ class Records:
 
     def __init__(self, folder: Path, sha256: Sequence[str]):
         self._folder, self._sha256 = folder, sha256
-        self._source = tfds.builder_from_directory(folder).as_data_source(
-            split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        try:
+            self._source = tfds.builder_from_directory(folder).as_data_source(
+                split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except Exception as error:  # TFDS's, protobuf's, array_record's
+            raise DamagedFileError(folder, error) from None
 
     def __len__(self) -> int:
         return len(self._sha256)
@@ -260,8 +280,8 @@ def _pixel_hashes(sizes: np.ndarray, descriptors: np.ndarray, records: Records) 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            return {name: file[name] for name in _COLUMNS}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedFileError(path, error) from None
 
 
@@ -284,6 +304,8 @@ def _records_of(
     identity = [str(folder.resolve()), _VERSION, on_error, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     data_dir = cache / dataset.name / fingerprint
+    if (data_dir / _INDEX).exists():  # whole, as all that has this name
+        return data_dir
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{data_dir}.lock"):
@@ -389,10 +411,13 @@ def _describe_all(
 
 def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | str:
     try:
-        encoded = (folder / image.file).read_bytes()
+        path = folder / image.file
+        encoded = path.read_bytes()
         decoded = images.examine(encoded)
-    except (OSError, images.UnreadableImageError) as error:
+    except (FileNotFoundError, images.UnreadableImageError) as error:
         return str(error)
+    except (OSError, ImportError, MemoryError) as error:  # may be mended, the file being the same
+        raise DataError(f"{path} cannot be read: {error!r}.") from None
     return {
         "image": encoded,
         "label": label,

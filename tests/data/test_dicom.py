@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from egmae_jax.data import images, pipeline
@@ -93,6 +94,20 @@ def test_damaged_files_are_unreadable(damage, hounsfield):
     encoded = damage(dicom(hounsfield.astype(np.int16)))
     with pytest.raises(images.UnreadableImageError, match="DICOM"):
         images.decode(encoded)
+
+
+@pytest.mark.parametrize(
+    "empty", [{"WindowCenter": None, "WindowWidth": None}, {"WindowWidth": 400}]
+)
+def test_an_empty_window_is_none(hounsfield, empty):
+    stored = hounsfield.astype(np.int16)
+    np.testing.assert_array_equal(decoded(stored, **empty), decoded(stored))
+
+
+def test_a_dicom_bomb_is_refused(monkeypatch, hounsfield):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", hounsfield.size // 2 - 1)
+    with pytest.raises(images.UnreadableImageError, match="decompression bomb"):
+        images.decode(dicom(hounsfield.astype(np.int16)))
 
 
 def test_several_frames_are_refused():

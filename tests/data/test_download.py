@@ -8,10 +8,12 @@ import tarfile
 import threading
 import zipfile
 
+import numpy as np
 import pytest
 
 from egmae_jax.data.datasets import Archive, DataError
 from egmae_jax.data.download import download
+from egmae_jax.files import DamagedFileError
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_an_address_that_does_not_answer_is_named(server, tmp_path):
 def test_no_member_of_a_zip_leads_out_of_the_folder(server, tmp_path, name):
     root, url, _ = server
     make_zip(root / "a.zip", {"1.png": b"one", name: b"evil"})
-    with pytest.raises(DataError, match="leads out of the folder; nothing was unpacked"):
+    with pytest.raises(DataError, match=r"leads out of the folder.*nothing was unpacked"):
         download((Archive(url + "a.zip"),), tmp_path / "data")
     assert not list(tmp_path.rglob("*.png"))
 
@@ -117,6 +119,40 @@ def test_no_link_comes_out_of_a_zip(server, tmp_path):
     make_zip(root / "a.zip", {"link": "/etc"}, mode=0o120777)
     with pytest.raises(DataError, match="leads out"):
         download((Archive(url + "a.zip"),), tmp_path / "data")
+
+
+def damaged_zip(path):
+    make_zip(path, {"1.png": b"one" * 100})
+    content = bytearray(path.read_bytes())
+    content[40] ^= 255
+    path.write_bytes(content)
+
+
+def cut_tar(path):
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("1.png")
+        member.size = 10_000
+        archive.addfile(member, io.BytesIO(np.random.default_rng(0).bytes(10_000)))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.zip", lambda path: path.write_text("<html>log in first</html>")),
+        ("b.zip", damaged_zip),
+        ("c.tgz", cut_tar),
+    ],
+)
+def test_what_cannot_be_unpacked_is_told_and_not_held_for_the_truth(server, tmp_path, name, write):
+    root, url, _ = server
+    write(root / name)
+    with pytest.raises(DataError, match=rf"{name} (is no archive|cannot be unpacked)"):
+        download((Archive(url + name),), tmp_path / "data")
+    assert not (tmp_path / "data" / "checksums.json").exists()
+    (tmp_path / "data" / "checksums.json").write_text("[]")
+    with pytest.raises(DamagedFileError, match="no table of checksums"):
+        download((Archive(url + name),), tmp_path / "data")
 
 
 @pytest.mark.parametrize("kind", ["path", "link"])

@@ -180,7 +180,7 @@ def test_damaged_bytes_bring_no_other_exception():
 
 
 def test_any_error_of_the_parser_is_told_as_damage(monkeypatch):
-    def parser(*_):
+    def parser(*_, **__):
         raise struct.error("unpack requires a buffer of 8 bytes")
 
     monkeypatch.setattr(PIL.Image, "open", parser)
@@ -234,6 +234,25 @@ def test_grey_mode_makes_one_of_grey_and_coloured_files():
     from_grey = images.to_array(images.decode(encode(colours.convert("L")), "grey"))
     assert from_colours.shape == (20, 30, 1)
     np.testing.assert_array_equal(from_colours, from_grey)
+
+
+def test_several_frames_and_formats_that_are_no_pictures_are_refused():
+    pages = io.BytesIO()
+    noise(20, 20).save(pages, "TIFF", save_all=True, append_images=[noise(20, 20)])
+    with pytest.raises(UnreadableImageError, match="2 frames; one image is expected"):
+        images.decode(pages.getvalue())
+    for file_format in ("EPS", "GIF", "ICO"):
+        with pytest.raises(UnreadableImageError, match="not an image"):
+            images.decode(encode(noise(20, 20), file_format))
+
+
+def test_memory_that_is_short_is_no_damage(monkeypatch):
+    def parser(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(PIL.Image, "open", parser)
+    with pytest.raises(MemoryError):
+        images.decode(b"II*")
 
 
 def test_an_image_of_absurd_size_is_refused():

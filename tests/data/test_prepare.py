@@ -348,8 +348,48 @@ def test_names_can_tell_patients(tree):
     assert len(patient) == 3
     assert len(set(data.groups[patient])) == 1
     assert len(set(data.groups)) == len(set(plain.groups))
-    with pytest.raises(DataError, match=r"data\.group_pattern '\(q\)' matches none of 20 files"):
+    with pytest.raises(
+        DataError, match=r"data\.group_pattern '\(q\)' matches the name of none of 20"
+    ):
         prepare("image_folder", tree, cache, group_pattern="(q)", **options)
+
+
+def test_what_can_be_mended_without_the_file_stops_even_where_damage_is_skipped(tree, monkeypatch):
+    """It must not be remembered as a skip: the file will be the same when it is mended."""
+    read_bytes = Path.read_bytes
+
+    def failing(path):
+        if path.name == "normal (0).jpg" or path.stem.endswith("(3)"):
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", failing)
+        with pytest.raises(DataError, match=r"cannot be read: PermissionError"):
+            prepared(tree, on_error="skip")
+    assert len(prepared(tree, on_error="skip").files) == 18
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_damaged_metadata_of_records_are_named(tree, name):
+    prepared(tree)
+    (path,) = (tree.parent / "cache").rglob(name)
+    path.write_text("{")
+    with pytest.raises(DamagedFileError, match=rf"{path.parent.name} is damaged.*delete it"):
+        prepared(tree)
+
+
+def test_records_are_read_where_nothing_can_be_written(tree):
+    prepared(tree)
+    folder = next((tree.parent / "cache").rglob("index.npz")).parent
+    folder.with_suffix(".lock").unlink()
+    folder.with_suffix(".lock").mkdir()  # locking it would fail
+    assert len(prepared(tree).files) == 18
+
+
+def test_a_pipe_is_no_image(tree):
+    os.mkfifo(tree / "normal" / "pipe.png")
+    assert len(prepared(tree).files) == 18
 
 
 def test_a_link_to_nothing_is_an_unreadable_image(tree):
@@ -428,7 +468,6 @@ def test_phantoms_do_not_mix_with_images_of_others(tree):
 
 _PREPARE = """
 import sys
-import tracemalloc
 from pathlib import Path
 from egmae_jax.data.prepare import prepare
 from egmae_jax.files import DamagedFileError

@@ -126,6 +126,8 @@ def class_folders(
                 continue
             if path.is_dir():
                 ignored["links to folders"] += 1
+            elif path.exists() and not path.is_file():
+                ignored["pipes or devices"] += 1
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
                 ignored[path.suffix or "without suffix"] += 1
             elif is_image(path):

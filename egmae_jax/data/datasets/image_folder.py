@@ -20,7 +20,8 @@ def _list_images(root: Path) -> list[ImageFile]:
         raise DataError(
             f"{root} holds {', '.join(splits)}: these are splits, not classes. The folders on top "
             "must be the classes, which the project splits itself; to keep the parts, list the "
-            "images in a manifest.csv (--config.data.name=manifest)."
+            "images in a manifest.csv with a column split (--config.data.name=manifest "
+            "--config.data.protocol=official)."
         )
     return class_folders(root, root, classes)
 
