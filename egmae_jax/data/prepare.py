@@ -33,7 +33,7 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.files import DamagedFileError
 
-_VERSION = "4.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "5.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
 _COLUMNS = (
     *("path", "label", "group", "split", "size", "mode", "fast", "sha256"),
@@ -145,6 +145,8 @@ def prepare(
     data_dir = _records_of(dataset, folder, listed, found, cache, on_error)
     index = _read_index(data_dir / _INDEX)
     skipped = tuple(index["skipped"].tolist())
+    if skipped and on_error == "raise":  # written where they were left out
+        raise _unreadable(folder, skipped, len(listed))
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), some(skipped))
 
@@ -301,7 +303,7 @@ def _records_of(
             state.append((image, stat.st_size, stat.st_mtime_ns))
         except OSError:  # a link to nothing; reading it will say so
             state.append((image, None, None))
-    identity = [str(folder.resolve()), _VERSION, on_error, state]
+    identity = [str(folder.resolve()), _VERSION, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     data_dir = cache / dataset.name / fingerprint
     if (data_dir / _INDEX).exists():  # whole, as all that has this name
@@ -379,12 +381,16 @@ def _write(
     except RuntimeError as error:  # array_record's, of a full disk
         raise OSError(error) from error
     if unreadable and (on_error == "raise" or not rows):
-        remedy = ", or leave them out by --config.data.on_error=skip" if rows else ""
-        raise DataError(
-            f"{len(unreadable)} of {len(listed)} images in {folder} cannot be read: "
-            f"{some(unreadable)}. Mend or remove them{remedy}."
-        )
+        raise _unreadable(folder, unreadable, len(listed))
     _write_index(target / _INDEX, rows, unreadable)
+
+
+def _unreadable(folder: Path, files: Sequence[str], count: int) -> DataError:
+    remedy = ", or leave them out by --config.data.on_error=skip" if len(files) < count else ""
+    return DataError(
+        f"{len(files)} of {count} images in {folder} cannot be read: {some(files)}. Mend or "
+        f"remove them{remedy}."
+    )
 
 
 def _describe_all(

@@ -402,6 +402,13 @@ def test_a_link_to_nothing_is_an_unreadable_image(tree):
     assert "link.png" in data.skipped[0]
 
 
+def test_skip_and_raise_share_records(tree):
+    prepared(tree, on_error="skip")  # as the audit does
+    written = record_files(tree)
+    prepared(tree, on_error="raise")
+    assert record_files(tree) == written
+
+
 def test_raise_does_not_take_records_that_skip_wrote(damaged):
     prepared(damaged, on_error="skip")
     with pytest.raises(DataError, match="3 of 18"):
