@@ -51,7 +51,7 @@ from configs import default
 from egmae_jax import augment, finetune, models, optim, sharding
 from egmae_jax.data import datasets, images, pipeline
 from egmae_jax.data.images import Color
-from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream
+from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.loop import TrainState
 from egmae_jax.models.initialize import initial_params
@@ -91,6 +91,21 @@ def ours(
     return run
 
 
+def make_view(data: Prepared, color: Color) -> View:
+    """For random crops of all images."""
+    indices = np.arange(len(data.files))
+    return pipeline.training_view(
+        data, indices, color=color, resize="shorter_side", store_size=STORE
+    )
+
+
+def resident(view: View, batch: int, mesh: jax.sharding.Mesh) -> Resident:
+    """Feeds the first 512 images from the device."""
+    indices = np.arange(len(view.prepared.files))[:512]
+    few = sharding.replicate(pipeline.load(view, indices), mesh)
+    return Resident(few, Order(len(few), batch, (0,)))
+
+
 def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared, Path]:
     """The images to measure on, and their folder."""
     options: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
@@ -106,26 +121,18 @@ def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> di
     """What is measured, by name; each call goes through all batches."""
     workers, mesh = os.cpu_count() or 1, sharding.make_mesh()
     batch, count, color = arguments.batch, arguments.batches, arguments.color
-    indices = np.arange(len(data.files))
-    view = pipeline.training_view(
-        data, indices, color=color, resize="shorter_side", store_size=STORE
-    )
+    indices, view = np.arange(len(data.files)), make_view(data, color)
     crops = jax.jit(functools.partial(our_crops, mesh=mesh))
     store = HostStore(64e9)
 
     def stream(store: HostStore | None = None) -> Stream:
         return Stream(view, indices, Order(len(indices), batch, (0,)), count, mesh, store)
 
-    @functools.cache
-    def resident() -> Resident:
-        few = sharding.replicate(pipeline.load(view, indices[:512]), mesh)
-        return Resident(few, Order(len(few), batch, (0,)))
-
     rows = {
         "decode": ours(stream, count, None),
         "stream": ours(stream, count, crops),
         "stream, kept": ours(lambda: stream(store), count, crops),
-        "resident": ours(resident, count, crops),
+        "resident": ours(functools.cache(lambda: resident(view, batch, mesh)), count, crops),
     }
     paths = [folder / file for file in data.files]
     for form in torch_loader.FORMS:
@@ -137,13 +144,8 @@ def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> di
 def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[str, float]:
     """Milliseconds of a ConvNeXt-Tiny training step from resident images, and of its crops."""
     config = default.get_config()
-    mesh, indices = sharding.make_mesh(), np.arange(min(512, len(data.files)))
-    view = pipeline.training_view(
-        data, indices, color=color, resize="shorter_side", store_size=STORE
-    )
-    feed = Resident(
-        sharding.replicate(pipeline.load(view, indices), mesh), Order(len(indices), batch, (0,))
-    )
+    mesh = sharding.make_mesh()
+    feed = resident(make_view(data, color), batch, mesh)
     model = models.create(config.model.name, len(data.classes))
     params = initial_params(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
     optimizer = optim.adamw(1e-4, params, weight_decay=0.05)
@@ -171,11 +173,10 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
     }
 
 
-def peaks(arguments: argparse.Namespace) -> dict[str, float]:
+def peaks() -> dict[str, float]:
     """Megabytes that each side takes by itself, from a first look to the last batch."""
     command = [sys.executable, "-m", "benchmarks.input_pipeline", *sys.argv[1:], "--rounds=1"]
     command = [part for part in command if part not in ("--memory", "--train_step")]
-    command = [part for part in command if not part.startswith("--json")]
     sides = ("stream", "stream, kept", "DataLoader, tensors")
     return {side: memory.peak_memory([*command, f"--only={side}"]) for side in sides}
 
@@ -220,7 +221,7 @@ def main() -> None:
                 data, arguments.batch, arguments.color, arguments.rounds
             )
     if arguments.memory:
-        result["peak_mb"] = peaks(arguments)
+        result["peak_mb"] = peaks()
 
     device = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}"
     size = arguments.size or "x".join(map(str, np.median(data.sizes, axis=0).astype(int)[::-1]))

@@ -143,7 +143,7 @@ class Experiment:
             self.data.protocol,
             ", ".join(f"{len(self.data.indices(0, split))} {split}" for split in splits.SPLITS),
         )
-        held_out = np.isin(prepared.official, ("validation", "test")).sum()
+        held_out = int(prepared.held_out.sum())
         if held_out and self.config.data.protocol != "official":
             logger.warning(
                 "%d images are in official validation or test parts, which data.protocol=%s "

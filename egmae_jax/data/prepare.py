@@ -33,11 +33,11 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.files import DamagedFileError
 
-_VERSION = "5.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "6.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
 _COLUMNS = (
-    *("path", "label", "group", "split", "size", "mode", "fast", "sha256"),
-    *("pixel_hash", "descriptor", "skipped"),
+    *("path", "size", "mode", "fast", "sha256", "pixel_hash", "descriptor"),
+    "skipped",
 )
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
@@ -94,6 +94,11 @@ class Prepared:
     skipped: tuple[str, ...]
     records: "Records"
 
+    @property
+    def held_out(self) -> np.ndarray:
+        """bool [N]: in the data set's own validation or test part."""
+        return np.isin(self.official, ("validation", "test"))
+
 
 def prepare(
     name: str,
@@ -142,13 +147,13 @@ def prepare(
         listed = [image for image in listed if image.label in found]
     if group_pattern:
         listed = _group_by_name(listed, group_pattern)
-    data_dir = _records_of(dataset, folder, listed, found, cache, on_error)
+    data_dir = _records_of(dataset, folder, listed, cache, on_error)
     index = _read_index(data_dir / _INDEX)
     skipped = tuple(index["skipped"].tolist())
     if skipped and on_error == "raise":  # written where they were left out
         raise _unreadable(folder, skipped, len(listed))
     if skipped:
-        logger.warning("%d unreadable images are left out: %s", len(skipped), some(skipped))
+        logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
     records = Records(data_dir, index["sha256"].tolist())
     pairs = duplicates.duplicate_pairs(
@@ -156,18 +161,20 @@ def prepare(
     )
     count = len(records)
     near = duplicates.group_ids(count, pairs)
-    known = [group or None for group in index["group"].tolist()]
+    by_file = {image.file: image for image in listed}
+    readable = [by_file[file] for file in index["path"].tolist()]
+    known = [image.group or None for image in readable]
     return Prepared(
         name=name,
         title=dataset.title,
         citation=dataset.citation,
         classes=found,
         files=tuple(index["path"].tolist()),
-        labels=index["label"],
+        labels=np.array([found.index(image.label) for image in readable]),
         groups=duplicates.group_ids(count, pairs, known),
         pairs=pairs,
         duplicate_groups=int((np.bincount(near) > 1).sum()),
-        official=index["split"],
+        official=np.array([image.split or "" for image in readable]),
         sizes=index["size"],
         modes=index["mode"],
         fast=index["fast"],
@@ -199,7 +206,7 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
             "data.group_pattern matches %d of %d names; not %s",
             len(listed) - len(unmatched),
             len(listed),
-            some(unmatched),
+            _some(unmatched),
         )
     return [
         image._replace(group=json.dumps(match.groups())) if match else image
@@ -291,18 +298,17 @@ def _records_of(
     dataset: Dataset,
     folder: Path,
     listed: list[ImageFile],
-    classes: tuple[str, ...],
     cache: Path,
     on_error: str,
 ) -> Path:
     """The folder of this very folder's records and their index, which it has written or found."""
-    state: list[tuple[ImageFile, int | None, int | None]] = []
+    state: list[tuple[str, int | None, int | None]] = []
     for image in listed:
         try:
             stat = (folder / image.file).stat()
-            state.append((image, stat.st_size, stat.st_mtime_ns))
+            state.append((image.file, stat.st_size, stat.st_mtime_ns))
         except OSError:  # a link to nothing; reading it will say so
-            state.append((image, None, None))
+            state.append((image.file, None, None))
     identity = [str(folder.resolve()), _VERSION, state]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     data_dir = cache / dataset.name / fingerprint
@@ -318,7 +324,7 @@ def _records_of(
                 try:
                     incomplete.mkdir()
                     sizes = [size or 0 for _, size, _ in state]
-                    _write(incomplete, folder, listed, sizes, classes, on_error)
+                    _write(incomplete, folder, listed, sizes, on_error)
                     incomplete.rename(data_dir)
                 finally:
                     shutil.rmtree(incomplete, ignore_errors=True)
@@ -334,7 +340,6 @@ def _write(
     folder: Path,
     listed: list[ImageFile],
     sizes: list[int],
-    classes: Sequence[str],
     on_error: str,
 ) -> None:
     """Writes the records of all readable images and their index.
@@ -349,7 +354,7 @@ def _write(
     tried: collections.Counter[str] = collections.Counter()
 
     def examples() -> Iterator[dict[str, bytes]]:
-        for image, record in _describe_all(folder, listed, sizes, classes):
+        for image, record in _describe_all(folder, listed, sizes):
             if isinstance(record, str):
                 unreadable.append(f"{image.file} ({record})")
                 continue
@@ -388,16 +393,15 @@ def _write(
 def _unreadable(folder: Path, files: Sequence[str], count: int) -> DataError:
     remedy = ", or leave them out by --config.data.on_error=skip" if len(files) < count else ""
     return DataError(
-        f"{len(files)} of {count} images in {folder} cannot be read: {some(files)}. Mend or "
+        f"{len(files)} of {count} images in {folder} cannot be read: {_some(files)}. Mend or "
         f"remove them{remedy}."
     )
 
 
 def _describe_all(
-    folder: Path, listed: list[ImageFile], sizes: list[int], classes: Sequence[str]
+    folder: Path, listed: list[ImageFile], sizes: list[int]
 ) -> Iterator[tuple[ImageFile, dict[str, Any] | str]]:
     """Each image with its record, or with the reason why it cannot be read, in order."""
-    labels = {name: label for label, name in enumerate(classes)}
     chunks: list[list[ImageFile]] = []
     room = 0.0
     for image, size in zip(listed, sizes, strict=True):
@@ -407,7 +411,7 @@ def _describe_all(
         chunks[-1].append(image)
         room -= size
     described = read_ahead(
-        lambda k: [_describe(folder, image, labels[image.label]) for image in chunks[k]],
+        lambda k: [_describe(folder, image.file) for image in chunks[k]],
         0,
         len(chunks),
     )
@@ -415,9 +419,9 @@ def _describe_all(
         yield from zip(chunk, records, strict=True)
 
 
-def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | str:
+def _describe(folder: Path, file: str) -> dict[str, Any] | str:
     try:
-        path = folder / image.file
+        path = folder / file
         encoded = path.read_bytes()
         decoded = images.examine(encoded)
     except (FileNotFoundError, images.UnreadableImageError) as error:
@@ -426,10 +430,7 @@ def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | st
         raise DataError(f"{path} cannot be read: {error!r}.") from None
     return {
         "image": encoded,
-        "label": label,
-        "path": image.file,
-        "group": image.group or "",
-        "split": image.split or "",
+        "path": file,
         "size": np.array((decoded.image.height, decoded.image.width), np.int32),
         "mode": decoded.mode,
         "kind": decoded.kind,
@@ -438,7 +439,7 @@ def _describe(folder: Path, image: ImageFile, label: int) -> dict[str, Any] | st
     }
 
 
-def some(items: Sequence[str]) -> str:
+def _some(items: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more

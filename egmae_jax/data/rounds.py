@@ -71,7 +71,7 @@ class RoundData:
     def protocol(self) -> str:
         """Of PROTOCOLS; 'official' is 'grouped' where the data set has no official parts."""
         protocol = self._config.data.protocol
-        has_parts = np.isin(self.prepared.official, ("validation", "test")).any()
+        has_parts = self.prepared.held_out.any()
         return "grouped" if protocol == "official" and not has_parts else protocol
 
     @property
