@@ -14,7 +14,7 @@ import pytest
 from array_record.python import array_record_module
 
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.prepare import prepare
+from egmae_jax.data.prepare import _fast, prepare
 from egmae_jax.files import DamagedFileError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -333,6 +333,12 @@ def test_opencv_decodes_kinds_of_files_that_it_decodes_alike(tmp_path):
     data = prepared(tmp_path / "data")
     for file, fast in zip(data.files, data.fast, strict=True):
         assert fast == (int(Path(file).stem) % 4 < 2)
+
+
+def test_a_kind_of_which_one_file_disagrees_is_not_left_to_opencv():
+    kinds = np.array(["agrees", "agrees", "differs", "differs", "untried", ""])
+    fast = _fast(kinds, np.array([1, -1, 1, 0, -1, -1]))
+    assert fast.tolist() == [True, True, False, False, False, False]
 
 
 def test_names_can_tell_patients(tree):
