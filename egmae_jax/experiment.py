@@ -18,8 +18,19 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from egmae_jax import (
+    compilation,
+    console,
+    evaluate,
+    finetune,
+    loop,
+    models,
+    optim,
+    pretrain,
+    rng,
+    sharding,
+)
 from egmae_jax import config as configs
-from egmae_jax import console, evaluate, finetune, loop, models, optim, pretrain, rng, sharding
 from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -269,7 +280,7 @@ class Experiment:
         return folder / "pretrain" / "autoencoder.safetensors"
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
-        program = jax.jit(
+        program = compilation.jit(
             functools.partial(
                 pretrain.reconstruction_sums, model=self.autoencoder, config=self.config
             )
@@ -319,7 +330,7 @@ class Experiment:
 
     @functools.cached_property
     def _predict_program(self) -> Callable:
-        @jax.jit
+        @compilation.jit
         def program(params, images, indices):
             batch = images.take(sharding.split_batch(indices, self.mesh))
             return finetune.class_probabilities(params, batch.pixels, model=self.classifier)

@@ -18,6 +18,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from egmae_jax import compilation
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
@@ -67,7 +68,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     number of steps is data, not shape: one compilation serves all of them.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(compilation.jit, donate_argnums=0)
     def run(state, steps, key, num_steps):
         def one_step(i, state):
             return step_fn(state, steps.batch(i, mesh), jax.random.fold_in(key, state.step))

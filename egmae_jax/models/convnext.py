@@ -6,7 +6,6 @@ pool -> norm -> linear, drop path grows linearly with depth. Submodules carry ti
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from egmae_jax.compilation import materialize
 from egmae_jax.models.depthwise import depthwise_conv
+from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
@@ -23,29 +24,7 @@ TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stag
 kernel_init = nn.initializers.normal(0.02)
 Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large; PyTorch does not use it.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x * Phi(x), by PyTorch's formula in float32 whatever the dtype of `x`.
-
-    The backward rule computes Phi again, so that nothing but `x` is kept for it.
-    """
-    return (x * _normal_cdf(x)).astype(x.dtype)
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
-
-
-def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    y = x.astype(jnp.float32)
-    density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
-    return ((gradient * (_normal_cdf(x) + y * density)).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 
 
 class PatchConv(nn.Module):
@@ -84,7 +63,7 @@ class DepthwiseConv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
-        return x + bias.astype(self.dtype)
+        return materialize(x + bias.astype(self.dtype))
 
 
 class DropPath(nn.Module):
@@ -106,24 +85,51 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep, 0.0).astype(x.dtype)
 
 
+class LinearParams(nn.Module):
+    """Declares what `nn.Dense` would, for a block that computes several layers together."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, in_features: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [in_features, features] and bias."""
+        return (
+            self.param("kernel", kernel_init, (in_features, self.features)),
+            self.param("bias", nn.initializers.zeros, (self.features,)),
+        )
+
+
+class NormParams(nn.Module):
+    """Declares what `nn.LayerNorm` would."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias, both [channels]."""
+        return (
+            self.param("scale", nn.initializers.ones, (channels,)),
+            self.param("bias", nn.initializers.zeros, (channels,)),
+        )
+
+
 class ConvNeXtBlock(nn.Module):
     """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2."""
 
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        shortcut = x
-        x = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        x = Dense(4 * channels, dtype=self.dtype, name="fc1")(x)
-        x = gelu(x)
-        x = Dense(channels, dtype=self.dtype, name="fc2")(x)
-        gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
-        x = x * gamma.astype(self.dtype)
-        return shortcut + DropPath(self.drop_path_rate)(x, train=train)
+        params = Perceptron(
+            *NormParams(name="norm")(channels),
+            *LinearParams(4 * channels, name="fc1")(channels),
+            *LinearParams(channels, name="fc2")(4 * channels),
+            self.param("gamma", nn.initializers.constant(1e-6), (channels,)),
+        )
+        update = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
+        update = perceptron(update, params, train=train, rematerialize=self.rematerialize)
+        return x + DropPath(self.drop_path_rate)(update, train=train)
 
 
 class Stem(nn.Module):

@@ -1,18 +1,23 @@
 """Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on the platform.
 
 XLA has no fast grouped convolution on CPU. There the convolution is written as K*K shifted
-multiply-adds, which XLA fuses into one vectorised loop, with a backward rule of its own. Explicit
-loops around them keep XLA (0.10) from fusing them with what follows instead, which would write all
-K*K shifted images to memory. GPU and TPU use XLA's convolution.
+multiply-adds, which XLA fuses into one vectorised loop over both cores, with a backward rule of its
+own. GPU and TPU use XLA's convolution.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from egmae_jax.compilation import materialize
+
+_MAX_ROWS = 14  # of the image, summed at a time by the kernel's gradient
+
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise convolution with stride 1, zero padding and output of the input's size.
+
+    On CPU its caller should `materialize` the result, after adding a bias.
 
     Args:
         x: [B, H, W, C].
@@ -36,17 +41,14 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    size, (height, width, channels) = kernel.shape[0], x.shape[1:]
+    size, (height, width) = kernel.shape[0], x.shape[1:3]
+    padded = materialize(_pad(x, size))
     kernel = kernel.astype(jnp.float32)  # a sum of 49 terms needs more than bfloat16's 8 bits
-
-    def one_image(padded):
-        total = jnp.zeros((height, width, channels), jnp.float32)
-        for i in range(size):
-            for j in range(size):
-                total += padded[i : i + height, j : j + width] * kernel[i, j, 0]
-        return total.astype(x.dtype)
-
-    return lax.map(one_image, _pad(x, size))
+    total = jnp.zeros((), jnp.float32)
+    for i in range(size):
+        for j in range(size):
+            total += padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+    return total.astype(x.dtype)
 
 
 def _shifted_conv_forward(x, kernel):
@@ -57,7 +59,7 @@ def _shifted_conv_backward(residuals, gradient):
     x, kernel = residuals
     return (
         # Correlating with the kernel turned by 180 degrees is the transpose of correlating with it.
-        _shifted_conv(gradient, kernel[::-1, ::-1]),
+        materialize(_shifted_conv(gradient, kernel[::-1, ::-1])),
         _kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype),
     )
 
@@ -68,23 +70,29 @@ _shifted_conv.defvjp(_shifted_conv_forward, _shifted_conv_backward)
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     """Gradient of the kernel, [K, K, 1, C]: for each tap the sum over all pixels.
 
-    The K taps of a kernel row are summed over the image's rows together, each as an array
-    [B, W, C], and over the rest once at the end: reductions are slow, multiply-adds fast.
+    Reductions are slow and multiply-adds fast: some rows of an image at a time are summed without
+    their pixels being mixed, as [K, W, C] for each column of taps, and the pixels once at the end.
+    What the loop's body reads and adds to stays in the cache.
     """
     batch, height, width, channels = x.shape
     padded, gradient = _pad(x, size).astype(jnp.float32), gradient.astype(jnp.float32)
+    rows = max(n for n in range(1, _MAX_ROWS + 1) if height % n == 0)
+    blocks = height // rows  # of an image
 
-    def kernel_row(i):
-        def add_row(row, sums):
-            pixels = lax.dynamic_index_in_dim(padded, i + row, axis=1, keepdims=False)
-            factor = lax.dynamic_index_in_dim(gradient, row, axis=1, keepdims=False)
-            return [total + pixels[:, j : j + width] * factor for j, total in enumerate(sums)]
+    def add_block(index, sums):
+        start = index // blocks, index % blocks * rows, 0, 0
+        window = (1, rows + size - 1, width + size - 1, channels)
+        pixels = lax.dynamic_slice(padded, start, window)[0]
+        factor = lax.dynamic_slice(gradient, start, (1, rows, width, channels))[0]
+        pixels, factor = materialize((pixels, factor))
+        return [
+            sum((pixels[r : r + size, j : j + width] * factor[r] for r in range(rows)), total)
+            for j, total in enumerate(sums)
+        ]
 
-        zeros = [jnp.zeros((batch, width, channels), jnp.float32)] * size
-        sums = lax.fori_loop(0, height, add_row, zeros)
-        return jnp.stack([total.sum(axis=(0, 1)) for total in sums])[:, None, :]
-
-    return lax.map(kernel_row, jnp.arange(size))
+    zeros = [jnp.zeros((size, width, channels), jnp.float32)] * size
+    sums = lax.fori_loop(0, batch * blocks, add_block, zeros)
+    return jnp.stack([total.sum(axis=1) for total in sums], axis=1)[:, :, None, :]
 
 
 def _pad(x: jax.Array, size: int) -> jax.Array:

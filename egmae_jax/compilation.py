@@ -1,0 +1,59 @@
+"""How programs are compiled: by the options that are fastest on the platform.
+
+XLA's CPU compiler fuses an array that several others are computed from into each of them, and so
+computes an expensive one several times, in loops that no longer vectorise: the train step of
+ConvNeXt-Tiny takes 1.8 times as long (`benchmarks/train_step.py --options=none`). `materialize`
+marks what must be computed once. The mark is an optimization barrier, which the CPU compiler drops
+before it fuses unless the options of `jit` tell it not to.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_CPU_OPTIONS = {
+    "xla_disable_hlo_passes": "cse_barrier_expander",  # keeps optimization barriers
+    # YNNPACK's fusions are slower than XLA's own reductions and matrix products at our shapes, and
+    # take in what should be computed once.
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_cpu_prefer_vector_width": 512,  # bits; of no effect where the processor has fewer
+}
+
+
+def jit(function: Callable, **kwargs: Any) -> Any:
+    """`jax.jit` with the platform's options, for whole programs; functions within need none.
+
+    A program that is compiled by plain `jax.jit` gives the same results, on CPU more slowly.
+    Call it only when the devices may be initialised.
+    """
+    return jax.jit(function, compiler_options=_options(), **kwargs)
+
+
+@functools.cache
+def _options() -> dict[str, Any]:
+    """Of `_CPU_OPTIONS` those that this version of XLA takes; none on other platforms."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in _CPU_OPTIONS.items() if _works({name: value})}
+
+
+def _works(options: dict[str, Any]) -> bool:
+    def program(x):
+        return lax.optimization_barrier(jnp.exp(x)) + 1
+
+    try:
+        return float(jax.jit(program, compiler_options=options)(0.0)) == 2.0
+    except (RuntimeError, ValueError):  # JAX's own errors are RuntimeErrors
+        return False
+
+
+def materialize(tree: Any) -> Any:
+    """The same arrays, written to memory before anything is computed from them.
+
+    On other platforms than the CPU nothing is done: their compilers fuse well.
+    """
+    return lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree

@@ -1,0 +1,155 @@
+"""The pointwise half of a ConvNeXt block: norm, linear, GELU, linear, layer scale.
+
+For training the norm's scale and shift are folded into the first matrix and the layer scale into
+the second, which is the same function: (x * s + t) @ W + b = x @ (s[:, None] * W) + (t @ W + b).
+Their gradients then come out of the small matrices instead of passes over all pixels, and less is
+kept for the backward pass.
+
+On CPU matrix products and reductions get the forms that are fastest there.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from egmae_jax.compilation import materialize
+
+EPSILON = 1e-6  # of the norm; timm's
+# The widest activation of what is computed at a time without gradients on CPU: it stays in the
+# cache.
+_BLOCK_BYTES = 10e6
+
+
+class Perceptron(NamedTuple):
+    """The parameters, float32, in the order of the layers; C channels."""
+
+    norm_scale: jax.Array  # [C]
+    norm_bias: jax.Array  # [C]
+    kernel1: jax.Array  # [C, 4C]
+    bias1: jax.Array  # [4C]
+    kernel2: jax.Array  # [4C, C]
+    bias2: jax.Array  # [C]
+    gamma: jax.Array  # [C], the layer scale
+
+    def folded(self) -> "Perceptron":
+        """The same function with neutral norm parameters and layer scale."""
+        return Perceptron(
+            jnp.ones_like(self.norm_scale),
+            jnp.zeros_like(self.norm_bias),
+            self.norm_scale[:, None] * self.kernel1,
+            self.norm_bias @ self.kernel1 + self.bias1,
+            self.kernel2 * self.gamma,
+            self.bias2 * self.gamma,
+            jnp.ones_like(self.gamma),
+        )
+
+
+def perceptron(
+    x: jax.Array, params: Perceptron, *, train: bool, rematerialize: bool = False
+) -> jax.Array:
+    """Applies the layers to every pixel.
+
+    Args:
+        x: [B, H, W, C].
+        params: of the layers.
+        train: gradients will be asked for.
+        rematerialize: keeps nothing but `x` for them and computes the layers again, which takes
+            more time and less memory (the wide activations are most of what a step keeps).
+    """
+    params = params.folded() if train else params
+    params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
+    rows = x.reshape(-1, x.shape[-1])
+    if train and rematerialize:
+        result = jax.checkpoint(_layers)(rows, params)
+    elif jax.default_backend() == "cpu" and not train:
+        blocks = _num_blocks(x.shape[0], rows.shape[0] * params.kernel1.shape[1] * x.dtype.itemsize)
+        result = lax.map(
+            lambda block: _layers(block, params), rows.reshape(blocks, -1, rows.shape[1])
+        )
+    else:
+        result = _layers(rows, params)
+    return result.reshape(x.shape)
+
+
+def _num_blocks(batch: int, size: float) -> int:
+    """The least number of equal parts of the batch that keeps each part's size in the cache."""
+    divisors = (n for n in range(1, batch + 1) if batch % n == 0)
+    return next((n for n in divisors if size / n <= _BLOCK_BYTES), batch)
+
+
+def _layers(x: jax.Array, params: Perceptron) -> jax.Array:
+    """[N, C] -> [N, C]."""
+    # XLA drops the products with ones and sums with zeros of folded parameters.
+    x = materialize(standardize(x) * params.norm_scale + params.norm_bias)
+    x = materialize(linear(x, params.kernel1, params.bias1))
+    return linear(gelu(x), params.kernel2, params.bias2) * params.gamma
+
+
+def standardize(x: jax.Array) -> jax.Array:
+    """The channels' mean made 0 and their variance 1; computed in float32."""
+    y = x.astype(jnp.float32)
+    # Not E[y^2] - E[y]^2, which loses digits where the mean is large.
+    y = y - y.mean(axis=-1, keepdims=True)
+    return (y * lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + EPSILON)).astype(x.dtype)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """[N, C] @ [C, K] + [K] -> [N, K]."""
+    if jax.default_backend() == "cpu":
+        return _linear(x, kernel, bias)
+    return x @ kernel + bias
+
+
+@jax.custom_vjp
+def _linear(x, kernel, bias):
+    return x @ kernel + bias
+
+
+def _linear_forward(x, kernel, bias):
+    return _linear(x, kernel, bias), (x, kernel)
+
+
+def _linear_backward(residuals, gradient):
+    """XLA transposes the left factor in memory first: that should be the narrower one."""
+    x, kernel = residuals
+    gradient = materialize(gradient)
+    over_rows = functools.partial(lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())))
+    narrow_input = kernel.shape[0] <= kernel.shape[1]
+    return (
+        lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ()))),
+        over_rows(x, gradient) if narrow_input else over_rows(gradient, x).T,
+        # A matrix product is faster than a reduction over rows.
+        jnp.dot(jnp.ones(len(x), x.dtype), gradient, preferred_element_type=jnp.float32).astype(
+            x.dtype
+        ),
+    )
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x * Phi(x), by PyTorch's formula in float32 whatever the dtype of `x`.
+
+    The backward rule computes Phi again, so that nothing but `x` is kept for it.
+    """
+    return materialize((x * _normal_cdf(x)).astype(x.dtype))
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    x = materialize(x)  # else Phi would be kept from the forward pass after all
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    return (materialize((gradient * (_normal_cdf(x) + y * density)).astype(x.dtype)),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
