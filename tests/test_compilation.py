@@ -1,0 +1,61 @@
+"""Programs give the same whether compiled by the platform's options or without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from egmae_jax import compilation, models
+from egmae_jax.compilation import materialize
+from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.perceptron import _num_blocks
+
+
+def test_what_is_materialized_is_computed_once_on_cpu():
+    def program(x):
+        y = materialize(jnp.exp(x))
+        return y.sum(axis=0), y.sum(axis=1), y + 1
+
+    compiled = compilation.jit(program).lower(jnp.ones((64, 64))).compile()
+    assert compiled.as_text().count("exponential(") == 1
+    assert "opt-barrier" in compiled.as_text()
+
+
+def test_a_model_gives_the_same_with_the_options_and_without():
+    model = models.create("convnext_atto", 3)
+    shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    images = np.random.default_rng(0).standard_normal((3, 64, 64, 3)).astype(np.float32)
+
+    def loss(params, images):
+        return jnp.square(model.apply({"params": params}, images, train=True)).sum()
+
+    ours = compilation.jit(jax.value_and_grad(loss))(params, images)
+    plain = jax.jit(jax.value_and_grad(loss))(params, images)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_options_unknown_to_this_xla_are_left_out():
+    assert not compilation._works({"xla_no_such_option": 1})
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("batch", [1, 7, 8])
+def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, train, monkeypatch):
+    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    model = models.create("convnext_atto", 3)
+    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    images = np.random.default_rng(0).standard_normal((batch, 32, 32, 3)).astype(np.float32)
+    together = jax.jit(lambda p, x: model.apply({"params": p}, x, train=train))(params, images)
+    monkeypatch.undo()
+    whole = jax.jit(lambda p, x: model.apply({"params": p}, x, train=True))(params, images)
+    np.testing.assert_allclose(together, whole, atol=1e-5)
+
+
+def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit():
+    assert _num_blocks(16, 1e6) == 1
+    assert _num_blocks(16, 77e6) == 8
+    assert _num_blocks(17, 77e6) == 17
+    assert _num_blocks(4, 1e9) == 4  # an image at a time at the least
