@@ -1,9 +1,9 @@
 """How programs are compiled: by the options that are fastest on the platform.
 
 XLA's CPU compiler fuses an array that several others are computed from into each of them, and so
-computes an expensive one several times, in loops that no longer vectorise. `materialize` marks what must be
-computed once. The mark is an optimization barrier, which the CPU compiler drops before it fuses
-unless the options of `jit` tell it not to.
+computes an expensive one several times, in loops that no longer vectorise. `materialize` marks what
+must be computed once. The mark is an optimization barrier, which the CPU compiler drops before it
+fuses unless the options of `jit` tell it not to.
 """
 
 import functools
