@@ -5,10 +5,11 @@ must hold exactly the tensors the model has, or the error names every one that i
 of another shape. Nothing is loaded by half.
 """
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,8 +99,26 @@ def load(
         CheckpointError: a pickle, no safetensors file, or tensors that do not fit the model.
     """
     path = locate(source)
-    tensors = _read(path)
-    classes = tensors["head.fc.bias"].shape[0] if "head.fc.bias" in tensors else 1
+    return convert(read(path), model_name, path)
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray], model_name: str, source: str | os.PathLike
+) -> PyTree:
+    """Tensors in timm's names and layouts -> our parameters.
+
+    Args:
+        tensors: of every parameter of the model, and no others.
+        model_name: one of `models.names()`.
+        source: where they come from, for the error.
+
+    Returns:
+        Parameters, a nested dict of float32 numpy arrays.
+
+    Raises:
+        CheckpointError: the tensors do not fit the model; names all that differ.
+    """
+    classes = tensors["head.fc.bias"].size if "head.fc.bias" in tensors else 1
     expected = _expected(model_name, classes)
 
     problems = [
@@ -120,7 +139,7 @@ def load(
     ]
     if problems:
         raise CheckpointError(
-            f"{path} does not fit {model_name}; {len(problems)} tensors differ:\n  "
+            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
         )
     return traverse_util.unflatten_dict(
@@ -199,13 +218,19 @@ def locate(source: str | os.PathLike) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
 
 
+@functools.lru_cache(maxsize=8)
 def _expected(model_name: str, classes: int) -> dict[str, tuple[str, tuple[int, ...], Layout]]:
     """timm key -> (our path, timm's shape, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)

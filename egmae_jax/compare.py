@@ -1,0 +1,571 @@
+"""The same here as in PyTorch? python -m egmae_jax.compare --checkpoint=FILE --images=FOLDER
+
+Runs a PyTorch checkpoint in timm's ConvNeXt and in ours on the same images. Prints how far the
+activations are apart layer by layer, the first layer where they part, the difference of the logits
+and which predictions agree. With --weights ours has other weights, such as a run's export. Needs
+torch, torchvision and timm: pip install -e '.[parity]'.
+
+Exit status: 0 if every layer is within the tolerance and all predictions agree, 1 if not, 2 if the
+input cannot be used. Both networks are given our pixels; how torchvision's differ is only told.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import rich.box
+import rich.console
+import rich.table
+
+from egmae_jax import augment, compilation, console, models
+from egmae_jax.data import images
+from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
+from egmae_jax.files import write_json
+from egmae_jax.interop import timm as interop
+from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt
+
+PyTree = Any
+Tensors = Mapping[str, np.ndarray]
+Program = Callable[[np.ndarray], dict[str, np.ndarray]]  # images -> output of each layer
+logger = logging.getLogger(__name__)
+
+_NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, torch.compile, Lightning
+_WAY_OUT = "Where you trust it: torch.save(model.state_dict(), FILE)."
+_SHOWN = 10  # files that are printed
+_LONGEST = 16  # times the shorter side; of longer images torchvision would make huge ones
+
+
+class CompareError(ValueError):
+    """The input cannot be used; the message says what is wrong and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Our evaluation view against torchvision's Resize and CenterCrop, in 8-bit values.
+
+    Attributes:
+        images: how many were compared; not those that torchvision cannot open (DICOM), nor strips.
+        mean: absolute difference.
+        max: the largest one.
+        different: files with any difference.
+    """
+
+    images: int
+    mean: float
+    max: int
+    different: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """An image whose predicted classes differ; margins are the first class's logit lead."""
+
+    file: str
+    theirs: int
+    ours: int
+    their_margin: float
+    our_margin: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. 'Theirs' is PyTorch, 'ours' this library.
+
+    Attributes:
+        checkpoint: the file both have their weights from.
+        weights: where ours has its weights from instead, None if from the checkpoint.
+        model: name of the architecture.
+        num_classes: of the classifier.
+        image_size: side of the images, pixels.
+        tolerance: of the relative error of a layer.
+        files: images compared, relative to their folder.
+        unreadable: images left out, each with the reason.
+        preprocessing: our pixels against torchvision's.
+        layers: relative error |ours - theirs| / |theirs| of every layer's output over all images
+            (Euclidean norms), in the network's order and by timm's names; the last is the logits'.
+        logits_mean: mean absolute difference of the logits.
+        logits_max: the largest one.
+        probabilities_max: largest absolute difference of the probabilities.
+        agreeing: how many images are given the same class.
+        disagreements: the others.
+    """
+
+    checkpoint: str
+    weights: str | None
+    model: str
+    num_classes: int
+    image_size: int
+    tolerance: float
+    files: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    preprocessing: Preprocessing
+    layers: dict[str, float]
+    logits_mean: float
+    logits_max: float
+    probabilities_max: float
+    agreeing: int
+    disagreements: tuple[Disagreement, ...]
+
+    @property
+    def beyond(self) -> list[str]:
+        """The layers whose error exceeds the tolerance; one that is no number does."""
+        return [name for name, error in self.layers.items() if not error <= self.tolerance]
+
+    @property
+    def parts_at(self) -> str | None:
+        """The first of them, None if there is none."""
+        return next(iter(self.beyond), None)
+
+    @property
+    def passed(self) -> bool:
+        """Every layer is within the tolerance, and all predictions agree."""
+        return not self.beyond and not self.disagreements
+
+
+def compare(
+    checkpoint: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    model: str = "convnext_tiny",
+    image_size: int = 224,
+    weights: str | os.PathLike | None = None,
+    max_images: int = 64,
+    batch: int = 8,
+    tolerance: float = 1e-4,
+) -> Comparison:
+    """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
+
+    Args:
+        checkpoint: of timm's ConvNeXt: safetensors, or what `torch.load(weights_only=True)` reads.
+            The weights may be nested ('state_dict', 'model', ...) and prefixed ('module.', ...).
+        folder: images, at any depth.
+        model: one of `models.names()`.
+        image_size: side of the evaluation view in pixels, a multiple of 32.
+        weights: safetensors file in timm's names that ours is given instead of the checkpoint.
+        max_images: of more images these many are taken, spread evenly over the sorted files.
+        batch: images that go through the networks together.
+        tolerance: of the relative error of a layer.
+
+    Raises:
+        CompareError: no images, no weights in the checkpoint, an option out of range, or torch,
+            torchvision or timm is missing.
+        interop.CheckpointError: the weights do not fit the model; names every tensor that differs.
+        FileNotFoundError: there are no `weights`.
+        ValueError: no such model.
+    """
+    if image_size < TOTAL_STRIDE or image_size % TOTAL_STRIDE:
+        raise CompareError(f"image_size is {image_size}; it must be a multiple of {TOTAL_STRIDE}.")
+    if min(batch, max_images) < 1:
+        raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
+    _require_torch()
+    tensors = _read_checkpoint(Path(checkpoint))
+    params = _convert(tensors, model, checkpoint)
+    num_classes = len(tensors["head.fc.bias"])
+    if weights is not None:
+        params = interop.load(weights, model)
+        if (ours := len(params["head"]["fc"]["bias"])) != num_classes:
+            raise CompareError(
+                f"{weights} has {ours} classes, {checkpoint} {num_classes}; they must be the same."
+            )
+    pixels, files, unreadable, preprocessing = _load_images(Path(folder), image_size, max_images)
+
+    logger.info("Comparing %d images of %d pixels", len(files), image_size)
+    network = models.create(model, num_classes)
+    layers = _layer_names(network)
+    errors, our_logits, their_logits = _run(
+        _our_program(network, params, layers),
+        _their_program(model, num_classes, tensors, layers),
+        pixels,
+        min(batch, len(files)),
+    )
+    logits = np.abs(our_logits - their_logits)
+    probabilities = np.abs(_softmax(our_logits) - _softmax(their_logits))
+    our_classes, their_classes = our_logits.argmax(axis=1), their_logits.argmax(axis=1)
+    differing = np.flatnonzero(our_classes != their_classes).tolist()
+    return Comparison(
+        checkpoint=str(checkpoint),
+        weights=None if weights is None else str(weights),
+        model=model,
+        num_classes=num_classes,
+        image_size=image_size,
+        tolerance=tolerance,
+        files=files,
+        unreadable=unreadable,
+        preprocessing=preprocessing,
+        layers={name: errors[name] for name in layers},
+        logits_mean=float(logits.mean()),
+        logits_max=float(logits.max()),
+        probabilities_max=float(probabilities.max()),
+        agreeing=len(files) - len(differing),
+        disagreements=tuple(
+            Disagreement(
+                file=files[i],
+                theirs=int(their_classes[i]),
+                ours=int(our_classes[i]),
+                their_margin=_margin(their_logits[i]),
+                our_margin=_margin(our_logits[i]),
+            )
+            for i in differing
+        ),
+    )
+
+
+def _require_torch() -> None:
+    try:
+        import timm  # noqa: F401
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision for another torch
+        raise CompareError(
+            f"torch, torchvision and timm cannot be imported ({error}). They are the extra "
+            "'parity': pip install -e '.[parity]'."
+        ) from None
+
+
+def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """The tensors by timm's names, those of floating point as float32."""
+    if not path.is_file():
+        raise CompareError(f"There is no file {path}; a checkpoint is expected.")
+    found = interop.read(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = {_PREFIXES.sub("", name): x for name, x in found.items()}
+    if len(tensors) < len(found):
+        raise CompareError(
+            f"{path} holds several networks: without module., _orig_mod. and model. in front, some "
+            "of its names are the same. Save the state_dict() of one."
+        )
+    return {
+        name: x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in tensors.items()
+    }
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    try:
+        # timm saves a training's command line beside the weights, which is harmless.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files bring whatever the unpickler stumbles upon
+        raise CompareError(
+            f"{path} cannot be read by torch.load(weights_only=True) ({type(error).__name__}): it "
+            f"is damaged, or holds more than tensors, such as a whole model. {_WAY_OUT}"
+        ) from None
+    while isinstance(content, dict):
+        nests = [name for name in _NESTS if isinstance(content.get(name), dict)]
+        if not nests:
+            break
+        if len(nests) > 1:
+            logger.warning("%s holds %s; %r is compared", path, ", ".join(nests), nests[0])
+        content = content[nests[0]]
+    if not isinstance(content, dict) or not content:
+        kind = "an empty" if content == {} else "a value of type"
+        raise CompareError(f"{path} holds {kind} {type(content).__name__}, no weights. {_WAY_OUT}")
+    if other := [str(name) for name, x in content.items() if not isinstance(x, torch.Tensor)]:
+        raise CompareError(
+            f"{path} holds no state dict; what is no tensor: {', '.join(other[:_SHOWN])}. "
+            f"{_WAY_OUT}"
+        )
+    return {
+        str(name): (x.float() if x.is_floating_point() else x).detach().numpy()
+        for name, x in content.items()
+    }
+
+
+def _convert(tensors: Tensors, model: str, source: str | os.PathLike) -> PyTree:
+    """Our parameters; if they do not fit, the error says of which model they seem to be."""
+    try:
+        return interop.convert(tensors, model, source)
+    except interop.CheckpointError as error:
+        # How many blocks of which width each stage has.
+        matches = ((re.fullmatch(r"stages\.(\d)\..*\.gamma", k), x) for k, x in tensors.items())
+        blocks = collections.Counter((int(match[1]), x.size) for match, x in matches if match)
+        for name in models.names():
+            network = models.create(name, num_classes=1)
+            stages = enumerate(zip(network.dims, network.depths, strict=True))
+            if name != model and blocks == {(k, dim): depth for k, (dim, depth) in stages}:
+                raise interop.CheckpointError(f"{error}\nTry --model={name}.") from None
+        raise
+
+
+def _load_images(
+    folder: Path, image_size: int, max_images: int
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], Preprocessing]:
+    """uint8 [N, H, W, 3], the files, the unreadable ones, the difference from torchvision."""
+    if not folder.is_dir():
+        raise CompareError(f"There is no folder {folder}; a folder of images is expected.")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise CompareError(f"{folder} holds no images; files are expected that end in {suffixes}.")
+    chosen = np.linspace(0, len(found) - 1, min(len(found), max_images)).round().astype(int)
+
+    views: dict[str, np.ndarray] = {}
+    differences: dict[str, np.ndarray] = {}
+    unreadable = []
+    for path in (found[i] for i in chosen):
+        file = path.relative_to(folder).as_posix()
+        try:
+            image = images.decode(path.read_bytes())
+        except (images.UnreadableImageError, OSError, ImportError) as error:
+            unreadable.append(f"{file} ({error})")
+            continue
+        views[file] = images.to_array(images.evaluation_view(image, "shorter_side", image_size))
+        theirs = _torchvision_view(path, image_size)
+        if theirs is not None:
+            differences[file] = np.abs(views[file].astype(np.int16) - theirs)
+    if not views:
+        reasons = "; ".join(unreadable[:_SHOWN])
+        raise CompareError(f"None of {len(chosen)} images in {folder} can be read: {reasons}.")
+    preprocessing = Preprocessing(
+        images=len(differences),
+        mean=float(np.mean([x.mean() for x in differences.values()])) if differences else 0.0,
+        max=max((int(x.max()) for x in differences.values()), default=0),
+        different=tuple(file for file, x in differences.items() if x.any()),
+    )
+    return np.stack(list(views.values())), tuple(views), tuple(unreadable), preprocessing
+
+
+def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
+    """uint8 [H, W, 3] by ImageFolder, Resize and CenterCrop; None if they cannot."""
+    from torchvision import transforms
+
+    try:
+        with PIL.Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError:  # DICOM
+        return None
+    if max(image.size) > _LONGEST * min(image.size):
+        return None
+    return np.asarray(transforms.CenterCrop(image_size)(transforms.Resize(image_size)(image)))
+
+
+def _layer_names(network: ConvNeXt) -> list[str]:
+    """timm's names of the layers that are compared, in the order in which they are computed."""
+    names = ["stem"]
+    for stage, depth in enumerate(network.depths):
+        names += [f"stages.{stage}.downsample"] if stage else []
+        names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
+    return [*names, "head.norm", "head.fc"]
+
+
+def _our_program(network: ConvNeXt, params: PyTree, layers: Sequence[str]) -> Program:
+    """Of normalised images [B, H, W, 3]."""
+    # Where our modules are: 'stages.0.blocks.1' is stages_0/blocks_1.
+    paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in layers}
+
+    def program(params: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
+        _, state = network.apply(
+            {"params": params},
+            normalized,
+            capture_intermediates=lambda module, _: module.path in paths.values(),
+            mutable=["intermediates"],
+        )
+        outputs = {}
+        for name, path in paths.items():
+            module = functools.reduce(lambda tree, key: tree[key], path, state["intermediates"])
+            (outputs[name],) = module["__call__"]
+        return outputs
+
+    compiled = compilation.jit(program)
+    params = jax.device_put(params)
+
+    def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
+        # A GPU's default, TF32, is farther from float32 than what is looked for.
+        with jax.default_matmul_precision("highest"):
+            return jax.device_get(compiled(params, normalized))
+
+    return run
+
+
+def _their_program(
+    model: str, num_classes: int, tensors: Tensors, layers: Sequence[str]
+) -> Program:
+    """Of normalised images [B, H, W, 3]; outputs have their channels last, as ours."""
+    import timm
+    import torch
+
+    network = timm.create_model(model, num_classes=num_classes).float().eval()
+    network.load_state_dict({k: torch.from_numpy(x) for k, x in tensors.items()}, strict=True)
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
+        if output.ndim == 4:
+            output = output.permute(0, 2, 3, 1)
+        # The head's norm sees the pooled features as one pixel.
+        outputs[name] = (output[:, 0, 0] if name == "head.norm" else output).numpy()
+
+    for name in layers:
+        network.get_submodule(name).register_forward_hook(functools.partial(keep, name))
+
+    def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            network(torch.from_numpy(normalized).permute(0, 3, 1, 2))
+        return dict(outputs)
+
+    return run
+
+
+def _run(
+    ours: Program, theirs: Program, pixels: np.ndarray, batch: int
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Relative error of each layer over all images, and both logits [N, num_classes]."""
+    squares: dict[str, np.ndarray] = {}  # sums of squares: of the difference, of theirs
+    logits = []
+    for start in range(0, len(pixels), batch):
+        # The last batch is filled up by the last image, which then does not count again.
+        indices = np.minimum(np.arange(start, start + batch), len(pixels) - 1)
+        count = min(batch, len(pixels) - start)
+        normalized = np.array(augment.normalize(jnp.asarray(pixels[indices])))
+        our, their = (
+            {name: x[:count].astype(np.float64) for name, x in program(normalized).items()}
+            for program in (ours, theirs)
+        )
+        for name, reference in their.items():
+            pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
+            squares[name] = squares.get(name, 0.0) + np.array(pair)
+        logits.append((our["head.fc"], their["head.fc"]))
+    errors = {}
+    for name, (difference, reference) in squares.items():
+        with np.errstate(divide="ignore"):
+            errors[name] = float(np.sqrt(difference / reference)) if difference else 0.0
+    our_logits, their_logits = (np.concatenate(x) for x in zip(*logits, strict=True))
+    return errors, our_logits, their_logits
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponential / exponential.sum(axis=1, keepdims=True)
+
+
+def _margin(logits: np.ndarray) -> float:
+    second, first = np.sort(logits)[-2:]
+    return float(first - second)
+
+
+def show(found: Comparison) -> None:
+    """Prints a comparison, at most 80 columns wide but for the names of files."""
+    terminal = rich.console.Console(highlight=False)
+    say = functools.partial(terminal.print, markup=False, soft_wrap=True)
+    count, size, pixels = len(found.files), found.image_size, found.preprocessing
+
+    say(f"\n{found.model}, {found.num_classes} classes, {count} images of {size} pixels")
+    say(f"theirs: {found.checkpoint} in PyTorch")
+    say(f"ours:   {found.weights or 'the same weights'} in JAX\n")
+    if found.unreadable:
+        say(f"{len(found.unreadable)} unreadable images left out:", style="bold yellow")
+        say(_listed(found.unreadable))
+    torchvision = f"torchvision's Resize({size}), CenterCrop({size})"
+    if pixels.different:
+        say(
+            f"{len(pixels.different)} of {pixels.images} images differ from {torchvision}:\n"
+            f"by {pixels.mean:.2g} on average over all images, {pixels.max} at most (of 255)",
+            style="bold yellow",
+        )
+        say(_listed(pixels.different))
+    else:
+        say(f"Pixels equal {torchvision} in {pixels.images} of {count} images.")
+
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("Layer")
+    table.add_column("Relative error", justify="right")
+    table.add_column("")
+    for name, error in found.layers.items():
+        table.add_row(
+            "head.fc (logits)" if name == "head.fc" else name,
+            f"{error:.1e}",
+            "parts here" if name == found.parts_at else "",
+            style="yellow" if name in found.beyond else "",
+        )
+    terminal.print(table)
+
+    if found.parts_at is None:
+        say(f"Activations part nowhere (tolerance {found.tolerance:g}).", style="bold green")
+    else:
+        say(
+            f"Activations part first at {found.parts_at} (tolerance {found.tolerance:g}).",
+            style="bold yellow",
+        )
+    say(
+        f"Logits differ by {found.logits_mean:.1e} on average and {found.logits_max:.1e} at most, "
+        f"probabilities\nby {found.probabilities_max:.1e} at most."
+    )
+    if not found.disagreements:
+        say(f"Predictions agree for all {count} images.", style="bold green")
+        return
+    say(f"Predictions agree for {found.agreeing} of {count} images, not for:", style="bold yellow")
+    say(
+        _listed(
+            [
+                f"{x.file}: theirs {x.theirs} (margin {x.their_margin:.2g}), "
+                f"ours {x.ours} (margin {x.our_margin:.2g})"
+                for x in found.disagreements
+            ]
+        )
+    )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:_SHOWN], *more])
+
+
+def save(found: Comparison, path: Path) -> None:
+    """Writes all figures as JSON; those that are no number as the strings NaN and Infinity."""
+    figures = {"passed": found.passed, "parts_at": found.parts_at, **dataclasses.asdict(found)}
+    write_json(path, json.loads(json.dumps(figures), parse_constant=str))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.compare",
+        description="Runs a PyTorch checkpoint of timm's ConvNeXt there and here. Exit status: 0 "
+        "all within tolerance, 1 not, 2 bad input.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="safetensors, or a pickle of tensors")
+    add("--images", required=True, metavar="FOLDER", help="images, at any depth")
+    add("--model", default="convnext_tiny", metavar="NAME", help=", ".join(models.names()))
+    add("--image_size", type=int, default=224, metavar="PIXELS", help="a multiple of 32")
+    add("--weights", metavar="FILE", help="safetensors that ours is given instead")
+    add("--max_images", type=int, default=64, metavar="N", help="of more, evenly spread ones")
+    add("--batch", type=int, default=8, metavar="N", help="images at a time")
+    add("--tolerance", type=float, default=1e-4, metavar="X", help="of a layer's relative error")
+    add("--json", type=Path, metavar="FILE", help="where to write all figures")
+    options = vars(parser.parse_args(arguments))
+    json_file = options.pop("json")
+    console.set_up_logging()
+    try:
+        found = compare(options.pop("checkpoint"), options.pop("images"), **options)
+        if json_file is not None:
+            save(found, json_file)
+    except (ValueError, OSError) as error:  # CompareError and CheckpointError among them
+        parser.exit(2, f"Error: {error}\n")
+    show(found)
+    return 0 if found.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,493 @@
+"""The comparison of a checkpoint in PyTorch and here; PyTorch is the oracle of its figures."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax import compare
+from tests import torch_reference
+from tests.conftest import REPOSITORY
+from tests.tiny import environment
+
+torch = torch_reference.torch()
+safetensors_torch = pytest.importorskip("safetensors.torch")
+timm = torch_reference.timm()
+transforms = torch_reference.torchvision().transforms
+
+NAME = "convnext_atto"
+SIZE = 64
+FILES = ("0.png", "1.png", "2.jpg", "more/3.png", "more/4.jpg", "more/5.png")
+LAYERS = [
+    *("stem", "stages.0.blocks.0", "stages.0.blocks.1"),
+    *("stages.1.downsample", "stages.1.blocks.0", "stages.1.blocks.1"),
+    *("stages.2.downsample", "stages.2.blocks.0", "stages.2.blocks.1", "stages.2.blocks.2"),
+    *("stages.2.blocks.3", "stages.2.blocks.4", "stages.2.blocks.5"),
+    *("stages.3.downsample", "stages.3.blocks.0", "stages.3.blocks.1", "head.norm", "head.fc"),
+]
+
+
+@functools.cache
+def reference():
+    return torch_reference.random_convnext(NAME, num_classes=5)
+
+
+def weights():
+    """A copy."""
+    return {key: x.clone() for key, x in reference().state_dict().items()}
+
+
+def changed(key, change):
+    tensors = weights()
+    tensors[key] = change(tensors[key])
+    return tensors
+
+
+def without(*keys):
+    return {key: x for key, x in weights().items() if key not in keys}
+
+
+def prefixed(prefix):
+    return {prefix + key: x for key, x in weights().items()}
+
+
+def write(content, path):
+    if path.suffix == ".safetensors":
+        safetensors_torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def picture(seed, size):
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    return PIL.Image.fromarray(coarse).resize(size, PIL.Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six images, two of them JPEG, of several sizes, and files that are none."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "more").mkdir()
+    for k, file in enumerate(FILES):
+        picture(k, (70 + 9 * k, 100 - 7 * k)).save(folder / file)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "more" / "._3.png").write_text("macOS leaves these")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write(weights(), tmp_path_factory.mktemp("checkpoint") / "model.pth")
+
+
+@pytest.fixture
+def run(checkpoint, folder):
+    """`compare` of the checkpoint and the images, six in batches of four."""
+    return functools.partial(
+        compare.compare, checkpoint, folder, model=NAME, image_size=SIZE, batch=4
+    )
+
+
+def outputs(tensors, folder, layer):
+    """One layer's output and the logits of all FILES: everything by PyTorch and torchvision."""
+    network = timm.create_model(NAME, num_classes=5).eval()
+    network.load_state_dict(tensors)
+    captured = []
+    network.get_submodule(layer).register_forward_hook(lambda *args: captured.append(args[2]))
+    view = transforms.Compose(
+        [
+            transforms.Resize(SIZE),
+            transforms.CenterCrop(SIZE),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    batch = torch.stack([view(PIL.Image.open(folder / file).convert("RGB")) for file in FILES])
+    with torch.inference_mode():
+        logits = network(batch)
+    return captured[0].double(), logits.double()
+
+
+# What is found
+
+
+def test_equal_weights_part_nowhere(run, checkpoint):
+    found = run()
+    assert found.files == FILES
+    assert found.num_classes == 5
+    assert (found.checkpoint, found.weights) == (str(checkpoint), None)
+    assert list(found.layers) == LAYERS
+    assert max(found.layers.values()) < 1e-5
+    assert min(found.layers.values()) > 0  # two programs did compute them
+    assert found.logits_mean <= found.logits_max < 1e-5
+    assert found.probabilities_max < 1e-5
+    assert found.parts_at is None
+    assert (found.agreeing, found.disagreements) == (6, ())
+    assert found.passed
+
+    strict = dataclasses.replace(found, tolerance=0.0)
+    assert strict.beyond == LAYERS
+    assert strict.parts_at == "stem"
+    assert not strict.passed
+
+
+@pytest.mark.parametrize(
+    ("key", "layer"),
+    [
+        ("stem.1.bias", "stem"),
+        ("stages.1.downsample.1.bias", "stages.1.downsample"),
+        ("head.norm.weight", "head.norm"),
+    ],
+)
+def test_exactly_the_changed_layer_is_named_first(key, layer, run, tmp_path):
+    other = write(changed(key, lambda x: x + 0.1), tmp_path / "other.safetensors")
+    found = run(weights=other)
+    assert found.weights == str(other)
+    assert found.parts_at == layer
+    assert not found.passed
+    errors = list(found.layers.values())
+    index = LAYERS.index(layer)
+    assert max(errors[:index], default=0) < 1e-5
+    assert errors[index] > 1e-3
+
+
+def test_the_figures_are_those_of_pytorch(run, folder, tmp_path):
+    other = changed("stages.2.blocks.3.gamma", lambda x: -4 * x)
+    found = run(weights=write(other, tmp_path / "other.safetensors"))
+    block, logits = outputs(weights(), folder, "stages.2.blocks.3")
+    other_block, other_logits = outputs(other, folder, "stages.2.blocks.3")
+
+    assert found.parts_at == "stages.2.blocks.3"
+    expected = torch.linalg.norm(other_block - block) / torch.linalg.norm(block)
+    assert found.layers["stages.2.blocks.3"] == pytest.approx(expected.item(), rel=1e-4)
+    expected = torch.linalg.norm(other_logits - logits) / torch.linalg.norm(logits)
+    assert found.layers["head.fc"] == pytest.approx(expected.item(), rel=1e-4)
+    difference = (other_logits - logits).abs()
+    assert found.logits_mean == pytest.approx(difference.mean().item(), rel=1e-4)
+    assert found.logits_max == pytest.approx(difference.max().item(), rel=1e-4)
+    difference = (other_logits.softmax(1) - logits.softmax(1)).abs()
+    assert found.probabilities_max == pytest.approx(difference.max().item(), rel=1e-4)
+
+    classes, other_classes = logits.argmax(1), other_logits.argmax(1)
+    differing = (classes != other_classes).nonzero()[:, 0].tolist()
+    assert 0 < len(differing) < len(FILES)  # else this would show nothing
+    assert found.agreeing == len(FILES) - len(differing)
+    assert [x.file for x in found.disagreements] == [FILES[i] for i in differing]
+    for x, i in zip(found.disagreements, differing, strict=True):
+        assert (x.theirs, x.ours) == (classes[i], other_classes[i])
+        (first, second), (other_first, other_second) = (
+            values[i].topk(2).values.tolist() for values in (logits, other_logits)
+        )
+        assert x.their_margin == pytest.approx(first - second, abs=1e-4)
+        assert x.our_margin == pytest.approx(other_first - other_second, abs=1e-4)
+
+    tolerant = dataclasses.replace(found, tolerance=100.0)
+    assert tolerant.parts_at is None
+    assert not tolerant.passed  # predictions count too
+
+
+def test_a_classifier_of_zeros_does_not_part(folder, tmp_path):
+    tensors = {key: x * (not key.startswith("head.fc")) for key, x in weights().items()}
+    path = write(tensors, tmp_path / "zeros.pt")
+    found = compare.compare(path, folder, model=NAME, image_size=SIZE, max_images=1)
+    assert found.layers["head.fc"] == 0
+    assert found.passed
+
+
+def test_what_is_no_number_parts_and_is_saved(run, tmp_path):
+    other = changed("stages.3.blocks.1.gamma", lambda x: x * float("nan"))
+    found = run(weights=write(other, tmp_path / "nan.safetensors"), max_images=1)
+    assert found.parts_at == "stages.3.blocks.1"
+    compare.save(found, tmp_path / "found.json")
+    saved = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
+    assert saved["layers"]["stages.3.blocks.1"] == saved["logits_max"] == "NaN"
+
+
+def test_of_many_images_evenly_spread_ones_are_taken(folder):
+    *_, files, unreadable, preprocessing = compare._load_images(folder, SIZE, 3)
+    assert files == ("0.png", "2.jpg", "more/5.png")
+    assert unreadable == ()
+    assert preprocessing == compare.Preprocessing(3, 0.0, 0, ())
+
+
+def test_pixels_that_torchvision_sees_otherwise_are_told(tmp_path):
+    upright, turned = picture(0, (80, 64)), picture(1, (80, 64))
+    upright.save(tmp_path / "a.png")
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 3  # upside down
+    turned.save(tmp_path / "b.png", exif=exif)
+    picture(2, (4, 80)).save(tmp_path / "strip.png")
+    pixels, _, _, found = compare._load_images(tmp_path, SIZE, 64)
+
+    ignoring = np.asarray(turned, int)[:, 8:72]
+    expected = np.abs(ignoring - ignoring[::-1, ::-1])
+    np.testing.assert_array_equal(pixels[1], ignoring[::-1, ::-1])
+    assert (found.images, found.different) == (2, ("b.png",))
+    assert found.mean == pytest.approx(expected.mean() / 2)  # over a.png too
+    assert found.max == expected.max()
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (weights, "a.pt"),
+        (weights, "model_best.pth.tar"),
+        (weights, "a.safetensors"),
+        (lambda: prefixed("module."), "a.pth"),
+        (lambda: prefixed("_orig_mod."), "a.safetensors"),
+        (lambda: prefixed("module._orig_mod.model."), "a.bin"),
+        (lambda: {"state_dict": prefixed("model."), "epoch": 3}, "a.ckpt"),
+        (lambda: {"model_state_dict": weights()}, "a.pt"),
+        (lambda: {"model": {"state_dict": weights()}}, "a.pt"),
+        (lambda: {"model_ema": prefixed("module.")}, "a.pt"),
+        (lambda: {"state_dict": weights(), "args": argparse.Namespace(lr=1e-3)}, "a.pth"),
+        (lambda: {k: torch.nn.Parameter(x) for k, x in weights().items()}, "a.pt"),
+        (lambda: {k: x.double() for k, x in weights().items()}, "a.pt"),
+    ],
+)
+def test_checkpoints_are_read_whatever_is_wrapped_around_them(content, name, tmp_path):
+    found = compare._read_checkpoint(write(content(), tmp_path / name))
+    expected = weights()
+    assert list(found) == list(expected) or name.endswith(".safetensors")
+    assert found.keys() == expected.keys()
+    for key, x in found.items():
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, expected[key].numpy(), err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_bfloat16_is_read_as_float32(name, tmp_path):
+    tensors = {key: x.bfloat16() for key, x in weights().items()}
+    found = compare._read_checkpoint(write(tensors, tmp_path / name))
+    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
+    key = "head.fc.weight"
+    np.testing.assert_array_equal(found[key], tensors[key].float().numpy())
+
+
+def test_of_several_state_dicts_the_trained_one_is_compared_and_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
+    other = {key: x + 1 for key, x in weights().items()}
+    path = write({"model_ema": other, "state_dict": weights()}, tmp_path / "a.pt")
+    found = compare._read_checkpoint(path)
+    np.testing.assert_array_equal(found["head.fc.bias"], weights()["head.fc.bias"].numpy())
+    assert "holds state_dict, model_ema; 'state_dict' is compared" in caplog.text
+
+
+# The command
+
+
+@pytest.fixture
+def command(checkpoint, folder, monkeypatch, capsys):
+    """Runs the command and returns its exit status, output and errors; flags replace the usual."""
+    monkeypatch.setattr(compare.console, "set_up_logging", lambda: None)  # global
+
+    def start(**changes):
+        flags = {"checkpoint": checkpoint, "images": folder, "model": NAME, "image_size": SIZE}
+        try:
+            status = compare.main([f"--{k}={v}" for k, v in {**flags, **changes}.items()])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return start
+
+
+def test_the_command_prints_and_saves_equal_weights(command, checkpoint, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(3):
+        picture(k, (80, 70)).save(images / f"{k}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    status, output, errors = command(images=images, json=tmp_path / "out" / "found.json")
+    assert (status, errors) == (0, "")
+    lines = [line.rstrip() for line in output.splitlines()]
+    assert f"{NAME}, 5 classes, 3 images of 64 pixels" in lines
+    assert lines[lines.index("1 unreadable images left out:") + 1] == "  broken.png (not an image)"
+    assert "Pixels equal torchvision's Resize(64), CenterCrop(64) in 3 of 3 images." in lines
+    assert "Activations part nowhere (tolerance 0.0001)." in lines
+    assert lines[-1] == "Predictions agree for all 3 images."
+    shown = [line.split()[0] for line in lines if line.startswith((" st", " head"))]
+    assert shown == LAYERS
+    assert max(map(len, (line for line in lines if str(checkpoint) not in line))) <= 80
+
+    saved = json.loads((tmp_path / "out" / "found.json").read_text())
+    layers = saved.pop("layers")
+    assert list(layers) == LAYERS
+    assert 0 < max(layers.values()) < 1e-5
+    assert 0 < saved.pop("logits_mean") <= saved.pop("logits_max") < 1e-5
+    assert saved.pop("probabilities_max") < 1e-5
+    assert saved == {
+        "passed": True,
+        "parts_at": None,
+        "checkpoint": str(checkpoint),
+        "weights": None,
+        "model": NAME,
+        "num_classes": 5,
+        "image_size": 64,
+        "tolerance": 1e-4,
+        "files": ["0.png", "1.png", "2.png"],
+        "unreadable": ["broken.png (not an image)"],
+        "preprocessing": {"images": 3, "mean": 0.0, "max": 0, "different": []},
+        "agreeing": 3,
+        "disagreements": [],
+    }
+
+
+def test_the_command_names_the_layer_and_the_images_that_differ(command, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(16):
+        picture(k, (64, 64)).save(images / f"{k:02}.png")
+    # Whatever the image, ours says class 3 by a margin of about 100.
+    other = changed("head.fc.bias", lambda x: x + 100 * torch.eye(5)[3])
+    other["stages.0.blocks.1.gamma"] *= 1.01
+    path = write(other, tmp_path / "other.safetensors")
+    status, output, errors = command(images=images, weights=path, json=tmp_path / "found.json")
+    assert (status, errors) == (1, "")
+    lines = [line.rstrip() for line in output.splitlines()]
+    saved = json.loads((tmp_path / "found.json").read_text())
+    assert (saved["passed"], saved["parts_at"]) == (False, "stages.0.blocks.1")
+    assert [line.split()[0] for line in lines if line.endswith("parts here")] == [saved["parts_at"]]
+    assert "Activations part first at stages.0.blocks.1 (tolerance 0.0001)." in lines
+    differing = saved["disagreements"]
+    assert len(differing) == 16 - saved["agreeing"] > 10
+    start = lines.index(f"Predictions agree for {saved['agreeing']} of 16 images, not for:") + 1
+    assert lines[start:] == [
+        *(
+            f"  {x['file']}: theirs {x['theirs']} (margin {x['their_margin']:.2g}), "
+            f"ours 3 (margin {x['our_margin']:.2g})"
+            for x in differing[:10]
+        ),
+        f"  and {len(differing) - 10} more",
+    ]
+    assert all(x["theirs"] != 3 and 90 < x["our_margin"] < 110 for x in differing)
+
+
+def test_all_tensors_that_do_not_fit_are_named_at_once(command, tmp_path):
+    tensors = without("stem.0.bias", "stages.3.blocks.1.gamma")
+    tensors["head.model.weight"] = torch.zeros(2, 3)
+    tensors["stages.0.blocks.0.conv_dw.weight"] = torch.zeros(40, 1, 5, 5)
+    path = write(tensors, tmp_path / "a.pth")
+    status, _, errors = command(checkpoint=path)
+    assert status == 2
+    assert errors.splitlines() == [
+        f"Error: {path} does not fit {NAME}; 4 tensors differ:",
+        "  missing: stages.3.blocks.1.gamma (320,)",
+        "  missing: stem.0.bias (40,)",
+        "  extra: head.model.weight (2, 3)",
+        "  shape: stages.0.blocks.0.conv_dw.weight is (40, 1, 5, 5), the model's is (40, 1, 7, 7)",
+    ]
+
+
+def test_a_checkpoint_of_another_model_says_of_which(command):
+    status, _, errors = command(model="convnext_pico")
+    assert status == 2
+    assert "shape: stem.0.weight is (40, 3, 4, 4), the model's is (64, 3, 4, 4)" in errors
+    assert errors.endswith(f"\nTry --model={NAME}.\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a value of type list, no weights"),
+        ({}, "holds an empty dict, no weights"),
+        ({"state_dict": {}}, "holds an empty dict, no weights"),
+        ({"epoch": 3, "lr": 0.1}, "holds no state dict; what is no tensor: epoch, lr."),
+        (torch.nn.Linear(2, 2), "(UnpicklingError): it is damaged, or holds more than tensors"),
+        ({"a.b": torch.zeros(2), "module.a.b": torch.zeros(2)}, "holds several networks"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
+    status, _, errors = command(checkpoint=write(content, tmp_path / "a.pt"))
+    assert status == 2
+    assert errors.startswith(f"Error: {tmp_path / 'a.pt'} ")
+    assert message in errors
+    assert "torch.save(model.state_dict(), FILE)" in errors or "Save the state_dict()" in errors
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_damaged_checkpoints_are_refused(name, command, tmp_path):
+    path = write(weights(), tmp_path / name)
+    path.write_bytes(path.read_bytes()[:5000])
+    status, _, errors = command(checkpoint=path)
+    assert status == 2
+    assert str(path) in errors
+
+
+def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
+    other = changed("head.fc.weight", lambda x: x[:3]) | {"head.fc.bias": torch.zeros(3)}
+    path = write(other, tmp_path / "other.safetensors")
+    status, _, errors = command(weights=path)
+    assert status == 2
+    assert errors == f"Error: {path} has 3 classes, {checkpoint} 5; they must be the same.\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"checkpoint": "absent.pth"}, "There is no file absent.pth"),
+        ({"images": "absent"}, "There is no folder absent"),
+        ({"weights": "absent.safetensors"}, "There is no file absent.safetensors"),
+        ({"weights": "absent.pth"}, "absent.pth is a pickle"),
+        ({"model": "convnext_ato"}, "Did you mean 'convnext_atto'?"),
+        ({"image_size": 100}, "image_size is 100; it must be a multiple of 32"),
+        ({"image_size": 0}, "image_size is 0; it must be a multiple of 32"),
+        ({"batch": 0}, "batch is 0 and max_images 64; both must be positive"),
+        ({"max_images": -1}, "both must be positive"),
+        ({"tolerance": "small"}, "argument --tolerance: invalid float value"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags, message, command):
+    status, _, errors = command(**flags)
+    assert status == 2
+    assert message in errors
+
+
+def test_folders_without_a_readable_image_are_refused(command, tmp_path):
+    status, _, errors = command(images=tmp_path)
+    assert status == 2
+    assert errors.startswith(f"Error: {tmp_path} holds no images; files are expected that end in ")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
+    status, _, errors = command(images=tmp_path)
+    assert status == 2
+    assert f"None of 2 images in {tmp_path} can be read: a.png (not an image); b.jpg (" in errors
+
+
+@pytest.mark.parametrize("module", ["torch", "torchvision", "timm"])
+def test_without_torch_the_extra_is_named(module, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    status, _, errors = command()
+    assert status == 2
+    assert module in errors
+    assert "pip install -e '.[parity]'" in errors
+
+
+def test_the_module_is_a_command_and_imports_torch_only_to_compare(tmp_path):
+    for library in ("torch", "torchvision", "timm"):
+        (tmp_path / f"{library}.py").write_text("raise SystemExit(99)")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "egmae_jax.compare", "--checkpoint=a.pth", "--images=images"),
+            "--image_size=100",
+        ],
+        cwd=REPOSITORY,
+        env=environment(PYTHONPATH=f"{tmp_path}:{REPOSITORY}"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: image_size is 100; it must be a multiple of 32.\n"
