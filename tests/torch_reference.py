@@ -36,8 +36,12 @@ def random_convnext(name, *, num_classes=5, seed=0, **options):
     Fresh parameters would: biases are zero and layer scales 1e-6, so half of the network's
     mistakes would not show.
     """
+    return randomize(timm().create_model(name, num_classes=num_classes, **options), seed).eval()
+
+
+def randomize(model, seed=0):
+    """Draws every parameter of a network anew."""
     torch_ = torch()
-    model = timm().create_model(name, num_classes=num_classes, **options).eval()
     rng = np.random.default_rng(seed)
     with torch_.no_grad():
         for key, parameter in model.named_parameters():

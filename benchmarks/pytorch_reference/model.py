@@ -1,4 +1,4 @@
-"""Networks, corruption and steps of the paper in PyTorch, with timm's ConvNeXt.
+"""Networks, corruption and losses of the paper in PyTorch, with timm's ConvNeXt.
 
 Images are [B, 3, H, W]; entropies and masks [B, H/P, W/P].
 """
@@ -13,19 +13,19 @@ from tests import torch_reference
 STRIDE = 32  # input pixels, along each side, per feature of the encoder's last stage
 
 
-def create_classifier(name: str, num_classes: int, drop_path_rate: float = 0.0) -> nn.Module:
-    """timm's model with random weights."""
+def create_classifier(
+    name: str, num_classes: int, drop_path_rate: float = 0.0, *, pretrained: bool = False
+) -> nn.Module:
+    """timm's model, with random weights or those of its hub."""
     return torch_reference.timm().create_model(
-        name, num_classes=num_classes, drop_path_rate=drop_path_rate
+        name, num_classes=num_classes, drop_path_rate=drop_path_rate, pretrained=pretrained
     )
 
 
-def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float32 with ImageNet's mean and standard deviation."""
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor(MEAN, device=pixels.device).view(shape)
-    std = torch.tensor(STD, device=pixels.device).view(shape)
-    return (pixels.float() / 255 - mean) / std
+def normalize(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 -> floating point with ImageNet's mean and standard deviation."""
+    mean, std = (torch.tensor(x, dtype=dtype, device=pixels.device) for x in (MEAN, STD))
+    return (pixels.to(dtype) / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def patch_entropy(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -48,11 +48,14 @@ def to_pixels(patch_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def entropy_noise(
-    images: torch.Tensor, entropy: torch.Tensor, patch_size: int
+    images: torch.Tensor, entropy: torch.Tensor, noise: torch.Tensor, patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adds noise of variance H to every patch (paper equation 4); the images and the mask."""
-    noise = torch.randn_like(images)
-    return images + to_pixels(entropy.sqrt(), patch_size) * noise, (entropy > 0).float()
+    """Standard normal noise is given each patch's variance H and added (paper equation 4).
+
+    Returns:
+        The corrupted images, and the mask of the patches that have any noise.
+    """
+    return images + to_pixels(entropy.sqrt(), patch_size) * noise, (entropy > 0).to(images.dtype)
 
 
 def masked_mse(
@@ -60,7 +63,7 @@ def masked_mse(
 ) -> torch.Tensor:
     """Mean squared error over the pixels of masked patches (paper equation 7)."""
     weight = to_pixels(mask, patch_size)
-    total = (weight * (prediction.float() - target).square()).sum()
+    total = (weight * (prediction.to(target.dtype) - target).square()).sum()
     return total / (weight.sum() * target.shape[1]).clamp(min=1)
 
 
@@ -86,38 +89,31 @@ class MaskedAutoencoder(nn.Module):
         return F.pixel_shuffle(self.predict(self.blocks(x)), STRIDE)
 
 
-def adamw(model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float):
-    """Fused AdamW; only weights with more than one axis decay."""
-    decays = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decays, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
-
-
-def pretrain_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, pixels: torch.Tensor, patch_size: int
+def pretraining_loss(
+    model: nn.Module, pixels: torch.Tensor, patch_size: int, noise: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One step on uint8 crops; the loss."""
-    target = normalize(pixels)
-    corrupted, mask = entropy_noise(target, patch_entropy(pixels, patch_size), patch_size)
-    return _update(masked_mse(model(corrupted, mask), target, mask, patch_size), optimizer)
+    """Of the reconstruction of corrupted uint8 crops (paper section 3.3); `noise` is drawn if None.
+
+    Computed in the dtype of the noise, so that float64 noise and a float64 model give a reference
+    for both frameworks.
+    """
+    target = normalize(pixels, torch.float32 if noise is None else noise.dtype)
+    noise = torch.randn_like(target) if noise is None else noise
+    entropy = patch_entropy(pixels, patch_size).to(target.dtype)
+    corrupted, mask = entropy_noise(target, entropy, noise, patch_size)
+    return masked_mse(model(corrupted, mask), target, mask, patch_size)
 
 
-def finetune_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, pixels: torch.Tensor, labels: torch.Tensor
+def classification_loss(
+    model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """One step on uint8 crops; the loss."""
-    return _update(F.cross_entropy(model(normalize(pixels)).float(), labels), optimizer)
-
-
-def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    """Cross-entropy of uint8 crops (paper equations 8-10), in the dtype of the parameters."""
+    logits = model(normalize(pixels, next(model.parameters()).dtype))
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, H, W] -> class probabilities [B, num_classes]."""
-    return model(normalize(pixels)).softmax(-1)
+    return model(normalize(pixels)).float().softmax(-1)
