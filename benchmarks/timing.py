@@ -1,0 +1,93 @@
+"""What the benchmarks of single operations share: programs that repeat one, alternating rounds."""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from egmae_jax import compilation
+
+
+def default_repeats() -> int:
+    """How often to apply an operation in one dispatch: one costs a GPU more than some of ours."""
+    return 1 if jax.default_backend() == "cpu" else 100
+
+
+def repeated(function: Callable[..., Any], repeats: int) -> Callable[..., Any]:
+    """Applies `function` to the same arguments `repeats` times in one program.
+
+    Optimization barriers make each application wait for the one before it. A turn of the loop has
+    several of them, since counting takes a GPU a kernel of its own.
+
+    Returns:
+        A compiled function with the results of the last turn.
+    """
+    per_turn = math.gcd(repeats, 5)
+
+    def turn(_, carry):
+        arguments, results = carry[0], []
+        for _ in range(per_turn):
+            result = function(*arguments)
+            arguments, result = lax.optimization_barrier((arguments, result))
+            results.append(result)
+        return arguments, results
+
+    def program(*arguments):
+        if repeats == 1:
+            return [function(*arguments)]
+        shapes = jax.eval_shape(function, *arguments)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        # All results are returned, so that none is left out.
+        return lax.fori_loop(0, repeats // per_turn, turn, (arguments, [zeros] * per_turn))[1]
+
+    return compilation.jit(program)
+
+
+def median_ms(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, repeats: int = 1
+) -> dict[str, float]:
+    """Milliseconds of one application, the median over rounds in which every run has its turn.
+
+    Their order is drawn anew each round: other libraries' threads spin for a while after their
+    work, at the cost of what comes next.
+
+    Args:
+        runs: what to time, each doing `repeats` applications. JAX's results are waited for; other
+            libraries' runs must wait themselves. All have run before.
+        rounds: how often each is run.
+        repeats: applications in a run.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    shuffled = random.Random(0)
+    for _ in range(rounds):
+        for name in shuffled.sample(list(runs), len(runs)):
+            started = time.perf_counter()
+            jax.block_until_ready(runs[name]())
+            times[name].append(time.perf_counter() - started)
+    return {name: 1e3 * statistics.median(values) / repeats for name, values in times.items()}
+
+
+def copy_bandwidth(rounds: int) -> float:
+    """Bytes/s read and written by adding 1 to a float32 array larger than any cache."""
+    repeats = 10
+    add = repeated(lambda x: x + 1, repeats)
+    x = jnp.zeros(2**25 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
+    jax.block_until_ready(add(x))
+    return 2 * x.nbytes / (median_ms({"copy": lambda: add(x)}, rounds, repeats)["copy"] / 1e3)
+
+
+def failure(error: Exception) -> str:
+    """What a table's cell says of a form that does not work here."""
+    lines = str(error).strip().splitlines()
+    return f"failed: {lines[0][:80] if lines else type(error).__name__}"
+
+
+def machine() -> str:
+    """The device and the version of JAX."""
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"

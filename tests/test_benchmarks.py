@@ -1,0 +1,157 @@
+"""The benchmarks' forms agree with one another, and with what is not ours; the programs run."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import corruption, depthwise, timing
+
+needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
+needs_skimage = pytest.mark.skipif(
+    not importlib.util.find_spec("skimage"), reason="scikit-image is not here"
+)
+
+
+def random_arrays(shape, dtype=jnp.float32):
+    """x, kernel and gradient of a convolution."""
+    rng = np.random.default_rng(0)
+    shapes = shape, (7, 7, 1, shape[-1]), shape
+    return tuple(jnp.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes)
+
+
+# Depthwise convolution. Pallas is interpreted here: odd sizes need its masks.
+
+
+@pytest.mark.parametrize("form", ["library", "shifted", "pallas"])
+def test_convolutions_and_gradients_are_those_of_xla(form):
+    arrays = random_arrays((2, 9, 13, 40))
+
+    def value_and_gradients(conv):
+        def run(x, kernel, gradient):
+            value, gradients = jax.vjp(conv, x, kernel)
+            return value, *gradients(gradient)
+
+        return jax.jit(run)(*arrays)
+
+    ours = value_and_gradients(depthwise.FORMS[form])
+    for a, b in zip(ours, value_and_gradients(depthwise.grouped), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * np.abs(b).max())
+
+
+@needs_torch
+@pytest.mark.parametrize("work", depthwise.WORKS)
+def test_pytorch_computes_the_same_from_what_it_is_given(work):
+    arrays = random_arrays((2, 5, 6, 4))
+    _, result = depthwise._run_of("pytorch", work, arrays, 2)
+    expected = depthwise.works_of(depthwise.grouped)[work](*arrays)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrong_or_failing_convolution_is_said_so_and_the_rest_is_timed(monkeypatch):
+    def fails(x, kernel):
+        raise RuntimeError("no such kernel\nhere")
+
+    monkeypatch.setitem(
+        depthwise.FORMS, "wrong", lambda x, kernel: 1.1 * depthwise.grouped(x, kernel)
+    )
+    monkeypatch.setitem(depthwise.FORMS, "fails", fails)
+    rows = depthwise.measure((1, 3, 3, 2), ["wrong", "fails", "grouped"], "float32", 1, 1)
+    assert rows["fails"] == dict.fromkeys(depthwise.WORKS, "failed: no such kernel")
+    assert all(cell.startswith("failed: differs by 0.1") for cell in rows["wrong"].values())
+    assert all(cell > 0 for cell in rows["grouped"].values())
+
+
+def test_depthwise_prints_and_writes_times_beside_the_floor(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(timing, "copy_bandwidth", lambda rounds: 1e9)
+    path = tmp_path / "times.json"
+    depthwise.main(
+        ["--batch=2", "--shapes=4x3", "--forms=grouped", "--dtype=bfloat16", f"--json={path}"]
+    )
+    times = json.loads(path.read_text())["ms"]["4x3"]
+    assert times["floor"]["forward"] == pytest.approx(2 * (2 * 4 * 4 * 3) * 2 / 1e9 * 1e3)
+    assert set(times["grouped"]) == set(depthwise.WORKS)
+    assert "4x3" in capsys.readouterr().out
+
+
+# Corruption
+
+
+@pytest.fixture(scope="module")
+def images():
+    return corruption.make_images(2, 32)
+
+
+@pytest.mark.parametrize("form", corruption.FORMS)
+def test_entropies_are_those_of_scipy(form, images):
+    program = jax.jit(corruption.FORMS[form])
+    flat = np.zeros((2, 32, 32, 3), np.uint8)
+    for array in (*images.values(), flat):
+        patches = array.reshape(2, 2, 16, 2, 16, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 256)
+        expected = [stats.entropy(np.bincount(patch)) for patch in patches]
+        expected = np.reshape(expected, (2, 2, 2, 3)).mean(axis=-1)
+        np.testing.assert_allclose(program(array), expected, atol=1e-5)
+
+
+def test_dark_images_are_dark_and_the_others_are_not(images):
+    zeros = {name: np.mean(array == 0) for name, array in images.items()}
+    assert zeros["dark"] > 0.5 > 0.1 > max(zeros["natural"], zeros["noise"])
+
+
+@pytest.mark.parametrize("name", [name for name in corruption.NOISES if "," in name])
+def test_noises_are_standard_normal(name):
+    generator, normal = corruption.NOISES[name]
+    values = np.asarray(normal(jax.random.key(1, impl=generator), (2, 50, 50, 3)))
+    assert values.shape == (2, 50, 50, 3)
+    assert values.dtype == np.float32
+    assert stats.kstest(values.ravel(), "norm").pvalue > 0.01
+    pairs = values.reshape(2, -1)
+    assert abs((pairs[0] * pairs[1]).mean()) < 4 / math.sqrt(pairs.shape[1])
+
+
+def test_flat_noise_is_the_librarys_bit_for_bit():
+    key, shape = jax.random.key(2), (2, 6, 5, 3)
+    np.testing.assert_array_equal(
+        corruption._normal_flat(key, shape), jax.random.normal(key, shape)
+    )
+
+
+@needs_skimage
+def test_corruption_prints_and_writes_times_and_the_share_of_a_step(tmp_path, capsys):
+    path = tmp_path / "times.json"
+    arguments = "--batch=1 --image_size=16 --rounds=1 --forms=library,scatter --step_ms=50"
+    corruption.main([*arguments.split(), f"--json={path}"])
+    result = json.loads(path.read_text())
+    assert set(result["entropy_ms"]["dark"]) == {"library", "scatter"}
+    assert result["loop_ratio"]["dark"] == pytest.approx(
+        result["loop_ms"]["dark"] / result["entropy_ms"]["dark"]["library"]
+    )
+    assert result["share_of_step"] == result["corruption_ms"]["entropy and corrupt"] / 50
+    assert "scikit-image" in capsys.readouterr().out
+
+
+# Timing
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 10])
+def test_a_repeated_program_gives_what_the_function_gives(repeats):
+    def function(key, x):
+        return jax.random.normal(key, (1000,)) + x
+
+    arguments = jax.random.key(0), jnp.arange(1000.0)
+    results = timing.repeated(function, repeats)(*arguments)
+    assert len(results) == math.gcd(repeats, 5)
+    for result in results:
+        np.testing.assert_allclose(result, function(*arguments), rtol=1e-6)
+
+
+def test_a_repeated_program_applies_the_function_every_time():
+    program = timing.repeated(jnp.sort, 10)
+    text = program.lower(jnp.ones(1000)).compile().as_text()
+    assert text.count(" sort(") == 5
+    assert '"n":"2"' in text
