@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from egmae_jax.compilation import materialize
+
 # Of ImageNet, in units of pixel value / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -143,7 +145,7 @@ def resample(images: jax.Array, crop: Crop, flip: jax.Array, *, size: int) -> ja
     columns = _resampling(crop.left, crop.width, left, right, flip, length=width, size=size)
     resample_one = functools.partial(_resample_one, size=size)
     if jax.default_backend() == "cpu":  # an image at a time stays in the cache
-        return jax.lax.map(lambda x: resample_one(*x), (images, rows, columns))
+        return jax.lax.map(lambda x: materialize(resample_one(*x)), (images, rows, columns))
     return jax.vmap(resample_one)(images, rows, columns)
 
 

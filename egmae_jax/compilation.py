@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _CPU_OPTIONS = {
-    "xla_disable_hlo_passes": "cse_barrier_expander",  # keeps optimization barriers
+    # The first removes optimization barriers. The second crashes on barriers over several arrays.
+    "xla_disable_hlo_passes": "cse_barrier_expander,small-while-loop-hoisting",
     # YNNPACK's fusions are slower than XLA's own reductions and matrix products at our shapes, and
     # take in what should be computed once.
     "xla_cpu_experimental_ynn_fusion_type": "",

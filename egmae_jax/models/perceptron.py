@@ -19,9 +19,10 @@ from jax import lax
 from egmae_jax.compilation import materialize
 
 EPSILON = 1e-6  # of the norm; timm's
-# The widest activation of what is computed at a time without gradients on CPU: it stays in the
-# cache.
+# On CPU: the widest activation of what is computed at a time, which then stays in the cache; and up
+# to how many channels computing it again for the gradients takes less time than keeping it.
 _BLOCK_BYTES = 10e6
+_RECOMPUTED_CHANNELS = 192
 
 
 class Perceptron(NamedTuple):
@@ -58,20 +59,24 @@ def perceptron(
         params: of the layers.
         train: gradients will be asked for.
         rematerialize: keeps nothing but `x` for them and computes the layers again, which takes
-            more time and less memory (the wide activations are most of what a step keeps).
+            more time and less memory (the wide activations are most of what a step keeps). On CPU
+            it is done for narrow layers anyway.
     """
     params = params.folded() if train else params
     params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
-    rows = x.reshape(-1, x.shape[-1])
-    if train and rematerialize:
-        result = jax.checkpoint(_layers)(rows, params)
-    elif jax.default_backend() == "cpu" and not train:
-        blocks = _num_blocks(x.shape[0], rows.shape[0] * params.kernel1.shape[1] * x.dtype.itemsize)
-        result = lax.map(
-            lambda block: _layers(block, params), rows.reshape(blocks, -1, rows.shape[1])
-        )
+    channels = x.shape[-1]
+    rows, blocks, layers = x.reshape(-1, channels), 1, _layers
+    if jax.default_backend() == "cpu" and (not train or channels <= _RECOMPUTED_CHANNELS):
+        wide = rows.shape[0] * params.kernel1.shape[1] * x.dtype.itemsize
+        blocks = _num_blocks(x.shape[0], wide)
+    if train and (rematerialize or blocks > 1):
+        # In a loop nothing can be merged with what is kept, so no barrier need prevent it.
+        layers = jax.checkpoint(_layers, prevent_cse=blocks == 1)
+    if blocks == 1:
+        result = layers(rows, params)
     else:
-        result = _layers(rows, params)
+        parts = rows.reshape(blocks, -1, channels)
+        result = lax.map(lambda part: layers(part, params), parts)
     return result.reshape(x.shape)
 
 
