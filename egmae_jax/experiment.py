@@ -393,6 +393,7 @@ class Experiment:
             len(self.data.prepared.classes),
             drop_path_rate=drop_path_rate,
             dtype=jnp.dtype(self.config.model.dtype),
+            rematerialize=self.config.model.rematerialize,
         )
 
     def _initial_classifier(self, seed: int) -> PyTree:

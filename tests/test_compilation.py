@@ -7,6 +7,7 @@ import pytest
 
 from egmae_jax import compilation, models
 from egmae_jax.compilation import materialize
+from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.perceptron import _num_blocks
 
@@ -59,3 +60,50 @@ def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit():
     assert _num_blocks(16, 77e6) == 8
     assert _num_blocks(17, 77e6) == 17
     assert _num_blocks(4, 1e9) == 4  # an image at a time at the least
+
+
+def gradient_program(*, rematerialize=False, batch=4):
+    """Parameters, and the compiled gradient of a loss."""
+    model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, rematerialize=rematerialize)
+    shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    images = np.random.default_rng(0).standard_normal((batch, 64, 64, 3)).astype(np.float32)
+
+    def loss(params):
+        return jnp.square(model.apply({"params": params}, images, train=True)).sum()
+
+    return params, compilation.jit(jax.grad(loss)).lower(params).compile()
+
+
+def assert_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_rematerialized_gradients_are_the_same_for_less_memory():
+    params, kept = gradient_program()
+    _, again = gradient_program(rematerialize=True)
+    assert_close(again(params), kept(params))
+    kept, again = (p.memory_analysis().temp_size_in_bytes for p in (kept, again))
+    assert again < 0.6 * kept
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
+def test_gradients_do_not_depend_on_the_parts_that_a_batch_is_computed_in(monkeypatch):
+    params, whole = gradient_program()
+    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    _, parts = gradient_program()
+    assert_close(parts(params), whole(params))
+
+
+def test_a_barrier_over_several_arrays_in_a_small_loop_does_not_crash():
+    # XLA aborts the process here when small loops are hoisted and barriers kept.
+    def program(x):
+        def body(_, carry):
+            return tuple(y + 1 for y in jax.lax.optimization_barrier(carry))
+
+        return jax.lax.fori_loop(0, 3, body, (x, 2 * x))
+
+    first, second = compilation.jit(program)(jnp.ones(4))
+    np.testing.assert_array_equal(first, 4)
+    np.testing.assert_array_equal(second, 5)

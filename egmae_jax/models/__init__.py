@@ -27,15 +27,20 @@ def names() -> tuple[str, ...]:
 
 
 def create(
-    name: str, num_classes: int, *, drop_path_rate: float = 0.0, dtype: Any = jnp.float32
+    name: str,
+    num_classes: int,
+    *,
+    drop_path_rate: float = 0.0,
+    dtype: Any = jnp.float32,
+    rematerialize: bool = False,
 ) -> ConvNeXt:
-    """The model `name` with a classifier of `num_classes` outputs.
+    """The model `name` with a classifier of `num_classes` outputs; see `ConvNeXt` for the rest.
 
     Raises:
         ValueError: no such model; the message names the nearest.
     """
     depths, dims, _ = _entry(name)
-    return ConvNeXt(depths, dims, num_classes, drop_path_rate, dtype)
+    return ConvNeXt(depths, dims, num_classes, drop_path_rate, dtype, rematerialize)
 
 
 def default_weights(name: str) -> str:

@@ -163,13 +163,15 @@ class Stage(nn.Module):
     drop_path_rates: tuple[float, ...]  # one a block
     downsample: bool
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
         for index, rate in enumerate(self.drop_path_rates):
-            x = ConvNeXtBlock(rate, dtype=self.dtype, name=f"blocks_{index}")(x, train=train)
+            block = ConvNeXtBlock(rate, self.dtype, self.rematerialize, name=f"blocks_{index}")
+            x = block(x, train=train)
         return x
 
 
@@ -196,6 +198,8 @@ class ConvNeXt(nn.Module):
         num_classes: width of the classifier.
         drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
         dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
+        rematerialize: computes the wide activations of every block again for the gradients, which
+            takes less memory and more time.
     """
 
     depths: tuple[int, ...]
@@ -203,6 +207,7 @@ class ConvNeXt(nn.Module):
     num_classes: int
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     def setup(self):
         rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
@@ -214,6 +219,7 @@ class ConvNeXt(nn.Module):
                 tuple(rates[start : start + depth]),
                 downsample=index > 0,
                 dtype=self.dtype,
+                rematerialize=self.rematerialize,
             )
             for index, (features, depth, start) in enumerate(
                 zip(self.dims, self.depths, starts[:-1], strict=True)
