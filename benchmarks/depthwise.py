@@ -105,8 +105,14 @@ def _pallas_kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax
 
 pallas = _with_gradients(_pallas, _pallas_kernel_gradient)
 
+
+def library(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """What the models use."""
+    return depthwise_conv(x, kernel, jnp.zeros(x.shape[-1], x.dtype))
+
+
 FORMS: dict[str, Conv] = {
-    "library": depthwise_conv,
+    "library": library,
     "grouped": grouped,
     "shifted": shifted,
     "pallas": pallas,

@@ -43,7 +43,8 @@ class TrainState:
     @classmethod
     def create(cls, params: PyTree, optimizer: optax.GradientTransformation) -> "TrainState":
         """The state before the first step."""
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        # Jitted, it is one program instead of one for every shape.
+        return cls(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
 
     def update(self, optimizer: optax.GradientTransformation, gradients: PyTree) -> "TrainState":
         """The state after one step of the optimizer."""
@@ -70,15 +71,16 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
 
     @functools.partial(compilation.jit, donate_argnums=0)
     def run(state, steps, key, num_steps):
+        @jax.jit  # traced once, for the metrics' shapes and for the loop
         def one_step(i, state):
             return step_fn(state, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
             state, history = carry
-            state, metrics = one_step(i, state)
+            state, metrics = one_step(jnp.int32(i), state)
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
-        metrics = jax.eval_shape(lambda s: one_step(0, s)[1], state)
+        _, metrics = jax.eval_shape(one_step, jnp.int32(0), state)
         history = jax.tree.map(lambda m: jnp.zeros(MAX_STEPS, m.dtype), metrics)
         return jax.lax.fori_loop(0, num_steps, body, (state, history))
 

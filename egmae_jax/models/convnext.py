@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax.compilation import materialize
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
 
@@ -62,8 +61,7 @@ class DepthwiseConv(nn.Module):
             "kernel", kernel_init, (self.kernel_size, self.kernel_size, 1, channels)
         )
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype))
-        return materialize(x + bias.astype(self.dtype))
+        return depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
 
 
 class DropPath(nn.Module):

@@ -14,22 +14,22 @@ from egmae_jax.compilation import materialize
 _MAX_ROWS = 14  # of the image, summed at a time by the kernel's gradient
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@jax.jit  # blocks of one shape share one trace
+def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Depthwise convolution with stride 1, zero padding and output of the input's size.
-
-    On CPU its caller should `materialize` the result, after adding a bias.
 
     Args:
         x: [B, H, W, C].
         kernel: [K, K, 1, C], K odd.
+        bias: [C].
 
     Returns:
         [B, H, W, C] in the dtype of `x`.
     """
     if jax.default_backend() == "cpu":
-        return _shifted_conv(x, kernel)
+        return materialize(_shifted_conv(x, kernel) + bias)
     padding = kernel.shape[0] // 2
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
@@ -37,6 +37,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
+    return y + bias
 
 
 @jax.custom_vjp

@@ -49,10 +49,11 @@ class Perceptron(NamedTuple):
         )
 
 
+@functools.partial(jax.jit, static_argnames=("train", "rematerialize"))
 def perceptron(
     x: jax.Array, params: Perceptron, *, train: bool, rematerialize: bool = False
 ) -> jax.Array:
-    """Applies the layers to every pixel.
+    """Applies the layers to every pixel. Blocks of one shape share one trace, being jitted.
 
     Args:
         x: [B, H, W, C].
