@@ -241,18 +241,13 @@ def corruption_times(images: np.ndarray, rounds: int, repeats: int) -> dict[str,
 def pretrain_step_ms(model: str, image_size: int, batch: int, rounds: int) -> float:
     """Milliseconds of a whole pre-training step (`benchmarks.train_step`)."""
     from benchmarks import train_step
-    from egmae_jax.data.pipeline import Images
 
     steps = 2  # in one dispatch
-    side = round(image_size * 256 / 224)
-    images = Images(
-        np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8),
-        np.full((batch, 2), side, np.int32),
-        np.zeros(batch, np.int32),
-    )
-    runs, _ = train_step.our_programs(train_step.make_config(model, image_size), images, steps)
-    runs["pretrain"]()
-    return timing.median_ms({"step": runs["pretrain"]}, rounds, steps)["step"]
+    config = train_step.make_config(model, image_size)
+    images = train_step.make_images(batch, image_size)
+    run = train_step.OurTraining("pretrain", config, images, steps)
+    run()
+    return timing.median_ms({"step": run}, rounds, steps)["step"]
 
 
 def main(argv: list[str] | None = None) -> None:

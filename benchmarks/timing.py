@@ -1,10 +1,14 @@
 """What the benchmarks of single operations share: programs that repeat one, alternating rounds."""
 
+import collections
 import math
 import random
+import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,3 +95,49 @@ def failure(error: Exception) -> str:
 def machine() -> str:
     """The device and the version of JAX."""
     return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def product_flops(dtype: str, rounds: int) -> float:
+    """FLOP/s of a square matrix product."""
+    repeats = 10
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((side, side), dtype)
+    product = repeated(lambda a, b: a @ b, repeats)
+    jax.block_until_ready(product(x, x))
+    milliseconds = median_ms({"product": lambda: product(x, x)}, rounds, repeats)["product"]
+    return 2 * side**3 / (milliseconds / 1e3)
+
+
+def ceilings(dtype: str, rounds: int) -> dict[str, float]:
+    """What the device reaches: matrix products, and memory read and written."""
+    return {
+        "matrix_flops_per_s": product_flops(dtype, rounds),
+        "copy_bytes_per_s": copy_bandwidth(rounds),
+    }
+
+
+def top_kernels(run: Callable[[], Any], steps: int, count: int = 20) -> dict[str, float]:
+    """Milliseconds a step of what takes longest: kernels on a GPU, operations on a CPU.
+
+    Args:
+        run: does `steps` steps and waits for them.
+        steps: to divide by.
+        count: how many to name.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+        devices = [plane for plane in planes if plane.name.startswith("/device:")]
+        totals: collections.Counter[str] = collections.Counter()
+        for plane in devices or planes:
+            for line in plane.lines:
+                # A GPU's kernels are on its streams, and once more on lines that sum them up. A
+                # CPU's threads also record Python ('$...') and the program as a whole.
+                if devices and not line.name.startswith("Stream"):
+                    continue
+                for event in line.events:
+                    if devices or re.fullmatch(r"[\w-]+(\.\d+)*", event.name):
+                        totals[re.sub(r"(\.\d+)+$", "", event.name)] += event.duration_ns
+    return {name: ns / 1e6 / steps for name, ns in totals.most_common(count)}

@@ -1,13 +1,18 @@
-"""Train steps and inference against PyTorch on the CPU: same work, same run, alternating.
+"""Train steps and inference against PyTorch: same work, same run, alternating.
 
-python -m benchmarks.train_step --model=convnext_tiny --batch=16 --image_size=224 [--rounds=5] \
-    [--steps=2] [--json=FILE]
+python -m benchmarks.train_step --model=convnext_tiny --batch=16 --image_size=224 \
+    [--dtype=bfloat16] [--work=train,pretrain,inference] [--peer=compiled,...] [--rounds=5] \
+    [--steps=N] [--profile] [--json=FILE]
 
 Ours are the programs of a run, `--steps` steps in one dispatch: uint8 images on a canvas are
-cropped, flipped, corrupted and learned from. The reference (`benchmarks/pytorch_reference`, eager,
-fused AdamW) is given crops, in both memory formats; the faster one counts. Ratios are images/s of
-ours over the reference's. compile_s is the fine-tuning program compiled with an empty cache,
-cached_compile_s the same from the persistent cache, init_s initial parameters and optimizer state.
+cropped, flipped, corrupted and learned from. The reference (`benchmarks/pytorch_reference`, fused
+AdamW) is given crops that are already on the device. On a CPU it runs eagerly in both memory
+formats, on a GPU channels last, compiled, with and without CUDA graphs; bfloat16 is its autocast.
+The fastest counts: ratios are images/s of ours over those of the reference.
+
+compile_s is the fine-tuning program traced and compiled with an empty cache, cached_compile_s the
+same from the persistent cache, init_s initial parameters and optimizer state. On a GPU the peak
+memory of each is told, and the shares of the measured ceilings of matrix products and of memory.
 """
 
 import argparse
@@ -20,6 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory too
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +36,9 @@ import torch
 from flax import struct
 from ml_collections import FrozenConfigDict
 
-from benchmarks.pytorch_reference import model as reference
+from benchmarks import timing
+from benchmarks.pytorch_reference import model as networks
+from benchmarks.pytorch_reference import training
 from configs import default
 from egmae_jax import compilation, finetune, loop, models, optim, pretrain, sharding
 from egmae_jax.data.pipeline import Images
@@ -37,7 +46,20 @@ from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
 
 NUM_CLASSES = 3
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+WORKS = ("train", "pretrain", "inference")
+CUDA = torch.cuda.is_available()
+# How the reference runs: memory format, mode of torch.compile or None.
+PEERS: dict[str, tuple[torch.memory_format, str | None]] = (
+    {
+        "compiled": (torch.channels_last, "default"),
+        "CUDA graphs": (torch.channels_last, "reduce-overhead"),
+    }
+    if CUDA
+    else {
+        "channels_last": (torch.channels_last, None),
+        "contiguous": (torch.contiguous_format, None),
+    }
+)
 
 
 @struct.dataclass
@@ -51,116 +73,136 @@ class SameBatch:
         return self.images
 
 
-def make_config(model: str, image_size: int) -> FrozenConfigDict:
-    """The default recipe at another size."""
+def make_config(model: str, image_size: int, **model_fields: Any) -> FrozenConfigDict:
+    """The default recipe at another size; `model_fields` such as dtype='bfloat16'."""
     config = default.get_config()
     with config.unlocked():
         config.model.name = model
+        config.model.update(model_fields)
         config.data.image_size = image_size
         config.finetune.resize = round(image_size * 236 / 224)
     return FrozenConfigDict(config)
 
 
-def our_programs(
-    config: FrozenConfigDict, images: Images, steps: int
-) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
-    """What to time, each doing `steps` steps or one inference; and the times of getting ready."""
-    mesh = sharding.make_mesh()
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    mask = jax.ShapeDtypeStruct((1, size // 16, size // 16), np.float32)
-    classifier = models.create(
-        config.model.name, NUM_CLASSES, drop_path_rate=config.finetune.drop_path_rate
+def make_images(batch: int, image_size: int) -> Images:
+    """Random images, somewhat larger than the crops."""
+    rng = np.random.default_rng(0)
+    side = round(image_size * 256 / 224)
+    return Images(
+        rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+        np.full((batch, 2), side, np.int32),
+        rng.integers(0, NUM_CLASSES, batch, np.int32),
     )
-    autoencoder = MaskedAutoencoder(
-        models.create(config.model.name, NUM_CLASSES), config.decoder.dim, config.decoder.depth
-    )
-    runs: dict[str, Callable[[], Any]] = {}
-    times: dict[str, float] = {}
-    feed, key = SameBatch(jax.device_put(images)), jax.random.key(0)
-    for name, module, inputs, step, section in (
-        ("train", classifier, (image,), finetune.finetune_step, config.finetune),
-        ("pretrain", autoencoder, (image, mask), pretrain.pretrain_step, config.pretrain),
-    ):
+
+
+class OurTraining:
+    """One of our programs; goes on training with every call. Its times of getting ready."""
+
+    def __init__(self, work: str, config: FrozenConfigDict, images: Images, steps: int):
+        size = config.data.image_size
+        image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+        create = functools.partial(
+            models.create,
+            config.model.name,
+            NUM_CLASSES,
+            dtype=jnp.dtype(config.model.dtype),
+            rematerialize=config.model.rematerialize,
+        )
+        if work == "train":
+            module = create(drop_path_rate=config.finetune.drop_path_rate)
+            inputs, step, section = (image,), finetune.finetune_step, config.finetune
+        else:
+            module = MaskedAutoencoder(create(), config.decoder.dim, config.decoder.depth)
+            mask = jax.ShapeDtypeStruct((1, size // 16, size // 16), np.float32)
+            inputs, step, section = (image, mask), pretrain.pretrain_step, config.pretrain
+        self._mesh, self._steps = sharding.make_mesh(), steps
+        self._feed = SameBatch(jax.device_put(images))
         started = time.perf_counter()
         params = initial_params(module, 0, *inputs)
-        schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**4, warmup_steps=10)
+        schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**6, warmup_steps=10)
         optimizer = optim.adamw(
             schedule, params, weight_decay=section.weight_decay, betas=section.betas
         )
-        state = sharding.replicate(loop.TrainState.create(params, optimizer), mesh)
-        jax.block_until_ready(state)
-        times.setdefault("init_s", time.perf_counter() - started)
-        step = functools.partial(step, model=module, optimizer=optimizer, config=config)
-        compile_ = functools.partial(_compile, step, mesh, state, feed, key, steps)
-        program, seconds = compile_()
-        if name == "train":
-            times["compile_s"] = seconds
-            jax.clear_caches()
-            times["cached_compile_s"] = compile_()[1]
-        runs[name] = _Training(program, state, feed, key, steps)
-    params = jax.device_put(initial_params(classifier, 0, image))
-    crops = jnp.asarray(images.pixels[:, :size, :size])
-    predict = compilation.jit(functools.partial(finetune.class_probabilities, model=classifier))
-    runs["inference"] = lambda: jax.block_until_ready(predict(params, crops))
-    runs["inference"]()  # compiles
-    return runs, times
+        state = loop.TrainState.create(params, optimizer)
+        self._state = sharding.replicate(state, self._mesh)
+        jax.block_until_ready(self._state)
+        self.init_s = time.perf_counter() - started
+        self._step = functools.partial(step, model=module, optimizer=optimizer, config=config)
+        self.program, self.compile_s = self.compile()
 
+    def compile(self) -> tuple[Any, float]:
+        """The program, and how long tracing and compiling it took."""
+        started = time.perf_counter()
+        program = loop.compile_steps(self._step, self._mesh).lower(*self._arguments()).compile()
+        return program, time.perf_counter() - started
 
-def _compile(step, mesh, state, feed, key, steps) -> tuple[Callable, float]:
-    started = time.perf_counter()
-    program = loop.compile_steps(step, mesh).lower(state, feed, key, steps).compile()
-    return program, time.perf_counter() - started
-
-
-class _Training:
-    """Goes on training with every call."""
-
-    def __init__(self, program: Callable, state: Any, *arguments: Any):
-        self._program, self._state, self._arguments = program, state, arguments
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._state, self._feed, jax.random.key(0), self._steps
 
     def __call__(self) -> None:
-        self._state, _ = self._program(self._state, *self._arguments)
+        self._state, _ = self.program(*self._arguments())
         jax.block_until_ready(self._state)
 
 
-def reference_programs(
-    config: FrozenConfigDict, images: Images, memory_format: torch.memory_format
-) -> dict[str, Callable[[], Any]]:
-    """The same work in PyTorch, each a single step or inference."""
+def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]:
+    """Class probabilities of one batch."""
+    size = config.data.image_size
+    classifier = models.create(config.model.name, NUM_CLASSES, dtype=jnp.dtype(config.model.dtype))
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    params = jax.device_put(initial_params(classifier, 0, image))
+    crops = jnp.asarray(images.pixels[:, :size, :size])
+    predict = compilation.jit(functools.partial(finetune.class_probabilities, model=classifier))
+    return lambda: jax.block_until_ready(predict(params, crops))
+
+
+def reference(
+    work: str, config: FrozenConfigDict, images: Images, steps: int, peer: str
+) -> Callable[[], Any]:
+    """The same work in PyTorch: `steps` steps, or one inference."""
+    memory_format, mode = PEERS[peer]
+    device = torch.device("cuda" if CUDA else "cpu")
+    autocast = config.model.dtype == "bfloat16"
     size = config.data.image_size
     pixels = torch.from_numpy(images.pixels[:, :size, :size]).permute(0, 3, 1, 2)
-    pixels = pixels.contiguous(memory_format=memory_format)
-    labels = torch.from_numpy(images.labels).long()
+    pixels = pixels.to(device).contiguous(memory_format=memory_format)
+    labels = torch.from_numpy(images.labels).long().to(device)
 
-    def trained(module, section):
-        module = module.to(memory_format=memory_format)
-        return module, reference.adamw(
-            module, section.learning_rate, section.betas, section.weight_decay
-        )
+    def place(module: torch.nn.Module) -> torch.nn.Module:
+        return module.to(device, memory_format=memory_format)
 
-    classifier, classifier_optimizer = trained(
-        reference.create_classifier(
-            config.model.name, NUM_CLASSES, config.finetune.drop_path_rate
-        ).train(),
-        config.finetune,
-    )
-    autoencoder, autoencoder_optimizer = trained(
-        reference.MaskedAutoencoder(
-            config.model.name, config.decoder.dim, config.decoder.depth
-        ).train(),
-        config.pretrain,
-    )
-    fixed = reference.create_classifier(config.model.name, NUM_CLASSES).eval()
-    fixed = fixed.to(memory_format=memory_format)
-    patch_size = config.corruption.patch_size
-    return {
-        "train": lambda: reference.finetune_step(classifier, classifier_optimizer, pixels, labels),
-        "pretrain": lambda: reference.pretrain_step(
-            autoencoder, autoencoder_optimizer, pixels, patch_size
-        ),
-        "inference": lambda: reference.predict(fixed, pixels),
-    }
+    def wait() -> None:
+        if CUDA:
+            torch.cuda.synchronize()
+
+    name = config.model.name
+    if work == "inference":
+        classifier = place(networks.create_classifier(name, NUM_CLASSES)).eval()
+        predict = torch.compile(networks.predict, mode=mode) if mode else networks.predict
+
+        def infer() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                predict(classifier, pixels)
+            wait()
+
+        return infer
+    if work == "train":
+        section = config.finetune
+        module = networks.create_classifier(name, NUM_CLASSES, section.drop_path_rate)
+        loss, batch = networks.classification_loss, (pixels, labels)
+    else:
+        section = config.pretrain
+        module = networks.MaskedAutoencoder(name, config.decoder.dim, config.decoder.depth)
+        loss, batch = networks.pretraining_loss, (pixels, config.corruption.patch_size)
+    module = place(module.train())
+    optimizer = training.adamw(module, section.learning_rate, section.betas, section.weight_decay)
+    trainer = training.Trainer(module, loss, optimizer, compiled=mode, autocast=autocast)
+
+    def train() -> None:
+        for _ in range(steps):
+            trainer.step(*batch)
+        wait()
+
+    return train
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -170,51 +212,120 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
+def measure_work(
+    work: str,
+    config: FrozenConfigDict,
+    images: Images,
+    steps: int,
+    peers: list[str],
+    rounds: int,
+    profile: bool,
+) -> dict[str, Any]:
+    """One line of the table; keys begin with the work."""
+    result: dict[str, Any] = {}
+    if work == "inference":
+        steps, ours = 1, our_inference(config, images)
+    else:
+        ours = OurTraining(work, config, images, steps)
+        result[f"{work}_compile_s"], result[f"{work}_init_s"] = ours.compile_s, ours.init_s
+        if work == "train":
+            jax.clear_caches()
+            result["cached_compile_s"] = ours.compile()[1]
+    ours()  # inference compiles
+    memory = jax.devices()[0].memory_stats() or {}
+    if CUDA:
+        result[f"{work}_ours_peak_bytes"] = memory["peak_bytes_in_use"]  # of all works so far
+    if work != "inference":
+        cost = ours.program.cost_analysis() or {}
+        result[f"{work}_flops"] = cost.get("flops")
+        result[f"{work}_bytes"] = cost.get("bytes accessed")
+    if profile:
+        result[f"{work}_top_kernels_ms"] = timing.top_kernels(ours, steps)
+    times: dict[str, list[float]] = {"ours": []}
+    runs: dict[str, Callable[[], Any]] = {"ours": ours}
+    for peer in peers:
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            run = reference(work, config, images, steps, peer)
+            run(), run()  # compiles, records graphs
+        except Exception as error:
+            result[f"{work}_{peer}_failed"] = timing.failure(error)
+            continue
+        if CUDA:
+            result[f"{work}_{peer}_peak_bytes"] = torch.cuda.max_memory_allocated()
+        times[peer], runs[peer] = [], run
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run) / steps)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result |= {f"{work}_{name}_s": value for name, value in medians.items()}
+    fastest = min((value for name, value in medians.items() if name != "ours"), default=None)
+    result[f"{work}_ratio"] = fastest / medians["ours"] if fastest else None
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
     """Measures, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="convnext_tiny", choices=models.names())
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--work", default=",".join(WORKS))
+    parser.add_argument("--peer", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="of ours in one dispatch")
+    parser.add_argument("--steps", type=int, default=20 if CUDA else loop._MIN_STEPS)
+    parser.add_argument("--profile", action="store_true", help="the longest kernels of ours")
     parser.add_argument("--json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = make_config(arguments.model, arguments.image_size)
-    rng = np.random.default_rng(0)
-    side = round(arguments.image_size * 256 / 224)
-    images = Images(
-        rng.integers(0, 256, (arguments.batch, side, side, 3), np.uint8),
-        np.full((arguments.batch, 2), side, np.int32),
-        rng.integers(0, NUM_CLASSES, arguments.batch, np.int32),
-    )
+    training.make_fast()
+    config = make_config(arguments.model, arguments.image_size, dtype=arguments.dtype)
+    images = make_images(arguments.batch, arguments.image_size)
+    peers = [name for name in arguments.peer.split(",") if name]
+    result: dict[str, Any] = {"batch": arguments.batch, "dtype": arguments.dtype}
+    table = rich.table.Table("", "ours ms", *(f"{name} ms" for name in peers), "ratio")
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        ours, result = our_programs(config, images, arguments.steps)
-    theirs = {name: reference_programs(config, images, form) for name, form in FORMATS.items()}
-    table = rich.table.Table("", "ours ms", *(f"{name} ms" for name in FORMATS), "ratio")
-    for work, run in ours.items():
-        rows: dict[str, list[float]] = {"ours": [], **{name: [] for name in FORMATS}}
-        for round_index in range(arguments.rounds + 1):
-            times = {
-                "ours": seconds(run) / (1 if work == "inference" else arguments.steps),
-                **{name: seconds(programs[work]) for name, programs in theirs.items()},
-            }
-            if round_index:  # the first one warms up
-                for name, value in times.items():
-                    rows[name].append(value)
-        medians = {name: statistics.median(values) for name, values in rows.items()}
-        result[f"{work}_ratio"] = min(medians[name] for name in FORMATS) / medians["ours"]
-        result |= {f"{work}_{name}_s": value for name, value in medians.items()}
-        cells = [f"{1e3 * value:.0f}" for value in medians.values()]
-        table.add_row(work, *cells, f"{result[f'{work}_ratio']:.2f}")
+        for work in arguments.work.split(","):
+            result |= measure_work(
+                work, config, images, arguments.steps, peers, arguments.rounds, arguments.profile
+            )
+            cells = (result.get(f"{work}_{name}_s") for name in ("ours", *peers))
+            cells = ["failed" if x is None else f"{1e3 * x:.4g}" for x in cells]
+            ratio = result[f"{work}_ratio"]
+            table.add_row(work, *cells, f"{ratio:.2f}" if ratio else "")
+    for name in ("compile_s", "init_s"):
+        if f"train_{name}" in result:
+            result[name] = result.pop(f"train_{name}")
     console = rich.console.Console()
     console.print(table)
     console.print(
-        f"initialised in {result['init_s']:.2f} s, compiled in {result['compile_s']:.1f} s, "
-        f"from the cache in {result['cached_compile_s']:.1f} s"
+        f"{timing.machine()}, torch {torch.__version__}, {arguments.model}, batch "
+        f"{arguments.batch}, {arguments.image_size} pixels, {arguments.dtype}"
     )
+    if "compile_s" in result:
+        console.print(
+            f"initialised in {result['init_s']:.2f} s, compiled in {result['compile_s']:.1f} s, "
+            f"from the cache in {result['cached_compile_s']:.1f} s"
+        )
+    if CUDA:
+        result |= timing.ceilings(arguments.dtype, arguments.rounds)
+        for work in (w for w in arguments.work.split(",") if result.get(f"{w}_flops")):
+            step = result[f"{work}_ours_s"]
+            matrix = result[f"{work}_flops"] / step / result["matrix_flops_per_s"]
+            memory = result[f"{work}_bytes"] / step / result["copy_bytes_per_s"]
+            peak = result[f"{work}_ours_peak_bytes"] / 1e9
+            console.print(
+                f"{work}: {matrix:.0%} of the ceiling of matrix products, {memory:.0%} of the "
+                f"memory's, peak {peak:.2f} GB"
+            )
+    for key, kernels in result.items():
+        if key.endswith("top_kernels_ms"):
+            console.print(f"\n{key.removesuffix('_top_kernels_ms')}, ms a step:")
+            for name, value in kernels.items():
+                console.print(f"{value:9.3f}  {name[:90]}", markup=False, highlight=False)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(result, file, indent=2)

@@ -25,7 +25,8 @@ from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
 from egmae_jax.metrics_log import MetricsLog
 
 PyTree = Any
-_DISPATCH_SECONDS = 1.0  # aimed at
+_DISPATCH_SECONDS = 1.0  # aimed at, with at least
+_MIN_STEPS = 2  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
 
 
 class NonFiniteLossError(RuntimeError):
@@ -160,7 +161,7 @@ def train(
         """How many steps the next dispatch has, and their batches; it ends with the epoch."""
         return source.steps(step, min(wanted, steps_per_epoch - step % steps_per_epoch))
 
-    wanted = 1  # grows with what the clock shows; the first dispatch also compiles
+    wanted = _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
     num_steps, batches = next_steps(step, wanted)
     last_save = time.monotonic()
     with Progress(f"{stage}, round {round_index}", total_steps, step) as progress:
@@ -179,7 +180,7 @@ def train(
                     epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
             images_per_second = done * batch_size / seconds
             progress.update(step, history["loss"][-1], images_per_second)
-            wanted = max(1, round(done * _DISPATCH_SECONDS / seconds))
+            wanted = max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds))
 
             epoch_ends = step % steps_per_epoch == 0
             save_is_due = step == total_steps or time.monotonic() - last_save >= save_seconds

@@ -1,8 +1,13 @@
 """The benchmarks' forms agree with one another, and with what is not ours; the programs run."""
 
+import argparse
 import importlib.util
 import json
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import corruption, depthwise, timing
+from benchmarks import corruption, depthwise, gpu, timing
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
 needs_skimage = pytest.mark.skipif(
@@ -155,3 +160,73 @@ def test_a_repeated_program_applies_the_function_every_time():
     text = program.lower(jnp.ones(1000)).compile().as_text()
     assert text.count(" sort(") == 5
     assert '"n":"2"' in text
+
+
+def small_arguments(folder, minutes="1"):
+    return ["--out", str(folder), "--minutes", minutes, "--batches", "2,4,8"]
+
+
+def run_gpu(monkeypatch, folder, items, minutes="1"):
+    monkeypatch.setattr(gpu, "make_items", lambda arguments: items)
+    gpu.main(small_arguments(folder, minutes))
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_one_failing_benchmark_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+    figures = {"batch": 4, "train_ours_s": 0.5, "train_ratio": 2.0}
+    write = f"open({str(tmp_path / 'steps_4.json')!r}, 'w').write({json.dumps(figures)!r})"
+    summary = run_gpu(
+        monkeypatch,
+        tmp_path,
+        [
+            gpu.Item("broken", ["-c", "raise SystemExit('no such thing')"], 20),
+            gpu.Item("endless", ["-c", "import time; time.sleep(60)"], 0.2),
+            gpu.Item("steps_4", ["-c", write], 20),
+            gpu.Item("recipe", ["-c", "pass"], 20),
+        ],
+    )
+    statuses = {name: entry["status"] for name, entry in summary.items()}
+    assert statuses["broken"] == "failed, see broken.txt"
+    assert "no such thing" in (tmp_path / "broken.txt").read_text()
+    assert statuses["endless"].startswith("stopped after")
+    assert statuses["steps_4"] == "done"
+    assert re.search(r"train\W+4\W+8\W+4\W+2\.00", capsys.readouterr().out)  # batch, images/s
+
+
+def test_what_the_time_does_not_suffice_for_is_left_out(monkeypatch, tmp_path):
+    items = [gpu.Item("recipe", ["-c", "pass"], 20)]
+    summary = run_gpu(monkeypatch, tmp_path, items, minutes="0.1")
+    assert summary["recipe"]["status"] == "left out: no time"
+
+
+def test_every_command_of_the_gpu_harness_is_one_its_program_takes(tmp_path):
+    """Each program parses its own arguments; only their names are looked up here."""
+    arguments = argparse.Namespace(
+        out=tmp_path,
+        model="convnext_atto",
+        image_size=32,
+        batches="2,4",
+        dtype="bfloat16",
+        images=9,
+        preset="1/1",
+    )
+    items = gpu.make_items(arguments)
+    assert [item.name for item in items][:3] == ["steps_2", "steps_4", "recipe"]
+    for item in items:
+        module = importlib.util.find_spec(item.command[1])
+        source = Path(module.origin).read_text()
+        for flag in item.command[2:]:
+            assert f'"{flag.split("=")[0]}"' in source, (item.name, flag)
+
+
+@pytest.mark.slow
+@needs_torch
+def test_steps_are_measured_beside_the_reference(tmp_path):
+    path = tmp_path / "steps.json"
+    command = [sys.executable, "-m", "benchmarks.train_step", "--model=convnext_atto", "--batch=2"]
+    command += ["--image_size=32", "--rounds=1", "--profile", "--work=train,inference"]
+    subprocess.run([*command, f"--json={path}"], check=True)
+    result = json.loads(path.read_text())
+    wanted = ("train_ratio", "inference_ratio", "compile_s", "cached_compile_s", "init_s")
+    assert all(result[name] > 0 for name in wanted)
+    assert any("dot" in name for name in result["train_top_kernels_ms"])

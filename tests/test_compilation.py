@@ -85,7 +85,7 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
     _, again = gradient_program(rematerialize=True)
     assert_close(again(params), kept(params))
     kept, again = (p.memory_analysis().temp_size_in_bytes for p in (kept, again))
-    assert again < 0.6 * kept
+    assert again < 0.75 * kept
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
