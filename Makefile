@@ -1,15 +1,19 @@
-# make demo: the whole recipe on the embedded data set.   make test: every test.
+# make demo: the whole recipe on the embedded data set.
+# make test: the tests.   make test-slow: those that take more than ten seconds.
 # PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test test-slow lint venv clean
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
 
 test: .venv/installed-test
-	$(VENV)/python -m pytest -n 2 --dist=worksteal
+	$(VENV)/python -m pytest -n 2 --dist=worksteal -m 'not slow'
+
+test-slow: .venv/installed-test
+	$(VENV)/python -m pytest -n 2 --dist=worksteal -x -m slow
 
 lint: .venv/installed-test
 	$(VENV)/ruff check .

@@ -218,8 +218,9 @@ def seconds(function: Callable[[], Any]) -> float:
 class Contestant:
     """Ours or a form of the reference, in a process of its own.
 
-    In one process they slow each other down, ours by a quarter on a CPU: by threads that spin after
-    their work, and by what each leaves in the allocator.
+    In one process they slow each other down on a CPU: by threads that spin after their work, and by
+    what each leaves in the allocator. Each turn begins with a run that is not timed, because users
+    train without pauses.
     """
 
     def __init__(self, *task: Any):
@@ -271,6 +272,7 @@ def _prepare(name: str, work: str, arguments: argparse.Namespace) -> dict[str, A
 
 
 def _run() -> float:
+    _program()  # warms up: while the others ran, caches and memory went to them
     return seconds(_program)
 
 
