@@ -22,6 +22,7 @@ def test_what_is_materialized_is_computed_once_on_cpu():
     assert "opt-barrier" in compiled.as_text()
 
 
+@pytest.mark.slow
 def test_a_model_gives_the_same_with_the_options_and_without():
     model = models.create("convnext_atto", 3)
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -80,6 +81,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_rematerialized_gradients_are_the_same_for_less_memory():
     params, kept = gradient_program()
     _, again = gradient_program(rematerialize=True)
