@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> None:
         if len(figures) > 1 and arguments.limit_gigabytes:
             (a, b), limit = list(figures)[:2], 1e9 * arguments.limit_gigabytes
             an_image = (figures[b]["peak_bytes"] - figures[a]["peak_bytes"]) / (b - a)
+            if an_image <= 0:  # batches so small that they do not show
+                continue
             largest = int((limit - figures[a]["peak_bytes"]) / an_image) + a
             result[side] |= {"bytes_an_image": an_image, "largest_batch": largest}
             table.add_row("", f"{largest}", f"fits {arguments.limit_gigabytes:g}", "", style="dim")

@@ -321,6 +321,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     peers = [name for name in arguments.peer.split(",") if name]
+    if unknown := set(peers) - set(PEERS) or set(arguments.work.split(",")) - set(WORKS):
+        parser.error(f"there is no {', '.join(unknown)}; here are {', '.join([*PEERS, *WORKS])}")
     result: dict[str, Any] = {"batch": arguments.batch, "dtype": arguments.dtype}
     table = rich.table.Table("", "ours ms", *(f"{name} ms" for name in peers), "ratio")
     for work in arguments.work.split(","):

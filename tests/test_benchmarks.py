@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import corruption, depthwise, gpu, timing
+from benchmarks import corruption, depthwise, timing
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
 needs_skimage = pytest.mark.skipif(
@@ -166,16 +166,25 @@ def small_arguments(folder, minutes="1"):
     return ["--out", str(folder), "--minutes", minutes, "--batches", "2,4,8"]
 
 
-def run_gpu(monkeypatch, folder, items, minutes="1"):
+@pytest.fixture
+def gpu():
+    pytest.importorskip("torch")
+    from benchmarks import gpu
+
+    return gpu
+
+
+def run_gpu(gpu, monkeypatch, folder, items, minutes="1"):
     monkeypatch.setattr(gpu, "make_items", lambda arguments: items)
     gpu.main(small_arguments(folder, minutes))
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_one_failing_benchmark_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+def test_one_failing_benchmark_does_not_stop_the_others(gpu, monkeypatch, tmp_path, capsys):
     figures = {"batch": 4, "train_ours_s": 0.5, "train_ratio": 2.0}
     write = f"open({str(tmp_path / 'steps_4.json')!r}, 'w').write({json.dumps(figures)!r})"
     summary = run_gpu(
+        gpu,
         monkeypatch,
         tmp_path,
         [
@@ -193,13 +202,13 @@ def test_one_failing_benchmark_does_not_stop_the_others(monkeypatch, tmp_path, c
     assert re.search(r"train\W+4\W+8\W+4\W+2\.00", capsys.readouterr().out)  # batch, images/s
 
 
-def test_what_the_time_does_not_suffice_for_is_left_out(monkeypatch, tmp_path):
+def test_what_the_time_does_not_suffice_for_is_left_out(gpu, monkeypatch, tmp_path):
     items = [gpu.Item("recipe", ["-c", "pass"], 20)]
-    summary = run_gpu(monkeypatch, tmp_path, items, minutes="0.1")
+    summary = run_gpu(gpu, monkeypatch, tmp_path, items, minutes="0.1")
     assert summary["recipe"]["status"] == "left out: no time"
 
 
-def test_every_command_of_the_gpu_harness_is_one_its_program_takes(tmp_path):
+def test_every_command_of_the_gpu_harness_is_one_its_program_takes(gpu, tmp_path):
     """Each program parses its own arguments; only their names are looked up here."""
     arguments = argparse.Namespace(
         out=tmp_path,
