@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from configs import default
 from egmae_jax import augment, finetune, loop, models, optim, pretrain, sharding
+from egmae_jax.corruption import patch_entropy
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.mae import MaskedAutoencoder
@@ -340,3 +341,14 @@ def test_drop_path_keeps_the_expectation_and_whole_branches_as_timms():
         assert (result == result[:, :1, :1, :1]).all()  # all of an example or nothing
         assert result.mean() == pytest.approx(1.0, abs=0.04)  # 3.9 standard errors
     np.testing.assert_array_equal(DropPath(0.0).apply({}, x, train=True), x)
+
+
+def test_the_entropy_of_every_patch_is_the_references():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 48, 32, 3), np.uint8)
+    pixels[1] //= 40  # few values
+    pixels[2, :, :16] = 7  # flat
+    ours = patch_entropy(pixels, 16)
+    theirs = networks.patch_entropy(to_torch(pixels), 16)
+    assert theirs.std() > 0.5
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
