@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import corruption, depthwise, timing
+from egmae_jax.data import phantoms
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
 needs_skimage = pytest.mark.skipif(
@@ -239,3 +240,15 @@ def test_steps_are_measured_beside_the_reference(tmp_path):
     wanted = ("train_ratio", "inference_ratio", "compile_s", "cached_compile_s", "init_s")
     assert all(result[name] > 0 for name in wanted)
     assert any("dot" in name for name in result["train_ours_top_kernels_ms"])
+
+
+@pytest.mark.slow
+@needs_torch
+def test_the_reference_runs_the_whole_recipe(tmp_path):
+    phantoms.write(tmp_path, images_per_class=12, seed=0, height=80, width=96)
+    command = [sys.executable, "-m", "benchmarks.pytorch_reference.main", f"--data={tmp_path}"]
+    command += ["--model=convnext_atto", "--image_size=64", "--batch=8", "--workers=1"]
+    command += ["--pretrain_epochs=2", "--finetune_epochs=2"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert len(re.findall(r"epoch \d: loss \d\.\d+", output)) == 6
+    assert re.search(r"ensemble: accuracy [01]\.\d+, AUC [01]\.\d+", output)
