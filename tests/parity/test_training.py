@@ -28,6 +28,7 @@ from benchmarks.pytorch_reference import training  # noqa: E402
 
 CLASSES, BATCH, SIZE, STEPS = 4, 4, 64, (1, 10, 50)
 SMOOTHING, LAYER_DECAY = 0.1, 0.8
+TOTAL_STEPS, WARMUP_STEPS = 60, 5
 # Tolerances, see `assert_as_exact`.
 MEDIAN, OUTLIER, OUTLIERS = 0.01, 0.1, 0.005
 
@@ -71,20 +72,44 @@ def run_ours(step_fn, params, optimizer, images, key):
     return snapshots, losses
 
 
-def run_theirs(trainer, batches, snapshot):
-    snapshots, losses = {}, []
-    for number, batch in enumerate(batches, 1):
-        losses.append(trainer.step(*batch).item())
-        if number in STEPS:
-            snapshots[number] = snapshot(trainer.model)
-    return snapshots, losses
+def run_theirs(model, make_trainer, batches, snapshot):
+    """The same from PyTorch, in float32 and in float64."""
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    runs = []
+    for dtype in (torch.float32, torch.float64):
+        model.load_state_dict(start)
+        if dtype == torch.float64:
+            unfold_depthwise(model)
+        trainer = make_trainer(model.to(dtype))
+        snapshots, losses = {}, []
+        for number, batch in enumerate(batches(dtype), 1):
+            losses.append(trainer.step(*batch).item())
+            if number in STEPS:
+                snapshots[number] = snapshot(model)
+        runs.append((snapshots, losses))
+    return runs
 
 
-def trained(model, section, steps, loss, layer_decay=1.0):
+def our_adamw(params, section, layer_decay=1.0):
+    schedule = optim.cosine_schedule(
+        section.learning_rate, total_steps=TOTAL_STEPS, warmup_steps=WARMUP_STEPS
+    )
+    return optim.adamw(
+        schedule,
+        params,
+        weight_decay=section.weight_decay,
+        betas=section.betas,
+        layer_decay=layer_decay,
+    )
+
+
+def trained(model, section, loss, layer_decay=1.0):
     optimizer = training.adamw(
         model, section.learning_rate, section.betas, section.weight_decay, layer_decay
     )
-    return training.Trainer(model, loss, optimizer, training.cosine(optimizer, *steps))
+    return training.Trainer(
+        model, loss, optimizer, training.cosine(optimizer, TOTAL_STEPS, WARMUP_STEPS)
+    )
 
 
 def unfold_depthwise(model):
@@ -186,20 +211,12 @@ SIZES = [("convnext_atto", 50), ("convnext_tiny", 1)]
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_fine_tuning_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(3)
-    section, schedule = config.finetune, (60, 5)
+    section = config.finetune
     classifier = torch_reference.randomize(networks.create_classifier(name, CLASSES)).train()
     start = tensors(classifier)
 
     params = classifier_params(start, name)
-    optimizer = optim.adamw(
-        optim.cosine_schedule(
-            section.learning_rate, total_steps=schedule[0], warmup_steps=schedule[1]
-        ),
-        params,
-        weight_decay=section.weight_decay,
-        betas=section.betas,
-        layer_decay=LAYER_DECAY,
-    )
+    optimizer = our_adamw(params, section, LAYER_DECAY)
     step_fn = functools.partial(
         finetune.finetune_step,
         model=models.create(name, CLASSES),
@@ -219,15 +236,12 @@ def test_fine_tuning_is_pytorchs(name, steps):
         for i, labels in enumerate(images.labels)
     ]
     loss = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
-    theirs = []
-    for dtype in (torch.float32, torch.float64):
-        classifier.load_state_dict({k: torch.tensor(v) for k, v in start.items()})
-        if dtype == torch.float64:
-            unfold_depthwise(classifier)
-        trainer = trained(classifier.to(dtype), section, schedule, loss, LAYER_DECAY)
-        theirs.append(
-            run_theirs(trainer, batches, lambda m: convert_exactly(classifier_params, m, name))
-        )
+    theirs = run_theirs(
+        classifier,
+        lambda model: trained(model, section, loss, LAYER_DECAY),
+        lambda dtype: batches,
+        lambda model: convert_exactly(classifier_params, model, name),
+    )
     assert_as_exact(ours, *theirs, params)
 
 
@@ -235,21 +249,14 @@ def test_fine_tuning_is_pytorchs(name, steps):
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
-    section, schedule = config.pretrain, (60, 5)
+    section = config.pretrain
     autoencoder = torch_reference.randomize(
         networks.MaskedAutoencoder(name, config.decoder.dim, config.decoder.depth)
     ).train()
     start = tensors(autoencoder)
 
     params = autoencoder_params(start, name) | {"mask_token": np.zeros(3, np.float32)}
-    optimizer = optim.adamw(
-        optim.cosine_schedule(
-            section.learning_rate, total_steps=schedule[0], warmup_steps=schedule[1]
-        ),
-        params,
-        weight_decay=section.weight_decay,
-        betas=section.betas,
-    )
+    optimizer = our_adamw(params, section)
     model = MaskedAutoencoder(models.create(name, 1), config.decoder.dim, config.decoder.depth)
     step_fn = functools.partial(
         pretrain.pretrain_step, model=model, optimizer=optimizer, config=config
@@ -277,16 +284,12 @@ def test_pretraining_is_pytorchs(name, steps):
     def loss(model, pixels, noise):
         return networks.pretraining_loss(model, pixels, patch_size, noise)
 
-    theirs = []
-    for dtype in (torch.float32, torch.float64):
-        autoencoder.load_state_dict({k: torch.tensor(v) for k, v in start.items()})
-        if dtype == torch.float64:
-            unfold_depthwise(autoencoder)
-        trainer = trained(autoencoder.to(dtype), section, schedule, loss)
-        batches = [(to_torch(pixels), to_torch(noise).to(dtype)) for pixels, noise in made]
-        theirs.append(
-            run_theirs(trainer, batches, lambda m: convert_exactly(autoencoder_params, m, name))
-        )
+    theirs = run_theirs(
+        autoencoder,
+        lambda model: trained(model, section, loss),
+        lambda dtype: [(to_torch(pixels), to_torch(noise).to(dtype)) for pixels, noise in made],
+        lambda model: convert_exactly(autoencoder_params, model, name),
+    )
     assert_as_exact((snapshots, losses), *theirs, params)
 
 
@@ -318,14 +321,11 @@ def test_the_groups_of_layer_decay_are_timms():
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     expected = {k: np.full(tuple(p.shape), scale[id(p)]) for k, p in model.named_parameters()}
     expected = flat(classifier_params(expected, "convnext_atto"))
-    ours = flat(optim.layer_scales(expected_tree(expected), LAYER_DECAY))
+    shapes = traverse_util.unflatten_dict(expected, sep="/")
+    ours = flat(optim.layer_scales(shapes, LAYER_DECAY))
     assert ours.keys() == expected.keys()
     for path, factor in ours.items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
-
-
-def expected_tree(flat_params):
-    return traverse_util.unflatten_dict(flat_params, sep="/")
 
 
 def test_drop_path_keeps_the_expectation_and_whole_branches_as_timms():
