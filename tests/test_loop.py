@@ -173,14 +173,21 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
         assert checkpoints.latest_step() <= 12
 
 
-@pytest.mark.parametrize("broken_step", [2, 5])  # the last of a dispatch, and of the epoch
-def test_an_update_that_breaks_the_parameters_is_never_saved(tmp_path, broken_step):
+@pytest.mark.parametrize(
+    ("broken_step", "message"),
+    [
+        (1, "became nan at step 2"),  # the next step of the same dispatch shows it
+        (2, "Parameters of test"),  # the last of a dispatch
+        (5, "Parameters of test"),  # the last of the epoch
+    ],
+)
+def test_an_update_that_breaks_the_parameters_is_never_saved(tmp_path, broken_step, message):
     def break_one(state, batch, key):
         new, metrics = _step(state, batch, key)
         w = jnp.where(new.step == broken_step, jnp.inf, new.params["w"])
         return new.replace(params={"w": w}), metrics
 
-    with pytest.raises(loop.NonFiniteLossError, match="Parameters of test"):
+    with pytest.raises(loop.NonFiniteLossError, match=message):
         _train(tmp_path, step=break_one, epochs=1, save_seconds=0.0)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert (checkpoints.latest_step() or 0) < broken_step
