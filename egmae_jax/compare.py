@@ -29,6 +29,7 @@ import PIL.Image
 import rich.box
 import rich.console
 import rich.table
+from scipy.special import softmax
 
 from egmae_jax import augment, compilation, console, models
 from egmae_jax.data import images
@@ -193,7 +194,7 @@ def compare(
         min(batch, len(files)),
     )
     logits = np.abs(our_logits - their_logits)
-    probabilities = np.abs(_softmax(our_logits) - _softmax(their_logits))
+    probabilities = np.abs(softmax(our_logits, axis=1) - softmax(their_logits, axis=1))
     our_classes, their_classes = our_logits.argmax(axis=1), their_logits.argmax(axis=1)
     differing = np.flatnonzero(our_classes != their_classes).tolist()
     return Comparison(
@@ -451,11 +452,6 @@ def _run(
             errors[name] = float(np.sqrt(difference / reference)) if difference else 0.0
     our_logits, their_logits = (np.concatenate(x) for x in zip(*logits, strict=True))
     return errors, our_logits, their_logits
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
 
 
 def _margin(logits: np.ndarray) -> float:
