@@ -188,7 +188,7 @@ def _box_muller_16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 # All depend on the key alone and not on how arrays are sharded; the values of rbg and unsafe_rbg
-# depend on the platform, too. The first is the library's.
+# depend on the platform, too. The library's is 'normal, flat'.
 NOISES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
     "normal": ("threefry2x32", jax.random.normal),
     "normal, flat": ("threefry2x32", _normal_flat),

@@ -6,8 +6,7 @@ python -m benchmarks.train_memory [--model=convnext_tiny] [--image_size=224] [--
 Every line is a process of its own. On a CPU the peak is that of its resident memory, less what it
 had before the model was built (libraries and their code); on a GPU what the framework's allocator
 says. The reference is as in `benchmarks.train_step`. Batches that do not fit say so; the largest
-that fits within `--limit_gigabytes` (a GPU's memory by default) is read off the line through the
-first two batches.
+that fits within `--limit_gigabytes`, if given, is read off the line through the first two batches.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     model.name = "convnext_tiny"  # [S 3.2]
     model.dtype = "float32"  # of compute: 'float32' or 'bfloat16'; parameters are float32 always
     # Computes wide activations again for the gradients instead of keeping them: less memory, more
-    # time, the same results (benchmarks/RESULTS.md, "Memory").
+    # multiplications, the same results (what it costs: benchmarks/RESULTS.md, "Memory").
     model.rematerialize = False
     # [D] Where parameters start that no checkpoint gives. 'timm' draws kernels with standard
     # deviation .02; 'fan_in' with 1 / sqrt(fan_in), which narrow networks learn faster from.

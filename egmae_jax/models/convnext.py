@@ -197,7 +197,7 @@ class ConvNeXt(nn.Module):
         drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
         dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
         rematerialize: computes the wide activations of every block again for the gradients, which
-            takes less memory and more time.
+            takes less memory and more multiplications.
     """
 
     depths: tuple[int, ...]

@@ -60,8 +60,8 @@ def perceptron(
         params: of the layers.
         train: gradients will be asked for.
         rematerialize: keeps nothing but `x` for them and computes the layers again, which takes
-            more time and less memory (the wide activations are most of what a step keeps). On CPU
-            it is done for narrow layers anyway.
+            less memory, the wide activations being most of what a step keeps, and more
+            multiplications. On CPU it is done for narrow layers anyway.
     """
     params = params.folded() if train else params
     params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
