@@ -12,7 +12,16 @@ from scipy import stats
 from skimage.measure import shannon_entropy
 
 from egmae_jax import corruption
-from egmae_jax.corruption import KINDS, corrupt, masked_mse, patch_entropy, patchify, to_pixels
+from egmae_jax.corruption import (
+    KINDS,
+    _compared,
+    _scattered,
+    corrupt,
+    masked_mse,
+    patch_entropy,
+    patchify,
+    to_pixels,
+)
 from tests.conftest import SHARED_DATA
 
 NOISE_KINDS = ("entropy_noise", "uniform_noise")
@@ -116,6 +125,17 @@ def test_entropy_equals_scikit_images_on_real_images(real_images, color, num_bin
         real_images, 16, color, lambda x: shannon_entropy(x // (256 // num_bins), base=np.e)
     )
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("total", [49, 256, 257, 768, 2**16])
+def test_histograms_of_all_platforms_count_the_same(total):
+    rows = np.random.default_rng(0).integers(0, 64, (5, total), np.int32)
+    rows[0] = 63
+    compared, scattered = (np.array(f(rows, 64), int) for f in (_compared, _scattered))
+    assert scattered[0, 63] == total
+    if total == 256:  # counted in 8 bits
+        compared[0, 63] += 256
+    np.testing.assert_array_equal(compared, scattered)
 
 
 @pytest.mark.parametrize("patch_size", [4, 8, 32])
