@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 _CPU_OPTIONS = {
     # The first removes optimization barriers. The second crashes on barriers over several arrays.
@@ -31,6 +32,29 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     Call it only when the devices may be initialised.
     """
     return jax.jit(function, compiler_options=_options(), **kwargs)
+
+
+def subroutine(function: Callable, **kwargs: Any) -> Callable:
+    """`jax.jit` for a part that a program calls many times with the same shapes, such as a block.
+
+    It is traced once. On CPU, where optimising it takes longest, that is done once, too: the
+    compiler is told not to merge the calls into the program until it has done so.
+    """
+
+    @functools.wraps(function)
+    def body(*args, **named):
+        with set_xla_metadata(inlineable="true"):  # what is called from within
+            return function(*args, **named)
+
+    jitted = jax.jit(body, **kwargs)
+
+    @functools.wraps(function)
+    def call(*args, **named):
+        inlineable = "false" if jax.default_backend() == "cpu" else "true"
+        with set_xla_metadata(inlineable=inlineable):
+            return jitted(*args, **named)
+
+    return call
 
 
 @functools.cache

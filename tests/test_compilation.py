@@ -1,5 +1,7 @@
 """Programs give the same whether compiled by the platform's options or without."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +111,22 @@ def test_a_barrier_over_several_arrays_in_a_small_loop_does_not_crash():
     first, second = compilation.jit(program)(jnp.ones(4))
     np.testing.assert_array_equal(first, 4)
     np.testing.assert_array_equal(second, 5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms merge the calls")
+def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
+    @compilation.subroutine
+    def layer(x, w):
+        return jnp.where(x > 0, jnp.tanh(x @ w), x)
+
+    def loss(w, x):
+        for _ in range(3):
+            x = layer(x, w)
+        return x.sum()
+
+    w, x = jnp.full((8, 8), 0.1), jnp.ones((4, 8))
+    program = compilation.jit(jax.grad(loss)).lower(w, x)
+    calls = re.findall(r" call\(.*inlineable=.false", program.compile().as_text())
+    assert len(calls) == 6  # three forward and three backward; what a subroutine calls is merged
+    np.testing.assert_allclose(program.compile()(w, x), jax.grad(loss)(w, x), rtol=1e-6)
+    assert layer.__name__ == "layer"

@@ -6,6 +6,7 @@ pool -> norm -> linear, drop path grows linearly with depth. Submodules carry ti
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,23 +65,22 @@ class DepthwiseConv(nn.Module):
         return depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops a whole residual branch per example, and rescales the kept ones.
+def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
+    """Stochastic depth: what the residual branches of a batch are multiplied by.
 
-    Needs the rng stream 'drop_path' when `train` and rate > 0. Linen folds the module's path into
-    the key, so no two blocks share one.
+    A branch is dropped for whole examples, each with the block's rate, and scaled up for the kept
+    ones, so that its expectation stays.
+
+    Args:
+        key: of this step.
+        rates: [L], in [0, 1), one a block.
+        batch: number of examples B.
+
+    Returns:
+        [L, B], float32: 0 or 1 / (1 - rate), all drawn independently.
     """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
-        return jnp.where(kept, x / keep, 0.0).astype(x.dtype)
+    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    return jax.random.bernoulli(key, keep, (len(keep), batch)) / keep
 
 
 class LinearParams(nn.Module):
@@ -112,12 +112,12 @@ class NormParams(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2."""
 
-    drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
     rematerialize: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> the same; `scales` [B] are of `drop_path_scales`, None drops nothing."""
         channels = x.shape[-1]
         params = Perceptron(
             *NormParams(name="norm")(channels),
@@ -127,7 +127,9 @@ class ConvNeXtBlock(nn.Module):
         )
         update = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
         update = perceptron(update, params, train=train, rematerialize=self.rematerialize)
-        return x + DropPath(self.drop_path_rate)(update, train=train)
+        if scales is not None:
+            update *= scales[:, None, None, None].astype(update.dtype)
+        return x + update
 
 
 class Stem(nn.Module):
@@ -158,18 +160,19 @@ class Stage(nn.Module):
     """Blocks of one resolution; every stage but the first begins by halving it."""
 
     features: int
-    drop_path_rates: tuple[float, ...]  # one a block
+    depth: int
     downsample: bool
     dtype: Any = jnp.float32
     rematerialize: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """`scales` [depth, B] are of `drop_path_scales`, None drops nothing."""
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
-        for index, rate in enumerate(self.drop_path_rates):
-            block = ConvNeXtBlock(rate, self.dtype, self.rematerialize, name=f"blocks_{index}")
-            x = block(x, train=train)
+        for index in range(self.depth):
+            block = ConvNeXtBlock(self.dtype, self.rematerialize, name=f"blocks_{index}")
+            x = block(x, None if scales is None else scales[index], train=train)
         return x
 
 
@@ -208,25 +211,22 @@ class ConvNeXt(nn.Module):
     rematerialize: bool = False
 
     def setup(self):
-        rates = np.linspace(0.0, self.drop_path_rate, sum(self.depths)).tolist()
-        starts = np.cumsum((0, *self.depths)).tolist()
         self.stem = Stem(self.dims[0], dtype=self.dtype)
         self.stages = [
-            Stage(
-                features,
-                tuple(rates[start : start + depth]),
-                downsample=index > 0,
-                dtype=self.dtype,
-                rematerialize=self.rematerialize,
-            )
-            for index, (features, depth, start) in enumerate(
-                zip(self.dims, self.depths, starts[:-1], strict=True)
-            )
+            Stage(features, depth, index > 0, self.dtype, self.rematerialize)
+            for index, (features, depth) in enumerate(zip(self.dims, self.depths, strict=True))
         ]
         self.head = Head(self.num_classes, dtype=self.dtype)
 
+    @property
+    def drop_path_rates(self) -> np.ndarray:
+        """Of every block."""
+        return np.linspace(0.0, self.drop_path_rate, sum(self.depths))
+
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalised images [B, H, W, 3] -> features of the last stage [B, H/32, W/32, dims[-1]].
+
+        With `train` and a drop path rate above 0 the rng stream 'drop_path' is needed.
 
         Raises:
             ValueError: H or W is not a multiple of 32.
@@ -236,9 +236,14 @@ class ConvNeXt(nn.Module):
             raise ValueError(
                 f"ConvNeXt needs image sides divisible by {TOTAL_STRIDE}; got {height}x{width}."
             )
+        scales: Sequence[jax.Array | None] = [None] * len(self.depths)
+        if train and self.drop_path_rate > 0:
+            # Of all blocks at once: many small draws take longer to compile and to run.
+            drawn = drop_path_scales(self.make_rng("drop_path"), self.drop_path_rates, len(images))
+            scales = jnp.split(drawn, np.cumsum(self.depths)[:-1])
         x = self.stem(images)
-        for stage in self.stages:
-            x = stage(x, train=train)
+        for stage, stage_scales in zip(self.stages, scales, strict=True):
+            x = stage(x, stage_scales, train=train)
         return x
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import materialize
+from egmae_jax.compilation import materialize, subroutine
 
 _MAX_ROWS = 14  # of the image, summed at a time by the kernel's gradient
 
 
-@jax.jit  # blocks of one shape share one trace
+@subroutine
 def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Depthwise convolution with stride 1, zero padding and output of the input's size.
 
@@ -42,6 +42,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
 
 @jax.custom_vjp
 def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _correlate(x, kernel)
+
+
+@jax.jit  # forward and backward pass share one trace
+def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
     size, (height, width) = kernel.shape[0], x.shape[1:3]
     padded = materialize(_pad(x, size))
     kernel = kernel.astype(jnp.float32)  # a sum of 49 terms needs more than bfloat16's 8 bits
@@ -53,14 +58,14 @@ def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shifted_conv_forward(x, kernel):
-    return _shifted_conv(x, kernel), (x, kernel)
+    return _correlate(x, kernel), (x, kernel)
 
 
 def _shifted_conv_backward(residuals, gradient):
     x, kernel = residuals
     return (
         # Correlating with the kernel turned by 180 degrees is the transpose of correlating with it.
-        materialize(_shifted_conv(gradient, kernel[::-1, ::-1])),
+        materialize(_correlate(gradient, kernel[::-1, ::-1])),
         _kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype),
     )
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import materialize
+from egmae_jax.compilation import materialize, subroutine
 
 EPSILON = 1e-6  # of the norm; timm's
 # On CPU: the widest activation of what is computed at a time, which then stays in the cache; and up
@@ -49,7 +49,7 @@ class Perceptron(NamedTuple):
         )
 
 
-@functools.partial(jax.jit, static_argnames=("train", "rematerialize"))
+@functools.partial(subroutine, static_argnames=("train", "rematerialize"))
 def perceptron(
     x: jax.Array, params: Perceptron, *, train: bool, rematerialize: bool = False
 ) -> jax.Array:

@@ -1,7 +1,6 @@
 """The networks' parts: convolution, drop path, initial values, the decoder and its mask."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from scipy import stats
 
 from egmae_jax import models
 from egmae_jax.models import mae
-from egmae_jax.models.convnext import ConvNeXt, DropPath
+from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
@@ -97,67 +96,69 @@ def test_depthwise_convolution_in_bfloat16_rounds_once():
 # Drop path
 
 
-def drop(x, rate, seed=0, train=True):
-    return DropPath(rate).apply({}, x, train=train, rngs={"drop_path": jax.random.key(seed)})
-
-
-def test_drop_path_is_the_identity_at_rate_zero_and_at_evaluation():
-    x = jnp.asarray(random(0, 4, 3, 3, 2))
-    np.testing.assert_array_equal(DropPath(0.0).apply({}, x, train=True), x)  # and needs no rng
-    np.testing.assert_array_equal(DropPath(0.7).apply({}, x, train=False), x)
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_drop_path_drops_whole_examples_and_preserves_the_expectation(rate):
-    x = jnp.asarray(random(0, 4000, 2, 2, 3)) + 3.0
-    result = np.asarray(drop(x, rate))
-    dropped = (result == 0).all(axis=(1, 2, 3))
-    np.testing.assert_allclose(result[~dropped], x[~dropped] / (1 - rate), rtol=1e-6)
+def test_drop_path_drops_examples_at_its_rate_and_preserves_the_expectation(rate):
+    scales = np.asarray(drop_path_scales(jax.random.key(0), [0.0, rate], 4000))
+    assert (scales[0] == 1).all()
+    dropped = scales[1] == 0
+    np.testing.assert_allclose(scales[1][~dropped], 1 / (1 - rate), rtol=1e-6)
     assert stats.binomtest(int(dropped.sum()), 4000, rate).pvalue > 0.01
-    ratio = (result / x).mean(axis=(1, 2, 3))  # 0 or 1 / keep: variance rate / keep
-    assert abs(ratio.mean() - 1) < 3 * np.sqrt(rate / (1 - rate) / 4000)
+    # 0 or 1 / keep: variance rate / keep
+    assert abs(scales[1].mean() - 1) < 3 * np.sqrt(rate / (1 - rate) / 4000)
 
 
 def test_drop_path_follows_its_key():
-    x = jnp.ones((64, 1, 1, 1))
-    np.testing.assert_array_equal(drop(x, 0.5, seed=0), drop(x, 0.5, seed=0))
-    assert (drop(x, 0.5, seed=0) != drop(x, 0.5, seed=1)).any()
+    draw = functools.partial(drop_path_scales, rates=[0.5], batch=64)
+    np.testing.assert_array_equal(draw(jax.random.key(0)), draw(jax.random.key(0)))
+    assert (draw(jax.random.key(0)) != draw(jax.random.key(1))).any()
 
 
-def test_drop_path_keeps_the_dtype():
-    assert drop(jnp.ones((8, 1, 1, 1), jnp.bfloat16), 0.5).dtype == jnp.bfloat16
-
-
-def test_blocks_drop_independently_at_rates_that_grow_with_depth():
-    batch = 400
-    model = ConvNeXt(depths=(2, 1, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
-    params = redrawn(abstract_params(model, image_shape()))
-    images = random(1, batch, 32, 32, 3)
-
-    @jax.jit
-    def branches(params, images):
-        _, state = model.apply(
-            {"params": params},
-            images,
-            train=True,
-            rngs={"drop_path": jax.random.key(0)},
-            capture_intermediates=lambda module, _: isinstance(module, DropPath),
-            mutable=["intermediates"],
-        )
-        return state["intermediates"]
-
-    outputs = traverse_util.flatten_dict(branches(params, images), sep="/")
-    blocks = sorted(outputs, key=lambda path: path.split("/")[:2])
-    dropped = np.stack(
-        [(np.asarray(outputs[b][0]) == 0).all(axis=(1, 2, 3)) for b in blocks], axis=1
-    )
-    rates = np.linspace(0, 0.9, 5)
-    assert not dropped[:, 0].any()
-    for column, rate in enumerate(rates):
-        assert stats.binomtest(int(dropped[:, column].sum()), batch, rate).pvalue > 0.001
+def test_blocks_drop_independently():
     # Were two blocks to share a draw, the images of one would be among those of the other.
-    for a, b in itertools.combinations(range(1, 5), 2):
-        assert abs(np.corrcoef(dropped[:, a], dropped[:, b])[0, 1]) < 4 / np.sqrt(batch), (a, b)
+    dropped = np.asarray(drop_path_scales(jax.random.key(0), np.linspace(0.1, 0.9, 18), 4000)) == 0
+    correlations = np.corrcoef(dropped)[np.triu_indices(18, 1)]
+    assert abs(correlations).max() < 4.5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_block_scales_the_branch_of_each_example(dtype):
+    block = ConvNeXtBlock(dtype=dtype)
+    x = jnp.asarray(random(0, 3, 8, 8, 4), dtype)
+    init = functools.partial(block.init, train=True)
+    params = redrawn(jax.eval_shape(init, jax.random.key(0), x)["params"])
+
+    def branch(scales):
+        out = block.apply({"params": params}, x, scales, train=True)
+        assert out.dtype == dtype
+        return np.asarray(out - x, np.float32)
+
+    whole, scaled = branch(None), branch(jnp.array([0.0, 1.0, 2.0]))
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"atol": 0.05}
+    np.testing.assert_array_equal(scaled[0], 0)
+    np.testing.assert_allclose(scaled[1:], whole[1:] * [[[[1]]], [[[2]]]], **tolerance)
+
+
+def test_every_block_gets_its_scales_and_only_in_training():
+    model = ConvNeXt(depths=(2, 1, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
+    variables = {"params": redrawn(abstract_params(model, image_shape()))}
+    images = random(1, 40, 32, 32, 3)
+    seen = []
+
+    def watch(next_method, args, kwargs, context):
+        if isinstance(context.module, ConvNeXtBlock):
+            seen.append((context.module.name, args[1]))
+        return next_method(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, images)  # needs no rng
+        model.apply(variables, images, train=True, rngs={"drop_path": jax.random.key(0)})
+    names, scales = zip(*seen, strict=True)
+    assert names[:5] == names[5:] == ("blocks_0", "blocks_1", *["blocks_0"] * 3)
+    assert scales[:5] == (None,) * 5
+    for scale, rate in zip(scales[5:], np.linspace(0, 0.9, 5), strict=True):
+        kept = np.asarray(scale) != 0
+        np.testing.assert_allclose(scale[kept], 1 / (1 - rate), rtol=1e-6)
+        assert stats.binomtest(int((~kept).sum()), 40, rate).pvalue > 0.001
 
 
 # Initial parameters

@@ -172,8 +172,7 @@ def test_drop_path_grows_with_depth_as_timms():
         for stage in theirs.stages
         for block in stage.blocks
     ]
-    ours = models.create("convnext_tiny", CLASSES, drop_path_rate=0.3).bind({})
-    rates = [rate for stage in ours.stages for rate in stage.drop_path_rates]
+    rates = models.create("convnext_tiny", CLASSES, drop_path_rate=0.3).drop_path_rates
     np.testing.assert_allclose(rates, expected, atol=1e-6)
     assert rates[0] == 0.0
     assert rates[-1] == pytest.approx(0.3)
