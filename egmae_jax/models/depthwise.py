@@ -11,7 +11,7 @@ from jax import lax
 
 from egmae_jax.compilation import materialize, subroutine
 
-_MAX_ROWS = 14  # of the image, summed at a time by the kernel's gradient
+_MAX_ROWS = 7  # of the image, summed at a time by the kernel's gradient
 
 
 @subroutine

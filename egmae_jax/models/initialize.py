@@ -6,6 +6,7 @@ the two). A leaf's values depend on the seed and its path alone, not on the plat
 devices or the JAX version.
 """
 
+import concurrent.futures
 import math
 import zlib
 from typing import Any
@@ -23,7 +24,7 @@ _CONSTANTS = {"scale": 1.0, "bias": 0.0, "mask_token": 0.0}
 
 def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
     """Shapes and dtypes of the parameters that `module.init` would make for these inputs."""
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)["params"]
 
 
 def initial_params(
@@ -44,19 +45,22 @@ def initial_params(
             pixels: narrow networks are next to linear with 0.02, and learn slowly.
         layer_scale: what every block's gamma starts from.
     """
-    flat = traverse_util.flatten_dict(abstract_params(module, *inputs), sep="/")
-    values = {}
-    for path, leaf in flat.items():
+
+    def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
         if name in ("kernel", "mask_embedding"):
             small = kernel_init == "timm" or name != "kernel" or path in _OUTPUT_KERNELS
-            std = 0.02 if small else math.prod(leaf.shape[:-1]) ** -0.5
+            std = 0.02 if small else math.prod(shape[:-1]) ** -0.5
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            values[path] = (std * rng.standard_normal(leaf.shape)).astype(np.float32)
-        elif name in _CONSTANTS:
-            values[path] = np.full(leaf.shape, _CONSTANTS[name], np.float32)
-        elif name == "gamma":
-            values[path] = np.full(leaf.shape, layer_scale, np.float32)
-        else:
-            raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
+            return np.float32(std) * rng.standard_normal(shape, np.float32)
+        if name == "gamma":
+            return np.full(shape, layer_scale, np.float32)
+        if name in _CONSTANTS:
+            return np.full(shape, _CONSTANTS[name], np.float32)
+        raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
+
+    flat = traverse_util.flatten_dict(abstract_params(module, *inputs), sep="/")
+    shapes = [leaf.shape for leaf in flat.values()]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy draws without the GIL
+        values = dict(zip(flat, pool.map(value, flat, shapes), strict=True))
     return traverse_util.unflatten_dict(values, sep="/")
