@@ -28,13 +28,12 @@ def write_resized(data: Prepared, folder: Path, count: int, size: str) -> None:
 
     def write(k: int) -> int:
         index = chosen[k]
-        encoded = data.records.image(index)
-        image = images.decode(encoded)
+        image = images.from_array(data.records.pixels(index))
         wide = image.width >= image.height
         image = image.resize((long, short) if wide else (short, long), PIL.Image.Resampling.BICUBIC)
         image = image.convert("L") if data.modes[index] == "L" else image
         path = folder / data.classes[data.labels[index]] / str(index)
-        if encoded.startswith(b"\xff\xd8"):
+        if data.files[index].lower().endswith((".jpg", ".jpeg")):
             image.save(path.with_suffix(".jpg"), quality=95)
         else:
             image.save(path.with_suffix(".png"))

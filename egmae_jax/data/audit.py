@@ -121,7 +121,7 @@ def contact_sheet(
     draw = PIL.ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         for x, index in enumerate(row):
-            image = images.decode(prepared.records.image(index))
+            image = images.from_array(prepared.records.pixels(index))
             sheet.paste(PIL.ImageOps.contain(image, (_TILE, _TILE)), (x * _TILE, y * height))
             caption = prepared.classes[prepared.labels[index]][:15]
             draw.text((x * _TILE + 2, y * height + _TILE), caption, fill="white")

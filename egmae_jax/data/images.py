@@ -16,6 +16,7 @@ Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
 COLORS = ("rgb", "grey")
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others start programs, or hold many images
+_LOSSY = ("JPEG", "MPO", "WEBP")
 _CV2_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _CV2_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores already
@@ -36,9 +37,10 @@ class Decoded(NamedTuple):
 
     image: PIL.Image.Image  # 8-bit RGB
     mode: str  # how the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), or 'DICOM'
-    # Files of one kind are decoded by the same steps of a decoder: format, mode, sampling of the
-    # channels, orientation, which other fields there are. Empty if OpenCV is not to be asked.
+    # JPEG files of one kind are decoded by the same steps of a decoder: mode, sampling of the
+    # channels, orientation, which other fields there are. Empty for other formats.
     kind: str
+    lossy: bool  # the file is much smaller than what `pack` makes of its pixels
 
 
 def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
@@ -67,19 +69,19 @@ def examine(encoded: bytes) -> Decoded:
         raise UnreadableImageError("the file is empty")
     try:
         if dicom.is_dicom(encoded):
-            return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "")
+            return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "", lossy=False)
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's: its first is the photograph
             raise UnreadableImageError(f"{frames} frames; one image is expected")
         image.load()
-        mode, kind = image.mode, _kind(image)
+        mode, kind, lossy = image.mode, _kind(image), image.format in _LOSSY
         if mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
             image = _high_byte(image)
         if image.mode in ("I", "F"):
             raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
         PIL.ImageOps.exif_transpose(image, in_place=True)
-        return Decoded(image if image.mode == "RGB" else image.convert("RGB"), mode, kind)
+        return Decoded(image if image.mode == "RGB" else image.convert("RGB"), mode, kind, lossy)
     except (MemoryError, ImportError):  # no fault of the file's
         raise
     except (UnreadableImageError, dicom.DicomError) as error:
@@ -93,11 +95,11 @@ def examine(encoded: bytes) -> Decoded:
 
 
 def _kind(image: PIL.Image.Image) -> str:
-    if image.format not in ("JPEG", "PNG"):
+    if image.format != "JPEG":
         return ""
     sampling = [layer[1:3] for layer in getattr(image, "layer", [])]
     orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    return f"{image.format} {image.mode} {sampling} {orientation} {sorted(map(str, image.info))}"
+    return f"{image.mode} {sampling} {orientation} {sorted(map(str, image.info))}"
 
 
 def _high_byte(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -106,8 +108,31 @@ def _high_byte(image: PIL.Image.Image) -> PIL.Image.Image:
     return high
 
 
+def pack(image: PIL.Image.Image) -> bytes:
+    """The pixels of an RGB image in a form that records compress well and that is read fast.
+
+    Of grey images one channel is kept. Each pixel but the first of a row is its difference to the
+    one before it. The records' compression makes that smaller than PNG.
+    """
+    array = np.asarray(image)
+    if (array == array[..., :1]).all():
+        array = array[..., :1]
+    return np.diff(array, axis=1, prepend=np.uint8(0)).tobytes()
+
+
+def unpack(packed: bytes, height: int, width: int, color: Color = "rgb") -> np.ndarray:
+    """The inverse of `pack`: uint8 [H, W, 3], for grey [H, W, 1]."""
+    differences = np.frombuffer(packed, np.uint8).reshape(height, width, -1)
+    array = np.cumsum(differences, axis=1, dtype=np.uint8)
+    if color == "rgb" and array.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(array, cv2.COLOR_GRAY2RGB))
+    if color == "grey" and array.shape[2] == 3:
+        return to_array(PIL.Image.fromarray(array).convert("L"))
+    return array
+
+
 def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.ndarray:
-    """The pixels of what `decode` returns, sooner, by OpenCV.
+    """The pixels of what `decode` returns of a JPEG file, sooner, by OpenCV.
 
     Only for files whose pixels are known to be the same (`is_fast`): OpenCV passes over damage, and
     knows less of modes and orientation.
@@ -131,7 +156,7 @@ def decode_fast(encoded: bytes, color: Color = "rgb", mode: str = "RGB") -> np.n
 
 
 def is_fast(encoded: bytes, image: PIL.Image.Image) -> bool:
-    """Whether OpenCV decodes a file to the very pixels of `image`, which `decode` has returned."""
+    """Whether OpenCV decodes a JPEG file to the pixels of `image`, which `decode` has returned."""
     array = cv2.imdecode(np.frombuffer(encoded, np.uint8), _CV2_COLOR)
     return array is not None and np.array_equal(array, np.asarray(image))
 

@@ -107,10 +107,7 @@ class View(NamedTuple):
         return 1 if self.color == "grey" else 3
 
     def _decode(self, index: int) -> np.ndarray:
-        encoded = self.prepared.records.image(index)
-        if not self.prepared.fast[index]:
-            return images.to_array(self.resize(images.decode(encoded, self.color)))
-        array = images.decode_fast(encoded, self.color, self.prepared.modes[index])
+        array = self.prepared.records.pixels(index, self.color)
         height, width = array.shape[:2]
         if self.size_of((width, height)) == (width, height):  # no resizing
             return array

@@ -1,7 +1,8 @@
 """From a folder of images to records: every file is read, checked and described once.
 
-TFDS writes the records as array_record, with images as encoded bytes: the one way it has that needs
-no TensorFlow. What splits and audits are made from (hashes, grey thumbnails, sizes) lies beside
+TFDS writes the records as array_record, with images as bytes: the one way it has that needs no
+TensorFlow. Of JPEG files they are the file's; of other formats, which take long to decode, the
+pixels. What splits and audits are made from (hashes, grey thumbnails, sizes) lies beside
 them in index.npz, so nothing is decoded twice and no start reads all the images. Both are kept in a
 cache folder named after the files' names, sizes and times; when a file changes, they are written
 anew.
@@ -20,7 +21,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,16 +34,17 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.files import DamagedFileError
 
-_VERSION = "6.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "7.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
 _COLUMNS = (
-    *("path", "size", "mode", "fast", "sha256", "pixel_hash", "descriptor"),
+    *("path", "size", "mode", "sha256", "pixel_hash", "descriptor"),
+    *("packed", "fast", "digest"),  # of records
     "skipped",
 )
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
 _SHOWN = 10  # how many files an error or warning names
-_CHUNK, _CHUNK_BYTES = 16, 4e6  # files that a thread reads at a time, at most
+_CHUNK, _CHUNK_BYTES = 16, 1e6  # files that a thread reads at a time, at most
 # Files of a kind that are decoded by OpenCV too, to see if it gives the same pixels: the first ones
 # and one in so many of the others.
 _TRIED, _TRIED_EVERY = 8, 64
@@ -66,13 +68,12 @@ class Prepared:
         duplicate_groups: how many groups of near-duplicates there are.
         official: str [N]; the data set's own split of an image, '' where it has none.
         sizes: int [N, 2], height and width.
-        fast: bool [N]; `images.decode_fast` gives the pixels of `images.decode`.
         modes: str [N], how the file stores its pixels: 'L', 'RGB', 'I;16', 'DICOM', ...
         descriptors: uint8 [N, 32, 32], grey thumbnails.
         pixel_hashes: str [N]; identical for identical pixels.
         sha256: of each file's bytes.
         skipped: files left out because they cannot be read, each with the reason.
-        records: random access to records; `records.image(i)` are the i-th file's bytes.
+        records: random access to the images; `records.pixels(i)` are the i-th file's.
     """
 
     name: str
@@ -87,7 +88,6 @@ class Prepared:
     official: np.ndarray
     sizes: np.ndarray
     modes: np.ndarray
-    fast: np.ndarray
     descriptors: np.ndarray
     pixel_hashes: np.ndarray
     sha256: tuple[str, ...]
@@ -155,7 +155,7 @@ def prepare(
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
-    records = Records(data_dir, index["sha256"].tolist())
+    records = Records(data_dir, index)
     pairs = duplicates.duplicate_pairs(
         index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
@@ -177,7 +177,6 @@ def prepare(
         official=np.array([image.split or "" for image in readable]),
         sizes=index["size"],
         modes=index["mode"],
-        fast=index["fast"],
         descriptors=index["descriptor"],
         pixel_hashes=index["pixel_hash"],
         sha256=tuple(index["sha256"].tolist()),
@@ -215,14 +214,20 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
 
 
 class Records:
-    """Random access to the records of a data set; says which folder is damaged.
+    """Random access to the images of a data set; says which folder is damaged.
 
-    Every image is held to its hash, which splits.json names too: from a file cut short array_record
-    (0.8) returns records without an image and says nothing.
+    Every record is held to its digest: from a file cut short array_record (0.8) returns records
+    without an image and says nothing.
+
+    Args:
+        folder: of the records.
+        index: the columns of their index.
     """
 
-    def __init__(self, folder: Path, sha256: Sequence[str]):
-        self._folder, self._sha256 = folder, sha256
+    def __init__(self, folder: Path, index: Mapping[str, np.ndarray]):
+        self._folder, self._digests = folder, index["digest"].tolist()
+        self._sizes, self._modes = index["size"].tolist(), index["mode"].tolist()
+        self._packed, self._fast = index["packed"].tolist(), index["fast"].tolist()
         try:
             self._source = tfds.builder_from_directory(folder).as_data_source(
                 split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
@@ -231,25 +236,34 @@ class Records:
             raise DamagedFileError(folder, error) from None
 
     def __len__(self) -> int:
-        return len(self._sha256)
+        return len(self._digests)
 
-    def image(self, index: int) -> bytes:
-        """The bytes of one file."""
+    def pixels(self, index: int, color: images.Color = "rgb") -> np.ndarray:
+        """An image upright: uint8 [H, W, 3], for grey [H, W, 1]. See `images.decode`."""
+        record = self._read(index)
+        if self._packed[index]:
+            height, width = self._sizes[index]
+            return images.unpack(record, height, width, color)
+        if self._fast[index]:
+            return images.decode_fast(record, color, self._modes[index])
+        return images.to_array(images.decode(record, color))
+
+    def _read(self, index: int) -> bytes:
         try:
-            encoded = self._source[index]["image"]
-            intact = hashlib.sha256(encoded).hexdigest() == self._sha256[index]
+            record = self._source[index]["image"]
+            intact = hashlib.sha256(record).hexdigest() == self._digests[index]
         except Exception as error:  # array_record raises RuntimeError, protobuf its own
             raise DamagedFileError(self._folder, error) from None
         if not intact:
-            raise DamagedFileError(self._folder, f"record {index} is not the file it was")
-        return encoded
+            raise DamagedFileError(self._folder, f"record {index} is not what was written")
+        return record
 
 
 def _write_index(path: Path, rows: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
     """Writes {name: values of all records}, and what was skipped."""
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    records = Records(path.parent, columns["sha256"].tolist())
     columns["fast"] = _fast(columns.pop("kind"), columns.pop("agrees"))
+    records = Records(path.parent, columns)
     columns["pixel_hash"] = _pixel_hashes(columns["size"], columns["descriptor"], records)
     with path.open("wb") as file:
         np.savez(file, **columns, skipped=np.array(skipped, str))
@@ -279,7 +293,9 @@ def _pixel_hashes(sizes: np.ndarray, descriptors: np.ndarray, records: Records) 
     count = collections.Counter(hashes)
     shared = [i for i, value in enumerate(hashes) if count[value] > 1]
     pixel_hashes = read_ahead(
-        lambda k: duplicates.pixel_hash(images.decode(records.image(shared[k]))), 0, len(shared)
+        lambda k: duplicates.pixel_hash(images.from_array(records.pixels(shared[k]))),
+        0,
+        len(shared),
     )
     for i, value in zip(shared, pixel_hashes, strict=True):
         hashes[i] = value
@@ -358,13 +374,13 @@ def _write(
             if isinstance(record, str):
                 unreadable.append(f"{image.file} ({record})")
                 continue
-            encoded, kind = record.pop("image"), record["kind"]
+            content, kind = record.pop("content"), record["kind"]
             # The first ones of a kind of files, and some of those that follow.
             is_tried = kind and (tried[kind] < _TRIED or tried[kind] % _TRIED_EVERY == 0)
             tried[kind] += 1
-            agrees = images.is_fast(encoded, images.decode(encoded)) if is_tried else -1
+            agrees = images.is_fast(content, images.decode(content)) if is_tried else -1
             rows.append(record | {"agrees": np.int8(agrees)})
-            yield {"image": encoded}
+            yield {"image": content}
 
     identity = tfds.core.DatasetIdentity(
         name="records",
@@ -372,7 +388,7 @@ def _write(
         data_dir=os.fspath(target),
         module_name=__name__,
     )
-    # Encoded bytes; all else is in the index.
+    # Bytes, which TFDS takes as they are; all else is in the index.
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None,) * 3)})
     writer = tfds.core.SequentialWriter(
         tfds.core.DatasetInfo(builder=identity, features=features),
@@ -428,13 +444,17 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
         return str(error)
     except (OSError, ImportError, MemoryError) as error:  # may be mended, the file being the same
         raise DataError(f"{path} cannot be read: {error!r}.") from None
+    content = encoded if decoded.lossy else images.pack(decoded.image)
+    sha256 = hashlib.sha256(encoded).hexdigest()
     return {
-        "image": encoded,
+        "content": content,
         "path": file,
         "size": np.array((decoded.image.height, decoded.image.width), np.int32),
         "mode": decoded.mode,
         "kind": decoded.kind,
-        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "packed": not decoded.lossy,
+        "digest": sha256 if decoded.lossy else hashlib.sha256(content).hexdigest(),
+        "sha256": sha256,
         "descriptor": duplicates.descriptor(decoded.image),
     }
 

@@ -132,7 +132,8 @@ def test_a_folder_of_dicom_files_is_prepared(tmp_path):
     )
     assert len(data.files) == 6
     assert set(data.modes) == {"DICOM"}
-    assert not data.fast.any()
+    decoded = images.decode((tmp_path / "data" / data.files[0]).read_bytes())
+    np.testing.assert_array_equal(data.records.pixels(0), np.asarray(decoded))
     view = pipeline.training_view(
         data, np.arange(6), color="rgb", resize="shorter_side", store_size=64
     )

@@ -138,14 +138,14 @@ def test_only_the_asked_images_are_loaded_in_the_asked_order():
 
 def test_order_is_kept_when_threads_finish_in_another(monkeypatch):
     pictures = [picture(i, 4 + i % 5, 6) for i in range(80)]
-    decode, rng, used = images.decode, np.random.default_rng(0), set()
+    to_array, rng, used = images.to_array, np.random.default_rng(0), set()
 
-    def slow_decode(encoded, color):
+    def slow_to_array(image):
         used.add(threading.get_ident())
         time.sleep(rng.uniform(0, 0.01))
-        return decode(encoded, color)
+        return to_array(image)
 
-    monkeypatch.setattr(images, "decode", slow_decode)
+    monkeypatch.setattr(images, "to_array", slow_to_array)
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
     loaded = load_training(pictures, np.arange(80), store_size=64)
     assert len(used) > 1
@@ -262,8 +262,8 @@ def test_two_hosts_of_two_devices_share_the_batches_of_one(tmp_path, feeds):
 def test_images_are_decoded_once_where_they_fit_into_the_store():
     view, indices, order = feeding.nine_images()
     decoded = []
-    encoded = view.prepared.records.image
-    view.prepared.records.image = lambda index: decoded.append(index) or encoded(index)
+    pixels = view.prepared.records.pixels
+    view.prepared.records.pixels = lambda i, color: decoded.append(i) or pixels(i, color)
     mesh = sharding.make_mesh()
     plain = batches(pipeline.Stream(view, indices, order, 20, mesh), 0, 6, mesh)
     assert len(decoded) >= 6 * 8
