@@ -77,6 +77,8 @@ def patch_entropy(
         raise TypeError(
             f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}."
         )
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1; got {patch_size}.")
     if not 1 <= num_bins <= 256 or 256 % num_bins:
         raise ValueError(f"num_bins must be a divisor of 256; got {num_bins}.")
     if base <= 1:
@@ -91,7 +93,10 @@ def patch_entropy(
     else:
         raise ValueError(f"color must be one of {', '.join(COLORS)}; got {color!r}.")
     counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
-    p = counts.astype(jnp.float32) / values.shape[-1]
+    total = values.shape[-1]
+    counts = counts.astype(jnp.float32)
+    # XLA divides by multiplying with the reciprocal: of a flat patch p would not be exactly 1.
+    p = jnp.where(counts == total, 1.0, counts / total)
     entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
     return jnp.maximum(entropy, 0.0)  # turns -0 into 0
 

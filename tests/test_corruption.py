@@ -103,6 +103,12 @@ def test_sizes_that_patches_do_not_tile_are_refused(height, width):
         patch_entropy(jnp.zeros((1, height, width, 3), jnp.uint8), 16)
 
 
+@pytest.mark.parametrize("patch_size", [0, -16])
+def test_patches_have_pixels(patch_size):
+    with pytest.raises(ValueError, match=f"at least 1; got {patch_size}"):
+        patch_entropy(jnp.zeros((1, 32, 32, 3), jnp.uint8), patch_size)
+
+
 # Entropy
 
 
@@ -153,6 +159,13 @@ def test_base_two_gives_bits():
     entropy = patch_entropy(jnp.asarray(images), 16, base=2)
     expected = reference_entropy(images, 16, "per_channel", lambda x: shannon_entropy(x, base=2))
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("patch_size", [1, 9, 11, 22, 48, 88])
+@pytest.mark.parametrize("color", corruption.COLORS)
+def test_flat_patches_of_every_size_have_exactly_zero_entropy(color, patch_size):
+    images = jnp.full((1, 2 * patch_size, patch_size, 3), 7, jnp.uint8)
+    assert not patch_entropy(images, patch_size, color=color).any()
 
 
 @pytest.mark.parametrize("color", corruption.COLORS)

@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
     # JPEG files of one kind are decoded by the same steps of a decoder: mode, sampling of the
     # channels, orientation, which other fields there are. Empty for other formats.
     kind: str
-    lossy: bool  # the file is much smaller than what `pack` makes of its pixels
+    lossy: bool  # the format is: the file is much smaller than what `pack` makes of its pixels
 
 
 def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
@@ -112,7 +112,7 @@ def pack(image: PIL.Image.Image) -> bytes:
     """The pixels of an RGB image in a form that records compress well and that is read fast.
 
     Of grey images one channel is kept. Each pixel but the first of a row is its difference to the
-    one before it. The records' compression makes that smaller than PNG.
+    one before it, which the records' compression makes about as small as PNG.
     """
     array = np.asarray(image)
     if (array == array[..., :1]).all():

@@ -1,11 +1,11 @@
 """From a folder of images to records: every file is read, checked and described once.
 
 TFDS writes the records as array_record, with images as bytes: the one way it has that needs no
-TensorFlow. Of JPEG files they are the file's; of other formats, which take long to decode, the
-pixels. What splits and audits are made from (hashes, grey thumbnails, sizes) lies beside
-them in index.npz, so nothing is decoded twice and no start reads all the images. Both are kept in a
-cache folder named after the files' names, sizes and times; when a file changes, they are written
-anew.
+TensorFlow. Of JPEG and WebP files they are the file's; of other formats, which take long to decode,
+the pixels, unless those are many times larger than the file. What splits and audits are made from
+(hashes, grey thumbnails, sizes) lies beside them in index.npz, so nothing is decoded twice and no
+start reads all the images. Both are kept in a cache folder named after the files' names, sizes and
+times; when a file changes, they are written anew.
 
 Files are read a few at a time and written at once, so memory does not grow with the data set but
 for its index, two kilobytes an image, and the search for duplicates, six. A set appears when it is
@@ -44,6 +44,9 @@ _COLUMNS = (
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
 _SHOWN = 10  # how many files an error or warning names
+# Pixels are packed if they are not larger than this, and than so many times the file. It bounds the
+# memory while preparing, and the records.
+_PACKED_BYTES, _PACKED_TIMES = 16e6, 8
 _CHUNK, _CHUNK_BYTES = 16, 1e6  # files that a thread reads at a time, at most
 # Files of a kind that are decoded by OpenCV too, to see if it gives the same pixels: the first ones
 # and one in so many of the others.
@@ -243,7 +246,10 @@ class Records:
         record = self._read(index)
         if self._packed[index]:
             height, width = self._sizes[index]
-            return images.unpack(record, height, width, color)
+            try:
+                return images.unpack(record, height, width, color)
+            except ValueError as error:  # the index does not belong to the records
+                raise DamagedFileError(self._folder, error) from None
         if self._fast[index]:
             return images.decode_fast(record, color, self._modes[index])
         return images.to_array(images.decode(record, color))
@@ -444,17 +450,21 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
         return str(error)
     except (OSError, ImportError, MemoryError) as error:  # may be mended, the file being the same
         raise DataError(f"{path} cannot be read: {error!r}.") from None
-    content = encoded if decoded.lossy else images.pack(decoded.image)
-    sha256 = hashlib.sha256(encoded).hexdigest()
+    content, packed = encoded, False
+    most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))
+    if not decoded.lossy and decoded.image.width * decoded.image.height <= most:
+        pixels = images.pack(decoded.image)
+        if len(pixels) <= most:
+            content, packed = pixels, True
     return {
         "content": content,
         "path": file,
         "size": np.array((decoded.image.height, decoded.image.width), np.int32),
         "mode": decoded.mode,
         "kind": decoded.kind,
-        "packed": not decoded.lossy,
-        "digest": sha256 if decoded.lossy else hashlib.sha256(content).hexdigest(),
-        "sha256": sha256,
+        "packed": packed,
+        "digest": hashlib.sha256(content).hexdigest(),
+        "sha256": hashlib.sha256(encoded).hexdigest(),
         "descriptor": duplicates.descriptor(decoded.image),
     }
 

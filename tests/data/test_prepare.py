@@ -510,3 +510,26 @@ def test_preparing_imports_neither_tensorflow_nor_torch(tree):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "18 []\n"  # and TFDS prints nothing of its own
+
+
+def test_pixels_many_times_larger_than_the_file_are_not_packed(tmp_path):
+    for k in range(4):
+        folder = tmp_path / "data" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(k).integers(0, 256, (60, 60, 3), np.uint8)
+        flat = np.full((300, 300, 3), k, np.uint8)
+        PIL.Image.fromarray(noise).save(folder / f"noise {k}.png")
+        PIL.Image.fromarray(flat).save(folder / f"flat {k}.png")
+    data = prepared(tmp_path / "data")
+    for index, file in enumerate(data.files):
+        assert data.records._packed[index] == ("noise" in file)
+        expected = images.decode((tmp_path / "data" / file).read_bytes())
+        np.testing.assert_array_equal(data.records.pixels(index), np.asarray(expected))
+
+
+def test_an_index_that_does_not_belong_to_the_records_is_named(tree):
+    data = prepared(tree)
+    index = data.records._packed.index(True)
+    data.records._sizes[index] = [7, 11]
+    with pytest.raises(DamagedFileError, match="delete it"):
+        data.records.pixels(index)
