@@ -450,12 +450,13 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
         return str(error)
     except (OSError, ImportError, MemoryError) as error:  # may be mended, the file being the same
         raise DataError(f"{path} cannot be read: {error!r}.") from None
-    content, packed = encoded, False
+    sha256 = hashlib.sha256(encoded).hexdigest()
+    content, digest, packed = encoded, sha256, False
     most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))
     if not decoded.lossy and decoded.image.width * decoded.image.height <= most:
         pixels = images.pack(decoded.image)
         if len(pixels) <= most:
-            content, packed = pixels, True
+            content, digest, packed = pixels, hashlib.sha256(pixels).hexdigest(), True
     return {
         "content": content,
         "path": file,
@@ -463,8 +464,8 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
         "mode": decoded.mode,
         "kind": decoded.kind,
         "packed": packed,
-        "digest": hashlib.sha256(content).hexdigest(),
-        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "digest": digest,
+        "sha256": sha256,
         "descriptor": duplicates.descriptor(decoded.image),
     }
 

@@ -275,7 +275,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch, e
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path):
-    """Of 240 MB of files some seventy are in memory: sixteen chunks of four and what is at work."""
+    """Of 240 MB of files some twenty are in memory: sixteen chunks of one and what is at work."""
     rng = np.random.default_rng(0)
     for k in range(240):
         path = tmp_path / "data" / "ab"[k % 2] / f"{k}.bmp"

@@ -205,10 +205,13 @@ def autoencoder_params(state_dict, name):
     return {"encoder": encoder, "decoder": decoder}
 
 
-SIZES = [("convnext_atto", 50), ("convnext_tiny", 1)]
+SIZES = [
+    ("convnext_atto", 10),
+    pytest.param("convnext_atto", 50, marks=pytest.mark.slow),
+    pytest.param("convnext_tiny", 1, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_fine_tuning_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(3)
@@ -246,7 +249,6 @@ def test_fine_tuning_is_pytorchs(name, steps):
     assert_as_exact(ours, *theirs, params)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
