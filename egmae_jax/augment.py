@@ -18,7 +18,6 @@ from egmae_jax.compilation import materialize
 # Of ImageNet, in units of pixel value / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-_BLOCK = 16  # output pixels of an axis that are resampled together
 
 
 class Crop(NamedTuple):
@@ -119,10 +118,10 @@ def random_flip(key: jax.Array, batch: int) -> jax.Array:
 
 
 class _Axis(NamedTuple):
-    """How one axis is resampled: blocks of output pixels, each of a window of the input."""
+    """How one axis is resampled: each output pixel is a weighted sum of a few neighbouring ones."""
 
-    starts: jax.Array  # int32 [B, blocks], first input pixel of the window
-    weights: jax.Array  # float32 [B, blocks, pixels of a block, pixels of the window]
+    positions: jax.Array  # int32 [B, size, taps], of input pixels, some outside of the canvas
+    weights: jax.Array  # float32 [B, size, taps], 0 where a pixel must not be read
 
 
 @functools.partial(jax.jit, static_argnames=("size",))
@@ -143,29 +142,27 @@ def resample(images: jax.Array, crop: Crop, flip: jax.Array, *, size: int) -> ja
     upright = jnp.zeros_like(flip)
     rows = _resampling(crop.top, crop.height, top, bottom, upright, length=height, size=size)
     columns = _resampling(crop.left, crop.width, left, right, flip, length=width, size=size)
-    resample_one = functools.partial(_resample_one, size=size)
     if jax.default_backend() == "cpu":  # an image at a time stays in the cache
-        return jax.lax.map(lambda x: materialize(resample_one(*x)), (images, rows, columns))
-    return jax.vmap(resample_one)(images, rows, columns)
+        return jax.lax.map(lambda x: _resample_one(*x), (images, rows, columns))
+    return jax.vmap(_resample_one)(images, rows, columns)
 
 
-def _resample_one(image: jax.Array, rows: _Axis, columns: _Axis, *, size: int) -> jax.Array:
-    """uint8 [H, W, C] -> uint8 [size, size, C]: two small matrix products for each block."""
-    window = rows.weights.shape[-1], *image.shape[1:]
-    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(image, (start, 0, 0), window))(
-        rows.starts
-    )
-    # 8-bit exactness needs more than TF32 or bfloat16 products.
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    x = product("noh,nhwc->nowc", rows.weights, windows.astype(jnp.float32))
-    x = x.reshape(-1, *image.shape[1:])[:size]
-    window = size, columns.weights.shape[-1], image.shape[2]
-    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(x, (0, start, 0), window))(
-        columns.starts
-    )
-    x = product("npw,nowc->onpc", columns.weights, windows)
-    x = x.reshape(size, -1, image.shape[2])[:, :size]
-    return jnp.clip(jnp.floor(x + 0.5), 0, 255).astype(jnp.uint8)
+def _resample_one(image: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:
+    """uint8 [H, W, C] -> uint8 [size, size, C]."""
+    x = materialize(_weighted_sum(image, rows, 0))
+    x = _weighted_sum(x, columns, 1)
+    return materialize(jnp.floor(x + 0.5).astype(jnp.uint8))
+
+
+def _weighted_sum(image: jax.Array, along: _Axis, axis: int) -> jax.Array:
+    """float32: `image` [H, W, C] with `axis` resampled."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    total = jnp.zeros(())
+    for tap in range(along.weights.shape[1]):
+        pixels = jnp.take(image, along.positions[:, tap], axis, mode="clip")
+        total += along.weights[:, tap].reshape(shape) * pixels.astype(jnp.float32)
+    return total
 
 
 def _resampling(
@@ -179,22 +176,16 @@ def _resampling(
     size: int,
 ) -> _Axis:
     """Pillow's antialiased bilinear filter along one axis of `length` pixels."""
-    blocks = -(-size // _BLOCK)
-    most = max(1.0, length / size)  # input pixels per output pixel, of all rectangles
-    window = min(length, math.ceil((_BLOCK + 1) * most) + 2)
+    taps = math.ceil(2 * max(1.0, length / size))  # of the largest rectangle
     step = (extent / size)[:, None, None]
     support = jnp.maximum(step, 1.0)
-    pixel = jnp.arange(blocks * _BLOCK, dtype=jnp.float32).reshape(blocks, _BLOCK)
+    pixel = jnp.arange(size, dtype=jnp.float32)[:, None]
     pixel = jnp.where(mirror[:, None, None], size - 1 - pixel, pixel)
-    centre = start[:, None, None] + (pixel + 0.5) * step  # [B, blocks, _BLOCK]
-    first = jnp.floor((centre - support).min(axis=-1)).astype(jnp.int32)
-    first = jnp.clip(first, 0, length - window)
-    position = first[:, :, None, None] + jnp.arange(window)
-    weight = jnp.maximum(
-        0.0, 1.0 - jnp.abs(position + 0.5 - centre[..., None]) / support[..., None]
-    )
-    low, high = (x[:, None, None, None] for x in (low, high))
+    centre = start[:, None, None] + (pixel + 0.5) * step  # [B, size, 1]
+    # The first pixel whose middle the filter covers.
+    first = jnp.ceil(centre - support - 0.5).astype(jnp.int32)
+    position = first + jnp.arange(taps)
+    weight = jnp.maximum(0.0, 1.0 - jnp.abs(position + 0.5 - centre) / support)
+    low, high = (x[:, None, None] for x in (low, high))
     weight = jnp.where((position >= low) & (position < high), weight, 0.0)
-    # Pixels beyond `size`, of the last block, may see nothing; they are cut off.
-    total = weight.sum(axis=-1, keepdims=True)
-    return _Axis(first, weight / jnp.where(total > 0, total, 1.0))
+    return _Axis(position, weight / weight.sum(axis=-1, keepdims=True))
