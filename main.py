@@ -1,5 +1,7 @@
 """Runs the recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
 
+import gc
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -15,6 +17,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
+    gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
     try:

@@ -149,7 +149,7 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
     model = models.create(config.model.name, len(data.classes))
     params = initial_params(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
     optimizer = optim.adamw(1e-4, params, weight_decay=0.05)
-    state = sharding.replicate(TrainState.create(params, optimizer), mesh)
+    state = TrainState.create(params, optimizer, mesh)
 
     def step(state, steps, key):
         batch = steps.batch(0, mesh)

@@ -18,6 +18,7 @@ memory of each is told, and the shares of the measured ceilings of matrix produc
 import argparse
 import concurrent.futures
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -126,8 +127,7 @@ class OurTraining:
         optimizer = optim.adamw(
             schedule, params, weight_decay=section.weight_decay, betas=section.betas
         )
-        state = loop.TrainState.create(params, optimizer)
-        self._state = sharding.replicate(state, self._mesh)
+        self._state = loop.TrainState.create(params, optimizer, self._mesh)
         jax.block_until_ready(self._state)
         self.init_s = time.perf_counter() - started
         self._step = functools.partial(step, model=module, optimizer=optimizer, config=config)
@@ -242,6 +242,7 @@ def _prepare(name: str, work: str, arguments: argparse.Namespace) -> dict[str, A
     global _program
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     training.make_fast()
+    gc.freeze()  # as main.py does
     config = make_config(arguments.model, arguments.image_size, dtype=arguments.dtype)
     images = make_images(arguments.batch, arguments.image_size)
     figures: dict[str, Any] = {}

@@ -248,7 +248,7 @@ class Experiment:
                 stage="pretrain",
                 round_index=split,
                 program=loop.compile_steps(step, self.mesh),
-                state=sharding.replicate(loop.TrainState.create(fresh, optimizer), self.mesh),
+                state=loop.TrainState.create(fresh, optimizer, self.mesh),
                 feed=lambda: self.data.feed(
                     split,
                     config.splits,
@@ -356,7 +356,7 @@ class Experiment:
                 stage=stage,
                 round_index=round_index,
                 program=program,
-                state=sharding.replicate(loop.TrainState.create(params, optimizer), self.mesh),
+                state=loop.TrainState.create(params, optimizer, self.mesh),
                 feed=lambda: self.data.feed(
                     round_index,
                     ("train",),

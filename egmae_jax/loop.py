@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import compilation
+from egmae_jax import compilation, sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
@@ -42,10 +42,18 @@ class TrainState:
     opt_state: PyTree
 
     @classmethod
-    def create(cls, params: PyTree, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step."""
-        # Jitted, it is one program instead of one for every shape.
-        return cls(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+    def create(
+        cls, params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+    ) -> "TrainState":
+        """The state before the first step, whole on every device of the mesh."""
+        step, params = sharding.replicate((np.int32(0), params), mesh)
+        # Jitted, it is one program instead of one for every shape. It runs once.
+        init = jax.jit(
+            optimizer.init,
+            out_shardings=sharding.replicated(mesh),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        return cls(step, params, init(params))
 
     def update(self, optimizer: optax.GradientTransformation, gradients: PyTree) -> "TrainState":
         """The state after one step of the optimizer."""

@@ -5,6 +5,7 @@ parameters and the resident images are whole on every device. XLA adds the one a
 gradients.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -19,10 +20,15 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of arrays that are whole on every device."""
+    return NamedSharding(mesh, P())
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts a whole copy of every array on every device. Arrays are copied, never aliased."""
-    sharding = NamedSharding(mesh, P())
-    return jax.tree.map(lambda x: jax.device_put(x, sharding, may_alias=False), tree)
+    place = functools.partial(jax.device_put, device=replicated(mesh), may_alias=False)
+    return jax.tree.map(place, tree)
 
 
 def local_rows(batch_size: int) -> slice:

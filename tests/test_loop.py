@@ -58,7 +58,7 @@ def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_s
             stage="test",
             round_index=0,
             program=loop.compile_steps(step, mesh),
-            state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
+            state=loop.TrainState.create(params, _OPTIMIZER, mesh),
             feed=lambda: Resident(sharding.replicate(images, mesh), Order(len(images), 4, (0,))),
             batch_size=4,
             key=rng.stage_key(0, "test"),
@@ -81,14 +81,14 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
     mesh = sharding.make_mesh()
     images = sharding.replicate(_images(), mesh)
     order, key = Order(20, 4, (0,)), rng.stage_key(0, "test")
-    start = loop.TrainState.create({"w": jnp.zeros(12)}, _OPTIMIZER)
+    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
 
     one_by_one = start
     for step in range(7):
         batch = images.take(order[step])
         one_by_one, _ = jax.jit(_step)(one_by_one, batch, jax.random.fold_in(key, step))
     together, history = loop.compile_steps(_step, mesh)(
-        sharding.replicate(start, mesh), Resident(images, order).steps(0, 7)[1], key, 7
+        start, Resident(images, order).steps(0, 7)[1], key, 7
     )
     np.testing.assert_allclose(together.params["w"], one_by_one.params["w"], rtol=1e-6)
     assert int(together.step) == 7
@@ -122,7 +122,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
             stage="test",
             round_index=0,
             program=loop.compile_steps(_step, mesh),
-            state=sharding.replicate(loop.TrainState.create(params, _OPTIMIZER), mesh),
+            state=loop.TrainState.create(params, _OPTIMIZER, mesh),
             feed=no_images,
             batch_size=4,
             key=rng.stage_key(0, "test"),
@@ -150,12 +150,9 @@ def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     _train(tmp_path, epochs=1)
     mesh = sharding.make_mesh()
     resident = Resident(sharding.replicate(_images(), mesh), Order(20, 4, (0,)))
-    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER)
+    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
     _, history = loop.compile_steps(_step, mesh)(
-        sharding.replicate(start, mesh),
-        resident.steps(0, 5)[1],
-        rng.stage_key(0, "test"),
-        5,
+        start, resident.steps(0, 5)[1], rng.stage_key(0, "test"), 5
     )
     assert _rows(tmp_path)[0]["loss"] == pytest.approx(
         np.mean(np.asarray(history["loss"])[:5]), rel=1e-6

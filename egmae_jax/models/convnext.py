@@ -49,22 +49,6 @@ class PatchConv(nn.Module):
         ) + bias.astype(self.dtype)
 
 
-class DepthwiseConv(nn.Module):
-    """7x7 depthwise convolution with bias; see `egmae_jax.models.depthwise`."""
-
-    kernel_size: int = 7
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        kernel = self.param(
-            "kernel", kernel_init, (self.kernel_size, self.kernel_size, 1, channels)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
-
-
 def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
     """Stochastic depth: what the residual branches of a batch are multiplied by.
 
@@ -81,6 +65,18 @@ def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) ->
     """
     keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
     return jax.random.bernoulli(key, keep, (len(keep), batch)) / keep
+
+
+class DepthwiseParams(nn.Module):
+    """Declares what a depthwise convolution needs, 7x7 with bias."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [7, 7, 1, channels] and bias [channels]."""
+        return (
+            self.param("kernel", kernel_init, (7, 7, 1, channels)),
+            self.param("bias", nn.initializers.zeros, (channels,)),
+        )
 
 
 class LinearParams(nn.Module):
@@ -119,13 +115,16 @@ class ConvNeXtBlock(nn.Module):
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> the same; `scales` [B] are of `drop_path_scales`, None drops nothing."""
         channels = x.shape[-1]
+        kernel, bias = DepthwiseParams(name="conv_dw")(channels)
         params = Perceptron(
             *NormParams(name="norm")(channels),
             *LinearParams(4 * channels, name="fc1")(channels),
             *LinearParams(channels, name="fc2")(4 * channels),
             self.param("gamma", nn.initializers.constant(1e-6), (channels,)),
         )
-        update = DepthwiseConv(dtype=self.dtype, name="conv_dw")(x)
+        if self.is_initializing():
+            return x  # of the same shape; to trace the rest would take most of the time
+        update = depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
         update = perceptron(update, params, train=train, rematerialize=self.rematerialize)
         if scales is not None:
             update *= scales[:, None, None, None].astype(update.dtype)

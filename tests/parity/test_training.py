@@ -63,7 +63,7 @@ def run_ours(step_fn, params, optimizer, images, key):
     """Parameters after each of STEPS, and the losses of all steps."""
     mesh = sharding.make_mesh()
     program = loop.compile_steps(step_fn, mesh)
-    state = sharding.replicate(loop.TrainState.create(params, optimizer), mesh)
+    state = loop.TrainState.create(params, optimizer, mesh)
     snapshots, losses, done = {}, [], 0
     for step in STEPS[: sum(s <= len(images.labels) for s in STEPS)]:
         state, metrics = program(state, StreamedSteps(images, done), key, step - done)
