@@ -188,4 +188,5 @@ def _resampling(
     weight = jnp.maximum(0.0, 1.0 - jnp.abs(position + 0.5 - centre) / support)
     low, high = (x[:, None, None] for x in (low, high))
     weight = jnp.where((position >= low) & (position < high), weight, 0.0)
-    return _Axis(position, weight / weight.sum(axis=-1, keepdims=True))
+    total = weight.sum(axis=-1, keepdims=True)  # 0 where the rectangle is empty
+    return _Axis(position, weight / jnp.where(total > 0, total, 1.0))

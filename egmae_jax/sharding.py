@@ -26,7 +26,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a whole copy of every array on every device. Arrays are copied, never aliased."""
+    """Puts a whole copy of every array on every device.
+
+    JAX arrays are copied, never aliased. A CPU may go on using the memory of numpy arrays (JAX 0.10
+    does where they begin at a multiple of 64 bytes): do not write to them afterwards.
+    """
     place = functools.partial(jax.device_put, device=replicated(mesh), may_alias=False)
     return jax.tree.map(place, tree)
 
