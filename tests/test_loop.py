@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,25 @@ def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_s
 def _rows(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k != "images_per_second"} for x in lines]
+
+
+_CREATE = """
+import jax, numpy, optax
+from egmae_jax import loop, sharding
+mesh = sharding.make_mesh()
+state = loop.TrainState.create({"w": numpy.ones(3, numpy.float32)}, optax.adam(0.1), mesh)
+for leaf in jax.tree.leaves(state):
+    print(len(leaf.sharding.device_set), leaf.is_fully_replicated)
+"""
+
+
+def test_a_new_state_is_whole_on_every_device():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", _CREATE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["8 True"] * 5  # step, w, Adam's count, mu and nu
 
 
 def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
