@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import lax
 
 from egmae_jax.models.depthwise import depthwise_conv
+from egmae_jax.models.layers import tap
 from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
@@ -48,9 +49,8 @@ class PatchConv(nn.Module):
         kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.reshape(batch, height // p, p, width // p, p, channels)
-        return jnp.einsum(
-            "bhiwjc,ijco->bhwo", x.astype(self.dtype), kernel.astype(self.dtype)
-        ) + bias.astype(self.dtype)
+        y = jnp.einsum("bhiwjc,ijco->bhwo", x.astype(self.dtype), kernel.astype(self.dtype))
+        return tap(self, y + bias.astype(self.dtype))
 
 
 def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
@@ -129,10 +129,11 @@ class ConvNeXtBlock(nn.Module):
         if self.is_initializing():
             return x  # of the same shape; to trace the rest would take most of the time
         update = depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
+        update = tap(self, update, "depthwise")
         update = perceptron(update, params, train=train, rematerialize=self.rematerialize)
         if scales is not None:
             update *= scales[:, None, None, None].astype(update.dtype)
-        return x + update
+        return tap(self, x + update)
 
 
 class Stem(nn.Module):
