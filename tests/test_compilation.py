@@ -130,24 +130,3 @@ def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
     assert len(calls) == 6  # three forward and three backward; what a subroutine calls is merged
     np.testing.assert_allclose(program.compile()(w, x), jax.grad(loss)(w, x), rtol=1e-6)
     assert layer.__name__ == "layer"
-
-
-def test_scanned_blocks_are_the_blocks_one_after_another(monkeypatch):
-    """Each with its own parameters and its own drop path."""
-    model = ConvNeXt((3, 1), (8, 16), num_classes=3, drop_path_rate=0.5)
-    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
-    images = np.random.default_rng(0).standard_normal((16, 32, 32, 3)).astype(np.float32)
-
-    def loss(params, images):
-        rngs = {"drop_path": jax.random.key(0)}
-        logits = model.apply({"params": params}, images, train=True, rngs=rngs)
-        return jnp.square(logits).sum(), logits
-
-    results = []
-    for depth in (3, 4):
-        monkeypatch.setattr("egmae_jax.models.convnext._SCANNED_DEPTH", depth)
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params, images))
-        jax.clear_caches()
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())

@@ -13,16 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
 from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
-# On CPU, training scans the blocks of stages with at least so many: compiling the step takes an
-# eighth less time and running it no more. Elsewhere compiling is a smaller part of a run.
-_SCANNED_DEPTH = 3
 
 # timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
 # deviations: a plain normal for all purposes. Biases are zeros.
@@ -174,25 +170,10 @@ class Stage(nn.Module):
         """`scales` [depth, B] are of `drop_path_scales`, None drops nothing."""
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
-        long = self.depth >= _SCANNED_DEPTH and jax.default_backend() == "cpu"
-        if long and train and not self.is_initializing():
-            return self._scan(x, scales)
         for index in range(self.depth):
             block = ConvNeXtBlock(self.dtype, self.rematerialize, name=f"blocks_{index}")
             x = block(x, None if scales is None else scales[index], train=train)
         return x
-
-    def _scan(self, x: jax.Array, scales: jax.Array | None) -> jax.Array:
-        """The blocks as a loop over their stacked parameters, which compiles one instead of all."""
-        params = [self.variables["params"][f"blocks_{index}"] for index in range(self.depth)]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        block = ConvNeXtBlock(self.dtype, self.rematerialize, parent=None)
-
-        def body(x, layer):
-            params, scales = layer
-            return block.apply({"params": params}, x, scales, train=True), None
-
-        return lax.scan(body, x, (stacked, scales))[0]
 
 
 class Head(nn.Module):
