@@ -55,8 +55,13 @@ def get_config() -> ConfigDict:
     data.validation_share = 0.1
     data.split_seed = 0
 
+    # The classifiers, whose probabilities are fused [S 3.1]. 'mae': model.name, pre-trained here;
+    # 'imagenet': imagenet.model from its ImageNet weights; or the name of any other backbone, from
+    # its own. Names: python -c 'from egmae_jax import models; print(models.names())'
+    config.branches = ("imagenet", "mae")
+
     config.model = model = ConfigDict()
-    model.name = "convnext_tiny"  # [S 3.2]
+    model.name = "convnext_tiny"  # [S 3.2], of the branch 'mae' and of its twin
     model.dtype = "float32"  # of compute: 'float32' or 'bfloat16'; parameters are float32 always
     # Computes wide activations again for the gradients instead of keeping them: less memory, more
     # multiplications, the same results (what it costs: benchmarks/RESULTS.md, "Memory").
@@ -106,13 +111,30 @@ def get_config() -> ConfigDict:
     finetune.weight_decay = 0.05  # [D] ConvNeXt's
     finetune.betas = (0.9, 0.999)  # [D] PyTorch's default
     finetune.layer_decay = 1.0  # [D] learning-rate factor a layer towards the stem; 1 is off
-    finetune.drop_path_rate = 0.1  # [D] ConvNeXt-Tiny's
+    finetune.drop_path_rate = 0.1  # [D] ConvNeXt-Tiny's; SqueezeNet has no paths to drop
     finetune.label_smoothing = 0.0  # [D] plain cross-entropy (S eq. 10)
+    # Which layers train: 'all'; 'head', the classifier alone; 'low_entropy', also the convolutions
+    # whose outputs have the lowest Shannon entropy (layer selection, METHOD.md 4), lowest first,
+    # until trainable_share of all parameters train; 'random', drawn instead of ranked. What does not
+    # train has no gradient and no optimizer state, and its batch norms stay as they were.
+    finetune.trainable = "all"
+    finetune.trainable_share = 0.5  # [D] the source keeps about .90 (ResNet-18) and .82 (ResNet-34)
+    finetune.calibration_images = 256  # [D] training images that the entropies are measured on
+    # Gaussian noise on what the classifier sees, in training and in testing: its standard deviation
+    # as a share of the pixels' range (ablation of the layer selection: .1 to .4).
+    finetune.input_noise = 0.0
 
     config.imagenet = imagenet = ConfigDict()
     # 'default': timm's ImageNet-1k checkpoint of the model, from the Hugging Face hub or its local
-    # cache; a hub id; a .safetensors file; or 'none': random weights, which every result then says.
+    # cache; a hub id; a .safetensors or .npz file; a folder that holds <model>.safetensors or .npz
+    # for several branches; or 'none': random weights, which every result then says.
     imagenet.weights = "default"
+    imagenet.model = ""  # any backbone; empty is model.name, the twin [S 3.1]
+
+    config.fusion = fusion = ConfigDict()
+    # 'mean' of the branches' probabilities [S eq. 11]; 'weighted' mean or 'stacked' (multinomial
+    # logistic regression), the paper's future work, both fitted on validation images only.
+    fusion.kind = "mean"
 
     config.rounds = rounds = ConfigDict()
     # [D] The paper runs "5 rounds" and speaks of folds. 'seeds': that many seeds on one split;

@@ -40,6 +40,17 @@ def normalize(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
 
 
+def pixel_noise(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
+    """Gaussian noise for normalised images [..., 3].
+
+    Args:
+        key: for all of it.
+        shape: of the images.
+        std: as a share of the pixels' whole range, before normalisation.
+    """
+    return std / jnp.array(STD) * jax.random.normal(key, shape)
+
+
 def random_resized_crop(
     key: jax.Array,
     sizes: jax.Array,

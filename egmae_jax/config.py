@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import console, corruption, models
+from egmae_jax import branches, console, corruption, fusion, layer_selection, models
 from egmae_jax.data import datasets, images, splits
 from egmae_jax.models.convnext import TOTAL_STRIDE
 from egmae_jax.models.initialize import KERNEL_INITS
@@ -73,18 +73,27 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "corruption.kind": corruption.KINDS,
         "model.kernel_init": KERNEL_INITS,
         "rounds.kind": ("seeds", "folds"),
+        "finetune.trainable": layer_selection.MODES,
+        "fusion.kind": fusion.KINDS,
     }
     flat = flatten(config)
     for field, allowed in choices.items():
         if flat[field] not in allowed:
             yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
-    for field in ("data.name", "model.name"):
-        try:
-            datasets.get(config.data.name) if field == "data.name" else models.default_weights(
-                config.model.name
-            )
-        except ValueError as error:
-            yield f"{field}: {error}"
+    try:
+        datasets.get(config.data.name)
+    except ValueError as error:
+        yield f"data.name: {error}"
+    convnext = mae = False  # whether any branch is, whose demands then count
+    try:
+        field = "model.name"
+        models.default_weights(config.model.name)
+        field = "branches"
+        chosen = branches.of(config)
+        convnext = any(models.is_convnext(branch.model_name) for branch in chosen)
+        mae = any(branch.is_mae for branch in chosen)
+    except ValueError as error:
+        yield f"{field}: {error}"
     if not config.data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
 
@@ -102,6 +111,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "finetune.batch_size",
         "finetune.learning_rate",
         "finetune.layer_decay",
+        "finetune.calibration_images",
         "rounds.count",
         "evaluation.batch_size",
         "evaluation.bootstrap_resamples",
@@ -120,6 +130,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "pretrain.weight_decay",
         "finetune.warmup_epochs",
         "finetune.weight_decay",
+        "finetune.input_noise",
         "checkpoint.save_seconds",
     )
     for field in not_negative:
@@ -147,6 +158,11 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"{field} is {bounds}; it must be (lowest, highest), both positive."
     if len(config.pretrain.crop_scale) == 2 and config.pretrain.crop_scale[1] > 1:
         yield f"pretrain.crop_scale is {config.pretrain.crop_scale}; no crop exceeds its image (1)."
+    if not 0 < config.finetune.trainable_share <= 1:
+        yield (
+            f"finetune.trainable_share is {config.finetune.trainable_share}; it must be above 0 "
+            "and at most 1."
+        )
     if config.data.test_share + config.data.validation_share >= 1:
         yield "data.test_share and data.validation_share leave nothing to train on."
     if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.SPLITS):
@@ -186,13 +202,17 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     if not noise and round(config.corruption.mask_ratio * patches) < 1:
         yield f"corruption.mask_ratio is {config.corruption.mask_ratio}: no patch of {patches}."
     patch = config.corruption.patch_size
-    divisor = math.lcm(TOTAL_STRIDE, max(patch, 1))
+    demands = {f"ConvNeXt's stride {TOTAL_STRIDE}": TOTAL_STRIDE} if convnext else {}
+    demands |= {f"corruption.patch_size={patch}": max(patch, 1)} if mae else {}
+    divisor = math.lcm(*demands.values())
     if side % divisor:
         nearest = max(1, round(side / divisor)) * divisor
         yield (
-            f"data.image_size is {side}; ConvNeXt's stride {TOTAL_STRIDE} and "
-            f"corruption.patch_size={patch} must both divide it; the nearest is {nearest}."
+            f"data.image_size is {side}; {' and '.join(demands)} must{' both' * (len(demands) > 1)} "
+            f"divide it; the nearest is {nearest}."
         )
+    if side < TOTAL_STRIDE:
+        yield f"data.image_size is {side}; the networks need at least {TOTAL_STRIDE}."
     if config.finetune.resize < side:
         yield (
             f"finetune.resize is {config.finetune.resize}, smaller than data.image_size={side}, "

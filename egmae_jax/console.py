@@ -109,9 +109,10 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
-    if results["imagenet_weights"] == "none":
+    random_starts = [name for name, source in results["imagenet_weights"].items() if source == "none"]
+    if random_starts:
         _console.print(
-            "[bold yellow]The ImageNet branch started from random weights[/] "
+            f"[bold yellow]{', '.join(random_starts)} started from random weights[/] "
             "(--config.imagenet.weights=none): these are not the method's figures.",
             highlight=False,
         )
@@ -120,6 +121,23 @@ def print_results(results: Mapping[str, Any]) -> None:
         _console.print(f"[bold yellow]{count} unreadable images left out.[/]", highlight=False)
     if results["pretraining_saw_test"]:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
+
+
+def print_layers(title: str, report: Mapping[str, Any]) -> None:
+    """Prints a layer selection as a table, the lowest entropy first."""
+    share = report["trainable_parameters"] / report["parameters"]
+    _console.print(
+        f"\n{title}: {report['trainable_parameters']:,} of {report['parameters']:,} parameters "
+        f"train ({share:.1%})",
+        highlight=False,
+    )
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    for heading in ("Layer", "Entropy", "Parameters", ""):
+        table.add_column(heading, justify="left" if heading == "Layer" else "right")
+    for row in sorted(report["layers"], key=lambda row: row["entropy"]):
+        trains = "trains" if row["trains"] else ""
+        table.add_row(row["layer"], f"{row['entropy']:.3f}", f"{row['parameters']:,}", trains)
+    _console.print(table)
 
 
 def _mean_std(value: Mapping[str, float | None]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as sk
 
+from egmae_jax import fusion
 from egmae_jax.data.pipeline import Evaluation
 from egmae_jax.files import DamagedFileError, write_atomically
 
@@ -28,18 +29,17 @@ def predict(program: Callable, params: PyTree, images: Evaluation, batch_size: i
     """Class probabilities of all images, float32 [N, num_classes].
 
     Args:
-        program: jitted, (params, images, indices [B]) -> probabilities [B, num_classes].
+        program: jitted, (params, images, indices [B], place of the first in the split) ->
+            probabilities [B, num_classes].
         params: of the classifier.
         images: to classify.
         batch_size: of one call.
     """
-    batches = [program(params, batch, indices) for batch, indices, _ in images.batches(batch_size)]
+    batches = [
+        program(params, batch, indices, i * batch_size)
+        for i, (batch, indices, _) in enumerate(images.batches(batch_size))
+    ]
     return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
-
-
-def ensemble(probabilities: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the branches' probabilities (paper equation 11)."""
-    return np.mean(np.stack(probabilities).astype(np.float64), axis=0)
 
 
 def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -159,17 +159,37 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
     return (up * below).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1))
 
 
-def score(branches: Mapping[str, Predictions], resamples: int) -> dict[str, Any]:
+def score(
+    validation: Mapping[str, Predictions],
+    test: Mapping[str, Predictions],
+    *,
+    fusion_kind: str = "mean",
+    resamples: int,
+) -> dict[str, Any]:
     """Metrics, intervals and confusion matrices of every branch and of their ensemble.
+
+    Args:
+        validation: by branch; the fusion is fitted on these.
+        test: by branch; these are scored.
+        fusion_kind: one of `fusion.KINDS`.
+        resamples: of the bootstrap.
 
     Returns:
         {"test": {branch: metrics}, "intervals": {branch: ...}, "confusion": {branch: ...}}, with
-        'ensemble' among the branches.
+        'ensemble' among the branches where there are several, and what its "fusion" fitted.
     """
-    labels = next(iter(branches.values())).labels
-    probabilities = {name: branch.probabilities for name, branch in branches.items()}
-    probabilities["ensemble"] = ensemble(list(probabilities.values()))
-    return {
+    labels = next(iter(test.values())).labels
+    probabilities = {name: branch.probabilities for name, branch in test.items()}
+    scores: dict[str, Any] = {}
+    if len(test) > 1:
+        fused = fusion.fit(
+            fusion_kind,
+            next(iter(validation.values())).labels,
+            [validation[name].probabilities for name in test],
+        )
+        probabilities["ensemble"] = fused.apply(list(probabilities.values()))
+        scores["fusion"] = {"kind": fusion_kind, **fused.fitted}
+    return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
         "intervals": {
             name: bootstrap_intervals(labels, p, seed=0, resamples=resamples)

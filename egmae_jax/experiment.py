@@ -1,4 +1,4 @@
-"""The recipe from top to bottom: prepare -> pre-train -> fine-tune both branches -> ensemble.
+"""The recipe from top to bottom: prepare -> pre-train -> fine-tune the branches -> fuse them.
 
 `run` is what main.py calls. Every stage leaves its result in the workdir, and one that has is not
 run again, so the same command starts, resumes and completes a run.
@@ -19,18 +19,23 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import (
+    augment,
+    branches,
     compilation,
     console,
     evaluate,
     finetune,
+    layer_selection,
     loop,
     models,
     optim,
     pretrain,
     rng,
     sharding,
+    trainable,
 )
 from egmae_jax import config as configs
+from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -41,6 +46,7 @@ from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
+from egmae_jax.layer_selection import Selection
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
@@ -48,7 +54,6 @@ from egmae_jax.workdir import has_begun, lock, record_config, require_same_run
 
 PyTree = Any
 STAGES = ("all", "pretrain", "finetune", "evaluate")
-BRANCHES = ("imagenet", "mae")
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +97,17 @@ def run(
         experiment = Experiment(config, Path(workdir), stage)
         rounds = range(config.rounds.count)
         if stage in ("all", "pretrain"):
-            for split in range(experiment.data.num_splits):
+            for split in experiment.pretrainings:
                 experiment.pretrain(split)
         if stage in ("all", "finetune"):
             experiment.require_pretrained()
             for round_index in rounds:
-                for branch in BRANCHES:
+                for branch in experiment.branches:
                     experiment.finetune(branch, round_index)
         if stage in ("all", "evaluate"):
             experiment.require_finetuned()
             for round_index in rounds:
-                for branch in BRANCHES:
+                for branch in experiment.branches:
                     experiment.predict(branch, round_index, again=stage == "evaluate")
             return experiment.report()
     return None
@@ -121,12 +126,20 @@ class Experiment:
         cache = Path(config.data.cache_dir).expanduser()
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        self.branches = branches.of(self.config)
         self.imagenet = ImagenetWeights(
-            config.imagenet.weights, config.model.name, workdir / "imagenet_weights.json"
+            config.imagenet.weights, self.branches, workdir / "imagenet_weights.json"
         )
-        results = [self._finetuned_path("imagenet", r) for r in range(config.rounds.count)]
-        if stage in ("all", "finetune") and not all(path.exists() for path in results):
-            self.imagenet.load(begun=any(workdir.glob("round_*/imagenet")))
+        if stage in ("all", "finetune"):
+            rounds = range(config.rounds.count)
+            self.imagenet.load(
+                [
+                    branch.name
+                    for branch in self.branches
+                    if not all(self._finetuned_path(branch, r).exists() for r in rounds)
+                ],
+                begun=[b.name for b in self.branches if any(workdir.glob(f"round_*/{b.name}"))],
+            )
         prepared = prepare(
             config.data.name,
             Path(config.data.dir).expanduser(),
@@ -174,13 +187,15 @@ class Experiment:
             )
         logger.info(
             "%s in %s on %d x %s; results go to %s",
-            self.config.model.name,
+            ", ".join(f"{b.name} ({b.model_name})" for b in self.branches),
             self.config.model.dtype,
             self.mesh.size,
             jax.devices()[0].device_kind,
             self.workdir,
         )
-        for stage, parts in (("pretrain", self.config.pretrain.splits), ("finetune", ("train",))):
+        parts_of = {"finetune": ("train",)}
+        parts_of |= {"pretrain": self.config.pretrain.splits} if self.pretrainings else {}
+        for stage, parts in parts_of.items():
             config = self.config[stage]
             count = len(self.data.indices(0, *parts))
             if config.batch_size > count:
@@ -209,10 +224,20 @@ class Experiment:
 
     # --- Pre-training (paper section 3.3) ------------------------------------------------------
 
+    @property
+    def pretrainings(self) -> range:
+        """The splits that are pre-trained on; none without the branch 'mae'."""
+        return range(self.data.num_splits if any(b.is_mae for b in self.branches) else 0)
+
     @functools.cached_property
     def autoencoder(self) -> MaskedAutoencoder:
         """The network of pre-training."""
-        encoder = self._create_model(drop_path_rate=0.0)
+        encoder = models.create(
+            self.config.model.name,
+            num_classes=len(self.data.prepared.classes),
+            dtype=jnp.dtype(self.config.model.dtype),
+            rematerialize=self.config.model.rematerialize,
+        )
         return MaskedAutoencoder(encoder, self.config.decoder.dim, self.config.decoder.depth)
 
     def pretrain(self, split: int) -> None:
@@ -296,67 +321,139 @@ class Experiment:
 
     def require_pretrained(self) -> None:
         """Raises StageError where pre-training has not finished."""
-        self._require(map(self._pretrained_path, range(self.data.num_splits)), "pretrain")
+        self._require(map(self._pretrained_path, self.pretrainings), "pretrain")
 
     # --- Fine-tuning (paper section 3.4) -------------------------------------------------------
 
-    @functools.cached_property
-    def classifier(self) -> models.ConvNeXt:
-        """The network of fine-tuning."""
-        return self._create_model(drop_path_rate=self.config.finetune.drop_path_rate)
-
     @functools.cache  # noqa: B019 (lives as long as the process)
+    def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> nn.Module:
+        """The network of a branch; batch norms of `frozen` layers stay as they were."""
+        rate = self.config.finetune.drop_path_rate
+        return models.create(
+            branch.model_name,
+            len(self.data.prepared.classes),
+            drop_path_rate=rate if models.has_drop_path(branch.model_name) else 0.0,
+            dtype=jnp.dtype(self.config.model.dtype),
+            rematerialize=self.config.model.rematerialize,
+            frozen=frozen,
+        )
+
+    @functools.cache  # noqa: B019
     def _finetune_program(
-        self, steps_per_epoch: int
+        self, branch: Branch, selection: Selection, steps_per_epoch: int
     ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
-        """Schedule, optimizer and compiled steps, which all branches and rounds share."""
+        """Schedule, optimizer and compiled steps, which rounds (and equal networks) share."""
         config = self.config.finetune
         schedule = optim.cosine_schedule(
             config.learning_rate,
             total_steps=config.epochs * steps_per_epoch,
             warmup_steps=config.warmup_epochs * steps_per_epoch,
         )
+        fresh = self._initial_classifier(branch, seed=0)
         optimizer = optim.adamw(
             schedule,
-            self._initial_classifier(seed=0),
+            trainable.split(fresh, selection.prefixes)[0],
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
         )
         step = functools.partial(
-            finetune.finetune_step, model=self.classifier, optimizer=optimizer, config=self.config
+            finetune.finetune_step,
+            model=self.classifier(branch, selection.frozen),
+            optimizer=optimizer,
+            config=self.config,
+            prefixes=selection.prefixes,
         )
         return schedule, optimizer, loop.compile_steps(step, self.mesh)
 
-    @functools.cached_property
-    def _predict_program(self) -> Callable:
+    @functools.cache  # noqa: B019
+    def _predict_program(self, branch: Branch) -> Callable:
+        std = self.config.finetune.input_noise
+
         @compilation.jit
-        def program(params, images, indices):
+        def program(params, images, indices, first):
             batch = images.take(sharding.split_batch(indices, self.mesh))
-            return finetune.class_probabilities(params, batch.pixels, model=self.classifier)
+            noise = 0.0
+            if std > 0:  # an image's noise depends on its place in the split alone
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(
+                    rng.stage_key(self.config.seed, "noise"), first + jnp.arange(len(batch))
+                )
+                shape = (*batch.pixels.shape[1:3], 3)
+                noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
+            model = self.classifier(branch)
+            return finetune.class_probabilities(params, batch.pixels, noise, model=model)
 
         return program
 
-    def finetune(self, branch: str, round_index: int) -> None:
+    def _select_layers(self, branch: Branch, round_index: int, params: PyTree) -> Selection:
+        """Which layers of a branch train; decided once, in round_<i>/<branch>/layers.json."""
+        config = self.config.finetune
+        layers = self.classifier(branch).layers
+        path = self._layers_path(branch, round_index)
+        if not path.exists():
+            seed = self.config.seed + round_index
+            entropies = None
+            if config.trainable == "low_entropy":
+                entropies = self._layer_entropies(branch, round_index, params)
+            chosen = layer_selection.select(
+                config.trainable,
+                layers,
+                params,
+                share=config.trainable_share,
+                entropies=entropies,
+                seed=seed,
+            )
+            report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
+            if entropies is not None:
+                layer_selection.plot(report, path.with_suffix(".png"))
+                console.print_layers(f"{branch.name}, round {round_index}", report)
+            write_json(path, report)
+        rows = read_json(path)["layers"]
+        return layer_selection.selection(layers, [row["layer"] for row in rows if row["trains"]])
+
+    def _layers_path(self, branch: Branch, round_index: int) -> Path:
+        return self.workdir / f"round_{round_index}" / branch.name / "layers.json"
+
+    def _layer_entropies(
+        self, branch: Branch, round_index: int, params: PyTree
+    ) -> dict[str, float]:
+        """Of training images, in the evaluation view."""
+        images = self.data.calibration(round_index, self.config.finetune.calibration_images)
+        take = jax.jit(
+            lambda images, indices: augment.normalize(
+                images.take(sharding.split_batch(indices, self.mesh)).pixels
+            )
+        )
+        return layer_selection.layer_entropies(
+            self.classifier(branch),
+            sharding.replicate(params, self.mesh),
+            (
+                (take(batch, indices), jnp.asarray(valid))
+                for batch, indices, valid in images.batches(self.config.evaluation.batch_size)
+            ),
+        )
+
+    def finetune(self, branch: Branch, round_index: int) -> None:
         """Fine-tunes a branch; leaves export/round_<i>_<branch>.safetensors, the best epoch's."""
         result = self._finetuned_path(branch, round_index)
-        folder = self.workdir / f"round_{round_index}" / branch / "checkpoints"
+        folder = self._layers_path(branch, round_index).parent / "checkpoints"
         if result.exists():
             logger.info("Fine-tuning is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             return
         config = self.config.finetune
-        stage, seed = f"finetune/{branch}", self.config.seed + round_index
+        stage, seed = f"finetune/{branch.name}", self.config.seed + round_index
         num_images = len(self.data.indices(round_index, "train"))
         steps_per_epoch = max(1, num_images // config.batch_size)
-        schedule, optimizer, program = self._finetune_program(steps_per_epoch)
         params = self._start_of(branch, round_index, seed)
+        selection = self._select_layers(branch, round_index, params)
+        schedule, optimizer, program = self._finetune_program(branch, selection, steps_per_epoch)
         with Checkpoints(folder) as checkpoints:
             _, best = loop.train(
                 stage=stage,
                 round_index=round_index,
                 program=program,
-                state=loop.TrainState.create(params, optimizer, self.mesh),
+                state=loop.TrainState.create(params, optimizer, self.mesh, selection.prefixes),
                 feed=lambda: self.data.feed(
                     round_index,
                     ("train",),
@@ -371,10 +468,10 @@ class Experiment:
                 checkpoints=checkpoints,
                 save_seconds=self.config.checkpoint.save_seconds,
                 log=self.log,
-                evaluate=lambda params: self._validate(params, round_index),
+                evaluate=lambda params: self._validate(branch, params, round_index),
             )
         assert best is not None  # there is at least one epoch
-        timm.save(best.params, result, self.config.model.name)
+        timm.save(best.params, result, branch.model_name)
         delete_checkpoints(folder)
         logger.info(
             "%s, round %d: best epoch %d, validation AUC %.4f",
@@ -384,37 +481,29 @@ class Experiment:
             best.score[0],
         )
 
-    def _finetuned_path(self, branch: str, round_index: int) -> Path:
-        return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
+    def _finetuned_path(self, branch: Branch, round_index: int) -> Path:
+        return self.workdir / "export" / f"round_{round_index}_{branch.name}.safetensors"
 
-    def _create_model(self, drop_path_rate: float) -> models.ConvNeXt:
-        return models.create(
-            self.config.model.name,
-            len(self.data.prepared.classes),
-            drop_path_rate=drop_path_rate,
-            dtype=jnp.dtype(self.config.model.dtype),
-            rematerialize=self.config.model.rematerialize,
-        )
-
-    def _initial_classifier(self, seed: int) -> PyTree:
+    def _initial_classifier(self, branch: Branch, seed: int) -> PyTree:
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        return self._initial_params(self.classifier, seed, image)
+        return self._initial_params(self.classifier(branch), seed, image)
 
-    def _start_of(self, branch: str, round_index: int, seed: int) -> PyTree:
+    def _start_of(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """Where a branch starts from: pre-trained parameters below a fresh head."""
-        fresh = self._initial_classifier(seed)
-        if branch == "mae":
+        fresh = self._initial_classifier(branch, seed)
+        if branch.is_mae:
             autoencoder = load_params(self._pretrained_path(self.data.split_of(round_index)))
             return finetune.start_from(fresh, autoencoder["encoder"], keep_fresh=("head/",))
-        if self.imagenet.params is None:
+        if branch.name not in self.imagenet.params:
             return fresh
-        return finetune.start_from(fresh, self.imagenet.params, keep_fresh=("head/fc/",))
+        keep_fresh = self.classifier(branch).fresh_prefixes
+        return finetune.start_from(fresh, self.imagenet.params[branch.name], keep_fresh=keep_fresh)
 
     def _validate(
-        self, params: PyTree, round_index: int
+        self, branch: Branch, params: PyTree, round_index: int
     ) -> tuple[tuple[float, ...], dict[str, float]]:
         """Score (validation AUC; of equal ones the lower loss) and metrics to log."""
-        predictions = self._predictions(params, round_index, "validation")
+        predictions = self._predictions(branch, params, round_index, "validation")
         metrics = evaluate.compute_metrics(predictions.labels, predictions.probabilities)
         loss = evaluate.cross_entropy(predictions.labels, predictions.probabilities)
         row = {
@@ -424,7 +513,9 @@ class Experiment:
         }
         return (metrics["auc"], -loss), row
 
-    def _predictions(self, params: PyTree, round_index: int, split: str) -> Predictions:
+    def _predictions(
+        self, branch: Branch, params: PyTree, round_index: int, split: str
+    ) -> Predictions:
         images = self.data.evaluation(round_index, split)
         prepared = self.data.prepared
         indices = self.data.indices(round_index, split)
@@ -432,14 +523,15 @@ class Experiment:
             ids=np.array([prepared.files[i] for i in indices]),
             labels=prepared.labels[indices],
             probabilities=evaluate.predict(
-                self._predict_program, params, images, self.config.evaluation.batch_size
+                self._predict_program(branch), params, images, self.config.evaluation.batch_size
             ),
         )
 
     def require_finetuned(self) -> None:
         """Raises StageError where fine-tuning of a branch has not finished."""
         rounds = range(self.config.rounds.count)
-        self._require((self._finetuned_path(b, r) for r in rounds for b in BRANCHES), "finetune")
+        paths = (self._finetuned_path(b, r) for r in rounds for b in self.branches)
+        self._require(paths, "finetune")
 
     @staticmethod
     def _require(paths: Iterable[Path], stage: str) -> None:
@@ -451,7 +543,7 @@ class Experiment:
 
     # --- Ensemble and results (paper sections 3.5 and 4.4) --------------------------------------
 
-    def predict(self, branch: str, round_index: int, *, again: bool) -> None:
+    def predict(self, branch: Branch, round_index: int, *, again: bool) -> None:
         """Writes a branch's predictions for validation and test, once, or `again`."""
         paths = {
             split: self._predictions_path(branch, round_index, split)
@@ -459,13 +551,13 @@ class Experiment:
         }
         if not again and all(path.exists() for path in paths.values()):
             return
-        params = timm.load(self._finetuned_path(branch, round_index), self.config.model.name)
+        params = timm.load(self._finetuned_path(branch, round_index), branch.model_name)
         params = sharding.replicate(params, self.mesh)
         for split, path in paths.items():
-            evaluate.save_predictions(path, self._predictions(params, round_index, split))
+            evaluate.save_predictions(path, self._predictions(branch, params, round_index, split))
 
-    def _predictions_path(self, branch: str, round_index: int, split: str) -> Path:
-        return self.workdir / "predictions" / f"round_{round_index}_{branch}_{split}.npz"
+    def _predictions_path(self, branch: Branch, round_index: int, split: str) -> Path:
+        return self.workdir / "predictions" / f"round_{round_index}_{branch.name}_{split}.npz"
 
     def report(self) -> dict[str, Any]:
         """Scores every branch and the ensemble; writes results.json and prints the table."""
@@ -483,13 +575,15 @@ class Experiment:
                 "left_out": self.data.num_left_out,
                 "skipped": list(prepared.skipped),
             },
-            "pretraining_saw_test": "test" in self.config.pretrain.splits,
+            "pretraining_saw_test": bool(self.pretrainings)
+            and "test" in self.config.pretrain.splits,
             "pretraining": [
                 read_json(self._pretrained_path(split).parent / "report.json")
-                for split in range(self.data.num_splits)
+                for split in self.pretrainings
             ],
-            "imagenet_weights": self.imagenet.source,
-            "imagenet_sha256": self.imagenet.recorded_sha256(),
+            "branches": {branch.name: branch.model_name for branch in self.branches},
+            "imagenet_weights": self.imagenet.sources,
+            "imagenet_sha256": self.imagenet.recorded(),
             "rounds": [self._score(round_index) for round_index in range(self.config.rounds.count)],
         }
         results["summary"] = evaluate.summarize(results["rounds"])
@@ -498,12 +592,26 @@ class Experiment:
         return results
 
     def _score(self, round_index: int) -> dict[str, Any]:
-        branches = {
-            branch: evaluate.load_predictions(self._predictions_path(branch, round_index, "test"))
-            for branch in BRANCHES
+        predictions = {
+            split: {
+                branch.name: evaluate.load_predictions(
+                    self._predictions_path(branch, round_index, split)
+                )
+                for branch in self.branches
+            }
+            for split in ("validation", "test")
         }
-        scores = evaluate.score(branches, self.config.evaluation.bootstrap_resamples)
+        scores = evaluate.score(
+            predictions["validation"],
+            predictions["test"],
+            fusion_kind=self.config.fusion.kind,
+            resamples=self.config.evaluation.bootstrap_resamples,
+        )
         row: dict[str, Any] = {"round": round_index, "seed": self.config.seed + round_index}
+        row["trainable"] = {
+            branch.name: read_json(self._layers_path(branch, round_index))
+            for branch in self.branches
+        }
         if self.data.num_splits > 1:  # dataset.counts are the first round's
             row["counts"] = self.data.counts(round_index)
         return row | scores

@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import jax
 import optax
+from flax import linen as nn
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import augment
+from egmae_jax import augment, trainable
 from egmae_jax.data.pipeline import Images
 from egmae_jax.loop import TrainState
-from egmae_jax.models.convnext import ConvNeXt
 
 PyTree = Any
 
@@ -21,9 +21,10 @@ def finetune_step(
     batch: Images,
     key: jax.Array,
     *,
-    model: ConvNeXt,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
+    prefixes: tuple[str, ...] = trainable.EVERYTHING,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: resize, crop, flip, classify, update (equations 8-10).
 
@@ -32,37 +33,62 @@ def finetune_step(
         batch: uint8 images on a canvas, [B, H, W, 3 or 1], with sizes and labels.
         key: of this step.
         model: the classifier.
-        optimizer: its optimizer.
+        optimizer: of the parameters that train.
         config: the whole config.
+        prefixes: of the paths of the parameters that train. Below the lowest of them no gradient
+            is computed.
 
     Returns:
         The new state and {"loss", "accuracy"} of the batch, scalars.
     """
-    crop_key, flip_key, drop_path_key = jax.random.split(key, 3)
+    crop_key, flip_key, drop_path_key, dropout_key, noise_key = jax.random.split(key, 5)
     crop = augment.resized_random_crop(
         crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
     )
     flip = augment.random_flip(flip_key, len(batch))
     pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
     images = augment.normalize(pixels)
+    if config.finetune.input_noise > 0:
+        images += augment.pixel_noise(noise_key, images.shape, config.finetune.input_noise)
+    rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
+    trained, fixed = trainable.split(state.params, prefixes)
 
-    def loss_fn(params):
-        logits = model.apply(  # equation 8
-            {"params": params}, images, train=True, rngs={"drop_path": drop_path_key}
+    def loss_fn(trained):
+        logits, changes = model.apply(  # equation 8
+            {"params": trainable.merge(fixed, trained)},
+            images,
+            train=True,
+            rngs=rngs,
+            mutable=["batch_stats"],
         )
         # Equations 9 and 10: cross-entropy of the softmax.
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
-        return optax.softmax_cross_entropy(logits, targets).mean(), logits
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits, changes.get("batch_stats"))
 
-    (loss, logits), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
-    return state.update(optimizer, gradients), {"loss": loss, "accuracy": accuracy}
+    state = state.update(optimizer, gradients, statistics)
+    return state, {"loss": loss, "accuracy": accuracy}
 
 
-def class_probabilities(params: PyTree, pixels: jax.Array, *, model: ConvNeXt) -> jax.Array:
-    """uint8 [B, H, W, 3 or 1], the evaluation view -> [B, num_classes] (equation 9)."""
-    logits = cast(jax.Array, model.apply({"params": params}, augment.normalize(pixels)))
+def class_probabilities(
+    params: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: nn.Module
+) -> jax.Array:
+    """Of the evaluation view (equation 9).
+
+    Args:
+        params: of the classifier.
+        pixels: uint8 [B, H, W, 3 or 1].
+        noise: added to the normalised images.
+        model: the classifier.
+
+    Returns:
+        [B, num_classes].
+    """
+    images = augment.normalize(pixels) + noise
+    logits = cast(jax.Array, model.apply({"params": params}, images))
     return jax.nn.softmax(logits, axis=-1)
 
 

@@ -1,12 +1,14 @@
-"""Where the ImageNet branch starts: timm's weights, the same file throughout a run."""
+"""Where branches start that are not pre-trained here: ImageNet weights, the same files throughout."""
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from egmae_jax import config as configs
 from egmae_jax import models
+from egmae_jax.branches import Branch
 from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.interop import timm
 
@@ -16,63 +18,82 @@ logger = logging.getLogger(__name__)
 
 
 class ImagenetWeights:
-    """The weights that `imagenet.weights` names; a run records the file's SHA-256.
+    """The weights that `imagenet.weights` names; a run records the files' SHA-256.
 
     Attributes:
-        source: a hub id, a file, or 'none' for random weights.
-        params: what the branch starts from, once `load` has read it; None for random weights.
+        sources: by branch a hub id, a file, or 'none' for random weights.
+        params: by branch what it starts from, once `load` has read it; nothing for random weights.
     """
 
-    def __init__(self, weights: str, model_name: str, record: Path):
-        self.source = models.default_weights(model_name) if weights == "default" else weights
-        self.params: PyTree | None = None
-        self._model_name = model_name
+    def __init__(self, weights: str, branches: Iterable[Branch], record: Path):
+        self._branches = {branch.name: branch for branch in branches if not branch.is_mae}
+        self.sources = {
+            name: _source(weights, branch.model_name) for name, branch in self._branches.items()
+        }
+        self.params: dict[str, PyTree] = {}
         self._record = record
-        self._sha256: str | None = None
-        if self.source == "none":
+        self._sha256: dict[str, str] = {}
+        if self._branches and weights == "none":
             logger.warning(
-                "imagenet.weights=none: the ImageNet branch starts from RANDOM weights; its "
-                "results and the ensemble's are not the method's."
+                "imagenet.weights=none: %s starts from RANDOM weights; its results and the "
+                "ensemble's are not the method's.",
+                ", ".join(self._branches),
             )
 
-    def load(self, *, begun: bool) -> None:
-        """Finds and reads the weights; writes nothing.
+    def load(self, names: Iterable[str], begun: Iterable[str]) -> None:
+        """Finds and reads the weights of some branches; writes nothing.
 
         Args:
-            begun: a branch has begun with weights, so these must be the same.
+            names: of the branches; those without weights of their own are passed over.
+            begun: branches that have begun with weights, so these must be the same.
 
         Raises:
             FileNotFoundError: they are nowhere; the message says how to get them.
             CheckpointError: they are not this model's.
             ConfigError: they are not the file the run began with.
         """
-        if self.source == "none":
-            return
-        try:
-            path = timm.locate(self.source)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error} The ImageNet branch needs them (imagenet.weights). To start it from "
-                "random weights instead, and have every result say so: "
-                "--config.imagenet.weights=none."
-            ) from None
-        self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        if begun and self.recorded_sha256() != self._sha256:
-            raise configs.ConfigError(
-                f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 is "
-                f"in {self._record}. Give that file, or start in another --workdir."
-            )
-        self.params = timm.load(path, self._model_name)
+        begun = set(begun)
+        for name in names:
+            source = self.sources.get(name, "none")
+            if source == "none":
+                continue
+            try:
+                path = timm.locate(source)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error} The branch {name!r} needs them (imagenet.weights). To start it from "
+                    "random weights instead, and have every result say so: "
+                    "--config.imagenet.weights=none."
+                ) from None
+            self._sha256[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if name in begun and self.recorded().get(name) != self._sha256[name]:
+                raise configs.ConfigError(
+                    f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 "
+                    f"is in {self._record}. Give that file, or start in another --workdir."
+                )
+            model_name = models.imagenet_model(self._branches[name].model_name)
+            self.params[name] = timm.load(path, model_name)
 
     def record(self) -> None:
-        """Writes down which file `load` has read, if any."""
-        if self._sha256 is not None:
-            write_json(self._record, {"source": self.source, "sha256": self._sha256})
+        """Writes down which files `load` has read, if any."""
+        if self._sha256:
+            known = self.recorded() if self._record.exists() else {}
+            write_json(self._record, known | self._sha256)
 
-    def recorded_sha256(self) -> str | None:
-        """Of the file the run began with; None where it began with random weights."""
-        if self.source == "none":
-            return None
+    def recorded(self) -> dict[str, str]:
+        """SHA-256 by branch of the files the run began with; none where it began at random."""
+        if all(source == "none" for source in self.sources.values()):
+            return {}
         if not self._record.exists():
             raise DamagedFileError(self._record, "it is missing", RESTORE)
-        return read_json(self._record, RESTORE)["sha256"]
+        return read_json(self._record, RESTORE)
+
+
+def _source(weights: str, model_name: str) -> str:
+    """What `imagenet.weights` means for one model; of a folder, the file with its name."""
+    backbone = models.imagenet_model(model_name)
+    if weights == "default":
+        return models.default_weights(backbone)
+    folder = Path(weights).expanduser()
+    files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
+    return next((str(file) for file in files if file.is_file()), weights)

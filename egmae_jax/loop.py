@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import compilation, sharding
+from egmae_jax import compilation, sharding, trainable
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
@@ -38,14 +38,25 @@ class TrainState:
     """Everything that a step changes."""
 
     step: jax.Array  # int32, steps done
-    params: PyTree
-    opt_state: PyTree
+    params: PyTree  # all of them, and the statistics of batch norms
+    opt_state: PyTree  # of those that train
 
     @classmethod
     def create(
-        cls, params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+        cls,
+        params: PyTree,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        prefixes: tuple[str, ...] = trainable.EVERYTHING,
     ) -> "TrainState":
-        """The state before the first step, whole on every device of the mesh."""
+        """The state before the first step, whole on every device of the mesh.
+
+        Args:
+            params: all of them.
+            optimizer: of those that train.
+            mesh: the devices.
+            prefixes: of the paths of those that train.
+        """
         step, params = sharding.replicate((np.int32(0), params), mesh)
         # Jitted, it is one program instead of one for every shape. It runs once.
         init = jax.jit(
@@ -53,12 +64,26 @@ class TrainState:
             out_shardings=sharding.replicated(mesh),
             compiler_options={"xla_backend_optimization_level": 0},
         )
-        return cls(step, params, init(params))
+        return cls(step, params, init(trainable.split(params, prefixes)[0]))
 
-    def update(self, optimizer: optax.GradientTransformation, gradients: PyTree) -> "TrainState":
-        """The state after one step of the optimizer."""
-        updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
-        return TrainState(self.step + 1, optax.apply_updates(self.params, updates), opt_state)
+    def update(
+        self,
+        optimizer: optax.GradientTransformation,
+        gradients: PyTree,
+        statistics: PyTree | None = None,
+    ) -> "TrainState":
+        """The state after one step of the optimizer.
+
+        Args:
+            optimizer: of the parameters that train.
+            gradients: of those parameters.
+            statistics: new values of batch norms' statistics.
+        """
+        trained = trainable.restrict(self.params, gradients)
+        updates, opt_state = optimizer.update(gradients, self.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = trainable.merge(self.params, trained, statistics or {})
+        return TrainState(self.step + 1, params, opt_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,14 @@ class RoundData:
         """One split as it is evaluated."""
         return self._evaluation(self.split_of(round_index), name)
 
+    def calibration(self, round_index: int, count: int) -> Evaluation:
+        """Some training images, drawn by the split's seed, as they would be evaluated."""
+        indices = self.indices(round_index, "train")
+        drawn = np.random.default_rng(self._config.data.split_seed).permutation(indices)[:count]
+        return Evaluation(
+            self._evaluation_view(), np.sort(drawn), self._mesh, resident=False, store=self._store
+        )
+
     @functools.lru_cache  # noqa: B019 (says it once)
     def _stays_on_device(self, count: int, nbytes: int) -> bool:
         data = self._config.data
@@ -131,7 +139,13 @@ class RoundData:
             store_size=data.store_size,
         )
 
-    # Both branches and all seeds use the same images; two sets at a time are kept on the devices.
+    def _evaluation_view(self) -> View:
+        data = self._config.data
+        return pipeline.evaluation_view(
+            self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
+        )
+
+    # All branches and seeds use the same images; two sets at a time are kept on the devices.
     @functools.lru_cache(maxsize=2)  # noqa: B019 (lives as long as the process)
     def _resident_images(self, split: int, names: tuple[str, ...]) -> Images:
         view = self._training_view(split, names)
@@ -140,10 +154,7 @@ class RoundData:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _evaluation(self, split: int, name: str) -> Evaluation:
-        data = self._config.data
-        view = pipeline.evaluation_view(
-            self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
-        )
+        view = self._evaluation_view()
         indices = self.indices(split, name)
         resident = self._stays_on_device(len(indices), view.nbytes(len(indices)))
         return Evaluation(view, indices, self._mesh, resident=resident, store=self._store)

@@ -1,0 +1,45 @@
+"""The classifiers that a run fine-tunes: which network each is and what it starts from.
+
+The paper has two (section 3.1): 'mae', pre-trained on the target images, and 'imagenet'. Any other
+backbone can stand beside or instead of them, each starting from its own ImageNet weights.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from egmae_jax import models
+
+
+class Branch(NamedTuple):
+    """One classifier."""
+
+    name: str  # 'mae', 'imagenet', or that of its model
+    model_name: str
+
+    @property
+    def is_mae(self) -> bool:
+        """Whether it starts from our own pre-training."""
+        return self.name == "mae"
+
+
+def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
+    """The branches of a run, in the order of config.branches.
+
+    Raises:
+        ValueError: a name is neither 'mae', 'imagenet' nor a model's, or there twice.
+    """
+    names = tuple(config.branches)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names} names a branch twice.")
+    if not names:
+        raise ValueError("there is none; the paper's are 'imagenet' and 'mae'.")
+    models_of = {"mae": config.model.name, "imagenet": config.imagenet.model or config.model.name}
+    branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
+    for branch in branches:
+        models.default_weights(branch.model_name)  # raises where there is no such model
+        if branch.is_mae and not models.is_convnext(branch.model_name):
+            raise ValueError(
+                f"'mae' pre-trains model.name={branch.model_name}; only a ConvNeXt can be."
+            )
+    return branches
