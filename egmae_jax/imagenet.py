@@ -62,7 +62,7 @@ class ImagenetWeights:
                 f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 is "
                 f"in {self._record}. Give that file, or start in another --workdir."
             )
-        self.params = timm.load(path, self._model_name)
+        self.params = timm.load(path, models.imagenet_model(self._model_name))
 
     def record(self) -> None:
         """Writes down which file `load` has read, if any."""
