@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import augment
 from egmae_jax.data.pipeline import Images
 from egmae_jax.loop import TrainState
-from egmae_jax.models.convnext import ConvNeXt
+from egmae_jax.models import Model
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ def finetune_step(
     batch: Images,
     key: jax.Array,
     *,
-    model: ConvNeXt,
+    model: Model,
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -60,7 +60,7 @@ def finetune_step(
     return state.update(optimizer, gradients), {"loss": loss, "accuracy": accuracy}
 
 
-def class_probabilities(params: PyTree, pixels: jax.Array, *, model: ConvNeXt) -> jax.Array:
+def class_probabilities(params: PyTree, pixels: jax.Array, *, model: Model) -> jax.Array:
     """uint8 [B, H, W, 3 or 1], the evaluation view -> [B, num_classes] (equation 9)."""
     logits = cast(jax.Array, model.apply({"params": params}, augment.normalize(pixels)))
     return jax.nn.softmax(logits, axis=-1)

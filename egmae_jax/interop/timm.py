@@ -57,6 +57,7 @@ _CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano"
 _MLP = "MLP"  # stands in PATTERNS for _DENSE or _DENSE_AS_CONV, by model
 
 _Patterns = tuple[tuple[str, str, Layout | str], ...]
+_Expected = dict[str, tuple[str, tuple[int, ...], Layout]]
 
 _CONVNEXT: _Patterns = (
     (r"stem/conv/kernel", r"stem.0.weight", _CONV),
@@ -130,9 +131,9 @@ def load(
     """Reads a checkpoint of timm's or torchvision's.
 
     Args:
-        source: a `.safetensors` or `.npz` file, a folder that holds `model.safetensors`, or a hub id such as
-            `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache first, so a
-            machine without network reads what another call has fetched.
+        source: a `.safetensors` or `.npz` file, a folder that holds `model.safetensors`, or a hub
+            id such as `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache
+            first, so a machine without network reads what another call has fetched.
         model_name: one of `models.names()`.
 
     Returns:
@@ -163,11 +164,37 @@ def convert(
     Raises:
         CheckpointError: the tensors do not fit the model; names all that differ.
     """
+    expected = _expected(model_name, _num_classes(tensors, model_name))
+    problems = _problems(tensors, expected)
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
+            + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(
+        {
+            our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
+            for key, (our_path, _, layout) in expected.items()
+        },
+        sep="/",
+    )
+
+
+def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
+    """Whether `convert` would take them."""
+    if classifier_bias(model_name) not in tensors:
+        return False
+    return not _problems(tensors, _expected(model_name, _num_classes(tensors, model_name)))
+
+
+def _num_classes(tensors: Mapping[str, np.ndarray], model_name: str) -> int:
     bias = classifier_bias(model_name)
-    expected = _expected(model_name, tensors[bias].size if bias in tensors else 1)
+    return tensors[bias].size if bias in tensors else 1
+
+
+def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:
     counters = _counters(expected)
     tensors = {key: x for key, x in tensors.items() if key not in counters}
-
     problems = [
         f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors
     ]
@@ -184,18 +211,7 @@ def convert(
         for key, x in tensors.items()
         if not jnp.issubdtype(x.dtype, jnp.floating)  # knows bfloat16, numpy does not
     ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
-            + "\n  ".join(problems)
-        )
-    return traverse_util.unflatten_dict(
-        {
-            our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
-            for key, (our_path, _, layout) in expected.items()
-        },
-        sep="/",
-    )
+    return problems
 
 
 def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
@@ -295,7 +311,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=8)
-def _expected(model_name: str, classes: int) -> dict[str, tuple[str, tuple[int, ...], Layout]]:
+def _expected(model_name: str, classes: int) -> _Expected:
     """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_params(models.create(model_name, classes), image)

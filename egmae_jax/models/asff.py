@@ -50,7 +50,7 @@ class ASFFResNet(ResNet):
     the fourth stage's, as ResNet's.
     """
 
-    fresh_prefixes = ("head/", "fusion/")
+    fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not give
 
     def setup(self):
         super().setup()

@@ -5,7 +5,7 @@ and unlike the paper. Submodules carry their names, but for the stem and the hea
 is their `layer1.0.conv1`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     expansion = 1
-    kernel_sizes = (3, 3)  # of the branch's convolutions
+    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # of the branch's convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -121,7 +121,9 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     frozen: frozenset[str] = frozenset()
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
+    fresh_prefixes: ClassVar[tuple[str, ...]] = (
+        "head/fc/",
+    )  # parameters that ImageNet weights do not give
     stride = 32  # input pixels, along each side, per feature of the last stage
     min_size = 32  # of image sides, which need not be multiples of the stride
     needs_multiple = False

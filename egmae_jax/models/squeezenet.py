@@ -11,21 +11,28 @@ from flax import linen as nn
 
 from egmae_jax.models.layers import Conv, max_pool, tap
 
+_Fires = tuple[tuple[int, int] | None, ...]
+_POOL = None
 # Channels and kernel size of the first convolution. Then torchvision's `features` from number 2:
-# a Fire module's squeeze channels and those of each of its two expansions, or None for pooling.
-_P = None
-_VERSIONS: dict[str, tuple[int, int, tuple[tuple[int, int] | None, ...]]] = {
+# channels of a Fire module's squeeze and of each of its two expansions, or pooling.
+_VERSIONS: dict[str, tuple[int, int, _Fires]] = {
     "1_0": (
         96,
         7,
-        (_P, (16, 64), (16, 64), (32, 128), _P, (32, 128), (48, 192), (48, 192), (64, 256), _P)
-        + ((64, 256),),
+        (
+            *(_POOL, (16, 64), (16, 64), (32, 128)),
+            *(_POOL, (32, 128), (48, 192), (48, 192), (64, 256)),
+            *(_POOL, (64, 256)),
+        ),
     ),
     "1_1": (
         64,
         3,
-        (_P, (16, 64), (16, 64), _P, (32, 128), (32, 128), _P, (48, 192), (48, 192))
-        + ((64, 256), (64, 256)),
+        (
+            *(_POOL, (16, 64), (16, 64)),
+            *(_POOL, (32, 128), (32, 128)),
+            *(_POOL, (48, 192), (48, 192), (64, 256), (64, 256)),
+        ),
     ),
 }
 # torchvision: kaiming_uniform_, here a normal distribution of the same deviation.
