@@ -64,7 +64,8 @@ def get_config() -> ConfigDict:
     model.name = "convnext_tiny"  # [S 3.2], of the branch 'mae' and of its twin
     model.dtype = "float32"  # of compute: 'float32' or 'bfloat16'; parameters are float32 always
     # Computes wide activations again for the gradients instead of keeping them: less memory, more
-    # multiplications, the same results (what it costs: benchmarks/RESULTS.md, "Memory").
+    # multiplications, the same results (what it costs: benchmarks/RESULTS.md, "Memory"). ConvNeXts
+    # only.
     model.rematerialize = False
     # [D] Where parameters start that no checkpoint gives. 'timm' draws kernels with standard
     # deviation .02; 'fan_in' with 1 / sqrt(fan_in), which narrow networks learn faster from.
@@ -115,8 +116,8 @@ def get_config() -> ConfigDict:
     finetune.label_smoothing = 0.0  # [D] plain cross-entropy (S eq. 10)
     # Which layers train: 'all'; 'head', the classifier alone; 'low_entropy', also the convolutions
     # whose outputs have the lowest Shannon entropy (layer selection, METHOD.md 4), lowest first,
-    # until trainable_share of all parameters train; 'random', drawn instead of ranked. What does not
-    # train has no gradient and no optimizer state, and its batch norms stay as they were.
+    # until trainable_share of all parameters train; 'random', drawn instead of ranked. What does
+    # not train has no gradient and no optimizer state, and its batch norms stay as they were.
     finetune.trainable = "all"
     finetune.trainable_share = 0.5  # [D] the source keeps about .90 (ResNet-18) and .82 (ResNet-34)
     finetune.calibration_images = 256  # [D] training images that the entropies are measured on

@@ -37,8 +37,8 @@ def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
     models_of = {"mae": config.model.name, "imagenet": config.imagenet.model or config.model.name}
     branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
     for branch in branches:
-        models.default_weights(branch.model_name)  # raises where there is no such model
-        if branch.is_mae and not models.is_convnext(branch.model_name):
+        kind = models.family(branch.model_name)  # raises where there is no such model
+        if branch.is_mae and kind != "convnext":
             raise ValueError(
                 f"'mae' pre-trains model.name={branch.model_name}; only a ConvNeXt can be."
             )

@@ -101,5 +101,5 @@ def load_params(path: Path) -> PyTree:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     write_atomically(path, safetensors.numpy.save(contiguous, metadata={"format": "pt"}))

@@ -1,6 +1,7 @@
 """The same here as in PyTorch? python -m egmae_jax.compare --checkpoint=FILE --images=FOLDER
 
-Runs a PyTorch checkpoint in timm's ConvNeXt and in ours on the same images. Prints how far the
+Runs a PyTorch checkpoint in timm's network (SqueezeNet: torchvision's) and in ours on the same
+images. Prints how far the
 activations are apart layer by layer, the first layer where they part, the difference of the logits
 and which predictions agree. With --weights ours has other weights, such as a run's export. Needs
 torch, torchvision and timm: pip install -e '.[parity]'.
@@ -10,7 +11,6 @@ input cannot be used. Both networks are given our pixels; how torchvision's diff
 """
 
 import argparse
-import collections
 import dataclasses
 import functools
 import json
@@ -36,7 +36,8 @@ from egmae_jax.data import images
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
 from egmae_jax.files import write_json
 from egmae_jax.interop import timm as interop
-from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt
+from egmae_jax.models.convnext import ConvNeXt
+from egmae_jax.models.resnet import ResNet
 
 PyTree = Any
 Tensors = Mapping[str, np.ndarray]
@@ -151,11 +152,12 @@ def compare(
     """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
 
     Args:
-        checkpoint: of timm's ConvNeXt: safetensors, or what `torch.load(weights_only=True)` reads.
+        checkpoint: of timm's or torchvision's network: safetensors, npz, or what `torch.load(weights_only=True)` reads.
             The weights may be nested ('state_dict', 'model', ...) and prefixed ('module.', ...).
         folder: images, at any depth.
-        model: one of `models.names()`.
-        image_size: side of the evaluation view in pixels, a multiple of 32.
+        model: one of `models.names()`, but no ASFF-ResNet, which PyTorch's libraries do not have.
+        image_size: side of the evaluation view in pixels: for ConvNeXt a multiple of 32, for
+            others at least 32.
         weights: safetensors file in timm's names that ours is given instead of the checkpoint.
         max_images: of more images these many are taken, spread evenly over the sorted files.
         batch: images that go through the networks together.
@@ -168,14 +170,23 @@ def compare(
         FileNotFoundError: there are no `weights`.
         ValueError: no such model.
     """
-    if image_size < TOTAL_STRIDE or image_size % TOTAL_STRIDE:
-        raise CompareError(f"image_size is {image_size}; it must be a multiple of {TOTAL_STRIDE}.")
+    if models.family(model) == "asff_resnet":
+        raise CompareError(
+            f"Neither timm nor torchvision has {model}; there is nothing to compare."
+        )
+    network = models.create(model, num_classes=1)
+    if network.needs_multiple and (image_size < network.min_size or image_size % network.stride):
+        raise CompareError(
+            f"image_size is {image_size}; it must be a multiple of {network.stride}."
+        )
+    if image_size < network.min_size:
+        raise CompareError(f"image_size is {image_size}; it must be at least {network.min_size}.")
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
     _require_torch()
     tensors = _read_checkpoint(Path(checkpoint))
     params = _convert(tensors, model, checkpoint)
-    num_classes = len(tensors["head.fc.bias"])
+    num_classes = len(tensors[interop.classifier_bias(model)])
     if weights is not None:
         params = interop.load(weights, model)
         if (ours := len(params["head"]["fc"]["bias"])) != num_classes:
@@ -186,10 +197,10 @@ def compare(
 
     logger.info("Comparing %d images of %d pixels", len(files), image_size)
     network = models.create(model, num_classes)
-    layers = _layer_names(network)
+    layers = _layer_paths(network)
     errors, our_logits, their_logits = _run(
         _our_program(network, params, layers),
-        _their_program(model, num_classes, tensors, layers),
+        _their_program(model, num_classes, tensors, tuple(layers)),
         pixels,
         min(batch, len(files)),
     )
@@ -241,7 +252,8 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """The tensors by timm's names, those of floating point as float32."""
     if not path.is_file():
         raise CompareError(f"There is no file {path}; a checkpoint is expected.")
-    found = interop.read(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    plain = path.suffix in {".safetensors", ".npz"}
+    found = interop.read(path) if plain else _read_pickle(path)
     tensors = {_PREFIXES.sub("", name): x for name, x in found.items()}
     if len(tensors) < len(found):
         raise CompareError(
@@ -292,13 +304,8 @@ def _convert(tensors: Tensors, model: str, source: str | os.PathLike) -> PyTree:
     try:
         return interop.convert(tensors, model, source)
     except interop.CheckpointError as error:
-        # How many blocks of which width each stage has.
-        matches = ((re.fullmatch(r"stages\.(\d)\..*\.gamma", k), x) for k, x in tensors.items())
-        blocks = collections.Counter((int(match[1]), x.size) for match, x in matches if match)
         for name in models.names():
-            network = models.create(name, num_classes=1)
-            stages = enumerate(zip(network.dims, network.depths, strict=True))
-            if name != model and blocks == {(k, dim): depth for k, (dim, depth) in stages}:
+            if name != model and interop.fits(tensors, name):
                 raise interop.CheckpointError(f"{error}\nTry --model={name}.") from None
         raise
 
@@ -361,19 +368,35 @@ def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
     return np.asarray(transforms.CenterCrop(image_size)(transforms.Resize(image_size)(image)))
 
 
-def _layer_names(network: ConvNeXt) -> list[str]:
-    """timm's names of the layers that are compared, in the order in which they are computed."""
-    names = ["stem"]
-    for stage, depth in enumerate(network.depths):
-        names += [f"stages.{stage}.downsample"] if stage else []
-        names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
-    return [*names, "head.norm", "head.fc"]
+def _layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
+    """PyTorch's names of the layers that are compared, in the order in which they are computed.
+
+    Returns:
+        Of each where our module is: 'stages.0.blocks.1' is ('stages_0', 'blocks_1'). The last one
+        gives the logits.
+    """
+    if isinstance(network, ConvNeXt):
+        names, starts = ["stem"], {}
+        for stage, depth in enumerate(network.depths):
+            names += [f"stages.{stage}.downsample"] if stage else []
+            names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
+        ends = {"head.norm": ("head", "norm"), "head.fc": ("head", "fc")}
+    elif isinstance(network, ResNet):
+        names = [f"layer{k}.{i}" for k, depth in enumerate(network.depths, 1) for i in range(depth)]
+        starts = {"bn1": ("stem",)}
+        ends = {"fc": ("head", "fc")}
+    else:
+        starts = {}
+        names = list(dict.fromkeys(x.split("/")[0].replace("_", ".") for x in network.layers))
+        ends = {"classifier": ("head",)}
+    paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in names}
+    return {**starts, **paths, **ends}
 
 
-def _our_program(network: ConvNeXt, params: PyTree, layers: Sequence[str]) -> Program:
+def _our_program(
+    network: models.Model, params: PyTree, paths: Mapping[str, tuple[str, ...]]
+) -> Program:
     """Of normalised images [B, H, W, 3]."""
-    # Where our modules are: 'stages.0.blocks.1' is stages_0/blocks_1.
-    paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in layers}
 
     def program(params: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
         _, state = network.apply(
@@ -405,16 +428,22 @@ def _their_program(
     """Of normalised images [B, H, W, 3]; outputs have their channels last, as ours."""
     import timm
     import torch
+    import torchvision
 
-    network = timm.create_model(model, num_classes=num_classes).float().eval()
-    network.load_state_dict({k: torch.from_numpy(x) for k, x in tensors.items()}, strict=True)
+    in_torchvision = models.family(model) == "squeezenet"
+    create = torchvision.models.get_model if in_torchvision else timm.create_model
+    network = create(model, num_classes=num_classes).float().eval()
+    # What our conversion has passed lacks at most batch norm's counters, which are of no effect.
+    counted = {k: x for k, x in network.state_dict().items() if k.endswith("num_batches_tracked")}
+    given = {k: torch.from_numpy(x) for k, x in tensors.items()}
+    network.load_state_dict(counted | given, strict=True)
     outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
         if output.ndim == 4:
             output = output.permute(0, 2, 3, 1)
-        # The head's norm sees the pooled features as one pixel.
-        outputs[name] = (output[:, 0, 0] if name == "head.norm" else output).numpy()
+        # The head's norm sees the pooled features as one pixel. What follows may work in place.
+        outputs[name] = (output[:, 0, 0] if name == "head.norm" else output).numpy().copy()
 
     for name in layers:
         network.get_submodule(name).register_forward_hook(functools.partial(keep, name))
@@ -445,7 +474,8 @@ def _run(
         for name, reference in their.items():
             pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
             squares[name] = squares.get(name, 0.0) + np.array(pair)
-        logits.append((our["head.fc"], their["head.fc"]))
+        *_, last = our  # the network's order
+        logits.append((our[last], their[last]))
     errors = {}
     for name, (difference, reference) in squares.items():
         with np.errstate(divide="ignore"):
@@ -486,9 +516,10 @@ def show(found: Comparison) -> None:
     table.add_column("Layer")
     table.add_column("Relative error", justify="right")
     table.add_column("")
+    *_, last = found.layers
     for name, error in found.layers.items():
         table.add_row(
-            "head.fc (logits)" if name == "head.fc" else name,
+            f"{name} (logits)" if name == last else name,
             f"{error:.1e}",
             "parts here" if name == found.parts_at else "",
             style="yellow" if name in found.beyond else "",
@@ -536,15 +567,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m egmae_jax.compare",
-        description="Runs a PyTorch checkpoint of timm's ConvNeXt there and here. Exit status: 0 "
-        "all within tolerance, 1 not, 2 bad input.",
+        description="Runs a PyTorch checkpoint of timm's or torchvision's there and here. Exit "
+        "status: 0 all within tolerance, 1 not, 2 bad input.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="safetensors, or a pickle of tensors")
     add("--images", required=True, metavar="FOLDER", help="images, at any depth")
     add("--model", default="convnext_tiny", metavar="NAME", help=", ".join(models.names()))
-    add("--image_size", type=int, default=224, metavar="PIXELS", help="a multiple of 32")
+    add(
+        "--image_size",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="for ConvNeXt a multiple of 32",
+    )
     add("--weights", metavar="FILE", help="safetensors that ours is given instead")
     add("--max_images", type=int, default=64, metavar="N", help="of more, evenly spread ones")
     add("--batch", type=int, default=8, metavar="N", help="images at a time")

@@ -87,10 +87,10 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     convnext = mae = False  # whether any branch is, whose demands then count
     try:
         field = "model.name"
-        models.default_weights(config.model.name)
+        models.family(config.model.name)
         field = "branches"
         chosen = branches.of(config)
-        convnext = any(models.is_convnext(branch.model_name) for branch in chosen)
+        convnext = any(models.family(branch.model_name) == "convnext" for branch in chosen)
         mae = any(branch.is_mae for branch in chosen)
     except ValueError as error:
         yield f"{field}: {error}"
@@ -208,8 +208,8 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     if side % divisor:
         nearest = max(1, round(side / divisor)) * divisor
         yield (
-            f"data.image_size is {side}; {' and '.join(demands)} must{' both' * (len(demands) > 1)} "
-            f"divide it; the nearest is {nearest}."
+            f"data.image_size is {side}; {' and '.join(demands)} "
+            f"must{' both' * (len(demands) > 1)} divide it; the nearest is {nearest}."
         )
     if side < TOTAL_STRIDE:
         yield f"data.image_size is {side}; the networks need at least {TOTAL_STRIDE}."

@@ -109,10 +109,11 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
-    random_starts = [name for name, source in results["imagenet_weights"].items() if source == "none"]
-    if random_starts:
+    weights = results["imagenet_weights"]
+    at_random = ", ".join(branch for branch, source in weights.items() if source == "none")
+    if at_random:
         _console.print(
-            f"[bold yellow]{', '.join(random_starts)} started from random weights[/] "
+            f"[bold yellow]{at_random} started from random weights[/] "
             "(--config.imagenet.weights=none): these are not the method's figures.",
             highlight=False,
         )

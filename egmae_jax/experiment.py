@@ -232,7 +232,7 @@ class Experiment:
     @functools.cached_property
     def autoencoder(self) -> MaskedAutoencoder:
         """The network of pre-training."""
-        encoder = models.create(
+        encoder: Any = models.create(  # a ConvNeXt: the branch 'mae' can be no other
             self.config.model.name,
             num_classes=len(self.data.prepared.classes),
             dtype=jnp.dtype(self.config.model.dtype),
@@ -326,15 +326,15 @@ class Experiment:
     # --- Fine-tuning (paper section 3.4) -------------------------------------------------------
 
     @functools.cache  # noqa: B019 (lives as long as the process)
-    def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> nn.Module:
+    def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> models.Model:
         """The network of a branch; batch norms of `frozen` layers stay as they were."""
-        rate = self.config.finetune.drop_path_rate
+        kind, rate = models.family(branch.model_name), self.config.finetune.drop_path_rate
         return models.create(
             branch.model_name,
             len(self.data.prepared.classes),
-            drop_path_rate=rate if models.has_drop_path(branch.model_name) else 0.0,
+            drop_path_rate=0.0 if kind == "squeezenet" else rate,
             dtype=jnp.dtype(self.config.model.dtype),
-            rematerialize=self.config.model.rematerialize,
+            rematerialize=self.config.model.rematerialize and kind == "convnext",
             frozen=frozen,
         )
 

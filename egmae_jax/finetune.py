@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import jax
 import optax
-from flax import linen as nn
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import augment, trainable
 from egmae_jax.data.pipeline import Images
 from egmae_jax.loop import TrainState
+from egmae_jax.models import Model
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ def finetune_step(
     batch: Images,
     key: jax.Array,
     *,
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
     prefixes: tuple[str, ...] = trainable.EVERYTHING,
@@ -74,7 +74,7 @@ def finetune_step(
 
 
 def class_probabilities(
-    params: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: nn.Module
+    params: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: Model
 ) -> jax.Array:
     """Of the evaluation view (equation 9).
 

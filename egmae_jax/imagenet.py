@@ -1,4 +1,4 @@
-"""Where branches start that are not pre-trained here: ImageNet weights, the same files throughout."""
+"""Where branches start that are not pre-trained here: ImageNet weights, the same throughout."""
 
 import hashlib
 import logging

@@ -132,7 +132,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes.set_yticks(places, [layer["layer"] for layer in layers], fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel(f"entropy of the output's channels, nats (at most ln 256 = {math.log(256):.2f})")
+    axes.set_xlabel(
+        f"entropy of the output's channels, nats (at most ln 256 = {math.log(256):.2f})"
+    )
     share = result["trainable_parameters"] / result["parameters"]
     axes.set_title(f"{result['trainable']}: {share:.1%} of the parameters train", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / (1.2 + 0.2 * len(layers))), ncols=2)
@@ -188,8 +190,8 @@ def layer_entropies(
     if state is None:
         raise ValueError("Layer entropies need at least one image.")
     return {
-        layer: float(np.mean(_channel_entropies(jax.tree.map(np.asarray, histogram))))
-        for layer, histogram in state.items()
+        layer: float(np.mean(_channel_entropies(jax.tree.map(np.asarray, state[layer]))))
+        for layer in model.layers
     }
 
 
@@ -237,11 +239,11 @@ def _add(state: _Histogram, x: jax.Array, valid: jax.Array) -> _Histogram:
     scale = jnp.ldexp(jnp.float32(1), -exponent)
     first = jnp.floor(low * scale).astype(jnp.int32)
 
-    start = channels_start = jnp.arange(channels)[:, None] * _FINE_BINS
+    start = jnp.arange(channels)[:, None] * _FINE_BINS
     # The bins so far, joined where the grid has widened.
     widening = jnp.minimum(exponent - state.exponent, 31)[:, None]
     old = (state.first[:, None] + jnp.arange(_FINE_BINS)) >> widening
-    old = jnp.where(state.counts > 0, old - first[:, None] + channels_start, -1)
+    old = old - first[:, None] + start
     new = jnp.floor(rows * scale[:, None]).astype(jnp.int32) - first[:, None] + start
     counts = jnp.zeros(channels * _FINE_BINS, jnp.int32)
     for places, amounts in ((old, state.counts), (new, counted.astype(jnp.int32)[None])):
@@ -257,10 +259,10 @@ def _channel_entropies(histogram: _Histogram, num_bins: int = 256) -> np.ndarray
     middles = (histogram.first[:, None] + np.arange(_FINE_BINS) + 0.5) * width
     extent = np.maximum(histogram.high - histogram.low, np.finfo(np.float32).tiny)[:, None]
     places = (middles - histogram.low[:, None]) / extent * num_bins
-    places = np.clip(places, 0, num_bins - 1).astype(int)
-    places += np.arange(len(places))[:, None] * num_bins
+    bins = np.clip(places, 0, num_bins - 1).astype(int)
+    bins += np.arange(len(bins))[:, None] * num_bins  # a row of bins a channel
     counts = np.bincount(
-        places.reshape(-1), histogram.counts.reshape(-1), minlength=len(places) * num_bins
+        bins.reshape(-1), np.asarray(histogram.counts).reshape(-1), minlength=len(bins) * num_bins
     ).reshape(-1, num_bins)
     p = counts / counts.sum(axis=1, keepdims=True)
     return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=1)

@@ -276,7 +276,7 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
         np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1), np.ones((5, 2), np.int32), np.arange(5)
     )
 
-    def program(params, images, indices):
+    def program(params, images, indices, first):
         value = params * images.pixels[indices, 0, 0, 0].astype(np.float32)
         return np.stack([value, 1 - value], axis=1)
 
@@ -318,8 +318,9 @@ def branch(seed, labels):
 def test_the_score_holds_every_branch_and_the_ensemble():
     labels = np.arange(60) % 3
     branches = {"imagenet": branch(0, labels), "mae": branch(1, labels)}
-    result = evaluate.score(branches, resamples=50)
-    assert set(result) == {"test", "intervals", "confusion"}
+    result = evaluate.score(branches, branches, resamples=50)
+    assert set(result) == {"test", "intervals", "confusion", "fusion"}
+    assert result["fusion"] == {"kind": "mean"}
     mean = (branches["imagenet"].probabilities.astype(float) + branches["mae"].probabilities) / 2
     for name, p in {
         "imagenet": branches["imagenet"].probabilities,

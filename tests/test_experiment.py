@@ -82,7 +82,7 @@ def test_results_are_complete(finished):
     assert dataset["duplicate_groups"] == 0
     assert sum(sum(c.values()) for c in dataset["counts"].values()) == 36
     assert results["pretraining_saw_test"] is False
-    assert results["imagenet_weights"] == "none"
+    assert results["imagenet_weights"] == {"imagenet": "none"}
     assert results["config"]["rounds"]["count"] == 2
     assert [(r["round"], r["seed"]) for r in results["rounds"]] == [(0, 0), (1, 1)]
     for scores in results["rounds"]:
@@ -188,7 +188,7 @@ def test_a_damaged_autoencoder_is_named(finished, data, cache, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-9])
     run = experiment.Experiment(tiny.make_config(data, cache), workdir)
     with pytest.raises(DamagedFileError, match=r"autoencoder\.safetensors is damaged"):
-        run.finetune("mae", 0)
+        run.finetune(run.branches[1], 0)
 
 
 @pytest.mark.parametrize("file", ["config.json", "splits.json"])
@@ -413,8 +413,9 @@ def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, mon
     )
     params = write_imagenet_weights(weights, seed=7)
     results = experiment.run(config, tmp_path / "workdir")
-    assert results["imagenet_weights"] == str(weights)
-    assert results["imagenet_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert results["imagenet_weights"] == {"imagenet": str(weights)}
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert results["imagenet_sha256"] == {"imagenet": digest}
     exported = timm.load(
         tmp_path / "workdir" / "export" / "round_0_imagenet.safetensors", tiny.MODEL
     )

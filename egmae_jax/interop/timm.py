@@ -1,15 +1,16 @@
-"""timm checkpoints into our parameters and back, without torch.
+"""Checkpoints of timm and torchvision into our parameters and back, without torch.
 
-A checkpoint is a safetensors file with timm's names. `PATTERNS` is the whole translation; a file
-must hold exactly the tensors the model has, or the error names every one that is missing, extra or
-of another shape. Nothing is loaded by half.
+A checkpoint is a safetensors or npz file with timm's names (SqueezeNet: torchvision's; ResNet's are
+the same in both). `PATTERNS` is the whole translation; a file must hold exactly the tensors the
+model has, or the error names every one that is missing, extra or of another shape. Nothing is
+loaded by half.
 """
 
 import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,10 @@ _DENSE_AS_CONV = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, Non
 _CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")
 _MLP = "MLP"  # stands in PATTERNS for _DENSE or _DENSE_AS_CONV, by model
 
-# our path (a regular expression), timm's key, layout
-PATTERNS: tuple[tuple[str, str, Layout | str], ...] = (
+_Patterns = tuple[tuple[str, str, Layout | str], ...]
+_Expected = dict[str, tuple[str, tuple[int, ...], Layout]]
+
+_CONVNEXT: _Patterns = (
     (r"stem/conv/kernel", r"stem.0.weight", _CONV),
     (r"stem/conv/bias", r"stem.0.bias", _VECTOR),
     (r"stem/norm/scale", r"stem.1.weight", _VECTOR),
@@ -77,17 +80,60 @@ PATTERNS: tuple[tuple[str, str, Layout | str], ...] = (
     (r"head/fc/kernel", r"head.fc.weight", _DENSE),
     (r"head/fc/bias", r"head.fc.bias", _VECTOR),
 )
+_BACKBONE: _Patterns = (
+    (r"stem/conv/kernel", r"conv1.weight", _CONV),
+    (r"stem/bn/scale", r"bn1.weight", _VECTOR),
+    (r"stem/bn/bias", r"bn1.bias", _VECTOR),
+    (r"stem/bn/(mean|var)", r"bn1.running_\1", _VECTOR),
+    (r"(layer\d)_(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", _CONV),
+    (r"(layer\d)_(\d+)/(bn\d)/scale", r"\1.\2.\3.weight", _VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/bias", r"\1.\2.\3.bias", _VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/(mean|var)", r"\1.\2.\3.running_\4", _VECTOR),
+    (r"(layer\d)_(\d+)/downsample/conv/kernel", r"\1.\2.downsample.0.weight", _CONV),
+    (r"(layer\d)_(\d+)/downsample/bn/scale", r"\1.\2.downsample.1.weight", _VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/bias", r"\1.\2.downsample.1.bias", _VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/(mean|var)", r"\1.\2.downsample.1.running_\3", _VECTOR),
+)
+# our path (a regular expression), their key, layout; by `models.family`
+PATTERNS: dict[str, _Patterns] = {
+    "convnext": _CONVNEXT,
+    "resnet": (
+        *_BACKBONE,
+        (r"head/fc/kernel", r"fc.weight", _DENSE),
+        (r"head/fc/bias", r"fc.bias", _VECTOR),
+    ),
+    # Neither library has it: timm's names for the backbone, ours in PyTorch's style for the rest.
+    "asff_resnet": (
+        *_BACKBONE,
+        (r"fusion/(mid|high)/conv/kernel", r"fusion.\1.conv.weight", _CONV),
+        (r"fusion/(mid|high)/bn/scale", r"fusion.\1.bn.weight", _VECTOR),
+        (r"fusion/(mid|high)/bn/bias", r"fusion.\1.bn.bias", _VECTOR),
+        (r"fusion/(mid|high)/bn/(mean|var)", r"fusion.\1.bn.running_\2", _VECTOR),
+        (r"fusion/(fc\d)/kernel", r"fusion.\1.weight", _DENSE),
+        (r"fusion/(fc\d)/bias", r"fusion.\1.bias", _VECTOR),
+        (r"head/fc/kernel", r"head.fc.weight", _DENSE),
+        (r"head/fc/bias", r"head.fc.bias", _VECTOR),
+    ),
+    "squeezenet": (
+        (r"features_(\d+)/kernel", r"features.\1.weight", _CONV),
+        (r"features_(\d+)/bias", r"features.\1.bias", _VECTOR),
+        (r"features_(\d+)/(\w+)/kernel", r"features.\1.\2.weight", _CONV),
+        (r"features_(\d+)/(\w+)/bias", r"features.\1.\2.bias", _VECTOR),
+        (r"head/fc/kernel", r"classifier.1.weight", _DENSE_AS_CONV),
+        (r"head/fc/bias", r"classifier.1.bias", _VECTOR),
+    ),
+}
 
 
 def load(
     source: str | os.PathLike = "timm/convnext_tiny.fb_in1k", model_name: str = "convnext_tiny"
 ) -> PyTree:
-    """Reads a timm checkpoint.
+    """Reads a checkpoint of timm's or torchvision's.
 
     Args:
-        source: a `.safetensors` file, a folder that holds `model.safetensors`, or a hub id such as
-            `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache first, so a
-            machine without network reads what another call has fetched.
+        source: a `.safetensors` or `.npz` file, a folder that holds `model.safetensors`, or a hub
+            id such as `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache
+            first, so a machine without network reads what another call has fetched.
         model_name: one of `models.names()`.
 
     Returns:
@@ -96,7 +142,7 @@ def load(
 
     Raises:
         FileNotFoundError: nothing to be had at `source`; the message says how to get it.
-        CheckpointError: a pickle, no safetensors file, or tensors that do not fit the model.
+        CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
     """
     path = locate(source)
     return convert(read(path), model_name, path)
@@ -105,10 +151,10 @@ def load(
 def convert(
     tensors: Mapping[str, np.ndarray], model_name: str, source: str | os.PathLike
 ) -> PyTree:
-    """Tensors in timm's names and layouts -> our parameters.
+    """Tensors in PyTorch's names and layouts -> our parameters.
 
     Args:
-        tensors: of every parameter of the model, and no others.
+        tensors: of every parameter of the model, and no others but batch norm's counters.
         model_name: one of `models.names()`.
         source: where they come from, for the error.
 
@@ -118,9 +164,37 @@ def convert(
     Raises:
         CheckpointError: the tensors do not fit the model; names all that differ.
     """
-    classes = tensors["head.fc.bias"].size if "head.fc.bias" in tensors else 1
-    expected = _expected(model_name, classes)
+    expected = _expected(model_name, _num_classes(tensors, model_name))
+    problems = _problems(tensors, expected)
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
+            + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(
+        {
+            our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
+            for key, (our_path, _, layout) in expected.items()
+        },
+        sep="/",
+    )
 
+
+def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
+    """Whether `convert` would take them."""
+    if classifier_bias(model_name) not in tensors:
+        return False
+    return not _problems(tensors, _expected(model_name, _num_classes(tensors, model_name)))
+
+
+def _num_classes(tensors: Mapping[str, np.ndarray], model_name: str) -> int:
+    bias = classifier_bias(model_name)
+    return tensors[bias].size if bias in tensors else 1
+
+
+def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:
+    counters = _counters(expected)
+    tensors = {key: x for key, x in tensors.items() if key not in counters}
     problems = [
         f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors
     ]
@@ -137,22 +211,11 @@ def convert(
         for key, x in tensors.items()
         if not jnp.issubdtype(x.dtype, jnp.floating)  # knows bfloat16, numpy does not
     ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
-            + "\n  ".join(problems)
-        )
-    return traverse_util.unflatten_dict(
-        {
-            our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
-            for key, (our_path, _, layout) in expected.items()
-        },
-        sep="/",
-    )
+    return problems
 
 
 def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
-    """Writes a classifier's parameters as a safetensors file that timm loads strictly.
+    """Writes a classifier's parameters as a safetensors file that PyTorch's model loads strictly.
 
     Raises:
         CheckpointError: the parameters are not those of `model_name`; names all that differ.
@@ -175,11 +238,20 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
         raise CheckpointError(
             f"these are not parameters of {model_name}:\n  " + "\n  ".join(problems)
         )
+    tensors |= dict.fromkeys(_counters(expected), np.zeros((), np.int64))
     write_safetensors(Path(path), tensors)
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The safetensors file that `source` stands for (see `load`), fetched where needed."""
+    """The file that `source` stands for (see `load`), fetched where needed."""
+    if str(source).startswith("https://"):
+        file = str(source).rsplit("/", 1)[-1].split("-")[0] + ".safetensors"
+        raise FileNotFoundError(
+            f"These weights are published only as a pickle, {source}; reading one can run code "
+            "that its author chose. Convert it once, where you trust it and have torch: "
+            f'python -c "import torch, safetensors.torch as s; s.save_file(torch.hub.'
+            f"load_state_dict_from_url('{source}'), '{file}')\". Then give the path of {file}."
+        )
     path = Path(source).expanduser()
     if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt"}:
         raise CheckpointError(
@@ -192,7 +264,7 @@ def locate(source: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if path.suffix == ".safetensors" or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if path.suffix in {".safetensors", ".npz"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise FileNotFoundError(f"There is no file {path}.")
     cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
     if isinstance(cached, str):
@@ -219,11 +291,19 @@ def locate(source: str | os.PathLike) -> Path:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file.
+    """The tensors of a safetensors or npz file.
 
     Raises:
         CheckpointError: it is none.
     """
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except Exception as error:  # damaged archives bring whatever the reader stumbles upon
+            raise CheckpointError(
+                f"{path} is not an npz file of plain arrays ({type(error).__name__}: {error})."
+            ) from None
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
@@ -231,23 +311,37 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=8)
-def _expected(model_name: str, classes: int) -> dict[str, tuple[str, tuple[int, ...], Layout]]:
-    """timm key -> (our path, timm's shape, layout), for every parameter of the model."""
+def _expected(model_name: str, classes: int) -> _Expected:
+    """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_params(models.create(model_name, classes), image)
     mlp_layout = _DENSE_AS_CONV if model_name in _CONV_MLP else _DENSE
     expected = {}
     for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
-        key, layout = _translate(path)
+        key, layout = _translate(path, models.family(model_name))
         layout = mlp_layout if layout is _MLP else layout
         # Broadcast zeros have the shape but take no memory.
-        timm_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
-        expected[key] = (path, timm_shape, layout)
+        their_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        expected[key] = (path, their_shape, layout)
     return expected
 
 
-def _translate(path: str) -> tuple[str, Any]:
-    for pattern, key, layout in PATTERNS:
+def classifier_bias(model_name: str) -> str:
+    """PyTorch's key of the classifier's bias, which has as many elements as there are classes."""
+    return _translate("head/fc/bias", models.family(model_name))[0]
+
+
+def _counters(keys: Iterable[str]) -> set[str]:
+    """PyTorch's batch norms count their batches and never use the count with a momentum of 0.1."""
+    return {
+        key.replace("running_mean", "num_batches_tracked")
+        for key in keys
+        if key.endswith("running_mean")
+    }
+
+
+def _translate(path: str, family: str) -> tuple[str, Any]:
+    for pattern, key, layout in PATTERNS[family]:
         match = re.fullmatch(pattern, path)
         if match:
             return match.expand(key), layout

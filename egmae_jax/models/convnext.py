@@ -201,6 +201,8 @@ class ConvNeXt(nn.Module):
         dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
         rematerialize: computes the wide activations of every block again for the gradients, which
             takes less memory and more multiplications.
+        frozen: layers (keys of `layers`) that are not trained; of no effect: no norm has running
+            statistics.
     """
 
     depths: tuple[int, ...]
@@ -209,6 +211,12 @@ class ConvNeXt(nn.Module):
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
     rematerialize: bool = False
+    frozen: frozenset[str] = frozenset()
+
+    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
+    stride = TOTAL_STRIDE
+    min_size = TOTAL_STRIDE  # of image sides,
+    needs_multiple = True  # which must be multiples of the stride
 
     def setup(self):
         self.stem = Stem(self.dims[0], dtype=self.dtype)
@@ -222,6 +230,18 @@ class ConvNeXt(nn.Module):
     def drop_path_rates(self) -> np.ndarray:
         """Of every block."""
         return np.linspace(0.0, self.drop_path_rate, sum(self.depths))
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Address of each spatial convolution -> prefixes of the layer's parameters, in order."""
+        found: dict[str, tuple[str, ...]] = {"stem/conv": ("stem/",)}
+        for stage, depth in enumerate(self.depths):
+            if stage:
+                found[f"stages_{stage}/downsample/conv"] = (f"stages_{stage}/downsample/",)
+            for index in range(depth):
+                block = f"stages_{stage}/blocks_{index}"
+                found[f"{block}/depthwise"] = (f"{block}/",)
+        return found
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalised images [B, H, W, 3] -> features of the last stage [B, H/32, W/32, dims[-1]].

@@ -19,7 +19,7 @@ from flax import traverse_util
 PyTree = Any
 KERNEL_INITS = ("timm", "fan_in")
 _OUTPUT_KERNELS = ("head/fc/kernel", "decoder/predict/kernel")
-_CONSTANTS = {"scale": 1.0, "bias": 0.0, "mask_token": 0.0}
+_CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "mask_token": 0.0}
 
 
 def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
@@ -37,20 +37,28 @@ def initial_params(
     """Fresh parameters, a nested dict of float32 numpy arrays.
 
     Args:
-        module: the model.
+        module: the model. Where it has a method `initial_std(path, shape)` that gives a number,
+            it is the standard deviation that the leaf is drawn with, around zero.
         seed: any integer >= 0.
         *inputs: shapes of the module's call arguments; spatial size does not matter.
-        kernel_init: one of KERNEL_INITS. 'timm' draws every kernel with standard deviation 0.02.
-            'fan_in' draws it with fan_in ** -0.5, but for the layers that predict classes or
-            pixels: narrow networks are next to linear with 0.02, and learn slowly.
+        kernel_init: one of KERNEL_INITS. 'timm' draws every kernel with the module's deviation,
+            else 0.02. 'fan_in' draws it with fan_in ** -0.5, but for the layers that predict
+            classes or pixels: narrow networks are next to linear with 0.02, and learn slowly.
         layer_scale: what every block's gamma starts from.
     """
+    module_std = getattr(module, "initial_std", lambda path, shape: None)
 
     def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
+        std = module_std(path, shape)
         if name in ("kernel", "mask_embedding"):
-            small = kernel_init == "timm" or name != "kernel" or path in _OUTPUT_KERNELS
-            std = 0.02 if small else math.prod(shape[:-1]) ** -0.5
+            if kernel_init == "fan_in" and name == "kernel" and path not in _OUTPUT_KERNELS:
+                std = math.prod(shape[:-1]) ** -0.5
+            elif std is None:
+                std = 0.02
+        if std == 0:
+            return np.zeros(shape, np.float32)
+        if std is not None:
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
             return np.float32(std) * rng.standard_normal(shape, np.float32)
         if name == "gamma":

@@ -30,6 +30,7 @@ class Conv(nn.Module):
         padding: zeros on each side.
         use_bias: whether there is one.
         dtype: of compute.
+        kernel_init: how a new kernel is drawn.
     """
 
     features: int
@@ -38,14 +39,13 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         size = self.kernel_size
-        kernel = self.param(
-            "kernel", nn.initializers.normal(0.02), (size, size, x.shape[-1], self.features)
-        )
+        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -72,10 +72,12 @@ class BatchNorm(nn.Module):
     Attributes:
         frozen: in training, too, normalises by the running statistics and leaves them.
         dtype: of the result; statistics are computed in float32.
+        scale_init: what the scales start from.
     """
 
     frozen: bool = False
     dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
     momentum: float = 0.1  # share of the new batch, PyTorch's sense
     epsilon: float = 1e-5
 
@@ -83,7 +85,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> the same."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.param("mean", nn.initializers.zeros, channels)
         var = self.param("var", nn.initializers.ones, channels)
@@ -102,3 +104,44 @@ class BatchNorm(nn.Module):
                 )
         multiplier = scale * jax.lax.rsqrt(var + self.epsilon)
         return ((y - mean) * multiplier + bias).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch norm; `kernel_size` is odd, the padding half of it."""
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    frozen: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            padding=self.kernel_size // 2,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+        return BatchNorm(self.frozen, self.dtype, name="bn")(x, train=train)
+
+
+def max_pool(x: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
+    """Maxima of 3x3 windows, two pixels apart; [B, H, W, C] -> [B, H', W', C].
+
+    Args:
+        x: what is pooled.
+        padding: pixels added at top and bottom, and at left and right, that no maximum is of.
+    """
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
+def below(addresses: frozenset[str], module: str) -> frozenset[str]:
+    """Of some layer addresses those within a submodule, relative to it."""
+    prefix = f"{module}/"
+    return frozenset(x.removeprefix(prefix) for x in addresses if x.startswith(prefix))
