@@ -213,6 +213,11 @@ class Experiment:
     def autoencoder(self) -> MaskedAutoencoder:
         """The network of pre-training."""
         encoder = self._create_model(drop_path_rate=0.0)
+        if not isinstance(encoder, models.ConvNeXt):
+            name = self.config.model.name
+            raise configs.ConfigError(
+                f"model.name is {name}; only a ConvNeXt can be pre-trained here."
+            )
         return MaskedAutoencoder(encoder, self.config.decoder.dim, self.config.decoder.depth)
 
     def pretrain(self, split: int) -> None:
@@ -301,7 +306,7 @@ class Experiment:
     # --- Fine-tuning (paper section 3.4) -------------------------------------------------------
 
     @functools.cached_property
-    def classifier(self) -> models.ConvNeXt:
+    def classifier(self) -> models.Model:
         """The network of fine-tuning."""
         return self._create_model(drop_path_rate=self.config.finetune.drop_path_rate)
 
@@ -387,7 +392,7 @@ class Experiment:
     def _finetuned_path(self, branch: str, round_index: int) -> Path:
         return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
 
-    def _create_model(self, drop_path_rate: float) -> models.ConvNeXt:
+    def _create_model(self, drop_path_rate: float) -> models.Model:
         return models.create(
             self.config.model.name,
             len(self.data.prepared.classes),
@@ -408,7 +413,9 @@ class Experiment:
             return finetune.start_from(fresh, autoencoder["encoder"], keep_fresh=("head/",))
         if self.imagenet.params is None:
             return fresh
-        return finetune.start_from(fresh, self.imagenet.params, keep_fresh=("head/fc/",))
+        return finetune.start_from(
+            fresh, self.imagenet.params, keep_fresh=self.classifier.fresh_prefixes
+        )
 
     def _validate(
         self, params: PyTree, round_index: int
