@@ -152,8 +152,9 @@ def compare(
     """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
 
     Args:
-        checkpoint: of timm's or torchvision's network: safetensors, npz, or what `torch.load(weights_only=True)` reads.
-            The weights may be nested ('state_dict', 'model', ...) and prefixed ('module.', ...).
+        checkpoint: of timm's or torchvision's network: safetensors, npz, or what
+            `torch.load(weights_only=True)` reads. The weights may be nested ('state_dict', 'model',
+            ...) and prefixed ('module.', ...).
         folder: images, at any depth.
         model: one of `models.names()`, but no ASFF-ResNet, which PyTorch's libraries do not have.
         image_size: side of the evaluation view in pixels: for ConvNeXt a multiple of 32, for
@@ -171,16 +172,12 @@ def compare(
         ValueError: no such model.
     """
     if models.family(model) == "asff_resnet":
-        raise CompareError(
-            f"Neither timm nor torchvision has {model}; there is nothing to compare."
-        )
+        raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
     network = models.create(model, num_classes=1)
-    if network.needs_multiple and (image_size < network.min_size or image_size % network.stride):
-        raise CompareError(
-            f"image_size is {image_size}; it must be a multiple of {network.stride}."
-        )
-    if image_size < network.min_size:
-        raise CompareError(f"image_size is {image_size}; it must be at least {network.min_size}.")
+    multiple = network.stride if network.needs_multiple else 1
+    if image_size < network.min_size or image_size % multiple:
+        rule = f"a multiple of {multiple}" if multiple > 1 else f"at least {network.min_size}"
+        raise CompareError(f"image_size is {image_size}; it must be {rule}.")
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
     _require_torch()
@@ -375,8 +372,10 @@ def _layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
         Of each where our module is: 'stages.0.blocks.1' is ('stages_0', 'blocks_1'). The last one
         gives the logits.
     """
+    starts: dict[str, tuple[str, ...]] = {}
+    ends: dict[str, tuple[str, ...]]
     if isinstance(network, ConvNeXt):
-        names, starts = ["stem"], {}
+        names = ["stem"]
         for stage, depth in enumerate(network.depths):
             names += [f"stages.{stage}.downsample"] if stage else []
             names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
@@ -386,7 +385,6 @@ def _layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
         starts = {"bn1": ("stem",)}
         ends = {"fc": ("head", "fc")}
     else:
-        starts = {}
         names = list(dict.fromkeys(x.split("/")[0].replace("_", ".") for x in network.layers))
         ends = {"classifier": ("head",)}
     paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in names}
@@ -580,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=224,
         metavar="PIXELS",
-        help="for ConvNeXt a multiple of 32",
+        help="ConvNeXt: a multiple of 32",
     )
     add("--weights", metavar="FILE", help="safetensors that ours is given instead")
     add("--max_images", type=int, default=64, metavar="N", help="of more, evenly spread ones")

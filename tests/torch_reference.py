@@ -40,7 +40,7 @@ def random_convnext(name, *, num_classes=5, seed=0, **options):
 
 
 def randomize(model, seed=0):
-    """Draws every parameter of a network anew."""
+    """Draws every parameter and running statistic of a network anew."""
     torch_ = torch()
     rng = np.random.default_rng(seed)
     with torch_.no_grad():
@@ -53,4 +53,9 @@ def randomize(model, seed=0):
             else:
                 value = rng.uniform(-0.5, 0.5, shape)
             parameter.copy_(torch_.from_numpy(np.asarray(value, np.float32)))
+        for key, statistic in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                low = -0.5 if key.endswith("mean") else 0.5
+                value = rng.uniform(low, low + 1, tuple(statistic.shape))
+                statistic.copy_(torch_.from_numpy(np.asarray(value, np.float32)))
     return model

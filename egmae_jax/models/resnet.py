@@ -121,9 +121,8 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     frozen: frozenset[str] = frozenset()
 
-    fresh_prefixes: ClassVar[tuple[str, ...]] = (
-        "head/fc/",
-    )  # parameters that ImageNet weights do not give
+    # Parameters that ImageNet weights do not give.
+    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head/fc/",)
     stride = 32  # input pixels, along each side, per feature of the last stage
     min_size = 32  # of image sides, which need not be multiples of the stride
     needs_multiple = False

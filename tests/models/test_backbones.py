@@ -1,0 +1,212 @@
+"""ResNet, SqueezeNet and ASFF-ResNet without an oracle: their layers, options and fusion."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from egmae_jax import finetune, models
+from egmae_jax.models.asff import ASFFResNet
+from egmae_jax.models.initialize import abstract_params, initial_params
+from egmae_jax.models.resnet import BasicBlock, ResNet
+from tests.conftest import REPOSITORY
+from tests.tiny import environment
+
+IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True, 3)
+
+
+def random(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def flatten(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+@functools.cache
+def params_of(network):
+    """Initial ones, but for scales of zero, which would hide the branches."""
+    flat = flatten(initial_params(network(*SHAPE), 0, IMAGE))
+    flat = {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flat.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_parameter_of_the_body_is_in_one_layer_and_every_layer_is_tapped(name):
+    model = models.create(name, 3)
+    paths = list(flatten(abstract_params(model, IMAGE)))
+    for path in paths:
+        owners = [a for a, prefixes in model.layers.items() if path.startswith(prefixes)]
+        assert len(owners) == (not path.startswith(("head/", "fusion/"))), (path, owners)
+    for address, prefixes in model.layers.items():
+        for prefix in prefixes:
+            assert any(path.startswith(prefix) for path in paths), (address, prefix)
+    assert all(any(p.startswith(f) for p in paths) for f in model.fresh_prefixes)
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGE)
+    _, state = jax.eval_shape(
+        lambda v, x: model.apply(v, x, mutable=["intermediates"]), variables, IMAGE
+    )
+    tapped = [path.removesuffix("/output") for path in flatten(state["intermediates"])]
+    assert model.layers.keys() <= set(tapped)
+    # In the order of computation, which flax keeps.
+    assert [path for path in tapped if path in model.layers] == list(model.layers)
+
+
+def test_the_asff_backbone_has_the_resnets_parameters_and_starts_from_them():
+    resnet, fused = params_of(ResNet), params_of(ASFFResNet)
+    theirs = {path for path in flatten(resnet) if not path.startswith("head/")}
+    assert {p for p in flatten(fused) if not p.startswith(("head/", "fusion/"))} == theirs
+    started = finetune.start_from(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes)
+    assert flatten(started).keys() == flatten(fused).keys()
+    np.testing.assert_array_equal(
+        started["layer4_0"]["conv3"]["kernel"], resnet["layer4_0"]["conv3"]["kernel"]
+    )
+    assert models.imagenet_model("asff_resnet50") == "resnet50"
+    assert models.imagenet_model("convnext_tiny") == "convnext_tiny"
+    assert models.default_weights("asff_resnet34") == "timm/resnet34.tv_in1k"
+
+
+def test_fusion_is_the_sum_of_both_pooled_branches_by_the_softmax_of_their_weights():
+    model, params = ASFFResNet(*SHAPE), params_of(ASFFResNet)
+    params = jax.tree.map(lambda x: x + 0.1 * random(x.size, *x.shape), params)
+    params = traverse_util.unflatten_dict(
+        {k: abs(x) if k.endswith("var") else x for k, x in flatten(params).items()}, sep="/"
+    )
+    images = random(0, 3, 70, 90, 3)
+    logits, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    taps, fusion = state["intermediates"], params["fusion"]
+    np.testing.assert_array_equal(
+        model.apply({"params": params}, images, method="features"), taps["layer4_0"]["output"]
+    )
+    pooled = []
+    for branch, stage in (("mid", "layer3_0"), ("high", "layer4_0")):
+        x, norm = np.asarray(taps[stage]["output"], np.float64), fusion[branch]["bn"]
+        x = x @ fusion[branch]["conv"]["kernel"][0, 0]
+        x = (x - norm["mean"]) / np.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        pooled.append(np.maximum(x, 0).mean(axis=(1, 2)))
+    hidden = np.concatenate(pooled, 1) @ fusion["fc1"]["kernel"] + fusion["fc1"]["bias"]
+    scores = np.maximum(hidden, 0) @ fusion["fc2"]["kernel"] + fusion["fc2"]["bias"]
+    first = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
+    np.testing.assert_allclose(taps["fusion"]["weights"], np.stack([first, 1 - first], 1), 1e-4)
+    assert np.ptp(first) > 1e-3  # they do adapt to the image
+    fused = first[:, None] * pooled[0] + (1 - first[:, None]) * pooled[1]
+    expected = fused @ params["head"]["fc"]["kernel"] + params["head"]["fc"]["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_drop_path_drops_whole_branches_of_a_block():
+    block = BasicBlock(4)
+    x = random(0, 3, 8, 8, 4)
+    params = block.init(jax.random.key(0), x, train=False)["params"]
+    params["bn2"]["scale"] = jnp.ones(4)
+    out = block.apply({"params": params}, x, jnp.array([0.0, 1.0, 2.0]), train=False)
+    whole = block.apply({"params": params}, x, train=False)
+    np.testing.assert_array_equal(out[0], np.maximum(x[0], 0))
+    np.testing.assert_array_equal(out[1], whole[1])
+    assert not np.allclose(out[2], whole[2])
+
+
+def test_drop_path_and_dropout_are_of_training_only():
+    model = ResNet(*SHAPE).copy(drop_path_rate=0.9)
+    variables, images = {"params": params_of(ResNet)}, random(0, 4, 32, 32, 3)
+    plain = ResNet(*SHAPE).apply(variables, images)
+    np.testing.assert_array_equal(model.apply(variables, images), plain)
+    rngs = {"drop_path": jax.random.key(0)}
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    assert not np.allclose(train(variables, images, rngs=rngs)[0], plain)
+
+    squeezenet = models.create("squeezenet1_1", 2)
+    variables = {"params": initial_params(squeezenet, 0, IMAGE)}
+    expected = squeezenet.apply(variables, images)
+    rngs = {"dropout": jax.random.key(0)}
+    dropped = squeezenet.apply(variables, images, train=True, rngs=rngs)
+    assert not np.allclose(dropped, expected)
+    without = squeezenet.copy(dropout_rate=0.0).apply(variables, images, train=True)
+    np.testing.assert_allclose(without, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "asff_resnet50"])
+def test_bfloat16_compute_keeps_parameters_and_logits_in_float32(name):
+    model = models.create(name, 3, dtype=jnp.bfloat16)
+    shapes = abstract_params(model, IMAGE)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+    apply = functools.partial(jax.eval_shape, model.apply, {"params": shapes}, IMAGE)
+    assert apply().dtype == jnp.float32
+    features = jax.eval_shape(
+        lambda p, x: model.apply({"params": p}, x, method="features"), shapes, IMAGE
+    )
+    assert features.dtype == jnp.bfloat16
+
+
+def test_options_that_a_model_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="rematerialize is for ConvNeXt; resnet18"):
+        models.create("resnet18", 3, rematerialize=True)
+    with pytest.raises(ValueError, match=r"drop_path_rate must be 0, not 0\.1"):
+        models.create("squeezenet1_1", 3, drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="resnet18 has no layers layer1_0/conv3; it has stem/conv"):
+        models.create("resnet18", 3, frozen={"layer1_0/conv1", "layer1_0/conv3"})
+    with pytest.raises(ValueError, match=r"Did you mean 'asff_resnet50'"):
+        models.family("asff_resnet500")
+    frozen = models.create("convnext_atto", 3, frozen=["stem/conv"]).frozen
+    assert frozen == frozenset({"stem/conv"})
+
+
+# torchvision's documented counts for 1000 classes; half of a batch norm's leaves are statistics.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("squeezenet1_0", 1_248_424),
+        ("squeezenet1_1", 1_235_496),
+    ],
+)
+def test_models_have_the_published_number_of_parameters(name, count):
+    leaves = flatten(abstract_params(models.create(name, 1000), IMAGE)).items()
+    assert sum(x.size for k, x in leaves if not k.endswith(("/mean", "/var"))) == count
+
+
+_EIGHT_DEVICES = """
+import jax, numpy as np
+from egmae_jax import sharding
+from tests.models.test_backbones import SHAPE, params_of, random
+from egmae_jax.models.asff import ASFFResNet
+
+assert jax.device_count() == 8
+model, params, images = ASFFResNet(*SHAPE), params_of(ASFFResNet), random(0, 16, 65, 65, 3)
+
+def loss(params, images):
+    logits, state = model.apply({"params": params}, images, train=True, mutable=["batch_stats"])
+    return (logits ** 2).mean(), state["batch_stats"]
+
+program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+one = program(params, images)
+mesh = sharding.make_mesh()
+placed = jax.device_put(images, jax.NamedSharding(mesh, jax.P("data")))
+eight = program(sharding.replicate(params, mesh), placed)
+assert len(jax.tree.leaves(one[0][1])) == 36, len(jax.tree.leaves(one[0][1]))
+for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a) + 1e-6, (a, b)
+for a, b in zip(jax.tree.leaves(one[0][1]), jax.tree.leaves(eight[0][1]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_batch_statistics_on_eight_devices_are_those_of_the_whole_batch():
+    variables = environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = subprocess.run(
+        [sys.executable, "-c", _EIGHT_DEVICES],
+        env=variables,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
