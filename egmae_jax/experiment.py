@@ -212,8 +212,7 @@ class Experiment:
     @functools.cached_property
     def autoencoder(self) -> MaskedAutoencoder:
         """The network of pre-training."""
-        encoder = self._create_model(drop_path_rate=0.0)
-        return MaskedAutoencoder(encoder, self.config.decoder.dim, self.config.decoder.depth)
+        return pretrain.create_autoencoder(self.config, len(self.data.prepared.classes))
 
     def pretrain(self, split: int) -> None:
         """Pre-trains on the training images of a split; leaves pretrain/autoencoder.safetensors."""
