@@ -12,7 +12,7 @@ same function.
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.explain.lesions import (
-    REGIONS,
     draw_lesions,
     measure_image,
     measure_lesion,
@@ -42,7 +41,7 @@ from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw
 from egmae_jax.files import RESTORE, read_json, write_json
 from egmae_jax.workdir import require_same_run
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
 
 
 class Source:
@@ -117,6 +116,26 @@ class Source:
         part = self.part_of.get(file)
         label = self.prepared.classes[self.prepared.labels[index]]
         return f"{Path(file).name}\n{label}" + (f", {part}" if part else "")
+
+
+def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
+    """The config as given, which must be the workdir's where both are; else the workdir's.
+
+    Raises:
+        ConfigError: neither is given, or they differ.
+        FileNotFoundError: the workdir holds no run.
+        DamagedFileError: its config.json cannot be read.
+    """
+    if workdir is None and config is None:
+        raise configs.ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
+    if workdir is not None and not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"--workdir={workdir} holds no run: there is no config.json.")
+    if workdir is not None and config is not None:
+        require_same_run(workdir, config)
+    if config is not None:
+        return config
+    assert workdir is not None
+    return ConfigDict(read_json(workdir / "config.json", RESTORE))
 
 
 def _check(config: ConfigDict) -> None:
@@ -232,11 +251,12 @@ def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             left_out.append(f"{file}: {error}")
             continue
         if lesion is not None and lesion.any():
-            rows.append({"file": file, "label": label, **measure_lesion(panel, lesion)})
+            known = {"file": file, "label": label, "group": int(prepared.groups[index])}
+            rows.append(known | measure_lesion(panel, lesion))
         else:
             without += 1
     if left_out:
-        logger.warning("%d images are left out: %s", len(left_out), "\n  ".join(left_out[:5]))
+        logger.warning("Left out of the lesions (%d): %s", len(left_out), "; ".join(left_out[:5]))
     found: dict[str, Any] = {
         "dataset": prepared.title,
         "view": f"evaluation view, {source.config.data.image_size} pixels",
@@ -245,24 +265,22 @@ def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "seed": source.config.seed,
         "images": {
             "all": summarize_images([row for of_class in images.values() for row in of_class]),
-            **{name: summarize_images(of_class) for name, of_class in images.items()},
+            "by_class": {name: summarize_images(images[name]) for name in prepared.classes},
         },
     }
     if rows:
-        groups = {"all": rows}
-        groups |= {name: _of(rows, name) for name in prepared.classes if _of(rows, name)}
+        classes = {name: [row for row in rows if row["label"] == name] for name in images}
         found["lesions"] = {
             "ring_pixels": source.config.corruption.patch_size,
             "images_without_lesion": without,
             "images_left_out": left_out,
-            **{name: summarize_lesions(group) for name, group in groups.items()},
+            "all": summarize_lesions(rows),
+            "by_class": {
+                name: summarize_lesions(of_class) for name, of_class in classes.items() if of_class
+            },
             "rows": rows,
         }
     return found, rows
-
-
-def _of(rows: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["label"] == label]
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -272,9 +290,7 @@ def show(found: Mapping[str, Any]) -> None:
     table.add_column("All images")
     for title in ("n", "H (nats)", "noise variance", "masked"):
         table.add_column(title, justify="right")
-    for name, row in found["images"].items():
-        if not row["images"]:
-            continue
+    for name, row in _all_and_classes(found["images"]):
         cells = (_cell(row[key]) for key in ("entropy", "noise_variance", "masked_share"))
         table.add_row(name, str(row["images"]), *cells)
     terminal.print(table)
@@ -284,24 +300,26 @@ def show(found: Mapping[str, Any]) -> None:
         return
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     table.add_column("Lesions")
-    for title in ("n", "H inside", "H ring", "H outside", "noise / area", "p"):
+    for title in ("n", "H inside", "H ring", "H outside", "noise/area", "p"):
         table.add_column(title, justify="right")
-    for name, row in _summaries(lesions):
+    for name, row in _all_and_classes(lesions):
         ratio = row["noise_enrichment"]
         ratio = row["mask_enrichment"] if ratio["mean"] is None else ratio
         p = "" if ratio["p"] is None else f"{ratio['p']:.2g}"
-        cells = (_cell(row["entropy"][region]) for region in REGIONS)
+        cells = (_cell(row["entropy"][region]) for region in ("inside", "ring", "outside"))
         table.add_row(name, str(row["images"]), *cells, _cell(ratio), p)
     terminal.print(table)
     terminal.print(
-        "noise / area: the lesion's share of the noise variance (of masked patches for the mask "
-        "kinds) over its share of the area; below 1, lesions get less. p: Wilcoxon over images.",
+        "noise/area: the lesion's share of the noise variance (of masked patches for the mask "
+        "kinds) over its share of the area; below 1, lesions get less. p: Wilcoxon over groups of "
+        "images that belong together.",
         markup=False,
     )
 
 
-def _summaries(lesions: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((name, row) for name, row in lesions.items() if isinstance(row, dict))
+def _all_and_classes(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rows = [("all", found["all"]), *found["by_class"].items()]
+    return [(name, row) for name, row in rows if row["images"]]
 
 
 def _cell(value: Mapping[str, float | None]) -> str:
@@ -313,7 +331,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Recipe, e.g. configs/busi.py; with --workdir, not needed."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run whose pre-training is finished.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the figures and noise.json.")
+_OUT = flags.DEFINE_string("out", "runs/entropy_maps", "Folder for the figures and noise.json.")
 _IMAGES = flags.DEFINE_integer("images", 6, "How many images to draw, of all classes alike.", 1)
 _FILE = flags.DEFINE_multi_string("file", [], "Draw this image instead; may be repeated.")
 _STATISTICS = flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
@@ -326,7 +344,7 @@ def main(argv: list[str]) -> None:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --images=6.")
     try:
         workdir = None if _WORKDIR.value is None else Path(_WORKDIR.value)
-        run(_config(workdir), workdir, Path(_OUT.value or "runs/entropy_maps"))
+        run(config_of(workdir, _CONFIG.value), workdir, Path(_OUT.value))
     except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
         console.fail(str(error))
 
@@ -342,7 +360,7 @@ def run(config: ConfigDict, workdir: Path | None, out: Path) -> None:
             among = np.flatnonzero(held)
         indices = choose(source.prepared, _IMAGES.value, among)
     files = draw(source, indices, out)
-    logger.info("%s and %d figures of images are in %s", files[0].name, len(files) - 1, out)
+    logger.info("Written to %s: sheet.png and %d figures of single images", out, len(files) - 1)
     if not _STATISTICS.value:
         return
     found, rows = measure(source)
@@ -355,23 +373,8 @@ def run(config: ConfigDict, workdir: Path | None, out: Path) -> None:
         title += describe(source.config).split(". ")[0]
         draw_lesions(rows, title).savefig(out / "lesions.png")
     show(found)
-    logger.info("noise.json%s is in %s", " and lesions.png" if rows else "", out)
-
-
-def _config(workdir: Path | None) -> ConfigDict:
-    """That of --config, which must be the workdir's where both are given; else the workdir's."""
-    if workdir is None:
-        if _CONFIG.value is None:
-            raise configs.ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
-        return _CONFIG.value
-    if not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"--workdir={workdir} holds no run: there is no config.json.")
-    if _CONFIG.value is None:
-        return ConfigDict(read_json(workdir / "config.json", RESTORE))
-    require_same_run(workdir, _CONFIG.value)
-    return _CONFIG.value
+    logger.info("Written to %s: noise.json%s", out, ", lesions.png" if rows else "")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("out")
     app.run(main, flags_parser=configs.parse_flags)

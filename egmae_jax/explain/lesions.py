@@ -11,22 +11,35 @@ from scipy import stats
 
 from egmae_jax.explain.panels import Panels, to_pixels
 
-REGIONS = ("inside", "ring", "outside")
+REGIONS = ("core", "inside", "ring", "outside")
+_ROUNDING = 1e-5
 _CLASS_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def regions(lesion: np.ndarray, ring: int) -> dict[str, np.ndarray]:
-    """{region: bool [H, W]} of REGIONS: the lesion, up to `ring` pixels around it, the rest."""
+def regions(lesion: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
+    """{region: bool [H, W]} of REGIONS.
+
+    'inside' is the lesion, 'ring' what is within a patch's width around it, 'outside' the rest;
+    'core' is of the lesion those patches that lie wholly in it.
+    """
     distance = cv2.distanceTransform((~lesion).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    near = (distance <= ring) & ~lesion
-    return {"inside": lesion, "ring": near, "outside": ~lesion & ~near}
+    near = (distance <= patch_size) & ~lesion
+    whole = np.asarray(_blocks(lesion, patch_size).all(axis=(1, 3)))
+    core = to_pixels(whole, lesion.shape[0])
+    return {"core": core, "inside": lesion, "ring": near, "outside": ~lesion & ~near}
+
+
+def _blocks(values: np.ndarray, patch_size: int) -> np.ndarray:
+    """[H, W] -> [H/P, P, W/P, P]."""
+    height, width = values.shape
+    return values.reshape(height // patch_size, patch_size, width // patch_size, patch_size)
 
 
 def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
     """Where the corruption of one image falls relative to its lesion.
 
     A pixel has the values of its patch, so a patch on the border counts in each region by the share
-    of it that lies there. The ring is as wide as a patch.
+    of it that lies there; 'core' has none of these.
 
     Args:
         panel: of the image.
@@ -42,15 +55,14 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
     side = lesion.shape[0]
     grey = panel.pixels.mean(axis=-1)
     patch = side // panel.mask.shape[0]
-    blocks = grey.reshape(side // patch, patch, side // patch, patch)
     quantities = {
         "entropy": to_pixels(panel.entropy, side),
         "noise_variance": to_pixels(np.square(panel.sigma), side),
         "masked_share": to_pixels(panel.mask, side),
         "grey": grey,
-        "contrast": to_pixels(blocks.std(axis=(1, 3)), side),
+        "contrast": to_pixels(_blocks(grey, patch).std(axis=(1, 3)), side),
     }
-    parts = regions(lesion, ring=patch)
+    parts = regions(lesion, patch)
     found: dict[str, Any] = {"area_share": float(lesion.mean())}
     for name, values in quantities.items():
         found[name] = {
@@ -71,27 +83,32 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
 def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over images of what `measure_lesion` found, with paired tests.
 
-    The tests are Wilcoxon's signed-rank tests over images, two-sided: of inside against ring and
-    inside against outside, and of the share of the noise (of the mask) against that of the area.
+    The tests are Wilcoxon's signed-rank tests, two-sided, of inside (core) against ring and
+    outside, and of the logarithm of an enrichment against 0. Images of one group (near-duplicates,
+    a patient) are no independent evidence: their mean counts once.
     """
-    area = [row["area_share"] for row in rows]
-    summary: dict[str, Any] = {"images": len(rows), "area_share": _mean_sd(area)}
+    groups = [row["group"] for row in rows]
+    summary: dict[str, Any] = {
+        "images": len(rows),
+        "groups": len(set(groups)),
+        "images_with_core": sum(row["entropy"]["core"] is not None for row in rows),
+        "area_share": _mean_sd([row["area_share"] for row in rows]),
+    }
     for name in ("entropy", "noise_variance", "masked_share", "grey", "contrast"):
         values = {region: [row[name][region] for row in rows] for region in REGIONS}
         summary[name] = {region: _mean_sd(values[region]) for region in REGIONS}
-        for other in ("ring", "outside"):
-            summary[name][f"inside - {other}"] = _paired(values["inside"], values[other])
-    for share, enrichment in (
-        ("noise_share", "noise_enrichment"),
-        ("masked_within", "mask_enrichment"),
-    ):
+        for first in ("core", "inside"):
+            for second in ("ring", "outside"):
+                differences = _differences(values[first], values[second])
+                summary[name][f"{first} - {second}"] = _tested(differences, groups)
+    for enrichment in ("noise_enrichment", "mask_enrichment"):
         ratios = [row[enrichment] for row in rows]
         present = [ratio for ratio in ratios if ratio is not None]
         summary[enrichment] = {
             **_mean_sd(ratios),
             "median": float(np.median(present)) if present else None,
             "images_above_1": sum(ratio > 1 for ratio in present),
-            "p": _paired([row[share] for row in rows], area)["p"],
+            "p": _tested([_logarithm(ratio) for ratio in ratios], groups)["p"],
         }
     return summary
 
@@ -122,20 +139,40 @@ def _mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
     }
 
 
-def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> dict[str, Any]:
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    # Equal but for rounding is equal: the ranks of such differences say nothing.
-    differences = [0.0 if math.isclose(a, b, rel_tol=1e-5) else a - b for a, b in pairs]
-    some = any(differences)
-    p = float(stats.wilcoxon(differences).pvalue) if some and len(pairs) > 1 else None
+def _differences(
+    first: Sequence[float | None], second: Sequence[float | None]
+) -> list[float | None]:
+    pairs = zip(first, second, strict=True)
+    return [None if a is None or b is None else a - b for a, b in pairs]
+
+
+def _logarithm(ratio: float | None) -> float | None:
+    return None if ratio is None else math.log(max(ratio, 1e-6))  # no noise at all: the lowest rank
+
+
+def _tested(differences: Sequence[float | None], groups: Sequence[int]) -> dict[str, Any]:
+    """Mean and standard deviation over images; p of the groups' means. None where there are none.
+
+    Differences that are but rounding errors are 0: their ranks say nothing.
+    """
+    members: dict[int, list[float]] = {}
+    for group, difference in zip(groups, differences, strict=True):
+        if difference is not None:
+            members.setdefault(group, []).append(difference)
+    means = [float(np.mean(values)) for values in members.values()]
+    means = [0.0 if abs(mean) < _ROUNDING else mean for mean in means]
+    p = float(stats.wilcoxon(means).pvalue) if len(means) > 1 and any(means) else None
     return {**_mean_sd(differences), "p": p}
 
 
 def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Entropy by region, the lesion's share of the noise against that of the area, enrichment.
 
-    Of the kinds that add no noise, masked patches stand in for it. Args: rows of `measure_lesion`
-    with the image's 'label' besides; what stands above.
+    Of the kinds that add no noise, masked patches stand in for it.
+
+    Args:
+        rows: of `measure_lesion`, with the image's 'label' besides.
+        title: what stands above.
     """
     labels = sorted({row["label"] for row in rows})
     colors = {label: _CLASS_COLORS[k % len(_CLASS_COLORS)] for k, label in enumerate(labels)}
@@ -176,7 +213,7 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         ratio.scatter(x, ratios, color=colors[label], alpha=0.8, s=28)
         if ratios:
             ratio.hlines(np.mean(ratios), k - 0.28, k + 0.28, color=colors[label], linewidth=2.5)
-    by_region.set_xticks(range(3), ["inside", "ring around", "outside"])
+    by_region.set_xticks(range(4), ["whole patches\ninside", "inside", "ring\naround", "outside"])
     by_region.set(
         ylabel="mean entropy H (nats)", title="Entropy by region\n(bold: mean of a class)"
     )
@@ -194,7 +231,7 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ratio.set_xticks(range(len(labels)), labels)
     ratio.set_xlim(-0.6, len(labels) - 0.4)
     ratio.set(
-        ylabel="share of it / share of the area",
+        ylabel=f"share of the {what} / of the area",
         title=f"Enrichment of the {what}\nin lesions (line: mean)",
     )
     for axis in (by_region, by_share, ratio):

@@ -116,7 +116,7 @@ def draw_sheet(
     width = left + columns * (_PANEL + gap)
     height = top + rows * (_PANEL + gap) + bottom
     figure = Figure(figsize=(width, height), dpi=110)
-    last = {}
+    bars: dict[int, tuple[Any, str, str]] = {}
     for row, (panel, caption, lesion) in enumerate(zip(panels, captions, lesions, strict=True)):
         axes = []
         for column in range(columns):
@@ -125,11 +125,11 @@ def draw_sheet(
             axes.append(figure.add_axes(box, xticks=[], yticks=[]))
         lines = map(_shorten, caption.splitlines())
         axes[0].set_ylabel("\n".join(lines), fontsize=9)
-        last = _draw_row(axes, panel, scales, lesion)
+        bars |= _draw_row(axes, panel, scales, lesion)
         if row == 0:
             for axis, title in zip(axes, titles, strict=True):
                 axis.set_title(_title(title, panel), fontsize=11, linespacing=1.25)
-    for column, (shown, label, extend) in last.items():
+    for column, (shown, label, extend) in bars.items():
         x = left + column * (_PANEL + gap)
         box = ((x + 0.1) / width, (bottom - 0.16) / height, (_PANEL - 0.2) / width, 0.1 / height)
         bar = figure.colorbar(
@@ -159,7 +159,7 @@ def _draw_row(
     bars = {1: (maps[1], "nats", "neither")}
     if noise:
         shown = axes[2].imshow(panel.sigma, cmap="magma", vmin=0, vmax=scales.sigma, extent=extent)
-        bars[2] = (shown, "normalised units (image: about 1)", "neither")
+        bars[2] = (shown, "normalised units", "neither")
     else:
         axes[2].text(
             0.5, 0.5, "no noise is added", ha="center", va="center", transform=axes[2].transAxes
@@ -197,9 +197,9 @@ def _title(title: str, panel: Panels) -> str:
         "Image": "evaluation view",
         "Entropy H": f"of {patch}x{patch} pixels",
         "Noise $\\sigma$": "standard deviation",
-        "Corrupted input": "clipped to 0-255 to show it",
+        "Corrupted input": "shown clipped to 0-255",
         "Masked patches M": "yellow: masked, scored",
-        "Reconstruction": "clipped to 0-255 to show it",
+        "Reconstruction": "shown clipped to 0-255",
         "Squared error": "on masked patches",
     }
     return f"{title}\n{below[title]}"
