@@ -278,7 +278,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     flag: Any = flags.FLAGS["config"]
     try:
         rest = flags.FLAGS(argv)
-        flag.value.to_dict()  # a file that is missing is only noticed on use
+        if flag.value is not None:
+            flag.value.to_dict()  # a file that is missing is only noticed on use
         return rest
     except flags.Error as error:  # where a config raises, its own message is the last line
         console.fail(str(error).strip().splitlines()[-1])

@@ -232,13 +232,7 @@ class Experiment:
     @functools.cached_property
     def autoencoder(self) -> MaskedAutoencoder:
         """The network of pre-training."""
-        encoder: Any = models.create(  # a ConvNeXt: the branch 'mae' can be no other
-            self.config.model.name,
-            num_classes=len(self.data.prepared.classes),
-            dtype=jnp.dtype(self.config.model.dtype),
-            rematerialize=self.config.model.rematerialize,
-        )
-        return MaskedAutoencoder(encoder, self.config.decoder.dim, self.config.decoder.depth)
+        return pretrain.create_autoencoder(self.config, len(self.data.prepared.classes))
 
     def pretrain(self, split: int) -> None:
         """Pre-trains on the training images of a split; leaves pretrain/autoencoder.safetensors."""

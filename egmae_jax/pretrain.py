@@ -1,7 +1,7 @@
 """Entropy-guided MAE pre-training (paper section 3.3): one step, and what it reaches."""
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,34 @@ import numpy as np
 import optax
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import augment
+from egmae_jax import augment, models
 from egmae_jax.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.loop import TrainState
 from egmae_jax.models.mae import MaskedAutoencoder
+
+PyTree = Any
+
+
+class Reconstruction(NamedTuple):
+    """What the autoencoder is given of a batch, and what it makes of it."""
+
+    target: jax.Array  # [B, H, W, 3], the images in normalised units
+    entropy: jax.Array  # H: [B, H/P, W/P], nats
+    corruption: Corruption  # what the encoder sees, M and sigma
+    image: jax.Array | None  # [B, H, W, 3], reconstructed, normalised units; None without a network
+
+
+def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAutoencoder:
+    """The network of pre-training; the classes are those of a head that is not built."""
+    encoder = models.create(
+        config.model.name,
+        num_classes,
+        dtype=jnp.dtype(config.model.dtype),
+        rematerialize=config.model.rematerialize,
+    )
+    return MaskedAutoencoder(encoder, config.decoder.dim, config.decoder.depth)
 
 
 def pretrain_step(
@@ -45,40 +67,58 @@ def pretrain_step(
     )
     flip = augment.random_flip(flip_key, len(batch))
     pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
-    target = augment.normalize(pixels)
 
     def loss_fn(params):
-        corrupted = _corrupt(corruption_key, pixels, params["mask_token"], config)
-        reconstruction = model.apply(
-            {"params": params}, corrupted.image, corrupted.mask, train=True
-        )
-        loss = masked_mse(reconstruction, target, corrupted.mask, config.corruption.patch_size)
-        return loss, corrupted.mask.mean()
+        found = reconstruct(params, pixels, corruption_key, model=model, config=config, train=True)
+        mask = found.corruption.mask
+        loss = masked_mse(found.image, found.target, mask, config.corruption.patch_size)
+        return loss, mask.mean()
 
     (loss, masked_share), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return state.update(optimizer, gradients), {"loss": loss, "masked_share": masked_share}
 
 
-def _corrupt(
-    key: jax.Array, pixels: jax.Array, mask_token: jax.Array, config: FrozenConfigDict
-) -> Corruption:
+def reconstruct(
+    params: PyTree,
+    pixels: jax.Array,
+    key: jax.Array,
+    *,
+    model: MaskedAutoencoder | None,
+    config: FrozenConfigDict,
+    train: bool = False,
+) -> Reconstruction:
+    """Measures the entropy of images, corrupts and reconstructs them.
+
+    Args:
+        params: of the masked autoencoder; None where there is none yet.
+        pixels: uint8 [B, H, W, 3 or 1].
+        key: of the corruption.
+        model: the masked autoencoder; None leaves the reconstruction out.
+        config: the whole config.
+        train: as for `model`.
+    """
     entropy = patch_entropy(
         pixels,
         config.corruption.patch_size,
         num_bins=config.entropy.num_bins,
         color=config.entropy.color,
     )
-    return corrupt(
+    target = augment.normalize(pixels)
+    corrupted = corrupt(
         key,
-        augment.normalize(pixels),
+        target,
         entropy,
         kind=config.corruption.kind,
         patch_size=config.corruption.patch_size,
         scale=config.corruption.scale,
         threshold=config.corruption.threshold,
         mask_ratio=config.corruption.mask_ratio,
-        mask_token=mask_token,
+        mask_token=0.0 if params is None else params["mask_token"],  # 0 is where it starts
     )
+    if model is None:
+        return Reconstruction(target, entropy, corrupted, None)
+    image = model.apply({"params": params}, corrupted.image, corrupted.mask, train=train)
+    return Reconstruction(target, entropy, corrupted, cast(jax.Array, image))
 
 
 def reconstruction_sums(
@@ -100,16 +140,13 @@ def reconstruction_sums(
         model: the masked autoencoder.
         config: the whole config.
     """
-    target = augment.normalize(pixels)
-    corrupted = _corrupt(key, pixels, params["mask_token"], config)
-    reconstruction = cast(
-        jax.Array, model.apply({"params": params}, corrupted.image, corrupted.mask)
-    )
-    weight = to_pixels(corrupted.mask, config.corruption.patch_size) * valid[:, None, None, None]
+    found = reconstruct(params, pixels, key, model=model, config=config)
+    target, image, mask = found.target, cast(jax.Array, found.image), found.corruption.mask
+    weight = to_pixels(mask, config.corruption.patch_size) * valid[:, None, None, None]
     weight = jnp.broadcast_to(weight, target.shape)
     return {
         "count": weight.sum(axis=(0, 1, 2)),  # [3], a value a channel, as all of these
-        "error": (weight * jnp.square(reconstruction - target)).sum(axis=(0, 1, 2)),
+        "error": (weight * jnp.square(image - target)).sum(axis=(0, 1, 2)),
         "value": (weight * target).sum(axis=(0, 1, 2)),
         "square": (weight * jnp.square(target)).sum(axis=(0, 1, 2)),
     }

@@ -1,5 +1,6 @@
 """BUSI: 780 breast ultrasound images, benign, malignant and normal (paper section 4.1)."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -14,6 +15,14 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, folder, _CLASSES, lambda path: not _MASK.search(path.stem))
 
 
+def _list_masks(root: Path, file: str) -> list[str]:
+    """'benign (4)_mask.png' and 'benign (4)_mask_1.png' of 'benign (4).png'; [] without masks."""
+    stem = (root / file).stem
+    found = (root / file).parent.glob(f"{glob.escape(stem)}_mask*{Path(file).suffix}")
+    masks = (path for path in found if _MASK.sub("", path.stem) == stem)
+    return sorted(path.relative_to(root).as_posix() for path in masks)
+
+
 DATASET = Dataset(
     name="busi",
     title="Breast Ultrasound Images (BUSI)",
@@ -23,4 +32,5 @@ DATASET = Dataset(
         "it and give the folder that holds Dataset_BUSI_with_GT/ as --config.data.dir=<folder>."
     ),
     list_images=_list_images,
+    masks=_list_masks,
 )

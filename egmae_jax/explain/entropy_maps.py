@@ -1,0 +1,380 @@
+"""What the entropy guides: python -m egmae_jax.explain.entropy_maps --workdir=W --out=FOLDER
+
+Draws, image by image and on one sheet, the entropy H of the patches, the noise's sigma, the
+corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
+reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
+where the data set has masks of its lesions, inside them, in a ring around them and outside.
+
+--config=configs/busi.py --config.data.dir=... in place of --workdir needs no training: then there
+is no reconstruction. All is of the evaluation view; training sees random crops, corrupted by the
+same function.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+from absl import app, flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from egmae_jax import compilation, console, pretrain, rng
+from egmae_jax import config as configs
+from egmae_jax.checkpoint import load_params
+from egmae_jax.data import datasets, masks, pipeline, splits
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.explain.lesions import (
+    draw_lesions,
+    measure_image,
+    measure_lesion,
+    summarize_images,
+    summarize_lesions,
+)
+from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
+from egmae_jax.files import RESTORE, read_json, write_json
+from egmae_jax.workdir import require_same_run
+
+logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
+
+
+class Source:
+    """The images of a config in their evaluation view, and how pre-training treats them.
+
+    Args:
+        config: of the run.
+        workdir: of a run whose pre-training is finished; None where nothing is trained.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path | None):
+        _check(config)
+        self.config = FrozenConfigDict(config)
+        self.root = Path(config.data.dir).expanduser()
+        params, model = None, None
+        if workdir is not None:
+            self._folder = _pretrained_folder(workdir)
+            params = load_params(self._folder / "pretrain" / "autoencoder.safetensors")
+        self.prepared = prepare(
+            config.data.name,
+            self.root,
+            Path(config.data.cache_dir).expanduser() / "datasets",
+            on_error=config.data.on_error,
+            near_duplicate_threshold=config.data.near_duplicate_threshold,
+            classes=config.data.classes,
+            group_pattern=config.data.group_pattern,
+        )
+        if params is not None:
+            model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
+        self.part_of = {} if workdir is None else _parts(self._folder / "splits.json")
+        self._view = pipeline.evaluation_view(
+            self.prepared,
+            color=config.data.color,
+            resize=config.data.resize,
+            image_size=config.data.image_size,
+        )
+        self._key = rng.stage_key(config.seed, "entropy_maps")
+        self._dataset = datasets.get(config.data.name)
+        self._corrupt = self._program(None, None)
+        self._reconstruct = self._program(params, model)
+
+    def _program(self, params: Any, model: Any) -> Callable:
+        program = compilation.jit(
+            lambda params, pixels, key: pretrain.reconstruct(
+                params, pixels, key, model=model, config=self.config
+            )
+        )
+        return lambda pixels, key: program(params, pixels, key)
+
+    def panels(self, index: int, *, reconstruct: bool = True) -> Panels:
+        """Of the image at `index`: its noise is the same whichever others are drawn."""
+        pixels = self._view.load(np.array([index])).pixels[0]
+        program = self._reconstruct if reconstruct else self._corrupt
+        return compute_panels(program, pixels, jax.random.fold_in(self._key, index))
+
+    def lesion(self, index: int) -> np.ndarray | None:
+        """bool [H, W], see `masks.lesion_mask`, which also says what is raised."""
+        data = self.config.data
+        height, width = self.prepared.sizes[index].tolist()
+        return masks.lesion_mask(
+            self.root,
+            self.prepared.files[index],
+            self._dataset,
+            image_shape=(height, width),
+            resize=data.resize,
+            image_size=data.image_size,
+        )
+
+    def caption(self, index: int) -> str:
+        """The file's name and the image's class and part."""
+        file = self.prepared.files[index]
+        part = self.part_of.get(file)
+        label = self.prepared.classes[self.prepared.labels[index]]
+        return f"{Path(file).name}\n{label}" + (f", {part}" if part else "")
+
+
+def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
+    """The config as given, which must be the workdir's where both are; else the workdir's.
+
+    Raises:
+        ConfigError: neither is given, or they differ.
+        FileNotFoundError: the workdir holds no run.
+        DamagedFileError: its config.json cannot be read.
+    """
+    if workdir is None and config is None:
+        raise configs.ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
+    if workdir is not None and not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"--workdir={workdir} holds no run: there is no config.json.")
+    if workdir is not None and config is not None:
+        require_same_run(workdir, config)
+    if config is not None:
+        return config
+    assert workdir is not None
+    return ConfigDict(read_json(workdir / "config.json", RESTORE))
+
+
+def _check(config: ConfigDict) -> None:
+    try:
+        configs.check(config, num_devices=1)
+    except (AttributeError, KeyError) as error:
+        raise configs.ConfigError(
+            f"The config lacks a field ({error}): it is of another version of the project."
+        ) from None
+
+
+def _pretrained_folder(workdir: Path) -> Path:
+    """Where pretrain/ and splits.json are: the workdir, with folds its round_0."""
+    for folder in (workdir, workdir / "round_0"):
+        if (folder / "pretrain" / "autoencoder.safetensors").exists():
+            return folder
+    raise FileNotFoundError(
+        f"--workdir={workdir} has no finished pre-training (pretrain/autoencoder.safetensors). "
+        "Run main.py with --stage=pretrain on it first, or give --config without --workdir for the "
+        "maps that need no network."
+    )
+
+
+def _parts(path: Path) -> dict[str, str]:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}: {RESTORE}.")
+    return {row["file"]: row["split"] for row in splits.read(path)}
+
+
+def choose(prepared: Prepared, count: int, among: np.ndarray) -> list[int]:
+    """Indices of `count` images out of `among`: as many of each class, evenly spaced by name."""
+    by_class = [among[prepared.labels[among] == k] for k in range(len(prepared.classes))]
+    share = -(-count // max(1, sum(len(members) > 0 for members in by_class)))
+    picked = [
+        members[np.linspace(0, len(members) - 1, min(share, len(members))).round().astype(int)]
+        for members in by_class
+    ]
+    rounds = [members[k] for k in range(share) for members in picked if k < len(members)]
+    return sorted(int(index) for index in rounds[:count])
+
+
+def find(prepared: Prepared, names: Sequence[str]) -> list[int]:
+    """Indices of files, by their path in the data folder or the end of it.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    indices = []
+    for name in names:
+        matching = [
+            i for i, file in enumerate(prepared.files) if file == name or file.endswith(f"/{name}")
+        ]
+        if len(matching) > 1:
+            several = ", ".join(prepared.files[i] for i in matching[:5])
+            raise DataError(f"--file={name} is {len(matching)} images: {several}. Give the path.")
+        if not matching:
+            last = {Path(file).name: file for file in prepared.files}
+            nearest = difflib.get_close_matches(Path(name).name, last, n=1, cutoff=0.0)
+            raise DataError(
+                f"--file={name}: the data set has no such image. Did you mean {last[nearest[0]]!r}?"
+            )
+        indices.append(matching[0])
+    return indices
+
+
+def draw(source: Source, indices: Sequence[int], folder: Path) -> list[Path]:
+    """Writes sheet.png and a figure of each image, all of one scale; returns the files."""
+    panels = [source.panels(index) for index in indices]
+    lesions = []
+    for index in indices:
+        try:
+            lesions.append(source.lesion(index))
+        except DataError as error:
+            logger.warning("No outline: %s", error)
+            lesions.append(None)
+    scales, captions = common_scales(panels), [source.caption(index) for index in indices]
+    note = describe(source.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "sheet.png"]
+    sheet = draw_sheet(panels, captions, scales=scales, lesions=lesions, note=note)
+    sheet.savefig(files[0])
+    for index, panel, caption, lesion in zip(indices, panels, captions, lesions, strict=True):
+        name = source.prepared.files[index].replace("/", "_")
+        files.append(folder / f"{Path(name).stem}.png")
+        one = draw_sheet([panel], [caption], scales=scales, lesions=[lesion], note=note)
+        one.savefig(files[-1])
+    return files
+
+
+def describe(config: FrozenConfigDict) -> str:
+    """The corruption in words."""
+    corruption = config.corruption
+    if corruption.kind in ("entropy_noise", "uniform_noise"):
+        how = f"scale {corruption.scale:g}, threshold {corruption.threshold:g}"
+    else:
+        how = f"mask ratio {corruption.mask_ratio:g}"
+    return f"{corruption.kind}, {how}. Training sees random crops, corrupted in the same way."
+
+
+def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Where the noise falls over all images, and the rows of those with a lesion in view."""
+    prepared = source.prepared
+    images: dict[str, list[dict[str, float]]] = {name: [] for name in prepared.classes}
+    rows: list[dict[str, Any]] = []
+    without, left_out = 0, []
+    for index, file in enumerate(prepared.files):
+        panel = source.panels(index, reconstruct=False)
+        label = prepared.classes[prepared.labels[index]]
+        images[label].append(measure_image(panel))
+        try:
+            lesion = source.lesion(index)
+        except DataError as error:
+            left_out.append(f"{file}: {error}")
+            continue
+        if lesion is not None and lesion.any():
+            known = {"file": file, "label": label, "group": int(prepared.groups[index])}
+            rows.append(known | measure_lesion(panel, lesion))
+        else:
+            without += 1
+    if left_out:
+        logger.warning("Left out of the lesions (%d): %s", len(left_out), "; ".join(left_out[:5]))
+    found: dict[str, Any] = {
+        "dataset": prepared.title,
+        "view": f"evaluation view, {source.config.data.image_size} pixels",
+        "entropy": source.config.entropy.to_dict(),
+        "corruption": source.config.corruption.to_dict(),
+        "seed": source.config.seed,
+        "images": {
+            "all": summarize_images([row for of_class in images.values() for row in of_class]),
+            "by_class": {name: summarize_images(images[name]) for name in prepared.classes},
+        },
+    }
+    if rows:
+        classes = {name: [row for row in rows if row["label"] == name] for name in images}
+        found["lesions"] = {
+            "ring_pixels": source.config.corruption.patch_size,
+            "images_without_lesion": without,
+            "images_left_out": left_out,
+            "all": summarize_lesions(rows),
+            "by_class": {
+                name: summarize_lesions(of_class) for name, of_class in classes.items() if of_class
+            },
+            "rows": rows,
+        }
+    return found, rows
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Prints what `measure` found."""
+    terminal = rich.console.Console(highlight=False)
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("All images")
+    for title in ("n", "H (nats)", "noise variance", "masked"):
+        table.add_column(title, justify="right")
+    for name, row in _all_and_classes(found["images"]):
+        cells = (_cell(row[key]) for key in ("entropy", "noise_variance", "masked_share"))
+        table.add_row(name, str(row["images"]), *cells)
+    terminal.print(table)
+    lesions = found.get("lesions")
+    if lesions is None:
+        terminal.print("No lesion masks: nothing is said of lesions.")
+        return
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("Lesions")
+    for title in ("n", "H inside", "H ring", "H outside", "noise/area", "p"):
+        table.add_column(title, justify="right")
+    for name, row in _all_and_classes(lesions):
+        ratio = row["noise_enrichment"]
+        ratio = row["mask_enrichment"] if ratio["mean"] is None else ratio
+        p = "" if ratio["p"] is None else f"{ratio['p']:.2g}"
+        cells = (_cell(row["entropy"][region]) for region in ("inside", "ring", "outside"))
+        table.add_row(name, str(row["images"]), *cells, _cell(ratio), p)
+    terminal.print(table)
+    terminal.print(
+        "noise/area: the lesion's share of the noise variance (of masked patches for the mask "
+        "kinds) over its share of the area; below 1, lesions get less. p: Wilcoxon over groups of "
+        "images that belong together.",
+        markup=False,
+    )
+
+
+def _all_and_classes(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rows = [("all", found["all"]), *found["by_class"].items()]
+    return [(name, row) for name, row in rows if row["images"]]
+
+
+def _cell(value: Mapping[str, float | None]) -> str:
+    mean, sd = value["mean"], value["sd"]
+    return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Recipe, e.g. configs/busi.py; with --workdir, not needed."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run whose pre-training is finished.")
+_OUT = flags.DEFINE_string("out", "runs/entropy_maps", "Folder for the figures and noise.json.")
+_IMAGES = flags.DEFINE_integer("images", 6, "How many images to draw, of all classes alike.", 1)
+_FILE = flags.DEFINE_multi_string("file", [], "Draw this image instead; may be repeated.")
+_STATISTICS = flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    console.set_up_logging()
+    if argv[1:]:
+        console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --images=6.")
+    try:
+        workdir = None if _WORKDIR.value is None else Path(_WORKDIR.value)
+        run(config_of(workdir, _CONFIG.value), workdir, Path(_OUT.value))
+    except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
+        console.fail(str(error))
+
+
+def run(config: ConfigDict, workdir: Path | None, out: Path) -> None:
+    """Draws what the flags ask for."""
+    source = Source(config, workdir)
+    indices = find(source.prepared, _FILE.value)
+    if not indices:
+        among = np.arange(len(source.prepared.files))
+        if workdir is not None:  # pre-training has not seen them
+            held = [source.part_of.get(file) == "validation" for file in source.prepared.files]
+            among = np.flatnonzero(held)
+        indices = choose(source.prepared, _IMAGES.value, among)
+    files = draw(source, indices, out)
+    logger.info("Written to %s: sheet.png and %d figures of single images", out, len(files) - 1)
+    if not _STATISTICS.value:
+        return
+    found, rows = measure(source)
+    write_json(out / "noise.json", found)
+    (out / "lesions.png").unlink(missing_ok=True)
+    if rows:
+        title = (
+            f"{source.prepared.title}: {len(rows)} images with a lesion in the evaluation view, "
+        )
+        title += describe(source.config).split(". ")[0]
+        draw_lesions(rows, title).savefig(out / "lesions.png")
+    show(found)
+    logger.info("Written to %s: noise.json%s", out, ", lesions.png" if rows else "")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=configs.parse_flags)
