@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # round r uses seed + r; pre-training uses seed
 
     config.data = data = ConfigDict()
-    # busi, isic2018, kvasir, kvasir_v1, covid, skin_lesions, brain_tumor, brisc2025, phantoms;
+    # busi, isic2018, isic2018_binary (malignant or benign), kvasir, kvasir_v1, covid, skin_lesions,
+    # brain_tumor, brisc2025, phantoms;
     # image_folder: one folder a class; manifest: listed in manifest.csv
     data.name = "image_folder"
     data.dir = ""  # the folder that holds the images
@@ -187,6 +188,13 @@ def set_cpu(config: ConfigDict) -> None:
     config.finetune.epochs = 15
     config.finetune.learning_rate = 1e-3
     config.rounds.count = 2
+
+
+def set_companion(config: ConfigDict, model: str) -> None:
+    """One backbone from its ImageNet weights instead of the paper's two branches."""
+    config.branches = ("imagenet",)
+    config.imagenet.model = model
+    config.finetune.drop_path_rate = 0.0  # neither source speaks of it
 
 
 def apply_preset(config: ConfigDict, preset: str | None) -> ConfigDict:

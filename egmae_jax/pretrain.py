@@ -30,7 +30,7 @@ class Reconstruction(NamedTuple):
 
 def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAutoencoder:
     """The network of pre-training; the classes are those of a head that is not built."""
-    encoder = models.create(
+    encoder: Any = models.create(  # a ConvNeXt: `branches.of` takes no other
         config.model.name,
         num_classes,
         dtype=jnp.dtype(config.model.dtype),

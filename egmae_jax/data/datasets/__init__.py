@@ -22,6 +22,7 @@ _DATASETS = {
     for dataset in (
         busi.DATASET,
         isic2018.DATASET,
+        isic2018.BINARY,
         kvasir.DATASET,
         kvasir.V1,
         covid.DATASET,

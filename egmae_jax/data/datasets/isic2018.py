@@ -1,8 +1,9 @@
-"""ISIC 2018 task 3: dermoscopic images of seven diagnoses (paper section 4.1).
+"""ISIC 2018 task 3: dermoscopic images of seven diagnoses (paper section 4.1), or of two.
 
 The training part is HAM10000: 10015 images of 7470 lesions, which one of two tables tells apart.
 """
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def _find(root: Path, file: str) -> Path | None:
     return next((p for p in (root / file, root / Path(file).stem / file) if p.is_file()), None)
 
 
+_MALIGNANT = ("AKIEC", "BCC", "MEL")
+
+
+def _list_binary(root: Path) -> list[ImageFile]:
+    return [
+        image._replace(label="malignant" if image.label in _MALIGNANT else "benign")
+        for image in _list_images(root)
+    ]
+
+
 _URL = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_"
 DATASET = Dataset(
     name="isic2018",
@@ -108,4 +119,10 @@ DATASET = Dataset(
             "Test_GroundTruth.zip",
         )
     ),
+)
+BINARY = dataclasses.replace(
+    DATASET,
+    name="isic2018_binary",
+    title="ISIC 2018 task 3, malignant (MEL, BCC, AKIEC) or benign",
+    list_images=_list_binary,
 )
