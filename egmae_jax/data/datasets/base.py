@@ -48,6 +48,8 @@ class Dataset:
         list_images: the labelled files below a folder, sorted by file; raises DataError.
         make: writes the data set into a folder, for the ones that are generated; leaves one that
             holds it as it is; raises DataError if it holds anything else.
+        masks: the files with outlines of an image's lesions, of the data folder and the image's
+            file; for the ones that have some.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Dataset:
     list_images: Callable[[Path], list[ImageFile]]
     make: Callable[[Path], None] | None = None
     archives: tuple[Archive, ...] = ()
+    masks: Callable[[Path, str], list[Path]] | None = None
 
 
 def top_folder(root: Path, *names: str) -> Path:

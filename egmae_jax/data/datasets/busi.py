@@ -1,5 +1,6 @@
 """BUSI: 780 breast ultrasound images, benign, malignant and normal (paper section 4.1)."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -14,6 +15,13 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, folder, _CLASSES, lambda path: not _MASK.search(path.stem))
 
 
+def _masks(root: Path, file: str) -> list[Path]:
+    """Of one image there may be several, one a lesion; those of normal ones are empty."""
+    image = root / file
+    found = image.parent.glob(f"{glob.escape(image.stem)}_mask*{glob.escape(image.suffix)}")
+    return sorted(path for path in found if _MASK.sub("", path.stem) == image.stem)
+
+
 DATASET = Dataset(
     name="busi",
     title="Breast Ultrasound Images (BUSI)",
@@ -23,4 +31,5 @@ DATASET = Dataset(
         "it and give the folder that holds Dataset_BUSI_with_GT/ as --config.data.dir=<folder>."
     ),
     list_images=_list_images,
+    masks=_masks,
 )
