@@ -27,6 +27,7 @@ from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
+_PREDICTED = -1  # as a class: whichever it is
 _TINY = 1e-7  # pytorch-grad-cam's: what has no heat anywhere stays 0
 
 
@@ -88,6 +89,7 @@ def explain(
             f"There is no layer {layer!r}. The nearest: {', '.join(nearest)}. "
             "explain.gradcam.layers(model) lists them all."
         )
+    wanted = np.asarray(_PREDICTED)
     if classes is not None:
         wanted = np.asarray(classes)
         if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (batch,)):
@@ -95,13 +97,13 @@ def explain(
                 f"classes are {wanted.dtype} {wanted.shape}; whole numbers are expected, one or "
                 f"one for each of {batch} images."
             )
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < taps.num_classes):
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= taps.num_classes):
             raise ValueError(
                 f"classes go from {wanted.min()} to {wanted.max()}; the model has 0 to "
                 f"{taps.num_classes - 1}."
             )
-        classes = jnp.asarray(np.broadcast_to(wanted, (batch,)).astype(np.int32))
-    return _program()(params, images, classes, model=model, layer=layer, upsample=upsample)
+    wanted = np.broadcast_to(wanted, (batch,)).astype(np.int32)
+    return _program()(params, images, wanted, model=model, layer=layer, upsample=upsample)
 
 
 def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _program() -> Callable[..., Explanation]:
 def _explain(
     params: PyTree,
     images: jax.Array,
-    classes: jax.Array | None,
+    classes: jax.Array,
     *,
     model: nn.Module,
     layer: str,
@@ -180,7 +182,8 @@ def _explain(
         }
         logits, state = model.apply(variables, images, mutable=["intermediates"])
         logits = cast(jax.Array, logits)
-        chosen = logits.argmax(axis=-1).astype(jnp.int32) if classes is None else classes
+        predicted = logits.argmax(axis=-1).astype(jnp.int32)
+        chosen = jnp.where(classes == _PREDICTED, predicted, classes)
         # No image has a part in another's logits: the gradient of the sum is that of each.
         total = jnp.take_along_axis(logits, chosen[:, None], axis=1).sum()
         activation = traverse_util.flatten_dict(state["intermediates"])[path]

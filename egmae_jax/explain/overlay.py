@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import cv2
 import matplotlib
@@ -100,8 +100,8 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, colormap: str = COLORMAP) 
     figure.savefig(path)
 
 
-def _draw_row(panels: Sequence[Axes], row: Row, colormap: str) -> None:
-    plain, heat, both, text = panels
+def _draw_row(panels: np.ndarray, row: Row, colormap: str) -> None:
+    plain, heat, both, text = cast(Sequence[Axes], panels)
     image = np.broadcast_to(row.image, (*row.image.shape[:2], 3))
     plain.imshow(image)
     heat.imshow(row.heat, cmap=colormap, vmin=0, vmax=1)
@@ -119,8 +119,8 @@ def _draw_row(panels: Sequence[Axes], row: Row, colormap: str) -> None:
         *((line, "dimgrey", "normal") for line in row.note.splitlines()),
     ]
     y = 0.92
-    for entry, color, weight in entries:
+    for entry, ink, weight in entries:
         text.text(
-            0.05, y, entry, color=color, weight=weight, fontsize=7.5, va="top", parse_math=False
+            0.05, y, entry, color=ink, weight=weight, fontsize=7.5, va="top", parse_math=False
         )
         y -= 0.12
