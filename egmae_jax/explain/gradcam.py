@@ -198,12 +198,12 @@ def _explain(
     heat = _scale(jax.nn.relu(heat))
     if upsample:
         size = (batch, height, width)
-        heat = _scale(jax.image.resize(heat, size, "linear", antialias=False))
-    return Explanation(heat, chosen, logits.astype(jnp.float32))
+        heat = jax.image.resize(heat, size, "linear", antialias=False)
+    return Explanation(_scale(heat), chosen, logits.astype(jnp.float32))
 
 
 def _scale(heat: jax.Array) -> jax.Array:
-    """Each image to [0, 1]."""
+    """Each image to [0, 1]; where its range is hardly above _TINY, twice does."""
     heat = heat - heat.min(axis=(1, 2), keepdims=True)
     return heat / (_TINY + heat.max(axis=(1, 2), keepdims=True))
 

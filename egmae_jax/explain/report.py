@@ -9,6 +9,7 @@ masks of the lesions, all test images are scored, whatever --images says.
 
 import argparse
 import hashlib
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,7 +146,7 @@ def explain_run(
     return content
 
 
-# --- The run ---------------------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------
 
 
 def load_classifier(
@@ -271,7 +272,7 @@ def _explain(
     classifier: Classifier, examples: Iterator[Example], layer: str, batch: int
 ) -> Iterator[Explained]:
     """Goes through the examples in batches of one size, and so compiles once."""
-    while waiting := [example for example, _ in zip(examples, range(batch), strict=False)]:
+    while waiting := list(itertools.islice(examples, batch)):
         pixels = np.stack([example.pixels for example in waiting])
         # The last batch is filled up with its first image.
         indices = np.where(np.arange(batch) < len(waiting), np.arange(batch), 0)
@@ -289,7 +290,7 @@ def _explain(
             yield Explained(example, found.heat[k], label, float(probabilities[k, label]))
 
 
-# --- Figures and pictures --------------------------------------------------------------------------
+# --- Figures and pictures -------------------------------------------------------------------------
 
 
 def _figures(found: Explained, classes: Sequence[str], tolerance: float) -> dict[str, Any]:
