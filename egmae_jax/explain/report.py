@@ -124,7 +124,7 @@ def explain_run(
         files.append(_figures(found, classes, tolerance))
         if found.example.file in shown:
             _write_overlay(out / "overlays", found)
-            pictures.append(_sheet_row(found, classes, files[-1]))
+            pictures.append(_sheet_row(found, classes, files[-1], masked=scored))
     for start in range(0, len(pictures), _PAGE):
         contact_sheet(pictures[start : start + _PAGE], out / f"sheet_{start // _PAGE}.png")
 
@@ -357,18 +357,23 @@ def _write_overlay(folder: Path, found: Explained) -> None:
     PIL.Image.fromarray(picture).save(path, format="PNG")
 
 
-def _sheet_row(found: Explained, classes: Sequence[str], figures: Mapping[str, Any]) -> Row:
+def _sheet_row(
+    found: Explained, classes: Sequence[str], figures: Mapping[str, Any], *, masked: bool
+) -> Row:
+    """`masked`: the data set has masks."""
     note = ""
     if figures["heat_in_mask"] is not None:
         note = (
             f"heat in lesion: {figures['heat_in_mask']:.0%}\n"
-            f"(area: {figures['area_share']:.0%})\n"
+            f"lesion's area: {figures['area_share']:.0%}\n"
             f"hottest pixel: {'inside' if figures['pointing_game'] >= 0.5 else 'outside'}"
         )
     elif not figures["heat"]:
         note = "no heat: nothing here\nspeaks for the class"
     elif figures["lesion"] is False:
         note = "no lesion in view"
+    elif masked:
+        note = "no mask that can be used"
     return Row(
         image=found.example.pixels,
         heat=found.heat,

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from egmae_jax.explain import report
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
+from tests.conftest import REPOSITORY
 
 CLASSES = ("benign", "malignant", "normal")
 SIZE = 64
@@ -200,3 +203,20 @@ def test_damaged_files_of_the_run_are_named(file, content, run, command, tmp_pat
     status, _, errors = command(workdir=workdir, out=tmp_path / "out")
     assert status == 1
     assert f"{file} is damaged" in errors
+
+
+def test_the_module_is_a_command(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "egmae_jax.explain.gradcam"),
+            *("--workdir=absent", f"--out={tmp_path}"),
+        ],
+        cwd=REPOSITORY,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"
