@@ -19,7 +19,6 @@ HEIGHT, WIDTH = 96, 160  # unequal, so that sides that are swapped show
 LAYERS = {
     "stages_1/downsample/conv": "stages.1.downsample.1",
     "stages_2/blocks_1/depthwise": "stages.2.blocks.1.conv_dw",
-    "stages_2/blocks_0": "stages.2.blocks.0",
     "stages_3/blocks_0": "stages.3.blocks.0",
 }
 
