@@ -194,27 +194,21 @@ def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tup
     return width, height
 
 
-def evaluation_view(
-    image: PIL.Image.Image,
-    resize: Resize,
-    image_size: int,
-    resample: PIL.Image.Resampling = PIL.Image.Resampling.BILINEAR,
-) -> PIL.Image.Image:
+def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> PIL.Image.Image:
     """What is evaluated: torchvision's Resize(image_size) and CenterCrop(image_size).
 
-    'squash' resizes both sides to image_size; 'pad' pads to a square with black first. Masks take
-    the same way with `resample` NEAREST.
+    'squash' resizes both sides to image_size; 'pad' pads to a square with black first.
     """
     square = (image_size, image_size)
     if resize == "squash":
-        return image.resize(square, resample)
+        return image.resize(square, PIL.Image.Resampling.BILINEAR)
     if resize == "pad":
-        return PIL.ImageOps.pad(_shorten(image), square, resample)
+        return PIL.ImageOps.pad(_shorten(image), square, PIL.Image.Resampling.BILINEAR)
     image = _shorten(image)
     short = min(image.size)
     width, height = (image_size * side // short for side in image.size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    resized = image.resize((width, height), resample)
+    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + image_size, top + image_size))
 
 

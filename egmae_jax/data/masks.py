@@ -1,5 +1,6 @@
 """The outlines of lesions that some data sets have beside their images, as pixels of a view."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,48 @@ import PIL.Image
 from egmae_jax.data import images
 from egmae_jax.data.datasets import DataError, Dataset
 
-_LESION = 128  # grey value from which a pixel of a mask is lesion
+
+class MaskError(DataError):
+    """A mask cannot be used; the message names its file and says why."""
+
+
+def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+    """The union of one image's masks.
+
+    Args:
+        paths: of the mask files; a pixel brighter than half is inside.
+        size: height and width of the image.
+
+    Returns:
+        bool [H, W].
+
+    Raises:
+        MaskError: a file cannot be read, or has another size than the image: nobody knows then
+            which pixel is which.
+    """
+    union = np.zeros(size, bool)
+    for path in paths:
+        try:
+            mask = np.asarray(images.decode(path.read_bytes(), "grey"))
+        except (images.UnreadableImageError, OSError) as error:
+            raise MaskError(f"The mask {path} cannot be read: {error}.") from None
+        if mask.shape != size:
+            raise MaskError(
+                f"The mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image "
+                f"{size[1]}x{size[0]}: they cannot be laid over each other."
+            )
+        union |= mask > 127
+    return union
+
+
+def mask_view(mask: np.ndarray, resize: images.Resize, image_size: int) -> np.ndarray:
+    """The mask as its image is evaluated: bool [image_size, image_size].
+
+    It goes through the very code that images go through; a pixel is inside if more than half of
+    what it is made of is.
+    """
+    grey = PIL.Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    return np.asarray(images.evaluation_view(grey, resize, image_size)) > 127
 
 
 def lesion_mask(
@@ -20,13 +62,13 @@ def lesion_mask(
     resize: images.Resize,
     image_size: int,
 ) -> np.ndarray | None:
-    """Which pixels of an image's evaluation view are lesion; several masks are united.
+    """Which pixels of an image's evaluation view are lesion.
 
     Args:
         root: the data folder.
         file: of the image, relative to it.
         dataset: knows which files are its masks.
-        image_shape: height and width of the image, which its masks must have as well.
+        image_shape: height and width of the image.
         resize: as for `images.evaluation_view`.
         image_size: side of the view in pixels.
 
@@ -35,24 +77,9 @@ def lesion_mask(
         data set or the image has no masks.
 
     Raises:
-        DataError: a mask cannot be read, or is of another size than its image.
+        MaskError: see `read_mask`.
     """
-    masks = dataset.masks(root, file) if dataset.masks is not None else []
-    if not masks:
+    paths = dataset.masks(root, file) if dataset.masks is not None else []
+    if not paths:
         return None
-    united = np.zeros(image_shape, bool)
-    for mask in masks:
-        try:
-            lesion = np.asarray(images.decode((root / mask).read_bytes(), "grey")) >= _LESION
-        except (images.UnreadableImageError, OSError) as error:
-            raise DataError(f"The mask {root / mask} cannot be read: {error}.") from None
-        if lesion.shape != united.shape:
-            raise DataError(
-                f"The mask {root / mask} has {lesion.shape[1]}x{lesion.shape[0]} pixels, its image "
-                f"{file} {united.shape[1]}x{united.shape[0]}: they cannot be laid over each other."
-            )
-        united |= lesion
-    view = images.evaluation_view(
-        PIL.Image.fromarray(united), resize, image_size, PIL.Image.Resampling.NEAREST
-    )
-    return np.asarray(view)
+    return mask_view(read_mask(paths, image_shape), resize, image_size)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from scipy import stats
 
 from egmae_jax import augment, corruption, experiment, pretrain
-from egmae_jax.data import datasets, images, masks
+from egmae_jax.data import datasets, masks
 from egmae_jax.data.datasets import DataError
 from egmae_jax.explain import entropy_maps, lesions, panels
 from tests.conftest import REPOSITORY, SHARED_DATA, needs_shared_data
@@ -205,47 +205,7 @@ def write(folder, file, array):
     return f"Dataset_BUSI_with_GT/benign/{file}"
 
 
-def test_busi_finds_all_masks_of_an_image_and_no_others(tmp_path):
-    black = np.zeros((4, 4), np.uint8)
-    names = ("a (4)", "a (4)_mask", "a (4)_mask_1", "a (4)_mask_x", "a (40)_mask", "a [4]")
-    files = {name: write(tmp_path, f"{name}.png", black) for name in names}
-    rule = datasets.get("busi").masks
-    assert rule(tmp_path, files["a (4)"]) == [files["a (4)_mask"], files["a (4)_mask_1"]]
-    assert rule(tmp_path, files["a [4]"]) == []
-    assert (
-        masks.lesion_mask(
-            tmp_path, files["a [4]"], datasets.get("busi"), image_shape=(4, 4), **VIEW
-        )
-        is None
-    )
-
-
 VIEW = {"resize": "shorter_side", "image_size": 32}
-
-
-@pytest.mark.parametrize("resize", images.RESIZE_MODES)
-@pytest.mark.parametrize("shape", [(90, 120), (130, 70), (32, 32), (20, 400)])
-def test_masks_take_the_images_geometry(tmp_path, resize, shape):
-    height, width = shape
-    y, x = np.mgrid[:height, :width]
-    center = 0.5 * width + 0.05 * min(shape)
-    lesion = ((y - 0.4 * height) ** 2 + (x - center) ** 2) < (0.35 * min(shape)) ** 2
-    white = (255 * lesion).astype(np.uint8)
-    file = write(tmp_path, "a.png", white)
-    half = lesion & (x > center)  # two masks, one with an alpha channel
-    write(tmp_path, "a_mask.png", (255 * half).astype(np.uint8))
-    rest = (255 * (lesion & ~half)).astype(np.uint8)
-    write(tmp_path, "a_mask_1.png", np.dstack([rest, rest, rest, np.full(shape, 255, np.uint8)]))
-    found = masks.lesion_mask(
-        tmp_path, file, datasets.get("busi"), image_shape=shape, resize=resize, image_size=64
-    )
-    image = np.asarray(images.evaluation_view(PIL.Image.fromarray(white), resize, 64))
-    assert found.shape == (64, 64)
-    assert found.dtype == bool
-    assert found.any()
-    assert (found != (image >= 128)).mean() < 0.02  # pixels of the border
-    inner = (image == 255) | (image == 0)
-    assert (found == (image > 0))[inner].mean() > 0.99
 
 
 def test_masks_of_another_size_or_damaged_end_in_a_sentence(tmp_path):

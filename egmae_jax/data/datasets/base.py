@@ -49,7 +49,7 @@ class Dataset:
         make: writes the data set into a folder, for the ones that are generated; leaves one that
             holds it as it is; raises DataError if it holds anything else.
         masks: for the data folder and an image's file, the files that outline its lesions, which
-            are not images to classify; all relative to the folder. None where there are none.
+            are not images to classify; None where the data set has none.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Dataset:
     list_images: Callable[[Path], list[ImageFile]]
     make: Callable[[Path], None] | None = None
     archives: tuple[Archive, ...] = ()
-    masks: Callable[[Path, str], list[str]] | None = None
+    masks: Callable[[Path, str], list[Path]] | None = None
 
 
 def top_folder(root: Path, *names: str) -> Path:

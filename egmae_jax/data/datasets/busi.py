@@ -15,12 +15,11 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, folder, _CLASSES, lambda path: not _MASK.search(path.stem))
 
 
-def _list_masks(root: Path, file: str) -> list[str]:
-    """'benign (4)_mask.png' and 'benign (4)_mask_1.png' of 'benign (4).png'; [] without masks."""
-    stem = (root / file).stem
-    found = (root / file).parent.glob(f"{glob.escape(stem)}_mask*{Path(file).suffix}")
-    masks = (path for path in found if _MASK.sub("", path.stem) == stem)
-    return sorted(path.relative_to(root).as_posix() for path in masks)
+def _masks(root: Path, file: str) -> list[Path]:
+    """Of one image there may be several, one a lesion; those of normal ones are empty."""
+    image = root / file
+    found = image.parent.glob(f"{glob.escape(image.stem)}_mask*{glob.escape(image.suffix)}")
+    return sorted(path for path in found if _MASK.sub("", path.stem) == image.stem)
 
 
 DATASET = Dataset(
@@ -32,5 +31,5 @@ DATASET = Dataset(
         "it and give the folder that holds Dataset_BUSI_with_GT/ as --config.data.dir=<folder>."
     ),
     list_images=_list_images,
-    masks=_list_masks,
+    masks=_masks,
 )

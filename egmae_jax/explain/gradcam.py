@@ -1,0 +1,214 @@
+"""Grad-CAM (Selvaraju et al. 2017): which parts of an image speak for a class, at any layer.
+
+    heat = gradcam(model, params, images)  # [B, H, W]: of the predicted class, at the last block
+
+The conventions are those of the package `pytorch-grad-cam`, which a test holds the figures to: the
+gradient is the logit's; a channel weighs as the mean of its gradient; the weighted sum is cut off
+below 0 and scaled to [0, 1] for each image; it is resized as OpenCV's linear interpolation does,
+and scaled once more.
+
+Of a run: python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER
+"""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from egmae_jax import compilation
+from egmae_jax.models.initialize import abstract_params
+
+PyTree = Any
+_USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
+_PREDICTED = -1  # as a class: whichever it is
+_TINY = 1e-7  # pytorch-grad-cam's: what has no heat anywhere stays 0
+
+
+class Explanation(NamedTuple):
+    """What `explain` finds out of a batch in one pass."""
+
+    heat: jax.Array  # float32 [B, H, W], in [0, 1]
+    classes: jax.Array  # int32 [B], the classes the heat speaks for
+    logits: jax.Array  # float32 [B, num_classes]
+
+
+def gradcam(
+    model: nn.Module,
+    params: PyTree,
+    images: jax.typing.ArrayLike,
+    *,
+    layer: str | None = None,
+    classes: int | Sequence[int] | jax.typing.ArrayLike | None = None,
+    upsample: bool = True,
+) -> jax.Array:
+    """Heat maps of a batch; compiled once for a model, layer and shape.
+
+    An image in which nothing speaks for the class has no heat: zeros.
+
+    Args:
+        model: a classifier, (images) -> logits [B, num_classes].
+        params: its parameters.
+        images: float32 [B, H, W, 3] as the model takes them (`augment.normalize`).
+        layer: the address of an activation, one of `layers`; `default_layer` if None.
+        classes: to explain, one for each image or one for all; the predicted ones if None.
+        upsample: to the size of the images; otherwise the heat has the layer's.
+
+    Returns:
+        float32 [B, H, W], or [B, h, w] of the layer; the hottest pixel of each image is 1.
+
+    Raises:
+        ValueError: no such layer (names the nearest), or no such class.
+    """
+    return explain(model, params, images, layer=layer, classes=classes, upsample=upsample).heat
+
+
+def explain(
+    model: nn.Module,
+    params: PyTree,
+    images: jax.typing.ArrayLike,
+    *,
+    layer: str | None = None,
+    classes: int | Sequence[int] | jax.typing.ArrayLike | None = None,
+    upsample: bool = True,
+) -> Explanation:
+    """As `gradcam`, and returns what the model says of the images, too."""
+    images = jnp.asarray(images)
+    batch, height, width = images.shape[:3]
+    layer = layer or default_layer(model)
+    taps = _taps(model, height, width)
+    if layer not in taps.shapes:
+        nearest = difflib.get_close_matches(layer, taps.shapes, n=3, cutoff=0.0)
+        raise ValueError(
+            f"There is no layer {layer!r}. The nearest: {', '.join(nearest)}. "
+            "explain.gradcam.layers(model) lists them all."
+        )
+    wanted = np.asarray(_PREDICTED)
+    if classes is not None:
+        wanted = np.asarray(classes)
+        if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (batch,)):
+            raise ValueError(
+                f"classes are {wanted.dtype} {wanted.shape}; whole numbers are expected, one or "
+                f"one for each of {batch} images."
+            )
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= taps.num_classes):
+            raise ValueError(
+                f"classes go from {wanted.min()} to {wanted.max()}; the model has 0 to "
+                f"{taps.num_classes - 1}."
+            )
+    wanted = np.broadcast_to(wanted, (batch,)).astype(np.int32)
+    return _program()(params, images, wanted, model=model, layer=layer, upsample=upsample)
+
+
+def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
+    """Every address that `gradcam` takes, in the order in which the model computes them."""
+    return tuple(_taps(model, image_size, image_size).shapes)
+
+
+def default_layer(model: nn.Module) -> str:
+    """The output of the last block, which pytorch-grad-cam recommends for convolutional networks.
+
+    That is ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. A
+    block is what has tapped activations inside; a network without blocks has its last activation.
+    """
+    addresses = layers(model)
+    blocks = [a for a in addresses if any(b.startswith(f"{a}/") for b in addresses)]
+    return (blocks or addresses)[-1]
+
+
+class _Taps(NamedTuple):
+    shapes: dict[str, jax.ShapeDtypeStruct]  # of the activations of one image, by address
+    paths: dict[str, tuple[str, ...]]  # where they are in the collection, by address
+    num_classes: int
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(model: nn.Module, height: int, width: int) -> _Taps:
+    """The activations that `models.layers.tap` names and that have rows and columns.
+
+    Raises:
+        ValueError: there are none.
+    """
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    order: list[tuple[str, ...]] = []
+
+    def run(params: PyTree, images: jax.Array) -> tuple[jax.Array, dict]:
+        logits, state = model.apply({"params": params}, images, mutable=["intermediates"])
+        found = traverse_util.flatten_dict(dict(state).get("intermediates", {}))
+        order.extend(found)  # JAX sorts what it returns: blocks_10 before blocks_2
+        return logits, found
+
+    logits, found = jax.eval_shape(run, abstract_params(model, image), image)
+    paths = {_address(path): path for path in order if found[path].ndim == 4}
+    if not paths:
+        raise ValueError(f"{type(model).__name__} taps no activation (models.layers.tap).")
+    shapes = {address: found[path] for address, path in paths.items()}
+    return _Taps(shapes, paths, logits.shape[-1])
+
+
+def _address(path: tuple[str, ...]) -> str:
+    *modules, name = path
+    return "/".join(modules if name == "output" and modules else path)
+
+
+@functools.cache
+def _program() -> Callable[..., Explanation]:
+    return compilation.jit(_explain, static_argnames=("model", "layer", "upsample"))
+
+
+def _explain(
+    params: PyTree,
+    images: jax.Array,
+    classes: jax.Array,
+    *,
+    model: nn.Module,
+    layer: str,
+    upsample: bool,
+) -> Explanation:
+    batch, height, width = images.shape[:3]
+    taps = _taps(model, height, width)
+    path, shape = taps.paths[layer], taps.shapes[layer]
+
+    def score(perturbation):
+        variables = {
+            "params": params,
+            "perturbations": traverse_util.unflatten_dict({path: perturbation}),
+        }
+        logits, state = model.apply(variables, images, mutable=["intermediates"])
+        logits = cast(jax.Array, logits)
+        predicted = logits.argmax(axis=-1).astype(jnp.int32)
+        chosen = jnp.where(classes == _PREDICTED, predicted, classes)
+        # No image has a part in another's logits: the gradient of the sum is that of each.
+        total = jnp.take_along_axis(logits, chosen[:, None], axis=1).sum()
+        activation = traverse_util.flatten_dict(state["intermediates"])[path]
+        return total, (activation, chosen, logits)
+
+    nothing = jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
+    gradient, (activation, chosen, logits) = jax.grad(score, has_aux=True)(nothing)
+    weights = gradient.astype(jnp.float32).mean(axis=(1, 2))  # [B, C]
+    heat = jnp.einsum(
+        "bhwc,bc->bhw", activation.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST
+    )
+    heat = _scale(jax.nn.relu(heat))
+    if upsample:
+        size = (batch, height, width)
+        heat = jax.image.resize(heat, size, "linear", antialias=False)
+    return Explanation(_scale(heat), chosen, logits.astype(jnp.float32))
+
+
+def _scale(heat: jax.Array) -> jax.Array:
+    """Each image to [0, 1]; where its range is hardly above _TINY, twice does."""
+    heat = heat - heat.min(axis=(1, 2), keepdims=True)
+    return heat / (_TINY + heat.max(axis=(1, 2), keepdims=True))
+
+
+if __name__ == "__main__":
+    from egmae_jax.explain.report import main
+
+    sys.exit(main())

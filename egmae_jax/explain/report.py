@@ -1,0 +1,451 @@
+"""Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
+
+python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER [--branch=mae] [--layer=ADDRESS]
+
+Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
+sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
+masks of the lesions, all test images are scored, whatever --images says.
+"""
+
+import argparse
+import hashlib
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import rich.box
+import rich.console
+import rich.table
+from flax import linen as nn
+
+from egmae_jax import augment, console, models
+from egmae_jax.data import datasets, images, masks, splits
+from egmae_jax.explain import gradcam, localization
+from egmae_jax.explain.overlay import Row, contact_sheet, overlay
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.interop import timm
+
+PyTree = Any
+_PAGE = 8  # images of a contact sheet
+_SCORES = ("heat_in_mask", "pointing_game", "area_share", "pointing_game_chance")
+logger = logging.getLogger(__name__)
+
+
+class ExplainError(ValueError):
+    """The run cannot be explained; the message says what is missing and what would do."""
+
+
+class Classifier(NamedTuple):
+    """A fine-tuned branch."""
+
+    model: nn.Module
+    params: PyTree
+    weights: Path
+
+
+class Example(NamedTuple):
+    """A test image as it is evaluated."""
+
+    file: str  # relative to the data folder
+    label: int
+    pixels: np.ndarray  # uint8 [S, S, 3 or 1]
+    mask: np.ndarray | None  # bool [S, S]; None without a mask that can be used
+
+
+class Explained(NamedTuple):
+    """An example, and what the model says of it."""
+
+    example: Example
+    heat: np.ndarray  # float32 [S, S]
+    predicted: int
+    probability: float  # of the predicted class
+
+
+def explain_run(
+    workdir: Path,
+    out: Path,
+    *,
+    branch: str = "mae",
+    round_index: int = 0,
+    layer: str | None = None,
+    max_images: int = 24,
+    batch: int = 16,
+    tolerance: float = 0,
+    data_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Explains the predicted class of a branch's test images, and writes what the module says.
+
+    Args:
+        workdir: of a run whose fine-tuning has finished.
+        out: folder for the results.
+        branch: of the run, such as 'mae' or 'imagenet'.
+        round_index: of the run.
+        layer: see `gradcam.gradcam`.
+        max_images: that pictures are made of.
+        batch: images that go through the network together.
+        tolerance: of the pointing game, in pixels of the evaluation view.
+        data_dir: where the images are now, if not where the run found them.
+
+    Returns:
+        The content of gradcam.json.
+
+    Raises:
+        ExplainError: see its message.
+        DamagedFileError, CheckpointError: a file of the workdir cannot be read.
+    """
+    if min(batch, max_images) < 1 or tolerance < 0:
+        raise ExplainError(
+            f"batch is {batch}, images {max_images}, tolerance {tolerance}; the first two must be "
+            "positive, the last not negative."
+        )
+    config = _read_config(workdir)
+    rows, classes = _read_split(workdir, config, round_index)
+    classifier = load_classifier(workdir, config, branch, round_index, len(classes))
+    layer = layer or gradcam.default_layer(classifier.model)
+    folder = Path(data_dir or config["data"]["dir"]).expanduser()
+    if not folder.is_dir():
+        raise ExplainError(f"There is no folder {folder}; --data_dir says where the images are.")
+
+    shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
+    scored = datasets.get(config["data"]["name"]).masks is not None
+    rows = rows if scored else [row for row in rows if row["file"] in shown]
+    logger.info("Explaining %d test images at %s", len(rows), layer)
+    unusable: list[str] = []
+    examples = _read_examples(folder, config, rows, classes, unusable)
+    files, pictures = [], []
+    for found in _explain(classifier, examples, layer, min(batch, len(rows))):
+        files.append(_figures(found, classes, tolerance))
+        if found.example.file in shown:
+            _write_overlay(out / "overlays", found)
+            pictures.append(_sheet_row(found, classes, files[-1], masked=scored))
+    for start in range(0, len(pictures), _PAGE):
+        contact_sheet(pictures[start : start + _PAGE], out / f"sheet_{start // _PAGE}.png")
+
+    content = {
+        "workdir": str(workdir),
+        "data_dir": str(folder),
+        "branch": branch,
+        "round": round_index,
+        "weights": str(classifier.weights),
+        "model": config["model"]["name"],
+        "layer": layer,
+        "explained": "the predicted class",
+        "images": len(files),
+        "right": sum(row["predicted"] == row["true"] for row in files),
+        "masks": _summary(files, unusable, tolerance) if scored else None,
+        "files": files,
+    }
+    write_json(out / "gradcam.json", content)
+    return content
+
+
+# --- The run --------------------------------------------------------------------------------------
+
+
+def load_classifier(
+    workdir: Path, config: Mapping[str, Any], branch: str, round_index: int, num_classes: int
+) -> Classifier:
+    """The model of a branch with its fine-tuned weights: the one place that knows of branches."""
+    weights = workdir / "export" / f"round_{round_index}_{branch}.safetensors"
+    if not weights.is_file():
+        exported = (
+            re.fullmatch(r"round_(\d+)_(.+)", path.stem)
+            for path in sorted(weights.parent.glob("round_*_*.safetensors"))
+        )
+        found = [f"--branch={match[2]} --round={match[1]}" for match in exported if match]
+        raise ExplainError(
+            f"There is no {weights}. Fine-tuned are: {', '.join(found) or 'none yet'}."
+        )
+    name = config["model"]["name"]
+    model = models.create(name, num_classes, dtype=jnp.dtype(config["model"]["dtype"]))
+    params = timm.load(weights, name)
+    if (width := len(params["head"]["fc"]["bias"])) != num_classes:
+        raise ExplainError(f"{weights} has {width} classes, the run's images {num_classes}.")
+    return Classifier(model, jax.device_put(params), weights)
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ExplainError(f"{workdir} holds no run: there is no config.json in it.")
+    config = read_json(path, RESTORE)
+    needed = {
+        "data": ("name", "dir", "color", "resize", "image_size", "classes"),
+        "model": ("name", "dtype"),
+        "rounds": ("kind", "count"),
+    }
+    for section, fields in needed.items():
+        for field in fields:
+            try:
+                config[section][field]
+            except (KeyError, TypeError):
+                raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
+    return config
+
+
+def _read_split(
+    workdir: Path, config: Mapping[str, Any], round_index: int
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The test rows of splits.json, by class and file, and all classes."""
+    count = config["rounds"]["count"]
+    if not 0 <= round_index < count:
+        raise ExplainError(f"There is no round {round_index}; the run's are 0 to {count - 1}.")
+    folds = config["rounds"]["kind"] == "folds"
+    path = (workdir / f"round_{round_index}" if folds else workdir) / "splits.json"
+    if not path.is_file():
+        raise DamagedFileError(path, "it is missing", RESTORE)
+    try:
+        rows = [{key: row[key] for key in ("file", "label", "split", "sha256")}
+                for row in splits.read(path)]  # fmt: skip
+    except (KeyError, TypeError) as error:  # JSON, but not what was written
+        raise DamagedFileError(path, repr(error), RESTORE) from None
+    classes = tuple(sorted({row["label"] for row in rows}))
+    test = sorted((row for row in rows if row["split"] == "test"), key=_by_class)
+    if not test:
+        raise DamagedFileError(path, "it names no test image", RESTORE)
+    return test, classes
+
+
+def _by_class(row: Mapping[str, Any]) -> tuple:
+    """Sorts 'benign (2).png' before 'benign (10).png'."""
+    numbers = [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row["file"])]
+    return row["label"], [(isinstance(x, str), x) for x in numbers]
+
+
+def spread(labels: Sequence[str], count: int) -> list[int]:
+    """Indices of at most so many images, the same number of each class as far as there are."""
+    members: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    share = dict.fromkeys(members, 0)
+    for _ in range(min(count, len(labels))):
+        label = min((m for m in members if share[m] < len(members[m])), key=lambda m: share[m])
+        share[label] += 1
+    chosen = []
+    for label, indices in members.items():
+        places = np.linspace(0, len(indices) - 1, share[label]).round().astype(int)
+        chosen += [indices[i] for i in places]
+    return sorted(chosen)
+
+
+def _read_examples(
+    folder: Path,
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    unusable: list[str],
+) -> Iterator[Example]:
+    """The images, with their masks where there are any; adds to `unusable` the masks that fail."""
+    data = config["data"]
+    dataset = datasets.get(data["name"])
+    for row in rows:
+        path = folder / row["file"]
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            raise ExplainError(
+                f"{path} cannot be read ({error.strerror}); --data_dir says where the images are."
+            ) from None
+        if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
+            raise ExplainError(f"{path} is not the file that the run was tested on.")
+        image = images.decode(encoded, data["color"])
+        view = images.evaluation_view(image, data["resize"], data["image_size"])
+        mask = None
+        try:
+            mask = masks.lesion_mask(
+                folder,
+                row["file"],
+                dataset,
+                image_shape=(image.height, image.width),
+                resize=data["resize"],
+                image_size=data["image_size"],
+            )
+        except masks.MaskError as error:
+            logger.warning("%s The image is not scored.", error)
+            unusable.append(f"{row['file']}: {error}")
+        yield Example(row["file"], classes.index(row["label"]), images.to_array(view), mask)
+
+
+def _explain(
+    classifier: Classifier, examples: Iterator[Example], layer: str, batch: int
+) -> Iterator[Explained]:
+    """Goes through the examples in batches of one size, and so compiles once."""
+    while waiting := list(itertools.islice(examples, batch)):
+        pixels = np.stack([example.pixels for example in waiting])
+        # The last batch is filled up with its first image.
+        indices = np.where(np.arange(batch) < len(waiting), np.arange(batch), 0)
+        found = jax.device_get(
+            gradcam.explain(
+                classifier.model,
+                classifier.params,
+                augment.normalize(jnp.asarray(pixels[indices])),
+                layer=layer,
+            )
+        )
+        probabilities = np.asarray(jax.nn.softmax(found.logits))
+        for k, example in enumerate(waiting):
+            label = int(found.classes[k])
+            yield Explained(example, found.heat[k], label, float(probabilities[k, label]))
+
+
+# --- Figures and pictures -------------------------------------------------------------------------
+
+
+def _figures(found: Explained, classes: Sequence[str], tolerance: float) -> dict[str, Any]:
+    """A row of gradcam.json; its scores are null where there is no lesion, or no heat."""
+    mask, heat = found.example.mask, found.heat
+    scores: dict[str, float | None] = dict.fromkeys(_SCORES)
+    lesion = mask is not None and bool(mask.any())
+    if mask is not None and lesion and heat.any():
+        values = (
+            localization.heat_in_mask(heat, mask),
+            localization.pointing_game(heat, mask, tolerance=tolerance),
+            localization.area_share(mask),
+            localization.area_share(localization.widen(mask, tolerance)),
+        )
+        scores = {name: round(float(x), 6) for name, x in zip(_SCORES, values, strict=True)}
+    return {
+        "file": found.example.file,
+        "true": classes[found.example.label],
+        "predicted": classes[found.predicted],
+        "probability": round(found.probability, 6),
+        "lesion": None if mask is None else lesion,
+        "heat": bool(heat.any()),
+        **scores,
+    }
+
+
+def _summary(
+    files: Sequence[Mapping[str, Any]], unusable: Sequence[str], tolerance: float
+) -> dict[str, Any]:
+    """Means over the images with a lesion; what is left out is counted."""
+    scored = [row for row in files if row["heat_in_mask"] is not None]
+    right = [row for row in scored if row["predicted"] == row["true"]]
+    groups = {"all": scored}
+    groups |= {"right": right, "wrong": [row for row in scored if row not in right]}
+    by_class = {
+        name: _means([row for row in scored if row["true"] == name])
+        for name in sorted({row["true"] for row in scored})
+    }
+    return {
+        "tolerance": tolerance,
+        **{name: _means(rows) for name, rows in groups.items()},
+        "by_class": by_class,
+        "left_out": {
+            "without_lesion": sum(row["lesion"] is False for row in files),
+            "without_heat": sum(bool(row["lesion"]) and not row["heat"] for row in files),
+            "without_mask": sum(row["lesion"] is None for row in files) - len(unusable),
+            "unusable_masks": list(unusable),
+        },
+    }
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means = {name: float(np.mean([row[name] for row in rows])) if rows else None
+             for name in _SCORES}  # fmt: skip
+    return {"images": len(rows), **means}
+
+
+def _write_overlay(folder: Path, found: Explained) -> None:
+    mask = found.example.mask
+    picture = overlay(found.example.pixels, found.heat, mask)
+    name = found.example.file
+    path = folder / (name if name.lower().endswith(".png") else f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(picture).save(path, format="PNG")
+
+
+def _sheet_row(
+    found: Explained, classes: Sequence[str], figures: Mapping[str, Any], *, masked: bool
+) -> Row:
+    """`masked`: the data set has masks."""
+    note = ""
+    if figures["heat_in_mask"] is not None:
+        note = (
+            f"heat in lesion: {figures['heat_in_mask']:.0%}\n"
+            f"lesion's area: {figures['area_share']:.0%}\n"
+            f"hottest pixel: {'inside' if figures['pointing_game'] >= 0.5 else 'outside'}"
+        )
+    elif not figures["heat"]:
+        note = "no heat: nothing here\nspeaks for the class"
+    elif figures["lesion"] is False:
+        note = "no lesion in view"
+    elif masked:
+        note = "no mask that can be used"
+    return Row(
+        image=found.example.pixels,
+        heat=found.heat,
+        mask=found.example.mask,
+        title=Path(found.example.file).stem,
+        true=classes[found.example.label],
+        predicted=classes[found.predicted],
+        probability=found.probability,
+        note=note,
+    )
+
+
+def show(content: Mapping[str, Any], out: Path) -> None:
+    """Prints the means, at most 80 columns wide but for the folder."""
+    terminal = rich.console.Console(highlight=False)
+    terminal.print(
+        f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
+        f"{content['images']} test images,\n{content['right']} of them right, explained at "
+        f"{content['layer']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    found = content["masks"]
+    if found is None:
+        terminal.print("The data set has no masks of lesions: nothing to score.")
+    else:
+        groups = {"all": found["all"], **found["by_class"]}
+        groups |= {"predicted right": found["right"], "predicted wrong": found["wrong"]}
+        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+        for title in ("", "Images", "Heat in lesion", "Pointing game", "Lesion's area"):
+            table.add_column(title, justify="right" if title else "left", no_wrap=True)
+        for name, row in groups.items():
+            if row["images"]:
+                cells = (f"{row[score]:.3f}".lstrip("0") for score in _SCORES[:3])
+                table.add_row(name, str(row["images"]), *cells)
+        terminal.print(table)
+        left_out = found["left_out"]
+        counts = {**left_out, "unusable_masks": len(left_out["unusable_masks"])}
+        said = [f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n]
+        terminal.print("Heat that knows nothing of the lesions scores their area.")
+        terminal.print(f"Left out: {', '.join(said) or 'none'}.", markup=False)
+    terminal.print(f"Pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status, 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.explain.gradcam",
+        description="Grad-CAM of a finished run's test images: pictures, and the share of heat in "
+        "the lesions where the data set has masks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
+    add("--branch", default="mae", metavar="NAME", help="of the run")
+    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run")
+    add("--layer", metavar="ADDRESS", help="such as stages_2/blocks_8; the last block if not given")
+    add("--images", type=int, default=24, metavar="N", dest="max_images", help="with pictures")
+    add("--batch", type=int, default=16, metavar="N", help="images at a time")
+    add("--tolerance", type=float, default=0, metavar="X", help="of the pointing game, in pixels")
+    add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
+    options = vars(parser.parse_args(arguments))
+    console.set_up_logging()
+    try:
+        content = explain_run(options.pop("workdir"), out := options.pop("out"), **options)
+    except (ValueError, OSError) as error:  # ExplainError and CheckpointError among them
+        console.fail(str(error))
+    show(content, out)
+    return 0

@@ -1,0 +1,198 @@
+"""Grad-CAM where it has a closed form, batches, classes, layers, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from egmae_jax import models
+from egmae_jax.explain import gradcam as module
+from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layers
+from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.layers import Conv, tap
+
+CLASSES = 3
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return tap(self, x + nn.relu(Conv(x.shape[-1], 3, padding=1, name="conv")(x)))
+
+
+class Pooled(nn.Module):
+    """Eleven blocks, then global average pooling and a linear layer."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        x = Conv(6, 4, strides=4, dtype=self.dtype, name="stem")(images)
+        for index in range(11):
+            x = Block(name=f"blocks_{index}")(x)
+        x = tap(self, x.mean(axis=(1, 2)), "pooled")
+        return nn.Dense(CLASSES, name="fc")(x)
+
+
+class Plain(nn.Module):
+    tapped: bool = True
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(CLASSES, (1, 1))(images)
+        return (tap(self, x, "last") if self.tapped else x).mean(axis=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).standard_normal((3, 16, 24, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def params(images):
+    return Pooled().init(jax.random.key(1), images)["params"]
+
+
+def activations(params, images, address):
+    _, state = Pooled().apply({"params": params}, images, mutable=["intermediates"])
+    return np.asarray(state["intermediates"][address]["output"], np.float64)
+
+
+def scaled(x):
+    x = x - x.min(axis=(1, 2), keepdims=True)
+    return x / x.max(axis=(1, 2), keepdims=True)
+
+
+def test_before_pooling_and_a_linear_layer_it_is_the_class_activation_map(images, params):
+    # The gradient by every pixel of channel c is W[c, class] / (h * w).
+    features = activations(params, images, "blocks_10")
+    weights = np.asarray(params["fc"]["kernel"], np.float64)
+    for label in range(CLASSES):
+        expected = scaled(np.maximum(features @ weights[:, label], 0))
+        ours = gradcam(Pooled(), params, images, classes=label, upsample=False)
+        assert ours.shape == (3, 4, 6)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_within_the_network_the_gradient_is_that_of_what_follows(images, params):
+    layer = "blocks_9"
+    features = activations(params, images, layer).astype(np.float32)
+
+    def logit(features):
+        last = Block().apply({"params": params["blocks_10"]}, features)
+        pooled = last.mean(axis=(1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
+        return pooled[:, 2].sum()
+
+    weights = jax.grad(logit)(features).mean(axis=(1, 2), keepdims=True)
+    expected = scaled(np.maximum((weights * features).sum(axis=-1), 0))
+    ours = gradcam(Pooled(), params, images, layer=layer, classes=2, upsample=False)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, params):
+    together = np.asarray(gradcam(Pooled(), params, images))
+    alone = [np.asarray(gradcam(Pooled(), params, x[None]))[0] for x in images]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert together.dtype == np.float32
+    assert together.shape == (3, 16, 24)
+    assert together.min() >= 0
+    np.testing.assert_allclose(together.max(axis=(1, 2)), 1, atol=1e-5)
+
+
+def test_without_classes_the_predicted_ones_are_explained(images, params):
+    found = explain(Pooled(), params, images)
+    logits = Pooled().apply({"params": params}, images)
+    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
+    np.testing.assert_array_equal(found.classes, logits.argmax(axis=1))
+    same = explain(Pooled(), params, images, classes=found.classes)
+    np.testing.assert_array_equal(found.heat, same.heat)
+    other = explain(Pooled(), params, images, classes=(found.classes + 1) % CLASSES)
+    assert np.abs(found.heat - other.heat).max() > 0.1
+
+
+def test_one_class_for_all_is_that_class_for_each(images, params):
+    once = gradcam(Pooled(), params, images, classes=1)
+    np.testing.assert_array_equal(once, gradcam(Pooled(), params, images, classes=[1, 1, 1]))
+
+
+def test_one_program_serves_all_batches_and_classes_of_a_shape(images, params):
+    gradcam(Pooled(), params, images)
+    before = module._program()._cache_size()
+    for classes in (None, 0, [2, 1, 0]):
+        gradcam(Pooled(), params, images + 1, classes=classes)
+    assert module._program()._cache_size() == before
+
+
+def test_what_nothing_speaks_for_has_no_heat(images, params):
+    negative = {**params, "fc": {**params["fc"], "kernel": jnp.zeros((6, CLASSES))}}
+    np.testing.assert_array_equal(gradcam(Pooled(), negative, images), np.zeros((3, 16, 24)))
+
+
+def test_bfloat16_activations_give_nearly_the_same_heat(images, params):
+    exact = gradcam(Pooled(), params, images, classes=0)
+    rough = gradcam(Pooled(jnp.bfloat16), params, images, classes=0)
+    assert rough.dtype == jnp.float32
+    assert np.abs(exact - rough).max() < 0.1
+
+
+def test_upsampling_is_linear_and_keeps_the_corners(images, params):
+    small = np.asarray(gradcam(Pooled(), params, images, upsample=False))
+    large = np.asarray(gradcam(Pooled(), params, images))
+    corners = np.ix_(range(3), [0, -1], [0, -1])
+    # 4 pixels to 1: the corner is that of the small map, but for being scaled once more.
+    rescale = np.polyfit(small[corners].ravel(), large[corners].ravel(), 1)
+    assert rescale[0] > 0.9
+    assert np.corrcoef(small[corners].ravel(), large[corners].ravel())[0, 1] > 0.99
+
+
+def test_layers_are_listed_in_the_order_of_the_network():
+    addresses = layers(Pooled(), 16)
+    blocks = [f"blocks_{k}" for k in range(11)]
+    assert addresses == ("stem", *(x for block in blocks for x in (f"{block}/conv", block)))
+    assert default_layer(Pooled()) == "blocks_10"
+    assert layers(Plain(), 16) == ("last",)
+    assert default_layer(Plain()) == "last"
+
+
+def test_every_address_of_a_convnext_can_be_given():
+    model = models.ConvNeXt((1, 1, 1, 2), (4, 4, 4, 4), CLASSES)
+    addresses = layers(model)
+    assert len(addresses) == len(set(addresses)) == 1 + 3 + 2 * 5
+    assert addresses[:3] == ("stem/conv", "stages_0/blocks_0/depthwise", "stages_0/blocks_0")
+    assert default_layer(model) == addresses[-1] == "stages_3/blocks_1"
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+    shape = jax.ShapeDtypeStruct((2, 64, 32, 3), np.float32)
+    for address in addresses:  # traced, not compiled
+        heat = jax.eval_shape(
+            lambda x, a=address: (
+                module._explain(
+                    params, x, jnp.zeros(2, int), model=model, layer=a, upsample=False
+                ).heat
+            ),
+            shape,
+        )
+        assert heat.shape[0] == 2
+        assert heat.shape[1] == 2 * heat.shape[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layer": "block_10"}, r"no layer 'block_10'. The nearest: .*blocks_10"),
+        ({"layer": "pooled"}, "no layer 'pooled'"),  # has no rows and columns
+        ({"classes": 3}, "classes go from 3 to 3; the model has 0 to 2"),
+        ({"classes": [0, -1, 0]}, "classes go from -1 to 0"),
+        ({"classes": [0, 1]}, r"classes are int64 \(2,\).* one for each of 3 images"),
+        ({"classes": 0.5}, "classes are float64"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message, images, params):
+    with pytest.raises(ValueError, match=message):
+        gradcam(Pooled(), params, images, **given)
+
+
+def test_a_model_without_taps_is_refused():
+    with pytest.raises(ValueError, match="Plain taps no activation"):
+        layers(Plain(tapped=False), 16)

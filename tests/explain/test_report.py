@@ -1,0 +1,222 @@
+"""The command on a small finished run: what it writes, prints and refuses."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax import models
+from egmae_jax.data import splits
+from egmae_jax.explain import report
+from egmae_jax.interop import timm
+from egmae_jax.models.initialize import initial_params
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+CLASSES = ("benign", "malignant", "normal")
+SIZE = 64
+
+
+def make_images(folder):
+    """BUSI's layout; three images a class, with a bright lesion and its mask."""
+    rng = np.random.default_rng(0)
+    for label in CLASSES:
+        (folder / label).mkdir(parents=True)
+        for k in range(3):
+            mask = np.zeros((70, 90), bool)
+            if label != "normal":
+                mask[10 + 9 * k : 40 + 9 * k, 30:60] = True
+            image = rng.integers(0, 80, mask.shape) + 150 * mask
+            PIL.Image.fromarray(image.astype(np.uint8)).save(folder / label / f"{label} ({k}).png")
+            PIL.Image.fromarray(mask).save(folder / label / f"{label} ({k})_mask.png")
+    return folder
+
+
+def make_run(workdir, data, name="busi"):
+    """config.json, splits.json and the export of one branch."""
+    files = [f"{label}/{label} ({k}).png" for label in CLASSES for k in range(3)]
+    digests = [hashlib.sha256((data / file).read_bytes()).hexdigest() for file in files]
+    labels = [file.split("/")[0] for file in files]
+    splits.write(workdir / "splits.json", files, labels, np.full(9, 2), np.arange(9), digests)
+    config = {
+        "data": {
+            **{"name": name, "dir": str(data), "color": "grey", "resize": "shorter_side"},
+            **{"image_size": SIZE, "classes": []},
+        },
+        "model": {"name": tiny.MODEL, "dtype": "float32"},
+        "rounds": {"kind": "seeds", "count": 2},
+    }
+    (workdir / "config.json").write_text(json.dumps(config))
+    model = models.create(tiny.MODEL, len(CLASSES))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+    timm.save(params, workdir / "export" / "round_0_mae.safetensors", tiny.MODEL)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    models._CONVNEXT[tiny.MODEL] = tiny.ENTRY
+    return make_run(folder / "run", make_images(folder / "images")), folder / "images"
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy that a test may spoil, and its images."""
+    workdir, data = (tmp_path / path.name for path in made)
+    for source, copy in zip(made, (workdir, data), strict=True):
+        shutil.copytree(source, copy)
+    return workdir, data
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command and returns its exit status, output and errors."""
+    monkeypatch.setattr(report.console, "set_up_logging", lambda: None)  # global
+
+    def start(**flags):
+        try:
+            status = report.main([f"--{name}={value}" for name, value in flags.items()])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return start
+
+
+def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
+    workdir, data = run
+    out = tmp_path / "out"
+    # One mask is of another size, another is missing.
+    PIL.Image.new("L", (9, 9)).save(data / "malignant" / "malignant (1)_mask_1.png")
+    (data / "malignant" / "malignant (2)_mask.png").unlink()
+    status, output, errors = command(workdir=workdir, out=out, images=5, batch=4, data_dir=data)
+    assert (status, errors) == (0, "")
+
+    found = json.loads((out / "gradcam.json").read_text())
+    assert found["layer"] == "stages_3/blocks_0"
+    assert (found["images"], len(found["files"])) == (9, 9)
+    assert found["right"] == sum(row["true"] == row["predicted"] for row in found["files"])
+    scored = [row for row in found["files"] if row["heat_in_mask"] is not None]
+    left_out = found["masks"]["left_out"]
+    assert left_out["without_lesion"] == 3
+    assert left_out["without_mask"] == 1
+    (unusable,) = left_out["unusable_masks"]
+    assert unusable.startswith("malignant/malignant (1).png: ")
+    assert unusable.endswith("has 9x9 pixels, its image 90x70")
+    assert len(scored) + left_out["without_heat"] == 4
+    groups = found["masks"]
+    assert groups["all"]["images"] == len(scored) > 0
+    assert groups["right"]["images"] + groups["wrong"]["images"] == len(scored)
+    for name in ("heat_in_mask", "pointing_game", "area_share"):
+        mean = np.mean([row[name] for row in scored])
+        assert groups["all"][name] == pytest.approx(mean)
+    # 90x70 with its shorter side at 64, of which the middle is seen: the lesion is 30x30 of 70x70.
+    assert groups["all"]["area_share"] == pytest.approx((30 / 70) ** 2, abs=0.02)
+
+    drawn = sorted(p.relative_to(out / "overlays").as_posix() for p in out.glob("overlays/*/*"))
+    chosen = {"benign": "02", "malignant": "02", "normal": "0"}
+    assert drawn == [f"{label}/{label} ({k}).png" for label, ks in chosen.items() for k in ks]
+    for file in drawn:
+        with PIL.Image.open(out / "overlays" / file) as picture:
+            assert (picture.mode, picture.size) == ("RGB", (SIZE, SIZE))
+    assert [path.name for path in out.glob("sheet_*.png")] == ["sheet_0.png"]
+    assert "convnext_test, branch 'mae', round 0: 9 test images," in output
+    assert "Left out: 3 without lesion, 1 without mask, 1 unusable masks." in output
+
+
+def test_the_figures_do_not_depend_on_the_batch_or_the_pictures(run, tmp_path):
+    workdir, _ = run
+    found = [
+        report.explain_run(workdir, tmp_path / str(k), max_images=k, batch=4)["files"]
+        for k in (1, 4)
+    ]
+    assert found[0] == found[1]
+    tolerant = report.explain_run(workdir, tmp_path / "c", batch=4, max_images=1, tolerance=99)
+    lesions = [row for row in tolerant["files"] if row["heat_in_mask"] is not None]
+    assert {row["pointing_game"] for row in lesions} == {1.0}
+    assert {row["pointing_game_chance"] for row in lesions} == {1.0}
+
+
+def test_a_data_set_without_masks_has_pictures_only(made, command, tmp_path):
+    _, data = made
+    workdir = make_run(tmp_path / "run", data, name="image_folder")
+    out = tmp_path / "out"
+    status, output, _ = command(workdir=workdir, out=out, images=4, batch=4)
+    assert status == 0
+    found = json.loads((out / "gradcam.json").read_text())
+    assert found["masks"] is None
+    assert [row["true"] for row in found["files"]] == ["benign", *CLASSES]
+    assert "no masks of lesions" in output
+
+
+def test_images_are_spread_over_classes_and_files():
+    labels = ["a"] * 10 + ["b"] * 2
+    assert report.spread(labels, 6) == [0, 3, 6, 9, 10, 11]
+    assert report.spread(labels, 1) == [0]
+    assert report.spread(labels, 99) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"workdir": "absent"}, "absent holds no run: there is no config.json in it"),
+        ({"branch": "imagenet"}, "Fine-tuned are: --branch=mae --round=0."),
+        ({"round": 1}, "Fine-tuned are: --branch=mae --round=0."),
+        ({"round": 2}, "There is no round 2; the run's are 0 to 1."),
+        ({"layer": "stages_3/block_0"}, "The nearest: stages_3/blocks_0"),
+        ({"images": 0}, "the first two must be positive"),
+        ({"tolerance": -1}, "the last not negative"),
+        ({"data_dir": "absent"}, "There is no folder absent; --data_dir says"),
+    ],
+)
+def test_what_cannot_be_is_refused(flags, message, made, command, tmp_path):
+    status, _, errors = command(**{"workdir": made[0], "out": tmp_path / "out", **flags})
+    assert status == 1
+    assert message in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_images_than_the_runs_are_refused(run, command, tmp_path):
+    workdir, data = run
+    (data / "normal" / "normal (1).png").write_bytes(b"other")
+    flags = {"workdir": workdir, "out": tmp_path / "out", "data_dir": data, "batch": 4}
+    status, _, errors = command(**flags)
+    assert status == 1
+    assert "normal (1).png is not the file that the run was tested on." in errors
+    (data / "normal" / "normal (1).png").unlink()
+    assert "normal (1).png cannot be read (No such file" in command(**flags)[2]
+
+
+@pytest.mark.parametrize("file", ["config.json", "splits.json"])
+@pytest.mark.parametrize("content", ["{", "{}", "[{}]"])
+def test_damaged_files_of_the_run_are_named(file, content, run, command, tmp_path):
+    workdir, _ = run
+    (workdir / file).write_text(content)
+    status, _, errors = command(workdir=workdir, out=tmp_path / "out")
+    assert status == 1
+    assert f"{file} is damaged" in errors
+
+
+def test_the_module_is_a_command(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "egmae_jax.explain.gradcam"),
+            *("--workdir=absent", f"--out={tmp_path}"),
+        ],
+        cwd=REPOSITORY,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"
