@@ -189,27 +189,28 @@ def test_models_have_the_published_number_of_parameters(name, count):
 
 
 _EIGHT_DEVICES = """
-import jax, numpy as np
+import functools, jax, numpy as np
 from egmae_jax import sharding
-from tests.models.test_backbones import SHAPE, params_of, random
-from egmae_jax.models.asff import ASFFResNet
+from egmae_jax.models.resnet import BasicBlock
 
 assert jax.device_count() == 8
-model, params, images = ASFFResNet(*SHAPE), params_of(ASFFResNet), random(0, 16, 33, 33, 3)
+block, rng = BasicBlock(6, strides=2), np.random.default_rng(0)
+x = rng.standard_normal((16, 9, 9, 4), np.float32) * rng.uniform(1, 9, (16, 1, 1, 1))
+shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=True), x)["params"]
+params = jax.tree.map(lambda a: np.abs(rng.standard_normal(a.shape)).astype(np.float32), shapes)
 
-def loss(params, images):
-    logits, state = model.apply({"params": params}, images, train=True, mutable=["batch_stats"])
-    return (logits ** 2).mean(), state["batch_stats"]
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def program(params, x):
+    out, state = block.apply({"params": params}, x, train=True, mutable=["batch_stats"])
+    return (out ** 2).mean(), state["batch_stats"]
 
-program = jax.jit(jax.value_and_grad(loss, has_aux=True))
-one = program(params, images)
+one = program(params, x)
 mesh = sharding.make_mesh()
-placed = jax.device_put(images, jax.NamedSharding(mesh, jax.P("data")))
+placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
 eight = program(sharding.replicate(params, mesh), placed)
-assert len(jax.tree.leaves(one[0][1])) == 2 * 22
+assert len(jax.tree.leaves(one[0][1])) == 2 * 3
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-    assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a) + 1e-6, (a, b)
-for a, b in zip(jax.tree.leaves(one[0][1]), jax.tree.leaves(eight[0][1]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 """
 
