@@ -440,8 +440,9 @@ def _their_program(
     def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
         if output.ndim == 4:
             output = output.permute(0, 2, 3, 1)
-        # The head's norm sees the pooled features as one pixel. What follows may work in place.
-        outputs[name] = (output[:, 0, 0] if name == "head.norm" else output).numpy().copy()
+        if name in ("head.norm", "classifier"):  # of pooled features, one pixel
+            output = output[:, 0, 0]
+        outputs[name] = output.numpy().copy()  # what follows may work in place
 
     for name in layers:
         network.get_submodule(name).register_forward_hook(functools.partial(keep, name))
@@ -472,7 +473,7 @@ def _run(
         for name, reference in their.items():
             pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
             squares[name] = squares.get(name, 0.0) + np.array(pair)
-        *_, last = our  # the network's order
+        *_, last = their  # as they were computed; JAX sorts what a program returns
         logits.append((our[last], their[last]))
     errors = {}
     for name, (difference, reference) in squares.items():

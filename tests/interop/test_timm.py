@@ -362,3 +362,74 @@ def test_a_hub_id_that_is_not_cached_is_fetched(hub, atto_file, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert timm.locate("timm/convnext_atto.d2_in1k") == atto_file
     assert asked == [("timm/convnext_atto.d2_in1k", "model.safetensors")]
+
+
+# Other files and other models
+
+
+@pytest.fixture(scope="module")
+def squeezenet():
+    """SqueezeNet's parameters and the same in torchvision's names."""
+    expected = timm._expected("squeezenet1_1", 3)
+    tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
+    return timm.convert(tensors, "squeezenet1_1", "memory"), tensors
+
+
+def test_an_npz_file_is_read_as_well(squeezenet, tmp_path):
+    params, tensors = squeezenet
+    np.savez(tmp_path / "model.npz", **tensors)
+    assert_same(timm.load(tmp_path / "model.npz", "squeezenet1_1"), params)
+    kernel = params["head"]["fc"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors["classifier.1.weight"][:, :, 0, 0].T)
+    fire = params["features_12"]["expand3x3"]["kernel"]
+    assert fire[2, 1, 5, 7] == tensors["features.12.expand3x3.weight"][7, 5, 2, 1]
+
+
+@pytest.mark.parametrize("how", ["pickled", "cut", "empty", "array"])
+def test_an_npz_file_that_is_pickled_or_damaged_is_named(how, squeezenet, tmp_path):
+    path = tmp_path / "model.npz"
+    if how == "pickled":
+        np.savez(path, **{**squeezenet[1], "features.0.bias": np.array([{}], dtype=object)})
+    elif how == "array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        np.savez(path, **squeezenet[1])
+        path.write_bytes(path.read_bytes()[: 100_000 if how == "cut" else 0])
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} is not an npz file of plain")):
+        timm.load(path, "squeezenet1_1")
+
+
+def test_weights_that_are_only_a_pickle_on_the_web_say_how_to_convert_it():
+    with pytest.raises(FileNotFoundError) as error:
+        timm.load(models.default_weights("squeezenet1_1"), "squeezenet1_1")
+    code = re.search(r'python -c "(.*)"', str(error.value))[1]
+    compile(code, "command", "exec")
+    assert "squeezenet1_1-b8a52dc0.pth'" in code
+    assert "path of squeezenet1_1.safetensors" in str(error.value)
+
+
+def test_batch_norm_is_read_with_its_statistics_and_written_with_a_counter(tmp_path):
+    expected = timm._expected("asff_resnet18", 3)
+    tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
+    params = timm.convert(tensors, "asff_resnet18", "memory")
+    norm = params["layer2_0"]["downsample"]["bn"]
+    for leaf, name in {"scale": "weight", "mean": "running_mean", "var": "running_var"}.items():
+        np.testing.assert_array_equal(norm[leaf], tensors[f"layer2.0.downsample.1.{name}"])
+    timm.save(params, tmp_path / "a.safetensors", "asff_resnet18")
+    saved = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    counters = {key for key in saved if key.endswith("num_batches_tracked")}
+    assert len(counters) == 20 + 2
+    assert {(saved[k].dtype, saved[k].shape) for k in counters} == {(np.dtype(np.int64), ())}
+    assert saved.keys() - counters == tensors.keys()
+    assert_same(timm.load(tmp_path / "a.safetensors", "asff_resnet18"), params)
+    with pytest.raises(CheckpointError, match=r"extra: fusion\.fc1\.bias"):
+        timm.load(tmp_path / "a.safetensors", "resnet18")
+
+
+def test_a_checkpoint_without_running_statistics_names_them():
+    expected = timm._expected("resnet18", 3)
+    tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
+    del tensors["bn1.running_var"]
+    with pytest.raises(CheckpointError, match=r"missing: bn1\.running_var \(64,\)"):
+        timm.convert(tensors, "resnet18", "memory")

@@ -491,3 +491,31 @@ def test_the_module_is_a_command_and_imports_torch_only_to_compare(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: image_size is 100; it must be a multiple of 32.\n"
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [
+    ("resnet18", "bn1", "fc"), ("squeezenet1_1", "features.0", "classifier"),
+])  # fmt: skip
+def test_resnet_and_squeezenet_are_compared_at_any_size(name, first, last, folder, tmp_path):
+    create = torch_reference.torchvision().models.get_model
+    network = torch_reference.randomize(create(name, num_classes=5))
+    path = write(network.state_dict(), tmp_path / "model.pth")
+    found = compare.compare(path, folder, model=name, image_size=45, max_images=3)
+    assert found.passed
+    assert [*found.layers][:: len(found.layers) - 1] == [first, last]
+    assert len(found.layers) == 10
+    assert 0 < max(found.layers.values()) < 1e-5
+
+    kernel = "layer2.0.conv1.weight" if name == "resnet18" else "features.4.squeeze.weight"
+    tensors = network.state_dict() | {kernel: network.state_dict()[kernel] * 1.1}
+    other = write(tensors, tmp_path / "other.safetensors")
+    options = {"model": name, "image_size": 45, "max_images": 3, "weights": other}
+    parted = compare.compare(path, folder, **options)
+    assert parted.parts_at == ("layer2.0" if name == "resnet18" else "features.4")
+
+
+def test_what_pytorch_does_not_have_is_not_compared(run):
+    with pytest.raises(compare.CompareError, match="Neither timm nor torchvision has asff_resnet1"):
+        run(model="asff_resnet18")
+    with pytest.raises(compare.CompareError, match="image_size is 31; it must be at least 32"):
+        run(model="resnet18", image_size=31)

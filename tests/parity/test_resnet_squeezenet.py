@@ -58,8 +58,9 @@ def empty(name):
 
 
 def ours(network, name):
-    """The parameters of PyTorch's network in our tree."""
-    return interop.convert({k: x.numpy() for k, x in network.state_dict().items()}, name, name)
+    """The parameters of PyTorch's network in our tree; copies, as training works in place."""
+    tensors = {key: x.numpy().copy() for key, x in network.state_dict().items()}
+    return interop.convert(tensors, name, name)
 
 
 def flatten(tree):
@@ -206,14 +207,14 @@ FROZEN = {
 
 
 @pytest.mark.parametrize(("name", "frozen"), [
-    ("resnet_basic", {}), ("resnet_bottleneck", {}), ("resnet_bottleneck", FROZEN),
+    ("resnet_basic", {}), ("resnet_bottleneck", FROZEN),
 ])  # fmt: skip
 def test_training_moves_parameters_and_running_statistics_as_pytorch(name, frozen):
     network = reference(name).train()
     for norm in frozen.values():
         network.get_submodule(norm).eval()
     start = params = ours(network, name)
-    batches = [(random_images(8, 65, seed=k), np.arange(8) * (k + 1) % CLASSES) for k in range(4)]
+    batches = [(random_images(8, 49, seed=k), np.arange(8) * (k + 1) % CLASSES) for k in range(3)]
     step = our_training_step(models.create(name, CLASSES, frozen=frozen), learning_rate=1e-3)
     for (images, _), labels in batches:
         params, _ = step(params, images, labels)
@@ -221,7 +222,7 @@ def test_training_moves_parameters_and_running_statistics_as_pytorch(name, froze
 
     start, params, expected = flatten(start), flatten(params), flatten(ours(network, name))
     for path, x in expected.items():
-        np.testing.assert_allclose(params[path], x, rtol=1e-3, atol=1e-4, err_msg=path)
+        assert np.linalg.norm(params[path] - x) < 1e-4 * np.linalg.norm(x), path
         stays = any(path.startswith(layer.replace("conv", "bn")) for layer in frozen)
         if path.endswith(("/mean", "/var")):
             assert np.array_equal(params[path], start[path]) == stays, path
