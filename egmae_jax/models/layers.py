@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from egmae_jax.models.convolution import conv2d
+
 
 def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
     """Names an activation, so that `egmae_jax.explain` can read it and its gradient.
@@ -46,13 +48,7 @@ class Conv(nn.Module):
         """[B, H, W, C] -> [B, H', W', features]."""
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.strides, self.strides),
-            padding=[(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)
