@@ -1,4 +1,4 @@
-"""A whole run that takes seconds: a ConvNeXt of four blocks on 32-pixel phantoms.
+"""A whole run that takes seconds: networks of four blocks on 32-pixel phantoms.
 
 `python -m tests.tiny DATA CACHE WORKDIR [field=value ...]` runs it as a process of its own.
 """
@@ -13,6 +13,9 @@ from egmae_jax.data import phantoms
 
 MODEL = "convnext_test"
 ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")
+RESNET = "resnet_test"  # and so ASFF
+ASFF = f"asff_{RESNET}"
+RESNET_ENTRY = ((1, 1, 1, 1), (4, 8, 8, 8), False, "timm/none")
 
 
 def make_data(folder: Path) -> Path:
@@ -21,11 +24,17 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
+def register() -> None:
+    """Makes the models known by their names."""
+    models._CONVNEXT[MODEL] = ENTRY
+    models._RESNET[RESNET] = RESNET_ENTRY
+
+
 def make_config(data: Path, cache: Path, **changes):
     """The default config, shrunk; `changes` are fields with __ for the dot."""
     from configs import default
 
-    models._CONVNEXT[MODEL] = ENTRY
+    register()
     config = default.get_config()
     fields = {
         "data.name": "image_folder",

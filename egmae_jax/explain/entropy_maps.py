@@ -24,7 +24,7 @@ import rich.table
 from absl import app, flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from egmae_jax import compilation, console, pretrain, rng
+from egmae_jax import branches, compilation, console, pretrain, rng
 from egmae_jax import config as configs
 from egmae_jax.checkpoint import load_params
 from egmae_jax.data import datasets, masks, pipeline, splits
@@ -58,6 +58,7 @@ class Source:
         self.root = Path(config.data.dir).expanduser()
         params, model = None, None
         if workdir is not None:
+            _require_mae(config, workdir)
             self._folder = _pretrained_folder(workdir)
             params = load_params(self._folder / "pretrain" / "autoencoder.safetensors")
         self.prepared = prepare(
@@ -145,6 +146,16 @@ def _check(config: ConfigDict) -> None:
         raise configs.ConfigError(
             f"The config lacks a field ({error}): it is of another version of the project."
         ) from None
+
+
+def _require_mae(config: ConfigDict, workdir: Path) -> None:
+    of_run = branches.of(config)
+    if not any(branch.is_mae for branch in of_run):
+        raise configs.ConfigError(
+            f"--workdir={workdir} is of a run without the branch 'mae' (its branches: "
+            f"{', '.join(repr(branch.name) for branch in of_run)}), which pre-trains nothing. Give "
+            "--config without --workdir for the maps that need no network."
+        )
 
 
 def _pretrained_folder(workdir: Path) -> Path:

@@ -1,6 +1,6 @@
 """Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
 
-python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER [--branch=mae] [--layer=ADDRESS]
+python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER [--branch=NAME] [--layer=ADDRESS]
 
 Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
 sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ import rich.box
 import rich.console
 import rich.table
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from egmae_jax import augment, console, models
+from egmae_jax import augment, branches, console, models
+from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks, splits
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, overlay
@@ -72,7 +74,7 @@ def explain_run(
     workdir: Path,
     out: Path,
     *,
-    branch: str = "mae",
+    branch: str | None = None,
     round_index: int = 0,
     layer: str | None = None,
     max_images: int = 24,
@@ -85,7 +87,7 @@ def explain_run(
     Args:
         workdir: of a run whose fine-tuning has finished.
         out: folder for the results.
-        branch: of the run, such as 'mae' or 'imagenet'.
+        branch: of the run, such as 'mae' or 'resnet18'; None: 'mae', or without it the first.
         round_index: of the run.
         layer: see `gradcam.gradcam`.
         max_images: that pictures are made of.
@@ -106,15 +108,16 @@ def explain_run(
             "positive, the last not negative."
         )
     config = _read_config(workdir)
+    chosen = find_branch(config, branch)
     rows, classes = _read_split(workdir, config, round_index)
-    classifier = load_classifier(workdir, config, branch, round_index, len(classes))
+    classifier = load_classifier(workdir, config, chosen, round_index, len(classes))
     layer = layer or gradcam.default_layer(classifier.model)
-    folder = Path(data_dir or config["data"]["dir"]).expanduser()
+    folder = Path(data_dir or config.data.dir).expanduser()
     if not folder.is_dir():
         raise ExplainError(f"There is no folder {folder}; --data_dir says where the images are.")
 
     shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
-    scored = datasets.get(config["data"]["name"]).masks is not None
+    scored = datasets.get(config.data.name).masks is not None
     rows = rows if scored else [row for row in rows if row["file"] in shown]
     logger.info("Explaining %d test images at %s", len(rows), layer)
     unusable: list[str] = []
@@ -131,12 +134,12 @@ def explain_run(
     content = {
         "workdir": str(workdir),
         "data_dir": str(folder),
-        "branch": branch,
+        "branch": chosen.name,
         "round": round_index,
         "weights": str(classifier.weights),
-        "model": config["model"]["name"],
+        "model": chosen.model_name,
         "layer": layer,
-        "explained": "the predicted class",
+        "explained": _explained(config),
         "images": len(files),
         "right": sum(row["predicted"] == row["true"] for row in files),
         "masks": _summary(files, unusable, tolerance) if scored else None,
@@ -149,11 +152,30 @@ def explain_run(
 # --- The run --------------------------------------------------------------------------------------
 
 
+def find_branch(config: ConfigDict, name: str | None) -> Branch:
+    """The branch of a run by its name; None: 'mae' if the run has it, else the first.
+
+    Raises:
+        ExplainError: the run has no such branch; names those it has.
+    """
+    of_run = {branch.name: branch for branch in branches.of(config)}
+    if name is None:
+        return of_run.get("mae", next(iter(of_run.values())))
+    if name not in of_run:
+        raise ExplainError(f"The run has no branch {name!r}; its branches are {_listed(of_run)}.")
+    return of_run[name]
+
+
 def load_classifier(
-    workdir: Path, config: Mapping[str, Any], branch: str, round_index: int, num_classes: int
+    workdir: Path, config: ConfigDict, branch: Branch, round_index: int, num_classes: int
 ) -> Classifier:
-    """The model of a branch with its fine-tuned weights: the one place that knows of branches."""
-    weights = workdir / "export" / f"round_{round_index}_{branch}.safetensors"
+    """The model of a branch with its fine-tuned weights.
+
+    Raises:
+        ExplainError: there are none yet, or of another number of classes.
+        CheckpointError: they are not the model's.
+    """
+    weights = workdir / "export" / f"round_{round_index}_{branch.name}.safetensors"
     if not weights.is_file():
         exported = (
             re.fullmatch(r"round_(\d+)_(.+)", path.stem)
@@ -163,41 +185,70 @@ def load_classifier(
         raise ExplainError(
             f"There is no {weights}. Fine-tuned are: {', '.join(found) or 'none yet'}."
         )
-    name = config["model"]["name"]
-    model = models.create(name, num_classes, dtype=jnp.dtype(config["model"]["dtype"]))
+    name = branch.model_name
+    model = models.create(name, num_classes, dtype=jnp.dtype(config.model.dtype))
     params = timm.load(weights, name)
     if (width := len(params["head"]["fc"]["bias"])) != num_classes:
         raise ExplainError(f"{weights} has {width} classes, the run's images {num_classes}.")
     return Classifier(model, jax.device_put(params), weights)
 
 
-def _read_config(workdir: Path) -> dict[str, Any]:
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _explained(config: ConfigDict) -> str:
+    """What the heat is of, in words."""
+    if not config.finetune.input_noise > 0:
+        return "the predicted class"
+    return (
+        "the predicted class of the clean image; the run trained and tested with noise on it "
+        f"(finetune.input_noise={config.finetune.input_noise:g})"
+    )
+
+
+def _read_config(workdir: Path) -> ConfigDict:
+    """The run's config, with every field that is read here.
+
+    Raises:
+        ExplainError: there is no run.
+        DamagedFileError: the file cannot be read, or lacks a field.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         raise ExplainError(f"{workdir} holds no run: there is no config.json in it.")
-    config = read_json(path, RESTORE)
+    content = read_json(path, RESTORE)
     needed = {
-        "data": ("name", "dir", "color", "resize", "image_size", "classes"),
+        "data": ("name", "dir", "color", "resize", "image_size"),
         "model": ("name", "dtype"),
+        "imagenet": ("model",),
+        "finetune": ("input_noise",),
         "rounds": ("kind", "count"),
     }
     for section, fields in needed.items():
         for field in fields:
             try:
-                config[section][field]
+                content[section][field]
             except (KeyError, TypeError):
                 raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
+    config = ConfigDict(content)
+    try:
+        branches.of(config)
+    except AttributeError:
+        raise DamagedFileError(path, "it has no branches", RESTORE) from None
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(path, f"branches: {error}", RESTORE) from None
     return config
 
 
 def _read_split(
-    workdir: Path, config: Mapping[str, Any], round_index: int
+    workdir: Path, config: ConfigDict, round_index: int
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """The test rows of splits.json, by class and file, and all classes."""
-    count = config["rounds"]["count"]
+    count = config.rounds.count
     if not 0 <= round_index < count:
         raise ExplainError(f"There is no round {round_index}; the run's are 0 to {count - 1}.")
-    folds = config["rounds"]["kind"] == "folds"
+    folds = config.rounds.kind == "folds"
     path = (workdir / f"round_{round_index}" if folds else workdir) / "splits.json"
     if not path.is_file():
         raise DamagedFileError(path, "it is missing", RESTORE)
@@ -237,14 +288,14 @@ def spread(labels: Sequence[str], count: int) -> list[int]:
 
 def _read_examples(
     folder: Path,
-    config: Mapping[str, Any],
+    config: ConfigDict,
     rows: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
     unusable: list[str],
 ) -> Iterator[Example]:
     """The images, with their masks where there are any; adds to `unusable` the masks that fail."""
-    data = config["data"]
-    dataset = datasets.get(data["name"])
+    data = config.data
+    dataset = datasets.get(data.name)
     for row in rows:
         path = folder / row["file"]
         try:
@@ -255,8 +306,8 @@ def _read_examples(
             ) from None
         if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
             raise ExplainError(f"{path} is not the file that the run was tested on.")
-        image = images.decode(encoded, data["color"])
-        view = images.evaluation_view(image, data["resize"], data["image_size"])
+        image = images.decode(encoded, data.color)
+        view = images.evaluation_view(image, data.resize, data.image_size)
         mask = None
         try:
             mask = masks.lesion_mask(
@@ -264,8 +315,8 @@ def _read_examples(
                 row["file"],
                 dataset,
                 image_shape=(image.height, image.width),
-                resize=data["resize"],
-                image_size=data["image_size"],
+                resize=data.resize,
+                image_size=data.image_size,
             )
         except masks.MaskError as error:
             logger.warning("%s The image is not scored.", error)
@@ -401,6 +452,7 @@ def show(content: Mapping[str, Any], out: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
+    terminal.print(f"Explained: {content['explained']}.", markup=False)
     found = content["masks"]
     if found is None:
         terminal.print("The data set has no masks of lesions: nothing to score.")
@@ -434,7 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
     add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
-    add("--branch", default="mae", metavar="NAME", help="of the run")
+    add("--branch", metavar="NAME", help="of the run; mae, or without it the first, if not given")
     add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run")
     add("--layer", metavar="ADDRESS", help="such as stages_2/blocks_8; the last block if not given")
     add("--images", type=int, default=24, metavar="N", dest="max_images", help="with pictures")

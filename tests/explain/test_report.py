@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from ml_collections import ConfigDict
 
 from egmae_jax import models
 from egmae_jax.data import splits
@@ -38,8 +39,8 @@ def make_images(folder):
     return folder
 
 
-def make_run(workdir, data, name="busi"):
-    """config.json, splits.json and the export of one branch."""
+def make_run(workdir, data, name="busi", branches=("imagenet", "mae"), exported=("mae",), noise=0):
+    """config.json, splits.json and the exports of some branches."""
     files = [f"{label}/{label} ({k}).png" for label in CLASSES for k in range(3)]
     digests = [hashlib.sha256((data / file).read_bytes()).hexdigest() for file in files]
     labels = [file.split("/")[0] for file in files]
@@ -49,21 +50,26 @@ def make_run(workdir, data, name="busi"):
             **{"name": name, "dir": str(data), "color": "grey", "resize": "shorter_side"},
             **{"image_size": SIZE, "classes": []},
         },
+        "branches": branches,
         "model": {"name": tiny.MODEL, "dtype": "float32"},
+        "imagenet": {"model": ""},
+        "finetune": {"input_noise": noise},
         "rounds": {"kind": "seeds", "count": 2},
     }
     (workdir / "config.json").write_text(json.dumps(config))
-    model = models.create(tiny.MODEL, len(CLASSES))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
-    timm.save(params, workdir / "export" / "round_0_mae.safetensors", tiny.MODEL)
+    for branch in exported:
+        model_name = tiny.MODEL if branch in ("imagenet", "mae") else branch
+        model = models.create(model_name, len(CLASSES))
+        params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+        timm.save(params, workdir / "export" / f"round_0_{branch}.safetensors", model_name)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    models._CONVNEXT[tiny.MODEL] = tiny.ENTRY
+    tiny.register()
     return make_run(folder / "run", make_images(folder / "images")), folder / "images"
 
 
@@ -110,7 +116,7 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
     assert left_out["without_mask"] == 1
     (unusable,) = left_out["unusable_masks"]
     assert unusable.startswith("malignant/malignant (1).png: ")
-    assert unusable.endswith("has 9x9 pixels, its image 90x70")
+    assert "has 9x9 pixels, its image 90x70: " in unusable
     assert len(scored) + left_out["without_heat"] == 4
     groups = found["masks"]
     assert groups["all"]["images"] == len(scored) > 0
@@ -129,6 +135,7 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
             assert (picture.mode, picture.size) == ("RGB", (SIZE, SIZE))
     assert [path.name for path in out.glob("sheet_*.png")] == ["sheet_0.png"]
     assert "convnext_test, branch 'mae', round 0: 9 test images," in output
+    assert "Explained: the predicted class.\n" in output
     assert "Left out: 3 without lesion, 1 without mask, 1 unusable masks." in output
 
 
@@ -157,6 +164,57 @@ def test_a_data_set_without_masks_has_pictures_only(made, command, tmp_path):
     assert "no masks of lesions" in output
 
 
+@pytest.mark.parametrize(
+    ("branch", "layer"),
+    [
+        (tiny.RESNET, "layer4_0"),
+        (tiny.ASFF, "layer4_0"),
+        ("squeezenet1_1", "features_12"),
+        ("imagenet", "stages_3/blocks_0"),
+    ],
+)
+def test_any_branch_is_explained_with_its_own_model(branch, layer, made, tmp_path):
+    _, data = made
+    of_run = ("resnet18", branch)
+    workdir = make_run(tmp_path / "run", data, branches=of_run, exported=(branch,))
+    found = report.explain_run(workdir, tmp_path / "out", branch=branch, max_images=1, batch=9)
+    model = tiny.MODEL if branch == "imagenet" else branch
+    assert (found["branch"], found["model"], found["layer"]) == (branch, model, layer)
+    assert found["weights"].endswith(f"round_0_{branch}.safetensors")
+    assert found["images"] == 9
+
+
+@pytest.mark.parametrize(
+    ("of_run", "default"),
+    [
+        (("imagenet", "mae", "resnet18"), "mae"),
+        (("imagenet",), "imagenet"),
+        (("resnet18", "imagenet"), "resnet18"),
+    ],
+)
+def test_the_default_branch_is_mae_or_the_first(of_run, default):
+    tiny.register()
+    config = ConfigDict(
+        {"branches": of_run, "model": {"name": tiny.MODEL}, "imagenet": {"model": ""}}
+    )
+    assert report.find_branch(config, None).name == default
+
+
+def test_noise_of_the_run_is_not_on_the_image_that_is_explained(made, command, tmp_path):
+    _, data = made
+    workdir = make_run(tmp_path / "run", data, noise=0.2)
+    out = tmp_path / "out"
+    _, output, _ = command(workdir=workdir, out=out, images=1, batch=9)
+    explained = json.loads((out / "gradcam.json").read_text())["explained"]
+    assert explained == (
+        "the predicted class of the clean image; the run trained and tested with noise on it "
+        "(finetune.input_noise=0.2)"
+    )
+    assert explained in " ".join(output.split())
+    clean = report.explain_run(made[0], tmp_path / "clean", max_images=1, batch=9)
+    assert clean["files"] == json.loads((out / "gradcam.json").read_text())["files"]
+
+
 def test_images_are_spread_over_classes_and_files():
     labels = ["a"] * 10 + ["b"] * 2
     assert report.spread(labels, 6) == [0, 3, 6, 9, 10, 11]
@@ -169,6 +227,7 @@ def test_images_are_spread_over_classes_and_files():
     [
         ({"workdir": "absent"}, "absent holds no run: there is no config.json in it"),
         ({"branch": "imagenet"}, "Fine-tuned are: --branch=mae --round=0."),
+        ({"branch": "resnet18"}, "no branch 'resnet18'; its branches are 'imagenet', 'mae'."),
         ({"round": 1}, "Fine-tuned are: --branch=mae --round=0."),
         ({"round": 2}, "There is no round 2; the run's are 0 to 1."),
         ({"layer": "stages_3/block_0"}, "The nearest: stages_3/blocks_0"),
@@ -203,6 +262,23 @@ def test_damaged_files_of_the_run_are_named(file, content, run, command, tmp_pat
     status, _, errors = command(workdir=workdir, out=tmp_path / "out")
     assert status == 1
     assert f"{file} is damaged" in errors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"branches": None}, "config.json is damaged (it has no branches)"),
+        ({"branches": ["resnet19"]}, "damaged (branches: There is no model 'resnet19'."),
+        ({"imagenet": {}}, "config.json is damaged (it has no imagenet.model)"),
+    ],
+)
+def test_a_config_without_what_is_needed_is_named(change, message, run, command, tmp_path):
+    path = run[0] / "config.json"
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    status, _, errors = command(workdir=run[0], out=tmp_path / "out")
+    assert status == 1
+    assert message in errors
 
 
 def test_the_module_is_a_command(tmp_path):
