@@ -3,7 +3,7 @@
 import collections
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import absl.logging
@@ -109,6 +109,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
+    for branch in results["rounds"][0].get("fusion_weights", ()):
+        _print_fusion_weights(branch, [r["fusion_weights"][branch] for r in results["rounds"]])
     weights = results["imagenet_weights"]
     at_random = ", ".join(branch for branch, source in weights.items() if source == "none")
     if at_random:
@@ -122,6 +124,23 @@ def print_results(results: Mapping[str, Any]) -> None:
         _console.print(f"[bold yellow]{count} unreadable images left out.[/]", highlight=False)
     if results["pretraining_saw_test"]:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
+
+
+def _print_fusion_weights(branch: str, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Of one branch, `explain.fusion_weights.by_class` of every round."""
+    over = f", averaged over {len(rounds)} rounds" if len(rounds) > 1 else ""
+    _console.print(
+        f"\n{branch}: fusion weights, mean ± standard deviation over a class's test images{over}",
+        highlight=False,
+        markup=False,
+    )
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    for heading in ("Class", "Mid-level", "High-level"):
+        table.add_column(heading, justify="left" if heading == "Class" else "right")
+    for name in dict.fromkeys(name for found in rounds for name in found):
+        rows = [found[name] for found in rounds if name in found]
+        table.add_row(name, *(_averaged([row[key] for row in rows]) for key in ("mid", "high")))
+    _console.print(table)
 
 
 def print_layers(title: str, report: Mapping[str, Any]) -> None:
@@ -144,6 +163,12 @@ def print_layers(title: str, report: Mapping[str, Any]) -> None:
 def _mean_std(value: Mapping[str, float | None]) -> str:
     mean, std = (None if x is None else f"{x:.3f}".lstrip("0") for x in value.values())
     return f"{mean}" if std is None else f"{mean} ± {std}"
+
+
+def _averaged(values: Sequence[Mapping[str, float | None]]) -> str:
+    """As `_mean_std`, of the averages over rounds."""
+    known = {key: [x for v in values if (x := v[key]) is not None] for key in ("mean", "std")}
+    return _mean_std({key: sum(x) / len(x) if x else None for key, x in known.items()})
 
 
 def fail(message: str) -> NoReturn:

@@ -39,10 +39,11 @@ from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.pipeline import Order
+from egmae_jax.data.pipeline import Images, Order
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions
+from egmae_jax.explain import fusion_weights
 from egmae_jax.files import DamagedFileError, read_json, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
@@ -360,22 +361,41 @@ class Experiment:
         )
         return schedule, optimizer, loop.compile_steps(step, self.mesh)
 
+    def _tested(
+        self, images: Images, indices: jax.Array, first: jax.Array
+    ) -> tuple[jax.Array, jax.Array | float]:
+        """uint8 pixels of the evaluation view, and the noise to add once they are normalised.
+
+        `first` is the place of the first image in its split.
+        """
+        batch = images.take(sharding.split_batch(indices, self.mesh))
+        std = self.config.finetune.input_noise
+        noise: jax.Array | float = 0.0
+        if std > 0:  # an image's noise depends on its place in the split alone
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(
+                rng.stage_key(self.config.seed, "noise"), first + jnp.arange(len(batch))
+            )
+            shape = (*batch.pixels.shape[1:3], 3)
+            noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
+        return batch.pixels, noise
+
     @functools.cache  # noqa: B019
     def _predict_program(self, branch: Branch) -> Callable:
-        std = self.config.finetune.input_noise
-
         @compilation.jit
         def program(params, images, indices, first):
-            batch = images.take(sharding.split_batch(indices, self.mesh))
-            noise = 0.0
-            if std > 0:  # an image's noise depends on its place in the split alone
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(
-                    rng.stage_key(self.config.seed, "noise"), first + jnp.arange(len(batch))
-                )
-                shape = (*batch.pixels.shape[1:3], 3)
-                noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
+            pixels, noise = self._tested(images, indices, first)
             model = self.classifier(branch)
-            return finetune.class_probabilities(params, batch.pixels, noise, model=model)
+            return finetune.class_probabilities(params, pixels, noise, model=model)
+
+        return program
+
+    @functools.cache  # noqa: B019
+    def _weights_program(self, branch: Branch) -> Callable:
+        @compilation.jit
+        def program(params, images, indices, first):
+            pixels, noise = self._tested(images, indices, first)
+            normalized = augment.normalize(pixels) + noise
+            return fusion_weights.fusion_weights(self.classifier(branch), params, normalized)
 
         return program
 
@@ -538,20 +558,43 @@ class Experiment:
     # --- Ensemble and results (paper sections 3.5 and 4.4) --------------------------------------
 
     def predict(self, branch: Branch, round_index: int, *, again: bool) -> None:
-        """Writes a branch's predictions for validation and test, once, or `again`."""
+        """Writes a branch's predictions for validation and test, once, or `again`.
+
+        Of an ASFF also the fusion weights of the test images, by class.
+        """
         paths = {
             split: self._predictions_path(branch, round_index, split)
             for split in ("validation", "test")
         }
-        if not again and all(path.exists() for path in paths.values()):
+        weights = self._weights_path(branch, round_index)
+        needed = [*paths.values(), *([weights] if _fuses(branch) else [])]
+        if not again and all(path.exists() for path in needed):
             return
         params = timm.load(self._finetuned_path(branch, round_index), branch.model_name)
         params = sharding.replicate(params, self.mesh)
         for split, path in paths.items():
             evaluate.save_predictions(path, self._predictions(branch, params, round_index, split))
+        if _fuses(branch):
+            write_json(weights, self._fusion_weights(branch, params, round_index))
+
+    def _fusion_weights(self, branch: Branch, params: PyTree, round_index: int) -> dict[str, Any]:
+        """Of the test images, by class."""
+        values = evaluate.predict(
+            self._weights_program(branch),
+            params,
+            self.data.evaluation(round_index, "test"),
+            self.config.evaluation.batch_size,
+        )
+        prepared = self.data.prepared
+        labels = prepared.labels[self.data.indices(round_index, "test")]
+        return fusion_weights.by_class(values, labels, prepared.classes)
 
     def _predictions_path(self, branch: Branch, round_index: int, split: str) -> Path:
         return self.workdir / "predictions" / f"round_{round_index}_{branch.name}_{split}.npz"
+
+    def _weights_path(self, branch: Branch, round_index: int) -> Path:
+        folder = self.workdir / "predictions"
+        return folder / f"round_{round_index}_{branch.name}_fusion_weights.json"
 
     def report(self) -> dict[str, Any]:
         """Scores every branch and the ensemble; writes results.json and prints the table."""
@@ -606,6 +649,17 @@ class Experiment:
             branch.name: read_json(self._layers_path(branch, round_index))
             for branch in self.branches
         }
+        weights = {
+            branch.name: read_json(self._weights_path(branch, round_index))
+            for branch in self.branches
+            if _fuses(branch)
+        }
+        if weights:
+            row["fusion_weights"] = weights
         if self.data.num_splits > 1:  # dataset.counts are the first round's
             row["counts"] = self.data.counts(round_index)
         return row | scores
+
+
+def _fuses(branch: Branch) -> bool:
+    return models.family(branch.model_name) == "asff_resnet"

@@ -1,0 +1,47 @@
+"""How an ASFF weighs mid-level detail against high-level semantics, image by image and by class.
+
+A run computes them of its test images and gives them by class in results.json (`experiment.py`).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from egmae_jax.models.asff import ASFFResNet
+
+PyTree = Any
+BRANCHES = ("mid", "high")  # of the network: its third stage and its fourth
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def fusion_weights(model: ASFFResNet, params: PyTree, images: jax.Array) -> jax.Array:
+    """Normalised images [B, H, W, 3] -> float32 [B, 2] by BRANCHES; each image's sum to 1."""
+    _, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    return state["intermediates"]["fusion"]["weights"]
+
+
+def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Mean and sample deviation of the weights over the images of each true class.
+
+    Args:
+        weights: [N, 2], see `fusion_weights`.
+        labels: int [N].
+        classes: their names; those without an image are left out.
+
+    Returns:
+        {class: {"images": n, "mid": {"mean": ..., "std": ...}, "high": ...}}; the deviation is None
+        for a single image.
+    """
+    found: dict[str, Any] = {}
+    for label, name in enumerate(classes):
+        members = np.asarray(weights, np.float64)[labels == label]
+        if not len(members):
+            continue
+        found[name] = {"images": len(members)}
+        for branch, values in zip(BRANCHES, members.T, strict=True):
+            std = float(values.std(ddof=1)) if len(values) > 1 else None
+            found[name][branch] = {"mean": float(values.mean()), "std": std}
+    return found
