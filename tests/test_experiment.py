@@ -20,12 +20,13 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
+from egmae_jax import augment, evaluate, experiment, loop, models, rng
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, loop, models
 from egmae_jax import workdir as workdirs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
+from egmae_jax.explain import entropy_maps, report
 from egmae_jax.files import DamagedFileError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
@@ -424,6 +425,91 @@ def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, mon
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), exported[part], params[part]
         )
     assert exported["head"]["fc"]["kernel"].shape == (20, 3)
+
+
+@pytest.fixture(scope="module")
+def companions(data, cache, tmp_path_factory):
+    """Config, workdir and results of a run without 'mae'; its images suit SqueezeNet's strides."""
+    workdir = tmp_path_factory.mktemp("companions")
+    config = tiny.make_config(
+        data,
+        cache,
+        branches=("squeezenet1_1", tiny.ASFF),
+        data__image_size=64,
+        data__store_size=72,
+        finetune__resize=68,
+        finetune__epochs=1,
+        finetune__input_noise=0.1,
+    )
+    return config, workdir, experiment.run(config, workdir)
+
+
+def test_fusion_weights_of_an_asff_are_given_by_class(companions):
+    config, workdir, results = companions
+    assert results["branches"] == {"squeezenet1_1": "squeezenet1_1", tiny.ASFF: tiny.ASFF}
+    run = experiment.Experiment(config, workdir)
+    images = run.data.evaluation(0, "test")
+    ((batch, indices, _),) = images.batches(len(images))
+    pixels = np.asarray(batch.take(indices).pixels)
+    keys = [
+        jax.random.fold_in(rng.stage_key(config.seed, "noise"), place)
+        for place in range(len(pixels))
+    ]
+    noise = np.stack([augment.pixel_noise(key, (64, 64, 3), 0.1) for key in keys])
+    tested = augment.normalize(pixels) + noise
+    files, labels = (
+        getattr(load_predictions(workdir / f"predictions/round_1_{tiny.ASFF}_test.npz"), name)
+        for name in ("ids", "labels")
+    )
+    assert len(files) == len(pixels)
+    params = timm.load(workdir / "export" / f"round_1_{tiny.ASFF}.safetensors", tiny.ASFF)
+    network = models.create(tiny.ASFF, 3).bind({"params": params}, mutable=["intermediates"])
+    network(tested)
+    weights = np.asarray(network.variables["intermediates"]["fusion"]["weights"])
+    found = results["rounds"][1]["fusion_weights"]
+    assert found.keys() == {tiny.ASFF}
+    assert list(found[tiny.ASFF]) == results["dataset"]["classes"]
+    for label, row in enumerate(found[tiny.ASFF].values()):
+        mine = weights[labels == label]
+        assert row["images"] == len(mine) > 1
+        for column, part in enumerate(("mid", "high")):
+            assert row[part]["mean"] == pytest.approx(mine[:, column].mean(), abs=1e-5)
+            assert row[part]["std"] == pytest.approx(mine[:, column].std(ddof=1), abs=1e-5)
+        assert row["mid"]["mean"] + row["high"]["mean"] == pytest.approx(1)
+    assert found != results["rounds"][0]["fusion_weights"]
+
+
+def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monkeypatch, capsys):
+    config, finished, results = companions
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    name = f"predictions/round_0_{tiny.ASFF}_fusion_weights.json"
+    (workdir / name).unlink()
+    assert experiment.run(config, workdir) == results  # made again
+    monkeypatch.setattr(evaluate, "predict", lambda *_: pytest.fail("predicted again"))
+    capsys.readouterr()
+    assert experiment.run(config, workdir) == results
+    output = capsys.readouterr().out
+    assert f"{tiny.ASFF}: fusion weights, mean" in output
+    assert "averaged over 2 rounds" in " ".join(output.split())
+    rounds = [r["fusion_weights"][tiny.ASFF]["normal"]["mid"] for r in results["rounds"]]
+    mean, std = (f"{np.mean([r[key] for r in rounds]):.3f}".lstrip("0") for key in ("mean", "std"))
+    assert f"{mean} ± {std}" in output
+    (workdir / name).write_text("{")
+    with pytest.raises(DamagedFileError, match=r"fusion_weights\.json is damaged.*run again"):
+        experiment.run(config, workdir)
+
+
+def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
+    _, workdir, results = companions
+    found = report.explain_run(workdir, tmp_path, max_images=2, batch=2)
+    assert (found["branch"], found["model"]) == ("squeezenet1_1", "squeezenet1_1")
+    assert found["layer"] == "features_12"
+    assert found["images"] == 2
+    assert "finetune.input_noise=0.1" in found["explained"]
+    assert {row["true"] for row in found["files"]} < set(results["dataset"]["classes"])
+    assert (tmp_path / "sheet_0.png").is_file()
+    with pytest.raises(ValueError, match="without the branch 'mae'"):
+        entropy_maps.Source(companions[0], workdir)
 
 
 def run_process(data, cache, workdir, *fields, **variables):
