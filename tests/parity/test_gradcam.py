@@ -4,13 +4,17 @@ import cv2
 import numpy as np
 import pytest
 
-from egmae_jax import models
+from egmae_jax import augment, models
+from egmae_jax.data import images as decoding
 from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layers
 from egmae_jax.interop import timm as interop
+from egmae_jax.models import asff
 from tests import torch_reference
+from tests.conftest import SHARED_DATA
 
 torch = torch_reference.torch()
-torch_reference.timm()
+timm = torch_reference.timm()
+torchvision = torch_reference.torchvision()
 
 NAME, CLASSES = "convnext_gradcam", 5
 DEPTHS, DIMS = (1, 1, 2, 1), (8, 12, 16, 20)
@@ -58,8 +62,9 @@ def by_hooks(network, module, images, classes):
     def scale(x):
         return (x - x.min()) / (1e-7 + (x - x.min()).max())
 
+    height, width = images.shape[2:]
     maps = [scale(x) for x in heat.detach().numpy()]
-    return np.stack([scale(cv2.resize(x, (WIDTH, HEIGHT))) for x in maps])
+    return np.stack([scale(cv2.resize(x, (width, height))) for x in maps])
 
 
 def by_package(network, module, images, classes):
@@ -72,22 +77,26 @@ def by_package(network, module, images, classes):
         return cam(input_tensor=images, targets=targets)
 
 
+def assert_the_heat_is_theirs(networks, images, layer, module, reference, atol=2e-5):
+    theirs, model, params = networks
+    ours_images, their_images = images
+    correlations = []
+    for classes in (None, [0, 1, 2, 3], [4, 4, 4, 4]):
+        expected = reference(theirs, module, their_images, classes)
+        ours = np.asarray(gradcam(model, params, ours_images, layer=layer, classes=classes))
+        assert ours.shape == expected.shape == ours_images.shape[:3]
+        np.testing.assert_allclose(ours, expected, atol=atol, rtol=0)
+        for a, b in zip(ours, expected, strict=True):
+            if b.max() > 0:  # something speaks for the class
+                correlations.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert len(correlations) >= 4
+    assert min(correlations) > 0.999999
+
+
 @pytest.mark.parametrize("reference", [by_hooks, by_package])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_heat_is_theirs(layer, reference, networks, images):
-    theirs, model, params = networks
-    ours_images, their_images = images
-    warm = []
-    for classes in (None, [0, 1, 2, 3], [4, 4, 4, 4]):
-        expected = reference(theirs, LAYERS[layer], their_images, classes)
-        ours = np.asarray(gradcam(model, params, ours_images, layer=layer, classes=classes))
-        assert ours.shape == expected.shape == (4, HEIGHT, WIDTH)
-        np.testing.assert_allclose(ours, expected, atol=2e-5, rtol=0)
-        for a, b in zip(ours, expected, strict=True):
-            if b.max() > 0:  # something speaks for the class
-                warm.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-    assert len(warm) >= 4
-    assert min(warm) > 0.999999
+    assert_the_heat_is_theirs(networks, images, layer, LAYERS[layer], reference)
 
 
 def test_what_is_explained_is_what_the_network_says(networks, images):
@@ -115,3 +124,141 @@ def test_every_block_and_convolution_of_timms_has_an_address(networks):
     assert set(LAYERS.values()) <= set(spatial)
     assert set(LAYERS) <= set(layers(model))
     assert len(layers(model)) == len(spatial)
+
+
+# --- The other backbones --------------------------------------------------------------------------
+
+SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
+# timm's stem always gives 64 channels.
+RESNETS = {
+    "resnet_basic": ((1, 2, 1, 2), (64, 16, 24, 32), False, "timm/none"),
+    "resnet_bottleneck": ((2, 1, 1, 1), (64, 8, 12, 16), True, "timm/none"),
+}
+# Ours: theirs. The first of each network is its default.
+OTHER_LAYERS = {
+    "resnet_basic": {
+        "layer4_1": "layer4.1",
+        "layer4_1/conv2": "layer4.1.conv2",
+        "layer4_0/downsample/conv": "layer4.0.downsample.0",
+        "layer2_1": "layer2.1",
+        "layer1_0/conv1": "layer1.0.conv1",
+        "stem/conv": "conv1",
+    },
+    "resnet_bottleneck": {
+        "layer4_0": "layer4.0",
+        "layer3_0/downsample/conv": "layer3.0.downsample.0",
+        "layer2_0/conv2": "layer2.0.conv2",
+        "layer1_1": "layer1.1",
+    },
+    "asff_resnet_basic": {
+        "layer4_1": "layer4.1",
+        "fusion/high/conv": "fusion.high.conv",
+        "fusion/mid/conv": "fusion.mid.conv",
+        "layer3_0": "layer3.0",  # speaks by both branches
+        "layer4_0/downsample/conv": "layer4.0.downsample.0",
+    },
+    "squeezenet1_1": {
+        "features_12": "features.12",
+        "features_10/expand3x3": "features.10.expand3x3",
+        "features_7": "features.7",
+        "features_4/squeeze": "features.4.squeeze",
+        "features_0": "features.0",
+    },
+}
+
+
+class TorchASFF(timm.models.resnet.ResNet):
+    """The definition of `models/asff.py` in PyTorch."""
+
+    def __init__(self, *args, num_classes, **options):
+        super().__init__(*args, num_classes=0, **options)
+        nn, width = torch.nn, asff.WIDTH
+        channels = [stage[-1].conv2.out_channels for stage in (self.layer3, self.layer4)]
+        self.fusion = nn.ModuleDict(
+            {
+                name: nn.ModuleDict(
+                    {"conv": nn.Conv2d(c, width, 1, bias=False), "bn": nn.BatchNorm2d(width)}
+                )
+                for name, c in zip(("mid", "high"), channels, strict=True)
+            }
+        )
+        self.fusion["fc1"] = nn.Linear(2 * width, asff.HIDDEN)
+        self.fusion["fc2"] = nn.Linear(asff.HIDDEN, 2)
+        self.head = nn.ModuleDict({"fc": nn.Linear(width, num_classes)})
+
+    def forward(self, images):
+        x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
+        mid = self.layer3(self.layer2(self.layer1(x)))
+        pooled = []
+        for name, x in (("mid", mid), ("high", self.layer4(mid))):
+            part = self.fusion[name]
+            pooled.append(torch.relu(part["bn"](part["conv"](x))).mean(dim=(2, 3)))
+        hidden = torch.relu(self.fusion["fc1"](torch.cat(pooled, dim=1)))
+        first, second = self.fusion["fc2"](hidden).softmax(dim=1).T
+        return self.head["fc"](first[:, None] * pooled[0] + second[:, None] * pooled[1])
+
+
+def without_inplace(network):
+    """pytorch-grad-cam keeps activations without copying: what follows must not overwrite them."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = False
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=OTHER_LAYERS)
+def other(request):
+    """A name, and its timm's or torchvision's network, ours, our parameters."""
+    name = request.param
+    if name == "squeezenet1_1":
+        theirs = torchvision.models.squeezenet1_1(num_classes=CLASSES)
+    else:
+        depths, dims, bottleneck, _ = RESNETS[name.removeprefix("asff_")]
+        kind = TorchASFF if name.startswith("asff_") else timm.models.resnet.ResNet
+        block = timm.models.resnet.Bottleneck if bottleneck else timm.models.resnet.BasicBlock
+        theirs = kind(block, depths, channels=dims, num_classes=CLASSES)
+    theirs = without_inplace(torch_reference.randomize(theirs))
+    tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for resnet, entry in RESNETS.items():
+            patch.setitem(models._RESNET, resnet, entry)
+        return name, (theirs, models.create(name, CLASSES), interop.convert(tensors, name, name))
+
+
+@pytest.mark.parametrize("reference", [by_hooks, by_package])
+def test_the_heat_of_the_other_backbones_is_theirs(reference, other, images):
+    name, networks = other
+    for layer, module in OTHER_LAYERS[name].items():
+        assert_the_heat_is_theirs(networks, images, layer, module, reference)
+
+
+def test_the_other_backbones_default_layer_is_their_last_block(other):
+    name, (_, model, _) = other
+    assert default_layer(model) == next(iter(OTHER_LAYERS[name]))
+
+
+@pytest.mark.skipif(not SQUEEZENET_WEIGHTS.is_file(), reason="the real weights are not at hand")
+@pytest.mark.parametrize("reference", [by_hooks, by_package])
+def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
+    theirs = without_inplace(torchvision.models.squeezenet1_1())
+    with np.load(SQUEEZENET_WEIGHTS) as archive:
+        theirs.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
+    params = interop.load(SQUEEZENET_WEIGHTS, "squeezenet1_1")
+    folders = [folder for folder in sorted(SHARED_DATA.iterdir()) if folder.is_dir()]
+    files = [sorted(folder.rglob("*.[pj][np]g"))[0] for folder in folders]
+    views = [
+        decoding.to_array(
+            decoding.evaluation_view(decoding.decode(file.read_bytes()), "shorter_side", 224)
+        )
+        for file in files
+    ]
+    ours_images = np.array(augment.normalize(np.stack(views)))
+    their_images = torch.from_numpy(ours_images.transpose(0, 3, 1, 2).copy())
+    model = models.create("squeezenet1_1", 1000)
+    for layer, module in OTHER_LAYERS["squeezenet1_1"].items():
+        expected = reference(theirs, module, their_images, None)
+        ours = np.asarray(gradcam(model, params, ours_images, layer=layer))
+        for a, b in zip(ours, expected, strict=True):
+            print(layer, np.abs(a - b).max(), np.corrcoef(a.ravel(), b.ravel())[0, 1], b.max())
+            assert b.max() > 0
+            assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99999
