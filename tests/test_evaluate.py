@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from egmae_jax import evaluate
+from egmae_jax import evaluate, fusion
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions, bootstrap_intervals, compute_metrics, weighted_metrics
 
@@ -298,7 +298,7 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
 
 def test_the_ensemble_is_the_mean_of_the_branches_in_double_precision():
     branches = [random_predictions(s, 4)[1].astype(np.float32) for s in range(3)]
-    result = evaluate.ensemble(branches)
+    result = fusion.fit("mean", np.zeros(120, int), branches).apply(branches)
     assert result.dtype == np.float64
     for i, c in itertools.product(range(0, 120, 17), range(4)):
         expected = sum(float(b[i, c]) for b in branches) / 3
