@@ -76,6 +76,31 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     }
 
 
+def class_metrics(labels: np.ndarray, probabilities: np.ndarray) -> list[dict[str, float]]:
+    """For every class against the rest: precision, recall (sensitivity), specificity, F1, AUCs.
+
+    Args:
+        labels: int [N], every class present.
+        probabilities: [N, num_classes].
+    """
+    classes = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
+    return [
+        {
+            "precision": float(precision[c]),
+            "recall": float(recall[c]),
+            "specificity": float(np.mean(predicted[labels != c] != c)),
+            "f1": float(f1[c]),
+            "auc": float(sk.roc_auc_score(labels == c, probabilities[:, c])),
+            "pr_auc": float(sk.average_precision_score(labels == c, probabilities[:, c])),
+        }
+        for c in classes
+    ]
+
+
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean negative log-probability of the true class (paper equation 10)."""
     return float(sk.log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
@@ -175,8 +200,9 @@ def score(
         resamples: of the bootstrap.
 
     Returns:
-        {"test": {branch: metrics}, "intervals": {branch: ...}, "confusion": {branch: ...}}, with
-        'ensemble' among the branches where there are several, and what its "fusion" fitted.
+        {"test": {branch: metrics}, "by_class": {branch: [metrics of each class]}, "intervals":
+        {branch: ...}, "confusion": {branch: ...}}, with 'ensemble' among the branches where there
+        are several, and what its "fusion" fitted.
     """
     labels = next(iter(test.values())).labels
     probabilities = {name: branch.probabilities for name, branch in test.items()}
@@ -191,6 +217,7 @@ def score(
         scores["fusion"] = {"kind": fusion_kind, **fused.fitted}
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
+        "by_class": {name: class_metrics(labels, p) for name, p in probabilities.items()},
         "intervals": {
             name: bootstrap_intervals(labels, p, seed=0, resamples=resamples)
             for name, p in probabilities.items()

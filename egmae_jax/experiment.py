@@ -97,6 +97,8 @@ def run(
     with lock(Path(workdir)):
         experiment = Experiment(config, Path(workdir), stage)
         rounds = range(config.rounds.count)
+        if stage == "pretrain" and not experiment.pretrainings:
+            raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
         if stage in ("all", "pretrain"):
             for split in experiment.pretrainings:
                 experiment.pretrain(split)

@@ -27,6 +27,14 @@ class ImagenetWeights:
 
     def __init__(self, weights: str, branches: Iterable[Branch], record: Path):
         self._branches = {branch.name: branch for branch in branches if not branch.is_mae}
+        backbones = {models.imagenet_model(b.model_name) for b in self._branches.values()}
+        one_file = weights not in ("default", "none") and not Path(weights).expanduser().is_dir()
+        if one_file and len(backbones) > 1:
+            raise configs.ConfigError(
+                f"imagenet.weights is {weights}, but the branches need weights of "
+                f"{', '.join(sorted(backbones))}: give a folder that holds a file of each, named "
+                "<model>.safetensors or <model>.npz."
+            )
         self.sources = {
             name: _source(weights, branch.model_name) for name, branch in self._branches.items()
         }
@@ -90,10 +98,15 @@ class ImagenetWeights:
 
 
 def _source(weights: str, model_name: str) -> str:
-    """What `imagenet.weights` means for one model; of a folder, the file with its name."""
+    """What `imagenet.weights` means for one model.
+
+    Of a folder it is the file named after the model, else, as timm has it, `model.safetensors`.
+    """
     backbone = models.imagenet_model(model_name)
     if weights == "default":
         return models.default_weights(backbone)
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
-    return next((str(file) for file in files if file.is_file()), weights)
+    found = next((file for file in files if file.is_file()), None)
+    single = folder / "model.safetensors"
+    return str(found or (files[0] if folder.is_dir() and not single.is_file() else weights))

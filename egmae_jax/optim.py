@@ -63,19 +63,18 @@ def decay_mask(params: PyTree) -> PyTree:
 def layer_scales(params: PyTree, decay: float) -> PyTree:
     """Learning-rate factor of every leaf: decay ** (layers above it), 1 for the head.
 
-    The stem is layer 0, each block one layer (with the downsampling before it), the head the last.
+    The stem is layer 0, each block (ConvNeXt's, with the downsampling before it, ResNet's, a Fire
+    module) one layer, the head the last.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    blocks = sorted(
-        {(int(m[1]), int(m[2])) for m in map(re.compile(_BLOCK).match, flat) if m is not None}
-    )
+    blocks = sorted({block for block in map(_block, flat) if block is not None})
     layer_of_block = {block: index for index, block in enumerate(blocks, start=1)}
 
     def layer(path: str) -> int:
-        if path.startswith("stem/"):
+        if path.startswith(_STEMS):
             return 0
-        if match := re.match(_BLOCK, path):
-            return layer_of_block[int(match[1]), int(match[2])]
+        if block := _block(path):
+            return layer_of_block[block]
         if match := re.match(r"stages_(\d+)/downsample/", path):
             return layer_of_block[int(match[1]), 0]
         return len(blocks) + 1
@@ -84,7 +83,16 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
     return traverse_util.unflatten_dict(scales, sep="/")
 
 
-_BLOCK = r"stages_(\d+)/blocks_(\d+)/"
+_STEMS = ("stem/", "features_0/")
+_BLOCK = re.compile(r"(?:stages_(\d+)/blocks_|layer(\d)_|features_)(\d+)/")
+
+
+def _block(path: str) -> tuple[int, int] | None:
+    """Stage and number of the block that a parameter belongs to."""
+    match = _BLOCK.match(path)
+    if match is None or path.startswith(_STEMS):
+        return None
+    return int(match[1] or match[2] or 0), int(match[3])
 
 
 def _scale_by(scales: PyTree) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ import pytest
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from egmae_jax import evaluate
+from egmae_jax import evaluate, fusion
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions, bootstrap_intervals, compute_metrics, weighted_metrics
 
@@ -298,7 +298,7 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
 
 def test_the_ensemble_is_the_mean_of_the_branches_in_double_precision():
     branches = [random_predictions(s, 4)[1].astype(np.float32) for s in range(3)]
-    result = evaluate.ensemble(branches)
+    result = fusion.fit("mean", np.zeros(120, int), branches).apply(branches)
     assert result.dtype == np.float64
     for i, c in itertools.product(range(0, 120, 17), range(4)):
         expected = sum(float(b[i, c]) for b in branches) / 3
@@ -319,7 +319,7 @@ def test_the_score_holds_every_branch_and_the_ensemble():
     labels = np.arange(60) % 3
     branches = {"imagenet": branch(0, labels), "mae": branch(1, labels)}
     result = evaluate.score(branches, branches, resamples=50)
-    assert set(result) == {"test", "intervals", "confusion", "fusion"}
+    assert set(result) == {"test", "by_class", "intervals", "confusion", "fusion"}
     assert result["fusion"] == {"kind": "mean"}
     mean = (branches["imagenet"].probabilities.astype(float) + branches["mae"].probabilities) / 2
     for name, p in {
@@ -328,6 +328,9 @@ def test_the_score_holds_every_branch_and_the_ensemble():
         "ensemble": mean,
     }.items():
         assert result["test"][name] == pytest.approx(metrics_by_loops(labels, p), abs=1e-6)
+        for key in ("precision", "recall", "specificity", "f1", "auc", "pr_auc"):
+            mean = np.mean([by_class[key] for by_class in result["by_class"][name]])
+            assert mean == pytest.approx(result["test"][name][key])
         counts = np.zeros((3, 3), int)
         np.add.at(counts, (labels, p.argmax(axis=1)), 1)
         assert result["confusion"][name] == counts.tolist()

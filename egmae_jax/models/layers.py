@@ -1,4 +1,4 @@
-"""What several networks are made of: convolutions and batch norm as PyTorch has them, and taps."""
+"""What several networks are made of: convolutions as PyTorch has them, pooling, and taps."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convolution import conv2d
 
 
@@ -53,53 +54,6 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)
         return tap(self, y)
-
-
-class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm2d.
-
-    The running statistics are leaves `mean` and `var` beside `scale` and `bias`, as in a PyTorch
-    state dict: loading, saving and averaging weights treat them like parameters. No gradient and no
-    optimizer may touch them (`egmae_jax.trainable`); a training call returns what they become in
-    the collection 'batch_stats', in a tree of the same paths, if it is mutable.
-
-    Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
-
-    Attributes:
-        frozen: in training, too, normalises by the running statistics and leaves them.
-        dtype: of the result; statistics are computed in float32.
-        scale_init: what the scales start from.
-    """
-
-    frozen: bool = False
-    dtype: Any = jnp.float32
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-    momentum: float = 0.1  # share of the new batch, PyTorch's sense
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> the same."""
-        channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.param("mean", nn.initializers.zeros, channels)
-        var = self.param("var", nn.initializers.ones, channels)
-        y = x.astype(jnp.float32)
-        if train and not self.frozen and not self.is_initializing():
-            running = mean, var
-            mean = y.mean(axis=(0, 1, 2))
-            var = jnp.square(y - mean).mean(axis=(0, 1, 2))
-            count = y.size // y.shape[-1]
-            # PyTorch normalises by the biased variance and keeps the unbiased one.
-            batch = mean, var * (count / max(count - 1, 1))
-            for name, old, new in zip(("mean", "var"), running, batch, strict=True):
-                value = (1 - self.momentum) * old + self.momentum * jax.lax.stop_gradient(new)
-                self.sow(
-                    "batch_stats", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new
-                )
-        multiplier = scale * jax.lax.rsqrt(var + self.epsilon)
-        return ((y - mean) * multiplier + bias).astype(self.dtype)
 
 
 class ConvNorm(nn.Module):

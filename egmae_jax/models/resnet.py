@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convnext import drop_path_scales
-from egmae_jax.models.layers import BatchNorm, Conv, ConvNorm, below, max_pool, tap
+from egmae_jax.models.layers import Conv, ConvNorm, below, max_pool, tap
 
 # timm: kaiming_normal_(mode="fan_out"); nn.Linear's own, a uniform distribution, as a normal one of
 # its deviation, with a bias of zeros.

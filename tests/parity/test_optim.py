@@ -128,6 +128,25 @@ def test_every_block_of_a_model_is_a_layer(name, depths):
             above -= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnet18", [f"layer{s}_{i}" for s in (1, 2, 3, 4) for i in (0, 1)]),
+        ("squeezenet1_1", [f"features_{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)]),
+        ("asff_resnet18", [f"layer{s}_{i}" for s in (1, 2, 3, 4) for i in (0, 1)]),
+    ],
+)
+def test_blocks_of_other_backbones_are_layers(name, blocks):
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(models.create(name, 3).init, jax.random.key(0), image)["params"]
+    for path, scale in traverse_util.flatten_dict(optim.layer_scales(shapes, 0.5), sep="/").items():
+        block = path.split("/")[0]
+        above = len(blocks) - blocks.index(block) if block in blocks else None
+        if block in ("stem", "features_0"):
+            above = len(blocks) + 1
+        assert -math.log2(scale) == (above or 0), path
+
+
 def test_what_decays_is_what_timm_decays():
     timm = torch_reference.timm()
     timm_optim = pytest.importorskip("timm.optim")

@@ -1,0 +1,103 @@
+"""Batch norm as PyTorch has it, in two passes over the pixels each way."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from egmae_jax.compilation import materialize
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm2d.
+
+    The running statistics are leaves `mean` and `var` beside `scale` and `bias`, as in a PyTorch
+    state dict: loading, saving and averaging weights treat them like parameters. No gradient and no
+    optimizer may touch them (`egmae_jax.trainable`); a training call returns what they become in
+    the collection 'batch_stats', in a tree of the same paths, if it is mutable.
+
+    Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
+
+    Attributes:
+        frozen: in training, too, normalises by the running statistics and leaves them.
+        dtype: of the result; statistics are computed in float32.
+        scale_init: what the scales start from.
+    """
+
+    frozen: bool = False
+    dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    momentum: float = 0.1  # share of the new batch, PyTorch's sense
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> the same."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.param("mean", nn.initializers.zeros, channels)
+        var = self.param("var", nn.initializers.ones, channels)
+        if not train or self.frozen or self.is_initializing():
+            multiplier = scale * lax.rsqrt(var + self.epsilon)
+            y = x.astype(jnp.float32) * multiplier + (bias - mean * multiplier)
+            return y.astype(self.dtype)
+        y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)
+        count = x.size // x.shape[-1]
+        # PyTorch normalises by the biased variance and keeps the unbiased one.
+        batch_var *= count / max(count - 1, 1)
+        for name, old, new in (("mean", mean, batch_mean), ("var", var, batch_var)):
+            value = (1 - self.momentum) * old + self.momentum * new
+            self.sow("batch_stats", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        return y.astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The normalised batch [B, H, W, C], its mean and its biased variance [C]; all float32.
+
+    No gradient goes through the two statistics, only through the batch.
+    """
+    return _normalize_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon):
+    y = x.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    mean = _sum(y) / count
+    var = _sum(jnp.square(y - mean)) / count  # not E[y^2] - E[y]^2, which loses digits
+    inverse = lax.rsqrt(var + epsilon)
+    multiplier = scale * inverse
+    result = y * multiplier + (bias - mean * multiplier)
+    return (result, mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(epsilon, residuals, gradients):
+    """Ioffe and Szegedy 2015, section 3, with the sums over the batch taken first."""
+    x, scale, mean, inverse = residuals
+    gradient = materialize(gradients[0])
+    y = x.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    bias_gradient = _sum(gradient)
+    scale_gradient = _sum(gradient * (y - mean)) * inverse
+    multiplier = scale * inverse
+    slope = multiplier * inverse * scale_gradient / count
+    shift = multiplier * bias_gradient / count
+    x_gradient = multiplier * gradient - slope * (y - mean) - shift
+    return materialize(x_gradient.astype(x.dtype)), scale_gradient, bias_gradient
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [C]. On CPU a matrix product is several times as fast as a reduction."""
+    if jax.default_backend() == "cpu":
+        rows = x.reshape(-1, x.shape[-1])
+        return jnp.ones(len(rows), x.dtype) @ rows
+    return x.sum(axis=(0, 1, 2))
