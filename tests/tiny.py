@@ -13,6 +13,14 @@ from egmae_jax.data import phantoms
 
 MODEL = "convnext_test"
 ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")
+RESNET = "resnet_test"
+RESNET_ENTRY = ((1, 1, 1, 1), (4, 8, 8, 8), False, "timm/none")
+
+
+def register() -> None:
+    """Makes the tiny networks known by their names."""
+    models._CONVNEXT[MODEL] = ENTRY
+    models._RESNET[RESNET] = RESNET_ENTRY
 
 
 def make_data(folder: Path) -> Path:
@@ -25,7 +33,7 @@ def make_config(data: Path, cache: Path, **changes):
     """The default config, shrunk; `changes` are fields with __ for the dot."""
     from configs import default
 
-    models._CONVNEXT[MODEL] = ENTRY
+    register()
     config = default.get_config()
     fields = {
         "data.name": "image_folder",
