@@ -96,4 +96,6 @@ def _source(weights: str, model_name: str) -> str:
         return models.default_weights(backbone)
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
-    return next((str(file) for file in files if file.is_file()), weights)
+    files += [folder / "model.safetensors"]  # as the hub has it
+    missing = str(files[0]) if folder.is_dir() else weights
+    return next((str(file) for file in files if file.is_file()), missing)
