@@ -139,7 +139,10 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("entropy of the output's channels, nats (at most ln 256)", fontsize=9)
     share = result["trainable_parameters"] / result["parameters"]
     axes.set_title(f"{result['trainable']}: {share:.1%} of the parameters train", fontsize=10)
-    handles = [Patch(color=colors[True], label="trains"), Patch(color=colors[False], label="frozen")]
+    handles = [
+        Patch(color=colors[True], label="trains"),
+        Patch(color=colors[False], label="frozen"),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -237,8 +237,14 @@ WRONG = [
     ({"imagenet__model": "squeezenet"}, r"branches: .*no model 'squeezenet'.*squeezenet1_0"),
     ({"model__name": "resnet18"}, r"branches: 'mae' pre-trains model\.name=resnet18; only a Conv"),
     ({"finetune__trainable": "half"}, r"trainable is 'half'.*'all', 'head', 'low_entropy', 'ran"),
-    ({"finetune__trainable_share": 0.0}, r"finetune\.trainable_share is 0\.0.*above 0 and at most 1"),
-    ({"finetune__trainable_share": 1.1}, r"finetune\.trainable_share is 1\.1.*above 0 and at most 1"),
+    (
+        {"finetune__trainable_share": 0.0},
+        r"finetune\.trainable_share is 0\.0.*above 0 and at most 1",
+    ),
+    (
+        {"finetune__trainable_share": 1.1},
+        r"finetune\.trainable_share is 1\.1.*above 0 and at most 1",
+    ),
     ({"fusion__kind": "median"}, r"fusion\.kind is 'median'.*'mean', 'weighted', 'stacked'"),
 ]
 
