@@ -48,7 +48,7 @@ def _apply(config: ConfigDict, word: str) -> None:
     elif word in layer_selection.MODES:
         config.finetune.trainable = word
     elif name == "noise":
-        config.finetune.input_noise = float(value)
+        config.finetune.input_noise = _number(word, value)
     elif word == "cpu":
         config.data.image_size = 96
         config.data.store_size = 112
@@ -63,3 +63,10 @@ def _apply(config: ConfigDict, word: str) -> None:
     else:
         known = (*layer_selection.MODES, "noise=<std>", "cpu", "egmae", *models.names())
         raise ValueError(f"There is no preset {word!r}. Words: {', '.join(known)}.")
+
+
+def _number(word: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{word!r} needs a number, such as noise=0.1.") from None

@@ -32,7 +32,6 @@ from egmae_jax import (
     pretrain,
     rng,
     sharding,
-    trainable,
 )
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
@@ -349,7 +348,7 @@ class Experiment:
         fresh = self._initial_classifier(branch, seed=0)
         optimizer = optim.adamw(
             schedule,
-            trainable.split(fresh, selection.prefixes)[0],
+            fresh,
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,

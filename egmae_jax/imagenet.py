@@ -107,6 +107,6 @@ def _source(weights: str, model_name: str) -> str:
         return models.default_weights(backbone)
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
-    found = next((file for file in files if file.is_file()), None)
-    single = folder / "model.safetensors"
-    return str(found or (files[0] if folder.is_dir() and not single.is_file() else weights))
+    files += [folder / "model.safetensors"]  # as the hub has it
+    missing = str(files[0]) if folder.is_dir() else weights
+    return next((str(file) for file in files if file.is_file()), missing)

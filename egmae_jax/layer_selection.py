@@ -121,23 +121,29 @@ def report(
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draws a bar a layer, from input to output, for a `report` with entropies."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     layers = result["layers"]
-    places = np.arange(len(layers))
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
+    colors = {True: "#d55e00", False: "#56b4e9"}
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    for trains, color, label in ((True, "#d55e00", "trains"), (False, "#56b4e9", "frozen")):
-        rows = [i for i, layer in enumerate(layers) if layer["trains"] == trains]
-        axes.barh(places[rows], [layers[i]["entropy"] for i in rows], color=color, label=label)
-    axes.set_yticks(places, [layer["layer"] for layer in layers], fontsize=8)
+    axes.barh(
+        range(len(layers)),
+        [layer["entropy"] for layer in layers],
+        color=[colors[layer["trains"]] for layer in layers],
+    )
+    axes.set_yticks(range(len(layers)), [layer["layer"] for layer in layers], fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlabel(
-        f"entropy of the output's channels, nats (at most ln 256 = {math.log(256):.2f})"
-    )
+    axes.set_xlim(0, math.log(256))
+    axes.set_xlabel("entropy of the output's channels, nats (at most ln 256)", fontsize=9)
     share = result["trainable_parameters"] / result["parameters"]
     axes.set_title(f"{result['trainable']}: {share:.1%} of the parameters train", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / (1.2 + 0.2 * len(layers))), ncols=2)
+    handles = [
+        Patch(color=colors[True], label="trains"),
+        Patch(color=colors[False], label="frozen"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -233,7 +239,7 @@ def _add(state: _Histogram, x: jax.Array, valid: jax.Array) -> _Histogram:
     low = jnp.minimum(state.low, jnp.where(counted, rows, jnp.inf).min(axis=1))
     high = jnp.maximum(state.high, jnp.where(counted, rows, -jnp.inf).max(axis=1))
     # So wide that all values fit, and no finer than float32 is.
-    finest = jnp.maximum(jnp.abs(low), jnp.abs(high)) * 2.0**-23
+    finest = jnp.maximum(jnp.abs(low), jnp.abs(high)) * 2.0**-24
     width = jnp.maximum(jnp.maximum((high - low) / (_FINE_BINS - 2), finest), 2.0**-100)
     exponent = jnp.maximum(jnp.ceil(jnp.log2(width)).astype(jnp.int32), state.exponent)
     scale = jnp.ldexp(jnp.float32(1), -exponent)

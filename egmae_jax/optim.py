@@ -1,5 +1,6 @@
 """Optimizers: AdamW with a decay mask, cosine annealing with warm-up, learning rates by layer."""
 
+import math
 import re
 from typing import Any
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+
+from egmae_jax import trainable
 
 PyTree = Any
 
@@ -40,14 +43,15 @@ def adamw(
 
     Args:
         schedule: learning rate by step.
-        params: the parameters, or their shapes; only paths are read.
+        params: all of the network, or their shapes; only paths are read. What the optimizer is
+            given may be some of them, those that train.
         weight_decay: of kernels; biases, norms, layer scales and embeddings do not decay.
         betas: of the moments.
         layer_decay: learning rates fall by this factor a layer, from the head down to the stem;
             1 gives all layers the same.
     """
     optimizer = optax.adamw(
-        schedule, b1=betas[0], b2=betas[1], weight_decay=weight_decay, mask=decay_mask(params)
+        schedule, b1=betas[0], b2=betas[1], weight_decay=weight_decay, mask=decay_mask
     )
     if layer_decay == 1.0:
         return optimizer
@@ -63,39 +67,35 @@ def decay_mask(params: PyTree) -> PyTree:
 def layer_scales(params: PyTree, decay: float) -> PyTree:
     """Learning-rate factor of every leaf: decay ** (layers above it), 1 for the head.
 
-    The stem is layer 0, each block (ConvNeXt's, with the downsampling before it, ResNet's, a Fire
-    module) one layer, the head the last.
+    The stem is layer 0, each block one layer (with the downsampling before it), the head the last.
+    Of SqueezeNet each Fire module is a block.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    blocks = sorted({block for block in map(_block, flat) if block is not None})
-    layer_of_block = {block: index for index, block in enumerate(blocks, start=1)}
-
-    def layer(path: str) -> int:
-        if path.startswith(_STEMS):
-            return 0
-        if block := _block(path):
-            return layer_of_block[block]
-        if match := re.match(r"stages_(\d+)/downsample/", path):
-            return layer_of_block[int(match[1]), 0]
-        return len(blocks) + 1
-
-    scales = {path: decay ** (len(blocks) + 1 - layer(path)) for path in flat}
+    layers = sorted({_place(path) for path in flat})
+    scales = {path: decay ** (len(layers) - 1 - layers.index(_place(path))) for path in flat}
     return traverse_util.unflatten_dict(scales, sep="/")
 
 
-_STEMS = ("stem/", "features_0/")
-_BLOCK = re.compile(r"(?:stages_(\d+)/blocks_|layer(\d)_|features_)(\d+)/")
+_BLOCK = re.compile(r"stages_(\d+)/(?:blocks_(\d+)|downsample)/|layer(\d+)_(\d+)/|features_(\d+)/")
+_HEAD = (math.inf,)
 
 
-def _block(path: str) -> tuple[int, int] | None:
-    """Stage and number of the block that a parameter belongs to."""
+def _place(path: str) -> tuple[float, ...]:
+    """Of a leaf's layer; they are sorted as the layers are."""
+    if path.startswith("stem/"):
+        return (-1,)
     match = _BLOCK.match(path)
-    if match is None or path.startswith(_STEMS):
-        return None
-    return int(match[1] or match[2] or 0), int(match[3])
+    if match is None:
+        return _HEAD
+    stage, block, *others = match.groups()
+    if stage is not None:
+        return int(stage), int(block or 0)
+    return tuple(int(number) for number in others if number is not None)
 
 
 def _scale_by(scales: PyTree) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, _: jax.tree.map(lambda update, scale: update * scale, updates, scales)
-    )
+    def scale(updates: PyTree, _: PyTree) -> PyTree:
+        factors = trainable.restrict(scales, updates)
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors)
+
+    return optax.stateless(scale)

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from egmae_jax import branches
 from egmae_jax import config as configs
 from egmae_jax.config import ConfigError
 
@@ -80,6 +81,87 @@ def test_an_unknown_preset_is_named_with_those_there_are(preset):
         load("busi", preset)
 
 
+# The recipes of the companion systems and the words that change them.
+
+
+def test_layer_selection_trains_the_sources_share_of_a_resnet():
+    config = load("brain_tumor")
+    assert config.branches == ("imagenet",)
+    assert config.imagenet.model == "resnet18"
+    assert (config.finetune.trainable, config.finetune.trainable_share) == ("low_entropy", 0.90)
+    assert config.data.color == "grey"
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        ("resnet34", {"imagenet.model": "resnet34", "finetune.trainable_share": 0.82}),
+        ("squeezenet1_0", {"imagenet.model": "squeezenet1_0", "finetune.trainable_share": 0.5}),
+        ("random", {"finetune.trainable": "random", "finetune.trainable_share": 0.90}),
+        ("resnet34,head", {"imagenet.model": "resnet34", "finetune.trainable": "head"}),
+        ("all,noise=0.3", {"finetune.trainable": "all", "finetune.input_noise": 0.3}),
+        ("cpu", {"data.image_size": 96, "finetune.epochs": 3, "imagenet.model": "resnet18"}),
+        ("egmae", {"branches": ["imagenet", "mae"], "finetune.trainable": "all"}),
+        ("egmae,head", {"branches": ["imagenet", "mae"], "finetune.trainable": "head"}),
+    ],
+)
+def test_words_change_the_layer_selection(words, fields):
+    config = usable("brain_tumor", words)
+    configs.check(config, 1)
+    flat = configs.flatten(config)
+    assert flat.keys() == configs.flatten(default.get_config()).keys()
+    assert {field: flat[field] for field in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "image_size"),
+    [(None, 1, 224), ("compare", 6, 224), ("cpu", 1, 64), ("compare,cpu", 6, 64)],
+)
+def test_words_change_the_asff_recipe(words, count, image_size):
+    config = usable("skin_asff", words)
+    configs.check(config, 1)
+    chosen = branches.of(config)
+    assert chosen[0].model_name == "asff_resnet50"
+    assert len(chosen) == count
+    assert not any(branch.is_mae for branch in chosen)
+    assert config.data.image_size == image_size
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("brain_tumor", "resnet19", r"no preset 'resnet19'\. Words: all, head, .*resnet18"),
+        ("brain_tumor", "cpu,gpu", r"no preset 'gpu'\. Words: .*noise=<std>, cpu, egmae"),
+        ("brain_tumor", "noise=much", r"'noise=much' needs a number, such as noise=0\.1"),
+        ("brain_tumor", "noise", r"'noise' needs a number"),
+        ("skin_asff", "compare,100/15", r"no preset '100/15'\. Words: compare, cpu"),
+    ],
+)
+def test_an_unknown_word_is_named_with_those_there_are(name, words, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, words)
+
+
+def test_branches_are_networks_by_their_own_name_or_by_the_papers():
+    config = changed(branches=("imagenet", "mae", "resnet34"), imagenet__model="resnet18")
+    assert branches.of(config) == (
+        ("imagenet", "resnet18"),
+        ("mae", "convnext_tiny"),
+        ("resnet34", "resnet34"),
+    )
+    assert [branch.is_mae for branch in branches.of(config)] == [False, True, False]
+    twin = branches.of(changed(model__name="convnext_nano"))
+    assert twin == (("imagenet", "convnext_nano"), ("mae", "convnext_nano"))
+
+
+def test_without_pretraining_or_a_convnext_their_demands_do_not_count():
+    configs.check(changed(branches=("resnet18",), data__image_size=90, finetune__resize=90), 1)
+    small = changed(branches=("squeezenet1_1",), data__image_size=31)
+    assert any("networks need at least 32" in line for line in problems(small))
+    odd = changed(branches=("convnext_tiny",), data__image_size=90)
+    assert any("ConvNeXt's stride 32 must divide it" in line for line in problems(odd))
+
+
 def test_a_field_that_does_not_exist_cannot_be_set():
     with pytest.raises(AttributeError, match="epoch"):
         default.get_config().pretrain.epoch = 3
@@ -148,6 +230,22 @@ WRONG = [
     ({"pretrain__crop_scale": (0.2, float("inf"))}, r"pretrain\.crop_scale is inf.*finite"),
     ({"seed": 2**32 - 3}, r"seed is 4294967293; it must be below 2\*\*32"),
     ({"data__split_seed": 2**32}, r"data\.split_seed is 4294967296"),
+    # branches, layers that train, fusion
+    ({"branches": ()}, r"branches: there is none; the paper's are 'imagenet' and 'mae'"),
+    ({"branches": ("mae", "mae")}, r"branches: \('mae', 'mae'\) names a branch twice"),
+    ({"branches": ("mae", "resnet81")}, r"branches: .*'resnet81'. Did you mean 'resnet18'"),
+    ({"imagenet__model": "squeezenet"}, r"branches: .*no model 'squeezenet'.*squeezenet1_0"),
+    ({"model__name": "resnet18"}, r"branches: 'mae' pre-trains model\.name=resnet18; only a Conv"),
+    ({"finetune__trainable": "half"}, r"trainable is 'half'.*'all', 'head', 'low_entropy', 'ran"),
+    (
+        {"finetune__trainable_share": 0.0},
+        r"finetune\.trainable_share is 0\.0.*above 0 and at most 1",
+    ),
+    (
+        {"finetune__trainable_share": 1.1},
+        r"finetune\.trainable_share is 1\.1.*above 0 and at most 1",
+    ),
+    ({"fusion__kind": "median"}, r"fusion\.kind is 'median'.*'mean', 'weighted', 'stacked'"),
 ]
 
 
@@ -186,6 +284,7 @@ POSITIVE = (
     "evaluation.batch_size",
     "evaluation.bootstrap_resamples",
     "finetune.batch_size",
+    "finetune.calibration_images",
     "finetune.epochs",
     "finetune.layer_decay",
     "finetune.learning_rate",
@@ -199,6 +298,7 @@ NOT_NEGATIVE = (
     "corruption.threshold",
     "data.split_seed",
     "decoder.depth",
+    "finetune.input_noise",
     "finetune.warmup_epochs",
     "finetune.weight_decay",
     "pretrain.warmup_epochs",

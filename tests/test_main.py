@@ -109,6 +109,13 @@ def test_unknown_preset_is_named_with_those_there_are(tmp_path):
     assert "There is no preset 'gpu'. Presets: cpu, or <pre-training epochs>" in output
 
 
+def test_unknown_words_of_the_companion_recipes_are_named_with_those_there_are(tmp_path):
+    output = start(tmp_path, "--config=configs/brain_tumor.py:cpu,resnet19")
+    assert "There is no preset 'resnet19'. Words: all, head, low_entropy, random" in output
+    output = start(tmp_path, "--config=configs/skin_asff.py:compere")
+    assert "There is no preset 'compere'. Words: compare, cpu." in output
+
+
 def test_missing_data_folder_is_named_with_the_way_to_get_the_data(tmp_path):
     folder = tmp_path / "nowhere"
     output = start(

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import traverse_util
 
-from egmae_jax import models, optim
+from egmae_jax import models, optim, trainable
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -100,6 +100,24 @@ def test_a_constant_rate_is_torchs():
     optimizer = optim.adamw(schedule, nested(toy(0)), weight_decay=0.05)
     theirs = run_torch(schedule, 20, weight_decay=0.05, betas=(0.9, 0.999))
     assert_same(run_ours(optimizer, 20), theirs, toy(0))
+
+
+def test_leaves_that_train_alone_step_as_they_do_among_all():
+    """Frozen layers still count: what trains keeps its distance from the head."""
+    schedule = optim.cosine_schedule(0.05, total_steps=20, warmup_steps=4)
+    prefixes = ("stages_0/blocks_0/", "stages_1/blocks_0/", "head/")
+    optimizer = optim.adamw(schedule, nested(toy(0)), weight_decay=0.3, layer_decay=0.7)
+    together = run_ours(optimizer, 5)
+    params = trainable.split(nested(toy(0)), prefixes)[0]
+    state = optimizer.init(params)
+    for step in range(5):
+        gradients = trainable.restrict(nested(toy(step + 1)), params)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    alone = traverse_util.flatten_dict(params, sep="/")
+    assert alone.keys() == {path for path in LAYERS if path.startswith(prefixes)}
+    for path, x in alone.items():
+        np.testing.assert_allclose(x, together[path], rtol=1e-6, err_msg=path)
 
 
 def test_layer_scales_fall_by_the_factor_a_layer_from_the_head_down():

@@ -13,7 +13,17 @@ import pytest
 from flax import traverse_util
 
 from configs import default
-from egmae_jax import augment, finetune, loop, models, optim, pretrain, sharding
+from egmae_jax import (
+    augment,
+    finetune,
+    layer_selection,
+    loop,
+    models,
+    optim,
+    pretrain,
+    sharding,
+    trainable,
+)
 from egmae_jax.corruption import patch_entropy
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.interop import timm as interop
@@ -59,11 +69,11 @@ def make_images(steps):
     )
 
 
-def run_ours(step_fn, params, optimizer, images, key):
+def run_ours(step_fn, params, optimizer, images, key, prefixes=trainable.EVERYTHING):
     """Parameters after each of STEPS, and the losses of all steps."""
     mesh = sharding.make_mesh()
     program = loop.compile_steps(step_fn, mesh)
-    state = loop.TrainState.create(params, optimizer, mesh)
+    state = loop.TrainState.create(params, optimizer, mesh, prefixes)
     snapshots, losses, done = {}, [], 0
     for step in STEPS[: sum(s <= len(images.labels) for s in STEPS)]:
         state, metrics = program(state, StreamedSteps(images, done), key, step - done)
@@ -249,6 +259,74 @@ def test_fine_tuning_is_pytorchs(name, steps):
     assert_as_exact(ours, *theirs, params)
 
 
+# Channels and blocks of a ResNet whose batch norms see 4 x 32 x 32 to 4 x 2 x 2 values.
+RESNET = ((1, 1, 1, 1), (64, 16, 24, 32), False, "timm/none")
+
+
+def small_resnet():
+    blocks = timm.models.resnet
+    network = blocks.ResNet(blocks.BasicBlock, RESNET[0], channels=RESNET[1], num_classes=CLASSES)
+    return torch_reference.randomize(network).train()
+
+
+@pytest.mark.parametrize("frozen", [(), ("stem/conv", "layer2_0/conv1", "layer2_0/conv2")])
+def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
+    """Parameters and running statistics; those of frozen layers stay, in evaluation mode."""
+    name, steps = "resnet_parity", 10
+    monkeypatch.setitem(models._RESNET, name, RESNET)
+    config, images, key = make_config("convnext_tiny"), make_images(steps), jax.random.key(5)
+    section, classifier = config.finetune, small_resnet()
+    # timm's names of the frozen layers.
+    modules = {"stem/conv": ("conv1", "bn1")}
+    modules |= {f"layer2_0/conv{i}": (f"layer2.0.conv{i}", f"layer2.0.bn{i}") for i in (1, 2)}
+    for module in (classifier.get_submodule(m) for layer in frozen for m in modules[layer]):
+        module.eval().requires_grad_(False)
+    params = classifier_params(tensors(classifier), name)
+    layers = models.create(name, CLASSES).layers
+    prefixes, still = layer_selection.selection(layers, set(layers) - set(frozen))
+    optimizer = our_adamw(params, section)
+    model = models.create(name, CLASSES, frozen=still)
+    step_fn = functools.partial(
+        finetune.finetune_step, model=model, optimizer=optimizer, config=config, prefixes=prefixes
+    )
+    ours = run_ours(step_fn, params, optimizer, images, key, prefixes)
+
+    @jax.jit
+    def crops(step, pixels, sizes):
+        crop_key, flip_key, *_ = jax.random.split(jax.random.fold_in(key, step), 5)
+        crop = augment.resized_random_crop(crop_key, sizes, resize=section.resize, crop=SIZE)
+        return augment.resample(pixels, crop, augment.random_flip(flip_key, BATCH), size=SIZE)
+
+    batches = [
+        (to_torch(crops(i, images.pixels[i], images.sizes[i])), torch.tensor(labels).long())
+        for i, labels in enumerate(images.labels)
+    ]
+    loss = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
+
+    def snapshot(model):
+        """What moves: errors are measured by how far. What is frozen must not."""
+        exact = convert_exactly(classifier_params, model, name)
+        stays = tuple(prefix for layer in frozen for prefix in layers[layer])
+        start = flat(params)
+        for path, x in flat(exact).items():
+            assert np.array_equal(x, start[path]) == path.startswith(stays), path
+        return drop(exact, stays)
+
+    def drop(tree, prefixes):
+        kept = {k: x for k, x in flat(tree).items() if not (prefixes and k.startswith(prefixes))}
+        return traverse_util.unflatten_dict(kept, sep="/")
+
+    theirs = run_theirs(
+        classifier, lambda model: trained(model, section, loss), lambda dtype: batches, snapshot
+    )
+    stays = tuple(prefix for layer in frozen for prefix in layers[layer])
+    for snapshot in ours[0].values():
+        for path, x in flat(snapshot).items():
+            assert np.array_equal(x, flat(params)[path]) == path.startswith(stays), path
+    kept = {step: drop(snapshot, stays) for step, snapshot in ours[0].items()}
+    assert_as_exact((kept, ours[1]), *theirs, params)
+
+
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
@@ -318,16 +396,20 @@ def test_the_learning_rate_is_pytorchs_at_every_step(total, warmup):
         scheduler.step()
 
 
-def test_the_groups_of_layer_decay_are_timms():
-    model = networks.create_classifier("convnext_atto", CLASSES)
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18"])
+def test_the_groups_of_layer_decay_are_timms(name):
+    model = networks.create_classifier(name, CLASSES)
     groups = training.parameter_groups(model, 0.05, LAYER_DECAY)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     expected = {k: np.full(tuple(p.shape), scale[id(p)]) for k, p in model.named_parameters()}
-    expected = flat(classifier_params(expected, "convnext_atto"))
+    expected |= {k: np.ones(tuple(x.shape)) for k, x in model.named_buffers()}
+    expected = flat(classifier_params(expected, name))
     shapes = traverse_util.unflatten_dict(expected, sep="/")
     ours = flat(optim.layer_scales(shapes, LAYER_DECAY))
     assert ours.keys() == expected.keys()
-    for path, factor in ours.items():
+    for path, factor in flat(
+        trainable.split(traverse_util.unflatten_dict(ours, sep="/"))[0]
+    ).items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
 
 

@@ -1,0 +1,172 @@
+"""Our convolution and its gradients are lax's, in the form that XLA runs fast in loops."""
+
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from egmae_jax import compilation
+from egmae_jax.models.convolution import conv2d
+
+SIZES, STRIDES = (1, 3, 5, 7), (1, 2, 3)
+IN_ORDER = "b01f_01io->b01f"
+
+
+def plain(x, kernel, strides, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def draw(batch, height, width, size, channels=3, features=4, dtype=jnp.float32):
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((batch, height, width, channels), np.float32)
+    kernel = rng.standard_normal((size, size, channels, features), np.float32)
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def value_and_gradients(conv, x, kernel, strides, padding):
+    """The output and, for a random gradient of it, those of image and kernel."""
+    value, backward = jax.vjp(lambda *pair: conv(*pair, strides, padding), x, kernel)
+    weights = jnp.asarray(np.random.default_rng(0).standard_normal(value.shape), value.dtype)
+    return value, *backward(weights)
+
+
+def compare(cases, dtype=jnp.float32, tolerance=1e-5):
+    """All cases (batch, height, width, size, strides, padding) in one program: compiling counts."""
+    arrays = [draw(*case[:4], dtype=dtype) for case in cases]
+
+    def program(conv, arrays):
+        return [
+            value_and_gradients(conv, *pair, *case[4:])
+            for pair, case in zip(arrays, cases, strict=True)
+        ]
+
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    ours = jax.jit(functools.partial(program, conv2d), **options)(arrays)
+    theirs = jax.jit(functools.partial(program, plain), **options)(arrays)
+    for case, mine, other in zip(cases, ours, theirs, strict=True):
+        for what, a, b in zip(("value", "image", "kernel"), mine, other, strict=True):
+            assert a.shape == b.shape, (case, what)
+            assert a.dtype == b.dtype == dtype, (case, what)
+            a, b = (np.asarray(z, np.float32) for z in (a, b))
+            np.testing.assert_allclose(
+                a, b, rtol=0, atol=tolerance * max(abs(b).max(), 1e-3), err_msg=f"{case} {what}"
+            )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_values_and_gradients_are_those_of_lax(size):
+    paddings = sorted({0, 1, size // 2})
+    sides = ((8, 9), (11, 7))
+    compare(
+        [
+            (2, *side, size, strides, padding)
+            for side, strides, padding in itertools.product(sides, STRIDES, paddings)
+            if padding < size and min(side) + 2 * padding >= size
+        ]
+    )
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_images_smaller_than_the_kernel(size):
+    """Deep in a network a map of 1x1 meets a padded 3x3 kernel."""
+    compare(
+        [
+            (2, height, width, size, strides, size // 2)
+            for height, width in ((1, 1), (2, 1), (1, size + 2), (size - 1, size))
+            for strides in STRIDES
+        ]
+    )
+
+
+def test_rows_that_no_window_reaches_have_no_gradient():
+    x, kernel = draw(1, 8, 8, 3)
+    _, gradient, _ = value_and_gradients(conv2d, x, kernel, 3, 0)  # windows at 0 and 3: up to 5
+    gradient = np.asarray(gradient)
+    assert not gradient[:, 6:].any()
+    assert not gradient[:, :, 6:].any()
+    assert gradient[:, :6, :6].all()
+
+
+def test_bfloat16_is_as_exact_as_laxs():
+    compare(
+        [(2, 9, 8, size, strides, size // 2) for size in SIZES for strides in STRIDES],
+        dtype=jnp.bfloat16,
+        tolerance=2**-7,
+    )
+
+
+def test_the_kernels_gradient_is_that_of_finite_differences():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, kernel = rng.standard_normal((1, 5, 4, 2)), rng.standard_normal((3, 3, 2, 2))
+
+        def loss(kernel):
+            return (conv2d(jnp.asarray(x), kernel, 2, 1) ** 2).sum()
+
+        gradient = np.asarray(jax.grad(loss)(jnp.asarray(kernel)))
+        for index in ((0, 0, 0, 0), (1, 2, 1, 0), (2, 2, 1, 1)):
+            step = np.zeros(kernel.shape)
+            step[index] = 1e-5
+            difference = float(loss(kernel + step) - loss(kernel - step)) / 2e-5
+            assert gradient[index] == pytest.approx(difference, rel=1e-6)
+
+
+# Loops
+
+
+def descend(conv, x, kernels, strides, padding, count):
+    """Some steps of gradient descent on two layers, in a loop, as training runs them."""
+
+    def loss(kernels):
+        y = x
+        for kernel in kernels:
+            y = jnp.tanh(conv(y, kernel, strides, padding))
+        return jnp.square(y).mean()
+
+    def body(_, kernels):
+        return jax.tree.map(lambda k, g: k - 0.1 * g, kernels, jax.grad(loss)(kernels))
+
+    return lax.fori_loop(0, count, body, kernels)
+
+
+def layers(side, size):
+    x, first = draw(4, side, side, size, 3, 8)
+    return x, (0.1 * first, 0.1 * draw(1, 1, 1, size, 8, 8)[1])
+
+
+@pytest.mark.parametrize(("size", "strides"), [(1, 1), (3, 1), (3, 2), (7, 2)])
+def test_in_a_loop_the_results_are_the_same_and_every_convolution_is_in_order(size, strides):
+    x, kernels = layers(12, size)
+
+    def program(conv):
+        function = functools.partial(descend, conv, strides=strides, padding=size // 2)
+        return compilation.jit(function).lower(x, kernels, count=3).compile()
+
+    ours, theirs = program(conv2d), program(plain)
+    for a, b in zip(ours(x, kernels, count=3), theirs(x, kernels, count=3), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    text = ours.as_text()
+    found = re.findall(r"dim_labels=([\w>-]+)", text)
+    assert "while(" in text
+    assert set(found) <= {IN_ORDER}
+    if size > 1:  # two forward, two of kernels, one of an image: all are there
+        assert len(found) == 5
+
+
+def test_laxs_own_gradient_is_out_of_order_which_the_search_would_find():
+    """Where this fails, XLA's compiler may have learned to do it: then ours is not needed."""
+    x, kernels = layers(12, 3)
+    function = functools.partial(descend, plain, strides=1, padding=1)
+    text = compilation.jit(function).lower(x, kernels, count=3).compile().as_text()
+    assert set(re.findall(r"dim_labels=([\w>-]+)", text)) - {IN_ORDER}

@@ -1,0 +1,165 @@
+"""Fusions of branches against grids, closed forms and scikit-learn."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from egmae_jax import evaluate, fusion
+from egmae_jax.evaluate import Predictions
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def branches(count, labels, strengths, seed=0):
+    """Probabilities of branches that know the label more or less well; float32, as predicted."""
+    rng = np.random.default_rng(seed)
+    truth = np.eye(count)[labels]
+    logits = [s * truth + rng.standard_normal(truth.shape) for s in strengths]
+    return [softmax(x).astype(np.float32) for x in logits]
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(1).integers(0, 3, 300)
+
+
+def test_the_mean_is_the_mean_and_fits_nothing(labels):
+    p = branches(3, labels, (1, 2, 3))
+    fused = fusion.fit("mean", labels, p)
+    np.testing.assert_allclose(fused.apply(p), sum(x.astype(float) for x in p) / 3, rtol=1e-12)
+    assert fused.fitted == {}
+
+
+@pytest.mark.parametrize("strengths", [(1.0, 1.5), (2.0, 2.0), (0.1, 2.0)])
+def test_weights_of_two_branches_are_those_of_a_grid_search(labels, strengths):
+    p = branches(3, labels, strengths)
+    (first, second) = fusion.fit("weighted", labels, p).fitted["weights"]
+    grid = np.linspace(0, 1, 2001)
+    a, b = (x[np.arange(len(labels)), labels].astype(float) for x in p)
+    losses = [-np.log(w * a + (1 - w) * b).mean() for w in grid]
+    assert first == pytest.approx(grid[np.argmin(losses)], abs=2e-3)
+    assert first + second == pytest.approx(1)
+
+
+def test_weights_of_three_branches_are_no_worse_than_any_of_a_grid(labels):
+    p = branches(3, labels, (0.5, 1.5, 1.0))
+    fused = fusion.fit("weighted", labels, p)
+    weights = fused.fitted["weights"]
+    assert len(weights) == 3
+    assert min(weights) >= 0
+    assert sum(weights) == pytest.approx(1)
+    stacked = np.stack(p).astype(float)
+    of_truth = stacked[:, np.arange(len(labels)), labels]
+    least = min(
+        -np.log(a * of_truth[0] + b * of_truth[1] + (1 - a - b) * of_truth[2]).mean()
+        for a, b in itertools.product(np.linspace(0, 1, 51), repeat=2)
+        if a + b <= 1
+    )
+    loss = log_loss(labels, fused.apply(p))
+    assert loss <= least + 1e-6
+    assert loss < -np.log(of_truth.mean(axis=0)).mean()
+    # Applied to other images it is their mixture by these weights.
+    others = branches(3, labels, (1, 1, 1), seed=9)
+    np.testing.assert_allclose(
+        fused.apply(others), sum(w * x.astype(float) for w, x in zip(weights, others, strict=True))
+    )
+
+
+def test_a_perfect_branch_has_all_the_weight(labels):
+    perfect = np.eye(3)[labels]
+    p = [*branches(3, labels, (1, 2)), perfect]
+    fused = fusion.fit("weighted", labels, p)
+    np.testing.assert_allclose(fused.fitted["weights"], [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(fused.apply(p), perfect, atol=1e-6)
+
+
+def test_equal_branches_keep_equal_weights(labels):
+    p = branches(3, labels, (1,)) * 3
+    np.testing.assert_allclose(fusion.fit("weighted", labels, p).fitted["weights"], 1 / 3)
+
+
+@pytest.mark.parametrize(("count", "strengths"), [(2, (1, 2)), (3, (1, 2)), (4, (0.5, 1, 2))])
+def test_stacking_is_scikit_learns_regression_on_log_probabilities(count, strengths):
+    labels = np.random.default_rng(2).integers(0, count, 200)
+    p, others = (branches(count, labels, strengths, seed=s) for s in (0, 1))
+    fused = fusion.fit("stacked", labels, p)
+
+    def features(probabilities):  # an image's row: the classes of the first branch, then the next
+        return np.array(
+            [[np.log(float(x)) for b in probabilities for x in b[i]] for i in range(len(labels))]
+        )
+
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(features(p), labels)
+    np.testing.assert_allclose(
+        fused.apply(others), model.predict_proba(features(others)), rtol=1e-4, atol=1e-6
+    )
+    assert np.shape(fused.fitted["coefficients"])[1] == count * len(strengths)
+    np.testing.assert_allclose(fused.fitted["intercepts"], model.intercept_, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", fusion.KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, seed):
+    """Also where every branch excludes the truth."""
+    rng = np.random.default_rng(seed)
+    p = [np.eye(3, dtype=np.float32)[rng.permutation(labels)] for _ in range(3)]
+    wrong = labels[:20]
+    for x in p:
+        x[:20] = np.eye(3)[(wrong + 1) % 3]
+    fused = fusion.fit(kind, labels, p).apply(p)
+    assert np.isfinite(fused).all()
+    assert fused.min() >= 0
+    np.testing.assert_allclose(fused.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_an_unknown_fusion_is_refused(labels):
+    with pytest.raises(ValueError, match=r"fusion\.kind must be one of mean, weighted, stacked"):
+        fusion.fit("median", labels, branches(3, labels, (1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["weighted", "stacked"])
+def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
+    p, q = branches(3, labels, (0.5, 2.0)), branches(3, labels, (2.0, 0.5), seed=3)
+
+    def predictions(probabilities, labels):
+        ids = np.array([str(i) for i in range(len(labels))])
+        return {
+            name: Predictions(ids, labels, x)
+            for name, x in zip(("a", "b"), probabilities, strict=True)
+        }
+
+    def score(validation_labels, test_labels):
+        scores = evaluate.score(
+            predictions(p, validation_labels),
+            predictions(q, test_labels),
+            fusion_kind=kind,
+            resamples=10,
+        )
+        fitted = {k: v for k, v in scores["fusion"].items() if k != "kind"}
+        assert scores["fusion"]["kind"] == kind
+        return fitted, scores["confusion"]["ensemble"]
+
+    fitted, confusion = score(labels, labels)
+    assert fitted == fusion.fit(kind, labels, p).fitted
+    fused = fusion.fit(kind, labels, p).apply(q)
+    assert np.sum(np.diag(confusion)) == np.sum(fused.argmax(axis=1) == labels)
+    other_labels = np.random.default_rng(5).permutation(labels)
+    refitted, other = score(labels, other_labels)
+    assert refitted == fitted
+    # What is said of the test images is the same: only what is true has changed.
+    assert np.sum(other, axis=0).tolist() == np.sum(confusion, axis=0).tolist()
+    assert score(other_labels, labels)[0] != fitted
+
+
+def test_a_single_branch_has_no_ensemble(labels):
+    (p,) = branches(3, labels, (1,))
+    one = {"a": Predictions(np.array([str(i) for i in range(len(labels))]), labels, p)}
+    scores = evaluate.score(one, one, fusion_kind="weighted", resamples=10)
+    assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
+    assert "fusion" not in scores

@@ -1,0 +1,322 @@
+"""Entropies of layers against numpy and PyTorch, and what is selected by them."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from flax import linen as nn
+
+from egmae_jax import layer_selection, models, trainable
+from egmae_jax.interop import timm as interop
+from egmae_jax.layer_selection import layer_entropies, select
+from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.layers import tap
+from tests import torch_reference
+from tests.conftest import SHARED_DATA
+
+WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
+TOLERANCE = 0.02  # nat: values near the border of two bins may be counted in the other one
+IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+
+class Seen(nn.Module):
+    """A network whose only layer gives the images themselves: any number of channels."""
+
+    layers = {"seen": ("seen/",)}  # noqa: RUF012
+
+    @nn.compact
+    def __call__(self, images):
+        return tap(self, images, "seen")
+
+
+def numpy_entropies(values):
+    """[C] of [B, H, W, C]: of np.histogram over each channel's range, all images pooled."""
+    found = []
+    for channel in np.moveaxis(values.astype(np.float64), -1, 0):
+        counts, _ = np.histogram(channel, bins=256)
+        p = counts[counts > 0] / counts.sum()
+        found.append(-(p * np.log(p)).sum() if np.ptp(channel) > 0 else 0.0)
+    return np.array(found)
+
+
+def in_batches(values, size):
+    """Batches as evaluation gives them: the last one padded by other images."""
+    for start in range(0, len(values), size):
+        batch = values[start : start + size]
+        padding = size - len(batch)
+        filler = np.full((padding, *values.shape[1:]), 1e6, values.dtype)
+        valid = np.r_[np.ones(len(batch)), np.zeros(padding)]
+        yield jnp.asarray(np.concatenate([batch, filler])), jnp.asarray(valid)
+
+
+def entropy(values, size=4):
+    """The mean over channels."""
+    return layer_entropies(Seen(), {}, in_batches(values, size))["seen"]
+
+
+def draw(kind, shape, rng):
+    """Outputs of layers, those that make histograms hard among them."""
+    normal = rng.standard_normal(shape)
+    growing = np.arange(1, shape[0] + 1).reshape(-1, 1, 1, 1)
+    values = {
+        "normal": normal,
+        "uniform": rng.uniform(-3, 5, shape),
+        "relu": np.maximum(normal, 0),
+        "heavy tails": rng.standard_t(3, shape),
+        "far from zero": 1000 + normal,
+        "far below zero": -1000 + normal,
+        "tiny": 1e-20 * normal,
+        "huge": 1e20 * normal,
+        "few values": np.round(normal),
+        "wider with every image": normal * 3.0**growing,
+        "moving away": normal + 40 * growing,
+        "moving down": normal - 40 * growing,
+    }
+    return values[kind].astype(np.float32)
+
+
+KINDS = (
+    *("normal", "uniform", "relu", "heavy tails", "far from zero", "far below zero", "tiny"),
+    *("huge", "few values", "wider with every image", "moving away", "moving down"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropies_are_those_of_numpys_histograms(kind):
+    values = draw(kind, (10, 16, 16, 3), np.random.default_rng(0))
+    expected = numpy_entropies(values).mean()
+    assert expected > 0.3
+    assert entropy(values) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_channels_that_are_dead_or_constant_have_no_entropy():
+    values = np.zeros((6, 8, 8, 4), np.float32)
+    values[..., 1] = 12345.678
+    values[..., 2] = -1e-30
+    values[4:, ..., 3] = 1.0  # a third: two values
+    third = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
+    assert entropy(values[..., :3]) == 0.0
+    assert entropy(values) == pytest.approx(third / 4, abs=1e-6)
+
+
+def test_a_channel_that_wakes_up_late_is_counted_from_the_start():
+    values = np.zeros((8, 8, 8, 2), np.float32)
+    values[7, ..., 0] = np.linspace(-700, 300, 64).reshape(8, 8)
+    values[7, ..., 1] = 1e-25
+    assert entropy(values, 2) == pytest.approx(numpy_entropies(values).mean(), abs=1e-3)
+
+
+def test_values_as_dense_as_float32_has_them_do_not_run_out_of_bins():
+    base = np.float32(1e4)
+    steps = np.arange(8 * 16 * 16).reshape(8, 16, 16, 1) % 200
+    values = base + steps.astype(np.float32) * np.spacing(base)
+    assert numpy_entropies(values).mean() == pytest.approx(math.log(200), abs=0.01)
+    assert entropy(values) == pytest.approx(math.log(200), abs=0.01)
+
+
+def test_the_most_is_the_logarithm_of_the_number_of_bins():
+    values = np.linspace(0, 1, 8 * 64 * 64, dtype=np.float32).reshape(8, 64, 64, 1)
+    assert entropy(values) == pytest.approx(math.log(256), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["wider with every image", "moving away", "relu"])
+def test_neither_order_nor_batches_nor_padding_change_anything(kind):
+    rng = np.random.default_rng(1)
+    values = draw(kind, (9, 12, 12, 4), rng)
+    expected = entropy(values, 9)
+    for size in (1, 2, 4, 7, 16):
+        assert entropy(values, size) == pytest.approx(expected, abs=1e-7), size
+    for _ in range(2):
+        assert entropy(rng.permutation(values), 2) == pytest.approx(expected, abs=1e-7)
+
+
+def test_images_are_seen_once_and_none_is_an_error():
+    seen = []
+
+    def batches():
+        for number, batch in enumerate(in_batches(np.ones((6, 4, 4, 1), np.float32), 2)):
+            seen.append(number)
+            yield batch
+
+    layer_entropies(Seen(), {}, batches())  # a generator: a second pass would find nothing
+    assert seen == [0, 1, 2]
+    with pytest.raises(ValueError, match="at least one image"):
+        layer_entropies(Seen(), {}, iter(()))
+
+
+# A real network
+
+
+@functools.cache
+def squeezenet():
+    """PyTorch's network and our parameters, of ImageNet where they are at hand."""
+    torch = torch_reference.torch()
+    network = torch_reference.torchvision().models.squeezenet1_1(num_classes=1000).eval()
+    if WEIGHTS.is_file():
+        with np.load(WEIGHTS) as archive:
+            network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
+    else:
+        torch_reference.randomize(network)
+    tensors = {key: x.numpy().copy() for key, x in network.state_dict().items()}
+    return network, interop.convert(tensors, "squeezenet1_1", "PyTorch's network")
+
+
+def scenes(count, side=96):
+    """Smooth colours with noise, differing in contrast, normalised."""
+    rng = np.random.default_rng(3)
+    coarse = rng.standard_normal((count, side // 16, side // 16, 3))
+    smooth = coarse.repeat(16, axis=1).repeat(16, axis=2)
+    contrast = rng.uniform(0.2, 1.5, (count, 1, 1, 1))
+    return (contrast * (smooth + 0.2 * rng.standard_normal(smooth.shape))).astype(np.float32)
+
+
+def test_entropies_of_squeezenets_layers_are_those_of_pytorchs_hooks():
+    torch = torch_reference.torch()
+    network, params = squeezenet()
+    model, images = models.create("squeezenet1_1", 1000), scenes(6)
+    ours = layer_entropies(model, params, in_batches(images, 4))
+    assert list(ours) == list(model.layers)
+
+    outputs = {}
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and name.startswith("features"):
+            module.register_forward_hook(
+                lambda _, __, x, name=name: outputs.update({name: x.numpy().copy()})
+            )
+    with torch.inference_mode():
+        network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    theirs = {
+        "/".join(name.replace("features.", "features_").split(".")): numpy_entropies(
+            x.transpose(0, 2, 3, 1)
+        ).mean()
+        for name, x in outputs.items()
+    }
+    assert theirs.keys() == ours.keys()
+    for layer, expected in theirs.items():
+        assert ours[layer] == pytest.approx(expected, abs=TOLERANCE), layer
+    assert len({round(x, 2) for x in theirs.values()}) > 10  # they do differ
+
+
+# Selection
+
+
+LAYERS = {"a": ("a/",), "b": ("b/", "b_norm/"), "c": ("c/",)}
+ENTROPIES = {"a": 3.0, "b": 1.0, "c": 2.0}
+
+
+def toy_params():
+    """100 parameters: 10 of the head, 20, 30 and 40 of the layers; statistics do not count."""
+    return {
+        "a": {"kernel": np.zeros((4, 5))},
+        "b": {"kernel": np.zeros(20)},
+        "b_norm": {"scale": np.zeros(10), "mean": np.zeros(10), "var": np.zeros(10)},
+        "c": {"kernel": np.zeros((5, 8))},
+        "head": {"fc": {"kernel": np.zeros((2, 5))}},
+    }
+
+
+def test_sizes_hold_a_layers_norm_but_not_its_statistics():
+    assert layer_selection.sizes(LAYERS, toy_params()) == {"a": 20, "b": 30, "c": 40}
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen"),
+    [
+        (0.05, []),  # the head alone is more
+        (0.10, []),  # or just as much
+        (0.11, ["b"]),
+        (0.40, ["b"]),
+        (0.41, ["b", "c"]),
+        (0.80, ["b", "c"]),
+        (0.81, ["b", "c", "a"]),
+        (1.00, ["b", "c", "a"]),
+    ],
+)
+def test_layers_of_lowest_entropy_are_added_until_the_share_is_reached(share, chosen):
+    found = select("low_entropy", LAYERS, toy_params(), share=share, entropies=ENTROPIES)
+    assert found == chosen
+
+
+def test_all_and_head_do_not_look_at_the_share():
+    for share in (0.01, 1.0):
+        assert select("all", LAYERS, toy_params(), share=share) == ["a", "b", "c"]
+        assert select("head", LAYERS, toy_params(), share=share) == []
+
+
+def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
+    model = models.create("squeezenet1_1", 3)
+    params = abstract_params(model, IMAGE)
+    draws = [
+        select("random", model.layers, params, share=0.5, seed=seed, entropies=entropies)
+        for seed in (0, 0, 1, 2, 3)
+        for entropies in (None,)
+    ]
+    assert draws[0] == draws[1]
+    assert len({tuple(draw) for draw in draws}) == 4
+    total = trainable.count(params)
+    for chosen in draws:
+        prefixes = layer_selection.selection(model.layers, chosen).prefixes
+        trained = trainable.count(trainable.split(params, prefixes)[0])
+        last = layer_selection.sizes(model.layers, params)[chosen[-1]]
+        assert 0.5 * total <= trained < 0.5 * total + last
+        assert len(set(chosen)) == len(chosen)
+    firsts = {select("random", LAYERS, toy_params(), share=0.2, seed=s)[0] for s in range(20)}
+    assert firsts == {"a", "b", "c"}  # each layer can be drawn
+
+
+def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
+    found = layer_selection.selection(LAYERS, ["b"])
+    assert found.frozen == {"a", "c"}
+    assert set(found.prefixes) == {"b/", "b_norm/", "head/", "fusion/"}
+    # In whatever order they were chosen: one compiled program serves them.
+    assert layer_selection.selection(LAYERS, ["c", "a"]) == layer_selection.selection(
+        LAYERS, ["a", "c"]
+    )
+    everything = layer_selection.selection(LAYERS, ["c", "b", "a"])
+    assert everything == (trainable.EVERYTHING, frozenset())
+
+
+def test_the_fusion_of_an_asff_trains_with_its_head():
+    model = models.create("asff_resnet18", 3)
+    params = abstract_params(model, IMAGE)
+    trained = trainable.split(params, layer_selection.selection(model.layers, []).prefixes)[0]
+    assert trained.keys() == {"fusion", "head"}
+
+
+def test_the_report_holds_every_layer_and_what_trains():
+    found = layer_selection.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
+    assert found["trainable"] == "low_entropy"
+    assert (found["trainable_parameters"], found["parameters"]) == (10 + 30, 100)
+    assert [row["layer"] for row in found["layers"]] == ["a", "b", "c"]
+    assert found["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
+    assert not found["layers"][2]["trains"]
+    without = layer_selection.report("all", LAYERS, toy_params(), list(LAYERS), None)
+    assert without["trainable_parameters"] == without["parameters"] == 100
+    assert {row["entropy"] for row in without["layers"]} == {None}
+
+
+def test_the_plot_is_a_picture_as_high_as_it_has_layers(tmp_path):
+    heights = []
+    for count in (3, 30):
+        rows = [
+            {"layer": f"layer{i}", "parameters": 1, "entropy": i / 9, "trains": i < 2}
+            for i in range(count)
+        ]
+        report = {
+            "trainable": "low_entropy",
+            "trainable_parameters": 2,
+            "parameters": count,
+            "layers": rows,
+        }
+        path = tmp_path / "new" / f"{count}.png"
+        layer_selection.plot(report, path)
+        with PIL.Image.open(path) as image:
+            image.load()
+            heights.append(image.height)
+            colours = {colour for _, colour in image.convert("RGB").getcolors(10**6)}
+        assert {(0xD5, 0x5E, 0x00), (0x56, 0xB4, 0xE9)} <= colours  # bars of both kinds
+    assert heights[1] > 2 * heights[0]

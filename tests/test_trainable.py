@@ -1,0 +1,250 @@
+"""What does not train stays as it was to the bit, and costs neither gradient nor memory."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+from ml_collections import FrozenConfigDict
+
+from egmae_jax import (
+    compilation,
+    finetune,
+    layer_selection,
+    loop,
+    models,
+    optim,
+    sharding,
+    trainable,
+)
+from egmae_jax.data.pipeline import Images
+from egmae_jax.models import perceptron
+from egmae_jax.models.initialize import initial_params
+from tests import tiny
+
+IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+NETWORKS = (tiny.RESNET, "squeezenet1_1", tiny.MODEL)
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch):
+    tiny.register()
+
+
+def flatten(tree):
+    return {k: np.asarray(x) for k, x in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def tree():
+    """Two layers, a norm with statistics among them, and a head."""
+    flat = {
+        "stem/conv/kernel": np.ones((2, 3)),
+        "stem/bn/scale": np.ones(3),
+        "stem/bn/mean": np.zeros(3),
+        "stem/bn/var": np.ones(3),
+        "stem_2/conv/kernel": np.full((3, 4), 2.0),
+        "head/fc/kernel": np.ones((4, 2)),
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+# Trees
+
+
+def test_statistics_never_train_and_every_leaf_is_in_one_of_the_parts():
+    trained, fixed = trainable.split(tree())
+    assert flatten(trained).keys() == {
+        "stem/conv/kernel",
+        "stem/bn/scale",
+        "stem_2/conv/kernel",
+        "head/fc/kernel",
+    }
+    assert flatten(fixed).keys() == {"stem/bn/mean", "stem/bn/var"}
+
+
+def test_prefixes_with_a_slash_are_whole_names():
+    trained, fixed = trainable.split(tree(), ("stem/", "head/"))
+    assert flatten(trained).keys() == {"stem/conv/kernel", "stem/bn/scale", "head/fc/kernel"}
+    assert flatten(fixed).keys() == {"stem/bn/mean", "stem/bn/var", "stem_2/conv/kernel"}
+
+
+def test_merging_the_parts_gives_the_whole_and_the_last_tree_wins():
+    whole = trainable.merge(*trainable.split(tree(), ("head/",)))
+    assert flatten(whole).keys() == flatten(tree()).keys()
+    changed = trainable.merge(whole, {"stem": {"bn": {"mean": np.full(3, 7.0)}}})
+    assert changed["stem"]["bn"]["mean"].tolist() == [7, 7, 7]
+    assert changed["stem"]["bn"]["var"].tolist() == [1, 1, 1]
+    assert whole["stem"]["bn"]["mean"].tolist() == [0, 0, 0]  # what was merged is as before
+
+
+def test_restrict_takes_the_leaves_of_another_tree():
+    trained, _ = trainable.split(tree(), ("stem_2/",))
+    assert flatten(trainable.restrict(tree(), trained)).keys() == {"stem_2/conv/kernel"}
+
+
+def test_statistics_are_no_parameters():
+    assert trainable.count(tree()) == 2 * 3 + 3 + 3 * 4 + 4 * 2
+
+
+# torchvision's documented numbers of parameters.
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
+def test_counts_are_the_published_ones(name, count):
+    shapes = models.initialize.abstract_params(models.create(name, 1000), IMAGE)
+    assert trainable.count(shapes) == count
+
+
+def test_an_update_moves_what_trains_and_takes_new_statistics():
+    prefixes = ("head/",)
+    optimizer = optax.sgd(0.5)
+    state = loop.TrainState.create(tree(), optimizer, sharding.make_mesh(), prefixes)
+    gradients = {"head": {"fc": {"kernel": np.full((4, 2), 4.0)}}}
+    state = state.update(optimizer, gradients, {"stem": {"bn": {"mean": np.full(3, 0.25)}}})
+    after = flatten(state.params)
+    assert int(state.step) == 1
+    assert after.keys() == flatten(tree()).keys()
+    assert (after.pop("head/fc/kernel") == -1).all()  # 1 - 0.5 * 4
+    assert (after.pop("stem/bn/mean") == 0.25).all()
+    for path, x in after.items():
+        assert np.array_equal(x, flatten(tree())[path]), path
+
+
+# Steps
+
+
+class Setting:
+    """A network, some of whose layers train, before its first step."""
+
+    def __init__(self, name, chosen):
+        config = tiny.make_config("data", "cache")
+        full = models.create(name, 3)
+        fresh = initial_params(full, 0, IMAGE, kernel_init="fan_in", layer_scale=0.1)
+        # No scale of zero, as new residual blocks have: nothing would reach what lies before it.
+        params = traverse_util.unflatten_dict(
+            {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flatten(fresh).items()},
+            sep="/",
+        )
+        layers = list(full.layers)
+        selection = layer_selection.selection(full.layers, [layers[i] for i in chosen(layers)])
+        self.layers, self.selection = full.layers, selection
+        self.trained = trainable.split(params, selection.prefixes)[0]
+        self.optimizer = optim.adamw(lambda step: 1e-2, self.trained, weight_decay=0.05)
+        mesh = sharding.make_mesh()
+        self.state = loop.TrainState.create(params, self.optimizer, mesh, selection.prefixes)
+        self.step = functools.partial(
+            finetune.finetune_step,
+            model=models.create(name, 3, frozen=selection.frozen),
+            optimizer=self.optimizer,
+            config=FrozenConfigDict(config),
+            prefixes=selection.prefixes,
+        )
+        rng = np.random.default_rng(0)
+        self.batch = Images(
+            rng.integers(0, 256, (4, 40, 40, 3), np.uint8),
+            np.full((4, 2), 40, np.int32),
+            np.array([0, 1, 2, 0], np.int32),
+        )
+
+    def compile(self):
+        """The step, optimised by XLA but not by LLVM, which would take most of the time."""
+        options = compilation._options() | {"xla_backend_optimization_level": 0}
+        program = jax.jit(self.step, compiler_options=options)
+        return program.lower(self.state, self.batch, jax.random.key(0)).compile()
+
+
+CHOICES = {
+    "head": lambda layers: [],
+    "last": lambda layers: [len(layers) - 1],
+    "first": lambda layers: [0],
+    "some": lambda layers: [1, len(layers) // 2],
+    "all": lambda layers: range(len(layers)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("choice", ["head", "some"])
+def test_frozen_leaves_and_statistics_keep_every_bit_and_the_others_move(name, choice):
+    setting = Setting(name, CHOICES[choice])
+    program, state, before = setting.compile(), setting.state, flatten(setting.state.params)
+    for step in range(3):
+        state, metrics = program(state, setting.batch, jax.random.key(step))
+        assert np.isfinite(metrics["loss"])
+    after = flatten(state.params)
+    assert after.keys() == before.keys()
+    frozen = [p for layer in setting.selection.frozen for p in setting.layers[layer]]
+    assert frozen
+    moved = {path for path, x in after.items() if not np.array_equal(x, before[path])}
+    expected = {path for path in after if not path.startswith(tuple(frozen))}
+    assert moved == expected
+    if name == tiny.RESNET and choice == "some":  # statistics of layers that train are among them
+        assert any(path.endswith("/mean") for path in moved)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_optimizer_holds_two_moments_of_what_trains_and_no_more(name, choice):
+    setting = Setting(name, CHOICES[choice])
+    sizes = [leaf.size for leaf in jax.tree.leaves(setting.state.opt_state)]
+    trained = jax.tree.leaves(setting.trained)
+    assert len(sizes) == 2 * len(trained) + 2  # and the numbers of steps, of Adam and schedule
+    assert sum(sizes) == 2 * trainable.count(setting.trained) + 2
+
+
+def operations(compiled, name):
+    return len(re.findall(rf"\b{name}\(", compiled.as_text()))
+
+
+# Convolutions and matrix products of a step. XLA turns convolutions of 1x1 into products.
+# ResNet: 12 convolutions (stem, 2 a block, 3 shortcuts) and the head's product. SqueezeNet: 9
+# convolutions (the first, one a Fire), 16 of 1x1 and the head's. ConvNeXt: the stem's product, 3
+# of downsampling, 3 a block (one folds the norm's bias) and the head's.
+FORWARD = {tiny.RESNET: (12, 1), "squeezenet1_1": (9, 17), tiny.MODEL: (0, 17)}
+# And of the backward pass. The head: its kernel's gradient, for ConvNeXt its input's, too, as its
+# norm trains. 'last': also the gradients of the head's input and of one kernel, but not of what
+# lies below; a ConvNeXt block has 3 products for each of two matrices (input, kernel, bias) and one
+# that unfolds the norm. 'first': gradients of all inputs but the image, of one kernel.
+BACKWARD = {
+    ("head", tiny.RESNET): (0, 1),
+    ("head", "squeezenet1_1"): (0, 1),
+    ("head", tiny.MODEL): (0, 2),
+    ("last", tiny.RESNET): (1, 2),
+    ("last", "squeezenet1_1"): (1, 2),
+    ("last", tiny.MODEL): (0, 2 + 2 * 3 + 1),
+    ("first", tiny.RESNET): (11 + 1, 2),
+    ("first", "squeezenet1_1"): (8 + 1, 16 + 2),
+    ("first", tiny.MODEL): (0, 2 + 2 * 4 + 3 + 1),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_below_the_lowest_layer_that_trains_no_gradient_is_computed(name):
+    flops = {}
+    for choice in ("head", "last", "first", "all"):
+        compiled = Setting(name, CHOICES[choice]).compile()
+        flops[choice] = compiled.cost_analysis()["flops"]
+        if choice != "all":
+            found = operations(compiled, "convolution"), operations(compiled, "dot")
+            expected = np.add(FORWARD[name], BACKWARD[choice, name])
+            assert found == tuple(expected), choice
+            if choice == "head":
+                loops = operations(compiled, "while")
+            elif choice == "first" and name == tiny.MODEL:
+                # A depthwise kernel's gradient is a loop: none is run for the blocks that stay.
+                assert operations(compiled, "while") == loops
+    assert flops["head"] < flops["last"] < flops["first"] < flops["all"]
+    assert flops["last"] < 1.15 * flops["head"]
+    assert flops["all"] > 1.8 * flops["head"]
+
+
+def test_frozen_blocks_cost_nothing_where_parts_of_a_batch_are_computed_in_turn(monkeypatch):
+    """On CPU wide activations of ConvNeXt are computed in a loop, and again for the gradients."""
+    monkeypatch.setattr(perceptron, "_BLOCK_BYTES", 1.0)
+    jax.clear_caches()  # blocks that were traced before
+    compiled = {c: Setting(tiny.MODEL, CHOICES[c]).compile() for c in ("head", "first")}
+    jax.clear_caches()
+    assert operations(compiled["head"], "dot") == sum(FORWARD[tiny.MODEL]) + 2
+    # The first matrix product of each block, again, and the gradients of two inputs.
+    assert operations(compiled["first"], "dot") == sum(FORWARD[tiny.MODEL]) + 2 + 3 * 4 + 3 + 1
