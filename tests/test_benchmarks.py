@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import corruption, depthwise, timing
+from benchmarks import corruption, depthwise, layer_selection, timing
+from egmae_jax import models, trainable
 from egmae_jax.data import phantoms
+from egmae_jax.models.initialize import abstract_params
+from tests import tiny
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
 needs_skimage = pytest.mark.skipif(
@@ -139,6 +142,32 @@ def test_corruption_prints_and_writes_times_and_the_share_of_a_step(tmp_path, ca
     )
     assert result["share_of_step"] == result["corruption_ms"]["entropy and corrupt"] / 50
     assert "scikit-image" in capsys.readouterr().out
+
+
+# Layer selection
+
+
+def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys):
+    tiny.register()
+    path = tmp_path / "costs.json"
+    layer_selection.main(
+        [f"--model={tiny.RESNET}", "--batch=2", "--image_size=32", "--rounds=1", f"--json={path}"]
+    )
+    rows = json.loads(path.read_text())
+    assert list(rows) == ["all", "low_entropy", "random", "head"]
+    shapes = abstract_params(
+        models.create(tiny.RESNET, 4), jax.ShapeDtypeStruct((1, 32, 32, 3), "f4")
+    )
+    everything, head = trainable.count(shapes), 8 * 4 + 4
+    assert rows["all"]["parameters"] == everything
+    assert rows["head"]["parameters"] == head
+    for mode, row in rows.items():
+        assert row["step_s"] > 0
+        assert row["optimizer_bytes"] == 4 * (2 * row["parameters"] + 2)  # two moments, two counts
+        if mode in ("low_entropy", "random"):
+            assert everything / 2 <= row["parameters"] < everything
+    assert rows["head"]["flops"] < rows["low_entropy"]["flops"] <= rows["all"]["flops"]
+    assert "low_entropy" in capsys.readouterr().out
 
 
 # Timing

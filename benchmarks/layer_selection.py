@@ -1,0 +1,177 @@
+"""What training some of the layers saves: time, operations, optimizer state, memory.
+
+python -m benchmarks.layer_selection [--model=squeezenet1_1] [--weights=FILE] [--batch=16] \
+    [--image_size=224] [--share=.5] [--rounds=3] [--steps=2] [--json=FILE]
+
+The programs are those of a run, `--steps` fine-tuning steps in one dispatch, and take turns in an
+order that is drawn anew each round; the median counts. FLOPs and temporary memory are the
+compiler's own figures, of one step: XLA counts the body of an inner loop, as ConvNeXts have them on
+CPU, once. Images are random, which changes no time; so the layers of low entropy are not those of
+a real run, and which of them is the lowest decides how far down gradients go.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+from ml_collections import FrozenConfigDict
+
+from benchmarks import timing
+from configs import default
+from egmae_jax import augment, finetune, layer_selection, loop, models, optim, sharding, trainable
+from egmae_jax.data.pipeline import Images, Order, Resident
+from egmae_jax.interop import timm
+from egmae_jax.models.initialize import initial_params
+
+NUM_CLASSES = 4
+MODES = ("all", "low_entropy", "random", "head")
+PyTree = Any
+
+
+def make_config(model: str, image_size: int) -> FrozenConfigDict:
+    """The default recipe for one backbone at another size."""
+    config = default.get_config()
+    default.set_companion(config, model)
+    config.data.image_size = image_size
+    config.finetune.resize = round(image_size * 236 / 224)
+    return FrozenConfigDict(config)
+
+
+def make_images(batch: int, image_size: int) -> Images:
+    """Random images, somewhat larger than the crops."""
+    rng = np.random.default_rng(0)
+    side = round(image_size * 256 / 224)
+    return Images(
+        rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+        np.full((batch, 2), side, np.int32),
+        rng.integers(0, NUM_CLASSES, batch, np.int32),
+    )
+
+
+def start(model: models.Model, name: str, weights: str | None) -> PyTree:
+    """Parameters to train from: fresh, or those of a file below a fresh head."""
+    fresh = initial_params(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    if weights is None:
+        return fresh
+    pretrained = timm.load(weights, models.imagenet_model(name))
+    return finetune.start_from(fresh, pretrained, keep_fresh=model.fresh_prefixes)
+
+
+class Training:
+    """The program of one selection; goes on training with every call."""
+
+    def __init__(
+        self,
+        name: str,
+        selection: layer_selection.Selection,
+        params: PyTree,
+        images: Images,
+        config: FrozenConfigDict,
+        steps: int,
+    ):
+        mesh = sharding.make_mesh()
+        optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
+        self._state = loop.TrainState.create(params, optimizer, mesh, selection.prefixes)
+        step = functools.partial(
+            finetune.finetune_step,
+            model=models.create(name, NUM_CLASSES, frozen=selection.frozen),
+            optimizer=optimizer,
+            config=config,
+            prefixes=selection.prefixes,
+        )
+        feed = Resident(sharding.replicate(images, mesh), Order(len(images), len(images), (0,)))
+        self._arguments = feed.steps(0, steps)[1], jax.random.key(0), steps
+        self._program = (
+            loop.compile_steps(step, mesh).lower(self._state, *self._arguments).compile()
+        )
+        memory = self._program.memory_analysis()
+        trained = trainable.split(params, selection.prefixes)[0]
+        self.figures: dict[str, Any] = {
+            "parameters": trainable.count(trained),
+            "flops": (self._program.cost_analysis() or {}).get("flops"),
+            "optimizer_bytes": sum(x.nbytes for x in jax.tree.leaves(self._state.opt_state)),
+            "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+        }
+
+    def __call__(self) -> Any:
+        self._state, metrics = self._program(self._state, *self._arguments)
+        return metrics
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The figures of every mode."""
+    name = arguments.model
+    config = make_config(name, arguments.image_size)
+    images = make_images(arguments.batch, arguments.image_size)
+    model = models.create(name, NUM_CLASSES)
+    params = start(model, name, arguments.weights)
+    size = arguments.image_size
+    seen = augment.normalize(jnp.asarray(images.pixels[:, :size, :size]))
+    entropies = layer_selection.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
+    runs = {}
+    for mode in MODES:
+        chosen = layer_selection.select(
+            mode, model.layers, params, share=arguments.share, entropies=entropies
+        )
+        selection = layer_selection.selection(model.layers, chosen)
+        runs[mode] = Training(name, selection, params, images, config, arguments.steps)
+        jax.block_until_ready(runs[mode]())  # the first run warms up
+    times = timing.median_ms(runs, arguments.rounds, arguments.steps)
+    return {mode: {"step_s": times[mode] / 1e3, **run.figures} for mode, run in runs.items()}
+
+
+def print_table(result: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row a mode; beside its time the share of what training everything takes."""
+    table = rich.table.Table(
+        rich.table.Column("", no_wrap=True),
+        *("parameters", "ms a step", "GFLOP", "optimizer MB", "temporary MB"),
+    )
+    everything = result["all"]
+
+    def scaled(value: float | None, unit: float) -> str:
+        return "unknown" if value is None else f"{value / unit:.4g}"
+
+    for mode, row in result.items():
+        table.add_row(
+            mode,
+            f"{row['parameters']:,}",
+            f"{1e3 * row['step_s']:.4g} ({row['step_s'] / everything['step_s']:.0%})",
+            scaled(row["flops"], 1e9),
+            scaled(row["optimizer_bytes"], 1e6),
+            scaled(row["temporary_bytes"], 1e6),
+        )
+    rich.console.Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="squeezenet1_1", choices=models.names())
+    parser.add_argument("--weights", help=".safetensors or .npz; without, they are random")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=loop._MIN_STEPS)
+    parser.add_argument("--json")
+    arguments = parser.parse_args(argv)
+    result = measure(arguments)
+    print_table(result)
+    rich.console.Console().print(
+        f"{timing.machine()}, {arguments.model}, batch {arguments.batch}, "
+        f"{arguments.image_size} pixels, share {arguments.share}"
+    )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(result, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Whole runs with other branches than the paper's two: other networks, layers, fusions, noise."""
+
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from flax import traverse_util
+
+from egmae_jax import config as configs
+from egmae_jax import evaluate, experiment, fusion, layer_selection, loop, models
+from egmae_jax.evaluate import load_predictions
+from egmae_jax.interop import timm
+from egmae_jax.models.initialize import initial_params
+from tests import tiny
+from tests.test_experiment import assert_same, outcome, run_process
+
+EPOCHS = {"finetune__epochs": 2, "pretrain__epochs": 1, "rounds__count": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def selected(data, cache, tmp_path_factory):
+    """Workdir, config and results of a ResNet of which low-entropy layers train; no other branch.
+
+    A checkpoint is left after every dispatch, so that a killed run can go on.
+    """
+    workdir = tmp_path_factory.mktemp("selected")
+    return workdir, selection_config, experiment.run(selection_config(data, cache), workdir)
+
+
+def selection_config(data, cache, **changes):
+    fields = {
+        "branches": ("imagenet",),
+        "imagenet__model": tiny.RESNET,
+        "finetune__trainable": "low_entropy",
+        "finetune__trainable_share": 0.4,
+        "finetune__calibration_images": 10,
+        "checkpoint__save_seconds": 0.0,
+    }
+    return tiny.make_config(data, cache, **(EPOCHS | fields | changes))
+
+
+def write_weights(path, name, seed):
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = initial_params(models.create(name, 1000), seed, image)
+    timm.save(params, path, name)
+    return params
+
+
+def test_one_branch_is_neither_pretrained_nor_fused(selected):
+    workdir, _, results = selected
+    assert not (workdir / "pretrain").exists()
+    assert results["pretraining"] == []
+    assert results["branches"] == {"imagenet": tiny.RESNET}
+    (row,) = results["rounds"]
+    assert row["test"].keys() == row["confusion"].keys() == {"imagenet"}
+    assert "fusion" not in row
+    assert results["summary"].keys() == {"imagenet"}
+    stages = {json.loads(x)["stage"] for x in (workdir / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"finetune/imagenet"}
+    exported = [path.name for path in (workdir / "export").iterdir()]
+    assert exported == ["round_0_imagenet.safetensors"]
+
+
+def test_the_selection_is_left_as_numbers_and_as_a_picture(selected):
+    workdir, _, results = selected
+    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    assert results["rounds"][0]["trainable"] == {"imagenet": report}
+    with PIL.Image.open(workdir / "round_0" / "imagenet" / "layers.png") as image:
+        image.load()
+        assert min(image.size) > 100
+    share = report["trainable_parameters"] / report["parameters"]
+    assert 0.4 <= share < 1
+    entropies = {row["layer"]: row["entropy"] for row in report["layers"]}
+    trained = [row["layer"] for row in report["layers"] if row["trains"]]
+    assert list(entropies) == list(models.create(tiny.RESNET, 3).layers)
+    assert 0 < len(trained) < len(entropies)
+    # Those of lowest entropy, none left out.
+    assert sorted(entropies, key=entropies.get)[: len(trained)] == sorted(
+        trained, key=entropies.get
+    )
+
+
+def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected, data, cache):
+    workdir, make, _ = selected
+    run = experiment.Experiment(make(data, cache), workdir)
+    start = flatten(run._start_of(run.branches[0], 0, 0))
+    exported = workdir / "export" / "round_0_imagenet.safetensors"
+    after = flatten(timm.load(exported, tiny.RESNET))
+    assert after.keys() == start.keys()
+    same = {path for path, x in after.items() if np.array_equal(x, start[path])}
+    layers = models.create(tiny.RESNET, 3).layers
+    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    for row in report["layers"]:
+        own = {path for path in after if path.startswith(layers[row["layer"]])}
+        assert own
+        if row["trains"]:
+            assert not any(path in same for path in own if path.endswith(("kernel", "mean", "var")))
+        else:
+            assert own <= same, row["layer"]
+    assert "head/fc/kernel" not in same
+
+
+def flatten(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def test_a_selection_that_was_interrupted_ends_in_the_same_bits(
+    selected, data, cache, tmp_path, monkeypatch
+):
+    """Stopped at its second checkpoint; layers are not measured again."""
+    workdir, make, results = selected
+    save, saved = loop.Checkpoints.save, []
+
+    def stop(self, *args):
+        save(self, *args)
+        saved.append(args[0])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(make(data, cache), tmp_path)
+    layers = tmp_path / "round_0" / "imagenet" / "layers.json"
+    assert layers.exists()
+    assert not (tmp_path / "export").exists()
+    monkeypatch.setattr(
+        layer_selection, "layer_entropies", lambda *_: pytest.fail("measured again")
+    )
+    resumed = experiment.run(make(data, cache), tmp_path)
+    assert resumed["rounds"] == results["rounds"]
+    assert_same(outcome(workdir), outcome(tmp_path))
+
+
+def test_calibration_takes_training_images_whatever_the_batch(selected, data, cache):
+    workdir, make, _ = selected
+    entropies = []
+    for size in (8, 3):
+        run = experiment.Experiment(make(data, cache, evaluation__batch_size=size), workdir)
+        drawn = pictures(run.data.calibration(0, 10), size)
+        assert len(drawn) == len(set(drawn)) == 10
+        assert set(drawn) < set(pictures(run.data.evaluation(0, "train"), size))
+        params = run._start_of(run.branches[0], 0, 0)
+        entropies.append(run._layer_entropies(run.branches[0], 0, params))
+    assert entropies[0] == pytest.approx(entropies[1], abs=0.02)
+    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    assert entropies[0] == {row["layer"]: row["entropy"] for row in report["layers"]}
+    assert len(run.data.calibration(0, 10**6)) == len(run.data.indices(0, "train"))
+
+
+def pictures(images, size):
+    """The pixels of all images but padding."""
+    return [
+        pixels.tobytes()
+        for batch, indices, valid in images.batches(size)
+        for pixels in np.asarray(batch.take(indices).pixels)[np.asarray(valid) > 0]
+    ]
+
+
+def test_input_noise_does_not_depend_on_the_evaluation_batch(data, cache, tmp_path):
+    def predictions(size, noise, name):
+        config = selection_config(
+            data,
+            cache,
+            finetune__trainable="head",
+            finetune__input_noise=noise,
+            evaluation__batch_size=size,
+        )
+        experiment.run(config, tmp_path / name)
+        path = tmp_path / name / "predictions" / "round_0_imagenet_test.npz"
+        return load_predictions(path).probabilities
+
+    noisy = predictions(8, 0.4, "noisy")
+    (tmp_path / "noisy" / "predictions" / "round_0_imagenet_test.npz").unlink()
+    again = predictions(3, 0.4, "noisy")  # of the same network
+    np.testing.assert_allclose(noisy, again, rtol=1e-5, atol=1e-6)
+    clean = predictions(8, 0.0, "clean")
+    assert np.abs(clean - noisy).max() > 1e-3
+
+
+def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validation(
+    data, cache, tmp_path
+):
+    folder = tmp_path / "weights"
+    fields = EPOCHS | {
+        "branches": ("imagenet", "mae", tiny.RESNET),
+        "imagenet__weights": str(folder),
+        "fusion__kind": "weighted",
+    }
+    config = tiny.make_config(data, cache, **fields)
+    folder.mkdir()
+    write_weights(folder / f"{tiny.MODEL}.safetensors", tiny.MODEL, seed=7)
+    with pytest.raises(
+        FileNotFoundError, match=rf"no file .*{tiny.RESNET}\.safetensors.*{tiny.RESNET}'"
+    ):
+        experiment.run(config, tmp_path / "workdir")
+    write_weights(folder / f"{tiny.RESNET}.safetensors", tiny.RESNET, seed=8)
+    results = experiment.run(config, tmp_path / "workdir")
+
+    assert results["imagenet_weights"] == {
+        "imagenet": str(folder / f"{tiny.MODEL}.safetensors"),
+        tiny.RESNET: str(folder / f"{tiny.RESNET}.safetensors"),
+    }
+    assert len(set(results["imagenet_sha256"].values())) == 2
+    assert len(results["pretraining"]) == 1
+    (row,) = results["rounds"]
+    assert row["test"].keys() == {*config.branches, "ensemble"}
+    of = {
+        split: [
+            load_predictions(tmp_path / "workdir" / "predictions" / f"round_0_{b}_{split}.npz")
+            for b in config.branches
+        ]
+        for split in ("validation", "test")
+    }
+    labels = of["validation"][0].labels
+    fused = fusion.fit("weighted", labels, [p.probabilities for p in of["validation"]])
+    assert row["fusion"] == {"kind": "weighted", "weights": fused.fitted["weights"]}
+    mixed = fused.apply([p.probabilities for p in of["test"]])
+    assert row["test"]["ensemble"] == evaluate.compute_metrics(of["test"][0].labels, mixed)
+
+
+def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
+    params = {
+        name: write_weights(tmp_path / f"{name}.safetensors", name, seed=seed)
+        for seed, name in enumerate((tiny.MODEL, tiny.RESNET))
+    }
+    config = tiny.make_config(
+        data,
+        cache,
+        **EPOCHS,
+        branches=(tiny.RESNET, tiny.MODEL),
+        imagenet__weights=str(tmp_path),
+    )
+    run = experiment.Experiment(config, tmp_path / "workdir")
+    for branch in run.branches:
+        start = run._start_of(branch, 0, seed=5)
+        theirs = params[branch.model_name]
+        assert start["head"]["fc"]["kernel"].shape[-1] == 3
+        for tree in (start, theirs):
+            tree.pop("head")
+        jax.tree.map(np.testing.assert_array_equal, start, theirs)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_path):
+    workdir, make, _ = selected
+    config = configs.flatten(make(data, cache))
+    names = ("branches", "imagenet.model", "finetune.trainable", "finetune.trainable_share")
+    names += ("finetune.calibration_images", "finetune.epochs", "pretrain.epochs", "rounds.count")
+    fields = (f"{name}={config[name]!r}" for name in names)
+    process = run_process(
+        data,
+        cache,
+        tmp_path,
+        *fields,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "on 8 x cpu" in output
+    one, eight = (
+        json.loads((folder / "round_0" / "imagenet" / "layers.json").read_text())["layers"]
+        for folder in (workdir, tmp_path)
+    )
+    for a, b in zip(one, eight, strict=True):
+        assert a["trains"] == b["trains"]
+        assert a["entropy"] == pytest.approx(b["entropy"], abs=0.02)
+    assert_same(outcome(workdir), outcome(tmp_path), atol=2e-3)
