@@ -46,8 +46,14 @@ def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> F
         )
     if kind == "stacked":
         model = LogisticRegression(max_iter=1000).fit(_features(stacked), labels)
+
+        def predict(p: Sequence[np.ndarray]) -> np.ndarray:
+            predicted = np.zeros(p[0].shape)  # a class that validation lacks stays at 0
+            predicted[:, model.classes_] = model.predict_proba(_features(np.stack(p)))
+            return predicted
+
         return Fusion(
-            lambda p: model.predict_proba(_features(np.stack(p))),
+            predict,
             {"coefficients": model.coef_.tolist(), "intercepts": model.intercept_.tolist()},
         )
     raise ValueError(f"fusion.kind must be one of {', '.join(KINDS)}; got {kind!r}.")

@@ -205,15 +205,16 @@ FORWARD = {tiny.RESNET: (12, 1), "squeezenet1_1": (9, 17), tiny.MODEL: (0, 17)}
 # And of the backward pass. The head: its kernel's gradient, for ConvNeXt its input's, too, as its
 # norm trains. 'last': also the gradients of the head's input and of one kernel, but not of what
 # lies below; a ConvNeXt block has 3 products for each of two matrices (input, kernel, bias) and one
-# that unfolds the norm. 'first': gradients of all inputs but the image, of one kernel.
+# that unfolds the norm. 'first': gradients of all inputs but the image, of one kernel. A batch norm
+# that trains sums four times, by products: mean, variance and two gradients.
 BACKWARD = {
     ("head", tiny.RESNET): (0, 1),
     ("head", "squeezenet1_1"): (0, 1),
     ("head", tiny.MODEL): (0, 2),
-    ("last", tiny.RESNET): (1, 2),
+    ("last", tiny.RESNET): (1, 2 + 4),
     ("last", "squeezenet1_1"): (1, 2),
     ("last", tiny.MODEL): (0, 2 + 2 * 3 + 1),
-    ("first", tiny.RESNET): (11 + 1, 2),
+    ("first", tiny.RESNET): (11 + 1, 2 + 4),
     ("first", "squeezenet1_1"): (8 + 1, 16 + 2),
     ("first", tiny.MODEL): (0, 2 + 2 * 4 + 3 + 1),
 }

@@ -206,17 +206,21 @@ def _count(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     return {name: int((values == name).sum()) for name in names}
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the audit; runs/audit/<data set> if not given.")
+def define_flags() -> None:
+    """Of the command; the module can be imported without."""
+    config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py.")
+    flags.DEFINE_string("out", None, "Folder for the audit; runs/audit/<data set> if not given.")
+    flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:
     """Command line."""
     console.set_up_logging()
-    data = _CONFIG.value.data
-    folder = Path(_OUT.value or Path("runs") / "audit" / data.name)
+    config = flags.FLAGS.config
+    data = config.data
+    folder = Path(flags.FLAGS.out or Path("runs") / "audit" / data.name)
     try:
-        configs.check(_CONFIG.value, num_devices=1, section="data.")
+        configs.check(config, num_devices=1, section="data.")
         prepared = prepare(
             data.name,
             Path(data.dir).expanduser(),
@@ -232,5 +236,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    define_flags()
     app.run(main, flags_parser=configs.parse_flags)

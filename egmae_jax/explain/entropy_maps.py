@@ -338,14 +338,16 @@ def _cell(value: Mapping[str, float | None]) -> str:
     return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="Recipe, e.g. configs/busi.py; with --workdir, not needed."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run whose pre-training is finished.")
-_OUT = flags.DEFINE_string("out", "runs/entropy_maps", "Folder for the figures and noise.json.")
-_IMAGES = flags.DEFINE_integer("images", 6, "How many images to draw, of all classes alike.", 1)
-_FILE = flags.DEFINE_multi_string("file", [], "Draw this image instead; may be repeated.")
-_STATISTICS = flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
+def define_flags() -> None:
+    """Of the command; the module can be imported without."""
+    config_flags.DEFINE_config_file(
+        "config", help_string="Recipe, e.g. configs/busi.py; with --workdir, not needed."
+    )
+    flags.DEFINE_string("workdir", None, "A run whose pre-training is finished.")
+    flags.DEFINE_string("out", "runs/entropy_maps", "Folder for the figures and noise.json.")
+    flags.DEFINE_integer("images", 6, "How many images to draw, of all classes alike.", 1)
+    flags.DEFINE_multi_string("file", [], "Draw this image instead; may be repeated.")
+    flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
 
 
 def main(argv: list[str]) -> None:
@@ -353,26 +355,51 @@ def main(argv: list[str]) -> None:
     console.set_up_logging()
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --images=6.")
+    given = flags.FLAGS
     try:
-        workdir = None if _WORKDIR.value is None else Path(_WORKDIR.value)
-        run(config_of(workdir, _CONFIG.value), workdir, Path(_OUT.value))
+        workdir = None if given.workdir is None else Path(given.workdir)
+        run(
+            config_of(workdir, given.config),
+            workdir,
+            Path(given.out),
+            files=given.file,
+            count=given.images,
+            statistics=given.statistics,
+        )
     except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
         console.fail(str(error))
 
 
-def run(config: ConfigDict, workdir: Path | None, out: Path) -> None:
-    """Draws what the flags ask for."""
+def run(
+    config: ConfigDict,
+    workdir: Path | None,
+    out: Path,
+    *,
+    files: Sequence[str] = (),
+    count: int = 6,
+    statistics: bool = True,
+) -> None:
+    """Draws some images and measures all of them.
+
+    Args:
+        config: of the data and the corruption.
+        workdir: of a run whose pre-training is finished, if any.
+        out: folder for the figures and noise.json.
+        files: the images to draw; if there are none, some of all classes.
+        count: how many these are.
+        statistics: whether all images are measured, too.
+    """
     source = Source(config, workdir)
-    indices = find(source.prepared, _FILE.value)
+    indices = find(source.prepared, files)
     if not indices:
         among = np.arange(len(source.prepared.files))
         if workdir is not None:  # pre-training has not seen them
             held = [source.part_of.get(file) == "validation" for file in source.prepared.files]
             among = np.flatnonzero(held)
-        indices = choose(source.prepared, _IMAGES.value, among)
-    files = draw(source, indices, out)
-    logger.info("Written to %s: sheet.png and %d figures of single images", out, len(files) - 1)
-    if not _STATISTICS.value:
+        indices = choose(source.prepared, count, among)
+    drawn = draw(source, indices, out)
+    logger.info("Written to %s: sheet.png and %d figures of single images", out, len(drawn) - 1)
+    if not statistics:
         return
     found, rows = measure(source)
     write_json(out / "noise.json", found)
@@ -388,4 +415,5 @@ def run(config: ConfigDict, workdir: Path | None, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=configs.parse_flags)

@@ -133,12 +133,12 @@ def test_every_block_and_convolution_of_timms_has_an_address(networks):
 SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 # timm's stem always gives 64 channels.
 RESNETS = {
-    "resnet_basic": ((1, 2, 1, 2), (64, 16, 24, 32), False, "timm/none"),
-    "resnet_bottleneck": ((2, 1, 1, 1), (64, 8, 12, 16), True, "timm/none"),
+    "resnet_shallow": ((1, 2, 1, 2), (64, 16, 24, 32), False, "timm/none"),
+    "resnet_narrow": ((2, 1, 1, 1), (64, 8, 12, 16), True, "timm/none"),
 }
 # Ours: theirs. The first of each network is its default.
 OTHER_LAYERS = {
-    "resnet_basic": {
+    "resnet_shallow": {
         "layer4_1": "layer4.1",
         "layer4_1/conv2": "layer4.1.conv2",
         "layer4_0/downsample/conv": "layer4.0.downsample.0",
@@ -146,13 +146,13 @@ OTHER_LAYERS = {
         "layer1_0/conv1": "layer1.0.conv1",
         "stem/conv": "conv1",
     },
-    "resnet_bottleneck": {
+    "resnet_narrow": {
         "layer4_0": "layer4.0",
         "layer3_0/downsample/conv": "layer3.0.downsample.0",
         "layer2_0/conv2": "layer2.0.conv2",
         "layer1_1": "layer1.1",
     },
-    "asff_resnet_basic": {
+    "asff_resnet_shallow": {
         "layer4_1": "layer4.1",
         "fusion/high/conv": "fusion.high.conv",
         "fusion/mid/conv": "fusion.mid.conv",
@@ -227,7 +227,10 @@ def other(request):
         return name, (theirs, models.create(name, CLASSES), interop.convert(tensors, name, name))
 
 
-@pytest.mark.parametrize("reference", [by_hooks, by_package])
+SOME_SLOW = [by_hooks, pytest.param(by_package, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("reference", SOME_SLOW)
 def test_the_heat_of_the_other_backbones_is_theirs(reference, other, images):
     name, networks = other
     for layer, module in OTHER_LAYERS[name].items():
@@ -240,7 +243,7 @@ def test_the_other_backbones_default_layer_is_their_last_block(other):
 
 
 @pytest.mark.skipif(not SQUEEZENET_WEIGHTS.is_file(), reason="the real weights are not at hand")
-@pytest.mark.parametrize("reference", [by_hooks, by_package])
+@pytest.mark.parametrize("reference", SOME_SLOW)
 def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     theirs = without_inplace(torchvision.models.squeezenet1_1())
     with np.load(SQUEEZENET_WEIGHTS) as archive:

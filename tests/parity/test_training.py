@@ -269,7 +269,13 @@ def small_resnet():
     return torch_reference.randomize(network).train()
 
 
-@pytest.mark.parametrize("frozen", [(), ("stem/conv", "layer2_0/conv1", "layer2_0/conv2")])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("stem/conv", "layer2_0/conv1", "layer2_0/conv2"),
+    ],
+)
 def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     """Parameters and running statistics; those of frozen layers stay, in evaluation mode."""
     name, steps = "resnet_parity", 10
