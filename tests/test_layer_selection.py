@@ -174,6 +174,7 @@ def scenes(count, side=96):
     return (contrast * (smooth + 0.2 * rng.standard_normal(smooth.shape))).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_entropies_of_squeezenets_layers_are_those_of_pytorchs_hooks():
     torch = torch_reference.torch()
     network, params = squeezenet()

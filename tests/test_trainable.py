@@ -240,6 +240,7 @@ def test_below_the_lowest_layer_that_trains_no_gradient_is_computed(name):
     assert flops["all"] > 1.8 * flops["head"]
 
 
+@pytest.mark.slow
 def test_frozen_blocks_cost_nothing_where_parts_of_a_batch_are_computed_in_turn(monkeypatch):
     """On CPU wide activations of ConvNeXt are computed in a loop, and again for the gradients."""
     monkeypatch.setattr(perceptron, "_BLOCK_BYTES", 1.0)

@@ -155,6 +155,7 @@ def test_layers_are_listed_in_the_order_of_the_network():
     assert default_layer(Plain()) == "last"
 
 
+@pytest.mark.slow
 def test_every_address_of_a_convnext_can_be_given():
     model = models.ConvNeXt((1, 1, 1, 2), (4, 4, 4, 4), CLASSES)
     addresses = layers(model)

@@ -208,7 +208,14 @@ def without_inplace(network):
     return network.eval()
 
 
-@pytest.fixture(scope="module", params=OTHER_LAYERS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        # ASFF has all of a ResNet's layers.
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("resnet") else ())
+        for name in OTHER_LAYERS
+    ],
+)
 def other(request):
     """A name, and its timm's or torchvision's network, ours, our parameters."""
     name = request.param
@@ -243,7 +250,8 @@ def test_the_other_backbones_default_layer_is_their_last_block(other):
 
 
 @pytest.mark.skipif(not SQUEEZENET_WEIGHTS.is_file(), reason="the real weights are not at hand")
-@pytest.mark.parametrize("reference", SOME_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", [by_hooks, by_package])
 def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     theirs = without_inplace(torchvision.models.squeezenet1_1())
     with np.load(SQUEEZENET_WEIGHTS) as archive:

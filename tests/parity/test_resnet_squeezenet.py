@@ -257,7 +257,13 @@ def test_new_networks_are_distributed_as_pytorchs():
 # Checkpoints
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("resnet34", "resnet50") else ())
+        for n in NAMES
+    ],
+)
 def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     network = reference(name)
     source = tmp_path / "source.safetensors"

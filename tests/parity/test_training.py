@@ -269,12 +269,10 @@ def small_resnet():
     return torch_reference.randomize(network).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "frozen",
-    [
-        pytest.param((), marks=pytest.mark.slow),
-        ("stem/conv", "layer2_0/conv1", "layer2_0/conv2"),
-    ],
+    [(), ("stem/conv", "layer2_0/conv1", "layer2_0/conv2")],
 )
 def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     """Parameters and running statistics; those of frozen layers stay, in evaluation mode."""
@@ -333,7 +331,9 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     assert_as_exact((kept, ours[1]), *theirs, params)
 
 
-@pytest.mark.parametrize(("name", "steps"), SIZES)
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param(*SIZES[0], marks=pytest.mark.slow), *SIZES[1:]]
+)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
     section = config.pretrain
