@@ -147,6 +147,7 @@ def test_corruption_prints_and_writes_times_and_the_share_of_a_step(tmp_path, ca
 # Layer selection
 
 
+@pytest.mark.slow
 def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys):
     tiny.register()
     path = tmp_path / "costs.json"

@@ -169,6 +169,7 @@ def pictures(images, size):
     ]
 
 
+@pytest.mark.slow
 def test_input_noise_does_not_depend_on_the_evaluation_batch(data, cache, tmp_path):
     def predictions(size, noise, name):
         config = selection_config(
@@ -190,6 +191,7 @@ def test_input_noise_does_not_depend_on_the_evaluation_batch(data, cache, tmp_pa
     assert np.abs(clean - noisy).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validation(
     data, cache, tmp_path
 ):

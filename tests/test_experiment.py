@@ -352,6 +352,7 @@ def test_streaming_gives_the_bits_of_resident_images(finished, data, cache, tmp_
     assert results["rounds"] == finished[1]["rounds"]
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
     config = tiny.make_config(data, cache, model__dtype="bfloat16", rounds__count=1)
     experiment.run(config, tmp_path)
