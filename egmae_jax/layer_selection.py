@@ -60,13 +60,14 @@ def select(
     else:
         order = [list(layers)[i] for i in np.random.default_rng(seed).permutation(len(layers))]
     total = trainable.count(params)
-    count = total - sum(sizes(layers, params).values())  # the head
+    counts = sizes(layers, params)
+    count = total - sum(counts.values())  # the head
     chosen = []
     for layer in order:
         if count >= share * total:
             break
         chosen.append(layer)
-        count += sizes(layers, params)[layer]
+        count += counts[layer]
     return chosen
 
 
