@@ -6,6 +6,7 @@ backbone can stand beside or instead of them, each starting from its own ImageNe
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import models
@@ -43,3 +44,22 @@ def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
                 f"'mae' pre-trains model.name={branch.model_name}; only a ConvNeXt can be."
             )
     return branches
+
+
+def classifier(
+    branch: Branch,
+    config: ConfigDict | FrozenConfigDict,
+    num_classes: int,
+    *,
+    frozen: frozenset[str] = frozenset(),
+) -> models.Model:
+    """The network of a branch; batch norms of `frozen` layers stay as they were."""
+    kind, rate = models.family(branch.model_name), config.finetune.drop_path_rate
+    return models.create(
+        branch.model_name,
+        num_classes,
+        drop_path_rate=0.0 if kind == "squeezenet" else rate,
+        dtype=jnp.dtype(config.model.dtype),
+        rematerialize=config.model.rematerialize and kind == "convnext",
+        frozen=frozen,
+    )

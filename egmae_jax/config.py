@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from egmae_jax import branches, console, corruption, fusion, layer_selection, models
 from egmae_jax.data import datasets, images, splits
-from egmae_jax.models.convnext import TOTAL_STRIDE
 from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
@@ -84,13 +83,13 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         datasets.get(config.data.name)
     except ValueError as error:
         yield f"data.name: {error}"
-    convnext = mae = False  # whether any branch is, whose demands then count
+    mae, networks = False, []  # whether there is one, and all that will see the images
     try:
         field = "model.name"
         models.family(config.model.name)
         field = "branches"
         chosen = branches.of(config)
-        convnext = any(models.family(branch.model_name) == "convnext" for branch in chosen)
+        networks = [models.create(branch.model_name, num_classes=2) for branch in chosen]
         mae = any(branch.is_mae for branch in chosen)
     except ValueError as error:
         yield f"{field}: {error}"
@@ -202,7 +201,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     if not noise and round(config.corruption.mask_ratio * patches) < 1:
         yield f"corruption.mask_ratio is {config.corruption.mask_ratio}: no patch of {patches}."
     patch = config.corruption.patch_size
-    demands = {f"ConvNeXt's stride {TOTAL_STRIDE}": TOTAL_STRIDE} if convnext else {}
+    demands = {f"ConvNeXt's stride {n.stride}": n.stride for n in networks if n.needs_multiple}
     demands |= {f"corruption.patch_size={patch}": max(patch, 1)} if mae else {}
     divisor = math.lcm(*demands.values())
     if side % divisor:
@@ -211,8 +210,9 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             f"data.image_size is {side}; {' and '.join(demands)} "
             f"must{' both' * (len(demands) > 1)} divide it; the nearest is {nearest}."
         )
-    if side < TOTAL_STRIDE:
-        yield f"data.image_size is {side}; the networks need at least {TOTAL_STRIDE}."
+    least = max((network.min_size for network in networks), default=1)
+    if side < least:
+        yield f"data.image_size is {side}; the networks need at least {least}."
     if config.finetune.resize < side:
         yield (
             f"finetune.resize is {config.finetune.resize}, smaller than data.image_size={side}, "

@@ -1,6 +1,7 @@
-"""A run's folder: who may use it, and whether what it holds belongs to this run."""
+"""A run's folder: what is where in it, who may use it, whether its content is of this run."""
 
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,57 @@ from ml_collections import ConfigDict
 
 from egmae_jax.config import ConfigError, require_same
 from egmae_jax.files import RESTORE, read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where a run leaves what.
+
+    Attributes:
+        workdir: of the run.
+        folds: whether each round has a split, and so a pre-training, of its own.
+    """
+
+    workdir: Path
+    folds: bool
+
+    def of_split(self, split: int) -> Path:
+        """The folder of what is made once a split."""
+        return self.workdir / f"round_{split}" if self.folds else self.workdir
+
+    def splits(self, split: int) -> Path:
+        """Which image is in which part."""
+        return self.of_split(split) / "splits.json"
+
+    def autoencoder(self, split: int) -> Path:
+        """What pre-training ends in."""
+        return self.of_split(split) / "pretrain" / "autoencoder.safetensors"
+
+    def pretraining_report(self, split: int) -> Path:
+        """Its reconstruction losses."""
+        return self.autoencoder(split).with_name("report.json")
+
+    def layers(self, branch: str, round_index: int) -> Path:
+        """Which layers of a branch train."""
+        return self.workdir / f"round_{round_index}" / branch / "layers.json"
+
+    def finetuned(self, branch: str, round_index: int) -> Path:
+        """The best epoch of a branch."""
+        return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
+
+    def predictions(self, branch: str, round_index: int, split: str) -> Path:
+        """What a branch says of 'validation' or 'test'."""
+        return self.workdir / "predictions" / f"round_{round_index}_{branch}_{split}.npz"
+
+    def fusion_weights(self, branch: str, round_index: int) -> Path:
+        """Of an ASFF, by class."""
+        name = f"round_{round_index}_{branch}_fusion_weights.json"
+        return self.workdir / "predictions" / name
+
+    @property
+    def results(self) -> Path:
+        """What the run came to."""
+        return self.workdir / "results.json"
 
 
 @contextlib.contextmanager

@@ -94,8 +94,8 @@ def test_the_selection_is_left_as_numbers_and_as_a_picture(selected):
 
 def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected, data, cache):
     workdir, make, _ = selected
-    run = experiment.Experiment(make(data, cache), workdir)
-    start = flatten(run._start_of(run.branches[0], 0, 0))
+    stages = experiment.Experiment(make(data, cache), workdir)
+    start = flatten(stages.finetuning.start_of(stages.run.branches[0], 0, 0))
     exported = workdir / "export" / "round_0_imagenet.safetensors"
     after = flatten(timm.load(exported, tiny.RESNET))
     assert after.keys() == start.keys()
@@ -148,16 +148,16 @@ def test_calibration_takes_training_images_whatever_the_batch(selected, data, ca
     workdir, make, _ = selected
     entropies = []
     for size in (8, 3):
-        run = experiment.Experiment(make(data, cache, evaluation__batch_size=size), workdir)
-        drawn = pictures(run.data.calibration(0, 10), size)
+        stages = experiment.Experiment(make(data, cache, evaluation__batch_size=size), workdir)
+        drawn = pictures(stages.run.data.calibration(0, 10), size)
         assert len(drawn) == len(set(drawn)) == 10
-        assert set(drawn) < set(pictures(run.data.evaluation(0, "train"), size))
-        params = run._start_of(run.branches[0], 0, 0)
-        entropies.append(run._layer_entropies(run.branches[0], 0, params))
+        assert set(drawn) < set(pictures(stages.run.data.evaluation(0, "train"), size))
+        params = stages.finetuning.start_of(stages.run.branches[0], 0, 0)
+        entropies.append(stages.finetuning.layer_entropies(stages.run.branches[0], 0, params))
     assert entropies[0] == pytest.approx(entropies[1], abs=0.02)
     report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
     assert entropies[0] == {row["layer"]: row["entropy"] for row in report["layers"]}
-    assert len(run.data.calibration(0, 10**6)) == len(run.data.indices(0, "train"))
+    assert len(stages.run.data.calibration(0, 10**6)) == len(stages.run.data.indices(0, "train"))
 
 
 def pictures(images, size):
@@ -245,9 +245,9 @@ def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
         branches=(tiny.RESNET, tiny.MODEL),
         imagenet__weights=str(tmp_path),
     )
-    run = experiment.Experiment(config, tmp_path / "workdir")
-    for branch in run.branches:
-        start = run._start_of(branch, 0, seed=5)
+    stages = experiment.Experiment(config, tmp_path / "workdir")
+    for branch in stages.run.branches:
+        start = stages.finetuning.start_of(branch, 0, seed=5)
         theirs = params[branch.model_name]
         assert start["head"]["fc"]["kernel"].shape[-1] == 3
         for tree in (start, theirs):

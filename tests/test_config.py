@@ -470,17 +470,21 @@ def test_flatten_joins_names_by_dots():
 # --- no dead option ----------------------------------------------------------------------------
 
 
+# How modules call the whole config.
+WHOLE = ("self.config", "self._config", "run.config", "self._run.config")
+
+
 def fields_read(source):
     """The config fields that a module reads, found in its syntax.
 
-    Followed are `config`, `self.config` and `self._config`, which hold the whole config, and names
-    that a function assigns a section to, such as `config = self.config.pretrain`.
+    Followed are the expressions of WHOLE, and names that a function assigns a section to, such as
+    `config = self.config.pretrain`.
     """
     read = set()
 
     def resolve(node, names):
         """'' for the whole config, 'pretrain', 'pretrain.epochs', or None for anything else."""
-        if ast.unparse(node) in ("self.config", "self._config"):
+        if ast.unparse(node) in WHOLE:
             return ""
         if isinstance(node, ast.Name):
             return names.get(node.id)

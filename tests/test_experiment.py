@@ -187,9 +187,9 @@ def test_a_damaged_autoencoder_is_named(finished, data, cache, tmp_path):
     shutil.rmtree(workdir / "export")
     damaged = workdir / "pretrain" / "autoencoder.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    run = experiment.Experiment(tiny.make_config(data, cache), workdir)
+    stages = experiment.Experiment(tiny.make_config(data, cache), workdir)
     with pytest.raises(DamagedFileError, match=r"autoencoder\.safetensors is damaged"):
-        run.finetune(run.branches[1], 0)
+        stages.finetuning.train(stages.run.branches[1], 0)
 
 
 @pytest.mark.parametrize("file", ["config.json", "splits.json"])
@@ -303,7 +303,7 @@ def test_copies_with_another_label_are_named(data, cache, tmp_path, caplog):
 
 def test_the_protocol_is_the_one_that_was_possible(data, cache, tmp_path):
     config = tiny.make_config(data, cache, data__protocol="official")
-    assert experiment.Experiment(config, tmp_path).data.protocol == "grouped"
+    assert experiment.Experiment(config, tmp_path).run.data.protocol == "grouped"
 
 
 def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, caplog):
@@ -323,10 +323,10 @@ def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, capl
         caplog.text
     )
     config = tiny.make_config(folder, cache, data__name="manifest", data__protocol="official")
-    run = experiment.Experiment(config, tmp_path / "workdir")
-    assert run.data.protocol == "official"
-    assert [len(run.data.indices(0, part)) for part in splits.SPLITS] == [24, 6, 6]
-    assert run.data.num_left_out == 1
+    stages = experiment.Experiment(config, tmp_path / "workdir")
+    assert stages.run.data.protocol == "official"
+    assert [len(stages.run.data.indices(0, part)) for part in splits.SPLITS] == [24, 6, 6]
+    assert stages.run.data.num_left_out == 1
     rows = splits.read(tmp_path / "workdir" / "splits.json")
     assert "copy.png" not in {row["file"] for row in rows}
     (tmp_path / "workdir" / "pretrain").mkdir()  # as if it had begun
@@ -448,8 +448,8 @@ def companions(data, cache, tmp_path_factory):
 def test_fusion_weights_of_an_asff_are_given_by_class(companions):
     config, workdir, results = companions
     assert results["branches"] == {"squeezenet1_1": "squeezenet1_1", tiny.ASFF: tiny.ASFF}
-    run = experiment.Experiment(config, workdir)
-    images = run.data.evaluation(0, "test")
+    stages = experiment.Experiment(config, workdir)
+    images = stages.run.data.evaluation(0, "test")
     ((batch, indices, _),) = images.batches(len(images))
     pixels = np.asarray(batch.take(indices).pixels)
     keys = [

@@ -14,6 +14,7 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.files import RESTORE, DamagedFileError
+from egmae_jax.workdir import Paths
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class RoundData:
         self,
         prepared: Prepared,
         config: FrozenConfigDict,
-        workdir: Path,
+        paths: Paths,
         mesh: Mesh,
         *,
         begun: bool,
@@ -40,9 +41,8 @@ class RoundData:
         self._mesh = mesh
         self._store = HostStore(config.data.host_gigabytes * 1e9)
         self._parts = []  # int [N] for each split: which part an image is in
-        for index in range(config.rounds.count if config.rounds.kind == "folds" else 1):
-            folder = workdir / f"round_{index}" if config.rounds.kind == "folds" else workdir
-            path = folder / "splits.json"
+        for index in range(config.rounds.count if paths.folds else 1):
+            path = paths.splits(index)
             parts = self._split(index)
             if begun and not path.exists():
                 raise DamagedFileError(path, "it is missing", RESTORE)

@@ -39,7 +39,7 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
 from egmae_jax.files import RESTORE, read_json, write_json
-from egmae_jax.workdir import require_same_run
+from egmae_jax.workdir import Paths, require_same_run
 
 logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
 
@@ -59,8 +59,8 @@ class Source:
         params, model = None, None
         if workdir is not None:
             _require_mae(config, workdir)
-            self._folder = _pretrained_folder(workdir)
-            params = load_params(self._folder / "pretrain" / "autoencoder.safetensors")
+            paths = _pretrained(workdir)
+            params = load_params(paths.autoencoder(0))
         self.prepared = prepare(
             config.data.name,
             self.root,
@@ -72,7 +72,7 @@ class Source:
         )
         if params is not None:
             model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
-        self.part_of = {} if workdir is None else _parts(self._folder / "splits.json")
+        self.part_of = {} if workdir is None else _parts(paths.splits(0))
         self._view = pipeline.evaluation_view(
             self.prepared,
             color=config.data.color,
@@ -158,11 +158,11 @@ def _require_mae(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _pretrained_folder(workdir: Path) -> Path:
-    """Where pretrain/ and splits.json are: the workdir, with folds its round_0."""
-    for folder in (workdir, workdir / "round_0"):
-        if (folder / "pretrain" / "autoencoder.safetensors").exists():
-            return folder
+def _pretrained(workdir: Path) -> Paths:
+    """Where the first split and its pre-training are."""
+    for paths in (Paths(workdir, folds=False), Paths(workdir, folds=True)):
+        if paths.autoencoder(0).exists():
+            return paths
     raise FileNotFoundError(
         f"--workdir={workdir} has no finished pre-training (pretrain/autoencoder.safetensors). "
         "Run main.py with --stage=pretrain on it first, or give --config without --workdir for the "

@@ -1,6 +1,6 @@
 """How an ASFF weighs mid-level detail against high-level semantics, image by image and by class.
 
-A run computes them of its test images and gives them by class in results.json (`experiment.py`).
+A run gives those of its test images by class in results.json (`stages/prediction.py`).
 """
 
 import functools

@@ -33,6 +33,7 @@ from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, overlay
 from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.interop import timm
+from egmae_jax.workdir import Paths
 
 PyTree = Any
 _PAGE = 8  # images of a contact sheet
@@ -175,7 +176,7 @@ def load_classifier(
         ExplainError: there are none yet, or of another number of classes.
         CheckpointError: they are not the model's.
     """
-    weights = workdir / "export" / f"round_{round_index}_{branch.name}.safetensors"
+    weights = Paths(workdir, folds=False).finetuned(branch.name, round_index)
     if not weights.is_file():
         exported = (
             re.fullmatch(r"round_(\d+)_(.+)", path.stem)
@@ -248,8 +249,7 @@ def _read_split(
     count = config.rounds.count
     if not 0 <= round_index < count:
         raise ExplainError(f"There is no round {round_index}; the run's are 0 to {count - 1}.")
-    folds = config.rounds.kind == "folds"
-    path = (workdir / f"round_{round_index}" if folds else workdir) / "splits.json"
+    path = Paths(workdir, folds=config.rounds.kind == "folds").splits(round_index)
     if not path.is_file():
         raise DamagedFileError(path, "it is missing", RESTORE)
     try:

@@ -1,0 +1,200 @@
+"""Fine-tunes the branches (paper section 3.4): where each starts, which layers train, the steps."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from egmae_jax import (
+    augment,
+    console,
+    evaluate,
+    finetune,
+    layer_selection,
+    loop,
+    optim,
+    rng,
+    sharding,
+)
+from egmae_jax.branches import Branch
+from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params
+from egmae_jax.data.pipeline import Order
+from egmae_jax.files import read_json, write_json
+from egmae_jax.imagenet import ImagenetWeights
+from egmae_jax.interop import timm
+from egmae_jax.layer_selection import Selection
+from egmae_jax.stages.prediction import Prediction
+from egmae_jax.stages.run import Run, require
+
+PyTree = Any
+logger = logging.getLogger(__name__)
+
+
+class Finetuning:
+    """Leaves export/round_<i>_<branch>.safetensors, the best epoch's, and which layers trained."""
+
+    def __init__(self, run: Run, imagenet: ImagenetWeights, prediction: Prediction):
+        self._run = run
+        self._imagenet = imagenet
+        self._prediction = prediction
+
+    def train(self, branch: Branch, round_index: int) -> None:
+        """Fine-tunes a branch, resuming what there is."""
+        result = self._run.paths.finetuned(branch.name, round_index)
+        folder = self._run.paths.layers(branch.name, round_index).parent / "checkpoints"
+        if result.exists():
+            logger.info("Fine-tuning is complete (%s)", result)
+            delete_checkpoints(folder)  # a kill may have come before
+            return
+        config = self._run.config.finetune
+        stage, seed = f"finetune/{branch.name}", self._run.config.seed + round_index
+        num_images = len(self._run.data.indices(round_index, "train"))
+        steps_per_epoch = max(1, num_images // config.batch_size)
+        params = self.start_of(branch, round_index, seed)
+        selection = self._select_layers(branch, round_index, params)
+        schedule, optimizer, program = self._program(branch, selection, steps_per_epoch)
+        with Checkpoints(folder) as checkpoints:
+            _, best = loop.train(
+                stage=stage,
+                round_index=round_index,
+                program=program,
+                state=loop.TrainState.create(params, optimizer, self._run.mesh, selection.prefixes),
+                feed=lambda: self._run.data.feed(
+                    round_index,
+                    ("train",),
+                    Order(num_images, config.batch_size, (seed, rng.stage_id(stage))),
+                    total_steps=config.epochs * steps_per_epoch,
+                ),
+                batch_size=config.batch_size,
+                key=rng.stage_key(seed, stage),
+                epochs=config.epochs,
+                steps_per_epoch=steps_per_epoch,
+                schedule=schedule,
+                checkpoints=checkpoints,
+                save_seconds=self._run.config.checkpoint.save_seconds,
+                log=self._run.log,
+                evaluate=lambda params: self._validate(branch, params, round_index),
+            )
+        assert best is not None  # there is at least one epoch
+        timm.save(best.params, result, branch.model_name)
+        delete_checkpoints(folder)
+        logger.info(
+            "%s, round %d: best epoch %d, validation AUC %.4f",
+            stage,
+            round_index,
+            best.epoch,
+            best.score[0],
+        )
+
+    def require(self) -> None:
+        """Raises StageError where it has not finished."""
+        found = (
+            self._run.paths.finetuned(branch.name, round_index)
+            for round_index in self._run.rounds
+            for branch in self._run.branches
+        )
+        require(found, "finetune")
+
+    def start_of(self, branch: Branch, round_index: int, seed: int) -> PyTree:
+        """Where a branch starts from: pre-trained parameters below a fresh head."""
+        fresh = self._fresh(branch, seed)
+        if branch.is_mae:
+            split = self._run.data.split_of(round_index)
+            autoencoder = load_params(self._run.paths.autoencoder(split))
+            return finetune.start_from(fresh, autoencoder["encoder"], keep_fresh=("head/",))
+        if branch.name not in self._imagenet.params:
+            return fresh
+        keep_fresh = self._run.classifier(branch).fresh_prefixes
+        return finetune.start_from(fresh, self._imagenet.params[branch.name], keep_fresh=keep_fresh)
+
+    def _fresh(self, branch: Branch, seed: int) -> PyTree:
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        return self._run.initial_params(self._run.classifier(branch), seed, image)
+
+    @functools.cache  # noqa: B019 (lives as long as the process)
+    def _program(
+        self, branch: Branch, selection: Selection, steps_per_epoch: int
+    ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
+        """Schedule, optimizer and compiled steps, which rounds (and equal networks) share."""
+        config = self._run.config.finetune
+        schedule = optim.cosine_schedule(
+            config.learning_rate,
+            total_steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_epochs * steps_per_epoch,
+        )
+        optimizer = optim.adamw(
+            schedule,
+            self._fresh(branch, seed=0),
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            layer_decay=config.layer_decay,
+        )
+        step = functools.partial(
+            finetune.finetune_step,
+            model=self._run.classifier(branch, selection.frozen),
+            optimizer=optimizer,
+            config=self._run.config,
+            prefixes=selection.prefixes,
+        )
+        return schedule, optimizer, loop.compile_steps(step, self._run.mesh)
+
+    def _select_layers(self, branch: Branch, round_index: int, params: PyTree) -> Selection:
+        """Which layers of a branch train; decided once, in round_<i>/<branch>/layers.json."""
+        config = self._run.config.finetune
+        layers = self._run.classifier(branch).layers
+        path = self._run.paths.layers(branch.name, round_index)
+        if not path.exists():
+            entropies = None
+            if config.trainable == "low_entropy":
+                entropies = self.layer_entropies(branch, round_index, params)
+            chosen = layer_selection.select(
+                config.trainable,
+                layers,
+                params,
+                share=config.trainable_share,
+                entropies=entropies,
+                seed=self._run.config.seed + round_index,
+            )
+            report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
+            if entropies is not None:
+                layer_selection.plot(report, path.with_suffix(".png"))
+                console.print_layers(f"{branch.name}, round {round_index}", report)
+            write_json(path, report)
+        rows = read_json(path)["layers"]
+        return layer_selection.selection(layers, [row["layer"] for row in rows if row["trains"]])
+
+    def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:
+        """Of training images, in the evaluation view; in nats."""
+        run = self._run
+        images = run.data.calibration(round_index, run.config.finetune.calibration_images)
+        take = jax.jit(
+            lambda images, indices: augment.normalize(
+                images.take(sharding.split_batch(indices, run.mesh)).pixels
+            )
+        )
+        return layer_selection.layer_entropies(
+            run.classifier(branch),
+            sharding.replicate(params, run.mesh),
+            (
+                (take(batch, indices), jnp.asarray(valid))
+                for batch, indices, valid in images.batches(run.config.evaluation.batch_size)
+            ),
+        )
+
+    def _validate(
+        self, branch: Branch, params: PyTree, round_index: int
+    ) -> tuple[tuple[float, ...], dict[str, float]]:
+        """Score (validation AUC; of equal ones the lower loss) and metrics to log."""
+        predictions = self._prediction.of(branch, params, round_index, "validation")
+        metrics = evaluate.compute_metrics(predictions.labels, predictions.probabilities)
+        loss = evaluate.cross_entropy(predictions.labels, predictions.probabilities)
+        row = {
+            "validation_auc": metrics["auc"],
+            "validation_accuracy": metrics["accuracy"],
+            "validation_loss": loss,
+        }
+        return (metrics["auc"], -loss), row

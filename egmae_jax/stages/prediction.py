@@ -1,0 +1,113 @@
+"""What the branches say of a split (paper section 3.5), and how an ASFF weighs its features."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egmae_jax import augment, compilation, evaluate, finetune, models, rng, sharding
+from egmae_jax.branches import Branch
+from egmae_jax.data.pipeline import Images
+from egmae_jax.evaluate import Predictions
+from egmae_jax.explain import fusion_weights
+from egmae_jax.files import write_json
+from egmae_jax.interop import timm
+from egmae_jax.stages.run import Run
+
+PyTree = Any
+
+
+class Prediction:
+    """Leaves predictions/: probabilities of validation and test images, an ASFF's weights."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+    def save(self, branch: Branch, round_index: int, *, again: bool) -> None:
+        """Writes a branch's predictions for validation and test, once, or `again`.
+
+        Of an ASFF also the fusion weights of the test images, by class.
+        """
+        paths = {
+            split: self._run.paths.predictions(branch.name, round_index, split)
+            for split in ("validation", "test")
+        }
+        weights = self._run.paths.fusion_weights(branch.name, round_index)
+        needed = [*paths.values(), *([weights] if fuses(branch) else [])]
+        if not again and all(path.exists() for path in needed):
+            return
+        params = timm.load(self._run.paths.finetuned(branch.name, round_index), branch.model_name)
+        params = sharding.replicate(params, self._run.mesh)
+        for split, path in paths.items():
+            evaluate.save_predictions(path, self.of(branch, params, round_index, split))
+        if fuses(branch):
+            write_json(weights, self._fusion_weights(branch, params, round_index))
+
+    def of(self, branch: Branch, params: PyTree, round_index: int, split: str) -> Predictions:
+        """What a branch with these parameters says of a split."""
+        prepared = self._run.data.prepared
+        indices = self._run.data.indices(round_index, split)
+        return Predictions(
+            ids=np.array([prepared.files[i] for i in indices]),
+            labels=prepared.labels[indices],
+            probabilities=self._over(
+                self._probabilities_program(branch), params, round_index, split
+            ),
+        )
+
+    def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:
+        images = self._run.data.evaluation(round_index, split)
+        return evaluate.predict(program, params, images, self._run.config.evaluation.batch_size)
+
+    def _fusion_weights(self, branch: Branch, params: PyTree, round_index: int) -> dict[str, Any]:
+        """Of the test images, by class."""
+        values = self._over(self._weights_program(branch), params, round_index, "test")
+        prepared = self._run.data.prepared
+        labels = prepared.labels[self._run.data.indices(round_index, "test")]
+        return fusion_weights.by_class(values, labels, prepared.classes)
+
+    @functools.cache  # noqa: B019 (lives as long as the process)
+    def _probabilities_program(self, branch: Branch) -> Callable:
+        @compilation.jit
+        def program(params, images, indices, first):
+            pixels, noise = self._tested(images, indices, first)
+            model = self._run.classifier(branch)
+            return finetune.class_probabilities(params, pixels, noise, model=model)
+
+        return program
+
+    @functools.cache  # noqa: B019
+    def _weights_program(self, branch: Branch) -> Callable:
+        @compilation.jit
+        def program(params, images, indices, first):
+            pixels, noise = self._tested(images, indices, first)
+            normalized = augment.normalize(pixels) + noise
+            return fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
+
+        return program
+
+    def _tested(
+        self, images: Images, indices: jax.Array, first: jax.Array
+    ) -> tuple[jax.Array, jax.Array | float]:
+        """uint8 pixels of the evaluation view, and the noise to add once they are normalised.
+
+        `first` is the place of the first image in its split.
+        """
+        batch = images.take(sharding.split_batch(indices, self._run.mesh))
+        std = self._run.config.finetune.input_noise
+        noise: jax.Array | float = 0.0
+        if std > 0:  # an image's noise depends on its place in the split alone
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(
+                rng.stage_key(self._run.config.seed, "noise"), first + jnp.arange(len(batch))
+            )
+            shape = (*batch.pixels.shape[1:3], 3)
+            noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
+        return batch.pixels, noise
+
+
+def fuses(branch: Branch) -> bool:
+    """Whether a branch has fusion weights."""
+    return models.family(branch.model_name) == "asff_resnet"

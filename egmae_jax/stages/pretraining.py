@@ -1,0 +1,111 @@
+"""Pre-trains the autoencoder (paper section 3.3), once a split."""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from egmae_jax import compilation, loop, optim, pretrain, rng
+from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
+from egmae_jax.data.pipeline import Order
+from egmae_jax.files import write_json
+from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.stages.run import Run, require
+
+PyTree = Any
+logger = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """Leaves pretrain/autoencoder.safetensors and what it reaches, report.json."""
+
+    def __init__(self, run: Run):
+        self._run = run
+
+    @functools.cached_property
+    def _autoencoder(self) -> MaskedAutoencoder:
+        classes = self._run.data.prepared.classes
+        return pretrain.create_autoencoder(self._run.config, len(classes))
+
+    def train(self, split: int) -> None:
+        """Pre-trains on the training images of a split, resuming what there is."""
+        result = self._run.paths.autoencoder(split)
+        folder, report = result.parent / "checkpoints", self._run.paths.pretraining_report(split)
+        if result.exists():
+            logger.info("Pre-training is complete (%s)", result)
+            delete_checkpoints(folder)  # a kill may have come before
+            if not report.exists():
+                write_json(report, self._reconstruction_losses(load_params(result), split))
+            return
+        data, config = self._run.data, self._run.config.pretrain
+        seed = self._run.config.seed + split
+        indices = data.indices(split, *config.splits)
+        steps_per_epoch = max(1, len(indices) // config.batch_size)
+        schedule = optim.cosine_schedule(
+            config.learning_rate,
+            total_steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_epochs * steps_per_epoch,
+        )
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+        fresh = self._run.initial_params(self._autoencoder, seed, image, mask)
+        optimizer = optim.adamw(
+            schedule, fresh, weight_decay=config.weight_decay, betas=config.betas
+        )
+        step = functools.partial(
+            pretrain.pretrain_step,
+            model=self._autoencoder,
+            optimizer=optimizer,
+            config=self._run.config,
+        )
+        with Checkpoints(folder) as checkpoints:
+            state, _ = loop.train(
+                stage="pretrain",
+                round_index=split,
+                program=loop.compile_steps(step, self._run.mesh),
+                state=loop.TrainState.create(fresh, optimizer, self._run.mesh),
+                feed=lambda: data.feed(
+                    split,
+                    config.splits,
+                    Order(len(indices), config.batch_size, (seed, rng.stage_id("pretrain"))),
+                    total_steps=config.epochs * steps_per_epoch,
+                ),
+                batch_size=config.batch_size,
+                key=rng.stage_key(seed, "pretrain"),
+                epochs=config.epochs,
+                steps_per_epoch=steps_per_epoch,
+                schedule=schedule,
+                checkpoints=checkpoints,
+                save_seconds=self._run.config.checkpoint.save_seconds,
+                log=self._run.log,
+            )
+        losses = self._reconstruction_losses(state.params, split)
+        write_json(report, losses)
+        save_params(result, state.params)
+        delete_checkpoints(folder)
+        logger.info(
+            "Reconstruction loss on validation images %.4f; %.4f if it always said the mean colour",
+            losses["reconstruction_loss"],
+            losses["mean_colour_loss"],
+        )
+
+    def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
+        program = compilation.jit(
+            functools.partial(
+                pretrain.reconstruction_sums, model=self._autoencoder, config=self._run.config
+            )
+        )
+        images = self._run.data.evaluation(split, "validation")
+        key = rng.stage_key(self._run.config.seed + split, "reconstruction")
+        batches = images.batches(self._run.config.pretrain.batch_size)
+        sums = [
+            program(params, images.take(indices).pixels, valid, jax.random.fold_in(key, i))
+            for i, (images, indices, valid) in enumerate(batches)
+        ]
+        return pretrain.reconstruction_losses(sums)
+
+    def require(self) -> None:
+        """Raises StageError where it has not finished."""
+        require(map(self._run.paths.autoencoder, self._run.pretrainings), "pretrain")

@@ -1,0 +1,67 @@
+"""Scores the branches and their ensemble (paper sections 3.5 and 4.4)."""
+
+from typing import Any
+
+from egmae_jax import console, evaluate
+from egmae_jax.files import read_json, write_json
+from egmae_jax.imagenet import ImagenetWeights
+from egmae_jax.stages.prediction import fuses
+from egmae_jax.stages.run import Run
+
+
+def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
+    """Scores what is in predictions/; writes results.json and prints the table."""
+    prepared, config = run.data.prepared, run.config
+    results: dict[str, Any] = {
+        "config": config.to_dict(),
+        "dataset": {
+            "name": prepared.name,
+            "title": prepared.title,
+            "classes": list(prepared.classes),
+            "citation": prepared.citation,
+            "counts": run.data.counts(0),
+            "protocol": run.data.protocol,
+            "duplicate_groups": prepared.duplicate_groups,
+            "left_out": run.data.num_left_out,
+            "skipped": list(prepared.skipped),
+        },
+        "pretraining_saw_test": bool(run.pretrainings) and "test" in config.pretrain.splits,
+        "pretraining": [read_json(run.paths.pretraining_report(i)) for i in run.pretrainings],
+        "branches": {branch.name: branch.model_name for branch in run.branches},
+        "imagenet_weights": imagenet.sources,
+        "imagenet_sha256": imagenet.recorded(),
+        "rounds": [_score(run, round_index) for round_index in run.rounds],
+    }
+    results["summary"] = evaluate.summarize(results["rounds"])
+    write_json(run.paths.results, results)
+    console.print_results(results)
+    return results
+
+
+def _score(run: Run, round_index: int) -> dict[str, Any]:
+    names = [branch.name for branch in run.branches]
+    predictions = {
+        split: {
+            name: evaluate.load_predictions(run.paths.predictions(name, round_index, split))
+            for name in names
+        }
+        for split in ("validation", "test")
+    }
+    scores = evaluate.score(
+        predictions["validation"],
+        predictions["test"],
+        fusion_kind=run.config.fusion.kind,
+        resamples=run.config.evaluation.bootstrap_resamples,
+    )
+    row: dict[str, Any] = {"round": round_index, "seed": run.config.seed + round_index}
+    row["trainable"] = {name: read_json(run.paths.layers(name, round_index)) for name in names}
+    weights = {
+        branch.name: read_json(run.paths.fusion_weights(branch.name, round_index))
+        for branch in run.branches
+        if fuses(branch)
+    }
+    if weights:
+        row["fusion_weights"] = weights
+    if run.data.num_splits > 1:  # dataset.counts are the first round's
+        row["counts"] = run.data.counts(round_index)
+    return row | scores

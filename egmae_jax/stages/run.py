@@ -1,0 +1,83 @@
+"""What the stages of a run share."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from egmae_jax import branches, models
+from egmae_jax.branches import Branch
+from egmae_jax.data.rounds import RoundData
+from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.models.initialize import initial_params
+from egmae_jax.workdir import Paths
+
+PyTree = Any
+
+
+class StageError(RuntimeError):
+    """A stage lacks what an earlier one should have left in the workdir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: its config, data, devices and workdir."""
+
+    config: FrozenConfigDict
+    paths: Paths
+    mesh: Mesh
+    data: RoundData
+    log: MetricsLog
+
+    @functools.cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The classifiers that are fine-tuned and fused."""
+        return branches.of(self.config)
+
+    @property
+    def rounds(self) -> range:
+        """The rounds' indices."""
+        return range(self.config.rounds.count)
+
+    @property
+    def pretrainings(self) -> range:
+        """The splits that are pre-trained on; none without the branch 'mae'."""
+        wanted = any(branch.is_mae for branch in self.branches)
+        return range(self.data.num_splits if wanted else 0)
+
+    def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> models.Model:
+        """The network of a branch; batch norms of `frozen` layers stay as they were."""
+        return branches.classifier(
+            branch, self.config, len(self.data.prepared.classes), frozen=frozen
+        )
+
+    def initial_params(
+        self, network: nn.Module, seed: int, *inputs: jax.ShapeDtypeStruct
+    ) -> PyTree:
+        """Random parameters of a network, of inputs of those shapes."""
+        return initial_params(
+            network,
+            seed,
+            *inputs,
+            kernel_init=self.config.model.kernel_init,
+            layer_scale=self.config.model.layer_scale,
+        )
+
+
+def require(paths: Iterable[Path], stage: str) -> None:
+    """Asks for what a stage should have left.
+
+    Raises:
+        StageError: names the first file that is missing.
+    """
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise StageError(
+            f"{missing} is not there: run --stage={stage} (or no --stage at all) first."
+        )
