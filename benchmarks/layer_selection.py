@@ -24,13 +24,13 @@ import rich.table
 from ml_collections import FrozenConfigDict
 
 from benchmarks import timing
+from benchmarks.inputs import NUM_CLASSES, make_images
 from configs import default
 from egmae_jax import augment, finetune, layer_selection, loop, models, optim, sharding, trainable
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 
-NUM_CLASSES = 4
 MODES = ("all", "low_entropy", "random", "head")
 PyTree = Any
 
@@ -42,17 +42,6 @@ def make_config(model: str, image_size: int) -> FrozenConfigDict:
     config.data.image_size = image_size
     config.finetune.resize = round(image_size * 236 / 224)
     return FrozenConfigDict(config)
-
-
-def make_images(batch: int, image_size: int) -> Images:
-    """Random images, somewhat larger than the crops."""
-    rng = np.random.default_rng(0)
-    side = round(image_size * 256 / 224)
-    return Images(
-        rng.integers(0, 256, (batch, side, side, 3), np.uint8),
-        np.full((batch, 2), side, np.int32),
-        rng.integers(0, NUM_CLASSES, batch, np.int32),
-    )
 
 
 def start(model: models.Model, name: str, weights: str | None) -> PyTree:

@@ -30,7 +30,7 @@ def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, f
     import psutil
     import torch
 
-    from benchmarks import train_step
+    from benchmarks import inputs, train_step
     from benchmarks.pytorch_reference import training
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -41,7 +41,7 @@ def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, f
         dtype=arguments.dtype,
         rematerialize=side == "ours, rematerialized",
     )
-    images = train_step.make_images(batch, arguments.image_size)
+    images = inputs.make_images(batch, arguments.image_size)
     steps = 2
     resident = _Resident(psutil.Process())
     if side == "reference":

@@ -40,6 +40,7 @@ from flax import struct
 from ml_collections import FrozenConfigDict
 
 from benchmarks import timing
+from benchmarks.inputs import NUM_CLASSES, make_images
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
 from configs import default
@@ -49,7 +50,6 @@ from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
 
 _program: Callable[[], Any]  # of a contestant's process
-NUM_CLASSES = 3
 WORKS = ("train", "pretrain", "inference")
 CUDA = torch.cuda.is_available()
 # How the reference runs: memory format, mode of torch.compile or None.
@@ -86,17 +86,6 @@ def make_config(model: str, image_size: int, **model_fields: Any) -> FrozenConfi
         config.data.image_size = image_size
         config.finetune.resize = round(image_size * 236 / 224)
     return FrozenConfigDict(config)
-
-
-def make_images(batch: int, image_size: int) -> Images:
-    """Random images, somewhat larger than the crops."""
-    rng = np.random.default_rng(0)
-    side = round(image_size * 256 / 224)
-    return Images(
-        rng.integers(0, 256, (batch, side, side, 3), np.uint8),
-        np.full((batch, 2), side, np.int32),
-        rng.integers(0, NUM_CLASSES, batch, np.int32),
-    )
 
 
 class OurTraining:

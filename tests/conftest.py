@@ -29,3 +29,17 @@ def busi_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the real BUSI images are not at hand")
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A tiny data set for whole runs."""
+    from tests import tiny  # imports JAX
+
+    return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """What `data.cache_dir` of its runs is."""
+    return tmp_path_factory.mktemp("cache")

@@ -20,16 +20,6 @@ EPOCHS = {"finetune__epochs": 2, "pretrain__epochs": 1, "rounds__count": 1}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def selected(data, cache, tmp_path_factory):
     """Workdir, config and results of a ResNet of which low-entropy layers train; no other branch.
 

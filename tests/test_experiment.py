@@ -36,16 +36,6 @@ NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))  # of the kill test
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def finished(data, cache, tmp_path_factory):
     """A workdir with a complete run in it, and what the run returned."""
     workdir = tmp_path_factory.mktemp("finished")
