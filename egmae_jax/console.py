@@ -3,7 +3,7 @@
 import collections
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import absl.logging
@@ -109,8 +109,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
-    for branch in results["rounds"][0].get("fusion_weights", ()):
-        _print_fusion_weights(branch, [r["fusion_weights"][branch] for r in results["rounds"]])
+    for branch, weights in results.get("fusion_weights", {}).items():
+        _print_fusion_weights(branch, weights, rounds)
     weights = results["imagenet_weights"]
     at_random = ", ".join(branch for branch, source in weights.items() if source == "none")
     if at_random:
@@ -126,9 +126,9 @@ def print_results(results: Mapping[str, Any]) -> None:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
 
 
-def _print_fusion_weights(branch: str, rounds: Sequence[Mapping[str, Any]]) -> None:
-    """Of one branch, `explain.fusion_weights.by_class` of every round."""
-    over = f", averaged over {len(rounds)} rounds" if len(rounds) > 1 else ""
+def _print_fusion_weights(branch: str, weights: Mapping[str, Any], rounds: int) -> None:
+    """Of one branch, as `explain.fusion_weights.average` gives them."""
+    over = f", averaged over {rounds} rounds" if rounds > 1 else ""
     _console.print(
         f"\n{branch}: fusion weights, mean ± standard deviation over a class's test images{over}",
         highlight=False,
@@ -137,9 +137,8 @@ def _print_fusion_weights(branch: str, rounds: Sequence[Mapping[str, Any]]) -> N
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     for heading in ("Class", "Mid-level", "High-level"):
         table.add_column(heading, justify="left" if heading == "Class" else "right")
-    for name in dict.fromkeys(name for found in rounds for name in found):
-        rows = [found[name] for found in rounds if name in found]
-        table.add_row(name, *(_averaged([row[key] for row in rows]) for key in ("mid", "high")))
+    for name, row in weights.items():
+        table.add_row(name, *(_mean_std(row[key]) for key in ("mid", "high")))
     _console.print(table)
 
 
@@ -163,12 +162,6 @@ def print_layers(title: str, report: Mapping[str, Any]) -> None:
 def _mean_std(value: Mapping[str, float | None]) -> str:
     mean, std = (None if x is None else f"{x:.3f}".lstrip("0") for x in value.values())
     return f"{mean}" if std is None else f"{mean} ± {std}"
-
-
-def _averaged(values: Sequence[Mapping[str, float | None]]) -> str:
-    """As `_mean_std`, of the averages over rounds."""
-    known = {key: [x for v in values if (x := v[key]) is not None] for key in ("mean", "std")}
-    return _mean_std({key: sum(x) / len(x) if x else None for key, x in known.items()})
 
 
 def fail(message: str) -> NoReturn:

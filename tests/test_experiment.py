@@ -485,6 +485,8 @@ def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monk
     rounds = [r["fusion_weights"][tiny.ASFF]["normal"]["mid"] for r in results["rounds"]]
     mean, std = (f"{np.mean([r[key] for r in rounds]):.3f}".lstrip("0") for key in ("mean", "std"))
     assert f"{mean} ± {std}" in output
+    averaged = results["fusion_weights"][tiny.ASFF]["normal"]["mid"]
+    assert averaged["mean"] == pytest.approx(np.mean([row["mean"] for row in rounds]))
     (workdir / name).write_text("{")
     with pytest.raises(DamagedFileError, match=r"fusion_weights\.json is damaged.*run again"):
         experiment.run(config, workdir)

@@ -4,7 +4,7 @@ A run gives those of its test images by class in results.json (`stages/predictio
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,3 +45,20 @@ def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
             std = float(values.std(ddof=1)) if len(values) > 1 else None
             found[name][branch] = {"mean": float(values.mean()), "std": std}
     return found
+
+
+def average(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{class: {"mid": {"mean": ..., "std": ...}, "high": ...}}: `by_class` averaged over rounds."""
+    averaged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for found in rounds for name in found):
+        rows = [found[name] for found in rounds if name in found]
+        averaged[name] = {}
+        for branch in BRANCHES:
+            known = {
+                key: [x for row in rows if (x := row[branch][key]) is not None]
+                for key in ("mean", "std")
+            }
+            averaged[name][branch] = {
+                key: float(np.mean(values)) if values else None for key, values in known.items()
+            }
+    return averaged

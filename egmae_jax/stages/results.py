@@ -3,6 +3,7 @@
 from typing import Any
 
 from egmae_jax import console, evaluate
+from egmae_jax.explain import fusion_weights
 from egmae_jax.files import read_json, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
@@ -33,6 +34,11 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
     results["summary"] = evaluate.summarize(results["rounds"])
+    if fusing := [branch.name for branch in run.branches if fuses(branch)]:
+        results["fusion_weights"] = {
+            name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
+            for name in fusing
+        }
     write_json(run.paths.results, results)
     console.print_results(results)
     return results
