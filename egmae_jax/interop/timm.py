@@ -53,7 +53,7 @@ _CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0,
 _DENSE_AS_CONV = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 
 # timm builds the blocks' MLP of its small ConvNeXts from 1x1 convolutions (`conv_mlp=True`).
-_CONV_MLP = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")
+_CONV_MLP = re.compile(r"convnext(v2)?_(atto|femto|pico|nano)")
 _MLP = "MLP"  # stands in PATTERNS for _DENSE or _DENSE_AS_CONV, by model
 
 _Patterns = tuple[tuple[str, str, Layout | str], ...]
@@ -75,6 +75,8 @@ _CONVNEXT: _Patterns = (
     (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", _VECTOR),
     (r"stages_(\d+)/blocks_(\d+)/(fc\d)/kernel", r"stages.\1.blocks.\2.mlp.\3.weight", _MLP),
     (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/grn_scale", r"stages.\1.blocks.\2.mlp.grn.weight", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/grn_bias", r"stages.\1.blocks.\2.mlp.grn.bias", _VECTOR),
     (r"head/norm/scale", r"head.norm.weight", _VECTOR),
     (r"head/norm/bias", r"head.norm.bias", _VECTOR),
     (r"head/fc/kernel", r"head.fc.weight", _DENSE),
@@ -315,7 +317,7 @@ def _expected(model_name: str, classes: int) -> _Expected:
     """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_params(models.create(model_name, classes), image)
-    mlp_layout = _DENSE_AS_CONV if model_name in _CONV_MLP else _DENSE
+    mlp_layout = _DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else _DENSE
     expected = {}
     for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
         key, layout = _translate(path, models.family(model_name))

@@ -24,6 +24,12 @@ _CONVNEXT = {
     "convnext_tiny": ((3, 3, 9, 3), (96, 192, 384, 768), "timm/convnext_tiny.fb_in1k"),
     "convnext_small": ((3, 3, 27, 3), (96, 192, 384, 768), "timm/convnext_small.fb_in1k"),
     "convnext_base": ((3, 3, 27, 3), (128, 256, 512, 1024), "timm/convnext_base.fb_in1k"),
+    "convnextv2_atto": ((2, 2, 6, 2), (40, 80, 160, 320), "timm/convnextv2_atto.fcmae_ft_in1k"),
+    "convnextv2_femto": ((2, 2, 6, 2), (48, 96, 192, 384), "timm/convnextv2_femto.fcmae_ft_in1k"),
+    "convnextv2_pico": ((2, 2, 6, 2), (64, 128, 256, 512), "timm/convnextv2_pico.fcmae_ft_in1k"),
+    "convnextv2_nano": ((2, 2, 8, 2), (80, 160, 320, 640), "timm/convnextv2_nano.fcmae_ft_in1k"),
+    "convnextv2_tiny": ((3, 3, 9, 3), (96, 192, 384, 768), "timm/convnextv2_tiny.fcmae_ft_in1k"),
+    "convnextv2_base": ((3, 3, 27, 3), (128, 256, 512, 1024), "timm/convnextv2_base.fcmae_ft_in1k"),
 }
 # Whether the blocks are bottlenecks. The weights are torchvision's first ones, which the papers
 # that the recipes come from started from.
@@ -94,7 +100,8 @@ def create(
     model: Model
     if kind == "convnext":
         depths, dims, _ = _CONVNEXT[name]
-        model = ConvNeXt(depths, dims, num_classes, rematerialize=rematerialize, **options)
+        options |= {"rematerialize": rematerialize, "response_norm": name.startswith("convnextv2")}
+        model = ConvNeXt(depths, dims, num_classes, **options)
     elif rematerialize:
         raise ValueError(f"rematerialize is for ConvNeXt; {name} does not have it.")
     elif kind == "squeezenet":

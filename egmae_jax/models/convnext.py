@@ -1,5 +1,7 @@
 """ConvNeXt (Liu et al. 2022; paper section 3.2, equations 1-3) with timm's exact semantics.
 
+And ConvNeXt V2 (Woo et al. 2023): global response normalization in place of the layer scale.
+
 Channels last throughout. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
 pool -> norm -> linear, drop path grows linearly with depth. Submodules carry timm's names, so that
 `egmae_jax.interop.timm` is a table of patterns.
@@ -106,10 +108,14 @@ class NormParams(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2."""
+    """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2.
+
+    With `response_norm` it is V2's: x + drop_path(fc2(grn(gelu(fc1(norm(conv_dw(x))))))).
+    """
 
     dtype: Any = jnp.float32
     rematerialize: bool = False
+    response_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -120,8 +126,16 @@ class ConvNeXtBlock(nn.Module):
             *NormParams(name="norm")(channels),
             *LinearParams(4 * channels, name="fc1")(channels),
             *LinearParams(channels, name="fc2")(4 * channels),
-            self.param("gamma", nn.initializers.constant(1e-6), (channels,)),
         )
+        if self.response_norm:
+            zeros = nn.initializers.zeros
+            params = params._replace(
+                grn_scale=self.param("grn_scale", zeros, (4 * channels,)),
+                grn_bias=self.param("grn_bias", zeros, (4 * channels,)),
+            )
+        else:
+            gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
+            params = params._replace(gamma=gamma)
         if self.is_initializing():
             return x  # of the same shape; to trace the rest would take most of the time
         update = depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
@@ -164,6 +178,7 @@ class Stage(nn.Module):
     downsample: bool
     dtype: Any = jnp.float32
     rematerialize: bool = False
+    response_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -171,7 +186,9 @@ class Stage(nn.Module):
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
         for index in range(self.depth):
-            block = ConvNeXtBlock(self.dtype, self.rematerialize, name=f"blocks_{index}")
+            block = ConvNeXtBlock(
+                self.dtype, self.rematerialize, self.response_norm, name=f"blocks_{index}"
+            )
             x = block(x, None if scales is None else scales[index], train=train)
         return x
 
@@ -203,6 +220,7 @@ class ConvNeXt(nn.Module):
             takes less memory and more multiplications.
         frozen: layers (keys of `layers`) that are not trained; of no effect: no norm has running
             statistics.
+        response_norm: whether it is a ConvNeXt V2.
     """
 
     depths: tuple[int, ...]
@@ -212,6 +230,7 @@ class ConvNeXt(nn.Module):
     dtype: Any = jnp.float32
     rematerialize: bool = False
     frozen: frozenset[str] = frozenset()
+    response_norm: bool = False
 
     fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
     stride = TOTAL_STRIDE
@@ -221,7 +240,7 @@ class ConvNeXt(nn.Module):
     def setup(self):
         self.stem = Stem(self.dims[0], dtype=self.dtype)
         self.stages = [
-            Stage(features, depth, index > 0, self.dtype, self.rematerialize)
+            Stage(features, depth, index > 0, self.dtype, self.rematerialize, self.response_norm)
             for index, (features, depth) in enumerate(zip(self.dims, self.depths, strict=True))
         ]
         self.head = Head(self.num_classes, dtype=self.dtype)

@@ -20,6 +20,7 @@ PyTree = Any
 KERNEL_INITS = ("timm", "fan_in")
 _OUTPUT_KERNELS = ("head/fc/kernel", "decoder/predict/kernel")
 _CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "mask_token": 0.0}
+_CONSTANTS |= {"grn_scale": 0.0, "grn_bias": 0.0}
 
 
 def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
@@ -44,7 +45,7 @@ def initial_params(
         kernel_init: one of KERNEL_INITS. 'timm' draws every kernel with the module's deviation,
             else 0.02. 'fan_in' draws it with fan_in ** -0.5, but for the layers that predict
             classes or pixels: narrow networks are next to linear with 0.02, and learn slowly.
-        layer_scale: what every block's gamma starts from.
+        layer_scale: what every block's gamma starts from; ConvNeXt V2 has none.
     """
     module_std = getattr(module, "initial_std", lambda path, shape: None)
 

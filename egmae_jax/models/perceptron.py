@@ -1,5 +1,8 @@
 """The pointwise half of a ConvNeXt block: norm, linear, GELU, linear, layer scale.
 
+ConvNeXt V2's has no layer scale, but a global response normalization between GELU and the second
+matrix.
+
 For training the norm's scale and shift are folded into the first matrix and the layer scale into
 the second, which is the same function: (x * s + t) @ W + b = x @ (s[:, None] * W) + (t @ W + b).
 Their gradients then come out of the small matrices instead of passes over all pixels, and less is
@@ -10,6 +13,7 @@ On CPU matrix products and reductions get the forms that are fastest there.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +22,7 @@ from jax import lax
 
 from egmae_jax.compilation import materialize, subroutine
 
-EPSILON = 1e-6  # of the norm; timm's
+EPSILON = 1e-6  # of the norms; timm's
 # On CPU: the widest activation of what is computed at a time, which then stays in the cache; and up
 # to how many channels computing it again for the gradients takes less time than keeping it.
 _BLOCK_BYTES = 10e6
@@ -34,18 +38,24 @@ class Perceptron(NamedTuple):
     bias1: jax.Array  # [4C]
     kernel2: jax.Array  # [4C, C]
     bias2: jax.Array  # [C]
-    gamma: jax.Array  # [C], the layer scale
+    gamma: jax.Array | None = None  # [C], the layer scale
+    grn_scale: jax.Array | None = None  # [4C], of the global response normalization
+    grn_bias: jax.Array | None = None  # [4C]
 
     def folded(self) -> "Perceptron":
         """The same function with neutral norm parameters and layer scale."""
-        return Perceptron(
-            jnp.ones_like(self.norm_scale),
-            jnp.zeros_like(self.norm_bias),
-            self.norm_scale[:, None] * self.kernel1,
-            self.norm_bias @ self.kernel1 + self.bias1,
-            self.kernel2 * self.gamma,
-            self.bias2 * self.gamma,
-            jnp.ones_like(self.gamma),
+        folded = self._replace(
+            norm_scale=jnp.ones_like(self.norm_scale),
+            norm_bias=jnp.zeros_like(self.norm_bias),
+            kernel1=self.norm_scale[:, None] * self.kernel1,
+            bias1=self.norm_bias @ self.kernel1 + self.bias1,
+        )
+        if self.gamma is None:
+            return folded
+        return folded._replace(
+            kernel2=self.kernel2 * self.gamma,
+            bias2=self.bias2 * self.gamma,
+            gamma=jnp.ones_like(self.gamma),
         )
 
 
@@ -65,18 +75,19 @@ def perceptron(
     """
     params = params.folded() if train else params
     params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
-    channels = x.shape[-1]
-    rows, blocks, layers = x.reshape(-1, channels), 1, _layers
+    channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
+    rows, blocks = x.reshape(-1, channels), 1
+    layers: Callable[..., jax.Array] = functools.partial(_layers, pixels=pixels)
     if jax.default_backend() == "cpu" and (not train or channels <= _RECOMPUTED_CHANNELS):
         wide = rows.shape[0] * params.kernel1.shape[1] * x.dtype.itemsize
         blocks = _num_blocks(x.shape[0], wide)
     if train and (rematerialize or blocks > 1):
         # In a loop nothing can be merged with what is kept, so no barrier need prevent it.
-        layers = jax.checkpoint(_layers, prevent_cse=blocks == 1)
+        layers = jax.checkpoint(layers, prevent_cse=blocks == 1)
     if blocks == 1:
         result = layers(rows, params)
     else:
-        parts = rows.reshape(blocks, -1, channels)
+        parts = rows.reshape(blocks, -1, channels)  # each of whole images
         result = lax.map(lambda part: layers(part, params), parts)
     return result.reshape(x.shape)
 
@@ -87,12 +98,17 @@ def _num_blocks(batch: int, size: float) -> int:
     return next((n for n in divisors if size / n <= _BLOCK_BYTES), batch)
 
 
-def _layers(x: jax.Array, params: Perceptron) -> jax.Array:
-    """[N, C] -> [N, C]."""
+def _layers(x: jax.Array, params: Perceptron, *, pixels: int) -> jax.Array:
+    """[N, C] -> [N, C], of images that have so many `pixels`."""
     # XLA drops the products with ones and sums with zeros of folded parameters.
     x = materialize(standardize(x) * params.norm_scale + params.norm_bias)
     x = materialize(linear(x, params.kernel1, params.bias1))
-    return linear(gelu(x), params.kernel2, params.bias2) * params.gamma
+    x = gelu(x)
+    if params.grn_scale is not None and params.grn_bias is not None:
+        images = x.reshape(-1, pixels, x.shape[-1])
+        x = global_response_norm(images, params.grn_scale, params.grn_bias).reshape(x.shape)
+    x = linear(x, params.kernel2, params.bias2)
+    return x if params.gamma is None else x * params.gamma
 
 
 def standardize(x: jax.Array) -> jax.Array:
@@ -101,6 +117,21 @@ def standardize(x: jax.Array) -> jax.Array:
     # Not E[y^2] - E[y]^2, which loses digits where the mean is large.
     y = y - y.mean(axis=-1, keepdims=True)
     return (y * lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + EPSILON)).astype(x.dtype)
+
+
+def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Channels compete by their norms over an image (Woo et al. 2023, ConvNeXt V2).
+
+    Args:
+        x: [B, N, C], the N pixels of each image; the norms are computed in float32.
+        scale: [C].
+        bias: [C].
+    """
+    squares = jnp.square(x.astype(jnp.float32)).sum(axis=1, keepdims=True)
+    # The root of 0 has no derivative; that of its norm is 0, as PyTorch's.
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    shares = norms / (norms.mean(axis=-1, keepdims=True) + EPSILON)
+    return materialize(x + (x * (scale * shares).astype(x.dtype) + bias))
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
+from egmae_jax.models.perceptron import global_response_norm
 from egmae_jax.models.resnet import ResNet
 
 SMALL = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=3)
@@ -252,6 +253,34 @@ def test_an_unknown_kind_of_parameter_is_refused():
         initial_params(Strange(), 0, image_shape())
 
 
+# ConvNeXt V2
+
+
+def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
+    model = SMALL.clone(response_norm=True)
+    params = redrawn(initial_params(model, 0, image_shape()))
+    images = random(0, 3, 64, 64, 3)
+    images[1] *= 5
+    together = model.apply({"params": params}, images)
+    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    for train in (False, True):
+        for image, logits in zip(images, together, strict=True):
+            alone = model.apply({"params": params}, image[None], train=train)[0]
+            np.testing.assert_allclose(alone, logits, atol=1e-4)
+    parts = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
+    np.testing.assert_allclose(parts, together, atol=1e-4)
+
+
+def test_channels_without_any_response_have_a_finite_gradient():
+    def loss(x):
+        return jnp.square(global_response_norm(x, jnp.ones(2), jnp.zeros(2))).sum()
+
+    x = random(0, 2, 5, 2)
+    x[..., 1] = 0
+    assert np.isfinite(jax.grad(loss)(x)).all()
+    assert np.isfinite(jax.grad(loss)(np.zeros_like(x))).all()
+
+
 # The registry
 
 
@@ -267,6 +296,12 @@ def test_an_unknown_kind_of_parameter_is_refused():
         ("convnext_femto", 5.2e6),
         ("convnext_pico", 9.1e6),
         ("convnext_nano", 15.6e6),
+        ("convnextv2_atto", 3.7e6),
+        ("convnextv2_femto", 5.2e6),
+        ("convnextv2_pico", 9.1e6),
+        ("convnextv2_nano", 15.6e6),
+        ("convnextv2_tiny", 28.6e6),
+        ("convnextv2_base", 89e6),
     ],
 )
 def test_models_have_the_published_number_of_parameters(name, count):

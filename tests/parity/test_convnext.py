@@ -63,7 +63,7 @@ def flatten(tree):
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-@every_model(fast={"convnext_atto"})
+@every_model(fast={"convnext_atto", "convnextv2_atto"})
 def test_logits_are_timms(name, tmp_path):
     theirs = reference(name)
     params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
@@ -101,8 +101,12 @@ def test_the_epsilon_of_every_norm_is_timms(tmp_path):
         assert np.abs(theirs(images_torch).numpy() - expected).max() > 1e-2
 
 
+SLOW_GRADIENTS = ("convnext_tiny", "convnextv2_atto")
+
+
 @pytest.mark.parametrize(
-    "name", ["convnext_atto", pytest.param("convnext_tiny", marks=pytest.mark.slow)]
+    "name",
+    ["convnext_atto", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GRADIENTS)],
 )
 def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
     theirs = reference(name)
@@ -136,7 +140,7 @@ def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
     assert {path: e for path, e in errors.items() if not e < 1e-3} == {}
 
 
-@every_model(fast={"convnext_atto", "convnext_pico", "convnext_tiny"})
+@every_model(fast={"convnext_atto", "convnext_tiny", "convnextv2_pico", "convnextv2_tiny"})
 def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     theirs = reference(name)
     source = write(theirs.state_dict(), tmp_path / "source.safetensors")
