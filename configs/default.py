@@ -129,7 +129,8 @@ def get_config() -> ConfigDict:
     config.imagenet = imagenet = ConfigDict()
     # 'default': timm's ImageNet-1k checkpoint of the model, from the Hugging Face hub or its local
     # cache; a hub id; a .safetensors or .npz file; a folder that holds <model>.safetensors or .npz
-    # for several branches; or 'none': random weights, which every result then says.
+    # for several branches, of which the others take the default; or 'none': random weights, which
+    # every result then says.
     imagenet.weights = "default"
     imagenet.model = ""  # any backbone; empty is model.name, the twin [S 3.1]
 

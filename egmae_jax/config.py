@@ -93,6 +93,10 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         mae = any(branch.is_mae for branch in chosen)
     except ValueError as error:
         yield f"{field}: {error}"
+    if networks and config.fusion.kind in fusion.KINDS[1:] and len(networks) == 1:
+        yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch."
+    if networks and config.model.rematerialize and not any(n.needs_multiple for n in networks):
+        yield "model.rematerialize is True, but no branch is a ConvNeXt."
     if not config.data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
 

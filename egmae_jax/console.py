@@ -91,7 +91,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     over = f"mean ± standard deviation over {rounds} rounds" if rounds > 1 else "one round"
     _console.print(f"\n{dataset['title']}: test, {over}", highlight=False)
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)  # fits 80 columns
-    table.add_column("Branch")
+    table.add_column("Branch", no_wrap=True)
     for title in _COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for branch, metrics in results["summary"].items():
@@ -109,6 +109,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
+    _print_classes(results["summary_by_class"])
     for branch, weights in results.get("fusion_weights", {}).items():
         _print_fusion_weights(branch, weights, rounds)
     weights = results["imagenet_weights"]
@@ -124,6 +125,33 @@ def print_results(results: Mapping[str, Any]) -> None:
         _console.print(f"[bold yellow]{count} unreadable images left out.[/]", highlight=False)
     if results["pretraining_saw_test"]:
         _console.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
+
+
+_CLASS_COLUMNS = {
+    "precision": "Precision",
+    "recall": "Recall",
+    "specificity": "Specificity",
+    "f1": "F1",
+    "auc": "AUC",
+    "pr_auc": "PR-AUC",
+}
+
+
+def _print_classes(summary: Mapping[str, Any]) -> None:
+    """Every class against the rest: of two classes for all branches, else for the last one."""
+    last = list(summary)[-1]
+    shown = summary if len(summary[last]) == 2 else {last: summary[last]}
+    _console.print("\nEach class against the rest, means:", highlight=False)
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("Branch", "Class"):
+        table.add_column(heading, no_wrap=True)
+    for title in _CLASS_COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for branch, classes in shown.items():
+        for label, metrics in classes.items():
+            cells = (_mean_std({"mean": metrics[m]["mean"], "std": None}) for m in _CLASS_COLUMNS)
+            table.add_row(rich.markup.escape(branch), rich.markup.escape(label), *cells)
+    _console.print(table)
 
 
 def _print_fusion_weights(branch: str, weights: Mapping[str, Any], rounds: int) -> None:

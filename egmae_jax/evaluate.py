@@ -15,6 +15,15 @@ from egmae_jax.files import DamagedFileError, write_atomically
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
+# Of one class against the rest.
+CLASS_METRICS = (
+    "precision",
+    "recall",
+    "specificity",
+    "f1",
+    "auc",
+    "pr_auc",
+)
 
 
 class Predictions(NamedTuple):
@@ -25,18 +34,17 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray  # float [N, num_classes]
 
 
-def predict(program: Callable, params: PyTree, images: Evaluation, batch_size: int) -> np.ndarray:
+def predict(program: Callable, images: Evaluation, batch_size: int) -> np.ndarray:
     """Class probabilities of all images, float32 [N, num_classes].
 
     Args:
-        program: jitted, (params, images, indices [B], place of the first in the split) ->
-            probabilities [B, num_classes].
-        params: of the classifier.
+        program: jitted, (images, indices [B], place of the first in the split) -> probabilities
+            [B, num_classes].
         images: to classify.
         batch_size: of one call.
     """
     batches = [
-        program(params, batch, indices, i * batch_size)
+        program(batch, indices, i * batch_size)
         for i, (batch, indices, _) in enumerate(images.batches(batch_size))
     ]
     return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
@@ -76,20 +84,25 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     }
 
 
-def class_metrics(labels: np.ndarray, probabilities: np.ndarray) -> list[dict[str, float]]:
+def class_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """For every class against the rest: precision, recall (sensitivity), specificity, F1, AUCs.
 
     Args:
         labels: int [N], every class present.
         probabilities: [N, num_classes].
+        classes: their names.
+
+    Returns:
+        {class: {metric of CLASS_METRICS: value}}.
     """
-    classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(axis=1)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0
+        labels, predicted, labels=np.arange(len(classes)), zero_division=0
     )
-    return [
-        {
+    return {
+        name: {
             "precision": float(precision[c]),
             "recall": float(recall[c]),
             "specificity": float(np.mean(predicted[labels != c] != c)),
@@ -97,8 +110,8 @@ def class_metrics(labels: np.ndarray, probabilities: np.ndarray) -> list[dict[st
             "auc": float(sk.roc_auc_score(labels == c, probabilities[:, c])),
             "pr_auc": float(sk.average_precision_score(labels == c, probabilities[:, c])),
         }
-        for c in classes
-    ]
+        for c, name in enumerate(classes)
+    }
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -188,6 +201,7 @@ def score(
     validation: Mapping[str, Predictions],
     test: Mapping[str, Predictions],
     *,
+    classes: Sequence[str],
     fusion_kind: str = "mean",
     resamples: int,
 ) -> dict[str, Any]:
@@ -196,11 +210,12 @@ def score(
     Args:
         validation: by branch; the fusion is fitted on these.
         test: by branch; these are scored.
+        classes: names.
         fusion_kind: one of `fusion.KINDS`.
         resamples: of the bootstrap.
 
     Returns:
-        {"test": {branch: metrics}, "by_class": {branch: [metrics of each class]}, "intervals":
+        {"test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
         {branch: ...}, "confusion": {branch: ...}}, with 'ensemble' among the branches where there
         are several, and what its "fusion" fitted.
     """
@@ -214,10 +229,10 @@ def score(
             [validation[name].probabilities for name in test],
         )
         probabilities["ensemble"] = fused.apply(list(probabilities.values()))
-        scores["fusion"] = {"kind": fusion_kind, **fused.fitted}
+        scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fused.fitted}
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
-        "by_class": {name: class_metrics(labels, p) for name, p in probabilities.items()},
+        "by_class": {name: class_metrics(labels, p, classes) for name, p in probabilities.items()},
         "intervals": {
             name: bootstrap_intervals(labels, p, seed=0, resamples=resamples)
             for name, p in probabilities.items()
@@ -229,19 +244,34 @@ def score(
     }
 
 
-def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean and standard deviation over rounds of every branch's metrics.
+def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over rounds of every branch's metrics: {branch: {metric: ...}}.
 
     The deviation is the sample's (n - 1); it is None for a single round.
     """
-    summary: dict[str, dict[str, dict[str, float | None]]] = {}
-    for branch in rounds[0]["test"]:
-        summary[branch] = {}
-        for name in METRICS:
-            values = [r["test"][branch][name] for r in rounds]
-            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            summary[branch][name] = {"mean": float(np.mean(values)), "std": std}
-    return summary
+    return {
+        branch: {name: _mean_std([r["test"][branch][name] for r in rounds]) for name in METRICS}
+        for branch in rounds[0]["test"]
+    }
+
+
+def summarize_classes(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """As `summarize`, of every class against the rest: {branch: {class: {metric: ...}}}."""
+    return {
+        branch: {
+            label: {
+                name: _mean_std([r["by_class"][branch][label][name] for r in rounds])
+                for name in CLASS_METRICS
+            }
+            for label in classes
+        }
+        for branch, classes in rounds[0]["by_class"].items()
+    }
+
+
+def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std}
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -170,6 +170,15 @@ def _announce(run: Run) -> None:
         jax.devices()[0].device_kind,
         run.paths.workdir,
     )
+    if run.config.finetune.trainable != "all" and run.config.imagenet.weights == "none":
+        at_random = [branch.name for branch in run.branches if not branch.is_mae]
+        if at_random:
+            logger.warning(
+                "finetune.trainable=%s freezes layers of %s at random weights; a ResNet's frozen "
+                "blocks then add nothing at all, their last norm starting from 0",
+                run.config.finetune.trainable,
+                ", ".join(at_random),
+            )
     parts_of = {"finetune": ("train",)}
     parts_of |= {"pretrain": run.config.pretrain.splits} if run.pretrainings else {}
     for stage, parts in parts_of.items():

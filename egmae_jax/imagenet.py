@@ -43,7 +43,7 @@ class ImagenetWeights:
         self._sha256: dict[str, str] = {}
         if self._branches and weights == "none":
             logger.warning(
-                "imagenet.weights=none: %s starts from RANDOM weights; its results and the "
+                "imagenet.weights=none: RANDOM weights to start from (%s); such results and the "
                 "ensemble's are not the method's.",
                 ", ".join(self._branches),
             )
@@ -100,7 +100,8 @@ class ImagenetWeights:
 def _source(weights: str, model_name: str) -> str:
     """What `imagenet.weights` means for one model.
 
-    Of a folder it is the file named after the model, else, as timm has it, `model.safetensors`.
+    Of a folder it is the file named after the model, else, as timm has it, `model.safetensors`;
+    without either it is the default.
     """
     backbone = models.imagenet_model(model_name)
     if weights == "default":
@@ -108,5 +109,5 @@ def _source(weights: str, model_name: str) -> str:
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
     files += [folder / "model.safetensors"]  # as the hub has it
-    missing = str(files[0]) if folder.is_dir() else weights
+    missing = models.default_weights(backbone) if folder.is_dir() else weights
     return next((str(file) for file in files if file.is_file()), missing)

@@ -47,8 +47,9 @@ def select(
         mode: one of MODES.
         layers: of the model, address -> path prefixes (`model.layers`).
         params: of the model.
-        share: layers are added until at least this share of all parameters trains, the head's
-            included; 'low_entropy' and 'random' read it.
+        share: layers are added, each whole, until at least this share of all parameters trains,
+            the head's included; below 1 at least one layer stays frozen. 'low_entropy' and 'random'
+            read it.
         entropies: of the layers, for 'low_entropy'.
         seed: of the order, for 'random'.
     """
@@ -62,9 +63,9 @@ def select(
     total = trainable.count(params)
     counts = sizes(layers, params)
     count = total - sum(counts.values())  # the head
-    chosen = []
+    chosen: list[str] = []
     for layer in order:
-        if count >= share * total:
+        if count >= share * total or (share < 1 and len(chosen) == len(order) - 1):
             break
         chosen.append(layer)
         count += counts[layer]

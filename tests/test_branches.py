@@ -4,12 +4,24 @@ import json
 
 import jax
 import numpy as np
+import optax
 import PIL.Image
 import pytest
 from flax import traverse_util
 
+from egmae_jax import (
+    augment,
+    evaluate,
+    experiment,
+    finetune,
+    fusion,
+    layer_selection,
+    loop,
+    models,
+    sharding,
+)
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, fusion, layer_selection, loop, models
+from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
@@ -159,6 +171,41 @@ def pictures(images, size):
     ]
 
 
+def test_every_round_draws_its_own_random_layers(data, cache, tmp_path):
+    config = selection_config(data, cache, finetune__trainable="random", rounds__count=8)
+    stages = experiment.Experiment(config, tmp_path)
+    branch = stages.run.branches[0]
+    drawn = {
+        stages.finetuning._select_layers(branch, r, stages.finetuning.start_of(branch, r, 0))
+        for r in range(8)
+    }
+    assert len(drawn) > 2
+
+
+@pytest.mark.parametrize("std", [0.0, 0.3])
+def test_training_sees_the_input_noise(std):
+    config = tiny.make_config("", "", finetune__input_noise=std)
+    seen = []
+
+    class Watching:
+        def apply(self, variables, images, **_):
+            seen.append(images)
+            return images.mean(axis=(1, 2)) @ variables["params"]["kernel"], {}
+
+    batch = Images(
+        np.zeros((4, 40, 40, 3), np.uint8), np.full((4, 2), 40, np.int32), np.zeros(4, np.int32)
+    )
+    optimizer = optax.sgd(0.1)
+    params = {"kernel": np.zeros((3, 3), np.float32)}
+    state = loop.TrainState.create(params, optimizer, sharding.make_mesh())
+    finetune.finetune_step(
+        state, batch, jax.random.key(1), model=Watching(), optimizer=optimizer, config=config
+    )
+    (images,) = seen
+    spread = np.asarray(images).std(axis=(0, 1, 2))
+    np.testing.assert_allclose(spread, std / np.array(augment.STD), rtol=0.05, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_input_noise_does_not_depend_on_the_evaluation_batch(data, cache, tmp_path):
     def predictions(size, noise, name):
@@ -194,10 +241,8 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
     config = tiny.make_config(data, cache, **fields)
     folder.mkdir()
     write_weights(folder / f"{tiny.MODEL}.safetensors", tiny.MODEL, seed=7)
-    with pytest.raises(
-        FileNotFoundError, match=rf"no file .*{tiny.RESNET}\.safetensors.*{tiny.RESNET}'"
-    ):
-        experiment.run(config, tmp_path / "workdir")
+    with pytest.raises(FileNotFoundError, match=rf"'timm/none'.*{tiny.RESNET}'"):
+        experiment.run(config, tmp_path / "workdir")  # what the folder lacks is the default
     write_weights(folder / f"{tiny.RESNET}.safetensors", tiny.RESNET, seed=8)
     results = experiment.run(config, tmp_path / "workdir")
 
@@ -218,7 +263,11 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
     }
     labels = of["validation"][0].labels
     fused = fusion.fit("weighted", labels, [p.probabilities for p in of["validation"]])
-    assert row["fusion"] == {"kind": "weighted", "weights": fused.fitted["weights"]}
+    assert row["fusion"] == {
+        "kind": "weighted",
+        "branches": list(results["branches"]),
+        "weights": fused.fitted["weights"],
+    }
     mixed = fused.apply([p.probabilities for p in of["test"]])
     assert row["test"]["ensemble"] == evaluate.compute_metrics(of["test"][0].labels, mixed)
 

@@ -103,6 +103,9 @@ def test_layer_selection_trains_the_sources_share_of_a_resnet():
         ("cpu", {"data.image_size": 96, "finetune.epochs": 3, "imagenet.model": "resnet18"}),
         ("egmae", {"branches": ["imagenet", "mae"], "finetune.trainable": "all"}),
         ("egmae,head", {"branches": ["imagenet", "mae"], "finetune.trainable": "head"}),
+        ("head,egmae", {"branches": ["imagenet", "mae"], "finetune.trainable": "head"}),
+        ("cpu,egmae", {"model.name": "convnext_atto", "pretrain.epochs": 20}),
+        ("random,resnet34", {"imagenet.model": "resnet34", "finetune.trainable": "random"}),
     ],
 )
 def test_words_change_the_layer_selection(words, fields):
@@ -134,6 +137,8 @@ def test_words_change_the_asff_recipe(words, count, image_size):
         ("brain_tumor", "cpu,gpu", r"no preset 'gpu'\. Words: .*noise=<std>, cpu, egmae"),
         ("brain_tumor", "noise=much", r"'noise=much' needs a number, such as noise=0\.1"),
         ("brain_tumor", "noise", r"'noise' needs a number"),
+        ("brain_tumor", "resnet34,egmae", r"resnet34, egmae exclude each other"),
+        ("brain_tumor", "head,cpu,all", r"head, all exclude each other"),
         ("skin_asff", "compare,100/15", r"no preset '100/15'\. Words: compare, cpu"),
     ],
 )

@@ -276,8 +276,8 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
         np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1), np.ones((5, 2), np.int32), np.arange(5)
     )
 
-    def program(params, images, indices, first):
-        value = params * images.pixels[indices, 0, 0, 0].astype(np.float32)
+    def program(images, indices, first):
+        value = 0.1 * images.pixels[indices, 0, 0, 0].astype(np.float32)
         return np.stack([value, 1 - value], axis=1)
 
     class Split:
@@ -291,7 +291,7 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
                 wanted = np.arange(start, start + size)
                 yield images, np.where(wanted < 5, wanted, 0), wanted < 5
 
-    result = evaluate.predict(program, 0.1, Split(), batch_size)
+    result = evaluate.predict(program, Split(), batch_size)
     assert (result.shape, result.dtype) == ((5, 2), np.float32)
     np.testing.assert_allclose(result[:, 0], 0.1 * np.arange(5), rtol=1e-6)
 
@@ -318,9 +318,9 @@ def branch(seed, labels):
 def test_the_score_holds_every_branch_and_the_ensemble():
     labels = np.arange(60) % 3
     branches = {"imagenet": branch(0, labels), "mae": branch(1, labels)}
-    result = evaluate.score(branches, branches, resamples=50)
+    result = evaluate.score(branches, branches, classes=("a", "b", "c"), resamples=50)
     assert set(result) == {"test", "by_class", "intervals", "confusion", "fusion"}
-    assert result["fusion"] == {"kind": "mean"}
+    assert result["fusion"] == {"kind": "mean", "branches": ["imagenet", "mae"]}
     mean = (branches["imagenet"].probabilities.astype(float) + branches["mae"].probabilities) / 2
     for name, p in {
         "imagenet": branches["imagenet"].probabilities,
@@ -329,7 +329,7 @@ def test_the_score_holds_every_branch_and_the_ensemble():
     }.items():
         assert result["test"][name] == pytest.approx(metrics_by_loops(labels, p), abs=1e-6)
         for key in ("precision", "recall", "specificity", "f1", "auc", "pr_auc"):
-            mean = np.mean([by_class[key] for by_class in result["by_class"][name]])
+            mean = np.mean([row[key] for row in result["by_class"][name].values()])
             assert mean == pytest.approx(result["test"][name][key])
         counts = np.zeros((3, 3), int)
         np.add.at(counts, (labels, p.argmax(axis=1)), 1)
@@ -351,6 +351,22 @@ def test_the_summary_has_mean_and_sample_deviation():
     assert summary["mae"]["accuracy"]["std"] == pytest.approx(variance**0.5)
     assert summary["mae"]["ece"] == {"mean": 0.5, "std": 0.0}
     assert set(summary["mae"]) == set(evaluate.METRICS)
+
+
+def test_the_summary_of_the_classes_is_over_rounds():
+    labels = np.arange(60) % 3
+    rounds = [
+        evaluate.score(one, one, classes=("a", "b", "c"), resamples=2)
+        for one in ({"mae": branch(seed, labels)} for seed in (0, 1))
+    ]
+    summary = evaluate.summarize_classes(rounds)
+    assert list(summary["mae"]) == ["a", "b", "c"]
+    recalls = [
+        np.mean(branch(seed, labels).probabilities.argmax(axis=1)[labels == 1] == 1)
+        for seed in (0, 1)
+    ]
+    assert summary["mae"]["b"]["recall"]["mean"] == pytest.approx(np.mean(recalls))
+    assert summary["mae"]["b"]["recall"]["std"] == pytest.approx(np.std(recalls, ddof=1))
 
 
 def test_the_summary_of_one_round_has_no_deviation():

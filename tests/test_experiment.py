@@ -443,7 +443,7 @@ def test_fusion_weights_of_an_asff_are_given_by_class(companions):
     ((batch, indices, _),) = images.batches(len(images))
     pixels = np.asarray(batch.take(indices).pixels)
     keys = [
-        jax.random.fold_in(rng.stage_key(config.seed, "noise"), place)
+        jax.random.fold_in(rng.stage_key(config.seed + 1, "noise/test"), place)
         for place in range(len(pixels))
     ]
     noise = np.stack([augment.pixel_noise(key, (64, 64, 3), 0.1) for key in keys])

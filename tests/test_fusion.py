@@ -138,10 +138,11 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
         scores = evaluate.score(
             predictions(p, validation_labels),
             predictions(q, test_labels),
+            classes=("a", "b", "c"),
             fusion_kind=kind,
             resamples=10,
         )
-        fitted = {k: v for k, v in scores["fusion"].items() if k != "kind"}
+        fitted = {k: v for k, v in scores["fusion"].items() if k not in ("kind", "branches")}
         assert scores["fusion"]["kind"] == kind
         return fitted, scores["confusion"]["ensemble"]
 
@@ -160,7 +161,7 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
 def test_a_single_branch_has_no_ensemble(labels):
     (p,) = branches(3, labels, (1,))
     one = {"a": Predictions(np.array([str(i) for i in range(len(labels))]), labels, p)}
-    scores = evaluate.score(one, one, fusion_kind="weighted", resamples=10)
+    scores = evaluate.score(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
     assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
     assert "fusion" not in scores
 

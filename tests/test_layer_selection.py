@@ -233,7 +233,7 @@ def test_sizes_hold_a_layers_norm_but_not_its_statistics():
         (0.40, ["b"]),
         (0.41, ["b", "c"]),
         (0.80, ["b", "c"]),
-        (0.81, ["b", "c", "a"]),
+        (0.81, ["b", "c"]),  # some layer stays frozen
         (1.00, ["b", "c", "a"]),
     ],
 )
@@ -246,6 +246,17 @@ def test_all_and_head_do_not_look_at_the_share():
     for share in (0.01, 1.0):
         assert select("all", LAYERS, toy_params(), share=share) == ["a", "b", "c"]
         assert select("head", LAYERS, toy_params(), share=share) == []
+
+
+def test_less_than_all_never_trains_all():
+    """The last layer drawn may be the largest, without which the share is not reached."""
+    for mode in ("random", "low_entropy"):
+        entropies = {layer: float(k) for k, layer in enumerate(reversed(LAYERS))}
+        chosen = select(mode, LAYERS, toy_params(), share=0.999, entropies=entropies)
+        assert len(chosen) == len(LAYERS) - 1
+        assert len(select(mode, LAYERS, toy_params(), share=1.0, entropies=entropies)) == len(
+            LAYERS
+        )
 
 
 def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():

@@ -215,7 +215,8 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             ratio.hlines(np.mean(ratios), k - 0.28, k + 0.28, color=colors[label], linewidth=2.5)
     by_region.set_xticks(range(4), ["whole patches\ninside", "inside", "ring\naround", "outside"])
     by_region.set(
-        ylabel="mean entropy H (nats)", title="Entropy by region\n(bold: mean of a class)"
+        ylabel="mean entropy H (nats)",
+        title="Entropy by region\n(bold: mean of a class, of the images that have it)",
     )
     by_region.legend(frameon=False)
     highest = 100 * max([row[name] or 0 for row in rows for name in ("area_share", share)])

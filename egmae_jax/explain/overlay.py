@@ -92,9 +92,8 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, colormap: str = COLORMAP) 
         line, column = k % lines, k // lines
         _draw_row(grid[line, 4 * column : 4 * column + 4], row, colormap)
         if line == 0:
-            for axes, name in zip(
-                grid[0, 4 * column :], ("image", "heat", "both, and lesion"), strict=False
-            ):
+            both = "both, and lesion" if any(row.mask is not None for row in rows) else "both"
+            for axes, name in zip(grid[0, 4 * column :], ("image", "heat", both), strict=False):
                 axes.set_title(name, fontsize=9, pad=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

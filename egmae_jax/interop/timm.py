@@ -252,7 +252,8 @@ def locate(source: str | os.PathLike) -> Path:
             f"These weights are published only as a pickle, {source}; reading one can run code "
             "that its author chose. Convert it once, where you trust it and have torch: "
             f'python -c "import torch, safetensors.torch as s; s.save_file(torch.hub.'
-            f"load_state_dict_from_url('{source}'), '{file}')\". Then give the path of {file}."
+            f"load_state_dict_from_url('{source}'), '{file}')\". Then give the path of {file}, or "
+            "of a folder that holds it where other models start from other weights."
         )
     path = Path(source).expanduser()
     if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt"}:

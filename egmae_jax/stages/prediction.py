@@ -59,8 +59,13 @@ class Prediction:
         )
 
     def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:
-        images = self._run.data.evaluation(round_index, split)
-        return evaluate.predict(program, params, images, self._run.config.evaluation.batch_size)
+        config = self._run.config
+        key = rng.stage_key(config.seed + round_index, f"noise/{split}")
+        return evaluate.predict(
+            lambda *batch: program(params, *batch, key),
+            self._run.data.evaluation(round_index, split),
+            config.evaluation.batch_size,
+        )
 
     def _fusion_weights(self, branch: Branch, params: PyTree, round_index: int) -> dict[str, Any]:
         """Of the test images, by class."""
@@ -72,8 +77,8 @@ class Prediction:
     @functools.cache  # noqa: B019 (lives as long as the process)
     def _probabilities_program(self, branch: Branch) -> Callable:
         @compilation.jit
-        def program(params, images, indices, first):
-            pixels, noise = self._tested(images, indices, first)
+        def program(params, images, indices, first, key):
+            pixels, noise = self._tested(images, indices, first, key)
             model = self._run.classifier(branch)
             return finetune.class_probabilities(params, pixels, noise, model=model)
 
@@ -82,27 +87,25 @@ class Prediction:
     @functools.cache  # noqa: B019
     def _weights_program(self, branch: Branch) -> Callable:
         @compilation.jit
-        def program(params, images, indices, first):
-            pixels, noise = self._tested(images, indices, first)
+        def program(params, images, indices, first, key):
+            pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise
             return fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
 
         return program
 
     def _tested(
-        self, images: Images, indices: jax.Array, first: jax.Array
+        self, images: Images, indices: jax.Array, first: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array | float]:
         """uint8 pixels of the evaluation view, and the noise to add once they are normalised.
 
-        `first` is the place of the first image in its split.
+        `first` is the place of the first image in its split, `key` that split's and round's.
         """
         batch = images.take(sharding.split_batch(indices, self._run.mesh))
         std = self._run.config.finetune.input_noise
         noise: jax.Array | float = 0.0
         if std > 0:  # an image's noise depends on its place in the split alone
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(
-                rng.stage_key(self._run.config.seed, "noise"), first + jnp.arange(len(batch))
-            )
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(batch)))
             shape = (*batch.pixels.shape[1:3], 3)
             noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
         return batch.pixels, noise

@@ -34,6 +34,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
     results["summary"] = evaluate.summarize(results["rounds"])
+    results["summary_by_class"] = evaluate.summarize_classes(results["rounds"])
     if fusing := [branch.name for branch in run.branches if fuses(branch)]:
         results["fusion_weights"] = {
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
@@ -56,6 +57,7 @@ def _score(run: Run, round_index: int) -> dict[str, Any]:
     scores = evaluate.score(
         predictions["validation"],
         predictions["test"],
+        classes=run.data.prepared.classes,
         fusion_kind=run.config.fusion.kind,
         resamples=run.config.evaluation.bootstrap_resamples,
     )

@@ -245,6 +245,15 @@ def test_isic_reads_its_parts_and_lesions(tmp_path, file, content):
     }
 
 
+def test_isic_is_malignant_or_benign(tmp_path):
+    diagnoses = ("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC")
+    isic(tmp_path, "Training", *((f"ISIC_{k}", label) for k, label in enumerate(diagnoses)))
+    found = [label for label, _, _ in listed("isic2018_binary", tmp_path).values()]
+    pairs = set(zip(diagnoses, found, strict=True))
+    assert {name for name, label in pairs if label == "malignant"} == {"MEL", "BCC", "AKIEC"}
+    assert set(found) == {"malignant", "benign"}
+
+
 def test_isic_without_lesions_says_what_that_means(tmp_path, caplog):
     isic(tmp_path, "Training", ("ISIC_1", "MEL"), ("ISIC_3", "NV"))
     listed("isic2018", tmp_path)
