@@ -202,7 +202,7 @@ def test_training_sees_the_input_noise(std):
         state, batch, jax.random.key(1), model=Watching(), optimizer=optimizer, config=config
     )
     (images,) = seen
-    spread = np.asarray(images).std(axis=(0, 1, 2))
+    spread = np.asarray(images, np.float64).std(axis=(0, 1, 2))
     np.testing.assert_allclose(spread, std / np.array(augment.STD), rtol=0.05, atol=1e-5)
 
 
