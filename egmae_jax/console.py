@@ -90,7 +90,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     rounds = len(results["rounds"])
     over = f"mean ± standard deviation over {rounds} rounds" if rounds > 1 else "one round"
     _console.print(f"\n{dataset['title']}: test, {over}", highlight=False)
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)  # fits 80 columns
+    # Fits 80 columns with the longest name and deviations.
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Branch", no_wrap=True)
     for title in _COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
