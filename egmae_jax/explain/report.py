@@ -1,6 +1,7 @@
 """Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
 
 python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER [--branch=NAME] [--layer=ADDRESS]
+    [--round=I|all]
 
 Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
 sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
@@ -146,6 +147,41 @@ def explain_run(
         "masks": _summary(files, unusable, tolerance) if scored else None,
         "files": files,
     }
+    write_json(out / "gradcam.json", content)
+    return content
+
+
+def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """`explain_run` of every round, each into a folder of its own, and all of their scores pooled.
+
+    With folds every image is explained by the network that was not trained on it.
+
+    Args:
+        workdir: of a run whose fine-tuning has finished.
+        out: folder for the results.
+        **options: of `explain_run`.
+
+    Returns:
+        The content of gradcam.json, whose "files" are those of all rounds.
+
+    Raises:
+        ExplainError, DamagedFileError, CheckpointError: as `explain_run`.
+    """
+    count = _read_config(workdir).rounds.count
+    each = [
+        explain_run(workdir, out / f"round_{i}", round_index=i, **options) for i in range(count)
+    ]
+    files = [{"round": found["round"], **row} for found in each for row in found["files"]]
+    content = each[0] | {
+        "round": "all",
+        "weights": [found["weights"] for found in each],
+        "images": len(files),
+        "right": sum(found["right"] for found in each),
+        "files": files,
+    }
+    if content["masks"] is not None:
+        unusable = [x for found in each for x in found["masks"]["left_out"]["unusable_masks"]]
+        content["masks"] = _summary(files, unusable, content["masks"]["tolerance"])
     write_json(out / "gradcam.json", content)
     return content
 
@@ -487,7 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
     add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
     add("--branch", metavar="NAME", help="of the run; mae, or without it the first, if not given")
-    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run")
+    add("--round", default="0", metavar="I", help="of the run; 'all' pools the scores of all")
     add("--layer", metavar="ADDRESS", help="such as stages_2/blocks_8; the last block if not given")
     add("--images", type=int, default=24, metavar="N", dest="max_images", help="with pictures")
     add("--batch", type=int, default=16, metavar="N", help="images at a time")
@@ -495,8 +531,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
+    workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
     try:
-        content = explain_run(options.pop("workdir"), out := options.pop("out"), **options)
+        if which == "all":
+            content = explain_rounds(workdir, out, **options)
+        elif which.isdigit():
+            content = explain_run(workdir, out, round_index=int(which), **options)
+        else:
+            raise ExplainError(f"--round is {which!r}; it must be a round's number or 'all'.")
     except (ValueError, OSError) as error:  # ExplainError and CheckpointError among them
         console.fail(str(error))
     show(content, out)

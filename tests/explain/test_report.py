@@ -152,6 +152,24 @@ def test_the_figures_do_not_depend_on_the_batch_or_the_pictures(run, tmp_path):
     assert {row["pointing_game_chance"] for row in lesions} == {1.0}
 
 
+def test_all_rounds_are_pooled(run, tmp_path):
+    workdir, _ = run
+    first = workdir / "export" / "round_0_mae.safetensors"
+    shutil.copy(first, first.with_name("round_1_mae.safetensors"))
+    found = report.explain_rounds(workdir, tmp_path / "out", max_images=3, batch=4)
+    one, other = (
+        json.loads((tmp_path / "out" / f"round_{i}" / "gradcam.json").read_text()) for i in (0, 1)
+    )
+    assert found == json.loads((tmp_path / "out" / "gradcam.json").read_text())
+    assert found["files"] == [
+        {"round": i, **row} for i, r in enumerate((one, other)) for row in r["files"]
+    ]
+    assert found["images"] == 2 * one["images"]
+    for key in ("heat_in_mask", "pointing_game"):  # the same network twice
+        assert found["masks"]["all"][key] == pytest.approx(one["masks"]["all"][key])
+    assert found["masks"]["all"]["images"] == 2 * one["masks"]["all"]["images"]
+
+
 def test_a_data_set_without_masks_has_pictures_only(made, command, tmp_path):
     _, data = made
     workdir = make_run(tmp_path / "run", data, name="image_folder")
@@ -230,6 +248,7 @@ def test_images_are_spread_over_classes_and_files():
         ({"branch": "resnet18"}, "no branch 'resnet18'; its branches are 'imagenet', 'mae'."),
         ({"round": 1}, "Fine-tuned are: --branch=mae --round=0."),
         ({"round": 2}, "There is no round 2; the run's are 0 to 1."),
+        ({"round": "every"}, "--round is 'every'; it must be a round's number or 'all'."),
         ({"layer": "stages_3/block_0"}, "The nearest: stages_3/blocks_0"),
         ({"images": 0}, "the first two must be positive"),
         ({"tolerance": -1}, "the last not negative"),
