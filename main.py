@@ -6,7 +6,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from egmae_jax import config as configs
-from egmae_jax import console, experiment
+from egmae_jax import console, experiment, preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
@@ -17,6 +17,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
+    preemption.install()
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> None:
         console.fail(str(error))
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.")
+    except preemption.Preempted:
+        console.fail("Stopped by SIGTERM; the same command goes on.", preemption.EXIT_STATUS)
 
 
 if __name__ == "__main__":

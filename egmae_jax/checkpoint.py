@@ -4,6 +4,9 @@ The only module that knows Orbax. A finished stage leaves its parameters as one 
 its checkpoints, four times as large, have served their purpose and go.
 """
 
+import hashlib
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,30 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import traverse_util
 
-from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.files import DamagedFileError, write_atomically, write_json
 
 PyTree = Any
+ON_DAMAGE = ("previous", "raise")
+_RECORD = "{step}.sha256.json"
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
     """The newest two checkpoints of one stage; one that is still being written never counts.
 
     Saving is synchronous: the training state is donated to the next step, so nothing may still be
-    reading it.
+    reading it. Beside every checkpoint lie the SHA-256 of its files, written last: what differs
+    from them is damaged, and the checkpoint before it is used.
+
+    Args:
+        folder: of the stage.
+        on_damage: of ON_DAMAGE. 'previous' goes on from the checkpoint before a damaged one, which
+            computes the same once more; 'raise' stops.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, on_damage: str = "previous"):
         self._folder = folder
+        self._on_damage = on_damage
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -42,37 +55,96 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
-        """Saves arrays and JSON notes under `step`."""
+        """Saves arrays and JSON notes under `step`, in place of a damaged one of that step."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 tree=ocp.args.StandardSave(tree), notes=ocp.args.JsonSave(notes)
             ),
         )
+        write_json(self._record(step), _checksums(self._step_folder(step)))
+        for record in self._folder.glob(_RECORD.format(step="*")):
+            if record not in map(self._record, self.steps):
+                record.unlink()
 
-    def latest_step(self) -> int | None:
-        """The newest checkpoint's step, None where there is none."""
-        return self._manager.latest_step()
+    @property
+    def steps(self) -> list[int]:
+        """The steps that checkpoints are of, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
-    def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The newest checkpoint's arrays and notes.
+    def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """The arrays and notes of the newest checkpoint that is whole; None if there is none.
+
+        Newer ones are deleted. One without a record was being written when the process died.
 
         Args:
             abstract: arrays of the shapes, dtypes and placement that the restored ones shall have.
 
         Raises:
-            FileNotFoundError: there is none.
+            DamagedFileError: one is damaged, and 'raise' is on or there is none before it.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"There is no checkpoint in {self._folder}.")
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
-            ),
+        for step in self.steps:
+            folder, older = self._step_folder(step), [s for s in self.steps if s < step]
+            if not self._record(step).exists():
+                logger.warning("The checkpoint %s was not finished: left out", folder)
+            elif (damage := self._damage(step)) is None:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+                    ),
+                )
+                return restored.tree, restored.notes
+            elif not older:
+                raise DamagedFileError(
+                    folder, damage, f"delete {self._folder} to begin this stage anew"
+                )
+            elif self._on_damage == "raise":
+                raise DamagedFileError(
+                    folder,
+                    damage,
+                    f"with checkpoint.on_damage='previous' the one of step {older[0]} is used",
+                )
+            else:
+                logger.warning(
+                    "The checkpoint %s is damaged (%s): going on from step %d",
+                    folder,
+                    damage,
+                    older[0],
+                )
+            self._manager.delete(step)
+        return None
+
+    def _step_folder(self, step: int) -> Path:
+        return self._folder / str(step)
+
+    def _record(self, step: int) -> Path:
+        return self._folder / _RECORD.format(step=step)
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, if anything."""
+        record = self._record(step)
+        try:
+            expected = json.loads(record.read_text())
+        except ValueError:
+            return f"{record.name} is not what was written"
+        found = _checksums(self._step_folder(step))
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
-        return restored.tree, restored.notes
+        if not differing:
+            return None
+        name = differing[0]
+        return f"{name} is {'missing' if name not in found else 'not what was written'}"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    digests = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def delete_checkpoints(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, console, corruption, fusion, layer_selection, models
+from egmae_jax import branches, checkpoint, console, corruption, fusion, layer_selection, models
 from egmae_jax.data import datasets, images, splits
 from egmae_jax.models.initialize import KERNEL_INITS
 
@@ -20,6 +20,7 @@ FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "checkpoint.save_seconds",
+    "checkpoint.on_damage",
     "data.feeding",
     "data.resident_gigabytes",
     "data.host_gigabytes",
@@ -74,6 +75,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "rounds.kind": ("seeds", "folds"),
         "finetune.trainable": layer_selection.MODES,
         "fusion.kind": fusion.KINDS,
+        "checkpoint.on_damage": checkpoint.ON_DAMAGE,
     }
     flat = flatten(config)
     for field, allowed in choices.items():

@@ -193,10 +193,10 @@ def _mean_std(value: Mapping[str, float | None]) -> str:
     return f"{mean}" if std is None else f"{mean} ± {std}"
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = 1) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
     text = rich.markup.escape(message)  # file names may hold what rich takes for markup
     rich.console.Console(stderr=True).print(
         f"[bold red]Error:[/] {text}", highlight=False, soft_wrap=True
     )
-    sys.exit(1)
+    sys.exit(status)

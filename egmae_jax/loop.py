@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import compilation, sharding, trainable
+from egmae_jax import compilation, preemption, sharding, trainable
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
@@ -161,13 +161,17 @@ def train(
 
     Raises:
         NonFiniteLossError: stopped at the first step whose loss is not finite.
+        Preempted: SIGTERM came; the steps done are saved.
     """
     total_steps = epochs * steps_per_epoch
     best: Best | None = None
     epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
-    if checkpoints.latest_step() is not None:
+    found = None
+    if checkpoints.steps:
         host_params = jax.tree.map(np.asarray, state.params)
-        saved, notes = checkpoints.restore({"state": state, "best_params": host_params})
+        found = checkpoints.restore({"state": state, "best_params": host_params})
+    if found is not None:
+        saved, notes = found
         state, epoch_metrics = saved["state"], notes["epoch_metrics"]
         if notes["best_epoch"] is not None:
             best = Best(saved["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
@@ -197,7 +201,10 @@ def train(
     wanted = _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
     num_steps, batches = next_steps(step, wanted)
     last_save = time.monotonic()
-    with Progress(f"{stage}, round {round_index}", total_steps, step) as progress:
+    with (
+        Progress(f"{stage}, round {round_index}", total_steps, step) as progress,
+        preemption.deferred() as stop_requested,
+    ):
         while step < total_steps:
             started = time.monotonic()
             state, history = program(state, batches, key, num_steps)
@@ -216,7 +223,9 @@ def train(
             wanted = max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds))
 
             epoch_ends = step % steps_per_epoch == 0
-            save_is_due = step == total_steps or time.monotonic() - last_save >= save_seconds
+            stopping = stop_requested()
+            save_is_due = stopping or step == total_steps
+            save_is_due |= time.monotonic() - last_save >= save_seconds
             if epoch_ends or save_is_due:
                 _require_finite_params(state.params, stage, step)
             if epoch_ends:
@@ -237,6 +246,8 @@ def train(
             if save_is_due:
                 save()
                 last_save = time.monotonic()
+            if stopping:
+                break
     return state, best
 
 

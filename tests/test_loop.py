@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from egmae_jax import loop, rng, sharding
+from egmae_jax import loop, preemption, rng, sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.pipeline import Images, Order, Resident
+from egmae_jax.files import DamagedFileError
 from egmae_jax.metrics_log import MetricsLog
 
 _OPTIMIZER = optax.adam(0.1)
@@ -189,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
     with pytest.raises(loop.NonFiniteLossError, match=r"became nan at step 13 \(epoch 3\)"):
         _train(tmp_path, step=diverge)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step() <= 12
+        assert max(checkpoints.steps) <= 12
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,7 @@ def test_an_update_that_breaks_the_parameters_is_never_saved(tmp_path, broken_st
     with pytest.raises(loop.NonFiniteLossError, match=message):
         _train(tmp_path, step=break_one, epochs=1, save_seconds=0.0)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert (checkpoints.latest_step() or 0) < broken_step
+        assert max(checkpoints.steps, default=0) < broken_step
 
 
 def test_checkpoints_keep_the_newest_two(tmp_path):
@@ -217,3 +220,117 @@ def test_checkpoints_keep_the_newest_two(tmp_path):
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert len(steps) == 2
     assert steps[-1] == 20
+
+
+# Damaged checkpoints
+
+
+def _stopped(folder, stop_after=3):
+    """Trains until its third checkpoint; returns the newest one's files."""
+    with pytest.raises(KeyboardInterrupt):
+        _train(folder, stop_after=stop_after)
+    newest = max(
+        (p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    return newest, sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARM = {
+    "a flipped bit": _flip,
+    "the end cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a missing file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM.keys())
+def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
+    tmp_path, harm, caplog
+):
+    expected, _ = _train(tmp_path / "whole")
+    newest, files = _stopped(tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        for file in files:
+            content, name = file.read_bytes(), str(file.relative_to(newest))
+            harm(file)
+            assert checkpoints._damage(int(newest.name)).startswith(f"{name} is ")
+            file.write_bytes(content)
+        assert checkpoints._damage(int(newest.name)) is None
+    harm(files[-1])
+    state, _ = _train(tmp_path / "run")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+    assert f"{newest.name} is damaged ({files[-1].relative_to(newest)} is " in caplog.text
+
+
+def test_damage_stops_where_the_one_before_is_not_allowed_or_not_there(tmp_path):
+    newest, files = _stopped(tmp_path)
+    _flip(files[0])
+    with (
+        Checkpoints(tmp_path / "checkpoints", on_damage="raise") as checkpoints,
+        pytest.raises(DamagedFileError, match=r"checkpoint\.on_damage='previous' the one of step"),
+    ):
+        checkpoints.restore({})
+    assert newest.exists()
+    alone = tmp_path / "alone"
+    _, files = _stopped(alone, stop_after=1)
+    _flip(files[0])
+    with pytest.raises(DamagedFileError, match="to begin this stage anew"):
+        _train(alone)
+
+
+def test_a_checkpoint_that_a_kill_cut_short_does_not_count(tmp_path, caplog):
+    """The record is what is written last; without it all begins anew, or from the one before."""
+    expected, _ = _train(tmp_path / "whole")
+    for stop_after in (1, 3):
+        folder = tmp_path / str(stop_after)
+        newest, _ = _stopped(folder, stop_after)
+        newest.with_name(f"{newest.name}.sha256.json").unlink()
+        state, _ = _train(folder)
+        assert np.array_equal(state.params["w"], expected.params["w"])
+        assert "was not finished" in caplog.text
+
+
+# SIGTERM
+
+
+@pytest.fixture
+def preemptible(monkeypatch):
+    """SIGTERM as main.py has it."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(preemption, "_requested", False)
+    preemption.install()
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, preemptible, monkeypatch):
+    expected, _ = _train(tmp_path / "whole")
+    evaluate = _evaluate
+
+    def evaluate_and_ask(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(params)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "_evaluate", evaluate_and_ask)
+        with pytest.raises(preemption.Preempted):
+            _train(tmp_path / "run", save_seconds=1e9)  # no other checkpoint is due
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        (step,) = checkpoints.steps
+        assert 5 <= step < 20
+    preemption._requested = False
+    state, _ = _train(tmp_path / "run")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+
+
+def test_sigterm_outside_of_training_ends_what_is_under_way(preemptible):
+    with pytest.raises(preemption.Preempted):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -57,7 +57,7 @@ class Finetuning:
         params = self.start_of(branch, round_index, seed)
         selection = self._select_layers(branch, round_index, params)
         schedule, optimizer, program = self._program(branch, selection, steps_per_epoch)
-        with Checkpoints(folder) as checkpoints:
+        with Checkpoints(folder, self._run.config.checkpoint.on_damage) as checkpoints:
             _, best = loop.train(
                 stage=stage,
                 round_index=round_index,

@@ -60,7 +60,7 @@ class Pretraining:
             optimizer=optimizer,
             config=self._run.config,
         )
-        with Checkpoints(folder) as checkpoints:
+        with Checkpoints(folder, self._run.config.checkpoint.on_damage) as checkpoints:
             state, _ = loop.train(
                 stage="pretrain",
                 round_index=split,
