@@ -6,17 +6,27 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from egmae_jax import config as configs
-from egmae_jax import console, experiment, preemption
+from egmae_jax import console, experiment, preemption, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
 _STAGE = flags.DEFINE_enum("stage", "all", experiment.STAGES, "Which part of the recipe to run.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several hosts: address:port of process 0. TPU pods and SLURM need none."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
+    try:
+        sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        console.fail(f"The hosts cannot be joined: {error}")
+    console.set_up_logging(quiet=not sharding.is_primary())
     preemption.install()
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     if argv[1:]:

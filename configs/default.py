@@ -149,6 +149,14 @@ def get_config() -> ConfigDict:
     evaluation.batch_size = 64  # images a step; changes no result
     evaluation.bootstrap_resamples = 1000  # for the 95 % intervals
 
+    # Devices, of all hosts together; changes no number but for the order of sums. Along 'data'
+    # batches are split: -1 takes as many devices as there are and pretrain.batch_size and
+    # finetune.batch_size can be divided among. Along 'fsdp' batches are split, too, and so are
+    # large parameters and their optimizer state: less memory, more communication.
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1
+    mesh.fsdp = 1
+
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.save_seconds = 60.0  # least time between two; the end of a stage is always saved
     # Where a checkpoint's files are not those that were written: 'previous' goes on from the one

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import traverse_util
 
+from egmae_jax import sharding
 from egmae_jax.files import DamagedFileError, write_atomically, write_json
 
 PyTree = Any
@@ -63,7 +64,7 @@ class Checkpoints:
             ),
         )
         write_json(self._record(step), _checksums(self._step_folder(step)))
-        for record in self._folder.glob(_RECORD.format(step="*")):
+        for record in self._folder.glob(_RECORD.format(step="*")) if sharding.is_primary() else ():
             if record not in map(self._record, self.steps):
                 record.unlink()
 
@@ -149,7 +150,8 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def delete_checkpoints(folder: Path) -> None:
     """Deletes a stage's checkpoints, if there are any, once its result is safe elsewhere."""
-    if folder.exists():
+    sharding.wait_for_all(f"{folder} is not used any more")
+    if sharding.is_primary() and folder.exists():
         shutil.rmtree(folder)
 
 

@@ -9,7 +9,16 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, checkpoint, console, corruption, fusion, layer_selection, models
+from egmae_jax import (
+    branches,
+    checkpoint,
+    console,
+    corruption,
+    fusion,
+    layer_selection,
+    models,
+    sharding,
+)
 from egmae_jax.data import datasets, images, splits
 from egmae_jax.models.initialize import KERNEL_INITS
 
@@ -21,6 +30,8 @@ FREE_FIELDS = (
     "data.cache_dir",
     "checkpoint.save_seconds",
     "checkpoint.on_damage",
+    "mesh.data",
+    "mesh.fsdp",
     "data.feeding",
     "data.resident_gigabytes",
     "data.host_gigabytes",
@@ -37,7 +48,7 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
 
     Args:
         config: of `configs/default.py`'s fields.
-        num_devices: the batch is split over.
+        num_devices: of all hosts.
         section: only its fields are told, such as 'data.'; all if empty.
 
     Raises:
@@ -232,13 +243,12 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     ):
         if last >= 2**32:
             yield f"{field} is {flat[field]}; it must be below 2**32."
-    for field in ("pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"):
-        if flat[field] > 0 and flat[field] % num_devices:
-            nearest = -(-flat[field] // num_devices) * num_devices
-            yield (
-                f"{field} is {flat[field]}, not divisible by the {num_devices} devices that share "
-                f"it; {nearest} would be."
-            )
+    batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
+    if min(batch_sizes) > 0:
+        try:
+            sharding.mesh_shape(num_devices, config.mesh.data, config.mesh.fsdp, batch_sizes)
+        except ValueError as error:
+            yield f"mesh: {error}"
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,8 +18,13 @@ _console = rich.console.Console()
 logger = logging.getLogger(__name__)
 
 
-def set_up_logging() -> None:
-    """Sends the project's log lines to the terminal; those of the libraries from warnings up."""
+def set_up_logging(*, quiet: bool = False) -> None:
+    """Sends the project's log lines to the terminal; those of the libraries from warnings up.
+
+    Args:
+        quiet: shows errors alone, as all hosts of a run but one do.
+    """
+    _console.quiet = quiet
     absl.logging.set_verbosity(absl.logging.WARNING)
     if _console.is_terminal:
         handler: logging.Handler = rich.logging.RichHandler(
@@ -31,7 +36,7 @@ def set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     project = logging.getLogger("egmae_jax")
     project.handlers = [handler]
-    project.setLevel(logging.INFO)
+    project.setLevel(logging.ERROR if quiet else logging.INFO)
     project.propagate = False
 
 

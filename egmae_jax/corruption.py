@@ -140,12 +140,11 @@ def _scattered(rows: jax.Array, num_bins: int) -> jax.Array:
     """[R, N] -> [R, num_bins]. Ones are added into the bins.
 
     The counts are integers on purpose: scattering floats is pathologically slow on GPUs where many
-    updates meet in one bin (jax-ml/jax#38806), and a dark patch is just that.
+    updates meet in one bin (jax-ml/jax#38806), and a dark patch is just that. Each row has an array
+    of its own: scattered into one for all rows, they would be summed over the devices of a batch.
     """
-    flat = rows + num_bins * jnp.arange(len(rows), dtype=jnp.int32)[:, None]
-    counts = jnp.zeros(len(rows) * num_bins, jnp.int32)
-    counts = counts.at[flat.reshape(-1)].add(1, mode="promise_in_bounds")
-    return counts.reshape(len(rows), num_bins)
+    zeros = jnp.zeros(num_bins, jnp.int32)
+    return jax.vmap(lambda row: zeros.at[row].add(1, mode="promise_in_bounds"))(rows)
 
 
 @functools.partial(

@@ -72,15 +72,21 @@ def run(
             raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
         if stage in ("all", "pretrain"):
             for split in experiment.run.pretrainings:
+                sharding.wait_for_all(f"pre-training {split}")
                 experiment.pretraining.train(split)
         if stage in ("all", "finetune"):
+            sharding.wait_for_all("pre-training is complete")
             experiment.pretraining.require()
             for branch, round_index in each:
+                sharding.wait_for_all(f"fine-tuning {branch} {round_index}")
                 experiment.finetuning.train(branch, round_index)
         if stage in ("all", "evaluate"):
+            sharding.wait_for_all("fine-tuning is complete")
             experiment.finetuning.require()
             for branch, round_index in each:
+                sharding.wait_for_all(f"prediction {branch} {round_index}")
                 experiment.prediction.save(branch, round_index, again=stage == "evaluate")
+            sharding.wait_for_all("predictions are complete")
             return results.report(experiment.run, experiment.imagenet)
     return None
 
@@ -89,10 +95,12 @@ class Experiment:
     """A run whose config, data and weights are found to be in order, and its stages."""
 
     def __init__(self, config: ConfigDict, workdir: Path, stage: str = "all"):
-        mesh = sharding.make_mesh()
-        configs.check(config, mesh.size)
+        configs.check(config, jax.device_count())
+        batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
         require_same_run(workdir, config)
         begun = has_begun(workdir)
+        sharding.wait_for_all("the workdir is as it was")
         frozen = FrozenConfigDict(config)
         paths = Paths(workdir, folds=config.rounds.kind == "folds")
         cache = Path(config.data.cache_dir).expanduser()
@@ -170,6 +178,15 @@ def _announce(run: Run) -> None:
         jax.devices()[0].device_kind,
         run.paths.workdir,
     )
+    if (copies := run.mesh.shape["copy"]) > 1:
+        logger.warning(
+            "pretrain.batch_size=%d and finetune.batch_size=%d divide among %d of the devices: "
+            "%d of them compute the same",
+            run.config.pretrain.batch_size,
+            run.config.finetune.batch_size,
+            run.mesh.size // copies,
+            copies,
+        )
     if run.config.finetune.trainable != "all" and run.config.imagenet.weights == "none":
         at_random = [branch.name for branch in run.branches if not branch.is_mae]
         if at_random:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from egmae_jax import sharding
+
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot
 
@@ -17,7 +19,12 @@ class DamagedFileError(ValueError):
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` to `path` so that no reader, and no crash, ever sees half of it."""
+    """Writes `content` to `path` so that no reader, and no crash, ever sees half of it.
+
+    Of several hosts one writes.
+    """
+    if not sharding.is_primary():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     data = content.encode() if isinstance(content, str) else content

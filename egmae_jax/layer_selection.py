@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from egmae_jax import trainable
+from egmae_jax import sharding, trainable
 
 PyTree = Any
 MODES = ("all", "head", "low_entropy", "random")
@@ -146,6 +146,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         Patch(color=colors[False], label="frozen"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    if not sharding.is_primary():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -49,7 +49,7 @@ class TrainState:
         mesh: Mesh,
         prefixes: tuple[str, ...] = trainable.EVERYTHING,
     ) -> "TrainState":
-        """The state before the first step, whole on every device of the mesh.
+        """The state before the first step, on the devices.
 
         Args:
             params: all of them.
@@ -57,14 +57,17 @@ class TrainState:
             mesh: the devices.
             prefixes: of the paths of those that train.
         """
-        step, params = sharding.replicate((np.int32(0), params), mesh)
+        step = sharding.replicate(np.int32(0), mesh)
+        params = sharding.place(params, sharding.state_shardings(params, mesh))
         # Jitted, it is one program instead of one for every shape. It runs once.
+        trained = trainable.split(params, prefixes)[0]
+        shapes = jax.eval_shape(optimizer.init, trained)
         init = jax.jit(
             optimizer.init,
-            out_shardings=sharding.replicated(mesh),
+            out_shardings=sharding.state_shardings(shapes, mesh),
             compiler_options={"xla_backend_optimization_level": 0},
         )
-        return cls(step, params, init(trainable.split(params, prefixes)[0]))
+        return cls(step, params, init(trained))
 
     def update(
         self,
@@ -107,16 +110,21 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     def run(state, steps, key, num_steps):
         @jax.jit  # traced once, for the metrics' shapes and for the loop
         def one_step(i, state):
-            return step_fn(state, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
+            # Kept in parts, parameters are gathered for the step: else the compiler might gather
+            # activations instead, which are larger.
+            whole = state.replace(params=sharding.join_batch(state.params, mesh))
+            return step_fn(whole, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
             state, history = carry
             state, metrics = one_step(jnp.int32(i), state)
+            state = sharding.keep_state(state, mesh)
             return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
 
         _, metrics = jax.eval_shape(one_step, jnp.int32(0), state)
         history = jax.tree.map(lambda m: jnp.zeros(MAX_STEPS, m.dtype), metrics)
-        return jax.lax.fori_loop(0, num_steps, body, (state, history))
+        state, history = jax.lax.fori_loop(0, num_steps, body, (state, history))
+        return state, sharding.join_batch(history, mesh)
 
     return run
 
@@ -168,7 +176,7 @@ def train(
     epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
     found = None
     if checkpoints.steps:
-        host_params = jax.tree.map(np.asarray, state.params)
+        host_params = sharding.to_host(state.params)
         found = checkpoints.restore({"state": state, "best_params": host_params})
     if found is not None:
         saved, notes = found
@@ -179,7 +187,7 @@ def train(
     log.forget(stage, round_index, after_step=step)
 
     def save() -> None:
-        best_params = best.params if best else jax.tree.map(np.asarray, state.params)
+        best_params = best.params if best else sharding.to_host(state.params)
         checkpoints.save(
             step,
             {"state": state, "best_params": best_params},
@@ -220,12 +228,18 @@ def train(
                     epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
             images_per_second = done * batch_size / seconds
             progress.update(step, history["loss"][-1], images_per_second)
-            wanted = max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds))
+            # What the clock and signals say, all hosts must do alike.
+            wanted, stopping, save_is_due = map(
+                int,
+                sharding.agree(
+                    max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds)),
+                    stop_requested(),
+                    time.monotonic() - last_save >= save_seconds,
+                ),
+            )
 
             epoch_ends = step % steps_per_epoch == 0
-            stopping = stop_requested()
-            save_is_due = stopping or step == total_steps
-            save_is_due |= time.monotonic() - last_save >= save_seconds
+            save_is_due |= stopping or step == total_steps
             if epoch_ends or save_is_due:
                 _require_finite_params(state.params, stage, step)
             if epoch_ends:
@@ -236,7 +250,7 @@ def train(
                     score, validation = evaluate(state.params)
                     row |= validation
                     if best is None or score > best.score:
-                        best = Best(jax.tree.map(np.array, state.params), epoch, score)
+                        best = Best(sharding.to_host(state.params), epoch, score)
                 row |= {
                     "learning_rate": float(schedule(step - 1)),
                     "images_per_second": images_per_second,

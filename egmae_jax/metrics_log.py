@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from egmae_jax import sharding
 from egmae_jax.files import write_atomically
 
 
@@ -14,7 +15,9 @@ class MetricsLog:
         self._path = path
 
     def write(self, **row: Any) -> None:
-        """Appends one line."""
+        """Appends one line; of several hosts one writes."""
+        if not sharding.is_primary():
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

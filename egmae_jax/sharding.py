@@ -1,23 +1,146 @@
-"""Devices: the mesh and where arrays lie on it. The only module that knows devices.
+"""Devices and hosts: the mesh, where arrays lie on it, what hosts tell each other.
 
-Training is data-parallel by `jax.jit` over one named axis, 'data': batches are split along it,
-parameters and the resident images are whole on every device. XLA adds the one all-reduce of the
-gradients.
+The only module that knows devices. A mesh has three axes. Along 'data' batches are split and
+parameters are whole; along 'fsdp' batches are split as well, and so are the large parameters and
+their optimizer state (Rajbhandari et al. 2020). Along 'copy' all compute the same, where a batch
+does not divide into as many parts as there are devices. `jax.jit` sees to it that the results are
+those of one device: it adds one all-reduce of the gradients along 'data', and along 'fsdp' an
+all-gather of each parameter where it is used.
+
+On several hosts every process runs the same program on its own devices. What only a clock or a
+signal tells one of them goes through `agree`, and one of them writes the files (`is_primary`).
 """
 
 import functools
+import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 PyTree = Any
+_BATCH = P(("data", "fsdp"))  # of arrays whose first axis is the batch
+_SPLIT_ELEMENTS = 2**14  # parameters with fewer stay whole: splitting saves less than it costs
+# How the schedulers that JAX knows say that there are several processes.
+_CLUSTERS = (
+    lambda env: int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env,
+    lambda env: int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
+    lambda env: "," in env.get("TPU_WORKER_HOSTNAMES", ""),
+    lambda env: "MEGASCALE_COORDINATOR_ADDRESS" in env,
+)
 
 
-def make_mesh() -> Mesh:
-    """All devices in a row along the axis 'data'."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+# --- Hosts ---------------------------------------------------------------------------------------
+
+
+def join_hosts(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout_seconds: int = 100,
+) -> None:
+    """Joins the processes of a run; before any device is used.
+
+    Args:
+        coordinator: address and port of process 0, such as '10.0.0.1:1234'. Without it TPU pods,
+            SLURM and Open MPI are found by themselves, and elsewhere the process is alone.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+        timeout_seconds: a process that is not heard of for so long is dead: the others then end.
+
+    Raises:
+        ValueError: only some of the three are given.
+    """
+    given = [x is not None for x in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise ValueError("--coordinator, --num_processes and --process_id belong together.")
+    if not any(given) and not any(found(os.environ) for found in _CLUSTERS):
+        return
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=timeout_seconds,
+    )
+
+
+def is_primary() -> bool:
+    """Whether this process writes the files and speaks on the terminal."""
+    # Without hosts to join no device need be touched to know.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Goes on when all processes are here; what one wrote before, all can read then."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(what)
+
+
+def agree(*values: float) -> tuple[float, ...]:
+    """Of each value the largest that any process has; all call it, in the same order."""
+    if not jax.distributed.is_initialized():
+        return values
+    gathered = multihost_utils.process_allgather(np.asarray(values, np.float64))
+    return tuple(np.asarray(gathered).reshape(-1, len(values)).max(axis=0).tolist())
+
+
+# --- Devices -------------------------------------------------------------------------------------
+
+
+def mesh_shape(count: int, data: int, fsdp: int, batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """How many devices there are along 'data', 'fsdp' and 'copy'.
+
+    Args:
+        count: of all devices.
+        data: along 'data'; -1 takes as many as there are and the batches can be divided among.
+        fsdp: along 'fsdp'.
+        batch_sizes: that are split along both.
+
+    Raises:
+        ValueError: there are not so many, or a batch cannot be divided so.
+    """
+    for field, ways in (("data", data), ("fsdp", fsdp)):
+        if ways < 1 and not (field == "data" and ways == -1):
+            raise ValueError(f"mesh.{field} is {ways}; it must be positive.")
+    images = f"batches of {', '.join(map(str, batch_sizes))} images"
+    if data == -1:
+        common = math.gcd(count, *batch_sizes)
+        if common % fsdp:
+            raise ValueError(
+                f"{count} devices do not divide into {images} and {fsdp} along mesh.fsdp."
+            )
+        data = common // fsdp
+    if count % (data * fsdp):
+        raise ValueError(
+            f"{count} devices do not divide into {data} along mesh.data times {fsdp} along "
+            "mesh.fsdp."
+        )
+    if any(size % (data * fsdp) for size in batch_sizes):
+        raise ValueError(f"{images} do not divide into {data * fsdp} parts.")
+    return data, fsdp, count // (data * fsdp)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, batch_sizes: Sequence[int] = ()) -> Mesh:
+    """A mesh of all devices of all hosts; see `mesh_shape`."""
+    shape = mesh_shape(jax.device_count(), data, fsdp, batch_sizes)
+    return jax.make_mesh(shape, ("data", "fsdp", "copy"), axis_types=(AxisType.Auto,) * 3)
+
+
+def local_mesh() -> Mesh:
+    """One device of this host, for what is too little to share."""
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "copy"))
+
+
+def divisible(batch_size: int, mesh: Mesh) -> int:
+    """The least number from `batch_size` on that the devices can share."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // parts) * parts
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,19 +149,61 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a whole copy of every array on every device.
+    """Puts a whole copy of every array on every device; all hosts must have the same ones.
 
     JAX arrays are copied, never aliased. A CPU may go on using the memory of numpy arrays (JAX 0.10
     does where they begin at a multiple of 64 bytes): do not write to them afterwards.
     """
-    place = functools.partial(jax.device_put, device=replicated(mesh), may_alias=False)
-    return jax.tree.map(place, tree)
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def local_rows(batch_size: int) -> slice:
-    """The part of every batch that this host reads."""
-    share = batch_size // jax.process_count()
-    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Puts every array where its sharding says; all hosts must have the same whole arrays."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding, may_alias=False)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Where parameters and optimizer state lie: large arrays are split along 'fsdp'.
+
+    An array is split along its longest axis that can be; small ones are whole on every device.
+    """
+    ways = mesh.shape["fsdp"]
+
+    def of(x: Any) -> NamedSharding:
+        axes = sorted(range(len(x.shape)), key=lambda axis: -x.shape[axis])
+        axis = next((axis for axis in axes if x.shape[axis] % ways == 0), None)
+        if ways == 1 or axis is None or np.prod(x.shape) < _SPLIT_ELEMENTS:
+            return replicated(mesh)
+        return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(of, tree)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Whole numpy arrays of arrays that may be split over devices and hosts; all hosts call it."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_replicated and not x.is_fully_addressable:
+            assert isinstance(x.sharding, NamedSharding)
+            assert isinstance(x.sharding.mesh, Mesh)
+            x = jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
+        return np.array(x)
+
+    return jax.tree.map(whole, tree)
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The rows of every batch that this host reads: those of its own devices, in order."""
+    slices = NamedSharding(mesh, _BATCH).addressable_devices_indices_map((batch_size,)).values()
+    rows = [np.arange(batch_size)[index] for index in slices if index is not None]
+    return np.unique(np.concatenate(rows))
 
 
 def place_batches(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -47,11 +212,26 @@ def place_batches(tree: PyTree, mesh: Mesh) -> PyTree:
     Returns:
         Arrays [steps, B, ...] of all hosts' rows, each batch split over the devices.
     """
-    sharding = NamedSharding(mesh, P(None, "data"))
+    sharding = NamedSharding(mesh, P(None, *_BATCH))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def keep_state(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Inside jit: keeps parameters and optimizer state where `state_shardings` has them."""
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, state_shardings(tree, mesh))
 
 
 def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     """Inside jit: splits every array's first axis over the devices."""
-    sharding = NamedSharding(mesh, P("data"))
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+    return _constrain(tree, NamedSharding(mesh, _BATCH))
+
+
+def join_batch(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Inside jit: makes every array whole on every device, for the host to read."""
+    return _constrain(tree, replicated(mesh))
+
+
+def _constrain(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    return jax.tree.map(
+        functools.partial(jax.lax.with_sharding_constraint, shardings=sharding), tree
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import filelock
 from ml_collections import ConfigDict
 
+from egmae_jax import sharding
 from egmae_jax.config import ConfigError, require_same
 from egmae_jax.files import RESTORE, read_json, write_json
 
@@ -67,11 +68,16 @@ class Paths:
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Keeps every other process from using the folder; a killed one lets go of it.
+    """Keeps every other run from using the folder; one that is killed lets go of it.
+
+    Of several hosts of a run one holds it.
 
     Raises:
         ConfigError: it cannot be written to, or is in use.
     """
+    if not sharding.is_primary():
+        yield
+        return
     _require_writable(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     holder, path = workdir / ".holder", workdir / ".lock"

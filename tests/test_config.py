@@ -327,13 +327,13 @@ def test_negative_numbers_are_refused_where_zero_is_right(field):
     assert re.search(rf"^{field} is -1(\.0)?; it must not be negative", line)
 
 
-@pytest.mark.parametrize(
-    "field", ["pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"]
-)
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_next_that_they_can(field):
-    configs.check(changed(**{field: 12}), 4)
-    (line,) = problems(changed(**{field: 20}), 8)  # the others, 16 and 64, are divisible
-    assert re.search(rf"^{field} is 20, not divisible by the 8 devices.*24 would be", line)
+def test_batches_need_not_divide_among_the_devices_unless_the_mesh_is_given():
+    for field in ("pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"):
+        configs.check(changed(**{field: 20}), 8)
+    (line,) = problems(changed(finetune__batch_size=20, mesh__data=8), 8)
+    assert line == "mesh: batches of 16, 20 images do not divide into 8 parts."
+    (line,) = problems(changed(mesh__fsdp=3), 8)
+    assert line.startswith("mesh: 8 devices do not divide into batches of 16, 16 images and 3")
 
 
 def test_several_problems_are_reported_together():
@@ -409,6 +409,9 @@ def test_fields_of_another_version_are_named_as_absent():
 
 def test_fields_that_change_no_number_may_differ():
     assert set(configs.FREE_FIELDS) == {
+        "checkpoint.on_damage",
+        "mesh.data",
+        "mesh.fsdp",
         "data.dir",
         "data.cache_dir",
         "data.feeding",

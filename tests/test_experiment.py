@@ -542,23 +542,3 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, ca
     assert_same(outcome(finished[0]), outcome(tmp_path))
     scores = json.loads((tmp_path / "results.json").read_text())
     assert scores["rounds"] == finished[1]["rounds"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("feeding", ["resident", "stream"])
-def test_eight_devices_give_the_results_of_one(finished, data, cache, tmp_path, feeding):
-    process = run_process(
-        data,
-        cache,
-        tmp_path,
-        f"data.feeding={feeding}",
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
-    )
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    assert "on 8 x cpu" in output
-    one = [json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()]
-    eight = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    for a, b in zip(one, eight, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert_same(outcome(finished[0]), outcome(tmp_path), atol=2e-3)

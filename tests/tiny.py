@@ -1,6 +1,7 @@
 """A whole run that takes seconds: networks of four blocks on 32-pixel phantoms.
 
-`python -m tests.tiny DATA CACHE WORKDIR [field=value ...]` runs it as a process of its own.
+`python -m tests.tiny DATA CACHE WORKDIR [field=value ...]` runs it as a process of its own, with
+TINY_HOSTS="address:port processes index" as one of several hosts.
 """
 
 import ast
@@ -8,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from egmae_jax import console, experiment, models
+from egmae_jax import console, experiment, models, preemption, sharding
 from egmae_jax.data import phantoms
 
 MODEL = "convnext_test"
@@ -63,13 +64,20 @@ def make_config(data: Path, cache: Path, **changes):
 
 def main(data: str, cache: str, workdir: str, *fields: str) -> None:
     changes = dict(field.split("=", 1) for field in fields)
-    console.set_up_logging()
+    if "TINY_HOSTS" in os.environ:
+        address, count, index = os.environ["TINY_HOSTS"].split()
+        sharding.join_hosts(address, int(count), int(index), timeout_seconds=10)
+    console.set_up_logging(quiet=not sharding.is_primary())
     config = make_config(
         Path(data),
         Path(cache),
         **{name.replace(".", "__"): _literal(value) for name, value in changes.items()},
     )
-    experiment.run(config, workdir)
+    preemption.install()
+    try:
+        experiment.run(config, workdir)
+    except preemption.Preempted:
+        sys.exit(preemption.EXIT_STATUS)
 
 
 def _literal(text: str):

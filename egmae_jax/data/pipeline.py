@@ -242,9 +242,9 @@ class Stream:
 
     def _read_blocks(self, start: int) -> Iterator[Images]:
         """Blocks of the batches from `start` on, on the devices; all of one shape."""
-        rows = sharding.local_rows(self._order.batch_size)
+        rows = sharding.local_rows(self._order.batch_size, self._mesh)
         blocks: collections.defaultdict[int, Images] = collections.defaultdict(
-            lambda: self._view.empty((self._block_steps, rows.stop - rows.start))
+            lambda: self._view.empty((self._block_steps, len(rows)))
         )
         lock = threading.Lock()
 

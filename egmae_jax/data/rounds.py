@@ -106,11 +106,18 @@ class RoundData:
         return self._evaluation(self.split_of(round_index), name)
 
     def calibration(self, round_index: int, count: int) -> Evaluation:
-        """Some training images, drawn by the split's seed, as they would be evaluated."""
+        """Some training images, drawn by the split's seed, as they would be evaluated.
+
+        Every host has all of them, on one device.
+        """
         indices = self.indices(round_index, "train")
         drawn = np.random.default_rng(self._config.data.split_seed).permutation(indices)[:count]
         return Evaluation(
-            self._evaluation_view(), np.sort(drawn), self._mesh, resident=False, store=self._store
+            self._evaluation_view(),
+            np.sort(drawn),
+            sharding.local_mesh(),
+            resident=False,
+            store=self._store,
         )
 
     @functools.lru_cache  # noqa: B019 (says it once)

@@ -164,6 +164,7 @@ class Finetuning:
                 layer_selection.plot(report, path.with_suffix(".png"))
                 console.print_layers(f"{branch.name}, round {round_index}", report)
             write_json(path, report)
+        sharding.wait_for_all(f"{path} is written")
         rows = read_json(path)["layers"]
         return layer_selection.selection(layers, [row["layer"] for row in rows if row["trains"]])
 
@@ -171,14 +172,10 @@ class Finetuning:
         """Of training images, in the evaluation view; in nats."""
         run = self._run
         images = run.data.calibration(round_index, run.config.finetune.calibration_images)
-        take = jax.jit(
-            lambda images, indices: augment.normalize(
-                images.take(sharding.split_batch(indices, run.mesh)).pixels
-            )
-        )
+        take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
         return layer_selection.layer_entropies(
             run.classifier(branch),
-            sharding.replicate(params, run.mesh),
+            sharding.replicate(params, sharding.local_mesh()),
             (
                 (take(batch, indices), jnp.asarray(valid))
                 for batch, indices, valid in images.batches(run.config.evaluation.batch_size)

@@ -64,7 +64,7 @@ class Prediction:
         return evaluate.predict(
             lambda *batch: program(params, *batch, key),
             self._run.data.evaluation(round_index, split),
-            config.evaluation.batch_size,
+            sharding.divisible(config.evaluation.batch_size, self._run.mesh),
         )
 
     def _fusion_weights(self, branch: Branch, params: PyTree, round_index: int) -> dict[str, Any]:
@@ -80,7 +80,8 @@ class Prediction:
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             model = self._run.classifier(branch)
-            return finetune.class_probabilities(params, pixels, noise, model=model)
+            found = finetune.class_probabilities(params, pixels, noise, model=model)
+            return sharding.join_batch(found, self._run.mesh)
 
         return program
 
@@ -90,7 +91,8 @@ class Prediction:
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise
-            return fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
+            found = fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
+            return sharding.join_batch(found, self._run.mesh)
 
         return program
 

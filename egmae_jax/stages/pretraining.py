@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egmae_jax import compilation, loop, optim, pretrain, rng
+from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
 from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
 from egmae_jax.data.pipeline import Order
 from egmae_jax.files import write_json
@@ -83,7 +83,7 @@ class Pretraining:
             )
         losses = self._reconstruction_losses(state.params, split)
         write_json(report, losses)
-        save_params(result, state.params)
+        save_params(result, sharding.to_host(state.params))
         delete_checkpoints(folder)
         logger.info(
             "Reconstruction loss on validation images %.4f; %.4f if it always said the mean colour",
@@ -92,11 +92,13 @@ class Pretraining:
         )
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
-        program = compilation.jit(
-            functools.partial(
-                pretrain.reconstruction_sums, model=self._autoencoder, config=self._run.config
+        @compilation.jit
+        def program(params, pixels, valid, key):
+            sums = pretrain.reconstruction_sums(
+                params, pixels, valid, key, model=self._autoencoder, config=self._run.config
             )
-        )
+            return sharding.join_batch(sums, self._run.mesh)
+
         images = self._run.data.evaluation(split, "validation")
         key = rng.stage_key(self._run.config.seed + split, "reconstruction")
         batches = images.batches(self._run.config.pretrain.batch_size)

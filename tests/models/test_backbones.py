@@ -207,7 +207,7 @@ def program(params, x):
 
 one = program(params, x)
 mesh = sharding.make_mesh()
-placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
 eight = program(sharding.replicate(params, mesh), placed)
 assert len(jax.tree.leaves(one[0][1])) == 2 * 3
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):

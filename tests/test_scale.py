@@ -1,0 +1,295 @@
+"""Devices and hosts: the mesh, what is split, what is sent, and runs on many that equal one's."""
+
+import collections
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from egmae_jax import preemption, sharding
+from tests import tiny
+from tests.test_experiment import assert_same, outcome, run_process
+
+REPOSITORY = Path(__file__).parents[1]
+DEVICES = "--xla_force_host_platform_device_count={}"
+
+
+# The mesh
+
+
+@pytest.mark.parametrize(
+    ("count", "data", "fsdp", "batches", "shape"),
+    [
+        (1, -1, 1, (16, 16), (1, 1, 1)),
+        (8, -1, 1, (16, 16), (8, 1, 1)),
+        (8, -1, 2, (16, 16), (4, 2, 1)),
+        (8, -1, 1, (16, 12), (4, 1, 2)),  # four parts is the most that both have
+        (8, -1, 1, (15, 7), (1, 1, 8)),
+        (8, 2, 2, (16, 16), (2, 2, 2)),
+    ],
+)
+def test_as_many_devices_as_divide_the_batches_share_them(count, data, fsdp, batches, shape):
+    assert sharding.mesh_shape(count, data, fsdp, batches) == shape
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "batches", "message"),
+    [
+        (3, 1, (12,), r"8 devices do not divide into 3 along mesh\.data times 1 along mesh\.fsdp"),
+        (-1, 3, (12,), r"8 devices do not divide into batches of 12 images and 3 along mesh\.fsdp"),
+        (8, 1, (16, 12), r"batches of 16, 12 images do not divide into 8 parts"),
+        (0, 1, (8,), r"mesh\.data is 0"),
+        (-1, 0, (8,), r"mesh\.fsdp is 0"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(data, fsdp, batches, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.mesh_shape(8, data, fsdp, batches)
+
+
+def test_only_all_that_names_a_process_together_joins_hosts():
+    with pytest.raises(ValueError, match="belong together"):
+        sharding.join_hosts("127.0.0.1:1", 2)
+    sharding.join_hosts()  # alone
+    assert sharding.is_primary()
+
+
+# What is split, and what devices send each other. In a process with eight devices.
+
+EIGHT = """
+import re
+import jax, numpy as np, optax
+from functools import partial
+from ml_collections import FrozenConfigDict
+from egmae_jax import finetune, loop, models, pretrain, rng, sharding
+from egmae_jax.data.pipeline import Images, Order, Resident
+from egmae_jax.models.initialize import initial_params
+from tests import tiny
+
+sharding._SPLIT_ELEMENTS = 64
+fsdp, stage = {fsdp}, "{stage}"
+config = FrozenConfigDict(tiny.make_config("", "", pretrain__batch_size=16))
+mesh = sharding.make_mesh(-1, fsdp, (16,))
+rng_ = np.random.default_rng(0)
+images = Images(
+    rng_.integers(0, 256, (50, 40, 40, 3), np.uint8),
+    np.full((50, 2), 40, np.int32),
+    rng_.integers(0, 3, 50, np.int32),
+)
+optimizer = optax.adamw(1e-3)
+image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+if stage == "pretrain":
+    model = pretrain.create_autoencoder(config, 3)
+    inputs, step = (image, jax.ShapeDtypeStruct((1, 1, 1), np.float32)), pretrain.pretrain_step
+else:
+    model, inputs, step = models.create(tiny.MODEL, 3), (image,), finetune.finetune_step
+params = initial_params(model, 0, *inputs)
+program = loop.compile_steps(partial(step, model=model, optimizer=optimizer, config=config), mesh)
+state = loop.TrainState.create(params, optimizer, mesh)
+source = Resident(sharding.replicate(images, mesh), Order(50, 16, (0,)))
+_, steps = source.steps(0, 2)
+# The forms that accelerators run: a CPU's go through a batch image by image.
+jax.default_backend = lambda: "gpu"
+compiled = program.lower(state, steps, rng.stage_key(0, "test"), 2).compile()
+count = sum(x.size for x in jax.tree.leaves(params))
+held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
+print("PARAMETERS", count, held)
+for shapes, kind in re.findall(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\\(",
+    compiled.as_text(),
+):
+    sizes = [
+        int(np.prod([int(n) for n in s.split(",") if n]))
+        for s in re.findall(r"\\w+\\[([\\d,]*)\\]", shapes)
+    ]
+    print("SENT", kind, sum(sizes), shapes)
+"""
+
+
+def communication(stage, fsdp=1):
+    """Elements of the parameters, of the state on one device, and [(kind, elements sent)]."""
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT.format(stage=stage, fsdp=fsdp)],
+        env=tiny.environment(XLA_FLAGS=DEVICES.format(8)),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ((parameters, held),) = re.findall(r"PARAMETERS (\d+) (\d+)", done.stdout)
+    sent = re.findall(r"SENT ([\w-]+) (\d+)", done.stdout)
+    return int(parameters), int(held), [(kind, int(size)) for kind, size in sent]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_step_all_reduces_its_gradients_once_and_sends_nothing_else(stage):
+    parameters, _, sent = communication(stage)
+    assert {kind for kind, _ in sent} == {"all-reduce"}
+    total = sum(size for _, size in sent)
+    # Beside the gradients, sums of the loss and the metrics; a few leaves have no gradient.
+    assert 0.98 * parameters <= total <= parameters + 16, sent
+
+
+@pytest.mark.slow
+def test_fsdp_splits_the_state_and_gathers_the_parameters_alone():
+    parameters, held, sent = communication("finetune", fsdp=4)
+    assert held < 1.2 * 3 * parameters / 4  # parameters and AdamW's two moments
+    total = collections.Counter()
+    for kind, size in sent:
+        total[kind] += size
+    assert total.keys() == {"all-reduce", "all-gather"}
+    assert 0.8 * parameters < total["all-gather"] < 1.1 * parameters
+    assert total["all-reduce"] < 1.3 * parameters  # within 'fsdp' whole, then each part
+
+
+# Runs
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
+    """Runs tests.tiny on so many hosts; returns what the first says."""
+    port = free_port()
+    processes = [
+        run_process(
+            data,
+            cache,
+            workdir,
+            *fields,
+            XLA_FLAGS=DEVICES.format(devices),
+            **({"TINY_HOSTS": f"127.0.0.1:{port} {hosts} {i}"} if hosts > 1 else {}),
+        )
+        for i in range(hosts)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs[0]
+
+
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["round"], row["epoch"], row["loss"]) for row in rows]
+
+
+SHORT = ("rounds.count=1", "pretrain.epochs=2", "finetune.epochs=2", "checkpoint.save_seconds=0.0")
+UNEVEN = ("pretrain.batch_size=7", "finetune.batch_size=6", "evaluation.batch_size=5")
+
+
+@pytest.fixture(scope="module")
+def alone(data, cache, tmp_path_factory):
+    """Workdirs of runs on one device, by their fields."""
+    found = {}
+
+    def run(*fields):
+        if fields not in found:
+            found[fields] = tmp_path_factory.mktemp("alone")
+            run_hosts(data, cache, found[fields], *SHORT, *fields)
+        return found[fields]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hosts", "devices", "fields", "free"),
+    [
+        (1, 2, (), ("data.feeding=stream",)),
+        (1, 4, UNEVEN, ()),
+        (1, 8, (), ("mesh.fsdp=4",)),
+        (2, 1, (), ()),
+        (2, 2, UNEVEN, ("data.feeding=stream",)),
+        (2, 4, (), ("mesh.fsdp=8",)),
+        (4, 1, (), ("data.feeding=stream",)),
+    ],
+)
+def test_many_devices_and_hosts_give_the_results_of_one(
+    alone, data, cache, tmp_path, hosts, devices, fields, free
+):
+    expected = alone(*fields)
+    output = run_hosts(data, cache, tmp_path, *SHORT, *fields, *free, hosts=hosts, devices=devices)
+    assert f"on {hosts * devices} x cpu" in output
+    for one, many in zip(losses(expected), losses(tmp_path), strict=True):
+        assert many[:3] == one[:3]
+        assert many[3] == pytest.approx(one[3], rel=1e-5)
+    assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
+    names = {p.relative_to(expected) for p in expected.rglob("*") if p.is_file()}
+    assert names == {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cache, tmp_path):
+    """Preempted on two hosts, then on eight devices, it ends on one."""
+    for hosts, devices in ((2, 2), (1, 8)):
+        port = free_port()
+        processes = [
+            run_process(
+                data,
+                cache,
+                tmp_path,
+                *SHORT,
+                XLA_FLAGS=DEVICES.format(devices),
+                **({"TINY_HOSTS": f"127.0.0.1:{port} {hosts} {i}"} if hosts > 1 else {}),
+            )
+            for i in range(hosts)
+        ]
+        for line in processes[0].stdout:
+            if "epoch 1/2" in line:
+                break
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == preemption.EXIT_STATUS, output
+    run_hosts(data, cache, tmp_path, *SHORT)
+    expected = alone()
+    for one, many in zip(losses(expected), losses(tmp_path), strict=True):
+        assert many == pytest.approx(one, rel=1e-5) if isinstance(one, float) else True
+        assert many[3] == pytest.approx(one[3], rel=1e-5)
+    assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_where_one_host_dies_the_others_end_and_say_so(data, cache, tmp_path):
+    port = free_port()
+    processes = [
+        run_process(
+            data,
+            cache,
+            tmp_path,
+            "pretrain.epochs=100000",
+            TINY_HOSTS=f"127.0.0.1:{port} 2 {i}",
+        )
+        for i in range(2)
+    ]
+    for line in processes[0].stdout:
+        if "epoch 5000/" in line:
+            break
+    processes[1].kill()
+    output = processes[0].communicate(timeout=60)[0]  # tests.tiny waits 10 s for a heartbeat
+    assert processes[0].returncode != 0
+    assert output
+    processes[1].wait()
+
+
+def test_placed_arrays_are_split_along_their_longest_axis(monkeypatch):
+    monkeypatch.setattr(sharding, "_SPLIT_ELEMENTS", 10)
+    mesh = sharding.make_mesh()
+    tree = {"w": np.ones((3, 8)), "b": np.ones(2)}
+    for x in jax.tree.leaves(sharding.state_shardings(tree, mesh)):
+        assert x.spec == jax.P()  # nothing to split over one device
+    host = sharding.to_host(sharding.place(tree, sharding.state_shardings(tree, mesh)))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
