@@ -265,6 +265,7 @@ def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
         experiment.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, capsys):
     config = tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3)
     results = experiment.run(config, tmp_path)
@@ -323,6 +324,7 @@ def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, capl
     experiment.Experiment(config, tmp_path / "workdir")
 
 
+@pytest.mark.slow
 def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
     config = tiny.make_config(
         data,
@@ -335,6 +337,7 @@ def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
     assert results["summary"]["mae"]["auc"]["std"] is None  # a single round has no deviation
 
 
+@pytest.mark.slow
 def test_streaming_gives_the_bits_of_resident_images(finished, data, cache, tmp_path):
     config = tiny.make_config(data, cache, data__feeding="stream")
     results = experiment.run(config, tmp_path)
@@ -349,6 +352,7 @@ def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
     assert all(array.dtype == np.float32 for array in outcome(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_flat_images_mask_nothing_and_are_refused(cache, tmp_path):
     rng = np.random.default_rng(0)
     for label, grey in (("dark", 40), ("light", 200)):

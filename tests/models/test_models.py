@@ -261,14 +261,14 @@ def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
     params = redrawn(initial_params(model, 0, image_shape()))
     images = random(0, 3, 64, 64, 3)
     images[1] *= 5
-    together = model.apply({"params": params}, images)
+    together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
     monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
-    for train in (False, True):
-        for image, logits in zip(images, together, strict=True):
-            alone = model.apply({"params": params}, image[None], train=train)[0]
-            np.testing.assert_allclose(alone, logits, atol=1e-4)
-    parts = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    np.testing.assert_allclose(parts, together, atol=1e-4)
+    alone = jax.jit(lambda p, x: model.apply({"params": p}, x[None])[0])
+    for image, logits in zip(images, together, strict=True):
+        np.testing.assert_allclose(alone(params, image), logits, atol=1e-4)
+    for train in (False, True):  # an image at a time
+        parts = jax.jit(functools.partial(model.apply, train=train))({"params": params}, images)
+        np.testing.assert_allclose(parts, together, atol=1e-4)
 
 
 def test_channels_without_any_response_have_a_finite_gradient():
