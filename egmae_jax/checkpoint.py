@@ -63,8 +63,10 @@ class Checkpoints:
                 tree=ocp.args.StandardSave(tree), notes=ocp.args.JsonSave(notes)
             ),
         )
+        if not sharding.is_primary():
+            return
         write_json(self._record(step), _checksums(self._step_folder(step)))
-        for record in self._folder.glob(_RECORD.format(step="*")) if sharding.is_primary() else ():
+        for record in self._folder.glob(_RECORD.format(step="*")):
             if record not in map(self._record, self.steps):
                 record.unlink()
 

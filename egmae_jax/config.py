@@ -96,19 +96,20 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         datasets.get(config.data.name)
     except ValueError as error:
         yield f"data.name: {error}"
-    mae, networks = False, []  # whether there is one, and all that will see the images
+    mae, kinds, networks = False, [], []  # of the branches: all that will see the images
     try:
         field = "model.name"
         models.family(config.model.name)
         field = "branches"
         chosen = branches.of(config)
+        kinds = [models.family(branch.model_name) for branch in chosen]
         networks = [models.create(branch.model_name, num_classes=2) for branch in chosen]
         mae = any(branch.is_mae for branch in chosen)
     except ValueError as error:
         yield f"{field}: {error}"
-    if networks and config.fusion.kind in fusion.KINDS[1:] and len(networks) == 1:
+    if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
         yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch."
-    if networks and config.model.rematerialize and not any(n.needs_multiple for n in networks):
+    if config.model.rematerialize and kinds and "convnext" not in kinds:
         yield "model.rematerialize is True, but no branch is a ConvNeXt."
     if not config.data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."

@@ -125,6 +125,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    if not sharding.is_primary():
+        return
+
     layers = result["layers"]
     colors = {True: "#d55e00", False: "#56b4e9"}
     figure = Figure(figsize=(8, 1.4 + 0.2 * len(layers)), layout="constrained")
@@ -146,8 +149,6 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         Patch(color=colors[False], label="frozen"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
-    if not sharding.is_primary():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -112,7 +112,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
         def one_step(i, state):
             # Kept in parts, parameters are gathered for the step: else the compiler might gather
             # activations instead, which are larger.
-            whole = state.replace(params=sharding.join_batch(state.params, mesh))
+            whole = state.replace(params=sharding.gather(state.params, mesh))
             return step_fn(whole, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
@@ -124,7 +124,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
         _, metrics = jax.eval_shape(one_step, jnp.int32(0), state)
         history = jax.tree.map(lambda m: jnp.zeros(MAX_STEPS, m.dtype), metrics)
         state, history = jax.lax.fori_loop(0, num_steps, body, (state, history))
-        return state, sharding.join_batch(history, mesh)
+        return state, sharding.gather(history, mesh)
 
     return run
 

@@ -226,8 +226,8 @@ def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return _constrain(tree, NamedSharding(mesh, _BATCH))
 
 
-def join_batch(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Inside jit: makes every array whole on every device, for the host to read."""
+def gather(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Inside jit: makes every array whole on every device."""
     return _constrain(tree, replicated(mesh))
 
 

@@ -160,10 +160,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
-    """Runs tests.tiny on so many hosts; returns what the first says."""
+def start_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
+    """Starts tests.tiny on so many hosts."""
     port = free_port()
-    processes = [
+    return [
         run_process(
             data,
             cache,
@@ -174,10 +174,18 @@ def run_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
         )
         for i in range(hosts)
     ]
+
+
+def finish(processes, status=0):
+    """Waits for all, which must end with that status; returns what the first says."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+        assert process.returncode == status, output
     return outputs[0]
+
+
+def run_hosts(data, cache, workdir, *fields, **hosts):
+    return finish(start_hosts(data, cache, workdir, *fields, **hosts))
 
 
 def losses(workdir):
@@ -234,47 +242,24 @@ def test_many_devices_and_hosts_give_the_results_of_one(
 def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cache, tmp_path):
     """Preempted on two hosts, then on eight devices, it ends on one."""
     for hosts, devices in ((2, 2), (1, 8)):
-        port = free_port()
-        processes = [
-            run_process(
-                data,
-                cache,
-                tmp_path,
-                *SHORT,
-                XLA_FLAGS=DEVICES.format(devices),
-                **({"TINY_HOSTS": f"127.0.0.1:{port} {hosts} {i}"} if hosts > 1 else {}),
-            )
-            for i in range(hosts)
-        ]
+        processes = start_hosts(data, cache, tmp_path, *SHORT, hosts=hosts, devices=devices)
         for line in processes[0].stdout:
             if "epoch 1/2" in line:
                 break
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        for process in processes:
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode == preemption.EXIT_STATUS, output
+        finish(processes, preemption.EXIT_STATUS)
     run_hosts(data, cache, tmp_path, *SHORT)
     expected = alone()
     for one, many in zip(losses(expected), losses(tmp_path), strict=True):
-        assert many == pytest.approx(one, rel=1e-5) if isinstance(one, float) else True
+        assert many[:3] == one[:3]
         assert many[3] == pytest.approx(one[3], rel=1e-5)
     assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
 
 
 @pytest.mark.slow
 def test_where_one_host_dies_the_others_end_and_say_so(data, cache, tmp_path):
-    port = free_port()
-    processes = [
-        run_process(
-            data,
-            cache,
-            tmp_path,
-            "pretrain.epochs=100000",
-            TINY_HOSTS=f"127.0.0.1:{port} 2 {i}",
-        )
-        for i in range(2)
-    ]
+    processes = start_hosts(data, cache, tmp_path, "pretrain.epochs=100000", hosts=2)
     for line in processes[0].stdout:
         if "epoch 5000/" in line:
             break
@@ -285,11 +270,17 @@ def test_where_one_host_dies_the_others_end_and_say_so(data, cache, tmp_path):
     processes[1].wait()
 
 
-def test_placed_arrays_are_split_along_their_longest_axis(monkeypatch):
+def test_large_arrays_are_split_along_their_longest_axis_that_can_be(monkeypatch):
     monkeypatch.setattr(sharding, "_SPLIT_ELEMENTS", 10)
-    mesh = sharding.make_mesh()
-    tree = {"w": np.ones((3, 8)), "b": np.ones(2)}
-    for x in jax.tree.leaves(sharding.state_shardings(tree, mesh)):
-        assert x.spec == jax.P()  # nothing to split over one device
-    host = sharding.to_host(sharding.place(tree, sharding.state_shardings(tree, mesh)))
-    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "copy"))
+    shapes = {"columns": (3, 8), "rows": (16, 8), "odd": (9, 4), "none": (9, 7), "small": (8,)}
+    tree = {name: np.ones(shape) for name, shape in shapes.items()}
+    found = {name: x.spec for name, x in sharding.state_shardings(tree, mesh).items()}
+    whole = jax.P()
+    assert found == {
+        "columns": jax.P(None, "fsdp"),
+        "rows": jax.P("fsdp"),
+        "odd": jax.P(None, "fsdp"),
+        "none": whole,
+        "small": whole,
+    }

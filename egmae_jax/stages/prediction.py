@@ -81,7 +81,7 @@ class Prediction:
             pixels, noise = self._tested(images, indices, first, key)
             model = self._run.classifier(branch)
             found = finetune.class_probabilities(params, pixels, noise, model=model)
-            return sharding.join_batch(found, self._run.mesh)
+            return sharding.gather(found, self._run.mesh)
 
         return program
 
@@ -92,7 +92,7 @@ class Prediction:
             pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise
             found = fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
-            return sharding.join_batch(found, self._run.mesh)
+            return sharding.gather(found, self._run.mesh)
 
         return program
 

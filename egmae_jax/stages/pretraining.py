@@ -97,7 +97,7 @@ class Pretraining:
             sums = pretrain.reconstruction_sums(
                 params, pixels, valid, key, model=self._autoencoder, config=self._run.config
             )
-            return sharding.join_batch(sums, self._run.mesh)
+            return sharding.gather(sums, self._run.mesh)
 
         images = self._run.data.evaluation(split, "validation")
         key = rng.stage_key(self._run.config.seed + split, "reconstruction")
