@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from egmae_jax import trainable
+from egmae_jax import compilation, trainable
 
 PyTree = Any
 
@@ -50,8 +50,10 @@ def adamw(
         layer_decay: learning rates fall by this factor a layer, from the head down to the stem;
             1 gives all layers the same.
     """
+    # Else the CPU compiler computes the schedule again in the update of every parameter.
+    once = lambda step: compilation.materialize(schedule(step))  # noqa: E731
     optimizer = optax.adamw(
-        schedule, b1=betas[0], b2=betas[1], weight_decay=weight_decay, mask=decay_mask
+        once, b1=betas[0], b2=betas[1], weight_decay=weight_decay, mask=decay_mask
     )
     if layer_decay == 1.0:
         return optimizer
