@@ -163,6 +163,11 @@ def get_config() -> ConfigDict:
     # before, which ends in the same results; 'raise' stops.
     checkpoint.on_damage = "previous"
 
+    # Steps whose loss or gradient is not finite: so many in a row are left out before the run
+    # stops. The workdir's nonfinite/ and results.json tell each.
+    config.nonfinite = nonfinite = ConfigDict()
+    nonfinite.max_skipped = 0
+
     return config.lock()
 
 

@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "data.cache_dir",
     "checkpoint.save_seconds",
     "checkpoint.on_damage",
+    "nonfinite.max_skipped",  # of none where all steps are finite; those left out are told
     "mesh.data",
     "mesh.fsdp",
     "data.feeding",
@@ -149,6 +150,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "finetune.weight_decay",
         "finetune.input_noise",
         "checkpoint.save_seconds",
+        "nonfinite.max_skipped",
     )
     for field in not_negative:
         if flat[field] < 0:

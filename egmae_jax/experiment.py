@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, loop, sharding
+from egmae_jax import branches, nonfinite, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -39,7 +39,7 @@ USER_ERRORS = (
     configs.ConfigError,
     DamagedFileError,
     DataError,
-    loop.NonFiniteLossError,
+    nonfinite.NonFiniteError,
     StageError,
     FileNotFoundError,
     timm.CheckpointError,
@@ -63,7 +63,7 @@ def run(
     Raises:
         ConfigError, DataError, CheckpointError, DamagedFileError, FileNotFoundError, StageError:
             before any training.
-        NonFiniteLossError: training diverged.
+        NonFiniteError: training diverged.
     """
     with lock(Path(workdir)):
         experiment = Experiment(config, Path(workdir), stage)

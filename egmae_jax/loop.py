@@ -7,8 +7,10 @@ batches of the next dispatch are made ready.
 
 import dataclasses
 import functools
+import itertools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,19 +20,16 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import compilation, preemption, sharding, trainable
+from egmae_jax import compilation, nonfinite, preemption, rng, sharding, trainable
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.console import Progress
-from egmae_jax.data.pipeline import MAX_STEPS, Resident, Stream
+from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.metrics_log import MetricsLog
 
 PyTree = Any
+logger = logging.getLogger(__name__)
 _DISPATCH_SECONDS = 1.0  # aimed at, with at least
 _MIN_STEPS = 2  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; the message says where and what to try."""
 
 
 @struct.dataclass
@@ -90,6 +89,43 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a stage trains on, and for how long."""
+
+    stage: str  # such as 'finetune/mae', for the log and all randomness
+    round_index: int
+    seed: int
+    files: Sequence[str]  # names of the images
+    batch_size: int
+    epochs: int
+
+    @property
+    def section(self) -> str:
+        """Of the config."""
+        return self.stage.split("/")[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """At least one."""
+        return max(1, len(self.files) // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * self.steps_per_epoch
+
+    @functools.cached_property
+    def order(self) -> Order:
+        """Which images each batch has."""
+        return Order(len(self.files), self.batch_size, (self.seed, rng.stage_id(self.stage)))
+
+    @property
+    def key(self) -> jax.Array:
+        """Of the stage; a step's is folded in."""
+        return rng.stage_key(self.seed, self.stage)
+
+
+@dataclasses.dataclass(frozen=True)
 class Best:
     """The best epoch so far, by validation score."""
 
@@ -130,61 +166,61 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
 
 
 def train(
+    plan: Plan,
     *,
-    stage: str,
-    round_index: int,
     program: Callable,
-    state: TrainState,
+    create: Callable[[], TrainState],
     feed: Callable[[], Resident | Stream],
-    batch_size: int,
-    key: jax.Array,
-    epochs: int,
-    steps_per_epoch: int,
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
     save_seconds: float,
     log: MetricsLog,
+    policy: nonfinite.Policy,
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
 ) -> tuple[TrainState, Best | None]:
-    """Trains from the newest checkpoint, or from `state`, to the last epoch.
+    """Trains from the newest checkpoint, or from the beginning, to the last epoch.
 
     Args:
-        stage: name for log and progress, e.g. 'finetune/mae'.
-        round_index: likewise.
+        plan: of the stage.
         program: of `compile_steps`.
-        state: the initial state, on the devices; donated.
+        create: makes the initial state, on the devices.
         feed: gives what feeds the steps; called if there are any to do.
-        batch_size: of its batches.
-        key: of the stage.
-        epochs: to train.
-        steps_per_epoch: likewise.
         schedule: the learning rate, for the log.
         checkpoints: of this stage.
         save_seconds: least time between two checkpoints; the last step is always saved.
         log: metrics.jsonl.
+        policy: for steps that are not finite.
         evaluate: after each epoch, params -> (score, metrics to log); the best score wins.
 
     Returns:
         The last state and the best epoch (None without `evaluate`).
 
     Raises:
-        NonFiniteLossError: stopped at the first step whose loss is not finite.
+        NonFiniteError: a step is not finite, and `policy` does not leave it out.
         Preempted: SIGTERM came; the steps done are saved.
     """
-    total_steps = epochs * steps_per_epoch
     best: Best | None = None
     epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
-    found = None
-    if checkpoints.steps:
-        host_params = sharding.to_host(state.params)
-        found = checkpoints.restore({"state": state, "best_params": host_params})
-    if found is not None:
-        saved, notes = found
-        state, epoch_metrics = saved["state"], notes["epoch_metrics"]
+    skipped: list[int] = []  # steps left out
+
+    def begin() -> tuple[TrainState, dict[str, Any] | None]:
+        """The newest checkpoint's state, with its notes; or the initial one."""
+        state = create()
+        if checkpoints.steps:
+            host_params = sharding.to_host(state.params)
+            found = checkpoints.restore({"state": state, "best_params": host_params})
+            if found is not None:
+                saved, notes = found
+                return saved["state"], notes | {"best_params": saved["best_params"]}
+        return state, None
+
+    state, notes = begin()
+    if notes is not None:
+        epoch_metrics, skipped = notes["epoch_metrics"], notes["skipped"]
         if notes["best_epoch"] is not None:
-            best = Best(saved["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
-    step = int(state.step)
-    log.forget(stage, round_index, after_step=step)
+            best = Best(notes["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
+    step, total_steps, steps_per_epoch = int(state.step), plan.total_steps, plan.steps_per_epoch
+    log.forget(plan.stage, plan.round_index, after_step=step)
 
     def save() -> None:
         best_params = best.params if best else sharding.to_host(state.params)
@@ -195,22 +231,33 @@ def train(
                 "epoch_metrics": epoch_metrics,
                 "best_epoch": best.epoch if best else None,
                 "best_score": list(best.score) if best else None,
+                "skipped": skipped,
             },
         )
 
+    def add_up(history: dict[str, np.ndarray]) -> None:
+        for name, values in history.items():
+            for value in values.tolist():  # one by one: the sum must not depend on the dispatches
+                epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
+
     if step == total_steps:
         return state, best
-    source = feed()
+    source, key = feed(), plan.key
 
     def next_steps(step: int, wanted: int) -> tuple[int, Any]:
         """How many steps the next dispatch has, and their batches; it ends with the epoch."""
         return source.steps(step, min(wanted, steps_per_epoch - step % steps_per_epoch))
 
+    def run_again(state: TrainState, at_most: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        count, batches = next_steps(int(state.step), at_most)
+        state, history = program(state, batches, key, count)
+        return state, {name: np.asarray(h)[:count] for name, h in history.items()}
+
     wanted = _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
     num_steps, batches = next_steps(step, wanted)
     last_save = time.monotonic()
     with (
-        Progress(f"{stage}, round {round_index}", total_steps, step) as progress,
+        Progress(f"{plan.stage}, round {plan.round_index}", total_steps, step) as progress,
         preemption.deferred() as stop_requested,
     ):
         while step < total_steps:
@@ -222,29 +269,59 @@ def train(
                 num_steps, batches = next_steps(step, wanted)
             history = {name: np.asarray(h)[:done] for name, h in history.items()}
             seconds = time.monotonic() - started
-            _require_finite(history["loss"], stage, first, steps_per_epoch)
-            for name, values in history.items():
-                for value in values.tolist():  # one by one: the sum must not depend on num_steps
-                    epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
-            images_per_second = done * batch_size / seconds
+            if nonfinite.is_finite(state, history["loss"]):
+                add_up(history)
+                save_is_due = time.monotonic() - last_save >= save_seconds
+            else:
+                state, _ = begin()
+                bad = nonfinite.find(state, run_again, first=first, last=step)
+                if bad is None:
+                    raise nonfinite.NonFiniteError(
+                        f"Steps {first + 1} to {step} of {plan.stage} were not finite, but were "
+                        "when they were repeated: the device does not compute the same twice. The "
+                        "same command goes on from the last checkpoint."
+                    )
+                add_up(bad.history)
+                state, step = bad.before, int(bad.before.step)
+                if step not in checkpoints.steps:
+                    save()
+                told = policy.leave_out(
+                    stage=plan.stage,
+                    round_index=plan.round_index,
+                    step=step + 1,
+                    epoch=step // steps_per_epoch + 1,
+                    loss=bad.loss,
+                    learning_rate=float(schedule(step)),
+                    images=[plan.files[i] for i in plan.order[step]],
+                    in_a_row=next(n for n in itertools.count() if step - 1 - n not in skipped),
+                )
+                logger.warning(told)
+                skipped.append(step)
+                step += 1
+                state, save_is_due = state.replace(step=state.step + 1), True
+                if step < total_steps:
+                    num_steps, batches = next_steps(step, _MIN_STEPS)
+            images_per_second = done * plan.batch_size / seconds
             progress.update(step, history["loss"][-1], images_per_second)
             # What the clock and signals say, all hosts must do alike.
-            wanted, stopping, save_is_due = map(
+            wanted, stopping, must_save = map(
                 int,
                 sharding.agree(
                     max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds)),
                     stop_requested(),
-                    time.monotonic() - last_save >= save_seconds,
+                    save_is_due,
                 ),
             )
 
-            epoch_ends = step % steps_per_epoch == 0
-            save_is_due |= stopping or step == total_steps
-            if epoch_ends or save_is_due:
-                _require_finite_params(state.params, stage, step)
-            if epoch_ends:
+            if step % steps_per_epoch == 0:
                 epoch = step // steps_per_epoch
-                row = {name: total / steps_per_epoch for name, total in epoch_metrics.items()}
+                left_out = sum(step - steps_per_epoch <= s < step for s in skipped)
+                row = {
+                    name: total / (steps_per_epoch - left_out)
+                    for name, total in epoch_metrics.items()
+                }
+                if left_out:
+                    row["skipped_steps"] = left_out
                 epoch_metrics = {}
                 if evaluate is not None:
                     score, validation = evaluate(state.params)
@@ -255,44 +332,11 @@ def train(
                     "learning_rate": float(schedule(step - 1)),
                     "images_per_second": images_per_second,
                 }
-                log.write(stage=stage, round=round_index, epoch=epoch, step=step, **row)
-                progress.epoch(epoch, epochs, row)
-            if save_is_due:
+                log.write(stage=plan.stage, round=plan.round_index, epoch=epoch, step=step, **row)
+                progress.epoch(epoch, plan.epochs, row)
+            if must_save or stopping or step == total_steps:
                 save()
                 last_save = time.monotonic()
             if stopping:
                 break
     return state, best
-
-
-@jax.jit
-def _all_finite(params: PyTree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
-
-
-def _require_finite_params(params: PyTree, stage: str, step: int) -> None:
-    """The loss of a step is that before its update: the last update shows in the parameters only.
-
-    Raises:
-        NonFiniteLossError: a parameter is NaN or infinite.
-    """
-    if not _all_finite(params):
-        section = stage.split("/")[0]
-        raise NonFiniteLossError(
-            f"Parameters of {stage} became NaN or infinite by step {step}; stopped. A lower "
-            f"config.{section}.learning_rate usually helps. Start in a new workdir then."
-        )
-
-
-def _require_finite(losses: np.ndarray, stage: str, step: int, steps_per_epoch: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        at = step + int(bad[0])
-        section = stage.split("/")[0]
-        raise NonFiniteLossError(
-            f"The loss of {stage} became {losses[bad[0]]} at step {at + 1} (epoch "
-            f"{at // steps_per_epoch + 1}); stopped. The last checkpoint is from before it. A "
-            f"lower config.{section}.learning_rate or a longer config.{section}.warmup_epochs "
-            "usually helps; with model.dtype='bfloat16', so does 'float32'. Start in a new "
-            "workdir then."
-        )

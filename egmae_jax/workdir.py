@@ -61,6 +61,11 @@ class Paths:
         return self.workdir / "predictions" / name
 
     @property
+    def nonfinite(self) -> Path:
+        """The folder of what is known of steps that were not finite."""
+        return self.workdir / "nonfinite"
+
+    @property
     def results(self) -> Path:
         """What the run came to."""
         return self.workdir / "results.json"

@@ -20,7 +20,7 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
-from egmae_jax import augment, evaluate, experiment, loop, models, rng
+from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite, rng
 from egmae_jax import config as configs
 from egmae_jax import workdir as workdirs
 from egmae_jax.data import splits
@@ -261,7 +261,7 @@ def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
 
 def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
     config = tiny.make_config(data, cache, pretrain__learning_rate=1e30)
-    with pytest.raises(loop.NonFiniteLossError, match="pretrain became"):
+    with pytest.raises(nonfinite.NonFiniteError, match="of pretrain is not finite"):
         experiment.run(config, tmp_path)
 
 

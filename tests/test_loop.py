@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from egmae_jax import loop, preemption, rng, sharding
+from egmae_jax import loop, nonfinite, preemption, rng, sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.files import DamagedFileError
+from egmae_jax.files import DamagedFileError, read_json
 from egmae_jax.metrics_log import MetricsLog
 
 _OPTIMIZER = optax.adam(0.1)
@@ -42,9 +43,23 @@ def _evaluate(params):
     return (score,), {"validation_score": score}
 
 
-def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_seconds=0.0):
+def _plan(images, epochs):
+    return loop.Plan("test", 0, 0, [f"{i}.png" for i in range(len(images))], 4, epochs)
+
+
+def _train(
+    folder,
+    *,
+    epochs=4,
+    step=_step,
+    images=None,
+    stop_after=None,
+    save_seconds=0.0,
+    max_skipped=0,
+):
     """Trains; `stop_after` checkpoints it dies as a killed process would, leaving what it left."""
     images = images or _images()
+    plan = _plan(images, epochs)
     mesh = sharding.make_mesh()
     params = {"w": np.zeros(12, np.float32)}
     log = MetricsLog(folder / "metrics.jsonl")
@@ -60,19 +75,15 @@ def _train(folder, *, epochs=4, step=_step, images=None, stop_after=None, save_s
 
             checkpoints.save = counted
         return loop.train(
-            stage="test",
-            round_index=0,
+            plan,
             program=loop.compile_steps(step, mesh),
-            state=loop.TrainState.create(params, _OPTIMIZER, mesh),
-            feed=lambda: Resident(sharding.replicate(images, mesh), Order(len(images), 4, (0,))),
-            batch_size=4,
-            key=rng.stage_key(0, "test"),
-            epochs=epochs,
-            steps_per_epoch=5,
+            create=lambda: loop.TrainState.create(params, _OPTIMIZER, mesh),
+            feed=lambda: Resident(sharding.replicate(images, mesh), plan.order),
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
             save_seconds=save_seconds,
             log=log,
+            policy=nonfinite.Policy(folder / "nonfinite", max_skipped),
             evaluate=_evaluate,
         )
 
@@ -143,19 +154,15 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
     params = {"w": np.zeros(12, np.float32)}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         again, again_best = loop.train(
-            stage="test",
-            round_index=0,
+            _plan(_images(), 4),
             program=loop.compile_steps(_step, mesh),
-            state=loop.TrainState.create(params, _OPTIMIZER, mesh),
+            create=lambda: loop.TrainState.create(params, _OPTIMIZER, mesh),
             feed=no_images,
-            batch_size=4,
-            key=rng.stage_key(0, "test"),
-            epochs=4,
-            steps_per_epoch=5,
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
             save_seconds=0.0,
             log=MetricsLog(tmp_path / "metrics.jsonl"),
+            policy=nonfinite.Policy(tmp_path / "nonfinite"),
             evaluate=_evaluate,
         )
     assert np.array_equal(state.params["w"], again.params["w"])
@@ -173,45 +180,97 @@ def test_the_best_epoch_is_the_one_of_highest_score(tmp_path):
 def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     _train(tmp_path, epochs=1)
     mesh = sharding.make_mesh()
-    resident = Resident(sharding.replicate(_images(), mesh), Order(20, 4, (0,)))
+    plan = _plan(_images(), 1)
+    resident = Resident(sharding.replicate(_images(), mesh), plan.order)
     start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
-    _, history = loop.compile_steps(_step, mesh)(
-        start, resident.steps(0, 5)[1], rng.stage_key(0, "test"), 5
-    )
+    _, history = loop.compile_steps(_step, mesh)(start, resident.steps(0, 5)[1], plan.key, 5)
     assert _rows(tmp_path)[0]["loss"] == pytest.approx(
         np.mean(np.asarray(history["loss"])[:5]), rel=1e-6
     )
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
-    def diverge(state, batch, key):
-        state, metrics = _step(state, batch, key)
-        return state, {"loss": jnp.where(state.step > 12, jnp.nan, metrics["loss"])}
-
-    with pytest.raises(loop.NonFiniteLossError, match=r"became nan at step 13 \(epoch 3\)"):
-        _train(tmp_path, step=diverge)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert max(checkpoints.steps) <= 12
+# Steps that are not finite
 
 
-@pytest.mark.parametrize(
-    ("broken_step", "message"),
-    [
-        (1, "became nan at step 2"),  # the next step of the same dispatch shows it
-        (2, "Parameters of test"),  # the last of a dispatch
-        (5, "Parameters of test"),  # the last of the epoch
-    ],
-)
-def test_an_update_that_breaks_the_parameters_is_never_saved(tmp_path, broken_step, message):
-    def break_one(state, batch, key):
+def _bad(culprit, *steps):
+    """A step function whose loss or gradient is NaN at some steps, counted from 1."""
+
+    def step(state, batch, key):
         new, metrics = _step(state, batch, key)
-        w = jnp.where(new.step == broken_step, jnp.inf, new.params["w"])
-        return new.replace(params={"w": w}), metrics
+        bad = jnp.isin(new.step, jnp.array(steps))
+        if culprit == "loss":
+            metrics = {"loss": jnp.where(bad, jnp.nan, metrics["loss"])}
+        else:  # Adam's second moment alone, which no loss will ever show
+            break_ = partial(jnp.where, bad, jnp.inf)
+            moments = new.opt_state[0]._replace(nu=jax.tree.map(break_, new.opt_state[0].nu))
+            new = new.replace(opt_state=(moments, *new.opt_state[1:]))
+        return new, metrics
 
-    with pytest.raises(loop.NonFiniteLossError, match=message):
-        _train(tmp_path, step=break_one, epochs=1, save_seconds=0.0)
+    return step
+
+
+@pytest.mark.parametrize("culprit", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", [1, 5, 6, 13, 20])  # the first, of an epoch's end, ..., the last
+@pytest.mark.parametrize("save_seconds", [0.0, 1e9])
+def test_a_step_that_is_not_finite_stops_the_run_there(tmp_path, culprit, bad, save_seconds):
+    step = _bad(culprit, bad)
+    message = rf"The {culprit} of test is not finite.* at step {bad} \(epoch {(bad + 4) // 5}\)"
+    with pytest.raises(nonfinite.NonFiniteError, match=message):
+        _train(tmp_path, step=step, save_seconds=save_seconds)
+    told = read_json(tmp_path / "nonfinite" / f"round_0_test_step_{bad}.json")
+    assert (told["step"], told["not_finite"], told["skipped"]) == (bad, culprit, False)
+    assert told["images"] == [f"{i}.png" for i in _plan(_images(), 4).order[bad - 1]]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert max(checkpoints.steps, default=0) < broken_step
+        assert max(checkpoints.steps) == bad - 1
+    # The same call repeats the step, and nothing but the step.
+    again = []
+    with pytest.raises(nonfinite.NonFiniteError, match=message):
+        _train(tmp_path, step=lambda *a: again.append(0) or step(*a), save_seconds=save_seconds)
+    # Without the fault the state that was saved leads to the end of a run that never had it.
+    state, _ = _train(tmp_path)
+    expected, _ = _train(tmp_path / "whole")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert _rows(tmp_path) == _rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("culprit", ["loss", "gradient"])
+def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
+    bad = (3, 8, 9, 20)
+    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were left out"):
+        _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)
+    state, _ = _train(tmp_path / "run", step=_bad(culprit, *bad), max_skipped=2)
+
+    def leave_out(state, batch, key):
+        new, metrics = _step(state, batch, key)
+        skip = jnp.isin(new.step, jnp.array(bad))
+        kept = jax.tree.map(lambda a, b: jnp.where(skip, a, b), state, new)
+        return kept.replace(step=new.step), {"loss": jnp.where(skip, 0.0, metrics["loss"])}
+
+    expected, _ = _train(tmp_path / "expected", step=leave_out)
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert int(state.step) == 20
+    told = [read_json(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
+    assert sorted(row["step"] for row in told if row["skipped"]) == list(bad)
+    assert caplog.text.count("left out; ") >= len(bad)
+    for row, all_five in zip(_rows(tmp_path / "run"), _rows(tmp_path / "expected"), strict=True):
+        left_out = row.pop("skipped_steps", 0)
+        assert left_out == sum((step - 1) // 5 == row["epoch"] - 1 for step in bad)
+        assert row["loss"] == pytest.approx(all_five["loss"] * 5 / (5 - left_out), rel=1e-6)
+    # A run that was stopped before goes on where more may be left out, to the same bits.
+    resumed, _ = _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=2)
+    assert np.array_equal(resumed.params["w"], expected.params["w"])
+
+
+def test_a_device_that_does_not_compute_the_same_twice_is_told(tmp_path, monkeypatch):
+    finite = nonfinite.is_finite
+    answers = iter([True, False])
+    monkeypatch.setattr(nonfinite, "is_finite", lambda *a: next(answers, True) and finite(*a))
+    with pytest.raises(nonfinite.NonFiniteError, match="does not compute the same twice"):
+        _train(tmp_path)
+    monkeypatch.undo()
+    state, _ = _train(tmp_path)
+    expected, _ = _train(tmp_path / "whole")
+    assert np.array_equal(state.params["w"], expected.params["w"])
 
 
 def test_checkpoints_keep_the_newest_two(tmp_path):

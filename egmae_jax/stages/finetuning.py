@@ -17,12 +17,10 @@ from egmae_jax import (
     layer_selection,
     loop,
     optim,
-    rng,
     sharding,
 )
 from egmae_jax.branches import Branch
-from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params
-from egmae_jax.data.pipeline import Order
+from egmae_jax.checkpoint import delete_checkpoints, load_params
 from egmae_jax.files import read_json, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
@@ -50,33 +48,25 @@ class Finetuning:
             logger.info("Fine-tuning is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             return
-        config = self._run.config.finetune
-        stage, seed = f"finetune/{branch.name}", self._run.config.seed + round_index
-        num_images = len(self._run.data.indices(round_index, "train"))
-        steps_per_epoch = max(1, num_images // config.batch_size)
-        params = self.start_of(branch, round_index, seed)
+        plan = self._run.plan(f"finetune/{branch.name}", round_index, ("train",))
+        params = self.start_of(branch, round_index, plan.seed)
         selection = self._select_layers(branch, round_index, params)
-        schedule, optimizer, program = self._program(branch, selection, steps_per_epoch)
-        with Checkpoints(folder, self._run.config.checkpoint.on_damage) as checkpoints:
+        schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
+        with self._run.checkpoints(folder) as checkpoints:
             _, best = loop.train(
-                stage=stage,
-                round_index=round_index,
+                plan,
                 program=program,
-                state=loop.TrainState.create(params, optimizer, self._run.mesh, selection.prefixes),
-                feed=lambda: self._run.data.feed(
-                    round_index,
-                    ("train",),
-                    Order(num_images, config.batch_size, (seed, rng.stage_id(stage))),
-                    total_steps=config.epochs * steps_per_epoch,
+                create=lambda: loop.TrainState.create(
+                    params, optimizer, self._run.mesh, selection.prefixes
                 ),
-                batch_size=config.batch_size,
-                key=rng.stage_key(seed, stage),
-                epochs=config.epochs,
-                steps_per_epoch=steps_per_epoch,
+                feed=lambda: self._run.data.feed(
+                    round_index, ("train",), plan.order, total_steps=plan.total_steps
+                ),
                 schedule=schedule,
                 checkpoints=checkpoints,
                 save_seconds=self._run.config.checkpoint.save_seconds,
                 log=self._run.log,
+                policy=self._run.policy,
                 evaluate=lambda params: self._validate(branch, params, round_index),
             )
         assert best is not None  # there is at least one epoch
@@ -84,7 +74,7 @@ class Finetuning:
         delete_checkpoints(folder)
         logger.info(
             "%s, round %d: best epoch %d, validation AUC %.4f",
-            stage,
+            plan.stage,
             round_index,
             best.epoch,
             best.score[0],

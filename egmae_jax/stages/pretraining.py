@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
-from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
-from egmae_jax.data.pipeline import Order
+from egmae_jax.checkpoint import delete_checkpoints, load_params, save_params
 from egmae_jax.files import write_json
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.stages.run import Run, require
@@ -39,18 +38,16 @@ class Pretraining:
             if not report.exists():
                 write_json(report, self._reconstruction_losses(load_params(result), split))
             return
-        data, config = self._run.data, self._run.config.pretrain
-        seed = self._run.config.seed + split
-        indices = data.indices(split, *config.splits)
-        steps_per_epoch = max(1, len(indices) // config.batch_size)
+        config = self._run.config.pretrain
+        plan = self._run.plan("pretrain", split, config.splits)
         schedule = optim.cosine_schedule(
             config.learning_rate,
-            total_steps=config.epochs * steps_per_epoch,
-            warmup_steps=config.warmup_epochs * steps_per_epoch,
+            total_steps=plan.total_steps,
+            warmup_steps=config.warmup_epochs * plan.steps_per_epoch,
         )
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-        fresh = self._run.initial_params(self._autoencoder, seed, image, mask)
+        fresh = self._run.initial_params(self._autoencoder, plan.seed, image, mask)
         optimizer = optim.adamw(
             schedule, fresh, weight_decay=config.weight_decay, betas=config.betas
         )
@@ -60,26 +57,19 @@ class Pretraining:
             optimizer=optimizer,
             config=self._run.config,
         )
-        with Checkpoints(folder, self._run.config.checkpoint.on_damage) as checkpoints:
+        with self._run.checkpoints(folder) as checkpoints:
             state, _ = loop.train(
-                stage="pretrain",
-                round_index=split,
+                plan,
                 program=loop.compile_steps(step, self._run.mesh),
-                state=loop.TrainState.create(fresh, optimizer, self._run.mesh),
-                feed=lambda: data.feed(
-                    split,
-                    config.splits,
-                    Order(len(indices), config.batch_size, (seed, rng.stage_id("pretrain"))),
-                    total_steps=config.epochs * steps_per_epoch,
+                create=lambda: loop.TrainState.create(fresh, optimizer, self._run.mesh),
+                feed=lambda: self._run.data.feed(
+                    split, config.splits, plan.order, total_steps=plan.total_steps
                 ),
-                batch_size=config.batch_size,
-                key=rng.stage_key(seed, "pretrain"),
-                epochs=config.epochs,
-                steps_per_epoch=steps_per_epoch,
                 schedule=schedule,
                 checkpoints=checkpoints,
                 save_seconds=self._run.config.checkpoint.save_seconds,
                 log=self._run.log,
+                policy=self._run.policy,
             )
         losses = self._reconstruction_losses(state.params, split)
         write_json(report, losses)

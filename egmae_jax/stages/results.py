@@ -31,6 +31,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "branches": {branch.name: branch.model_name for branch in run.branches},
         "imagenet_weights": imagenet.sources,
         "imagenet_sha256": imagenet.recorded(),
+        "skipped_steps": _skipped_steps(run),
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
     results["summary"] = evaluate.summarize(results["rounds"])
@@ -43,6 +44,12 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     write_json(run.paths.results, results)
     console.print_results(results)
     return results
+
+
+def _skipped_steps(run: Run) -> list[dict[str, Any]]:
+    """Those that were not finite."""
+    rows = [read_json(path) for path in sorted(run.paths.nonfinite.glob("*.json"))]
+    return [row for row in rows if row["skipped"]]
 
 
 def _score(run: Run, round_index: int) -> dict[str, Any]:

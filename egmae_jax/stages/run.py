@@ -13,9 +13,12 @@ from ml_collections import FrozenConfigDict
 
 from egmae_jax import branches, models
 from egmae_jax.branches import Branch
+from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.rounds import RoundData
+from egmae_jax.loop import Plan
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
+from egmae_jax.nonfinite import Policy
 from egmae_jax.workdir import Paths
 
 PyTree = Any
@@ -50,6 +53,28 @@ class Run:
         """The splits that are pre-trained on; none without the branch 'mae'."""
         wanted = any(branch.is_mae for branch in self.branches)
         return range(self.data.num_splits if wanted else 0)
+
+    def plan(self, stage: str, index: int, parts: tuple[str, ...]) -> Plan:
+        """What a stage trains on, and for how long.
+
+        Args:
+            stage: 'pretrain', or 'finetune/' and the branch.
+            index: of the split that is pre-trained on, or of the round.
+            parts: of the split.
+        """
+        config = self.config[stage.split("/")[0]]
+        files = [self.data.prepared.files[i] for i in self.data.indices(index, *parts)]
+        seed = self.config.seed + index
+        return Plan(stage, index, seed, files, config.batch_size, config.epochs)
+
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        """Those of a stage."""
+        return Checkpoints(folder, self.config.checkpoint.on_damage)
+
+    @property
+    def policy(self) -> Policy:
+        """What is done about steps that are not finite."""
+        return Policy(self.paths.nonfinite, self.config.nonfinite.max_skipped)
 
     def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> models.Model:
         """The network of a branch; batch norms of `frozen` layers stay as they were."""

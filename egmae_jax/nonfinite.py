@@ -1,0 +1,151 @@
+"""Steps whose loss or gradient is not finite: found, told, and left out where that is allowed.
+
+The loss of every step and the whole state after every dispatch are looked at. Where one is NaN or
+infinite, the steps since the last checkpoint are taken again, at last one by one, for the first
+that is to blame: a gradient that is not finite shows in the loss of a later step only. To look at
+all gradients inside the step would make it take half as long again to compile on a CPU.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egmae_jax.files import write_json
+
+PyTree = Any
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is NaN or infinite; the message says where and what to try."""
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def is_finite(state: PyTree, losses: np.ndarray) -> bool:
+    """Whether a state, and the losses of the steps that led to it, are."""
+    return bool(np.isfinite(losses).all()) and bool(_all_finite(state))
+
+
+class BadStep(NamedTuple):
+    """The first step that is not finite."""
+
+    before: Any  # the state that it began from
+    history: dict[str, np.ndarray]  # metrics of the good steps before it
+    loss: float  # its own; where that is finite, its gradient is not
+
+
+def find(
+    state: Any,
+    run: Callable[[Any, int], tuple[Any, dict[str, np.ndarray]]],
+    *,
+    first: int,
+    last: int,
+) -> BadStep | None:
+    """Takes steps again until one is not finite.
+
+    Args:
+        state: of the last checkpoint, or the initial one; donated.
+        run: (state, how many steps at most) -> the state after them, and their metrics.
+        first: the steps before it are known to be finite.
+        last: the steps from it on have not been taken.
+
+    Returns:
+        The step, with the metrics of those from `first` on; None if all were finite this time.
+    """
+    while (step := int(state.step)) < first:
+        state, _ = run(state, first - step)
+    rows: list[dict[str, np.ndarray]] = []
+    while int(state.step) < last:
+        before = jax.tree.map(jnp.copy, state)
+        state, metrics = run(state, 1)
+        if not is_finite(state, metrics["loss"]):
+            good = {
+                name: np.concatenate([row[name] for row in rows] or [x[:0]])
+                for name, x in metrics.items()
+            }
+            return BadStep(before, good, float(metrics["loss"][0]))
+        rows.append(metrics)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What is done about such steps.
+
+    Attributes:
+        folder: where each is described.
+        max_skipped: how many in a row are left out; 0 stops at the first.
+    """
+
+    folder: Path
+    max_skipped: int = 0
+
+    def leave_out(
+        self,
+        *,
+        stage: str,
+        round_index: int,
+        step: int,
+        epoch: int,
+        loss: float,
+        learning_rate: float,
+        images: Sequence[str],
+        in_a_row: int,
+    ) -> str:
+        """Writes down what is known of a step, and says so.
+
+        Args:
+            stage: such as 'finetune/mae'.
+            round_index: of the stage.
+            step: counted from 1.
+            epoch: likewise.
+            loss: of the step.
+            learning_rate: likewise.
+            images: of its batch.
+            in_a_row: how many were left out just before it.
+
+        Returns:
+            A sentence for the log, where the step may be left out.
+
+        Raises:
+            NonFiniteError: it may not.
+        """
+        culprit = "gradient" if math.isfinite(loss) else "loss"
+        path = self.folder / f"round_{round_index}_{stage.replace('/', '_')}_step_{step}.json"
+        skipped = in_a_row < self.max_skipped
+        write_json(
+            path,
+            {
+                "stage": stage,
+                "round": round_index,
+                "step": step,
+                "epoch": epoch,
+                "not_finite": culprit,
+                "loss": loss if math.isfinite(loss) else str(loss),
+                "learning_rate": learning_rate,
+                "images": list(images),
+                "skipped": skipped,
+            },
+        )
+        value = "" if math.isfinite(loss) else f" ({loss})"
+        what = f"The {culprit} of {stage} is not finite{value} at step {step} (epoch {epoch})"
+        if skipped:
+            return f"{what}: left out; {path} names its images"
+        section = stage.split("/")[0]
+        before = f" after {in_a_row} that were left out" if in_a_row else ""
+        raise NonFiniteError(
+            f"{what}{before}; stopped. {path} names its images. The state before it is saved, so "
+            f"the same command repeats the step. A lower config.{section}.learning_rate or a "
+            f"longer config.{section}.warmup_epochs usually helps (in a new workdir); with "
+            f"model.dtype='bfloat16', so does 'float32'. --config.nonfinite.max_skipped={in_a_row + 1} goes on "
+            "without such steps, so many in a row."
+        )
