@@ -23,6 +23,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.box
 import rich.console
 import rich.table
 from jax.sharding import Mesh, NamedSharding
@@ -269,13 +270,16 @@ def print_tables(result: dict[str, Any]) -> None:
     for kind in sorted({kind for work in WORKS for kind in result[work]["counted"]["sent_bytes"]}):
         row(f"MB in {kind}", lambda c, k=kind: f"{c['sent_bytes'].get(k, 0) / 1e6:.4g}")
     console.print(table)
-    columns = ("compute ms", "memory ms", "sending ms", "step ms", "images/s", "hides from")
+    columns = ("compute", "memory", "sending", "step ms", "k images/s", "hides")
     for work in WORKS:
-        table = rich.table.Table(rich.table.Column(work, no_wrap=True), *columns)
+        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in (work, *columns):
+            table.add_column(name, no_wrap=True)
         for name, figures in result[work]["systems"].items():
             ms = [f"{1e3 * figures[f'{part}_s']:.3g}" for part in ("compute", "memory", "sending")]
             steps = f"{1e3 * figures['step_s']:.3g}-{1e3 * figures['serial_s']:.3g}"
-            images = f"{figures['serial_images_per_s']:,.0f}-{figures['images_per_s']:,.0f}"
+            rates = (figures["serial_images_per_s"] / 1e3, figures["images_per_s"] / 1e3)
+            images = "-".join(f"{rate:.3g}" for rate in rates)
             table.add_row(name, *ms, steps, images, f"{np.ceil(figures['hiding_batch']):.0f}")
         console.print(table)
 
