@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import corruption, depthwise, layer_selection, timing
+from benchmarks import corruption, depthwise, layer_selection, scaling, timing
 from egmae_jax import models, trainable
 from egmae_jax.data import phantoms
 from egmae_jax.models.initialize import abstract_params
@@ -169,6 +169,80 @@ def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys
             assert everything / 2 <= row["parameters"] < everything
     assert rows["head"]["flops"] < rows["low_entropy"]["flops"] <= rows["all"]["flops"]
     assert "low_entropy" in capsys.readouterr().out
+
+
+# Scaling
+
+
+COUNTED = {
+    "parameter_bytes": 100,
+    "optimizer_bytes": 200,
+    "flops_an_image": 1000.0,
+    "kept_bytes_an_image": 50.0,
+    "sent_bytes": {"all-reduce": 120},
+}
+
+
+def test_a_steps_time_is_that_of_what_it_computes_moves_and_sends():
+    system = scaling.System("two hosts of four", 2, 4, 1e6, 1e4, 1e3, 4e3)
+    found = scaling.predict(COUNTED, system, 10, 0.5)
+    assert found["compute_s"] == pytest.approx(10 * 1000 / (1e6 * 0.5))
+    assert found["memory_s"] == pytest.approx((10 * 4 * 50 + 6 * 100 + 2 * 200) / 1e4)
+    sending = 2 * 3 / 4 * 120 / 1e3 + 2 * 1 / 2 * 120 / 4e3
+    assert found["sending_s"] == pytest.approx(sending)
+    assert found["serial_s"] == pytest.approx(found["memory_s"] + sending)
+    assert found["step_s"] == pytest.approx(found["memory_s"] / 3 + sending)
+    assert found["images_per_s"] == pytest.approx(80 / found["step_s"])
+
+
+def test_from_the_batch_that_is_told_on_sending_hides():
+    system = scaling.System("four", 1, 4, 1e6, 1e5, 1e4)
+    least = scaling.predict(COUNTED, system, 1, 0.5)["hiding_batch"]
+    assert least > 2
+    for batch, hides in ((math.floor(least), False), (math.ceil(least), True)):
+        found = scaling.predict(COUNTED, system, batch, 0.5)
+        busy = max(found["compute_s"], found["memory_s"])
+        assert (found["step_s"] == busy) == hides
+
+
+SCALING = """
+import sys
+from unittest import mock
+from benchmarks import scaling
+from tests import tiny
+
+tiny.register()
+scaling.main([f"--model={tiny.MODEL}", "--image_size=32", "--batch=2", f"--json={sys.argv[1]}"])
+with mock.patch("jax.default_backend", return_value="gpu"):
+    step = scaling.make_step("finetune", scaling.make_config("convnext_tiny", 224, "bfloat16"))
+    print("FLOPS", scaling.step_flops(step, 1))
+"""
+
+
+@pytest.mark.slow
+def test_scaling_counts_what_a_step_computes_and_sends(tmp_path):
+    """In a process of its own, which has eight devices."""
+    path = tmp_path / "scaling.json"
+    command = [sys.executable, "-c", SCALING, str(path)]
+    output = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=tiny.environment()
+    ).stdout
+    assert "computed, not measured" in " ".join(output.split())
+    # ConvNeXt-Tiny: 4.5 GMAC forwards (Liu et al. 2022), twice as many backwards.
+    flops = float(re.search(r"FLOPS (\S+)", output)[1])
+    assert flops == pytest.approx(3 * 2 * 4.5e9, rel=0.05)
+    result = json.loads(path.read_text())
+    for work in scaling.WORKS:
+        counted = result[work]["counted"]
+        assert counted["parameter_bytes"] == 4 * counted["parameters"]
+        assert counted["optimizer_bytes"] == 4 * (2 * counted["parameters"] + 2)
+        assert counted["image_bytes"] == 37 * 37 * 3 + 12
+        assert counted["kept_bytes_an_image"] > 4 * 32 * 32 * 3
+        assert counted["sent_bytes"].keys() == {"all-reduce"}
+        assert counted["sent_bytes"]["all-reduce"] == pytest.approx(
+            counted["parameter_bytes"], rel=0.02
+        )
+        assert result[work]["systems"].keys() == {system.name for system in scaling.SYSTEMS}
 
 
 # Timing
