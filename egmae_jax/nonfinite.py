@@ -146,6 +146,7 @@ class Policy:
             f"{what}{before}; stopped. {path} names its images. The state before it is saved, so "
             f"the same command repeats the step. A lower config.{section}.learning_rate or a "
             f"longer config.{section}.warmup_epochs usually helps (in a new workdir); with "
-            f"model.dtype='bfloat16', so does 'float32'. --config.nonfinite.max_skipped={in_a_row + 1} goes on "
-            "without such steps, so many in a row."
+            "model.dtype='bfloat16', so does 'float32'. "
+            f"--config.nonfinite.max_skipped={in_a_row + 1} goes on without such steps, so many in "
+            "a row."
         )

@@ -30,7 +30,9 @@ _SPLIT_ELEMENTS = 2**14  # parameters with fewer stay whole: splitting saves les
 _CLUSTERS = (
     lambda env: int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env,
     lambda env: int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
-    lambda env: "," in env.get("TPU_WORKER_HOSTNAMES", ""),
+    lambda env: "," in env.get("TPU_WORKER_HOSTNAMES", ""),  # on GKE
+    # A TPU VM, whose hosts its metadata tell; JAX sets both variables when it is imported.
+    lambda env: env.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in env,
     lambda env: "MEGASCALE_COORDINATOR_ADDRESS" in env,
 )
 

@@ -54,6 +54,33 @@ def test_a_mesh_that_cannot_be_is_refused(data, fsdp, batches, message):
         sharding.mesh_shape(8, data, fsdp, batches)
 
 
+CLUSTERS = {
+    "a TPU VM": {"TPU_ML_PLATFORM": "JAX"},
+    "TPUs on GKE": {"TPU_WORKER_HOSTNAMES": "a,b"},
+    "several TPU slices": {"MEGASCALE_COORDINATOR_ADDRESS": "a"},
+    "SLURM": {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+    "Open MPI": {"OMPI_COMM_WORLD_SIZE": "2"},
+}
+ALONE = {
+    "nothing": {},
+    "one TPU without metadata": {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"},
+    "one task of SLURM": {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+    "a SLURM job without srun": {"SLURM_NTASKS": "2"},
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERS | ALONE)
+def test_hosts_join_where_a_cluster_is_found(name, monkeypatch):
+    for variable in {v for env in CLUSTERS.values() for v in env} | {"TPU_SKIP_MDS_QUERY"}:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in (CLUSTERS | ALONE)[name].items():
+        monkeypatch.setenv(variable, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+    sharding.join_hosts()
+    assert calls == ([(None, None, None)] if name in CLUSTERS else [])
+
+
 def test_only_all_that_names_a_process_together_joins_hosts():
     with pytest.raises(ValueError, match="belong together"):
         sharding.join_hosts("127.0.0.1:1", 2)
