@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
@@ -167,15 +168,39 @@ def load_params(path: Path) -> PyTree:
     """Reads what `save_params` wrote, a nested dict of numpy arrays.
 
     Raises:
-        DamagedFileError: the file is not whole.
+        DamagedFileError: the file is not what was written.
     """
     try:
-        return traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
-    except safetensors.SafetensorError as error:
+        return traverse_util.unflatten_dict(read_safetensors(path), sep="/")
+    except (safetensors.SafetensorError, ValueError) as error:
         raise DamagedFileError(path, error) from None
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file, whole or not at all, with the SHA-256 of what is in it."""
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    write_atomically(path, safetensors.numpy.save(contiguous, metadata={"format": "pt"}))
+    metadata = {"format": "pt", "sha256": _digest(contiguous)}
+    write_atomically(path, safetensors.numpy.save(contiguous, metadata=metadata))
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, held to the SHA-256 that `write_safetensors` gave it.
+
+    Raises:
+        SafetensorError: it is none.
+        ValueError: its tensors are not those that were written.
+    """
+    with safetensors.safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        expected = (file.metadata() or {}).get("sha256")
+    if expected is not None and expected != _digest(tensors):
+        raise ValueError("its SHA-256 is not that of what was written")
+    return tensors
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {x.shape} ".encode())
+        digest.update(x.data)
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
-from egmae_jax.files import DamagedFileError
+from egmae_jax.files import DamagedFileError, StorageError, storage_errors_told
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
 from egmae_jax.metrics_log import MetricsLog
@@ -41,6 +41,7 @@ USER_ERRORS = (
     DataError,
     nonfinite.NonFiniteError,
     StageError,
+    StorageError,
     FileNotFoundError,
     timm.CheckpointError,
 )
@@ -65,7 +66,7 @@ def run(
             before any training.
         NonFiniteError: training diverged.
     """
-    with lock(Path(workdir)):
+    with lock(Path(workdir)), storage_errors_told(Path(workdir)):
         experiment = Experiment(config, Path(workdir), stage)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
         if stage == "pretrain" and not experiment.run.pretrainings:

@@ -26,7 +26,7 @@ from egmae_jax.evaluate import load_predictions
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
-from tests.test_experiment import assert_same, outcome, run_process
+from tests.tiny import assert_same, outcome, run_process
 
 EPOCHS = {"finetune__epochs": 2, "pretrain__epochs": 1, "rounds__count": 1}
 

@@ -306,6 +306,7 @@ NOT_NEGATIVE = (
     "finetune.input_noise",
     "finetune.warmup_epochs",
     "finetune.weight_decay",
+    "nonfinite.max_skipped",
     "pretrain.warmup_epochs",
     "pretrain.weight_decay",
     "seed",
@@ -418,6 +419,7 @@ def test_fields_that_change_no_number_may_differ():
         "data.resident_gigabytes",
         "data.host_gigabytes",
         "checkpoint.save_seconds",
+        "nonfinite.max_skipped",
         "evaluation.batch_size",
     }
     config = changed(
@@ -427,6 +429,7 @@ def test_fields_that_change_no_number_may_differ():
         data__resident_gigabytes=0.5,
         data__host_gigabytes=0.5,
         checkpoint__save_seconds=1.0,
+        nonfinite__max_skipped=3,
         evaluation__batch_size=8,
     )
     configs.require_same(saved(changed()), config)

@@ -10,15 +10,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
-import safetensors.numpy
 
 from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite, rng
 from egmae_jax import config as configs
@@ -31,6 +28,7 @@ from egmae_jax.files import DamagedFileError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
+from tests.tiny import assert_same, outcome, run_process
 
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))  # of the kill test
 
@@ -40,26 +38,6 @@ def finished(data, cache, tmp_path_factory):
     """A workdir with a complete run in it, and what the run returned."""
     workdir = tmp_path_factory.mktemp("finished")
     return workdir, experiment.run(tiny.make_config(data, cache), workdir)
-
-
-def outcome(workdir):
-    """Everything a run computes, as bytes or numbers that must not differ between two runs."""
-    arrays = {}
-    for path in sorted(workdir.rglob("*.safetensors")):
-        for name, array in safetensors.numpy.load_file(path).items():
-            arrays[f"{path.relative_to(workdir)}:{name}"] = array
-    for path in sorted(workdir.rglob("*.npz")):
-        arrays[str(path.relative_to(workdir))] = load_predictions(path).probabilities
-    return arrays
-
-
-def assert_same(first, second, **tolerance):
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        if tolerance:
-            np.testing.assert_allclose(array, second[name], err_msg=name, **tolerance)
-        else:
-            assert np.array_equal(array, second[name]), name
 
 
 def test_results_are_complete(finished):
@@ -507,18 +485,6 @@ def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
     assert (tmp_path / "sheet_0.png").is_file()
     with pytest.raises(ValueError, match="without the branch 'mae'"):
         entropy_maps.Source(companions[0], workdir)
-
-
-def run_process(data, cache, workdir, *fields, **variables):
-    command = [sys.executable, "-m", "tests.tiny", str(data), str(cache), str(workdir), *fields]
-    return subprocess.Popen(
-        command,
-        env=tiny.environment(**variables),
-        cwd=os.path.dirname(os.path.dirname(__file__)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.mark.slow

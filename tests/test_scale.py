@@ -15,7 +15,7 @@ import pytest
 
 from egmae_jax import preemption, sharding
 from tests import tiny
-from tests.test_experiment import assert_same, outcome, run_process
+from tests.tiny import assert_same, outcome, run_process
 
 REPOSITORY = Path(__file__).parents[1]
 DEVICES = "--xla_force_host_platform_device_count={}"

@@ -6,11 +6,16 @@ TINY_HOSTS="address:port processes index" as one of several hosts.
 
 import ast
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
+
 from egmae_jax import console, experiment, models, preemption, sharding
 from egmae_jax.data import phantoms
+from egmae_jax.evaluate import load_predictions
 
 MODEL = "convnext_test"
 ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")
@@ -91,6 +96,40 @@ def environment(**variables: str) -> dict[str, str]:
     """The environment for a process of its own."""
     root = str(Path(__file__).parents[1])
     return {**os.environ, "PYTHONPATH": root, **variables}
+
+
+def run_process(data, cache, workdir, *fields, **variables) -> subprocess.Popen:
+    """Starts a run as a process of its own."""
+    command = [sys.executable, "-m", "tests.tiny", str(data), str(cache), str(workdir), *fields]
+    return subprocess.Popen(
+        command,
+        env=environment(**variables),
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def outcome(workdir: Path) -> dict[str, np.ndarray]:
+    """Everything a run computes, as bytes or numbers that must not differ between two runs."""
+    arrays = {}
+    for path in sorted(workdir.rglob("*.safetensors")):
+        for name, array in safetensors.numpy.load_file(path).items():
+            arrays[f"{path.relative_to(workdir)}:{name}"] = array
+    for path in sorted(workdir.rglob("*.npz")):
+        arrays[str(path.relative_to(workdir))] = load_predictions(path).probabilities
+    return arrays
+
+
+def assert_same(first, second, **tolerance) -> None:
+    """Holds two outcomes to be the same, bit for bit unless a tolerance is given."""
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        if tolerance:
+            np.testing.assert_allclose(array, second[name], err_msg=name, **tolerance)
+        else:
+            assert np.array_equal(array, second[name]), name
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -28,7 +27,7 @@ from huggingface_hub.errors import (
 )
 
 from egmae_jax import models
-from egmae_jax.checkpoint import write_safetensors
+from egmae_jax.checkpoint import read_safetensors, write_safetensors
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
@@ -297,7 +296,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors or npz file.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: it is none, or damaged.
     """
     if path.suffix == ".npz":
         try:
@@ -308,9 +307,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 f"{path} is not an npz file of plain arrays ({type(error).__name__}: {error})."
             ) from None
     try:
-        return safetensors.numpy.load_file(path)
+        return read_safetensors(path)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from None
 
 
 @functools.lru_cache(maxsize=8)

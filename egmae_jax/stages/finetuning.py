@@ -21,7 +21,7 @@ from egmae_jax import (
 )
 from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import delete_checkpoints, load_params
-from egmae_jax.files import read_json, write_json
+from egmae_jax.files import read_sealed, write_sealed
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
 from egmae_jax.layer_selection import Selection
@@ -153,9 +153,9 @@ class Finetuning:
             if entropies is not None:
                 layer_selection.plot(report, path.with_suffix(".png"))
                 console.print_layers(f"{branch.name}, round {round_index}", report)
-            write_json(path, report)
+            write_sealed(path, report)
         sharding.wait_for_all(f"{path} is written")
-        rows = read_json(path)["layers"]
+        rows = read_sealed(path)["layers"]
         return layer_selection.selection(layers, [row["layer"] for row in rows if row["trains"]])
 
     def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:

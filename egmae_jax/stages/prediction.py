@@ -13,7 +13,7 @@ from egmae_jax.branches import Branch
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import write_json
+from egmae_jax.files import write_sealed
 from egmae_jax.interop import timm
 from egmae_jax.stages.run import Run
 
@@ -44,7 +44,7 @@ class Prediction:
         for split, path in paths.items():
             evaluate.save_predictions(path, self.of(branch, params, round_index, split))
         if fuses(branch):
-            write_json(weights, self._fusion_weights(branch, params, round_index))
+            write_sealed(weights, self._fusion_weights(branch, params, round_index))
 
     def of(self, branch: Branch, params: PyTree, round_index: int, split: str) -> Predictions:
         """What a branch with these parameters says of a split."""

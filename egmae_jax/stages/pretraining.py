@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
 from egmae_jax.checkpoint import delete_checkpoints, load_params, save_params
-from egmae_jax.files import write_json
+from egmae_jax.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.stages.run import Run, require
 
@@ -36,7 +36,7 @@ class Pretraining:
             logger.info("Pre-training is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             if not report.exists():
-                write_json(report, self._reconstruction_losses(load_params(result), split))
+                write_sealed(report, self._reconstruction_losses(load_params(result), split))
             return
         config = self._run.config.pretrain
         plan = self._run.plan("pretrain", split, config.splits)
@@ -72,7 +72,7 @@ class Pretraining:
                 policy=self._run.policy,
             )
         losses = self._reconstruction_losses(state.params, split)
-        write_json(report, losses)
+        write_sealed(report, losses)
         save_params(result, sharding.to_host(state.params))
         delete_checkpoints(folder)
         logger.info(

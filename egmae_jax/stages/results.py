@@ -4,7 +4,7 @@ from typing import Any
 
 from egmae_jax import console, evaluate
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import read_json, write_json
+from egmae_jax.files import read_json, read_sealed, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
 from egmae_jax.stages.run import Run
@@ -27,7 +27,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             "skipped": list(prepared.skipped),
         },
         "pretraining_saw_test": bool(run.pretrainings) and "test" in config.pretrain.splits,
-        "pretraining": [read_json(run.paths.pretraining_report(i)) for i in run.pretrainings],
+        "pretraining": [read_sealed(run.paths.pretraining_report(i)) for i in run.pretrainings],
         "branches": {branch.name: branch.model_name for branch in run.branches},
         "imagenet_weights": imagenet.sources,
         "imagenet_sha256": imagenet.recorded(),
@@ -69,9 +69,9 @@ def _score(run: Run, round_index: int) -> dict[str, Any]:
         resamples=run.config.evaluation.bootstrap_resamples,
     )
     row: dict[str, Any] = {"round": round_index, "seed": run.config.seed + round_index}
-    row["trainable"] = {name: read_json(run.paths.layers(name, round_index)) for name in names}
+    row["trainable"] = {name: read_sealed(run.paths.layers(name, round_index)) for name in names}
     weights = {
-        branch.name: read_json(run.paths.fusion_weights(branch.name, round_index))
+        branch.name: read_sealed(run.paths.fusion_weights(branch.name, round_index))
         for branch in run.branches
         if fuses(branch)
     }
