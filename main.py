@@ -5,8 +5,8 @@ import gc
 from absl import app, flags
 from ml_collections import config_flags
 
+from egmae_jax import compilation, console, experiment, preemption, sharding
 from egmae_jax import config as configs
-from egmae_jax import console, experiment, preemption, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
@@ -16,12 +16,19 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "On a GPU: the same bits in every run, at some cost. A CPU has them.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
+    if _DETERMINISTIC.value:
+        compilation.make_deterministic()
     try:
         sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:

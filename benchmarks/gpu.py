@@ -9,6 +9,7 @@ not stop the others. FOLDER gets every benchmark's JSON and output, and `summary
 
     steps at each batch      benchmarks.train_step, the first with a profile
     the recipe               main.py on generated images, as many as BUSI has: wall time
+    the first batch again    with the same bits in every run (main.py's --deterministic)
     memory                   benchmarks.train_memory
     depthwise, corruption, operations    forms of single operations, with their floors
 """
@@ -56,12 +57,14 @@ def make_items(arguments: argparse.Namespace) -> list[Item]:
     first, *others = (
         steps(batch, *(["--profile"] if batch == batches[0] else peer)) for batch in batches
     )
+    bits = [*model, f"--batch={batches[0]}", f"--dtype={arguments.dtype}", *peer, "--deterministic"]
     forms = f"--dtype={arguments.dtype}"
     return [
         first,
         *others[-1:],
         Item("recipe", recipe, 240),
         *others[:-1],
+        Item("deterministic", module("train_step", "deterministic.json", *bits), 90),
         Item("depthwise", module("depthwise", "depthwise.json", forms), 60),
         Item("corruption", module("corruption", "corruption.json"), 60),
         Item("operations", module("operations", "operations.json", forms), 40),
@@ -127,7 +130,7 @@ def _table(summary: dict[str, Any]) -> rich.table.Table:
             batch, ours = result["batch"], result[f"{work}_ours_s"]
             ratio, peak = result[f"{work}_ratio"], result.get(f"{work}_ours_peak_bytes")
             table.add_row(
-                work,
+                f"{work}, deterministic" if result.get("deterministic") else work,
                 str(batch),
                 f"{batch / ours:.0f}",
                 f"{batch / ours / ratio:.0f}" if ratio else "failed",

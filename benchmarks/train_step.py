@@ -2,7 +2,7 @@
 
 python -m benchmarks.train_step --model=convnext_tiny --batch=16 --image_size=224 \
     [--dtype=bfloat16] [--work=train,pretrain,inference] [--peer=compiled,...] [--rounds=5] \
-    [--steps=N] [--profile] [--json=FILE]
+    [--steps=N] [--deterministic] [--profile] [--json=FILE]
 
 Ours are the programs of a run, `--steps` steps in one dispatch: uint8 images on a canvas are
 cropped, flipped, corrupted and learned from. The reference (`benchmarks/pytorch_reference`, fused
@@ -307,13 +307,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--peer", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20 if CUDA else loop._MIN_STEPS)
+    parser.add_argument("--deterministic", action="store_true", help="ours, as main.py has it")
     parser.add_argument("--profile", action="store_true", help="the longest kernels of ours")
     parser.add_argument("--json")
     arguments = parser.parse_args(argv)
     peers = [name for name in arguments.peer.split(",") if name]
     if unknown := set(peers) - set(PEERS) or set(arguments.work.split(",")) - set(WORKS):
         parser.error(f"there is no {', '.join(unknown)}; here are {', '.join([*PEERS, *WORKS])}")
-    result: dict[str, Any] = {"batch": arguments.batch, "dtype": arguments.dtype}
+    if arguments.deterministic:
+        compilation.make_deterministic()  # of the processes that are started from here
+    result: dict[str, Any] = {
+        "batch": arguments.batch,
+        "dtype": arguments.dtype,
+        "deterministic": arguments.deterministic,
+    }
     table = rich.table.Table("", "ours ms", *(f"{name} ms" for name in peers), "ratio")
     for work in arguments.work.split(","):
         result |= measure_work(work, peers, arguments)

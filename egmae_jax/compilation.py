@@ -7,6 +7,7 @@ fuses unless the options of `jit` tell it not to.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,23 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     Call it only when the devices may be initialised.
     """
     return jax.jit(function, compiler_options=_options(), **kwargs)
+
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic() -> None:
+    """Asks for GPU programs that compute the same bits every time; before a device is used.
+
+    Without it XLA times several kernels and takes the fastest, which need not be the same in the
+    next process, and some add up in no fixed order. A CPU computes the same bits anyway.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}"
+
+
+def is_deterministic() -> bool:
+    """Whether such programs are asked for."""
+    return _DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
 
 
 def subroutine(function: Callable, **kwargs: Any) -> Callable:

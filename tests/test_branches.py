@@ -23,6 +23,7 @@ from egmae_jax import (
 from egmae_jax import config as configs
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import load_predictions
+from egmae_jax.files import read_sealed
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -77,7 +78,7 @@ def test_one_branch_is_neither_pretrained_nor_fused(selected):
 
 def test_the_selection_is_left_as_numbers_and_as_a_picture(selected):
     workdir, _, results = selected
-    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     assert results["rounds"][0]["trainable"] == {"imagenet": report}
     with PIL.Image.open(workdir / "round_0" / "imagenet" / "layers.png") as image:
         image.load()
@@ -103,7 +104,7 @@ def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected
     assert after.keys() == start.keys()
     same = {path for path, x in after.items() if np.array_equal(x, start[path])}
     layers = models.create(tiny.RESNET, 3).layers
-    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     for row in report["layers"]:
         own = {path for path in after if path.startswith(layers[row["layer"]])}
         assert own
@@ -157,7 +158,7 @@ def test_calibration_takes_training_images_whatever_the_batch(selected, data, ca
         params = stages.finetuning.start_of(stages.run.branches[0], 0, 0)
         entropies.append(stages.finetuning.layer_entropies(stages.run.branches[0], 0, params))
     assert entropies[0] == pytest.approx(entropies[1], abs=0.02)
-    report = json.loads((workdir / "round_0" / "imagenet" / "layers.json").read_text())
+    report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     assert entropies[0] == {row["layer"]: row["entropy"] for row in report["layers"]}
     assert len(stages.run.data.calibration(0, 10**6)) == len(stages.run.data.indices(0, "train"))
 

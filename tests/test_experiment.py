@@ -4,7 +4,9 @@ Epochs and learning rates are constants of the compiled steps: tests that leave 
 compilation.
 """
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -24,7 +26,7 @@ from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, report
-from egmae_jax.files import DamagedFileError
+from egmae_jax.files import DamagedFileError, StorageError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -125,6 +127,61 @@ def test_stages_one_by_one_give_the_same_bits(finished, data, cache, tmp_path):
     assert_same(outcome(finished[0]), outcome(tmp_path))
 
 
+def test_another_seed_gives_other_bits(finished):
+    """Rounds differ by their seed alone."""
+    first, second = (
+        {name: x for name, x in outcome(finished[0]).items() if f"round_{i}_" in name}
+        for i in range(2)
+    )
+    assert len(first) == len(second) > 20
+    kernels = [name for name in first if name.endswith((".weight", "test.npz"))]
+    for name in kernels:
+        assert not np.array_equal(first[name], second[name.replace("round_0", "round_1")]), name
+
+
+def test_a_run_goes_on_where_its_workdir_was_moved(finished, data, cache, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    workdir = shutil.copytree(finished[0], tmp_path / "elsewhere" / "moved")
+    shutil.rmtree(workdir / "predictions")
+    experiment.run(tiny.make_config(data, cache), workdir)
+    assert_same(outcome(finished[0]), outcome(workdir))
+
+
+def test_the_clock_of_the_day_does_not_matter(finished, data, cache, tmp_path, monkeypatch):
+    """It goes backwards, and the images' files are of the future."""
+    copy = shutil.copytree(data, tmp_path / "data")
+    for path in copy.rglob("*.png"):
+        os.utime(path, (2**32, 2**32))
+    began, clock = time.time(), itertools.count()
+    monkeypatch.setattr(time, "time", lambda: began - 3600 * next(clock))
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.rmtree(workdir / "predictions")
+    experiment.run(tiny.make_config(copy, cache), workdir)
+    assert_same(outcome(finished[0]), outcome(workdir))
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    finished, data, cache, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.rmtree(workdir / "predictions")
+    config, left = tiny.make_config(data, cache), [3]  # files
+    sync = os.fsync
+
+    def fill(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(StorageError, match="No space left"):
+        experiment.run(config, workdir)
+    monkeypatch.undo()
+    experiment.run(config, workdir)
+    assert_same(outcome(finished[0]), outcome(workdir))
+
+
 def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
     config = tiny.make_config(data, cache, finetune__epochs=4, corruption__scale=0.5)
     with pytest.raises(configs.ConfigError) as error:
@@ -222,6 +279,13 @@ def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(configs.ConfigError, match="cannot be written to"):
         experiment.run(tiny.make_config(data, cache), tmp_path / "file")
+
+
+def test_a_read_only_workdir_is_refused(data, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as a read-only disk, even to root
+    with pytest.raises(configs.ConfigError, match=f"cannot be written to: {tmp_path} is not writ"):
+        experiment.run(tiny.make_config(data, cache), tmp_path / "workdir")
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):

@@ -1,11 +1,23 @@
 """Files that are whole or not there, and the log of metrics that outlives a kill."""
 
+import errno
 import json
 import os
 
+import numpy as np
 import pytest
+import safetensors
 
-from egmae_jax.files import write_atomically, write_json
+from egmae_jax import checkpoint
+from egmae_jax.files import (
+    DamagedFileError,
+    StorageError,
+    read_sealed,
+    storage_errors_told,
+    write_atomically,
+    write_json,
+    write_sealed,
+)
 from egmae_jax.metrics_log import MetricsLog
 
 
@@ -81,6 +93,70 @@ def test_json_round_trips_with_letters_as_they_are(tmp_path):
     assert json.loads(text) == value
     assert "größer" in text
     assert text.endswith("}\n")
+
+
+# --- What later stages read ----------------------------------------------------------------------
+
+
+def test_sealed_content_comes_back(tmp_path):
+    value = {"loss": 0.1, "names": ["ä", "b"], "nested": {"1": None}}
+    write_sealed(tmp_path / "x.json", value)
+    assert read_sealed(tmp_path / "x.json") == value
+
+
+def flipped(content, bit):
+    content = bytearray(content)
+    content[bit // 8] ^= 1 << bit % 8
+    return bytes(content)
+
+
+def test_no_flipped_bit_of_a_sealed_file_changes_a_number_silently(tmp_path):
+    path, value = tmp_path / "x.json", {"loss": 0.12345, "trains": True, "layers": ["a", "b"]}
+    write_sealed(path, value)
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        try:
+            assert read_sealed(path) == value
+        except DamagedFileError as error:
+            assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
+
+
+def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {"a/w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+    checkpoint.write_safetensors(path, tensors)
+    content = path.read_bytes()
+    refused = 0
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        try:
+            found = checkpoint.read_safetensors(path)
+        except (ValueError, safetensors.SafetensorError):
+            refused += 1
+            continue
+        assert found.keys() == tensors.keys()
+        assert all(np.array_equal(x, found[name]) for name, x in tensors.items())
+    assert refused >= 8 * sum(x.nbytes for x in tensors.values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
+        ValueError("RESOURCE_EXHAUSTED: write failed [No space left on device]"),  # tensorstore
+    ],
+)
+def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
+    message = rf"could not be written .*{tmp_path} has \d.* GB left.*the same command goes on"
+    with pytest.raises(StorageError, match=message), storage_errors_told(tmp_path):
+        raise error
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(KeyError), storage_errors_told(tmp_path):
+        raise KeyError("space")
 
 
 # --- metrics.jsonl -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ def _train(
     stop_after=None,
     save_seconds=0.0,
     max_skipped=0,
+    evaluate=None,
 ):
     """Trains; `stop_after` checkpoints it dies as a killed process would, leaving what it left."""
     images = images or _images()
@@ -84,7 +86,7 @@ def _train(
             save_seconds=save_seconds,
             log=log,
             policy=nonfinite.Policy(folder / "nonfinite", max_skipped),
-            evaluate=_evaluate,
+            evaluate=evaluate or _evaluate,
         )
 
 
@@ -392,3 +394,24 @@ def test_sigterm_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, preemp
 def test_sigterm_outside_of_training_ends_what_is_under_way(preemptible):
     with pytest.raises(preemption.Preempted):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Memory
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_thousand_epochs(tmp_path):
+    """Of the process, and of live arrays on the device; checkpoints once a second."""
+    seen = []
+
+    def evaluate(params):
+        size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        seen.append((size, sum(x.nbytes for x in jax.live_arrays())))
+        return _evaluate(params)
+
+    _train(tmp_path, epochs=1000, save_seconds=1.0, evaluate=evaluate)
+    assert len(seen) == 1000
+    resident, live = np.array(seen).T
+    assert live[20:].max() == live[20:].min()
+    # Python and allocators settle during the first epochs.
+    assert resident[-100:].mean() - resident[200:300].mean() < 10e6

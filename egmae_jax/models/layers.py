@@ -1,11 +1,15 @@
 """What several networks are made of: convolutions as PyTorch has them, pooling, and taps."""
 
+import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
+from egmae_jax import compilation
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convolution import conv2d
 
@@ -81,14 +85,57 @@ class ConvNorm(nn.Module):
         return BatchNorm(self.frozen, self.dtype, name="bn")(x, train=train)
 
 
-def max_pool(x: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
+Padding = tuple[tuple[int, int], tuple[int, int]]  # at top and bottom, at left and right
+
+
+def max_pool(x: jax.Array, padding: Padding) -> jax.Array:
     """Maxima of 3x3 windows, two pixels apart; [B, H, W, C] -> [B, H', W', C].
 
     Args:
         x: what is pooled.
-        padding: pixels added at top and bottom, and at left and right, that no maximum is of.
+        padding: pixels added, that no maximum is of.
     """
+    pool = _max_pool if compilation.is_deterministic() else _library_max_pool
+    return pool(x, padding)
+
+
+def _library_max_pool(x: jax.Array, padding: Padding) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, padding: Padding) -> jax.Array:
+    return _library_max_pool(x, padding)
+
+
+def _max_pool_backward(
+    padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    """XLA's own is no deterministic operation on a GPU, and refused where those are asked for.
+
+    The first of equal maxima gets the gradient, as it does there and in PyTorch.
+    """
+    x, maxima = residuals
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+    (height, width), (rows, columns) = padded.shape[1:3], maxima.shape[1:3]
+    total, taken = jnp.zeros_like(padded), jnp.zeros(maxima.shape, bool)
+    for i, j in itertools.product(range(3), range(3)):
+        window = padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        hit = (window == maxima) & ~taken
+        taken |= hit
+        places = [(i, height - i - 2 * rows + 1, 1), (j, width - j - 2 * columns + 1, 1)]
+        share = jnp.where(hit, gradient, 0)
+        total += lax.pad(share, jnp.zeros((), share.dtype), [(0, 0, 0), *places, (0, 0, 0)])
+    (top, _), (left, _) = padding
+    return (total[:, top : top + x.shape[1], left : left + x.shape[2]],)
+
+
+def _max_pool_forward(x, padding):
+    maxima = _max_pool(x, padding)
+    return maxima, (x, maxima)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def below(addresses: frozenset[str], module: str) -> frozenset[str]:

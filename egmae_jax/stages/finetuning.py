@@ -48,7 +48,14 @@ class Finetuning:
             logger.info("Fine-tuning is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             return
-        plan = self._run.plan(f"finetune/{branch.name}", round_index, ("train",))
+        config = self._run.config.finetune
+        plan = self._run.plan(
+            f"finetune/{branch.name}",
+            round_index,
+            ("train",),
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+        )
         params = self.start_of(branch, round_index, plan.seed)
         selection = self._select_layers(branch, round_index, params)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)

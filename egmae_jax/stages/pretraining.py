@@ -39,7 +39,13 @@ class Pretraining:
                 write_sealed(report, self._reconstruction_losses(load_params(result), split))
             return
         config = self._run.config.pretrain
-        plan = self._run.plan("pretrain", split, config.splits)
+        plan = self._run.plan(
+            "pretrain",
+            split,
+            config.splits,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+        )
         schedule = optim.cosine_schedule(
             config.learning_rate,
             total_steps=plan.total_steps,

@@ -54,18 +54,20 @@ class Run:
         wanted = any(branch.is_mae for branch in self.branches)
         return range(self.data.num_splits if wanted else 0)
 
-    def plan(self, stage: str, index: int, parts: tuple[str, ...]) -> Plan:
+    def plan(
+        self, stage: str, index: int, parts: tuple[str, ...], *, batch_size: int, epochs: int
+    ) -> Plan:
         """What a stage trains on, and for how long.
 
         Args:
             stage: 'pretrain', or 'finetune/' and the branch.
             index: of the split that is pre-trained on, or of the round.
             parts: of the split.
+            batch_size: of all devices together.
+            epochs: to train.
         """
-        config = self.config[stage.split("/")[0]]
         files = [self.data.prepared.files[i] for i in self.data.indices(index, *parts)]
-        seed = self.config.seed + index
-        return Plan(stage, index, seed, files, config.batch_size, config.epochs)
+        return Plan(stage, index, self.config.seed + index, files, batch_size, epochs)
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """Those of a stage."""

@@ -1,4 +1,4 @@
-"""Our convolution and its gradients are lax's, in the form that XLA runs fast in loops."""
+"""Convolution and pooling: their gradients are lax's, in forms that XLA runs fast, or at all."""
 
 import functools
 import itertools
@@ -12,6 +12,7 @@ from jax import lax
 
 from egmae_jax import compilation
 from egmae_jax.models.convolution import conv2d
+from egmae_jax.models.layers import max_pool
 
 SIZES, STRIDES = (1, 3, 5, 7), (1, 2, 3)
 IN_ORDER = "b01f_01io->b01f"
@@ -170,3 +171,26 @@ def test_laxs_own_gradient_is_out_of_order_which_the_search_would_find():
     function = functools.partial(descend, plain, strides=1, padding=1)
     text = compilation.jit(function).lower(x, kernels, count=3).compile().as_text()
     assert set(re.findall(r"dim_labels=([\w>-]+)", text)) - {IN_ORDER}
+
+
+# Max pooling
+
+
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (0, 0))])
+@pytest.mark.parametrize("side", [7, 12])
+def test_deterministic_max_pooling_gives_the_gradient_to_the_first_of_equal_maxima(
+    padding, side, monkeypatch
+):
+    draw = np.random.default_rng(side)
+    x = jnp.asarray(draw.integers(-2, 3, (2, side, side + 1, 3)), jnp.float32)  # many are equal
+    usual, pull = jax.vjp(lambda x: max_pool(x, padding), x)
+    gradient = jnp.asarray(draw.normal(size=usual.shape), jnp.float32)
+    (expected,) = pull(gradient)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    compilation.make_deterministic()
+    pooled, pull = jax.vjp(lambda x: max_pool(x, padding), x)
+    np.testing.assert_array_equal(pooled, usual)
+    np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-6)
+    # The operation that a deterministic GPU program refuses is not there.
+    program = jax.jit(lambda x: jax.grad(lambda x: max_pool(x, padding).sum())(x))
+    assert "select_and_scatter" not in program.lower(x).as_text()
