@@ -10,6 +10,7 @@ A trial draws from `--seed`, the fault's name and its own number.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -67,7 +68,8 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
     preemption.install()
     (folder / "started").touch()
     shared = folder.parent
-    config = tiny.make_config(shared / "data", shared / "cache", **FIELDS)
+    fields = FIELDS | armed.get("fields", {})
+    config = tiny.make_config(shared / "data", shared / "cache", **fields)
     try:
         experiment.run(config, workdir)
     except experiment.USER_ERRORS as error:
@@ -308,6 +310,29 @@ def two_runs(trial: Trial) -> str:
     return trial.differs() if first.exitcode == 0 else trial.said()
 
 
+def many_epochs(trial: Trial) -> str:
+    """A thousand epochs of each stage: the process's memory is flat after the first hundred."""
+    fields = {"pretrain__epochs": 1000, "finetune__epochs": 1000, "checkpoint__save_seconds": 5.0}
+    process = trial.start(fields=fields)
+    resident = {}  # bytes by lines of the log: a line an epoch
+    statm, log = Path(f"/proc/{process.pid}/statm"), trial.workdir / "metrics.jsonl"
+    while process.is_alive():
+        with contextlib.suppress(OSError, IndexError):
+            epochs = log.read_bytes().count(b"\n")
+            resident[epochs] = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        time.sleep(0.1)
+    if process.exitcode:
+        return trial.said()
+    # Of each stage; building the second takes memory.
+    grown = []
+    for first in (0, 1000):
+        sizes = [size for epoch, size in resident.items() if first + 100 <= epoch < first + 1000]
+        half = len(sizes) // 2
+        grown.append(np.mean(sizes[half:]) - np.mean(sizes[:half]))
+    print("bytes grown by, second half of the epochs over the first:", *map(round, grown))
+    return "" if max(grown) < 20e6 else f"grown by {grown} bytes"
+
+
 FAULTS = [
     killed,
     killed_at_a_file_operation,
@@ -318,6 +343,7 @@ FAULTS = [
     moved,
     clock_turned_back,
     two_runs,
+    many_epochs,
 ]
 
 

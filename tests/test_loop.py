@@ -399,7 +399,6 @@ def test_sigterm_outside_of_training_ends_what_is_under_way(preemptible):
 # Memory
 
 
-@pytest.mark.slow
 def test_memory_stays_flat_over_a_thousand_epochs(tmp_path):
     """Of the process, and of live arrays on the device; checkpoints once a second."""
     seen = []
