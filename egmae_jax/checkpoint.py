@@ -5,7 +5,6 @@ its checkpoints, four times as large, have served their purpose and go.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from egmae_jax import sharding
-from egmae_jax.files import DamagedFileError, write_atomically, write_json
+from egmae_jax.files import DamagedFileError, read_json, write_atomically, write_json
 
 PyTree = Any
 ON_DAMAGE = ("previous", "raise")
@@ -128,8 +127,8 @@ class Checkpoints:
         """What is wrong with a checkpoint, if anything."""
         record = self._record(step)
         try:
-            expected = json.loads(record.read_text())
-        except ValueError:
+            expected = read_json(record)
+        except DamagedFileError:
             return f"{record.name} is not what was written"
         found = _checksums(self._step_folder(step))
         differing = sorted(
@@ -170,9 +169,25 @@ def load_params(path: Path) -> PyTree:
         DamagedFileError: the file is not whole.
     """
     try:
-        return traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
-    except safetensors.SafetensorError as error:
+        flat = read_safetensors(path)
+    except ValueError as error:
         raise DamagedFileError(path, error) from None
+    inner = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
+    if both := sorted(inner & flat.keys()):
+        raise DamagedFileError(path, f"{both[0]!r} is a tensor and a group of tensors")
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is none, or holds what numpy has not, such as 8-bit floats.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, AttributeError, ValueError, OSError) as error:
+        raise ValueError(str(error)) from None
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
