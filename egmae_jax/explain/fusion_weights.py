@@ -5,11 +5,13 @@ A run gives those of its test images by class in results.json (`stages/predictio
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from egmae_jax.files import DamagedFileError, read_json
 from egmae_jax.models.asff import ASFFResNet
 
 PyTree = Any
@@ -44,6 +46,24 @@ def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
         for branch, values in zip(BRANCHES, members.T, strict=True):
             std = float(values.std(ddof=1)) if len(values) > 1 else None
             found[name][branch] = {"mean": float(values.mean()), "std": std}
+    return found
+
+
+def read(path: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """What `by_class` gave, from its file.
+
+    Raises:
+        DamagedFileError: it is not that.
+    """
+    found = read_json(path)
+    try:
+        values = [row[branch][key] for row in found.values() for branch in BRANCHES
+                  for key in ("mean", "std")]  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(path, repr(error)) from None
+    known = all(isinstance(x, float | None) for x in values)
+    if not found or not known or found.keys() - set(classes):
+        raise DamagedFileError(path, "it does not hold the weights of classes")
     return found
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
-from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, load_params, save_params
+from egmae_jax.checkpoint import Checkpoints, delete_checkpoints, save_params
 from egmae_jax.data.pipeline import Order
 from egmae_jax.files import write_json
 from egmae_jax.models.mae import MaskedAutoencoder
@@ -37,7 +37,8 @@ class Pretraining:
             logger.info("Pre-training is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             if not report.exists():
-                write_json(report, self._reconstruction_losses(load_params(result), split))
+                params = pretrain.load_autoencoder(result, self._autoencoder)
+                write_json(report, self._reconstruction_losses(params, split))
             return
         data, config = self._run.data, self._run.config.pretrain
         seed = self._run.config.seed + split

@@ -1,10 +1,14 @@
 """Scores the branches and their ensemble (paper sections 3.5 and 4.4)."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from egmae_jax import console, evaluate
+from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import read_json, write_json
+from egmae_jax.files import DamagedFileError, read_json, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
 from egmae_jax.stages.run import Run
@@ -27,7 +31,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             "skipped": list(prepared.skipped),
         },
         "pretraining_saw_test": bool(run.pretrainings) and "test" in config.pretrain.splits,
-        "pretraining": [read_json(run.paths.pretraining_report(i)) for i in run.pretrainings],
+        "pretraining": [_numbers(run.paths.pretraining_report(i)) for i in run.pretrainings],
         "branches": {branch.name: branch.model_name for branch in run.branches},
         "imagenet_weights": imagenet.sources,
         "imagenet_sha256": imagenet.recorded(),
@@ -45,13 +49,32 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     return results
 
 
+def _numbers(path: Path) -> dict[str, float]:
+    """What pre-training has measured."""
+    found = read_json(path)
+    if not found or not all(isinstance(x, float) for x in found.values()):
+        raise DamagedFileError(path, "it holds more than numbers")
+    return found
+
+
+def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
+    """Of the very images of the split, in its order."""
+    path = run.paths.predictions(branch, round_index, split)
+    found = evaluate.load_predictions(path)
+    prepared, indices = run.data.prepared, run.data.indices(round_index, split)
+    if found.ids.tolist() != [prepared.files[i] for i in indices]:
+        raise DamagedFileError(path, f"its images are not those of the {split} part")
+    if not np.array_equal(found.labels, prepared.labels[indices]):
+        raise DamagedFileError(path, "its labels are not those of its images")
+    if (width := found.probabilities.shape[1]) != len(prepared.classes):
+        raise DamagedFileError(path, f"of {width} classes, not {len(prepared.classes)}")
+    return found
+
+
 def _score(run: Run, round_index: int) -> dict[str, Any]:
     names = [branch.name for branch in run.branches]
     predictions = {
-        split: {
-            name: evaluate.load_predictions(run.paths.predictions(name, round_index, split))
-            for name in names
-        }
+        split: {name: _predictions(run, name, round_index, split) for name in names}
         for split in ("validation", "test")
     }
     scores = evaluate.score(
@@ -64,7 +87,9 @@ def _score(run: Run, round_index: int) -> dict[str, Any]:
     row: dict[str, Any] = {"round": round_index, "seed": run.config.seed + round_index}
     row["trainable"] = {name: read_json(run.paths.layers(name, round_index)) for name in names}
     weights = {
-        branch.name: read_json(run.paths.fusion_weights(branch.name, round_index))
+        branch.name: fusion_weights.read(
+            run.paths.fusion_weights(branch.name, round_index), run.data.prepared.classes
+        )
         for branch in run.branches
         if fuses(branch)
     }
