@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
@@ -89,15 +90,14 @@ class Checkpoints:
             folder, older = self._step_folder(step), [s for s in self.steps if s < step]
             if not self._record(step).exists():
                 logger.warning("The checkpoint %s was not finished: left out", folder)
-            elif (damage := self._damage(step)) is None:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
-                    ),
-                )
-                return restored.tree, restored.notes
-            elif not older:
+                self._manager.delete(step)
+                continue
+            if (damage := self._damage(step)) is None:
+                try:
+                    return self._restore(step, abstract)
+                except (ValueError, KeyError, TypeError) as error:  # whole, but of another network
+                    damage = str(error)
+            if not older:
                 raise DamagedFileError(
                     folder, damage, f"delete {self._folder} to begin this stage anew"
                 )
@@ -116,6 +116,20 @@ class Checkpoints:
                 )
             self._manager.delete(step)
         return None
+
+    def _restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+            ),
+        )
+        # Orbax compares the shapes of device arrays only.
+        pairs = zip(jax.tree.leaves(restored.tree), jax.tree.leaves(abstract), strict=True)
+        for found, expected in pairs:
+            if found.shape != expected.shape:
+                raise ValueError(f"an array of shape {found.shape}, not {expected.shape}")
+        return restored.tree, restored.notes
 
     def _step_folder(self, step: int) -> Path:
         return self._folder / str(step)

@@ -184,13 +184,12 @@ def convert(
             f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
         )
-    return traverse_util.unflatten_dict(
-        {
+    with np.errstate(over="ignore"):  # becomes infinite, which `load` tells
+        flat = {
             our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
             for key, (our_path, _, layout) in expected.items()
-        },
-        sep="/",
-    )
+        }
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
