@@ -1,6 +1,7 @@
 """DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
 
 import io
+import logging
 import zlib
 from typing import Any
 
@@ -33,6 +34,7 @@ def decode(encoded: bytes) -> PIL.Image.Image:
         from pydicom import pixels
     except ImportError:
         raise ImportError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks; our error says it
     try:
         _require_bounded(encoded)
         dataset = pydicom.dcmread(io.BytesIO(encoded))

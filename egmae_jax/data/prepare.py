@@ -373,6 +373,8 @@ def _read_index(path: Path, files: Container[str]) -> dict[str, np.ndarray]:
         raise DamagedFileError(path, error) from None
     if unknown := [file for file in found["path"].tolist() if file not in files]:
         raise DamagedFileError(path, f"it describes {unknown[0]!r}, which is not listed")
+    if len(set(found["path"].tolist())) < count:
+        raise DamagedFileError(path, "it describes a file twice")
     if count == 0 or found["size"].min() < 1:
         raise DamagedFileError(path, "it describes no image, or one without pixels")
     return found

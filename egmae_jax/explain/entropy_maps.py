@@ -39,7 +39,7 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.files import RESTORE, read_json, write_json
+from egmae_jax.files import RESTORE, write_json
 from egmae_jax.workdir import Paths, require_same_run
 
 logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
@@ -54,7 +54,7 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path | None):
-        _check(config)
+        configs.check(config, num_devices=1)
         self.config = FrozenConfigDict(config)
         self.root = Path(config.data.dir).expanduser()
         params, model = None, None
@@ -137,16 +137,7 @@ def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
     if config is not None:
         return config
     assert workdir is not None
-    return ConfigDict(read_json(workdir / "config.json", RESTORE))
-
-
-def _check(config: ConfigDict) -> None:
-    try:
-        configs.check(config, num_devices=1)
-    except (AttributeError, KeyError) as error:
-        raise configs.ConfigError(
-            f"The config lacks a field ({error}): it is of another version of the project."
-        ) from None
+    return configs.load(workdir / "config.json")
 
 
 def _require_mae(config: ConfigDict, workdir: Path) -> None:

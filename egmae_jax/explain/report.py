@@ -29,11 +29,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from egmae_jax import augment, branches, console, models
+from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks, splits
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, overlay, picture_name
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.files import RESTORE, DamagedFileError, write_json
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths
 
@@ -255,7 +256,7 @@ def _read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise ExplainError(f"{workdir} holds no run: there is no config.json in it.")
-    content = read_json(path, RESTORE)
+    config = configs.load(path)
     needed = {
         "data": ("name", "dir", "color", "resize", "image_size"),
         "model": ("name", "dtype"),
@@ -266,10 +267,13 @@ def _read_config(workdir: Path) -> ConfigDict:
     for section, fields in needed.items():
         for field in fields:
             try:
-                content[section][field]
-            except (KeyError, TypeError):
+                config[section][field]
+            except (KeyError, TypeError, AttributeError):
                 raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
-    config = ConfigDict(content)
+    names = {f"{section}.{field}" for section, fields in needed.items() for field in fields}
+    names |= {"branches"} & set(config)
+    for problem in configs.type_problems(config, names):
+        raise DamagedFileError(path, problem.removesuffix("."), RESTORE)
     try:
         branches.of(config)
     except AttributeError:

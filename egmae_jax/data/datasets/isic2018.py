@@ -61,7 +61,7 @@ def _diagnoses(truth: Path) -> dict[str, str]:
         name = row["image"]
         if name in diagnoses:
             raise DataError(f"{truth}, line {number}: {name} is listed before.")
-        if not name or name in (".", "..") or "/" in name:
+        if not name or name in (".", "..") or "/" in name or len(name.encode()) > 250:
             raise DataError(f"{truth}, line {number}: {name!r} is no name of an image.")
         diagnoses[name] = marked[0]
     return diagnoses
