@@ -7,6 +7,7 @@ file: no other exception, no memory that the file does not fill.
 import contextlib
 import io
 import json
+import pickle
 import struct
 import tracemalloc
 import zipfile
@@ -108,6 +109,7 @@ def tensor(**changes):
 @example(lying(tensor(data_offsets=[64, 0])))
 @example(lying(tensor() | {"y": tensor()["x"]}))  # two tensors in one place
 @example(lying(b"[" * 100_000))
+@example(pickle.dumps({"x": [1.0]}))
 @example(struct.pack("<Q", 2**63) + b"{}")
 def test_safetensors_are_read_or_refused(file, content):
     path = file.with_name("weights.safetensors")
