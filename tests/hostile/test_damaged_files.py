@@ -12,14 +12,18 @@ import struct
 import tracemalloc
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from egmae_jax import evaluate, layer_selection
-from egmae_jax.checkpoint import Checkpoints, load_params
+from configs import default
+from egmae_jax import evaluate, layer_selection, pretrain
+from egmae_jax.checkpoint import Checkpoints, load_params, save_params
+from egmae_jax.config import ConfigError
 from egmae_jax.data import splits
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
@@ -27,6 +31,8 @@ from egmae_jax.files import DamagedFileError, read_json, read_npz, write_json
 from egmae_jax.interop import timm
 from egmae_jax.interop.timm import CheckpointError
 from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.models.initialize import initial_params
+from egmae_jax.workdir import lock
 
 JSON = st.recursive(
     st.none()
@@ -253,6 +259,51 @@ def test_parameters_that_are_both_a_leaf_and_a_branch_are_damaged(tmp_path, firs
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("encoder/stem/conv/kernel", lambda x: x[..., :3], r"shape: encoder/stem/conv/kernel"),
+        ("encoder/stem/conv/bias", lambda x: x * np.nan, "no finite float32"),
+        ("encoder/stem/conv/bias", lambda x: x.astype(np.int32), "no finite float32"),
+        ("decoder/predict/kernel", lambda x: None, "missing: decoder/predict/kernel"),
+        ("encoder", None, "missing: encoder/stem"),
+        ("more", lambda _: np.zeros(3, np.float32), "extra: more"),
+    ],
+)
+def test_an_autoencoder_of_another_network_is_damaged(tmp_path, autoencoder, name, change, message):
+    model, params = autoencoder
+    flat = dict(traverse_util.flatten_dict(params, sep="/"))
+    if change is None:
+        flat = {key: x for key, x in flat.items() if not key.startswith(f"{name}/")}
+    elif (leaf := change(flat.get(name))) is None:
+        del flat[name]
+    else:
+        flat[name] = np.ascontiguousarray(leaf)
+    path = tmp_path / "autoencoder.safetensors"
+    safetensors.numpy.save_file(flat, path)
+    with pytest.raises(
+        DamagedFileError, match=rf"(?s)autoencoder\.safetensors is damaged.*{message}"
+    ):
+        pretrain.load_autoencoder(path, model)
+
+
+def test_an_autoencoder_of_this_network_is_read(tmp_path, autoencoder):
+    model, params = autoencoder
+    save_params(tmp_path / "a.safetensors", params)
+    found = pretrain.load_autoencoder(tmp_path / "a.safetensors", model)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    config = default.get_config()
+    config.model.name, config.decoder.dim = "convnext_atto", 8
+    model = pretrain.create_autoencoder(config, 2)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    mask = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
+    return model, initial_params(model, 0, image, mask)
+
+
 # --- Checkpoints -------------------------------------------------------------------------------
 
 
@@ -431,3 +482,10 @@ def test_a_log_with_other_lines_is_gone_on_with(file, lines):
     assert [step for step in kept if step in (10, 20, 30)][:1] == [10]
     assert 20 in kept
     assert 30 not in kept
+
+
+def test_a_workdir_whose_holder_is_no_text_is_in_use(tmp_path):
+    with lock(tmp_path / "run"):
+        (tmp_path / "run" / ".holder").write_bytes(b"\xff\xfe")
+        with pytest.raises(ConfigError, match="is in use by"), lock(tmp_path / "run"):
+            pass

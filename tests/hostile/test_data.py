@@ -3,9 +3,11 @@
 import contextlib
 import io
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +235,52 @@ def test_a_damaged_archive_leaves_all_or_nothing(content):
     for name in ("a.zip", "a.tar.gz"):
         left, error = unpack(name, content)
         assert not left or error is None
+
+
+# --- Images ------------------------------------------------------------------------------------
+
+
+def picture(file_format, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+PICTURES = [
+    picture("TIFF"),
+    picture("TIFF", compression="tiff_lzw"),
+    picture("TIFF", compression="tiff_deflate"),
+    picture("WEBP"),
+    picture("WEBP", lossless=True),
+    picture("BMP"),
+    picture("PNG"),
+    picture("JPEG", progressive=True),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.one_of([damaged(whole, 3) for whole in PICTURES]))
+@settings(max_examples=300)
+def test_a_damaged_picture_is_an_image_or_unreadable(content):
+    with contextlib.suppress(images.UnreadableImageError):
+        found = images.examine(content)
+        assert images.to_array(found.image).shape[2] == 3
+        images.is_fast(content, found.image)  # OpenCV reads it, too
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_what_a_png_says_besides_is_no_bomb(name):
+    whole = picture("PNG")
+    inflated = zlib.compress(b"x" * 200_000_000, 9)
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[name]
+    bomb = whole[:33] + chunk(name, head + inflated) + whole[33:]
+    with little_memory(), contextlib.suppress(images.UnreadableImageError):
+        assert images.decode(bomb).size == (24, 20)
 
 
 # --- DICOM -------------------------------------------------------------------------------------
