@@ -133,7 +133,8 @@ def type_problems(
             value = flat[field]
             several = kind in ("names", "two numbers")
             if several != isinstance(value, list):
-                yield f"{field} is {value!r}; it must be {kind}."
+                wanted = f"a tuple of {kind}" if several else kind
+                yield f"{field} is {value!r}; it must be {wanted}."
                 continue
             for item in value if several else [value]:
                 if not _is_of(item, kind):
@@ -351,7 +352,7 @@ def load(path: Path) -> ConfigDict:
     content = read_json(path, RESTORE)
     try:
         return ConfigDict(content)
-    except (KeyError, ValueError, TypeError) as error:  # a name that it has for itself, or with "."
+    except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one
         raise DamagedFileError(path, error, RESTORE) from None
 
 

@@ -36,7 +36,9 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
     """Fetches files into `folder` and unpacks those that are archives; what is there is kept.
 
     Raises:
-        DataError: a file cannot be fetched, has another checksum, or its members lead elsewhere.
+        DataError: a file cannot be fetched, has another checksum, or is an archive whose members
+            lead elsewhere or unpack to absurdly much; nothing of that is unpacked.
+        DamagedFileError: checksums.json is.
     """
     notes = folder / "checksums.json"
     known = read_json(notes) if notes.exists() else {}

@@ -131,8 +131,9 @@ def prepare(
             together, instead of what the data set itself says.
 
     Raises:
-        DataError: the folder or a class is missing, a class is empty, an image cannot be read, the
-            records cannot be written.
+        DataError: the folder or a class is missing, a class is empty, a name holds control
+            characters, an image cannot be read, the records cannot be written.
+        DamagedFileError: the cache is.
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
