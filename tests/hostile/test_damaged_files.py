@@ -171,7 +171,7 @@ LIES = {
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("lie", LIES.keys() - {"no member"})
+@pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "no member"])
 def test_an_npz_that_lies_is_refused_at_once(tmp_path, lie):
     path = tmp_path / "weights.npz"
     path.write_bytes(LIES[lie])
