@@ -73,7 +73,7 @@ _TYPES: dict[str, tuple[str, ...]] = {
         *("pretrain.betas", "pretrain.crop_scale", "pretrain.crop_ratio", "finetune.betas"),
     ),
 }
-_LARGEST = 1e15  # of any number: more is a slip, and no array's size
+_LARGEST = 1e15  # of whole numbers: more is a slip, and fits into no array
 # More than this fills the memory or the life of the sun, long after the run has begun.
 _MOST = {
     "data.image_size": 8192,
@@ -142,7 +142,7 @@ def type_problems(
                     yield f"{field} {'holds' if several else 'is'} {item!r}; it must {verb} {kind}."
                 elif isinstance(item, float) and not math.isfinite(item):
                     yield f"{field} is {item}; it must be finite."
-                elif isinstance(item, int | float) and abs(item) > _LARGEST:
+                elif isinstance(item, int) and abs(item) > _LARGEST:
                     yield f"{field} is more than {_LARGEST:g} or less than its negative."
                 elif field in _MOST and item > _MOST[field]:
                     yield f"{field} is {item}; it can be at most {_MOST[field]}."
