@@ -5,12 +5,12 @@ its checkpoints, four times as large, have served their purpose and go.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from egmae_jax import sharding
-from egmae_jax.files import DamagedFileError, write_atomically, write_json
+from egmae_jax.files import DamagedFileError, read_json, write_atomically, write_json
 
 PyTree = Any
 ON_DAMAGE = ("previous", "raise")
@@ -91,15 +91,14 @@ class Checkpoints:
             folder, older = self._step_folder(step), [s for s in self.steps if s < step]
             if not self._record(step).exists():
                 logger.warning("The checkpoint %s was not finished: left out", folder)
-            elif (damage := self._damage(step)) is None:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
-                    ),
-                )
-                return restored.tree, restored.notes
-            elif not older:
+                self._manager.delete(step)
+                continue
+            if (damage := self._damage(step)) is None:
+                try:
+                    return self._restore(step, abstract)
+                except (ValueError, KeyError, TypeError) as error:  # whole, but of another network
+                    damage = str(error)
+            if not older:
                 raise DamagedFileError(
                     folder, damage, f"delete {self._folder} to begin this stage anew"
                 )
@@ -119,6 +118,20 @@ class Checkpoints:
             self._manager.delete(step)
         return None
 
+    def _restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
+            ),
+        )
+        # Orbax compares the shapes of device arrays only.
+        pairs = zip(jax.tree.leaves(restored.tree), jax.tree.leaves(abstract), strict=True)
+        for found, expected in pairs:
+            if found.shape != expected.shape:
+                raise ValueError(f"an array of shape {found.shape}, not {expected.shape}")
+        return restored.tree, restored.notes
+
     def _step_folder(self, step: int) -> Path:
         return self._folder / str(step)
 
@@ -129,8 +142,8 @@ class Checkpoints:
         """What is wrong with a checkpoint, if anything."""
         record = self._record(step)
         try:
-            expected = json.loads(record.read_text())
-        except ValueError:
+            expected = read_json(record)
+        except DamagedFileError:
             return f"{record.name} is not what was written"
         found = _checksums(self._step_folder(step))
         differing = sorted(
@@ -171,9 +184,13 @@ def load_params(path: Path) -> PyTree:
         DamagedFileError: the file is not what was written.
     """
     try:
-        return traverse_util.unflatten_dict(read_safetensors(path), sep="/")
-    except (safetensors.SafetensorError, ValueError) as error:
+        flat = read_safetensors(path)
+    except ValueError as error:
         raise DamagedFileError(path, error) from None
+    inner = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
+    if both := sorted(inner & flat.keys()):
+        raise DamagedFileError(path, f"{both[0]!r} is a tensor and a group of tensors")
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -187,12 +204,14 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, held to the SHA-256 that `write_safetensors` gave it.
 
     Raises:
-        SafetensorError: it is none.
-        ValueError: its tensors are not those that were written.
+        ValueError: it is none, is damaged, or holds what numpy has not, such as 8-bit floats.
     """
-    with safetensors.safe_open(path, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        expected = (file.metadata() or {}).get("sha256")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("sha256")
+    except (safetensors.SafetensorError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(str(error)) from None
     if expected is not None and expected != _digest(tensors):
         raise ValueError("its SHA-256 is not that of what was written")
     return tensors

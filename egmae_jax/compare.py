@@ -185,7 +185,7 @@ def compare(
     params = _convert(tensors, model, checkpoint)
     num_classes = len(tensors[interop.classifier_bias(model)])
     if weights is not None:
-        params = interop.load(weights, model)
+        params = interop.load(weights, model, finite=False)
         if (ours := len(params["head"]["fc"]["bias"])) != num_classes:
             raise CompareError(
                 f"{weights} has {ours} classes, {checkpoint} {num_classes}; they must be the same."
@@ -490,7 +490,7 @@ def _margin(logits: np.ndarray) -> float:
 
 def show(found: Comparison) -> None:
     """Prints a comparison, at most 80 columns wide but for the names of files."""
-    terminal = rich.console.Console(highlight=False)
+    terminal = rich.console.Console(highlight=False, emoji=False)
     say = functools.partial(terminal.print, markup=False, soft_wrap=True)
     count, size, pixels = len(found.files), found.image_size, found.preprocessing
 

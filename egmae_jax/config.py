@@ -3,7 +3,8 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,6 +21,7 @@ from egmae_jax import (
     sharding,
 )
 from egmae_jax.data import datasets, images, splits
+from egmae_jax.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
@@ -40,6 +42,57 @@ FREE_FIELDS = (
 )
 
 
+# What every field is of; a test holds this to configs/default.py.
+_TYPES: dict[str, tuple[str, ...]] = {
+    "text": (
+        *("data.name", "data.dir", "data.cache_dir", "data.group_pattern", "data.on_error"),
+        *("data.color", "data.feeding", "data.resize", "data.protocol", "data.on_conflict"),
+        *("model.name", "model.dtype", "model.kernel_init", "imagenet.weights", "imagenet.model"),
+        *("entropy.color", "corruption.kind", "finetune.trainable", "fusion.kind", "rounds.kind"),
+        "checkpoint.on_damage",
+    ),
+    "a whole number": (
+        *("seed", "data.image_size", "data.store_size", "data.split_seed"),
+        *("entropy.num_bins", "corruption.patch_size", "decoder.dim", "decoder.depth"),
+        *("pretrain.epochs", "pretrain.batch_size", "pretrain.warmup_epochs"),
+        *("finetune.epochs", "finetune.batch_size", "finetune.warmup_epochs", "finetune.resize"),
+        *("finetune.calibration_images", "rounds.count", "mesh.data", "mesh.fsdp"),
+        "nonfinite.max_skipped",
+        *("evaluation.batch_size", "evaluation.bootstrap_resamples"),
+    ),
+    "a number": (
+        *("data.resident_gigabytes", "data.host_gigabytes", "data.near_duplicate_threshold"),
+        *("data.test_share", "data.validation_share", "model.layer_scale"),
+        *("corruption.scale", "corruption.threshold", "corruption.mask_ratio"),
+        *("pretrain.learning_rate", "pretrain.weight_decay"),
+        *("finetune.learning_rate", "finetune.weight_decay", "finetune.layer_decay"),
+        *("finetune.drop_path_rate", "finetune.label_smoothing", "finetune.trainable_share"),
+        *("finetune.input_noise", "checkpoint.save_seconds"),
+    ),
+    "True or False": ("data.drop_leaks", "data.deduplicate", "model.rematerialize"),
+    "names": ("data.classes", "branches", "pretrain.splits"),
+    "two numbers": (
+        *("pretrain.betas", "pretrain.crop_scale", "pretrain.crop_ratio", "finetune.betas"),
+    ),
+}
+_LARGEST = 1e15  # of whole numbers: more is a slip, and fits into no array
+# More than this fills the memory or the life of the sun, long after the run has begun.
+_MOST = {
+    "data.image_size": 8192,
+    "data.store_size": 16384,
+    "decoder.dim": 65536,
+    "decoder.depth": 1000,
+    "pretrain.epochs": 10**6,
+    "pretrain.batch_size": 65536,
+    "finetune.epochs": 10**6,
+    "finetune.batch_size": 65536,
+    "finetune.resize": 16384,
+    "rounds.count": 1000,
+    "evaluation.batch_size": 65536,
+    "evaluation.bootstrap_resamples": 10**5,
+}
+
+
 class ConfigError(ValueError):
     """The config cannot be run; the message names every field that is wrong."""
 
@@ -56,20 +109,54 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
         ConfigError: see its message.
     """
     # Comparing needs numbers: where some are none, only that is told.
-    problems = list(_type_problems(config)) or list(_problems(config, num_devices))
+    problems = list(type_problems(config)) or list(_problems(config, num_devices))
     problems = [problem for problem in problems if problem.startswith(section)]
     if problems:
         raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
 
 
-def _type_problems(config: ConfigDict) -> Iterator[str]:
-    for field, value in flatten(config).items():
-        numbers = field.endswith((".betas", ".crop_scale", ".crop_ratio"))
-        for item in value if isinstance(value, list) else [value]:
-            if numbers and not (isinstance(item, int | float) and not isinstance(item, bool)):
-                yield f"{field} holds {item!r}; it must hold two numbers."
-            elif isinstance(item, float) and not math.isfinite(item):
-                yield f"{field} is {item}; it must be finite."
+def type_problems(
+    config: ConfigDict | Mapping[str, Any], fields: Container[str] | None = None
+) -> Iterator[str]:
+    """Says which fields are missing, of another type than they must be, or absurdly large.
+
+    Args:
+        config: whatever a file holds.
+        fields: those that must be right; all if None.
+    """
+    flat = flatten(config)
+    for kind, of_kind in _TYPES.items():
+        for field in of_kind:
+            if fields is not None and field not in fields:
+                continue
+            if field not in flat:
+                yield f"{field} is missing."
+                continue
+            value = flat[field]
+            several = kind in ("names", "two numbers")
+            if several != isinstance(value, list):
+                wanted = f"a tuple of {kind}" if several else kind
+                yield f"{field} is {value!r}; it must be {wanted}."
+                continue
+            for item in value if several else [value]:
+                if not _is_of(item, kind):
+                    verb = "hold" if several else "be"
+                    yield f"{field} {'holds' if several else 'is'} {item!r}; it must {verb} {kind}."
+                elif isinstance(item, float) and not math.isfinite(item):
+                    yield f"{field} is {item}; it must be finite."
+                elif isinstance(item, int) and abs(item) > _LARGEST:
+                    yield f"{field} is more than {_LARGEST:g} or less than its negative."
+                elif field in _MOST and item > _MOST[field]:
+                    yield f"{field} is {item}; it can be at most {_MOST[field]}."
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if kind in ("text", "names"):
+        return isinstance(value, str) and "\0" not in value
+    if kind == "True or False":
+        return isinstance(value, bool)
+    number = int if kind == "a whole number" else int | float
+    return isinstance(value, number) and not isinstance(value, bool)
 
 
 def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
@@ -114,6 +201,11 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         yield "model.rematerialize is True, but no branch is a ConvNeXt."
     if not config.data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
+    for field in ("data.dir", "data.cache_dir"):
+        try:
+            Path(flat[field]).expanduser()
+        except RuntimeError:
+            yield f"{field} is {flat[field]!r}, whose user has no home folder."
 
     positive = (
         "data.image_size",
@@ -194,7 +286,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     try:
         if config.data.group_pattern and not re.compile(config.data.group_pattern).groups:
             yield f"data.group_pattern is {config.data.group_pattern!r}; it has no (group)."
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         yield f"data.group_pattern is {config.data.group_pattern!r}: {error}."
     if len(config.data.classes) == 1:
         yield f"data.classes is {tuple(config.data.classes)}; it must name two or more, or be ()."
@@ -254,6 +346,19 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"mesh: {error}"
 
 
+def load(path: Path) -> ConfigDict:
+    """The config of a config.json.
+
+    Raises:
+        DamagedFileError: it holds none.
+    """
+    content = read_json(path, RESTORE)
+    try:
+        return ConfigDict(content)
+    except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one
+        raise DamagedFileError(path, error, RESTORE) from None
+
+
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'data.image_size': 224, ...}."""
     flat: dict[str, Any] = {}
@@ -304,7 +409,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         console.fail(str(error).strip().splitlines()[-1])
     except OSError:
         console.fail(f"There is no config file {flag.config_filename}.")
-    except (AttributeError, KeyError, TypeError) as error:  # a field that does not exist
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # no such field
         from configs import default
 
         console.fail(explain_unknown_field(argv, default.get_config(), error))

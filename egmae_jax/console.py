@@ -3,6 +3,7 @@
 import collections
 import logging
 import sys
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -10,11 +11,12 @@ import absl.logging
 import rich.box
 import rich.console
 import rich.logging
-import rich.markup
 import rich.progress
 import rich.table
+import rich.text
 
-_console = rich.console.Console()
+# Names of classes and files are printed as they are: neither :cat: nor [red] means anything.
+_console = rich.console.Console(emoji=False)
 logger = logging.getLogger(__name__)
 
 
@@ -149,14 +151,14 @@ def _print_classes(summary: Mapping[str, Any]) -> None:
     shown = summary if len(summary[last]) == 2 else {last: summary[last]}
     _console.print("\nEach class against the rest, means:", highlight=False)
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("Branch", "Class"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("Branch", no_wrap=True)
+    table.add_column("Class", overflow="fold")  # a long name takes lines, not the figures' place
     for title in _CLASS_COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for branch, classes in shown.items():
         for label, metrics in classes.items():
             cells = (_mean_std({"mean": metrics[m]["mean"], "std": None}) for m in _CLASS_COLUMNS)
-            table.add_row(rich.markup.escape(branch), rich.markup.escape(label), *cells)
+            table.add_row(branch, rich.text.Text(label), *cells)
     _console.print(table)
 
 
@@ -169,10 +171,11 @@ def _print_fusion_weights(branch: str, weights: Mapping[str, Any], rounds: int) 
         markup=False,
     )
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    for heading in ("Class", "Mid-level", "High-level"):
-        table.add_column(heading, justify="left" if heading == "Class" else "right")
+    table.add_column("Class", overflow="fold")
+    for heading in ("Mid-level", "High-level"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in weights.items():
-        table.add_row(name, *(_mean_std(row[key]) for key in ("mid", "high")))
+        table.add_row(rich.text.Text(name), *(_mean_std(row[key]) for key in ("mid", "high")))
     _console.print(table)
 
 
@@ -200,8 +203,9 @@ def _mean_std(value: Mapping[str, float | None]) -> str:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
-    text = rich.markup.escape(message)  # file names may hold what rich takes for markup
-    rich.console.Console(stderr=True).print(
-        f"[bold red]Error:[/] {text}", highlight=False, soft_wrap=True
-    )
+    # File names may hold what rich takes for markup, and what a terminal takes for a command.
+    shown = "".join(x if x == "\n" or unicodedata.category(x) != "Cc" else repr(x)[1:-1]
+                    for x in message)  # fmt: skip
+    text = rich.text.Text.assemble(("Error:", "bold red"), " ", shown)
+    rich.console.Console(stderr=True).print(text, highlight=False, soft_wrap=True)
     sys.exit(status)

@@ -1,7 +1,6 @@
 """Probabilities of a whole split, the ensemble, and the metrics (paper sections 3.5 and 4.4)."""
 
 import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from sklearn import metrics as sk
 
 from egmae_jax import fusion
 from egmae_jax.data.pipeline import Evaluation
-from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.files import DamagedFileError, read_npz, write_atomically
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
@@ -288,7 +287,15 @@ def load_predictions(path: Path) -> Predictions:
         DamagedFileError: the file is not whole.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Predictions(*(file[name] for name in Predictions._fields))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        found = Predictions(*(arrays[name] for name in Predictions._fields))
+    except (ValueError, KeyError) as error:
         raise DamagedFileError(path, error) from None
+    kinds = tuple(array.dtype.kind for array in found)
+    dimensions = tuple(array.ndim for array in found)
+    if kinds != ("U", "i", "f") or dimensions != (1, 1, 2) or len({*map(len, found)}) > 1:
+        said = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in found._asdict().items())
+        raise DamagedFileError(path, f"it holds {said}")
+    if not np.isfinite(found.probabilities).all():
+        raise DamagedFileError(path, "a probability is no finite number")
+    return found

@@ -1,19 +1,28 @@
-"""Files that are whole or not there: written beside their place, then renamed."""
+"""Files that are whole or not there: written beside their place, then renamed.
+
+What is read may be damaged, or written by somebody else: readers say so, and take no more memory
+than a file can fill.
+"""
 
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from egmae_jax import sharding
 
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot
+_MOST_INFLATED = 100  # times its file that an npz may unpack to: weights do not compress so well
 
 
 class DamagedFileError(ValueError):
@@ -74,20 +83,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, text + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Bytes of a path that are no UTF-8 become what JSON has for them.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
-def read_json(path: Path, remedy: str = REMAKE) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
+    """Reads a JSON file whose content is of a `kind`, dict or list.
 
     Raises:
         DamagedFileError: it is none; the message ends with the `remedy`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, OSError) as error:
         raise DamagedFileError(path, error, remedy) from None
+    except RecursionError:
+        raise DamagedFileError(path, "it is nested too deeply", remedy) from None
+    if not isinstance(content, kind):
+        found = type(content).__name__
+        raise DamagedFileError(path, f"it holds a {found}, not a {kind.__name__}", remedy)
+    return content
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")  # nor what `write_json` writes
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
@@ -102,10 +122,52 @@ def read_sealed(path: Path) -> dict[str, Any]:
         DamagedFileError: it is not what was written.
     """
     value = read_json(path)
-    if not isinstance(value, dict) or value.pop("sha256", None) != _digest(value):
+    if value.pop("sha256", None) != _digest(value):
         raise DamagedFileError(path, "it is not what was written")
     return value
 
 
 def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, none of which claims more than the file can hold.
+
+    Raises:
+        ValueError: it is none, or holds pickled objects, a name twice, or arrays of another size
+            than they claim, or unpacks to a hundred times its size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            inflated = sum(member.file_size for member in members)
+            if inflated > _MOST_INFLATED * path.stat().st_size:
+                raise ValueError(f"it unpacks to {inflated} bytes: it could be a bomb")
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError("it holds two arrays of one name")
+            for member in members:
+                _require_npy(archive, member)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # damaged archives bring whatever the readers stumble upon
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _require_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Compares the size an array claims with what is there: numpy takes that much memory first.
+
+    Raises:
+        ValueError: they differ, or it is no array.
+    """
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):  # what numpy writes
+            raise ValueError(f"{member.filename} is of npy version {version}")
+        read = np.lib.format.read_array_header_2_0
+        if version == (1, 0):
+            read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = read(file)
+        claimed = file.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and claimed != member.file_size:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, but claims {claimed}")

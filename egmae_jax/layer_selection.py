@@ -18,6 +18,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax import sharding, trainable
+from egmae_jax.files import DamagedFileError, read_sealed
 
 PyTree = Any
 MODES = ("all", "head", "low_entropy", "random")
@@ -118,6 +119,21 @@ def report(
             for layer in layers
         ],
     }
+
+
+def read_report(path: Path, layers: Iterable[str]) -> list[str]:
+    """The layers that train, of a `report` that was written to layers.json.
+
+    Raises:
+        DamagedFileError: it is none of these layers.
+    """
+    try:
+        trains = {row["layer"]: row["trains"] for row in read_sealed(path)["layers"]}
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(path, repr(error)) from None
+    if trains.keys() != set(layers) or not all(isinstance(x, bool) for x in trains.values()):
+        raise DamagedFileError(path, "it does not say of every layer whether it trains")
+    return [layer for layer, is_trained in trains.items() if is_trained]
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

@@ -25,17 +25,18 @@ class MetricsLog:
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
         """Drops a stage's lines after a step: a killed run wrote them, this one will again.
 
-        A last line that was cut off by the kill goes too.
+        A last line that was cut off by the kill goes too, and whatever is no line of this log.
         """
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+                of_stage = (row["stage"], row["round"]) == (stage, round_index)
+                later = row["step"] > after_step
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-            of_stage = (row["stage"], row["round"]) == (stage, round_index)
-            if not (of_stage and row["step"] > after_step):
+            if not (of_stage and later):
                 kept.append(line)
-        write_atomically(self._path, "".join(line + "\n" for line in kept))
+        write_atomically(self._path, b"".join(line + b"\n" for line in kept))

@@ -1,6 +1,7 @@
 """Entropy-guided MAE pre-training (paper section 3.3): one step, and what it reaches."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -10,10 +11,14 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import augment, models
+from egmae_jax.checkpoint import load_params
 from egmae_jax.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
+from egmae_jax.files import DamagedFileError
+from egmae_jax.finetune import start_from
 from egmae_jax.loop import TrainState
+from egmae_jax.models.initialize import abstract_params
 from egmae_jax.models.mae import MaskedAutoencoder
 
 PyTree = Any
@@ -37,6 +42,24 @@ def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAuto
         rematerialize=config.model.rematerialize,
     )
     return MaskedAutoencoder(encoder, config.decoder.dim, config.decoder.depth)
+
+
+def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
+    """The parameters that pre-training has left.
+
+    Raises:
+        DamagedFileError: the file is not whole, or holds other parameters than the model's.
+    """
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+    params = load_params(path)
+    try:
+        start_from(abstract_params(model, image, mask), params, keep_fresh=())
+    except ValueError as error:
+        raise DamagedFileError(path, error) from None
+    if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):
+        raise DamagedFileError(path, "it holds values that are no finite float32")
+    return params
 
 
 def pretrain_step(

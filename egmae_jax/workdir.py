@@ -90,7 +90,7 @@ def lock(workdir: Path) -> Iterator[None]:
     try:
         handle.acquire(timeout=0)
     except filelock.Timeout:
-        who = holder.read_text() if holder.exists() else "another process"
+        who = holder.read_text(errors="replace") if holder.exists() else "another process"
         raise ConfigError(f"--workdir={workdir} is in use by {who}; one run at a time.") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

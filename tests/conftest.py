@@ -4,7 +4,14 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run, and no verdict by the clock of a machine that others use too.
+hypothesis.settings.register_profile(
+    "repository", derandomize=True, deadline=None, max_examples=100, database=None
+)
+hypothesis.settings.load_profile("repository")
 
 # Before JAX is imported anywhere. Compiling costs most of the suite's time, so what one test,
 # worker or run has compiled serves all others.

@@ -15,8 +15,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageOps
 import rich.console
-import rich.markup
 import rich.table
+import rich.text
 from absl import app, flags
 from ml_collections import config_flags
 from sklearn.metrics import balanced_accuracy_score
@@ -145,18 +145,17 @@ def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
 
 def show(found: dict[str, Any], folder: Path) -> None:
     """Prints the audit."""
-    terminal = rich.console.Console(highlight=False)
-    text = rich.markup.escape
-    terminal.print(f"\n[bold]{text(found['dataset'])}[/]: {found['images']} images")
+    terminal = rich.console.Console(highlight=False, emoji=False)
+    terminal.print(f"\n[bold]{found['dataset']}[/]: {found['images']} images")
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("Class")
+    table.add_column("Class", overflow="fold")
     for part in found["counts"]:
         table.add_column("images" if part == "none" else part, justify="right")
     table.add_column("modes")
     for name, modes in found["modes"].items():
         counts = (str(part[name]) for part in found["counts"].values())
         stored = ", ".join(f"{n} {mode}" for mode, n in modes.items())
-        table.add_row(text(name), *counts, text(stored))
+        table.add_row(rich.text.Text(name), *counts, stored)
     terminal.print(table)
     same, near, sizes = found["identical_pixels"], found["near_duplicates"], found["sizes"]
     lines = [

@@ -1,6 +1,8 @@
 """DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
 
 import io
+import logging
+import zlib
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,9 @@ def decode(encoded: bytes) -> PIL.Image.Image:
         from pydicom import pixels
     except ImportError:
         raise ImportError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks; our error says it
     try:
+        _require_bounded(encoded)
         dataset = pydicom.dcmread(io.BytesIO(encoded))
         frames = int(dataset.get("NumberOfFrames") or 1)
         if frames != 1:
@@ -56,6 +60,8 @@ def decode(encoded: bytes) -> PIL.Image.Image:
             values, (low, high) = windowed[:-2].reshape(values.shape), windowed[-2:]
         else:
             low, high = values.min(), values.max()
+        if not (np.isfinite(values).all() and np.isfinite(high - low)):
+            raise DicomError("its rescaling or window makes values that are no finite numbers")
     except (DicomError, MemoryError):
         raise
     except Exception as error:  # pydicom raises much besides its own errors
@@ -64,6 +70,28 @@ def decode(encoded: bytes) -> PIL.Image.Image:
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return PIL.Image.fromarray(np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8))
+
+
+def _require_bounded(encoded: bytes) -> None:
+    """Of a file that is deflated as a whole, pydicom inflates whatever is there at once.
+
+    Raises:
+        DicomError: it would be more than two bytes for each of the pixels an image may have.
+    """
+    from pydicom import filereader, uid
+
+    file = io.BytesIO(encoded)
+    file.seek(132)
+    meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >= 0x00030000)
+    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return
+    most = 4 * (PIL.Image.MAX_IMAGE_PIXELS or np.inf)
+    inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
+    while rest and not inflater.eof:
+        size += len(inflater.decompress(rest, 1 << 20))
+        rest = inflater.unconsumed_tail
+        if size > most:
+            raise DicomError(f"it inflates to more than {most} bytes: a decompression bomb")
 
 
 def _given(dataset: Any, name: str) -> bool:

@@ -3,17 +3,19 @@
 Files are fetched by pooch, which shows progress. Their SHA-256 is compared with the one the project
 knows; where the publisher tells none, it is written to the folder's checksums.json at the first
 download, and later ones must agree with it. Archives are unpacked beside; a member that leads out
-of the folder, or is a link, stops the unpacking before it starts.
+of the folder, or is a link, or would fill the disk, stops the unpacking before it starts. What is
+unpacked appears when all of it is whole.
 """
 
 import argparse
+import functools
 import logging
-import lzma
+import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import pooch
@@ -26,22 +28,23 @@ from egmae_jax.files import DamagedFileError, read_json, write_json
 logger = logging.getLogger(__name__)
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
-_DAMAGE = (
-    *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError),
-    *(RuntimeError, OSError),  # encrypted; one member in the other's place, a full disk
-)
+_MOST_INFLATED = 200  # times its size that an archive may unpack to: images hardly compress
+_LEAST_INFLATED = 1 << 20  # bytes that it may in any case: tables of text and blank images do
 
 
 def download(archives: Iterable[Archive], folder: Path) -> None:
     """Fetches files into `folder` and unpacks those that are archives; what is there is kept.
 
     Raises:
-        DataError: a file cannot be fetched, has another checksum, or its members lead elsewhere.
+        DataError: a file cannot be fetched, has another checksum, or is an archive whose members
+            lead elsewhere or unpack to absurdly much; nothing of that is unpacked.
+        DamagedFileError: checksums.json is.
     """
     notes = folder / "checksums.json"
     known = read_json(notes) if notes.exists() else {}
-    if not isinstance(known, dict):
-        raise DamagedFileError(notes, "it is no table of checksums")
+    for name, digest in known.items():
+        if not isinstance(digest, str):
+            raise DamagedFileError(notes, f"the checksum of {name} is {digest!r}, no text")
     for archive in archives:
         name = PurePosixPath(archive.url).name
         path = folder / name
@@ -55,7 +58,9 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
             )
         try:
             _unpack(path, folder)
-        except _DAMAGE as error:
+        except DataError:
+            raise
+        except Exception as error:  # damaged archives bring whatever their readers stumble upon
             raise DataError(
                 f"{path} cannot be unpacked ({error!r}); delete it and try again."
             ) from None
@@ -78,16 +83,44 @@ def _unpack(path: Path, folder: Path) -> None:
             _require_inside(path, archive.namelist())
             links = [m.filename for m in archive.infolist() if stat.S_ISLNK(m.external_attr >> 16)]
             _require_none(path, links)
-            logger.info("Unpacking %s", path)
-            archive.extractall(folder)
+            _require_room(path, sum(member.file_size for member in archive.infolist()))
+            _extract(path, folder, archive.extractall)
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
+            inflated = 0
+            for member in archive:  # tells its size before it is read over
+                inflated += member.size
+                _require_room(path, inflated)
             _require_inside(path, archive.getnames())
             _require_none(path, [m.name for m in archive if not (m.isfile() or m.isdir())])
-            logger.info("Unpacking %s", path)
-            archive.extractall(folder, filter="data")
+            _extract(path, folder, functools.partial(archive.extractall, filter="data"))
     elif path.name.endswith(_ARCHIVES):
         raise DataError(f"{path} is no archive; the server sent something else, or not all of it.")
+
+
+def _extract(path: Path, folder: Path, extract: Callable[[Path], None]) -> None:
+    """Unpacks beside, and moves every file to its place once all are there."""
+    logger.info("Unpacking %s", path)
+    with tempfile.TemporaryDirectory(prefix=".unpacking_", dir=folder) as unpacked:
+        extract(Path(unpacked))
+        for file in sorted(p for p in Path(unpacked).rglob("*") if p.is_file()):
+            target = folder / file.relative_to(unpacked)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+
+
+def _require_room(path: Path, inflated: int) -> None:
+    size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    if inflated > max(_MOST_INFLATED * size, _LEAST_INFLATED):
+        raise DataError(
+            f"{path} would unpack to {inflated} bytes or more from {size}: it could be a "
+            "decompression bomb; nothing was unpacked."
+        )
+    if inflated > free:
+        raise DataError(
+            f"{path} would unpack to {inflated} bytes or more, of which {path.parent} has {free} "
+            "free; nothing was unpacked."
+        )
 
 
 def _require_inside(path: Path, names: Iterable[str]) -> None:

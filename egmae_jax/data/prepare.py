@@ -13,6 +13,7 @@ whole; of two processes, one writes it.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,10 +21,12 @@ import logging
 import os
 import re
 import shutil
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+import unicodedata
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 import numpy as np
@@ -32,17 +35,19 @@ import tensorflow_datasets as tfds
 from egmae_jax.data import datasets, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
-from egmae_jax.files import DamagedFileError
+from egmae_jax.files import DamagedFileError, read_npz
 
 _VERSION = "7.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
-_COLUMNS = (
-    *("path", "size", "mode", "sha256", "pixel_hash", "descriptor"),
-    *("packed", "fast", "digest"),  # of records
-    "skipped",
-)
+_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # of the index: kind of values, shape of one
+    **dict.fromkeys(("path", "mode", "sha256", "pixel_hash", "digest", "skipped"), ("U", ())),
+    **{"size": ("i", (2,)), "descriptor": ("u", (duplicates.DESCRIPTOR_SIZE,) * 2)},
+    **{"packed": ("b", ()), "fast": ("b", ())},
+}
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
+_PATTERN_SECONDS = 10  # that group_pattern may take; honest ones take milliseconds
 _SHOWN = 10  # how many files an error or warning names
 # Pixels are packed if they are not larger than this, and than so many times the file. It bounds the
 # memory while preparing, and the records.
@@ -126,8 +131,9 @@ def prepare(
             together, instead of what the data set itself says.
 
     Raises:
-        DataError: the folder or a class is missing, a class is empty, an image cannot be read, the
-            records cannot be written.
+        DataError: the folder or a class is missing, a class is empty, a name holds control
+            characters, an image cannot be read, the records cannot be written.
+        DamagedFileError: the cache is.
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
@@ -140,6 +146,7 @@ def prepare(
         listed = dataset.list_images(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be listed (data.dir): {error}.") from None
+    _require_printable(listed)
     found = tuple(sorted({image.label for image in listed}))
     if unknown := set(classes) - set(found):
         raise DataError(
@@ -151,7 +158,8 @@ def prepare(
     if group_pattern:
         listed = _group_by_name(listed, group_pattern)
     data_dir = _records_of(dataset, folder, listed, cache, on_error)
-    index = _read_index(data_dir / _INDEX)
+    by_file = {image.file: image for image in listed}
+    index = _read_index(data_dir / _INDEX, by_file)
     skipped = tuple(index["skipped"].tolist())
     if skipped and on_error == "raise":  # written where they were left out
         raise _unreadable(folder, skipped, len(listed))
@@ -164,7 +172,6 @@ def prepare(
     )
     count = len(records)
     near = duplicates.group_ids(count, pairs)
-    by_file = {image.file: image for image in listed}
     readable = [by_file[file] for file in index["path"].tolist()]
     known = [image.group or None for image in readable]
     return Prepared(
@@ -188,13 +195,36 @@ def prepare(
     )
 
 
+def _require_printable(listed: list[ImageFile]) -> None:
+    """Names go to terminals, tables and figures, where control characters are commands.
+
+    Raises:
+        DataError: names the first that holds one.
+    """
+    for image in listed:
+        for kind, name in (("file", image.file), ("class", image.label)):
+            if name.isprintable():  # spaces other than the common one are not, and may stay
+                continue
+            if any(unicodedata.category(letter) in _CONTROL for letter in name):
+                raise DataError(
+                    f"The name of the {kind} {name!r} holds a line break or another control "
+                    "character; rename it."
+                )
+
+
 def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
     """The images with the groups that their names tell.
 
     Raises:
         DataError: no name tells any.
     """
-    matches = [re.search(pattern, PurePosixPath(image.file).name) for image in listed]
+    with _time_limit(
+        _PATTERN_SECONDS,
+        f"data.group_pattern {pattern!r} takes more than {_PATTERN_SECONDS} seconds to match the "
+        f"names of {len(listed)} files, such as {listed[0].file}: nested repetitions such as "
+        "(a+)+ can take for ever. Write it without.",
+    ):
+        matches = [re.search(pattern, PurePosixPath(image.file).name) for image in listed]
     groups = {match.groups() for match in matches if match}
     if not groups:
         raise DataError(
@@ -214,6 +244,25 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
         image._replace(group=json.dumps(match.groups())) if match else image
         for image, match in zip(listed, matches, strict=True)
     ]
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raises DataError where the block takes longer; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise DataError(message)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Records:
@@ -308,12 +357,28 @@ def _pixel_hashes(sizes: np.ndarray, descriptors: np.ndarray, records: Records) 
     return np.array(hashes)
 
 
-def _read_index(path: Path) -> dict[str, np.ndarray]:
+def _read_index(path: Path, files: Container[str]) -> dict[str, np.ndarray]:
+    """The columns of an index of some of these files.
+
+    Raises:
+        DamagedFileError: it is not what was written.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in _COLUMNS}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        found = read_npz(path)
+        count = len(found["path"])
+        for name, (kind, shape) in _COLUMNS.items():
+            length = found[name].size if name == "skipped" else count
+            if found[name].dtype.kind != kind or found[name].shape != (length, *shape):
+                raise ValueError(f"{name} is {found[name].dtype}{list(found[name].shape)}")
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(path, error) from None
+    if unknown := [file for file in found["path"].tolist() if file not in files]:
+        raise DamagedFileError(path, f"it describes {unknown[0]!r}, which is not listed")
+    if len(set(found["path"].tolist())) < count:
+        raise DamagedFileError(path, "it describes a file twice")
+    if count == 0 or found["size"].min() < 1:
+        raise DamagedFileError(path, "it describes no image, or one without pixels")
+    return found
 
 
 def _records_of(

@@ -227,13 +227,8 @@ def _saved_parts(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray
     Raises:
         DataError: names files that were added, removed or changed since.
     """
-    try:
-        rows = {row["file"]: row for row in splits.read(path)}
-        part_of = {file: splits.SPLITS.index(row["split"]) for file, row in rows.items()}
-    except (KeyError, TypeError, ValueError) as error:  # JSON, but not what was written
-        if isinstance(error, DamagedFileError):
-            raise
-        raise DamagedFileError(path, repr(error), RESTORE) from None
+    rows = {row["file"]: row for row in splits.read(path)}
+    part_of = {file: splits.SPLITS.index(row["split"]) for file, row in rows.items()}
     now = dict(zip(data.files, data.sha256, strict=True))
     changes = [f"removed: {file}" for file in rows if file not in now]
     changes += [

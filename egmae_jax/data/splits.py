@@ -7,13 +7,13 @@ to the part that lacks its classes most.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from egmae_jax.data.datasets import DataError
-from egmae_jax.files import RESTORE, read_json, write_atomically
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_atomically
 
 SPLITS = ("train", "validation", "test")
 PROTOCOLS = ("grouped", "official", "image_level")
@@ -245,6 +245,31 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The rows that `write` wrote.
 
     Raises:
-        DamagedFileError: the file is not whole.
+        DamagedFileError: the file is not whole, or not what was written.
     """
-    return read_json(path, RESTORE)
+    rows = read_json(path, RESTORE, list)
+    files = set()
+    for number, row in enumerate(rows):
+        problem = _problem(row)
+        if problem is None and row["file"] in files:
+            problem = f"{row['file']!r} is listed before"
+        if problem is not None:
+            raise DamagedFileError(path, f"row {number}: {problem}", RESTORE)
+        files.add(row["file"])
+    return rows
+
+
+def _problem(row: Any) -> str | None:
+    """What is wrong with a row of splits.json, if anything."""
+    kinds = {"file": str, "label": str, "split": str, "group": int, "sha256": str}
+    if not isinstance(row, dict):
+        return f"{row!r} is no object"
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+            return f"{name} is {row.get(name)!r}, not of {kind.__name__}"
+    if row["split"] not in SPLITS:
+        return f"the split is {row['split']!r}; it can be {', '.join(SPLITS)}"
+    file = PurePosixPath(row["file"])
+    if file.is_absolute() or ".." in file.parts or not file.parts:
+        return f"the file {row['file']!r} does not lie below the data folder"
+    return None

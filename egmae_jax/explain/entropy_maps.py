@@ -21,12 +21,12 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
+import rich.text
 from absl import app, flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from egmae_jax import branches, compilation, console, pretrain, rng
 from egmae_jax import config as configs
-from egmae_jax.checkpoint import load_params
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
@@ -37,8 +37,9 @@ from egmae_jax.explain.lesions import (
     summarize_images,
     summarize_lesions,
 )
+from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.files import RESTORE, read_json, write_json
+from egmae_jax.files import RESTORE, write_json
 from egmae_jax.workdir import Paths, require_same_run
 
 logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
@@ -53,14 +54,13 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path | None):
-        _check(config)
+        configs.check(config, num_devices=1)
         self.config = FrozenConfigDict(config)
         self.root = Path(config.data.dir).expanduser()
         params, model = None, None
         if workdir is not None:
             _require_mae(config, workdir)
             paths = _pretrained(workdir)
-            params = load_params(paths.autoencoder(0))
         self.prepared = prepare(
             config.data.name,
             self.root,
@@ -70,8 +70,9 @@ class Source:
             classes=config.data.classes,
             group_pattern=config.data.group_pattern,
         )
-        if params is not None:
+        if workdir is not None:
             model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
+            params = pretrain.load_autoencoder(paths.autoencoder(0), model)
         self.part_of = {} if workdir is None else _parts(paths.splits(0))
         self._view = pipeline.evaluation_view(
             self.prepared,
@@ -136,16 +137,7 @@ def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
     if config is not None:
         return config
     assert workdir is not None
-    return ConfigDict(read_json(workdir / "config.json", RESTORE))
-
-
-def _check(config: ConfigDict) -> None:
-    try:
-        configs.check(config, num_devices=1)
-    except (AttributeError, KeyError) as error:
-        raise configs.ConfigError(
-            f"The config lacks a field ({error}): it is of another version of the project."
-        ) from None
+    return configs.load(workdir / "config.json")
 
 
 def _require_mae(config: ConfigDict, workdir: Path) -> None:
@@ -229,8 +221,11 @@ def draw(source: Source, indices: Sequence[int], folder: Path) -> list[Path]:
     sheet = draw_sheet(panels, captions, scales=scales, lesions=lesions, note=note)
     sheet.savefig(files[0])
     for index, panel, caption, lesion in zip(indices, panels, captions, lesions, strict=True):
-        name = source.prepared.files[index].replace("/", "_")
-        files.append(folder / f"{Path(name).stem}.png")
+        name = Path(source.prepared.files[index].replace("/", "_"))
+        path = folder / picture_name(name.stem)
+        if path in files:  # 1.jpg beside 1.png
+            path = folder / picture_name(f"{name.name}.png")
+        files.append(path)
         one = draw_sheet([panel], [caption], scales=scales, lesions=[lesion], note=note)
         one.savefig(files[-1])
     return files
@@ -296,21 +291,21 @@ def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints what `measure` found."""
-    terminal = rich.console.Console(highlight=False)
+    terminal = rich.console.Console(highlight=False, emoji=False)
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("All images")
+    table.add_column("All images", overflow="fold")
     for title in ("n", "H (nats)", "noise variance", "masked"):
         table.add_column(title, justify="right")
     for name, row in _all_and_classes(found["images"]):
         cells = (_cell(row[key]) for key in ("entropy", "noise_variance", "masked_share"))
-        table.add_row(name, str(row["images"]), *cells)
+        table.add_row(rich.text.Text(name), str(row["images"]), *cells)
     terminal.print(table)
     lesions = found.get("lesions")
     if lesions is None:
         terminal.print("No lesion masks: nothing is said of lesions.")
         return
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("Lesions")
+    table.add_column("Lesions", overflow="fold")
     for title in ("n", "H inside", "H ring", "H outside", "noise/area", "p"):
         table.add_column(title, justify="right")
     for name, row in _all_and_classes(lesions):
@@ -318,7 +313,7 @@ def show(found: Mapping[str, Any]) -> None:
         ratio = row["mask_enrichment"] if ratio["mean"] is None else ratio
         p = "" if ratio["p"] is None else f"{ratio['p']:.2g}"
         cells = (_cell(row["entropy"][region]) for region in ("inside", "ring", "outside"))
-        table.add_row(name, str(row["images"]), *cells, _cell(ratio), p)
+        table.add_row(rich.text.Text(name), str(row["images"]), *cells, _cell(ratio), p)
     terminal.print(table)
     terminal.print(
         "noise/area: the lesion's share of the noise variance (of masked patches for the mask "

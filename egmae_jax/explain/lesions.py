@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from egmae_jax.explain.panels import Panels, to_pixels
@@ -186,6 +187,7 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure.suptitle(title, fontsize=12)
     by_region, by_share, ratio = figure.subplots(1, 3)
     spread = np.random.default_rng(0)
+    means_of: list[Line2D] = []
     for k, label in enumerate(labels):
         of_class = [row for row in rows if row["label"] == label]
         for row in of_class:
@@ -196,8 +198,8 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             _mean_sd([row["entropy"][region] for row in of_class])["mean"] for region in REGIONS
         ]
         known = [(x, value) for x, value in enumerate(means) if value is not None]
-        by_region.plot(
-            *zip(*known, strict=True), color=colors[label], marker="o", linewidth=2.5, label=label
+        means_of += by_region.plot(
+            *zip(*known, strict=True), color=colors[label], marker="o", linewidth=2.5
         )
         shared = [row for row in of_class if row[share] is not None]
         by_share.scatter(
@@ -206,7 +208,6 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             color=colors[label],
             alpha=0.8,
             s=28,
-            label=label,
         )
         ratios = [row[enrichment] for row in shared]
         x = k + spread.uniform(-0.12, 0.12, len(ratios))
@@ -218,7 +219,10 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         ylabel="mean entropy H (nats)",
         title="Entropy by region\n(bold: mean of a class, of the images that have it)",
     )
-    by_region.legend(frameon=False)
+    legend = by_region.legend(handles=means_of, labels=["class"] * len(labels), frameon=False)
+    for entry, label in zip(legend.get_texts(), labels, strict=True):
+        entry.set_parse_math(False)  # a class may be called $x$, or, which labels hide, _x
+        entry.set_text(label)
     highest = 100 * max([row[name] or 0 for row in rows for name in ("area_share", share)])
     by_share.plot(
         [0, 1.05 * highest], [0, 1.05 * highest], color="grey", linewidth=1, linestyle="--"
@@ -229,7 +233,7 @@ def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         title=f"Below the line: less {what}\nthan the lesion's area",
     )
     ratio.axhline(1, color="grey", linewidth=1, linestyle="--")
-    ratio.set_xticks(range(len(labels)), labels)
+    ratio.set_xticks(range(len(labels)), labels, parse_math=False)
     ratio.set_xlim(-0.6, len(labels) - 0.4)
     ratio.set(
         ylabel=f"share of the {what} / of the area",

@@ -1,5 +1,6 @@
 """Pictures of heat: over its image, and sheets that show several images at a glance."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,18 @@ def overlay(
     share = opacity * heat
     mixed = np.rint((1 - share) * image + share * colors).astype(np.uint8)
     return mixed if mask is None else outline(mixed, mask)
+
+
+def picture_name(name: str) -> str:
+    """The name of the PNG of a file of that name; of one that is too long for it, the beginning.
+
+    File systems take 255 bytes; images have names of that length, to which '.png' is added.
+    """
+    picture = name if name.lower().endswith(".png") else f"{name}.png"
+    if len(picture.encode()) <= 255:
+        return picture
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[:230].decode(errors='ignore')}~{digest}.png"
 
 
 def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

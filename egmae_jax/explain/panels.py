@@ -124,7 +124,7 @@ def draw_sheet(
             box = (x / width, y / height, _PANEL / width, _PANEL / height)
             axes.append(figure.add_axes(box, xticks=[], yticks=[]))
         lines = map(_shorten, caption.splitlines())
-        axes[0].set_ylabel("\n".join(lines), fontsize=9)
+        axes[0].set_ylabel("\n".join(lines), fontsize=9, parse_math=False)
         bars |= _draw_row(axes, panel, scales, lesion)
         if row == 0:
             for axis, title in zip(axes, titles, strict=True):

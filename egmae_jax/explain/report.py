@@ -24,15 +24,17 @@ import PIL.Image
 import rich.box
 import rich.console
 import rich.table
+import rich.text
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from egmae_jax import augment, branches, console, models
+from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks, splits
 from egmae_jax.explain import gradcam, localization
-from egmae_jax.explain.overlay import Row, contact_sheet, overlay
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.explain.overlay import Row, contact_sheet, overlay, picture_name
+from egmae_jax.files import RESTORE, DamagedFileError, write_json
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths
 
@@ -254,7 +256,7 @@ def _read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise ExplainError(f"{workdir} holds no run: there is no config.json in it.")
-    content = read_json(path, RESTORE)
+    config = configs.load(path)
     needed = {
         "data": ("name", "dir", "color", "resize", "image_size"),
         "model": ("name", "dtype"),
@@ -265,10 +267,13 @@ def _read_config(workdir: Path) -> ConfigDict:
     for section, fields in needed.items():
         for field in fields:
             try:
-                content[section][field]
-            except (KeyError, TypeError):
+                config[section][field]
+            except (KeyError, TypeError, AttributeError):
                 raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
-    config = ConfigDict(content)
+    names = {f"{section}.{field}" for section, fields in needed.items() for field in fields}
+    names |= {"branches"} & set(config)
+    for problem in configs.type_problems(config, names):
+        raise DamagedFileError(path, problem.removesuffix("."), RESTORE)
     try:
         branches.of(config)
     except AttributeError:
@@ -288,11 +293,7 @@ def _read_split(
     path = Paths(workdir, folds=config.rounds.kind == "folds").splits(round_index)
     if not path.is_file():
         raise DamagedFileError(path, "it is missing", RESTORE)
-    try:
-        rows = [{key: row[key] for key in ("file", "label", "split", "sha256")}
-                for row in splits.read(path)]  # fmt: skip
-    except (KeyError, TypeError) as error:  # JSON, but not what was written
-        raise DamagedFileError(path, repr(error), RESTORE) from None
+    rows = splits.read(path)
     classes = tuple(sorted({row["label"] for row in rows}))
     test = sorted((row for row in rows if row["split"] == "test"), key=_by_class)
     if not test:
@@ -302,7 +303,7 @@ def _read_split(
 
 def _by_class(row: Mapping[str, Any]) -> tuple:
     """Sorts 'benign (2).png' before 'benign (10).png'."""
-    numbers = [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row["file"])]
+    numbers = [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", row["file"])]
     return row["label"], [(isinstance(x, str), x) for x in numbers]
 
 
@@ -444,7 +445,8 @@ def _write_overlay(folder: Path, found: Explained) -> None:
     mask = found.example.mask
     picture = overlay(found.example.pixels, found.heat, mask)
     name = found.example.file
-    path = folder / (name if name.lower().endswith(".png") else f"{name}.png")
+    path = folder / name
+    path = path.with_name(picture_name(path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(picture).save(path, format="PNG")
 
@@ -480,7 +482,7 @@ def _sheet_row(
 
 def show(content: Mapping[str, Any], out: Path) -> None:
     """Prints the means, at most 80 columns wide but for the folder."""
-    terminal = rich.console.Console(highlight=False)
+    terminal = rich.console.Console(highlight=False, emoji=False)
     terminal.print(
         f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
         f"{content['images']} test images,\n{content['right']} of them right, explained at "
@@ -496,12 +498,13 @@ def show(content: Mapping[str, Any], out: Path) -> None:
         groups = {"all": found["all"], **found["by_class"]}
         groups |= {"predicted right": found["right"], "predicted wrong": found["wrong"]}
         table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-        for title in ("", "Images", "Heat in lesion", "Pointing game", "Lesion's area"):
-            table.add_column(title, justify="right" if title else "left", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for title in ("Images", "Heat in lesion", "Pointing game", "Lesion's area"):
+            table.add_column(title, justify="right", no_wrap=True)
         for name, row in groups.items():
             if row["images"]:
                 cells = (f"{row[score]:.3f}".lstrip("0") for score in _SCORES[:3])
-                table.add_row(name, str(row["images"]), *cells)
+                table.add_row(rich.text.Text(name), str(row["images"]), *cells)
         terminal.print(table)
         left_out = found["left_out"]
         counts = {**left_out, "unusable_masks": len(left_out["unusable_masks"])}
@@ -535,7 +538,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if which == "all":
             content = explain_rounds(workdir, out, **options)
-        elif which.isdigit():
+        elif which.isdecimal():
             content = explain_run(workdir, out, round_index=int(which), **options)
         else:
             raise ExplainError(f"--round is {which!r}; it must be a round's number or 'all'.")

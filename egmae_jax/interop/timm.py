@@ -18,7 +18,6 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -28,6 +27,7 @@ from huggingface_hub.errors import (
 
 from egmae_jax import models
 from egmae_jax.checkpoint import read_safetensors, write_safetensors
+from egmae_jax.files import read_npz
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
@@ -127,7 +127,10 @@ PATTERNS: dict[str, _Patterns] = {
 
 
 def load(
-    source: str | os.PathLike = "timm/convnext_tiny.fb_in1k", model_name: str = "convnext_tiny"
+    source: str | os.PathLike = "timm/convnext_tiny.fb_in1k",
+    model_name: str = "convnext_tiny",
+    *,
+    finite: bool = True,
 ) -> PyTree:
     """Reads a checkpoint of timm's or torchvision's.
 
@@ -136,6 +139,7 @@ def load(
             id such as `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache
             first, so a machine without network reads what another call has fetched.
         model_name: one of `models.names()`.
+        finite: refuses values that are NaN or infinite, which every result would be then.
 
     Returns:
         Parameters, a nested dict of float32 numpy arrays. The classifier keeps the checkpoint's
@@ -146,7 +150,15 @@ def load(
         CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
     """
     path = locate(source)
-    return convert(read(path), model_name, path)
+    params = convert(read(path), model_name, path)
+    leaves = traverse_util.flatten_dict(params, sep="/").items()
+    bad = [name for name, leaf in leaves if not np.isfinite(leaf).all()]
+    if finite and bad:
+        raise CheckpointError(
+            f"{path} holds values that are NaN, infinite or too large for float32, in {len(bad)} "
+            f"tensors: {', '.join(bad[:10])}{', ...' * (len(bad) > 10)}."
+        )
+    return params
 
 
 def convert(
@@ -172,13 +184,12 @@ def convert(
             f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
         )
-    return traverse_util.unflatten_dict(
-        {
+    with np.errstate(over="ignore"):  # becomes infinite, which `load` tells
+        flat = {
             our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
             for key, (our_path, _, layout) in expected.items()
-        },
-        sep="/",
-    )
+        }
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
@@ -300,18 +311,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except Exception as error:  # damaged archives bring whatever the reader stumbles upon
-            raise CheckpointError(
-                f"{path} is not an npz file of plain arrays ({type(error).__name__}: {error})."
-            ) from None
+            return read_npz(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not an npz file of plain arrays ({error}).") from None
     try:
         return read_safetensors(path)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
 
 
 @functools.lru_cache(maxsize=8)

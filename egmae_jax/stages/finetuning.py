@@ -17,11 +17,12 @@ from egmae_jax import (
     layer_selection,
     loop,
     optim,
+    pretrain,
     sharding,
 )
 from egmae_jax.branches import Branch
-from egmae_jax.checkpoint import delete_checkpoints, load_params
-from egmae_jax.files import read_sealed, write_sealed
+from egmae_jax.checkpoint import delete_checkpoints
+from egmae_jax.files import write_sealed
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
 from egmae_jax.layer_selection import Selection
@@ -101,8 +102,11 @@ class Finetuning:
         fresh = self._fresh(branch, seed)
         if branch.is_mae:
             split = self._run.data.split_of(round_index)
-            autoencoder = load_params(self._run.paths.autoencoder(split))
-            return finetune.start_from(fresh, autoencoder["encoder"], keep_fresh=("head/",))
+            path = self._run.paths.autoencoder(split)
+            classes = len(self._run.data.prepared.classes)
+            model = pretrain.create_autoencoder(self._run.config, classes)
+            encoder = pretrain.load_autoencoder(path, model)["encoder"]
+            return finetune.start_from(fresh, encoder, keep_fresh=("head/",))
         if branch.name not in self._imagenet.params:
             return fresh
         keep_fresh = self._run.classifier(branch).fresh_prefixes
@@ -162,8 +166,7 @@ class Finetuning:
                 console.print_layers(f"{branch.name}, round {round_index}", report)
             write_sealed(path, report)
         sharding.wait_for_all(f"{path} is written")
-        rows = read_sealed(path)["layers"]
-        return layer_selection.selection(layers, [row["layer"] for row in rows if row["trains"]])
+        return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 
     def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:
         """Of training images, in the evaluation view; in nats."""

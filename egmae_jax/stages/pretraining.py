@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
-from egmae_jax.checkpoint import delete_checkpoints, load_params, save_params
+from egmae_jax.checkpoint import delete_checkpoints, save_params
 from egmae_jax.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.stages.run import Run, require
@@ -36,7 +36,8 @@ class Pretraining:
             logger.info("Pre-training is complete (%s)", result)
             delete_checkpoints(folder)  # a kill may have come before
             if not report.exists():
-                write_sealed(report, self._reconstruction_losses(load_params(result), split))
+                params = pretrain.load_autoencoder(result, self._autoencoder)
+                write_sealed(report, self._reconstruction_losses(params, split))
             return
         config = self._run.config.pretrain
         plan = self._run.plan(

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from egmae_jax import console, evaluate
+from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import read_json, read_sealed, write_json
+from egmae_jax.files import DamagedFileError, read_json, read_sealed, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
 from egmae_jax.stages.run import Run
@@ -52,13 +55,24 @@ def _skipped_steps(run: Run) -> list[dict[str, Any]]:
     return [row for row in rows if row["skipped"]]
 
 
+def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
+    """Of the very images of the split, in its order."""
+    path = run.paths.predictions(branch, round_index, split)
+    found = evaluate.load_predictions(path)
+    prepared, indices = run.data.prepared, run.data.indices(round_index, split)
+    if found.ids.tolist() != [prepared.files[i] for i in indices]:
+        raise DamagedFileError(path, f"its images are not those of the {split} part")
+    if not np.array_equal(found.labels, prepared.labels[indices]):
+        raise DamagedFileError(path, "its labels are not those of its images")
+    if (width := found.probabilities.shape[1]) != len(prepared.classes):
+        raise DamagedFileError(path, f"of {width} classes, not {len(prepared.classes)}")
+    return found
+
+
 def _score(run: Run, round_index: int) -> dict[str, Any]:
     names = [branch.name for branch in run.branches]
     predictions = {
-        split: {
-            name: evaluate.load_predictions(run.paths.predictions(name, round_index, split))
-            for name in names
-        }
+        split: {name: _predictions(run, name, round_index, split) for name in names}
         for split in ("validation", "test")
     }
     scores = evaluate.score(

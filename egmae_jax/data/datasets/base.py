@@ -78,6 +78,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
             reader = csv.DictReader(file, strict=True)
             found = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = found
+            if twice := sorted({name for name in found if found.count(name) > 1}):
+                raise DataError(f"{path} has two columns {twice[0]!r}.")
             if missing := [name for name in columns if name not in found]:
                 raise DataError(
                     f"{path} has no column {', '.join(missing)}; its columns are "
@@ -120,7 +122,8 @@ def class_folders(
     for label in classes:
         class_folder = folder / label
         if not class_folder.is_dir():
-            found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "none"
+            names = sorted(_shown(p.name) for p in folder.iterdir() if p.is_dir())
+            found = ", ".join(names) or "none"
             raise DataError(f"{folder} has no class folder {label!r}; folders found: {found}.")
         paths = []
         for path in class_folder.rglob("*"):
@@ -132,7 +135,7 @@ def class_folders(
             elif path.exists() and not path.is_file():
                 ignored["pipes or devices"] += 1
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                ignored[path.suffix or "without suffix"] += 1
+                ignored[_shown(path.suffix) or "without suffix"] += 1
             elif is_image(path):
                 paths.append(path)  # a link to nothing too: it will be reported as unreadable
         if not paths:
@@ -163,6 +166,12 @@ def _name(path: Path, root: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:  # bytes of an old archive that are no UTF-8
-        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise DataError(f"The name of {root}/{shown} is not UTF-8 text; rename it.") from None
+        raise DataError(
+            f"The name of {root}/{_shown(name)} is not UTF-8 text; rename it."
+        ) from None
     return name
+
+
+def _shown(name: str) -> str:
+    """A file's name with the bytes that are no UTF-8 written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

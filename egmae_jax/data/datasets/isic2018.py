@@ -58,7 +58,12 @@ def _diagnoses(truth: Path) -> dict[str, str]:
         marked = [label for label in _CLASSES if row[label] in ("1", "1.0")]
         if len(marked) != 1:
             raise DataError(f"{truth}, line {number}: {len(marked)} classes are 1; one must be.")
-        diagnoses[row["image"]] = marked[0]
+        name = row["image"]
+        if name in diagnoses:
+            raise DataError(f"{truth}, line {number}: {name} is listed before.")
+        if not name or name in (".", "..") or "/" in name or len(name.encode()) > 250:
+            raise DataError(f"{truth}, line {number}: {name!r} is no name of an image.")
+        diagnoses[name] = marked[0]
     return diagnoses
 
 
@@ -67,7 +72,14 @@ def _lesions(root: Path) -> dict[str, str]:
     for file, image, lesion in _GROUPS:
         path = _find(root, file)
         if path is not None:
-            return {row[image]: row[lesion] for _, row in read_table(path, (image, lesion))}
+            lesions: dict[str, str] = {}
+            for number, row in read_table(path, (image, lesion)):
+                if lesions.setdefault(row[image], row[lesion]) != row[lesion]:
+                    raise DataError(
+                        f"{path}, line {number}: {row[image]} was of the lesion "
+                        f"{lesions[row[image]]!r} before, and is of {row[lesion]!r} here."
+                    )
+            return lesions
     logger.warning(
         "%s has neither %s nor %s: images of one lesion are kept together only where they look "
         "alike.",

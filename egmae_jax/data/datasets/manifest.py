@@ -25,7 +25,11 @@ def _list_images(root: Path) -> list[ImageFile]:
             raise DataError(f"{where}: the split is {split!r}; it can be {', '.join(_SPLITS)}.")
         if str(path) in images:
             raise DataError(f"{where}: {path} is listed before.")
-        if not (root / path).is_file():
+        try:
+            is_file = (root / path).is_file()
+        except OSError as error:  # a name that is too long
+            raise DataError(f"{where}: {error.strerror}: {str(path)[:80]!r}.") from None
+        if not is_file:
             raise DataError(f"{where}: there is no file {root / path}.")
         images[str(path)] = ImageFile(str(path), row["label"], row.get("group") or None, split)
     if len({image.label for image in images.values()}) < 2:

@@ -1,0 +1,504 @@
+"""Tables, archives, DICOM files, caches and names that somebody else has made."""
+
+import contextlib
+import io
+import shutil
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from egmae_jax.data import datasets, download, images
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.prepare import prepare
+from egmae_jax.files import DamagedFileError, write_json
+from tests.hostile.test_damaged_files import damaged, little_memory
+
+# What the libraries say of odd files.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+
+# --- Tables ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """Lists a manifest of that content beside two images; a third lies outside."""
+    root = tmp_path_factory.mktemp("tables") / "data"
+    root.mkdir()
+    for name in ("1.png", "2.png", "../secret.png"):
+        (root / name).touch()
+
+    def list_images(content):
+        content = content if isinstance(content, bytes) else content.encode()
+        (root / "manifest.csv").write_bytes(content)
+        return datasets.get("manifest").list_images(root)
+
+    return list_images
+
+
+CELL = st.sampled_from(["1.png", "2.png", "../secret.png", "cat", "dog", "train", "", '"', "\0"])
+ROWS = st.lists(st.lists(CELL | TEXT, max_size=4).map(",".join), max_size=4).map("\n".join)
+
+
+@given(ROWS.map(lambda rows: f"path,label\n{rows}".encode()) | TEXT.map(str.encode) | st.binary())
+@example(b"")
+@example(b"\xef\xbb\xbfpath,label\n1.png,cat\n2.png,dog\n")  # a byte order mark
+@example(b"\xff\xfep\0a\0t\0h\0")
+@example(b'path,label\n"1.png,cat\n2.png,dog\n')  # a quote that is not closed
+@example(b"path,label\n1.png\0,cat\n2.png,dog\n")
+@example(b"path,label\n" + b"x" * 200_000 + b",cat\n")
+@example(b"path,label\n" + b"x/" * 3000 + b",cat\n2.png,dog\n")
+@settings(max_examples=200)
+def test_a_manifest_lists_images_below_its_folder_or_says_what_is_wrong(listed, content):
+    try:
+        found = listed(content)
+    except DataError as error:
+        assert "manifest.csv" in str(error)  # noqa: PT017 (either outcome is right)
+    else:
+        assert {image.file for image in found} == {"1.png", "2.png"}
+        assert all(image.label for image in found)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,label,path\n1.png,cat,2.png\n", "two columns 'path'"),
+        ("path,label,split, split\n1.png,cat,train,test\n", "two columns 'split'"),
+        ("label\ncat\n", "no column path"),
+        ("path,label\n./../secret.png,cat\n", "must lead below"),
+        ("path,label\nx/../../secret.png,cat\n", "must lead below"),
+        ("path,label\n.,cat\n", "must lead below"),
+        ("path,label\n1.png,cat\n./1.png,dog\n", "listed before"),
+        ("path,label\n1.png, \n", "the label is empty"),
+        ("path,label\n1.png\n", "line 2: expected 2 values"),
+        ("path,label\n1.png,cat,3\n", "line 2: expected 2 values"),
+        ("path,label\n" + "x" * 300 + ".png,cat\n", "line 2: File name too long"),
+    ],
+)
+def test_a_manifest_that_means_harm_is_refused(listed, table, message):
+    with pytest.raises(DataError, match=message):
+        listed(table)
+
+
+ISIC = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+
+
+@pytest.fixture(scope="module")
+def isic(tmp_path_factory):
+    root = tmp_path_factory.mktemp("isic") / "data"
+    folder = root / "ISIC2018_Task3_Training_Input"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").touch()
+    (root.parent / "secret.jpg").touch()
+
+    def list_images(truth, lesions="image,lesion_id\n"):
+        (root / "ISIC2018_Task3_Training_GroundTruth.csv").write_bytes(truth.encode())
+        (root / "ISIC2018_Task3_Training_LesionGroupings.csv").write_bytes(lesions.encode())
+        return datasets.get("isic2018").list_images(root)
+
+    return list_images
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "../../secret", "/etc/x", "1.0", "0.0", "1"]) | TEXT, max_size=9
+    ).map(",".join),
+    TEXT,
+)
+@example("a,1,0,0,0,0,0,0", "a,L1")
+def test_an_isic_table_lists_images_of_its_folder_or_says_what_is_wrong(isic, row, lesions):
+    try:
+        found = isic(ISIC + row, "image,lesion_id\n" + lesions)
+    except DataError as error:
+        assert "ISIC2018_Task3" in str(error)  # noqa: PT017 (either outcome is right)
+    else:
+        assert {x.file for x in found} <= {"ISIC2018_Task3_Training_Input/a.jpg"}
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "", "x/y", "x" * 300])
+def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
+    with pytest.raises(DataError, match=r"line 2: .* is no name of an image"):
+        isic(f"{ISIC}{name},1,0,0,0,0,0,0\n")
+
+
+def test_an_isic_image_has_one_row_and_one_lesion(isic):
+    row = "a,1,0,0,0,0,0,0\n"
+    with pytest.raises(DataError, match="line 3: a is listed before"):
+        isic(ISIC + row + row)
+    with pytest.raises(DataError, match="line 3: a was of the lesion 'L1' before"):
+        isic(ISIC + row, "image,lesion_id\na,L1\na,L2\n")
+
+
+@given(st.dictionaries(st.text(max_size=9), st.none() | st.integers() | st.lists(st.text())))
+def test_checksums_that_are_no_text_are_damaged(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("sums")
+    write_json(folder / "checksums.json", content)
+    if not content:
+        return
+    with pytest.raises(DamagedFileError, match=r"checksums\.json is damaged"):
+        download.download((), folder)
+
+
+# --- Archives ----------------------------------------------------------------------------------
+
+
+def zip_of(members, compression=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_of(members, mode="w:gz"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def unpack(name, content, *folders):
+    """What `download` leaves of an archive that is there already."""
+    folder = Path(tempfile.mkdtemp(dir=folders[0])) if folders else Path(tempfile.mkdtemp())
+    (folder / name).write_bytes(content)
+    error = None
+    try:
+        download.download((datasets.Archive(f"https://localhost/{name}"),), folder)
+    except DataError as raised:
+        error = str(raised)
+        assert str(folder / name) in error
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    shutil.rmtree(folder)
+    return left - {name, "checksums.json"}, error
+
+
+BOMB = {"small.txt": b"x", "bomb.png": b"\0" * 30_000_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.zip", zip_of(BOMB)),
+        ("a.tar.gz", tar_of(BOMB)),
+        ("a.tar.bz2", tar_of(BOMB, "w:bz2")),
+        ("a.tar.xz", tar_of(BOMB, "w:xz")),
+    ],
+)
+def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing(tmp_path, name, content):
+    with little_memory():
+        left, error = unpack(name, content, tmp_path)
+    assert "decompression bomb; nothing was unpacked" in error
+    assert not left
+
+
+def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    for name, pack in (("a.zip", zip_of), ("a.tar", lambda x: tar_of(x, "w"))):
+        left, error = unpack(name, pack({"1.png": b"x" * 600, "2.png": b"y" * 600}), tmp_path)
+        assert "has 1000 free; nothing was unpacked" in error
+        assert not left
+
+
+def test_an_archive_that_is_damaged_at_its_end_leaves_nothing(tmp_path):
+    members = {f"{k}.png": np.random.default_rng(k).bytes(1000) for k in range(9)}
+    whole = zip_of(members, zipfile.ZIP_STORED)
+    place = whole.index(members["8.png"]) + 500
+    left, error = unpack("a.zip", whole[:place] + b"!" + whole[place + 1 :], tmp_path)
+    assert "cannot be unpacked" in error
+    assert not left
+
+
+def test_tables_and_blank_images_are_no_bombs(tmp_path):
+    members = {"a.csv": b"ISIC,0.0,1.0\n" * 9000, "blank.bmp": bytes(500_000)}
+    for name, pack in (("a.zip", zip_of), ("a.tar.gz", tar_of)):
+        assert unpack(name, pack(members), tmp_path) == (set(members), None)
+
+
+PLAIN = {"cat/1.png": b"one", "dog/2.png": b"two" * 50}
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(damaged(zip_of(PLAIN), 6) | damaged(tar_of(PLAIN), 6) | damaged(tar_of(PLAIN, "w"), 6))
+@settings(max_examples=200)
+def test_a_damaged_archive_leaves_all_or_nothing(content):
+    for name in ("a.zip", "a.tar.gz"):
+        left, error = unpack(name, content)
+        assert not left or error is None
+
+
+# --- Images ------------------------------------------------------------------------------------
+
+
+def picture(file_format, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+PICTURES = [
+    picture("TIFF"),
+    picture("TIFF", compression="tiff_lzw"),
+    picture("TIFF", compression="tiff_deflate"),
+    picture("WEBP"),
+    picture("WEBP", lossless=True),
+    picture("BMP"),
+    picture("PNG"),
+    picture("JPEG", progressive=True),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.one_of([damaged(whole, 3) for whole in PICTURES]))
+@settings(max_examples=300)
+def test_a_damaged_picture_is_an_image_or_unreadable(content):
+    with contextlib.suppress(images.UnreadableImageError):
+        found = images.examine(content)
+        assert images.to_array(found.image).shape[2] == 3
+        images.is_fast(content, found.image)  # OpenCV reads it, too
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_what_a_png_says_besides_is_no_bomb(name):
+    whole = picture("PNG")
+    inflated = zlib.compress(b"x" * 200_000_000, 9)
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[name]
+    bomb = whole[:33] + chunk(name, head + inflated) + whole[33:]
+    with little_memory(), contextlib.suppress(images.UnreadableImageError):
+        assert images.decode(bomb).size == (24, 20)
+
+
+# --- DICOM -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dicom():
+    pytest.importorskip("pydicom")
+    from tests.data.test_dicom import dicom
+
+    return dicom
+
+
+def test_damaged_dicom_is_an_image_or_unreadable(dicom):
+    whole = dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), WindowCenter=30, WindowWidth=40)
+
+    @pytest.mark.filterwarnings("ignore")
+    @given(damaged(whole, 3))
+    @settings(max_examples=300)
+    def check(content):
+        with contextlib.suppress(images.UnreadableImageError), little_memory():
+            array = images.to_array(images.decode(content))
+            assert array.dtype == np.uint8
+            assert array.ndim == 3
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"RescaleSlope": "1e308", "RescaleIntercept": "1e308"},
+        {"RescaleSlope": 0, "WindowCenter": "1e308", "WindowWidth": "1e308"},
+        {"WindowCenter": 0, "WindowWidth": -5},
+        {"WindowCenter": 0, "WindowWidth": 0},
+        {"SamplesPerPixel": 65535},
+        {"SamplesPerPixel": 3},
+        {"BitsAllocated": 65535},
+        {"BitsStored": 0},
+        {"BitsStored": 99},
+        {"PhotometricInterpretation": "<script>"},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        {"PixelRepresentation": 7},
+        {"NumberOfFrames": -1},
+        {"NumberOfFrames": 10**9},
+        {"Rows": 0},
+        {"Rows": 65535, "Columns": 65535},
+        {"Rows": 60000, "Columns": 2000},
+        {"PixelData": b""},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_dicom_elements_that_lie_make_no_picture_of_nothing(dicom, elements):
+    encoded = dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), **elements)
+    with little_memory():
+        try:
+            picture = images.decode(encoded)
+        except images.UnreadableImageError as error:
+            assert str(error)  # noqa: PT017 (either outcome is right)
+        else:
+            assert picture.size == (8, 8)
+
+
+def compressed(syntax, fragments, **elements):
+    """A DICOM file of encapsulated pixels."""
+    import pydicom
+    from pydicom.encaps import encapsulate
+
+    from tests.data.test_dicom import dicom
+
+    dataset = pydicom.dcmread(io.BytesIO(dicom(np.zeros((8, 8), np.uint8))))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = encapsulate(fragments)
+    dataset["PixelData"].is_undefined_length = True
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compressed_dicom_that_claims_a_huge_size_is_refused(dicom, caplog):
+    from pydicom import uid
+
+    picture = io.BytesIO()
+    PIL.Image.new("L", (8, 8), 7).save(picture, "JPEG")
+    whole = picture.getvalue()
+    good = images.decode(compressed(uid.JPEGBaseline8Bit, [whole]))
+    assert np.abs(np.asarray(good).astype(int) - np.asarray(good).flat[0]).max() == 0
+    start = whole.index(b"\xff\xc0") + 5  # height and width of the frame
+    liar = whole[:start] + b"\xff\xff\xff\xff" + whole[start + 4 :]
+    rle = b"\x01\0\0\0\x40" + bytes(59) + b"\x81\0" * 1000
+    for syntax, pixels, size in (
+        (uid.JPEGBaseline8Bit, liar, 8),
+        (uid.JPEGBaseline8Bit, liar, 65535),
+        (uid.JPEGBaseline8Bit, whole, 3000),
+        (uid.RLELossless, rle, 60000),
+        (uid.RLELossless, rle, 3000),
+    ):
+        encoded = compressed(syntax, [pixels], Rows=size, Columns=size)
+        with little_memory(), pytest.raises(images.UnreadableImageError):
+            images.decode(encoded)
+    assert not caplog.records  # with tracebacks
+
+
+def deflated(elements):
+    """A DICOM file that is compressed as a whole."""
+    import pydicom
+    from pydicom import uid
+
+    from tests.data.test_dicom import dicom
+
+    dataset = pydicom.dcmread(io.BytesIO(dicom(np.full((8, 8), 5, np.uint8))))
+    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_deflated_dicom_is_read_if_it_inflates_to_little(dicom, monkeypatch):
+    assert images.decode(deflated({})).size == (8, 8)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10**6)
+    bomb = deflated({"ImageComments": "x" * 10**7})
+    with pytest.raises(images.UnreadableImageError, match="a decompression bomb"):
+        images.decode(bomb)
+
+
+# --- The cache ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Prepares four images, and the path of their index, whose content is given back at the end."""
+    root = tmp_path_factory.mktemp("cached")
+    rng = np.random.default_rng(0)
+    for file in ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"):
+        path = root / "data" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)).save(path)
+
+    def call():
+        options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
+        return prepare("image_folder", root / "data", root / "cache", **options)
+
+    call()
+    return call, next((root / "cache").rglob("index.npz"))
+
+
+def test_a_damaged_index_is_what_was_written_or_named(prepared):
+    call, path = prepared
+    whole, expected = path.read_bytes(), call()
+
+    @given(damaged(whole))
+    @settings(max_examples=40)
+    def check(content):
+        path.write_bytes(content)
+        try:
+            found = call()
+        except DamagedFileError as error:
+            assert "index.npz is damaged" in str(error)  # noqa: PT017 (either outcome is right)
+        else:
+            assert found.files == expected.files
+            np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+
+    try:
+        check()
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"path": np.array(["cat/1.png", "cat/2.png", "dog/3.png", "../x.png"])},
+        {"path": np.array(["cat/1.png"])},
+        {"path": np.array(["cat/1.png"] * 4)},
+        {"path": np.arange(4)},
+        {"size": np.zeros((4, 2), np.int32)},
+        {"size": np.full((4, 2), -3, np.int32)},
+        {"size": np.full((4, 2), 3.5)},
+        {"size": np.ones((4, 3), np.int32)},
+        {"descriptor": np.zeros((4, 10**3), np.uint8)},
+        {"descriptor": np.zeros((5, 32, 32), np.uint8)},
+        {"packed": np.array([2, 2, 2, 2])},
+        {"digest": np.array([None] * 4)},
+        {"skipped": np.zeros(3)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_index_of_wrong_types_or_sizes_is_named(prepared, changes):
+    call, path = prepared
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        columns = dict(file)
+    try:
+        np.savez(path, **{**columns, **changes})
+        with pytest.raises(DamagedFileError, match=r"index\.npz is damaged .*delete it"):
+            call()
+    finally:
+        path.write_bytes(whole)
+
+
+def test_records_of_another_size_than_their_index_says_are_named(prepared):
+    call, path = prepared
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        columns = dict(file)
+    try:
+        np.savez(path, **{**columns, "size": np.full((4, 2), 10**9)})
+        data = call()
+        with pytest.raises(DamagedFileError):
+            data.records.pixels(0)
+    finally:
+        path.write_bytes(whole)
