@@ -11,8 +11,9 @@ formats, on a GPU channels last, compiled, with and without CUDA graphs; bfloat1
 The fastest counts: ratios are images/s of ours over those of the reference.
 
 compile_s is the fine-tuning program traced and compiled with an empty cache, cached_compile_s the
-same from the persistent cache, cached_load_s XLA's part of that, init_s initial parameters and optimizer state. On a GPU the peak
-memory of each is told, and the shares of the measured ceilings of matrix products and of memory.
+same from the persistent cache, cached_load_s XLA's part of that, init_s initial parameters and
+optimizer state. On a GPU the peak memory of each is told, and the shares of the measured ceilings
+of matrix products and of memory.
 """
 
 import argparse
@@ -342,8 +343,8 @@ def main(argv: list[str] | None = None) -> None:
     if "compile_s" in result:
         console.print(
             f"initialised in {result['init_s']:.2f} s, compiled in {result['compile_s']:.1f} s, "
-            f"from the cache in {result['cached_compile_s']:.1f} s, {result['cached_load_s']:.1f} s "
-            "of which XLA reads the program"
+            f"from the cache in {result['cached_compile_s']:.1f} s, of which XLA takes "
+            f"{result['cached_load_s']:.1f} s to read the program"
         )
     if CUDA:
         result |= timing.ceilings(arguments.dtype, arguments.rounds)
