@@ -253,6 +253,35 @@ def train(
         state, history = program(state, batches, key, count)
         return state, {name: np.asarray(h)[:count] for name, h in history.items()}
 
+    def leave_out_bad_step(first: int) -> None:
+        """Finds the first step that is not finite, of those from `first` on; goes on after it."""
+        nonlocal state, step
+        state, _ = begin()
+        bad = nonfinite.find(state, run_again, first=first, last=step)
+        if bad is None:
+            raise nonfinite.NonFiniteError(
+                f"Steps {first + 1} to {step} of {plan.stage} were not finite, but were when they "
+                "were repeated: the device does not compute the same twice. The same command goes "
+                "on from the last checkpoint."
+            )
+        add_up(bad.history)
+        state, step = bad.before, int(bad.before.step)
+        if step not in checkpoints.steps:
+            save()
+        told = policy.leave_out(
+            stage=plan.stage,
+            round_index=plan.round_index,
+            step=step + 1,
+            epoch=step // steps_per_epoch + 1,
+            loss=bad.loss,
+            learning_rate=float(schedule(step)),
+            images=[plan.files[i] for i in plan.order[step]],
+            in_a_row=next(n for n in itertools.count() if step - 1 - n not in skipped),
+        )
+        logger.warning(told)
+        skipped.append(step)
+        state, step = state.replace(step=state.step + 1), step + 1
+
     wanted = _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
     num_steps, batches = next_steps(step, wanted)
     last_save = time.monotonic()
@@ -273,32 +302,8 @@ def train(
                 add_up(history)
                 save_is_due = time.monotonic() - last_save >= save_seconds
             else:
-                state, _ = begin()
-                bad = nonfinite.find(state, run_again, first=first, last=step)
-                if bad is None:
-                    raise nonfinite.NonFiniteError(
-                        f"Steps {first + 1} to {step} of {plan.stage} were not finite, but were "
-                        "when they were repeated: the device does not compute the same twice. The "
-                        "same command goes on from the last checkpoint."
-                    )
-                add_up(bad.history)
-                state, step = bad.before, int(bad.before.step)
-                if step not in checkpoints.steps:
-                    save()
-                told = policy.leave_out(
-                    stage=plan.stage,
-                    round_index=plan.round_index,
-                    step=step + 1,
-                    epoch=step // steps_per_epoch + 1,
-                    loss=bad.loss,
-                    learning_rate=float(schedule(step)),
-                    images=[plan.files[i] for i in plan.order[step]],
-                    in_a_row=next(n for n in itertools.count() if step - 1 - n not in skipped),
-                )
-                logger.warning(told)
-                skipped.append(step)
-                step += 1
-                state, save_is_due = state.replace(step=state.step + 1), True
+                leave_out_bad_step(first)
+                save_is_due = True
                 if step < total_steps:
                     num_steps, batches = next_steps(step, _MIN_STEPS)
             images_per_second = done * plan.batch_size / seconds
