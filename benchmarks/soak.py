@@ -174,7 +174,7 @@ class Trial:
         return f"other bits: {names[:3]}" if names else ""
 
     def said(self) -> str:
-        return (self.folder / "said").read_text()[-2000:]
+        return (self.folder / "said").read_text()
 
 
 def outcome(workdir: Path) -> dict[str, np.ndarray]:
@@ -384,7 +384,7 @@ def soak(
             for fault in faults:
                 started = time.monotonic()
                 numbers = range(trials)
-                lost = [x for x in pool.map(lambda n, f=fault: attempt(f, n), numbers) if x]
+                lost = [x[-2000:] for x in pool.map(lambda n, f=fault: attempt(f, n), numbers) if x]
                 rows.append(
                     {
                         "fault": fault.__name__.replace("_", " "),
