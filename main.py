@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     except experiment.USER_ERRORS as error:
         console.fail(str(error))
     except KeyboardInterrupt:
-        console.fail("Stopped. The same command goes on from the last checkpoint.")
+        console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
     except preemption.Preempted:
         console.fail("Stopped by SIGTERM; the same command goes on.", preemption.EXIT_STATUS)
 

@@ -66,7 +66,8 @@ def run(
             before any training.
         NonFiniteError: training diverged.
     """
-    with lock(Path(workdir)), storage_errors_told(Path(workdir)):
+    cache = Path(str(config.data.cache_dir)).expanduser()
+    with storage_errors_told(Path(workdir), cache), lock(Path(workdir)):
         experiment = Experiment(config, Path(workdir), stage)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
         if stage == "pretrain" and not experiment.run.pretrainings:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -57,11 +58,18 @@ def storage_errors_told(*folders: Path) -> Iterator[None]:
         reason = next((r for r in map(os.strerror, _STORAGE) if r in str(error)), None)
         if reason is None:
             raise
-        left = (f"{f} has {shutil.disk_usage(f).free / 1e9:.3g} GB left" for f in folders)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's, which says it again
+        left = (f"{f} has {_free(f) / 1e9:.3g} GB left" for f in folders)
         raise StorageError(
             f"A file could not be written ({reason}): {', '.join(left)}. What was saved before is "
             "whole: the same command goes on once this is mended."
         ) from error
+
+
+def _free(folder: Path) -> int:
+    """Bytes left where a folder is, or would be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -115,15 +123,15 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {"sha256": _digest(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, remedy: str = REMAKE) -> dict[str, Any]:
     """Reads what `write_sealed` wrote.
 
     Raises:
         DamagedFileError: it is not what was written.
     """
-    value = read_json(path)
+    value = read_json(path, remedy)
     if value.pop("sha256", None) != _digest(value):
-        raise DamagedFileError(path, "it is not what was written")
+        raise DamagedFileError(path, "it is not what was written", remedy)
     return value
 
 

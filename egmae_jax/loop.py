@@ -221,6 +221,7 @@ def train(
             best = Best(notes["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
     step, total_steps, steps_per_epoch = int(state.step), plan.total_steps, plan.steps_per_epoch
     log.forget(plan.stage, plan.round_index, after_step=step)
+    policy.forget(plan.stage, plan.round_index, after_step=step)
 
     def save() -> None:
         best_params = best.params if best else sharding.to_host(state.params)
@@ -260,9 +261,9 @@ def train(
         bad = nonfinite.find(state, run_again, first=first, last=step)
         if bad is None:
             raise nonfinite.NonFiniteError(
-                f"Steps {first + 1} to {step} of {plan.stage} were not finite, but were when they "
-                "were repeated: the device does not compute the same twice. The same command goes "
-                "on from the last checkpoint."
+                f"Steps {first + 1} to {step} of {plan.stage} were not finite, but when they were "
+                "repeated it was otherwise: the device does not compute the same twice. The same "
+                "command goes on from the last checkpoint."
             )
         add_up(bad.history)
         state, step = bad.before, int(bad.before.step)

@@ -16,9 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax.files import write_json
+from egmae_jax import sharding
+from egmae_jax.files import RESTORE, read_sealed, write_sealed
 
 PyTree = Any
+
+
+HINT = (
+    "A lower config.{0}.learning_rate or a longer config.{0}.warmup_epochs usually helps (in a new "
+    "workdir); with model.dtype='bfloat16', so does 'float32'."
+)
 
 
 class NonFiniteError(RuntimeError):
@@ -59,10 +66,13 @@ def find(
         last: the steps from it on have not been taken.
 
     Returns:
-        The step, with the metrics of those from `first` on; None if all were finite this time.
+        The step, with the metrics of those from `first` on; None if those before `first` were not
+        finite this time, or all others were.
     """
     while (step := int(state.step)) < first:
         state, _ = run(state, first - step)
+    if not _all_finite(state):
+        return None
     rows: list[dict[str, np.ndarray]] = []
     while int(state.step) < last:
         before = jax.tree.map(jnp.copy, state)
@@ -88,6 +98,28 @@ class Policy:
 
     folder: Path
     max_skipped: int = 0
+
+    def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
+        """Drops what is written of later steps of a stage: they will be taken anew."""
+        if not sharding.is_primary():
+            return
+        for path in self.folder.glob(self._name(stage, round_index, "*")):
+            if int(path.stem.rpartition("_")[2]) > after_step:
+                path.unlink()
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The steps left out, of all stages.
+
+        Raises:
+            DamagedFileError: what is written of one is not what was written.
+        """
+        rows = [read_sealed(path, RESTORE) for path in self.folder.glob("*.json")]
+        rows = [row for row in rows if row["skipped"]]
+        return sorted(rows, key=lambda row: (row["stage"], row["round"], row["step"]))
+
+    @staticmethod
+    def _name(stage: str, round_index: int, step: int | str) -> str:
+        return f"round_{round_index}_{stage.replace('/', '_')}_step_{step}.json"
 
     def leave_out(
         self,
@@ -120,9 +152,9 @@ class Policy:
             NonFiniteError: it may not.
         """
         culprit = "gradient" if math.isfinite(loss) else "loss"
-        path = self.folder / f"round_{round_index}_{stage.replace('/', '_')}_step_{step}.json"
+        path = self.folder / self._name(stage, round_index, step)
         skipped = in_a_row < self.max_skipped
-        write_json(
+        write_sealed(
             path,
             {
                 "stage": stage,
@@ -144,9 +176,7 @@ class Policy:
         before = f" after {in_a_row} that were left out" if in_a_row else ""
         raise NonFiniteError(
             f"{what}{before}; stopped. {path} names its images. The state before it is saved, so "
-            f"the same command repeats the step. A lower config.{section}.learning_rate or a "
-            f"longer config.{section}.warmup_epochs usually helps (in a new workdir); with "
-            "model.dtype='bfloat16', so does 'float32'. "
+            f"the same command repeats the step. {HINT.format(section)} "
             f"--config.nonfinite.max_skipped={in_a_row + 1} goes on without such steps, so many in "
             "a row."
         )

@@ -182,6 +182,16 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert_same(outcome(finished[0]), outcome(workdir))
 
 
+def test_a_disk_that_is_full_from_the_beginning_is_told(data, cache, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workdirs.Path, "write_text", fail)
+    message = rf"{tmp_path}/new has .* GB left, {cache} has .* GB left"
+    with pytest.raises(StorageError, match=message):
+        experiment.run(tiny.make_config(data, cache), tmp_path / "new")
+
+
 def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
     config = tiny.make_config(data, cache, finetune__epochs=4, corruption__scale=0.5)
     with pytest.raises(configs.ConfigError) as error:
@@ -305,6 +315,19 @@ def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
     config = tiny.make_config(data, cache, pretrain__learning_rate=1e30)
     with pytest.raises(nonfinite.NonFiniteError, match="of pretrain is not finite"):
         experiment.run(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_divergence_that_only_evaluation_shows_ends_in_a_sentence(data, cache, tmp_path, stage):
+    """One step an epoch: after it the parameters are finite, but no activation is."""
+    fields = {"epochs": 1, "batch_size": 16, "learning_rate": 1e20, "warmup_epochs": 0}
+    branch = "mae" if stage == "pretrain" else "imagenet"
+    config = tiny.make_config(data, cache, branches=(branch,), rounds__count=1)
+    config.update_from_flattened_dict({f"{stage}.{name}": x for name, x in fields.items()})
+    for _ in range(2):  # the same command says the same
+        with pytest.raises(nonfinite.NonFiniteError, match=rf"{stage}.* not finite.*diverged"):
+            experiment.run(config, tmp_path)
 
 
 @pytest.mark.slow

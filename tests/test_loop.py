@@ -15,7 +15,7 @@ import pytest
 from egmae_jax import loop, nonfinite, preemption, rng, sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.files import DamagedFileError, read_json
+from egmae_jax.files import DamagedFileError, read_sealed
 from egmae_jax.metrics_log import MetricsLog
 
 _OPTIMIZER = optax.adam(0.1)
@@ -219,7 +219,7 @@ def test_a_step_that_is_not_finite_stops_the_run_there(tmp_path, culprit, bad, s
     message = rf"The {culprit} of test is not finite.* at step {bad} \(epoch {(bad + 4) // 5}\)"
     with pytest.raises(nonfinite.NonFiniteError, match=message):
         _train(tmp_path, step=step, save_seconds=save_seconds)
-    told = read_json(tmp_path / "nonfinite" / f"round_0_test_step_{bad}.json")
+    told = read_sealed(tmp_path / "nonfinite" / f"round_0_test_step_{bad}.json")
     assert (told["step"], told["not_finite"], told["skipped"]) == (bad, culprit, False)
     assert told["images"] == [f"{i}.png" for i in _plan(_images(), 4).order[bad - 1]]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -233,6 +233,7 @@ def test_a_step_that_is_not_finite_stops_the_run_there(tmp_path, culprit, bad, s
     expected, _ = _train(tmp_path / "whole")
     assert np.array_equal(state.params["w"], expected.params["w"])
     assert _rows(tmp_path) == _rows(tmp_path / "whole")
+    assert not list((tmp_path / "nonfinite").iterdir())
 
 
 @pytest.mark.parametrize("culprit", ["loss", "gradient"])
@@ -251,16 +252,22 @@ def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
     expected, _ = _train(tmp_path / "expected", step=leave_out)
     assert np.array_equal(state.params["w"], expected.params["w"])
     assert int(state.step) == 20
-    told = [read_json(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
+    told = [read_sealed(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
     assert sorted(row["step"] for row in told if row["skipped"]) == list(bad)
     assert caplog.text.count("left out; ") >= len(bad)
     for row, all_five in zip(_rows(tmp_path / "run"), _rows(tmp_path / "expected"), strict=True):
         left_out = row.pop("skipped_steps", 0)
         assert left_out == sum((step - 1) // 5 == row["epoch"] - 1 for step in bad)
         assert row["loss"] == pytest.approx(all_five["loss"] * 5 / (5 - left_out), rel=1e-6)
+    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were left out"):
+        _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)  # it remembers
     # A run that was stopped before goes on where more may be left out, to the same bits.
     resumed, _ = _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=2)
     assert np.array_equal(resumed.params["w"], expected.params["w"])
+    assert _rows(tmp_path / "stopped") == _rows(tmp_path / "run")
+    assert [row["step"] for row in nonfinite.Policy(tmp_path / "run" / "nonfinite").skipped()] == [
+        *bad
+    ]
 
 
 def test_a_device_that_does_not_compute_the_same_twice_is_told(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.files import write_sealed
 from egmae_jax.interop import timm
+from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run
 
 PyTree = Any
@@ -47,15 +48,23 @@ class Prediction:
             write_sealed(weights, self._fusion_weights(branch, params, round_index))
 
     def of(self, branch: Branch, params: PyTree, round_index: int, split: str) -> Predictions:
-        """What a branch with these parameters says of a split."""
+        """What a branch with these parameters says of a split.
+
+        Raises:
+            NonFiniteError: parameters are finite, but too large for their activations to be.
+        """
         prepared = self._run.data.prepared
         indices = self._run.data.indices(round_index, split)
+        found = self._over(self._probabilities_program(branch), params, round_index, split)
+        if not np.isfinite(found).all():
+            raise NonFiniteError(
+                f"The {split} predictions of finetune/{branch.name}, round {round_index}, are not "
+                f"finite: its training diverged. {HINT.format('finetune')}"
+            )
         return Predictions(
             ids=np.array([prepared.files[i] for i in indices]),
             labels=prepared.labels[indices],
-            probabilities=self._over(
-                self._probabilities_program(branch), params, round_index, split
-            ),
+            probabilities=found,
         )
 
     def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:

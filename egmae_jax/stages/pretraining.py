@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
 from egmae_jax.checkpoint import delete_checkpoints, save_params
 from egmae_jax.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run, require
 
 PyTree = Any
@@ -103,7 +105,13 @@ class Pretraining:
             program(params, images.take(indices).pixels, valid, jax.random.fold_in(key, i))
             for i, (images, indices, valid) in enumerate(batches)
         ]
-        return pretrain.reconstruction_losses(sums)
+        losses = pretrain.reconstruction_losses(sums)
+        if not np.isfinite(list(losses.values())).all():
+            raise NonFiniteError(
+                f"The reconstruction of validation images after pretrain, split {split}, is not "
+                f"finite: its training diverged. {HINT.format('pretrain')}"
+            )
+        return losses
 
     def require(self) -> None:
         """Raises StageError where it has not finished."""

@@ -7,7 +7,7 @@ import numpy as np
 from egmae_jax import console, evaluate
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import DamagedFileError, read_json, read_sealed, write_json
+from egmae_jax.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
 from egmae_jax.stages.run import Run
@@ -34,7 +34,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "branches": {branch.name: branch.model_name for branch in run.branches},
         "imagenet_weights": imagenet.sources,
         "imagenet_sha256": imagenet.recorded(),
-        "skipped_steps": _skipped_steps(run),
+        "skipped_steps": run.policy.skipped(),
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
     results["summary"] = evaluate.summarize(results["rounds"])
@@ -47,12 +47,6 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     write_json(run.paths.results, results)
     console.print_results(results)
     return results
-
-
-def _skipped_steps(run: Run) -> list[dict[str, Any]]:
-    """Those that were not finite."""
-    rows = [read_json(path) for path in sorted(run.paths.nonfinite.glob("*.json"))]
-    return [row for row in rows if row["skipped"]]
 
 
 def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
