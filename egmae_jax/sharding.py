@@ -70,6 +70,10 @@ def join_hosts(
         process_id,
         heartbeat_timeout_seconds=timeout_seconds,
     )
+    if jax.default_backend() == "cpu":
+        # In a program that XLA reads back from the cache the exchanges between CPUs have lost their
+        # order (JAX 0.10): each host may begin with another one, and all wait without end.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def is_primary() -> bool:

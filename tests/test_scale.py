@@ -77,8 +77,10 @@ def test_hosts_join_where_a_cluster_is_found(name, monkeypatch):
         monkeypatch.setenv(variable, value)
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr(jax.config, "update", lambda *args: calls.append(args))
     sharding.join_hosts()
-    assert calls == ([(None, None, None)] if name in CLUSTERS else [])
+    without_cache = ("jax_enable_compilation_cache", False)  # else hosts hang, see join_hosts
+    assert calls == ([(None, None, None), without_cache] if name in CLUSTERS else [])
 
 
 def test_only_all_that_names_a_process_together_joins_hosts():
