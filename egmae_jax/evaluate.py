@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax import fusion
+from egmae_jax import calibration, fusion
 from egmae_jax.data.pipeline import Evaluation
 from egmae_jax.files import DamagedFileError, read_npz, write_atomically
 
@@ -79,7 +79,7 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
         "auc": float(sk.roc_auc_score(one_hot, probabilities, average="macro")),
         "specificity": float(np.mean(true_negatives / (len(labels) - actual))),
         "pr_auc": float(sk.average_precision_score(one_hot, probabilities, average="macro")),
-        "ece": _expected_calibration_error(labels, probabilities),
+        "ece": calibration.expected_error(labels, probabilities),
     }
 
 
@@ -121,17 +121,6 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """int [num_classes, num_classes]: rows are true classes, columns predicted ones."""
     return sk.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
-
-
-def _expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15
-) -> float:
-    """Guo et al. 2017: |accuracy - confidence| of each bin, weighted by its share of the images."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 def bootstrap_intervals(
@@ -215,20 +204,26 @@ def score(
 
     Returns:
         {"test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
-        {branch: ...}, "confusion": {branch: ...}}, with 'ensemble' among the branches where there
-        are several, and what its "fusion" fitted.
+        {branch: ...}, "confusion": {branch: ...}, "calibration": {branch: {"temperature", "ece" and
+        "loss" of the scaled probabilities}}}, with 'ensemble' among the branches where there are
+        several, and what its "fusion" fitted.
     """
-    labels = next(iter(test.values())).labels
-    probabilities = {name: branch.probabilities for name, branch in test.items()}
+    seen = {
+        split: {name: branch.probabilities for name, branch in predictions.items()}
+        for split, predictions in (("validation", validation), ("test", test))
+    }
+    labels, of_validation = (next(iter(part.values())).labels for part in (test, validation))
     scores: dict[str, Any] = {}
     if len(test) > 1:
-        fused = fusion.fit(
-            fusion_kind,
-            next(iter(validation.values())).labels,
-            [validation[name].probabilities for name in test],
-        )
-        probabilities["ensemble"] = fused.apply(list(probabilities.values()))
+        fused = fusion.fit(fusion_kind, of_validation, [seen["validation"][name] for name in test])
+        for part in seen.values():
+            part["ensemble"] = fused.apply([part[name] for name in test])
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fused.fitted}
+    probabilities = seen["test"]
+    temperatures = {
+        name: calibration.fit_temperature(of_validation, p)
+        for name, p in seen["validation"].items()
+    }
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
         "by_class": {name: class_metrics(labels, p, classes) for name, p in probabilities.items()},
@@ -240,6 +235,20 @@ def score(
             name: confusion_matrix(labels, p.argmax(axis=1), p.shape[1]).tolist()
             for name, p in probabilities.items()
         },
+        "calibration": {
+            name: _calibrated(labels, p, temperatures[name]) for name, p in probabilities.items()
+        },
+    }
+
+
+def _calibrated(
+    labels: np.ndarray, probabilities: np.ndarray, temperature: float
+) -> dict[str, float]:
+    scaled = calibration.scale(probabilities, temperature)
+    return {
+        "temperature": temperature,
+        "ece": calibration.expected_error(labels, scaled),
+        "loss": cross_entropy(labels, scaled),
     }
 
 

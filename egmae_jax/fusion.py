@@ -4,11 +4,11 @@ The weighted mean and the stacking are the paper's future work. They see the val
 which also chose each branch's epoch: the test part stays untouched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 KINDS = ("mean", "weighted", "stacked")
@@ -16,10 +16,25 @@ _TINY = 1e-6  # below it a probability's logarithm says nothing more
 
 
 class Fusion(NamedTuple):
-    """How branches are fused: a function of their probabilities, and what was fitted."""
+    """How branches are fused."""
 
-    apply: Callable[[Sequence[np.ndarray]], np.ndarray]  # K times [N, C] -> [N, C]
-    fitted: dict[str, Any]  # for results.json
+    kind: str  # of KINDS
+    fitted: Mapping[str, Any]  # JSON-like: what was fitted, which results.json keeps
+
+    def apply(self, probabilities: Sequence[np.ndarray]) -> np.ndarray:
+        """The branches' probabilities, [N, C] each and in the order of the fit, -> fused [N, C]."""
+        stacked = np.stack(probabilities).astype(np.float64)
+        if self.kind == "mean":
+            return stacked.mean(axis=0)
+        if self.kind == "weighted":
+            return np.tensordot(self.fitted["weights"], stacked, 1)
+        scores = _features(stacked) @ np.transpose(self.fitted["coefficients"])
+        scores += self.fitted["intercepts"]
+        if scores.shape[1] == 1:  # of two classes scikit-learn has the second's
+            scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+        fused = np.zeros(stacked.shape[1:])  # a class that validation lacks stays at 0
+        fused[:, self.fitted["classes"]] = special.softmax(scores, axis=1)
+        return fused
 
 
 def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> Fusion:
@@ -37,25 +52,17 @@ def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> F
     """
     stacked = np.stack(probabilities).astype(np.float64)  # [K, N, C]
     if kind == "mean":
-        return Fusion(lambda p: np.mean(np.stack(p).astype(np.float64), axis=0), {})
+        return Fusion(kind, {})
     if kind == "weighted":
-        weights = _best_weights(labels, stacked)
-        return Fusion(
-            lambda p: np.tensordot(weights, np.stack(p).astype(np.float64), 1),
-            {"weights": weights.tolist()},
-        )
+        return Fusion(kind, {"weights": _best_weights(labels, stacked).tolist()})
     if kind == "stacked":
         model = LogisticRegression(max_iter=1000).fit(_features(stacked), labels)
-
-        def predict(p: Sequence[np.ndarray]) -> np.ndarray:
-            predicted = np.zeros(p[0].shape)  # a class that validation lacks stays at 0
-            predicted[:, model.classes_] = model.predict_proba(_features(np.stack(p)))
-            return predicted
-
-        return Fusion(
-            predict,
-            {"coefficients": model.coef_.tolist(), "intercepts": model.intercept_.tolist()},
-        )
+        fitted = {
+            "classes": model.classes_.tolist(),
+            "coefficients": model.coef_.tolist(),
+            "intercepts": model.intercept_.tolist(),
+        }
+        return Fusion(kind, fitted)
     raise ValueError(f"fusion.kind must be one of {', '.join(KINDS)}; got {kind!r}.")
 
 

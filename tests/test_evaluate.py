@@ -319,7 +319,9 @@ def test_the_score_holds_every_branch_and_the_ensemble():
     labels = np.arange(60) % 3
     branches = {"imagenet": branch(0, labels), "mae": branch(1, labels)}
     result = evaluate.score(branches, branches, classes=("a", "b", "c"), resamples=50)
-    assert set(result) == {"test", "by_class", "intervals", "confusion", "fusion"}
+    assert set(result) == {
+        *("test", "by_class", "intervals", "confusion", "calibration", "fusion"),
+    }
     assert result["fusion"] == {"kind": "mean", "branches": ["imagenet", "mae"]}
     mean = (branches["imagenet"].probabilities.astype(float) + branches["mae"].probabilities) / 2
     for name, p in {

@@ -1,6 +1,7 @@
 """Fusions of branches against grids, closed forms and scikit-learn."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -116,6 +117,24 @@ def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, 
     assert np.isfinite(fused).all()
     assert fused.min() >= 0
     np.testing.assert_allclose(fused.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", fusion.KINDS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_results_json_keeps_fuses_to_the_same_bits(kind, count):
+    labels = np.random.default_rng(3).integers(0, count, 100)
+    p, others = (branches(count, labels, (1, 2), seed=s) for s in (0, 1))
+    fused = fusion.fit(kind, labels, p)
+    kept = fusion.Fusion(kind, json.loads(json.dumps(fused.fitted)))
+    np.testing.assert_array_equal(kept.apply(others), fused.apply(others))
+
+
+def test_stacking_leaves_a_class_that_validation_lacks_at_zero(labels):
+    p = branches(3, labels, (1, 2))
+    seen = labels != 1
+    fused = fusion.fit("stacked", labels[seen], [x[seen] for x in p]).apply(p)
+    assert not fused[:, 1].any()
+    np.testing.assert_allclose(fused.sum(axis=1), 1)
 
 
 def test_an_unknown_fusion_is_refused(labels):

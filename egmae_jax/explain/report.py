@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,35 +25,19 @@ import rich.box
 import rich.console
 import rich.table
 import rich.text
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from egmae_jax import augment, branches, console, models
-from egmae_jax import config as configs
-from egmae_jax.branches import Branch
-from egmae_jax.data import datasets, images, masks, splits
+from egmae_jax import augment, console
+from egmae_jax.data import datasets, images, masks
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, overlay, picture_name
-from egmae_jax.files import RESTORE, DamagedFileError, write_json
-from egmae_jax.interop import timm
-from egmae_jax.workdir import Paths
+from egmae_jax.files import write_json
+from egmae_jax.saved_run import Classifier, RunError, SavedRun
 
 PyTree = Any
 _PAGE = 8  # images of a contact sheet
 _SCORES = ("heat_in_mask", "pointing_game", "area_share", "pointing_game_chance")
 logger = logging.getLogger(__name__)
-
-
-class ExplainError(ValueError):
-    """The run cannot be explained; the message says what is missing and what would do."""
-
-
-class Classifier(NamedTuple):
-    """A fine-tuned branch."""
-
-    model: nn.Module
-    params: PyTree
-    weights: Path
 
 
 class Example(NamedTuple):
@@ -103,22 +87,22 @@ def explain_run(
         The content of gradcam.json.
 
     Raises:
-        ExplainError: see its message.
+        RunError: see its message.
         DamagedFileError, CheckpointError: a file of the workdir cannot be read.
     """
     if min(batch, max_images) < 1 or tolerance < 0:
-        raise ExplainError(
+        raise RunError(
             f"batch is {batch}, images {max_images}, tolerance {tolerance}; the first two must be "
             "positive, the last not negative."
         )
-    config = _read_config(workdir)
-    chosen = find_branch(config, branch)
-    rows, classes = _read_split(workdir, config, round_index)
-    classifier = load_classifier(workdir, config, chosen, round_index, len(classes))
+    run = SavedRun(workdir)
+    config, chosen, classes = run.config, run.branch(branch), run.classes()
+    rows = sorted((r for r in run.split(round_index) if r["split"] == "test"), key=_by_class)
+    classifier = run.classifier(chosen, round_index)
     layer = layer or gradcam.default_layer(classifier.model)
     folder = Path(data_dir or config.data.dir).expanduser()
     if not folder.is_dir():
-        raise ExplainError(f"There is no folder {folder}; --data_dir says where the images are.")
+        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
 
     shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
     scored = datasets.get(config.data.name).masks is not None
@@ -167,11 +151,11 @@ def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
         The content of gradcam.json, whose "files" are those of all rounds.
 
     Raises:
-        ExplainError, DamagedFileError, CheckpointError: as `explain_run`.
+        RunError, DamagedFileError, CheckpointError: as `explain_run`.
     """
-    count = _read_config(workdir).rounds.count
     each = [
-        explain_run(workdir, out / f"round_{i}", round_index=i, **options) for i in range(count)
+        explain_run(workdir, out / f"round_{i}", round_index=i, **options)
+        for i in SavedRun(workdir).rounds
     ]
     files = [{"round": found["round"], **row} for found in each for row in found["files"]]
     content = each[0] | {
@@ -191,51 +175,6 @@ def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
 # --- The run --------------------------------------------------------------------------------------
 
 
-def find_branch(config: ConfigDict, name: str | None) -> Branch:
-    """The branch of a run by its name; None: 'mae' if the run has it, else the first.
-
-    Raises:
-        ExplainError: the run has no such branch; names those it has.
-    """
-    of_run = {branch.name: branch for branch in branches.of(config)}
-    if name is None:
-        return of_run.get("mae", next(iter(of_run.values())))
-    if name not in of_run:
-        raise ExplainError(f"The run has no branch {name!r}; its branches are {_listed(of_run)}.")
-    return of_run[name]
-
-
-def load_classifier(
-    workdir: Path, config: ConfigDict, branch: Branch, round_index: int, num_classes: int
-) -> Classifier:
-    """The model of a branch with its fine-tuned weights.
-
-    Raises:
-        ExplainError: there are none yet, or of another number of classes.
-        CheckpointError: they are not the model's.
-    """
-    weights = Paths(workdir, folds=False).finetuned(branch.name, round_index)
-    if not weights.is_file():
-        exported = (
-            re.fullmatch(r"round_(\d+)_(.+)", path.stem)
-            for path in sorted(weights.parent.glob("round_*_*.safetensors"))
-        )
-        found = [f"--branch={match[2]} --round={match[1]}" for match in exported if match]
-        raise ExplainError(
-            f"There is no {weights}. Fine-tuned are: {', '.join(found) or 'none yet'}."
-        )
-    name = branch.model_name
-    model = models.create(name, num_classes, dtype=jnp.dtype(config.model.dtype))
-    params = timm.load(weights, name)
-    if (width := len(params["head"]["fc"]["bias"])) != num_classes:
-        raise ExplainError(f"{weights} has {width} classes, the run's images {num_classes}.")
-    return Classifier(model, jax.device_put(params), weights)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
-
-
 def _explained(config: ConfigDict) -> str:
     """What the heat is of, in words."""
     if not config.finetune.input_noise > 0:
@@ -244,61 +183,6 @@ def _explained(config: ConfigDict) -> str:
         "the predicted class of the clean image; the run trained and tested with noise on it "
         f"(finetune.input_noise={config.finetune.input_noise:g})"
     )
-
-
-def _read_config(workdir: Path) -> ConfigDict:
-    """The run's config, with every field that is read here.
-
-    Raises:
-        ExplainError: there is no run.
-        DamagedFileError: the file cannot be read, or lacks a field.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ExplainError(f"{workdir} holds no run: there is no config.json in it.")
-    config = configs.load(path)
-    needed = {
-        "data": ("name", "dir", "color", "resize", "image_size"),
-        "model": ("name", "dtype"),
-        "imagenet": ("model",),
-        "finetune": ("input_noise",),
-        "rounds": ("kind", "count"),
-    }
-    for section, fields in needed.items():
-        for field in fields:
-            try:
-                config[section][field]
-            except (KeyError, TypeError, AttributeError):
-                raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
-    names = {f"{section}.{field}" for section, fields in needed.items() for field in fields}
-    names |= {"branches"} & set(config)
-    for problem in configs.type_problems(config, names):
-        raise DamagedFileError(path, problem.removesuffix("."), RESTORE)
-    try:
-        branches.of(config)
-    except AttributeError:
-        raise DamagedFileError(path, "it has no branches", RESTORE) from None
-    except (TypeError, ValueError) as error:
-        raise DamagedFileError(path, f"branches: {error}", RESTORE) from None
-    return config
-
-
-def _read_split(
-    workdir: Path, config: ConfigDict, round_index: int
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The test rows of splits.json, by class and file, and all classes."""
-    count = config.rounds.count
-    if not 0 <= round_index < count:
-        raise ExplainError(f"There is no round {round_index}; the run's are 0 to {count - 1}.")
-    path = Paths(workdir, folds=config.rounds.kind == "folds").splits(round_index)
-    if not path.is_file():
-        raise DamagedFileError(path, "it is missing", RESTORE)
-    rows = splits.read(path)
-    classes = tuple(sorted({row["label"] for row in rows}))
-    test = sorted((row for row in rows if row["split"] == "test"), key=_by_class)
-    if not test:
-        raise DamagedFileError(path, "it names no test image", RESTORE)
-    return test, classes
 
 
 def _by_class(row: Mapping[str, Any]) -> tuple:
@@ -338,11 +222,11 @@ def _read_examples(
         try:
             encoded = path.read_bytes()
         except OSError as error:
-            raise ExplainError(
+            raise RunError(
                 f"{path} cannot be read ({error.strerror}); --data_dir says where the images are."
             ) from None
         if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
-            raise ExplainError(f"{path} is not the file that the run was tested on.")
+            raise RunError(f"{path} is not the file that the run was tested on.")
         image = images.decode(encoded, data.color)
         view = images.evaluation_view(image, data.resize, data.image_size)
         mask = None
@@ -541,8 +425,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif which.isdecimal():
             content = explain_run(workdir, out, round_index=int(which), **options)
         else:
-            raise ExplainError(f"--round is {which!r}; it must be a round's number or 'all'.")
-    except (ValueError, OSError) as error:  # ExplainError and CheckpointError among them
+            raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
+    except (ValueError, OSError) as error:  # RunError and CheckpointError among them
         console.fail(str(error))
     show(content, out)
     return 0

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from ml_collections import ConfigDict
 
 from egmae_jax import models
 from egmae_jax.data import splits
 from egmae_jax.explain import report
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
+from egmae_jax.saved_run import SavedRun
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -210,12 +210,10 @@ def test_any_branch_is_explained_with_its_own_model(branch, layer, made, tmp_pat
         (("resnet18", "imagenet"), "resnet18"),
     ],
 )
-def test_the_default_branch_is_mae_or_the_first(of_run, default):
-    tiny.register()
-    config = ConfigDict(
-        {"branches": of_run, "model": {"name": tiny.MODEL}, "imagenet": {"model": ""}}
-    )
-    assert report.find_branch(config, None).name == default
+def test_the_default_branch_is_mae_or_the_first(of_run, default, made, tmp_path):
+    _, data = made
+    workdir = make_run(tmp_path / "run", data, branches=of_run, exported=())
+    assert SavedRun(workdir).branch().name == default
 
 
 def test_noise_of_the_run_is_not_on_the_image_that_is_explained(made, command, tmp_path):
