@@ -148,6 +148,7 @@ def get_config() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 64  # images a step; changes no result
     evaluation.bootstrap_resamples = 1000  # for the 95 % intervals
+    evaluation.report = True  # report.html at the end, which compiles Grad-CAM
 
     # Devices, of all hosts together; changes no number but for the order of sums. Along 'data'
     # batches are split: -1 takes as many devices as there are and pretrain.batch_size and

@@ -39,6 +39,7 @@ FREE_FIELDS = (
     "data.resident_gigabytes",
     "data.host_gigabytes",
     "evaluation.batch_size",
+    "evaluation.report",
 )
 
 
@@ -69,7 +70,12 @@ _TYPES: dict[str, tuple[str, ...]] = {
         *("finetune.drop_path_rate", "finetune.label_smoothing", "finetune.trainable_share"),
         *("finetune.input_noise", "checkpoint.save_seconds"),
     ),
-    "True or False": ("data.drop_leaks", "data.deduplicate", "model.rematerialize"),
+    "True or False": (
+        "data.drop_leaks",
+        "data.deduplicate",
+        "model.rematerialize",
+        "evaluation.report",
+    ),
     "names": ("data.classes", "branches", "pretrain.splits"),
     "two numbers": (
         *("pretrain.betas", "pretrain.crop_scale", "pretrain.crop_ratio", "finetune.betas"),

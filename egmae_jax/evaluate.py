@@ -129,16 +129,23 @@ def bootstrap_intervals(
     """95 % percentile intervals of accuracy, precision, recall, F1 and AUC.
 
     Images are drawn with replacement within each class, so that every class is in every resample.
-    A resample is a weight for each image, which makes all of them one array operation.
     """
-    rng = np.random.default_rng(seed)
+    weights = bootstrap_weights(labels, np.random.default_rng(seed), resamples)
+    drawn = weighted_metrics(labels, probabilities, weights)
+    return {name: np.quantile(v, (0.025, 0.975)).tolist() for name, v in drawn.items()}
+
+
+def bootstrap_weights(labels: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Images drawn with replacement within each class: how often each is in a resample, [R, N].
+
+    As weights they make all resamples one array operation (`weighted_metrics`).
+    """
     weights = np.zeros((resamples, len(labels)))
-    for label in range(probabilities.shape[1]):
+    for label in range(labels.max() + 1):
         members = np.flatnonzero(labels == label)
         uniform = np.full(len(members), 1 / len(members))
         weights[:, members] = rng.multinomial(len(members), uniform, size=resamples)
-    drawn = weighted_metrics(labels, probabilities, weights)
-    return {name: np.quantile(v, (0.025, 0.975)).tolist() for name, v in drawn.items()}
+    return weights
 
 
 def weighted_metrics(

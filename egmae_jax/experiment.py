@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, nonfinite, sharding
+from egmae_jax import branches, nonfinite, report, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -89,7 +89,12 @@ def run(
                 sharding.wait_for_all(f"prediction {branch} {round_index}")
                 experiment.prediction.save(branch, round_index, again=stage == "evaluate")
             sharding.wait_for_all("predictions are complete")
-            return results.report(experiment.run, experiment.imagenet)
+            found = results.report(experiment.run, experiment.imagenet)
+            if config.evaluation.report and sharding.is_primary():
+                path = experiment.run.paths.report
+                report.write_report(Path(workdir), path)
+                logger.info("The report is in %s", path)
+            return found
     return None
 
 
@@ -134,7 +139,7 @@ class Experiment:
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
         record_config(workdir, config)
         self.imagenet.record()
-        self.run = Run(frozen, paths, mesh, data, MetricsLog(workdir / "metrics.jsonl"))
+        self.run = Run(frozen, paths, mesh, data, MetricsLog(paths.metrics))
         self.prediction = Prediction(self.run)
         self.pretraining = Pretraining(self.run)
         self.finetuning = Finetuning(self.run, self.imagenet, self.prediction)

@@ -70,6 +70,21 @@ class Paths:
         """What the run came to."""
         return self.workdir / "results.json"
 
+    @property
+    def report(self) -> Path:
+        """The same for people."""
+        return self.workdir / "report.html"
+
+    @property
+    def audit(self) -> Path:
+        """What is odd about the images."""
+        return self.workdir / "audit.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A line an epoch."""
+        return self.workdir / "metrics.jsonl"
+
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:

@@ -61,6 +61,7 @@ def make_config(data: Path, cache: Path, **changes):
         "rounds.count": 2,
         "evaluation.batch_size": 8,
         "evaluation.bootstrap_resamples": 20,
+        "evaluation.report": False,
     }
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     config.update_from_flattened_dict(fields)

@@ -209,6 +209,6 @@ def _scale(heat: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    from egmae_jax.explain.report import main
+    from egmae_jax.explain.explanations import main
 
     sys.exit(main())

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import console, evaluate
+from egmae_jax import console, evaluate, provenance
+from egmae_jax.data import audit
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.files import DamagedFileError, read_sealed, write_json
@@ -44,6 +45,8 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
             for name in fusing
         }
+    results["made_with"] = provenance.describe()
+    write_json(run.paths.audit, audit.audit(prepared))
     write_json(run.paths.results, results)
     console.print_results(results)
     return results

@@ -28,6 +28,7 @@ import rich.text
 from ml_collections import ConfigDict
 
 from egmae_jax import augment, console
+from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, overlay, picture_name
@@ -100,9 +101,7 @@ def explain_run(
     rows = sorted((r for r in run.split(round_index) if r["split"] == "test"), key=_by_class)
     classifier = run.classifier(chosen, round_index)
     layer = layer or gradcam.default_layer(classifier.model)
-    folder = Path(data_dir or config.data.dir).expanduser()
-    if not folder.is_dir():
-        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
+    folder = _images_folder(data_dir or config.data.dir)
 
     shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
     scored = datasets.get(config.data.name).masks is not None
@@ -135,6 +134,35 @@ def explain_run(
     }
     write_json(out / "gradcam.json", content)
     return content
+
+
+def explain_images(
+    run: SavedRun,
+    branch: Branch,
+    round_index: int,
+    rows: Sequence[Mapping[str, Any]],
+    data_dir: Path,
+    *,
+    batch: int = 16,
+) -> Iterator[Explained]:
+    """Explains the predicted class of some images, at the last block.
+
+    Args:
+        run: whose fine-tuning has finished.
+        branch: to explain.
+        round_index: of the run.
+        rows: of splits.json.
+        data_dir: where the images are.
+        batch: images that go through the network together.
+
+    Raises:
+        RunError: an image is not there, or not the one of splits.json.
+        CheckpointError: the weights cannot be read.
+    """
+    classifier = run.classifier(branch, round_index)
+    examples = _read_examples(_images_folder(data_dir), run.config, rows, run.classes(), [])
+    layer = gradcam.default_layer(classifier.model)
+    return _explain(classifier, examples, layer, min(batch, max(1, len(rows))))
 
 
 def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -173,6 +201,13 @@ def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
 
 
 # --- The run --------------------------------------------------------------------------------------
+
+
+def _images_folder(data_dir: Path | str) -> Path:
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
+    return folder
 
 
 def _explained(config: ConfigDict) -> str:

@@ -1,0 +1,40 @@
+"""Command line of the report."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from egmae_jax import console
+from egmae_jax.report import write_comparison, write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.report",
+        description="Writes report.html of a finished run, or a comparison of several.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, action="append", type=Path, metavar="FOLDER",
+        help="of a run; several are compared")  # fmt: skip
+    add("--out", type=Path, metavar="FILE",
+        help="default: report.html in the workdir, of several comparison.html here")  # fmt: skip
+    add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
+    options = parser.parse_args(arguments)
+    console.set_up_logging()
+    first, *others = options.workdir
+    out = options.out or (Path("comparison.html") if others else first / "report.html")
+    try:
+        if others:
+            write_comparison(options.workdir, out)
+        else:
+            write_report(first, out, data_dir=options.data_dir)
+    except (ValueError, OSError) as error:  # RunError and DamagedFileError among them
+        console.fail(str(error))
+    print(f"Written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,456 @@
+"""Gathers what a run left and fills the page's template, which escapes all that it is given."""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from egmae_jax import calibration, evaluate
+from egmae_jax import config as configs
+from egmae_jax.data.datasets import DataError
+from egmae_jax.evaluate import Predictions
+from egmae_jax.files import DamagedFileError, read_json, write_atomically
+from egmae_jax.interop.timm import CheckpointError
+from egmae_jax.report import complexity, figures, pictures, published
+from egmae_jax.report.significance import Resampled, Round, mcnemar
+from egmae_jax.saved_run import RunError, SavedRun
+
+METRICS = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "auc": "AUC",
+    "specificity": "Specificity",
+    "pr_auc": "PR-AUC",
+    "ece": "ECE",
+}
+_WITH_INTERVALS = ("accuracy", "precision", "recall", "f1", "auc")
+_COMPARED = ("accuracy", "f1", "auc")
+_CASES = 3  # images of each kind
+_RECONSTRUCTED = 4  # images
+_RESAMPLES = 2000
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> None:
+    """Writes the page of a run that has been evaluated.
+
+    Args:
+        workdir: of the run.
+        out: the HTML file.
+        data_dir: where the images are now, if not where the run found them. Without them the page
+            has no pictures and says so.
+
+    Raises:
+        RunError: the run has not been evaluated.
+        DamagedFileError: a file of the workdir cannot be read.
+    """
+    content = _Content(SavedRun(workdir), data_dir)
+    _write(out, "run.html.j2", run=content, title=content.results["dataset"]["title"])
+
+
+def write_comparison(workdirs: Sequence[Path], out: Path) -> None:
+    """Writes a page that compares several runs: results, differences and tests, configs.
+
+    Args:
+        workdirs: of runs that have been evaluated; two or more.
+        out: the HTML file.
+
+    Raises:
+        RunError: a run has not been evaluated, or is given twice.
+        DamagedFileError: a file of a workdir cannot be read.
+    """
+    if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+        raise RunError("A --workdir is given twice.")
+    runs = [_Content(SavedRun(workdir), None) for workdir in workdirs]
+    comparison = _Comparison(runs, _distinct_names(workdirs))
+    _write(out, "comparison.html.j2", comparison=comparison, title=f"{len(runs)} runs")
+
+
+def _write(out: Path, template: str, **context: Any) -> None:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("egmae_jax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "p_value": p_value}
+    html = environment.get_template(template).render(METRICS=METRICS, **context)
+    write_atomically(out, html.encode("utf-8", "backslashreplace"))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """'.914', '1.000', '−.020'; nothing for None."""
+    if value is None:
+        return ""
+    sign, text = "\N{MINUS SIGN}" if value < 0 else "", f"{abs(value):.{digits}f}"
+    return sign + text.removeprefix("0")
+
+
+def interval(estimate: Sequence[float]) -> str:
+    """'.901 to .925' of a (..., low, high)."""
+    return f"{number(estimate[-2])} to {number(estimate[-1])}"
+
+
+def p_value(value: float) -> str:
+    """'.031', '< .001'."""
+    return "< .001" if value < 0.001 else number(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Two classifiers of a run, or of two."""
+
+    first: str
+    second: str
+    differences: Mapping[str, Any]  # metric -> Estimate of second minus first
+    p: Sequence[float]  # McNemar's, round by round
+
+
+class _Content:
+    """What the page says of a run; every property is computed where the template asks for it."""
+
+    def __init__(self, run: SavedRun, data_dir: Path | None):
+        self.run = run
+        self.results = run.results()
+        self.config = self.results["config"]
+        self.classes = self.results["dataset"]["classes"]
+        self.data_dir = Path(data_dir or run.config.data.dir).expanduser()
+        self.flat_config = configs.flatten(self.config)
+
+    # --- Predictions ---
+
+    @functools.cached_property
+    def classifiers(self) -> list[str]:
+        """The branches, and the ensemble where there is one."""
+        return list(self.results["summary"])
+
+    @functools.cached_property
+    def predictions(self) -> list[dict[str, Predictions]]:
+        """Of the test images, by branch, round by round."""
+        return [
+            {
+                branch.name: evaluate.load_predictions(
+                    self.run.paths.predictions(branch.name, index, "test")
+                )
+                for branch in self.run.branches
+            }
+            for index in self.run.rounds
+        ]
+
+    @functools.cached_property
+    def tested(self) -> list[Round]:
+        """What all classifiers say of the test images, round by round."""
+        found = []
+        for index, of_round in enumerate(self.predictions):
+            first = next(iter(of_round.values()))
+            probabilities = [x.probabilities for x in of_round.values()]
+            fusion = self.run.ensemble(index).fusion
+            if fusion is not None:
+                probabilities.append(fusion.apply(probabilities))
+            found.append(Round(first.ids, first.labels, probabilities))
+        return found
+
+    @functools.cached_property
+    def resampled(self) -> Resampled:
+        """Their metrics on resampled images."""
+        return Resampled(self.tested, resamples=_RESAMPLES)
+
+    @functools.cached_property
+    def said(self) -> dict[str, list[figures.Said]]:
+        """The same by classifier, with calibrated probabilities, for the curves."""
+        said: dict[str, list[figures.Said]] = {name: [] for name in self.classifiers}
+        for index, tested in enumerate(self.tested):
+            temperatures = self.run.ensemble(index).temperatures
+            for name, p in zip(self.classifiers, tested.probabilities, strict=True):
+                scaled = calibration.scale(p, temperatures[name])
+                said[name].append(figures.Said(tested.labels, p, scaled))
+        return said
+
+    # --- Tables ---
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """A row a classifier: name, {metric: mean and std}, {metric: estimate with interval}."""
+        return [
+            {
+                "name": name,
+                "model": self.results["branches"].get(name, ""),
+                "metrics": self.results["summary"][name],
+                "intervals": {m: self.resampled.estimate(k, m) for m in _WITH_INTERVALS},
+            }
+            for k, name in enumerate(self.classifiers)
+        ]
+
+    @property
+    def pairs(self) -> list[_Pair]:
+        """Every classifier against the last, which is the ensemble where there is one."""
+        last = len(self.classifiers) - 1
+        return [
+            _Pair(
+                self.classifiers[k],
+                self.classifiers[last],
+                {m: self.resampled.difference(k, last, m) for m in _COMPARED},
+                [
+                    mcnemar(t.labels, t.probabilities[k], t.probabilities[last]).p
+                    for t in self.tested
+                ],
+            )
+            for k in range(last)
+        ]
+
+    @property
+    def published(self) -> published.Table | None:
+        """The paper's table of this data set."""
+        return published.table_of(self.results["dataset"]["name"], len(self.classes))
+
+    @functools.cached_property
+    def costs(self) -> dict[str, complexity.Complexity]:
+        """Of each classifier; the ensemble's is the sum."""
+        size = self.config["data"]["image_size"]
+        found = {
+            name: complexity.of_network(model, len(self.classes), size)
+            for name, model in self.results["branches"].items()
+        }
+        if "ensemble" in self.classifiers:
+            each = found.values()
+            found["ensemble"] = complexity.Complexity(
+                sum(c.parameters for c in each), sum(c.multiply_adds for c in each)
+            )
+        return found
+
+    @property
+    def confusion(self) -> dict[str, list[list[dict[str, float]]]]:
+        """By classifier, [true][predicted]: images, summed over rounds, and share of the true."""
+        tables = {}
+        for name in self.classifiers:
+            counts = np.sum([r["confusion"][name] for r in self.results["rounds"]], axis=0)
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            tables[name] = [
+                [{"count": int(n), "share": float(s)} for n, s in zip(*row, strict=True)]
+                for row in zip(counts, shares, strict=True)
+            ]
+        return tables
+
+    @property
+    def calibrations(self) -> list[dict[str, Any]]:
+        """A row a classifier: mean ECE before and after, the rounds' temperatures."""
+        rounds = self.results["rounds"]
+        return [
+            {
+                "name": name,
+                "before": float(np.mean([r["test"][name]["ece"] for r in rounds])),
+                "after": float(np.mean([r["calibration"][name]["ece"] for r in rounds])),
+                "temperatures": [r["calibration"][name]["temperature"] for r in rounds],
+            }
+            for name in self.classifiers
+        ]
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{split: {class: images}}, of the first round where rounds differ."""
+        return self.results["dataset"]["counts"]
+
+    @functools.cached_property
+    def audit(self) -> dict[str, Any] | None:
+        """audit.json, where the run has left one."""
+        path = self.run.paths.audit
+        return read_json(path) if path.exists() else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before any figure."""
+        found = []
+        results, dataset = self.results, self.results["dataset"]
+        if results["pretraining_saw_test"]:
+            found.append("Pre-training saw the test images (without their labels).")
+        if dataset["protocol"] == "image_level":
+            found.append(
+                "Images were split one by one (data.protocol='image_level'): near-duplicates and "
+                "images of one patient may be in training and test both, which flatters."
+            )
+        at_random = [b for b, source in results["imagenet_weights"].items() if source == "none"]
+        if at_random:
+            found.append(
+                f"{', '.join(at_random)} started from random weights instead of ImageNet's: these "
+                "are not the method's figures."
+            )
+        if dataset["skipped"]:
+            found.append(f"{len(dataset['skipped'])} unreadable images were left out.")
+        if results["skipped_steps"]:
+            count = len(results["skipped_steps"])
+            found.append(f"{count} training steps that were not finite were left out.")
+        return found
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Versions, devices and command; empty for results of an older version."""
+        return self.results.get("made_with", {})
+
+    @property
+    def config_text(self) -> str:
+        """The config as JSON."""
+        return json.dumps(self.config, indent=2, ensure_ascii=False)
+
+    # --- Figures ---
+
+    @property
+    def roc(self) -> list[Any]:
+        """A figure a class."""
+        return [figures.roc_curves(self.said, k, name) for k, name in enumerate(self.classes)]
+
+    @property
+    def precision_recall(self) -> list[Any]:
+        """A figure a class."""
+        return [
+            figures.precision_recall_curves(self.said, k, name)
+            for k, name in enumerate(self.classes)
+        ]
+
+    @property
+    def reliability(self) -> list[Any]:
+        """A figure a classifier."""
+        return [figures.reliability_diagram(rounds, name) for name, rounds in self.said.items()]
+
+    @property
+    def learning_curves(self) -> list[Any]:
+        """Of every stage: its loss, and what it reached in validation."""
+        stages: dict[str, list[dict[str, Any]]] = {}
+        for row in self._metrics():
+            stages.setdefault(row["stage"], []).append(row)
+        found = []
+        for stage, rows in stages.items():
+            losses = {"loss": "training", "validation_loss": "validation"}
+            found.append(figures.learning_curve(rows, losses, f"{stage}: loss", "loss"))
+            scores = {"validation_auc": "AUC", "validation_accuracy": "accuracy"}
+            title = f"{stage}: validation"
+            found.append(figures.learning_curve(rows, scores, title, "AUC, accuracy"))
+        return [figure for figure in found if figure is not None]
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; none where it is gone, whose figures are lost with it."""
+        path = self.run.paths.metrics
+        rows = []
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                row["stage"], row["round"], row["epoch"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # cut off by a kill
+            rows.append(row)
+        return rows
+
+    # --- Pictures ---
+
+    @property
+    def explained_branch(self) -> str:
+        """Whose heat is shown."""
+        return self.run.branch().name
+
+    @functools.cached_property
+    def cases(self) -> dict[str, list[pictures.Case]] | str:
+        """Test images of note with Grad-CAM, by kind; or why there are none."""
+        branch = self.run.branch()
+        try:
+            return pictures.explain_cases(
+                *(self.run, branch, 0, self.predictions[0][branch.name]),
+                data_dir=self.data_dir,
+                count=_CASES,
+            )
+        except (RunError, DataError, CheckpointError, OSError) as error:
+            return self._missing("Grad-CAM", error)
+
+    @functools.cached_property
+    def reconstructions(self) -> tuple[str, list[str], str] | str | None:
+        """What `pictures.reconstructions` makes; None for a run without 'mae'; or why not."""
+        if not any(branch.is_mae for branch in self.run.branches):
+            return None
+        config = configs.load(self.run.workdir / "config.json")
+        with config.unlocked():
+            config.data.dir = str(self.data_dir)
+        try:
+            return pictures.reconstructions(config, self.run.workdir, _RECONSTRUCTED)
+        except (ValueError, OSError) as error:  # DataError and ConfigError among them
+            return self._missing("Reconstructions", error)
+
+    def _missing(self, what: str, error: Exception) -> str:
+        if isinstance(error, DamagedFileError):
+            raise error
+        logger.warning("The report has no pictures (%s): %s", what, error)
+        return str(error)
+
+
+class _Comparison:
+    """What the page says of several runs."""
+
+    def __init__(self, runs: Sequence[_Content], names: Sequence[str]):
+        self.runs = list(zip(names, runs, strict=True))
+
+    @property
+    def rows(self) -> list[tuple[str, _Content, list[dict[str, Any]]]]:
+        """Name, run and its summary."""
+        return [(name, run, run.summary) for name, run in self.runs]
+
+    @functools.cached_property
+    def pairs(self) -> list[_Pair]:
+        """The last classifier of each run against the first run's, where the images are the same.
+
+        Rounds are paired in their order, so far as both runs have them.
+        """
+        (first, base), *others = self.runs
+        return [
+            _compare(first, base, name, run)
+            for name, run in others
+            if all(_same_images(a, b) for a, b in zip(base.tested, run.tested, strict=False))
+        ]
+
+    @property
+    def incomparable(self) -> list[str]:
+        """Runs that were tested on other images than the first."""
+        paired = {pair.second for pair in self.pairs}
+        return [name for name, _ in self.runs[1:] if name not in paired]
+
+    @property
+    def config_differences(self) -> list[tuple[str, list[Any]]]:
+        """The fields in which the runs differ, with each run's value."""
+        flats = [run.flat_config for _, run in self.runs]
+        fields = dict.fromkeys(field for flat in flats for field in flat)
+        rows = [(field, [flat.get(field) for flat in flats]) for field in fields]
+        return [row for row in rows if any(value != row[1][0] for value in row[1])]
+
+
+def _same_images(first: Round, second: Round) -> bool:
+    return np.array_equal(first.ids, second.ids) and np.array_equal(first.labels, second.labels)
+
+
+def _compare(first: str, base: _Content, second: str, run: _Content) -> _Pair:
+    rounds = [
+        Round(a.ids, a.labels, (a.probabilities[-1], b.probabilities[-1]))
+        for a, b in zip(base.tested, run.tested, strict=False)
+    ]
+    resampled = Resampled(rounds, resamples=_RESAMPLES)
+    return _Pair(
+        first,
+        second,
+        {m: resampled.difference(0, 1, m) for m in _COMPARED},
+        [mcnemar(t.labels, *t.probabilities).p for t in rounds],
+    )
+
+
+def _distinct_names(workdirs: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as tell them apart."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(workdir) for workdir in workdirs]

@@ -1,0 +1,259 @@
+"""The page of a tiny run whose classes and files are called like HTML, and of two runs."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from egmae_jax import experiment, report
+from egmae_jax.files import DamagedFileError
+from egmae_jax.report import figures, page, pictures, published
+from egmae_jax.report.__main__ import main
+from egmae_jax.report.complexity import of_network
+from egmae_jax.saved_run import RunError
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+CLASSES = {
+    "benign": '<script>alert("a")<script>',
+    "malignant": "\"><img src=x onerror='b()'>",
+    "normal": "{{ 7 * 7 }} $x^2$ & <b>",
+}
+VOID = {"meta", "img", "br", "path", "use", "rect", "circle"}
+
+
+@pytest.fixture(scope="module")
+def made(data, cache, tmp_path_factory):
+    """Workdir and images of a run of two rounds; its report is written by the run."""
+    folder = tmp_path_factory.mktemp("hostile")
+    images = folder / "images"
+    for name, label in CLASSES.items():
+        shutil.copytree(data / name, images / label)
+        for k, path in enumerate(sorted((images / label).glob("*.png"))):
+            path.rename(path.with_name(f"<i>{k}<i> {path.name}"))
+    config = tiny.make_config(images, cache, evaluation__report=True)
+    experiment.run(config, folder / "run")
+    return folder / "run", images
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag with its attributes, and the text; asserts that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.text.append(text)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def read(made):
+    return Page((made[0] / "report.html").read_text())
+
+
+def test_names_that_are_html_stay_names(made, read):
+    raw = (made[0] / "report.html").read_text()
+    text = " ".join(read.text)
+    for name in CLASSES.values():
+        assert name in text
+        assert name not in raw
+    known = {"html", "head", "body", "title", "style", "meta", "svg", "g", "path", "use", "defs"}
+    known |= {"text", "tspan", "clippath", "rect", "header", "section", "nav", "figure", "pre"}
+    known |= {"h1", "h2", "h3", "p", "a", "b", "ul", "li", "dl", "dt", "dd", "table", "caption"}
+    known |= {"thead", "tbody", "tr", "th", "td", "small", "div", "figcaption", "img", "br"}
+    known |= {"details", "summary", "code"}
+    assert {tag for tag, _ in read.tags} <= known
+    assert not [name for _, attributes in read.tags for name in attributes if name[:2] == "on"]
+    assert "49" not in re.sub(r"[\d.]{3,}", "", text)  # nothing was computed
+    alt = [x["aria-label"] for x in read.of("svg")]
+    assert any(CLASSES["malignant"] in x for x in alt)
+
+
+def test_the_page_needs_no_network_and_is_told_so(read):
+    for tag, attributes in read.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            if name in attributes:
+                assert attributes[name].startswith(("#", "data:image/webp;base64,")), tag
+    policy = read.of("meta")[2]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert "default-src 'none'" in policy["content"]
+    raw = "".join(read.text)
+    assert "@import" not in raw
+    assert "url(http" not in raw
+
+
+def test_links_lead_somewhere_and_names_are_given_once(read):
+    names = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(set(names)) == len(names)
+    for tag in ("a", "use"):
+        for attributes in read.of(tag):
+            target = attributes.get("href") or attributes["xlink:href"]
+            assert target[1:] in names
+
+
+def test_all_pictures_are_described(read):
+    assert len(read.of("svg")) >= 3 + 3 + 3 + 5
+    assert all(x["role"] == "img" and len(x["aria-label"]) > 30 for x in read.of("svg"))
+    assert len(read.of("img")) >= 5
+    assert all(len(x["alt"]) > 10 for x in read.of("img"))
+
+
+def test_the_page_says_what_results_json_does(made, read):
+    results = json.loads((made[0] / "results.json").read_text())
+    text = " ".join("".join(read.text).split())
+    for metrics in results["summary"].values():
+        for name in page.METRICS:
+            mean, std = metrics[name]["mean"], metrics[name]["std"]
+            assert f"{page.number(mean)} ± {page.number(std)}" in text
+    assert "imagenet started from random weights instead of ImageNet's" in text
+    assert results["made_with"]["versions"]["jax"] in text
+    assert "Pre-training saw test images no" in " ".join(" ".join(read.text).split())
+    for field in ("learning_rate", "split_seed", "near_duplicate_threshold"):
+        assert field in text
+    audit = json.loads((made[0] / "audit.json").read_text())
+    assert audit["images"] == 36
+    assert f"{audit['near_duplicates']['pairs']} pairs in" in text
+
+
+def test_without_images_the_page_says_so(made, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(made[0], moved)
+    status = main([f"--workdir={moved}", "--data_dir=nowhere", f"--out={tmp_path / 'r.html'}"])
+    assert status == 0
+    found = Page((tmp_path / "r.html").read_text())
+    assert not found.of("img")
+    assert "There is no folder nowhere" in " ".join(found.text)
+    assert "Written to" in capsys.readouterr().out
+    main([f"--workdir={moved}"])  # where the config says they are
+    assert Page((moved / "report.html").read_text()).of("img")
+
+
+def test_two_runs_are_compared(made, tmp_path):
+    workdir, _ = made
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    config = json.loads((other / "config.json").read_text())
+    results = json.loads((other / "results.json").read_text())
+    for values in (config, results["config"]):
+        values["pretrain"]["learning_rate"] = 0.125
+    (other / "results.json").write_text(json.dumps(results))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(workdir, elsewhere)
+    for path in (elsewhere / "predictions").glob("*_test.npz"):
+        with np.load(path) as arrays:
+            saved = dict(arrays)
+        saved["ids"] = np.array([f"x{i}" for i in saved["ids"]])
+        np.savez(path, **saved)
+    out = tmp_path / "c.html"
+    folders = [f"--workdir={x}" for x in (workdir, other, elsewhere)]
+    assert main([*folders, f"--out={out}"]) == 0
+    text = " ".join(" ".join(Page(out.read_text()).text).split())
+    assert "pretrain.learning_rate" in text
+    assert "0.125" in text
+    assert "finetune.learning_rate" not in text
+    assert "other images than run, so not paired with it: elsewhere" in text
+    assert "run other .000 .000 to .000" in text
+    with pytest.raises(RunError, match="given twice"):
+        report.write_comparison([workdir, workdir], out)
+
+
+def test_a_run_that_is_not_evaluated_or_damaged_ends_in_a_sentence(made, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    del results["rounds"][0]["calibration"]
+    (workdir / "results.json").write_text(json.dumps(results))
+    with pytest.raises(DamagedFileError, match=r"results\.json.*--stage=evaluate"):
+        report.write_report(workdir, tmp_path / "r.html")
+    (workdir / "results.json").unlink()
+    with pytest.raises(SystemExit):
+        main([f"--workdir={workdir}"])
+    assert "has not been evaluated" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
+    p = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
+    predictions = page.Predictions(
+        np.array(list("abcdefg")), np.array([0, 0, 0, 0, 0, 1, 1]), np.stack([p, 1 - p], axis=1)
+    )
+    found = pictures.choose_cases(predictions, 2)
+    assert found == {
+        "right and most confident": [0, 1],
+        "right and least": [4, 3],
+        "wrong and most confident": [5],
+        "wrong and least": [6],
+    }
+    alone = pictures.choose_cases(predictions._replace(labels=np.ones(7, int)), 9)
+    assert alone["right and most confident"] == alone["right and least"] == []
+
+
+def test_numbers_are_written_as_the_field_does():
+    assert [page.number(x) for x in (0.9144, 1.0, 0.9999, -0.02, None, 0.0)] == [
+        *(".914", "1.000", "1.000", "\u2212.020", "", ".000"),
+    ]
+    assert page.p_value(0.0004) == "< .001"
+    assert page.p_value(0.0312) == ".031"
+
+
+def test_a_network_costs_what_is_published():
+    tiny_ = of_network("convnext_tiny", 1000, 224)
+    assert tiny_.parameters == 28_589_128
+    assert tiny_.multiply_adds == pytest.approx(4.47e9, rel=0.01)
+    resnet = of_network("resnet18", 1000, 224)
+    assert resnet.parameters == 11_689_512  # without batch norms' statistics
+
+
+@pytest.mark.parametrize(("name", "classes"), [("busi", 3), ("isic2018", 7), ("kvasir", 8)])
+def test_the_papers_tables_are_the_papers(name, classes):
+    source = REPOSITORY.parent / "shared" / "seeds" / "paper_entropy_guided_mae.txt"
+    if not source.exists():
+        pytest.skip("the paper is not at hand")
+    table = published.table_of(name, classes)
+    text = source.read_text()
+    start = text.index(f"Table {table.number}: Performance")
+    lines = text[start:].splitlines()[2:12]
+    for row, line in zip(table.rows, lines, strict=True):
+        values = [float(x) for x in re.findall(r" (\d+\.\d+|-)(?= |$)", line) if x != "-"]
+        assert [x for x in row[1:] if x is not None] == values
+        assert line.startswith(row.model) or line.startswith("Ours")
+
+
+def test_other_data_have_no_published_table():
+    assert published.table_of("covid", 4) is None
+    assert published.table_of("image_folder", 3) is None
+
+
+def test_equal_curves_are_equal_bytes_and_take_the_pages_colours():
+    labels = np.arange(30) % 2
+    p = np.random.default_rng(0).dirichlet((1, 1), 30)
+    said = {"mae": [figures.Said(labels, p, p)]}
+    first, second = (figures.roc_curves(said, 1, "x") for _ in range(2))
+    assert first == second
+    assert "var(--series-0)" in first
+    assert not re.search(r"#0\d0\d0\d", first)
