@@ -43,6 +43,13 @@ FREE_FIELDS = (
 )
 
 
+# Fields that changed no number when they were added: what a config.json without them means.
+_ADDED: dict[str, Any] = {
+    "checkpoint.on_damage": "previous",
+    "nonfinite.max_skipped": 0,
+    "evaluation.report": True,
+}
+
 # What every field is of; a test holds this to configs/default.py.
 _TYPES: dict[str, tuple[str, ...]] = {
     "text": (
@@ -353,12 +360,16 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
 
 
 def load(path: Path) -> ConfigDict:
-    """The config of a config.json.
+    """The config of a config.json, also of an older version.
 
     Raises:
         DamagedFileError: it holds none.
     """
     content = read_json(path, RESTORE)
+    for field, value in _ADDED.items():
+        section, name = field.split(".")
+        if isinstance(content.setdefault(section, {}), dict):
+            content[section].setdefault(name, value)
     try:
         return ConfigDict(content)
     except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, nonfinite, report, sharding
+from egmae_jax import branches, nonfinite, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -91,6 +91,8 @@ def run(
             sharding.wait_for_all("predictions are complete")
             found = results.report(experiment.run, experiment.imagenet)
             if config.evaluation.report and sharding.is_primary():
+                from egmae_jax import report  # imports matplotlib
+
                 path = experiment.run.paths.report
                 report.write_report(Path(workdir), path)
                 logger.info("The report is in %s", path)

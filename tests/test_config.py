@@ -408,6 +408,16 @@ def test_fields_of_another_version_are_named_as_absent():
     assert "decoder.heads: 8 in the workdir, 'absent' now" in str(caught.value)
 
 
+def test_a_config_of_an_older_version_has_the_fields_that_were_added_since(tmp_path):
+    old = changed().to_dict()
+    del old["nonfinite"], old["evaluation"]["report"], old["checkpoint"]["on_damage"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = configs.load(tmp_path / "config.json")
+    assert configs.flatten(found) == configs.flatten(changed())
+    for field in configs._ADDED:
+        assert field in configs.FREE_FIELDS
+
+
 def test_fields_that_change_no_number_may_differ():
     assert set(configs.FREE_FIELDS) == {
         "checkpoint.on_damage",
@@ -421,6 +431,7 @@ def test_fields_that_change_no_number_may_differ():
         "checkpoint.save_seconds",
         "nonfinite.max_skipped",
         "evaluation.batch_size",
+        "evaluation.report",
     }
     config = changed(
         data__dir="elsewhere",
@@ -431,6 +442,7 @@ def test_fields_that_change_no_number_may_differ():
         checkpoint__save_seconds=1.0,
         nonfinite__max_skipped=3,
         evaluation__batch_size=8,
+        evaluation__report=False,
     )
     configs.require_same(saved(changed()), config)
 

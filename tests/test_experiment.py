@@ -25,7 +25,7 @@ from egmae_jax import workdir as workdirs
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
-from egmae_jax.explain import entropy_maps, report
+from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.files import DamagedFileError, StorageError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
@@ -563,7 +563,7 @@ def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monk
 
 def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
     _, workdir, results = companions
-    found = report.explain_run(workdir, tmp_path, max_images=2, batch=2)
+    found = explanations.explain_run(workdir, tmp_path, max_images=2, batch=2)
     assert (found["branch"], found["model"]) == ("squeezenet1_1", "squeezenet1_1")
     assert found["layer"] == "features_12"
     assert found["images"] == 2
