@@ -162,8 +162,20 @@ class _Content:
 
     @functools.cached_property
     def resampled(self) -> Resampled:
-        """Their metrics on resampled images."""
-        return Resampled(self.tested, resamples=_RESAMPLES)
+        """Their metrics on resampled images.
+
+        Raises:
+            DamagedFileError: results.json is not of these predictions.
+        """
+        found = Resampled(self.tested, resamples=_RESAMPLES)
+        for k, name in enumerate(self.classifiers):
+            for metric in _WITH_INTERVALS:
+                said = self.results["summary"][name][metric]["mean"]
+                if abs(said - found.estimate(k, metric).mean) > 1e-6:
+                    reason = f"its {metric} of {name} is not that of predictions/"
+                    remedy = "run main.py with --stage=evaluate, which makes both anew"
+                    raise DamagedFileError(self.run.paths.results, reason, remedy)
+        return found
 
     @functools.cached_property
     def said(self) -> dict[str, list[figures.Said]]:

@@ -197,6 +197,16 @@ def test_a_run_that_is_not_evaluated_or_damaged_ends_in_a_sentence(made, tmp_pat
     assert not (tmp_path / "r.html").exists()
 
 
+def test_results_of_other_predictions_are_refused(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    results["summary"]["mae"]["auc"]["mean"] += 0.01
+    (workdir / "results.json").write_text(json.dumps(results))
+    with pytest.raises(DamagedFileError, match="its auc of mae is not that of predictions/"):
+        report.write_report(workdir, tmp_path / "r.html")
+
+
 def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
     p = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
     predictions = page.Predictions(
