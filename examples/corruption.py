@@ -1,0 +1,34 @@
+"""What entropy-guided noise does to an image: entropy, noise, the five corruptions.
+
+python examples/corruption.py        # or cell by cell in an editor that knows `# %%`
+"""
+
+# %% An image to corrupt: a generated ultrasound. Any uint8 array [B, H, W, 3] will do.
+import jax
+import numpy as np
+
+from egmae_jax import augment, corruption
+from egmae_jax.data.phantoms import phantom
+
+grey = phantom(np.random.default_rng(0), "malignant", 224, 224)
+images = np.repeat(grey[None, :, :, None], 3, axis=-1)
+print("images", images.shape, images.dtype)
+
+# %% The entropy of its patches, of the 8-bit values before normalisation (paper section 3.3).
+entropy = corruption.patch_entropy(images, patch_size=16)
+print(f"entropy {entropy.shape}: {entropy.min():.2f} to {entropy.max():.2f} nats")
+
+# %% The paper's corruption: on each patch Gaussian noise whose variance is the patch's entropy.
+normalized = augment.normalize(images)
+noisy = corruption.corrupt(
+    jax.random.key(0), normalized, entropy, kind="entropy_noise", patch_size=16
+)
+added = corruption.patchify(noisy.image - normalized, 16).var(axis=(-1, -2))
+print(f"noise variance over entropy, mean of patches: {(added / entropy).mean():.3f}")
+
+# %% The others, for comparison: masks by entropy, by chance, and noise that nothing guides.
+for kind in corruption.KINDS:
+    found = corruption.corrupt(
+        jax.random.key(0), normalized, entropy, kind=kind, patch_size=16, mask_ratio=0.6
+    )
+    print(f"{kind:16} masked {found.mask.mean():4.0%}, noise up to {found.sigma.max():.2f}")

@@ -1,0 +1,40 @@
+"""Metrics with intervals, calibration, fusion and paired tests of any classifier's probabilities.
+
+python examples/evaluate.py
+"""
+
+# %% Probabilities of two classifiers. Of a run: evaluate.load_predictions("W/predictions/….npz").
+import numpy as np
+from scipy import special
+
+from egmae_jax import calibration, evaluate, fusion
+from egmae_jax.report.significance import Resampled, Round, mcnemar
+
+rng = np.random.default_rng(0)
+labels = rng.integers(0, 3, 300)
+first, second = (
+    special.softmax(strength * np.eye(3)[labels] + rng.normal(size=(300, 3)), axis=1)
+    for strength in (1.5, 2.0)
+)
+validation, test = slice(0, 100), slice(100, 300)
+
+# %% The paper's metrics and ours, with 95 % intervals.
+metrics = evaluate.compute_metrics(labels[test], first[test])
+intervals = evaluate.bootstrap_intervals(labels[test], first[test], seed=0, resamples=1000)
+for name in ("accuracy", "f1", "auc"):
+    low, high = intervals[name]
+    print(f"{name:9} {metrics[name]:.3f} ({low:.3f} to {high:.3f})")
+
+# %% Fused and calibrated on validation, measured on test.
+fused = fusion.fit("weighted", labels[validation], [first[validation], second[validation]])
+together = fused.apply([first[test], second[test]])
+print("weights", np.round(fused.fitted["weights"], 2))
+temperature = calibration.fit_temperature(labels[validation], first[validation])
+for name, p in (("before", first[test]), ("after", calibration.scale(first[test], temperature))):
+    print(f"calibration error {name}: {calibration.expected_error(labels[test], p):.3f}")
+
+# %% Is the second better than the first, on the same images?
+rounds = [Round(np.arange(200).astype(str), labels[test], (first[test], second[test]))]
+better = Resampled(rounds, resamples=1000).difference(0, 1, "auc")
+print(f"AUC higher by {better.mean:.3f} ({better.low:.3f} to {better.high:.3f})")
+print(f"McNemar's p: {mcnemar(labels[test], first[test], second[test]).p:.3f}")

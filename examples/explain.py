@@ -1,0 +1,40 @@
+"""Grad-CAM of any model, and how much of the heat is in a lesion.
+
+python examples/explain.py
+"""
+
+# %% A model and an image. Of a run: python -m egmae_jax.explain.gradcam --workdir=W --out=FOLDER
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egmae_jax import augment, models
+from egmae_jax.data.phantoms import phantom
+from egmae_jax.explain import gradcam, localization
+from egmae_jax.explain.overlay import overlay
+from egmae_jax.models.initialize import initial_params
+
+model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
+params = initial_params(
+    model, 0, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32), kernel_init="fan_in"
+)
+grey = phantom(np.random.default_rng(0), "benign", 96, 96)
+pixels = np.repeat(grey[None, :, :, None], 3, axis=-1)  # uint8 [1, 96, 96, 3]
+
+# %% What speaks for the predicted class, at the last block, and which other layers there are.
+found = gradcam.explain(model, params, augment.normalize(pixels))
+print("heat", found.heat.shape, "of class", int(found.classes[0]))
+print("layers:", ", ".join(gradcam.layers(model)[:4]), "...")
+
+# %% Of another class, at another layer.
+earlier = gradcam.gradcam(model, params, augment.normalize(pixels), classes=2, layer="features_7")
+print(f"mean heat {earlier.mean():.3f}")
+
+# %% Is the heat where the lesion is? The mask here is a square; yours is a radiologist's.
+mask = np.zeros((96, 96), bool)
+mask[30:60, 30:60] = True
+share = localization.heat_in_mask(np.asarray(found.heat[0]), mask)
+print(f"{share:.1%} of the heat in {localization.area_share(mask):.1%} of the area")
+
+# %% A picture to look at: uint8 [96, 96, 3], with the mask's outline.
+print("overlay", overlay(pixels[0], np.asarray(found.heat[0]), mask).shape)

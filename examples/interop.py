@@ -1,0 +1,39 @@
+"""Weights from timm and back, without torch.
+
+python examples/interop.py
+"""
+
+# %% A file as timm writes it. Online, `interop.timm.load("timm/convnext_atto.d2_in1k",
+# "convnext_atto")` fetches ImageNet weights; here random ones stand in for them.
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from egmae_jax import models
+from egmae_jax.interop import timm
+from egmae_jax.models.initialize import initial_params
+
+model = models.create("convnext_atto", num_classes=3)
+params = initial_params(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name) / "model.safetensors"
+timm.save(params, path, "convnext_atto")
+tensors = load_file(path)
+print(f"{len(tensors)} tensors, such as {', '.join(list(tensors)[:3])}")
+# In PyTorch: timm.create_model("convnext_atto", num_classes=3, checkpoint_path=path)
+
+# %% Read again: the same bits, in our names.
+again = timm.load(path, "convnext_atto")
+same = jax.tree.all(jax.tree.map(np.array_equal, params, again))
+print("the same bits:", same)
+
+# %% A file that does not fit is refused, and every tensor that is wrong is named.
+try:
+    timm.load(path, "convnext_tiny")
+except timm.CheckpointError as error:
+    print("refused:", str(error).splitlines()[0][:100])
+folder.cleanup()
