@@ -354,7 +354,7 @@ def test_the_module_is_a_command(tmp_path):
 
 def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_path):
     workdir = shutil.copytree(moved[0], tmp_path / "run")
-    edit(workdir / "config.json", data={"color": "grey"})
+    edit(workdir / "config.json", data={"color": "grey", "image_size": 64})
     folder, out = tmp_path / "new", tmp_path / "gc"
     names = ["a/x.png", "b/x.png", "b/x.jpg", "b/x.jpg.png", "b/c/y.tif"]
     for seed, name in enumerate(names):
@@ -369,17 +369,20 @@ def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_
 
     run = SavedRun(workdir)
     network = run.classifier(run.branch("mae"), 0)
+    hot = 0
     place = {"b/c/y.tif": "b/c/y.tif.png", "b/x.jpg": "b/x.jpg.png", "b/x.jpg.png": twin}
     for row in rows:
         name = Path(row["file"]).relative_to(folder).as_posix()
         grey = images.decode(Path(row["file"]).read_bytes(), "grey")
-        pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 32))
+        pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 64))
         label = run.classes().index(row["predicted"])
         normalized = augment.normalize(jax.numpy.asarray(pixels[None]))
         heat = gradcam.gradcam(network.model, network.params, normalized, classes=label)
+        hot += bool(heat.any())
         with PIL.Image.open(out / place.get(name, name)) as picture:
             expected = overlay(pixels, np.asarray(heat[0])).astype(int)
             assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
+    assert hot >= 3  # at 64 pixels the last block has two by two features
 
 
 # --- From Python ---------------------------------------------------------------------------------
