@@ -1,1 +1,23 @@
 """Entropy-guided self-supervised learning for medical image classification, in JAX."""
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from egmae_jax.predictor import Predictor
+
+
+def load(
+    workdir: str | os.PathLike,
+    *,
+    round_index: int | Literal["all"] = 0,
+    calibrated: bool = True,
+    batch: int = 64,
+) -> "Predictor":
+    """A finished run that classifies images: `egmae_jax.load("runs/busi").predict("new.png")`.
+
+    See `predictor.Predictor` for the arguments. Only the workdir is read.
+    """
+    from egmae_jax.predictor import Predictor  # imports JAX: not before it is needed
+
+    return Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)

@@ -1,10 +1,11 @@
 """What a run shows on the terminal: log lines, a progress bar, the table of results."""
 
 import collections
+import contextlib
 import logging
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import absl.logging
@@ -80,6 +81,28 @@ class Progress:
         if not _console.is_terminal and (epoch == epochs or epoch % max(1, epochs // 20) == 0):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             logger.info("%s: epoch %d/%d, %s", self._title, epoch, epochs, numbers)
+
+
+@contextlib.contextmanager
+def progress_of_images(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with images a minute and the time left; yields what moves it on. None into a pipe."""
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.TextColumn("{task.completed}/{task.total} images"),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        rich.progress.TimeRemainingColumn(compact=True),
+        console=_console,
+        disable=not _console.is_terminal,
+    )
+    task = bar.add_task(title, total=total, status="compiling")
+
+    def advance(count: int) -> None:
+        speed = bar.tasks[task].speed
+        bar.update(task, advance=count, status=f"{60 * speed:.0f} a minute" if speed else "")
+
+    with bar:
+        yield advance
 
 
 _COLUMNS = {
@@ -194,6 +217,18 @@ def print_layers(title: str, report: Mapping[str, Any]) -> None:
         trains = "trains" if row["trains"] else ""
         table.add_row(row["layer"], f"{row['entropy']:.3f}", f"{row['parameters']:,}", trains)
     _console.print(table)
+
+
+def print_predictions(counts: Mapping[str, int], seconds: float, out: object) -> None:
+    """Says how many images are predicted to be of each class, how fast, and where it is written."""
+    total = sum(counts.values())
+    each = ", ".join(f"{label} {count}" for label, count in counts.items())
+    _console.print(
+        f"{total} images in {seconds:.1f} s ({60 * total / seconds:.0f} a minute): {each}",
+        highlight=False,
+        markup=False,
+    )
+    _console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _mean_std(value: Mapping[str, float | None]) -> str:

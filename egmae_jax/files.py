@@ -11,11 +11,12 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -79,14 +80,36 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     if not sharding.is_primary():
         return
+    with open_atomically(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
+    """A file to write that is at `path` once the block ends, and not at all if it fails.
+
+    Args:
+        path: of the file; its folder is made.
+        mode: 'w' or 'wb'.
+        **options: of `open`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    data = content.encode() if isinstance(content, str) else content
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open(mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def natural_key(name: str) -> list[tuple[bool, Any]]:
+    """Sorts 'benign (2).png' before 'benign (10).png'."""
+    parts = (int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name))
+    return [(isinstance(x, str), x) for x in parts]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ Only the workdir is read, so it may have been moved from where it was made.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, models
+from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
@@ -54,6 +54,26 @@ class Ensemble(NamedTuple):
 
     fusion: Fusion | None  # of the branches, in their order; None where there is but one
     temperatures: dict[str, float]  # by branch, and of 'ensemble' where there is one
+
+    def apply(
+        self, probabilities: Mapping[str, np.ndarray], *, calibrated: bool
+    ) -> dict[str, np.ndarray]:
+        """What results.json scores: of every branch, then of 'ensemble' where there are several.
+
+        Args:
+            probabilities: [N, C], of every branch in the order of the run.
+            calibrated: divides logits by the temperatures. These are of the probabilities as the
+                networks give them, the ensemble's of those fused: it is fused before it is scaled.
+
+        Returns:
+            [N, C] each; float64 where calibrated.
+        """
+        found = dict(probabilities)
+        if self.fusion is not None:
+            found["ensemble"] = self.fusion.apply(list(probabilities.values()))
+        if not calibrated:
+            return found
+        return {name: calibration.scale(p, self.temperatures[name]) for name, p in found.items()}
 
 
 class SavedRun:
@@ -155,7 +175,11 @@ class SavedRun:
         self.require_round(round_index)
         try:
             row = self.results()["rounds"][round_index]
-            temperatures = {name: x["temperature"] for name, x in row["calibration"].items()}
+            names = [branch.name for branch in self.branches]
+            names += ["ensemble"] if len(names) > 1 else []
+            temperatures = {name: float(row["calibration"][name]["temperature"]) for name in names}
+            if not all(0 < t < np.inf for t in temperatures.values()):
+                raise ValueError(f"temperatures are {temperatures}")
             if len(self.branches) == 1:
                 return Ensemble(None, temperatures)
             fitted = {k: v for k, v in row["fusion"].items() if k not in ("kind", "branches")}

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and the log of metrics that outlives a kill."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from egmae_jax import checkpoint
 from egmae_jax.files import (
     DamagedFileError,
     StorageError,
+    open_atomically,
     read_sealed,
     storage_errors_told,
     write_atomically,
@@ -231,3 +233,16 @@ def test_forget_makes_no_file_where_there_is_none(tmp_path):
 def test_writing_and_forgetting_leave_no_other_file(log):
     log.forget("pretrain", 0, after_step=10)
     assert names(log._path.parent) == ["metrics.jsonl"]
+
+
+def test_a_file_that_is_written_bit_by_bit_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "folder" / "table.csv"
+    with open_atomically(path, "w", newline="", encoding="utf-8") as file:
+        file.write("ä\r\n")
+        assert not path.exists()
+    assert path.read_bytes() == "ä\r\n".encode()
+    with contextlib.suppress(KeyboardInterrupt), open_atomically(path, "w") as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == "ä\r\n".encode()
+    assert os.listdir(path.parent) == ["table.csv"]

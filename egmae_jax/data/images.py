@@ -1,6 +1,8 @@
 """One image from encoded bytes to uint8 pixels: decoding and the two views the project keeps."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import cv2
@@ -67,21 +69,48 @@ def examine(encoded: bytes) -> Decoded:
     """
     if not encoded:
         raise UnreadableImageError("the file is empty")
-    try:
+    with _damage_told():
         if dicom.is_dicom(encoded):
             return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "", lossy=False)
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's: its first is the photograph
-            raise UnreadableImageError(f"{frames} frames; one image is expected")
-        image.load()
+        _load(image)
         mode, kind, lossy = image.mode, _kind(image), image.format in _LOSSY
-        if mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
-            image = _high_byte(image)
-        if image.mode in ("I", "F"):
-            raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        return Decoded(image if image.mode == "RGB" else image.convert("RGB"), mode, kind, lossy)
+        return Decoded(_upright_rgb(image), mode, kind, lossy)
+
+
+def convert(image: PIL.Image.Image, color: Color = "rgb") -> PIL.Image.Image:
+    """What `decode` returns of a file, of an image that Pillow has opened or made; raises the same.
+
+    The image given stays as it is.
+    """
+    with _damage_told():
+        _load(image)
+        upright = _upright_rgb(image)
+    return upright if color == "rgb" else upright.convert("L")
+
+
+def _load(image: PIL.Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's: its first is the photograph
+        raise UnreadableImageError(f"{frames} frames; one image is expected")
+    image.load()
+
+
+def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
+        image = _high_byte(image)
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
+    if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Turns what the readers raise into UnreadableImageError."""
+    try:
+        yield
     except (MemoryError, ImportError):  # no fault of the file's
         raise
     except (UnreadableImageError, dicom.DicomError) as error:

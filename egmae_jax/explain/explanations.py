@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import itertools
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import rich.box
 import rich.console
 import rich.table
@@ -31,8 +29,8 @@ from egmae_jax import augment, console
 from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks
 from egmae_jax.explain import gradcam, localization
-from egmae_jax.explain.overlay import Row, contact_sheet, overlay, picture_name
-from egmae_jax.files import write_json
+from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
+from egmae_jax.files import natural_key, write_json
 from egmae_jax.saved_run import Classifier, RunError, SavedRun
 
 PyTree = Any
@@ -221,9 +219,7 @@ def _explained(config: ConfigDict) -> str:
 
 
 def _by_class(row: Mapping[str, Any]) -> tuple:
-    """Sorts 'benign (2).png' before 'benign (10).png'."""
-    numbers = [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", row["file"])]
-    return row["label"], [(isinstance(x, str), x) for x in numbers]
+    return row["label"], natural_key(row["file"])
 
 
 def spread(labels: Sequence[str], count: int) -> list[int]:
@@ -361,13 +357,9 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _write_overlay(folder: Path, found: Explained) -> None:
-    mask = found.example.mask
-    picture = overlay(found.example.pixels, found.heat, mask)
-    name = found.example.file
-    path = folder / name
+    path = folder / found.example.file
     path = path.with_name(picture_name(path.name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(picture).save(path, format="PNG")
+    write_overlay(path, found.example.pixels, found.heat, found.example.mask)
 
 
 def _sheet_row(

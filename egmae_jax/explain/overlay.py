@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -9,6 +10,7 @@ from typing import NamedTuple, cast
 import cv2
 import matplotlib
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,16 +49,25 @@ def overlay(
     return mixed if mask is None else outline(mixed, mask)
 
 
+def write_overlay(
+    path: Path, image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None = None
+) -> None:
+    """Writes the `overlay` as a PNG; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(overlay(image, heat, mask)).save(path, format="PNG")
+
+
 def picture_name(name: str) -> str:
     """The name of the PNG of a file of that name; of one that is too long for it, the beginning.
 
     File systems take 255 bytes; images have names of that length, to which '.png' is added.
     """
     picture = name if name.lower().endswith(".png") else f"{name}.png"
-    if len(picture.encode()) <= 255:
+    if len(os.fsencode(picture)) <= 255:
         return picture
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.encode()[:230].decode(errors='ignore')}~{digest}.png"
+    encoded = os.fsencode(name)
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[:230].decode(errors='ignore')}~{digest}.png"
 
 
 def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

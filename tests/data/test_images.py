@@ -416,6 +416,38 @@ def test_pad_adds_equal_black_bars_and_keeps_the_aspect():
     np.testing.assert_array_equal(tall, view.transpose(1, 0, 2))
 
 
+@pytest.mark.parametrize("color", images.COLORS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("mode", "file_format"),
+    [*((m, "PNG") for m in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")), ("CMYK", "JPEG")],
+)
+def test_an_opened_image_is_converted_as_its_file_is_decoded(mode, file_format, orientation, color):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    image = noise(9, 7).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    encoded = encode(image, file_format, exif=exif)
+    opened = PIL.Image.open(io.BytesIO(encoded))
+    found = images.convert(opened, color)
+    assert found.tobytes() == images.decode(encoded, color).tobytes()
+    assert found.mode == ("RGB" if color == "rgb" else "L")
+    assert (opened.mode, opened.size) == (mode, (9, 7))  # as it was
+    assert opened.getexif()[0x0112] == orientation
+
+
+def test_what_cannot_be_decoded_cannot_be_converted():
+    whole = encode(noise(40, 40))
+    for encoded, message in (
+        (encode(PIL.Image.new("F", (3, 3)), "TIFF"), "32 bits"),
+        (encode(noise(3, 3), "GIF", save_all=True, append_images=[noise(3, 3, 1)]), "2 frames"),
+        (whole[:-300], "damaged"),
+    ):
+        with pytest.raises(UnreadableImageError, match=message):
+            images.convert(PIL.Image.open(io.BytesIO(encoded)))
+
+
 @pytest.mark.parametrize("mode", images.RESIZE_MODES)
 def test_a_square_image_of_the_right_size_is_left_as_it_is(mode):
     image = noise(64, 64)

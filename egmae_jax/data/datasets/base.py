@@ -125,29 +125,50 @@ def class_folders(
             names = sorted(_shown(p.name) for p in folder.iterdir() if p.is_dir())
             found = ", ".join(names) or "none"
             raise DataError(f"{folder} has no class folder {label!r}; folders found: {found}.")
-        paths = []
-        for path in class_folder.rglob("*"):
-            hidden = any(part.startswith(".") for part in path.relative_to(class_folder).parts)
-            if hidden or (path.is_dir() and not path.is_symlink()):
-                continue
-            if path.is_dir():
-                ignored["links to folders"] += 1
-            elif path.exists() and not path.is_file():
-                ignored["pipes or devices"] += 1
-            elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                ignored[_shown(path.suffix) or "without suffix"] += 1
-            elif is_image(path):
-                paths.append(path)  # a link to nothing too: it will be reported as unreadable
+        paths = [path for path in _image_files(class_folder, ignored) if is_image(path)]
         if not paths:
             raise DataError(
                 f"The class {label!r} is empty: {class_folder} holds no image "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))})."
             )
         images += [ImageFile(_name(path, root), label, split=split) for path in paths]
+    _warn_of(ignored, folder)
+    return sorted(images)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, in no order; what is passed over is told as `class_folders` does.
+
+    A link to nothing is one of them: whoever reads it reports it as unreadable.
+    """
+    ignored: collections.Counter[str] = collections.Counter()
+    paths = _image_files(folder, ignored)
+    _warn_of(ignored, folder)
+    return paths
+
+
+def _image_files(folder: Path, ignored: collections.Counter[str]) -> list[Path]:
+    """Counts, by kind, what is passed over."""
+    paths = []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or (path.is_dir() and not path.is_symlink()):
+            continue
+        if path.is_dir():
+            ignored["links to folders"] += 1
+        elif path.exists() and not path.is_file():
+            ignored["pipes or devices"] += 1
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            ignored[_shown(path.suffix) or "without suffix"] += 1
+        else:
+            paths.append(path)
+    return paths
+
+
+def _warn_of(ignored: collections.Counter[str], folder: Path) -> None:
     if ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
         logger.warning("Ignored in %s, being no images: %s", folder, kinds)
-    return sorted(images)
 
 
 def split_folders(
