@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from egmae_jax import calibration, evaluate
+from egmae_jax import evaluate
 from egmae_jax import config as configs
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import Predictions
@@ -153,12 +153,13 @@ class _Content:
         found = []
         for index, of_round in enumerate(self.predictions):
             first = next(iter(of_round.values()))
-            probabilities = [x.probabilities for x in of_round.values()]
-            fusion = self.run.ensemble(index).fusion
-            if fusion is not None:
-                probabilities.append(fusion.apply(probabilities))
-            found.append(Round(first.ids, first.labels, probabilities))
+            found.append(Round(first.ids, first.labels, list(self._said(index, False).values())))
         return found
+
+    def _said(self, index: int, calibrated: bool) -> dict[str, np.ndarray]:
+        """Probabilities of a round's test images by classifier."""
+        of_branches = {name: x.probabilities for name, x in self.predictions[index].items()}
+        return self.run.ensemble(index).apply(of_branches, calibrated=calibrated)
 
     @functools.cached_property
     def resampled(self) -> Resampled:
@@ -182,10 +183,9 @@ class _Content:
         """The same by classifier, with calibrated probabilities, for the curves."""
         said: dict[str, list[figures.Said]] = {name: [] for name in self.classifiers}
         for index, tested in enumerate(self.tested):
-            temperatures = self.run.ensemble(index).temperatures
+            calibrated = self._said(index, True)
             for name, p in zip(self.classifiers, tested.probabilities, strict=True):
-                scaled = calibration.scale(p, temperatures[name])
-                said[name].append(figures.Said(tested.labels, p, scaled))
+                said[name].append(figures.Said(tested.labels, p, calibrated[name]))
         return said
 
     # --- Tables ---
