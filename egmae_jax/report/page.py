@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from egmae_jax import evaluate
 from egmae_jax import config as configs
+from egmae_jax import evaluate
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_atomically

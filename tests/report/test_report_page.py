@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from egmae_jax import experiment, report
+from egmae_jax import console, experiment, report
 from egmae_jax.files import DamagedFileError
 from egmae_jax.report import figures, page, pictures, published
 from egmae_jax.report.__main__ import main
@@ -37,6 +37,11 @@ def made(data, cache, tmp_path_factory):
     config = tiny.make_config(images, cache, evaluation__report=True)
     experiment.run(config, folder / "run")
     return folder / "run", images
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(console, "set_up_logging", lambda: None)  # global
 
 
 class Page(html.parser.HTMLParser):
