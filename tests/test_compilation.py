@@ -92,6 +92,7 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
     assert again < 0.75 * kept
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
 def test_gradients_do_not_depend_on_the_parts_that_a_batch_is_computed_in(monkeypatch):
     params, whole = gradient_program()

@@ -311,6 +311,7 @@ def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
     assert "changed: benign/benign (4).png" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
     config = tiny.make_config(data, cache, pretrain__learning_rate=1e30)
     with pytest.raises(nonfinite.NonFiniteError, match="of pretrain is not finite"):
@@ -439,6 +440,7 @@ def write_imagenet_weights(path, seed):
     return params
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tmp_path):
     weights, workdir = tmp_path / "imagenet.safetensors", tmp_path / "workdir"
     config = tiny.make_config(data, cache, imagenet__weights=str(weights), rounds__count=1)
@@ -462,6 +464,7 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     assert experiment.run(config, workdir) == results  # complete: nothing starts from them
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, monkeypatch):
     """With a learning rate of (almost) nothing, the exported branch is the file it started from."""
     weights = tmp_path / "imagenet.safetensors"

@@ -301,6 +301,7 @@ def command(*arguments):
 
 
 @needs_shared_data
+@pytest.mark.slow
 def test_the_command_on_busi_with_masks(tmp_path):
     out = tmp_path / "out"
     done = command(
