@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import augment, evaluate, export, fusion, models
+from egmae_jax import augment, evaluate, experiment, export, finetune, fusion, models
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
 from egmae_jax.evaluate import Predictions
@@ -146,11 +147,13 @@ def pictures(count, seed=0):
 def expected_of(workdir, name, views):
     """By the functions that evaluate a run: what a model says of uint8 views [B, S, S, 3 or 1]."""
     found = {s.name: s for s in system.systems(SavedRun(workdir), None, 0)}
-    of_branches = {
-        network.branch.name: system.branch_probabilities(network, views)
-        for network in found[name].networks
-    }
-    return found[name].reference(of_branches)
+    return found[name].reference({n.branch.name: said_by(n, views) for n in found[name].networks})
+
+
+def said_by(network, views):
+    """Class probabilities, by the function that a run's predictions are made by."""
+    program = jax.jit(functools.partial(finetune.class_probabilities, model=network.model))
+    return np.asarray(program(network.params, views))
 
 
 # --- StableHLO ------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def test_every_family_becomes_a_program(name, monkeypatch):
     alone = system.System(name, (network,), None, 0.5, CLASSES, view)
     program = jax.export.deserialize(stablehlo.lower(alone).serialize(vjp_order=0))
     images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
-    expected = alone.reference({name: system.branch_probabilities(network, images)})
+    expected = alone.reference({name: said_by(network, images)})
     found = jax.jit(program.call)(images)
     for output, values in expected.items():
         np.testing.assert_allclose(found[output], values, atol=1e-5)
@@ -343,6 +346,25 @@ def test_the_module_is_a_command(tmp_path):
     assert done.stderr == f"Error: {tmp_path} holds no run: there is no config.json in it.\n"
 
 
+@pytest.mark.slow
+def test_a_run_from_its_beginning_to_its_export(data, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(pytorch, "require", no_torch)
+    workdir = tmp_path / "run"
+    experiment.run(
+        tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3), str(workdir)
+    )
+    files = export.export_run(workdir, tmp_path / "out", round_index=1)
+    assert [file.path.parent.name for file in files if file.difference is not None] == [
+        "imagenet",
+        "mae",
+        "ensemble",
+    ]
+    assert not any(file.wrong for file in files)
+    text = (tmp_path / "out" / "ensemble" / "README.md").read_text()
+    assert "round 1 (seed 1) of 3" in text
+    assert "- `imagenet`: started from **random weights**" in text
+
+
 # --- The card -------------------------------------------------------------------------------------
 
 
@@ -454,19 +476,15 @@ def in_timm(tmp_path_factory):
     workdir = make_run(
         folder / "run",
         params=torch_params,
-        branches=("resnet18", "convnext_atto", "squeezenet1_1"),
+        branches=("resnet18", "convnext_atto"),
         data__image_size=SIZE_IN_TIMM,
     )
     return workdir, folder / "out", export.export_run(workdir, folder / "out", formats=("timm",))
 
 
-def test_weights_load_strictly_in_the_other_libraries_and_say_the_same(in_timm):
+def test_weights_load_strictly_in_timm_and_say_the_same(in_timm):
     _, _, files = in_timm
-    assert [file.path.parent.name for file in files] == [
-        "resnet18",
-        "convnext_atto",
-        "squeezenet1_1",
-    ]
+    assert [file.path.parent.name for file in files] == ["resnet18", "convnext_atto"]
     for file in files:
         assert file.note == "logits"
         assert file.difference < 1e-4
@@ -535,7 +553,7 @@ def test_how_near_timms_view_comes_to_other_ways_of_resizing(resize, in_timm, tm
 
 @pytest.mark.slow  # torch takes its time to export
 @pytest.mark.parametrize("color", ["rgb", "grey"])
-def test_onnx_says_the_same(color, tmp_path):
+def test_onnx_says_the_same(color, tmp_path, monkeypatch, capsys):
     torch_reference.timm()
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library)
@@ -560,6 +578,16 @@ def test_onnx_says_the_same(color, tmp_path):
         found = program(images[:count])
         for output, values in expected.items():
             np.testing.assert_allclose(found[output], values[:count], atol=1e-4)
+    if color == "grey":
+        monkeypatch.chdir(tmp_path / "out" / name)
+        next(pictures(1)).save("image.png")
+        *_, lines = re.findall("```python\n(.*?)```", Path("README.md").read_text(), re.S)
+        exec(lines, shown := {})
+        found = float(capsys.readouterr().out.split("[[")[1].split()[0].strip(","))
+        grey = np.asarray(shown["image"])[None, ..., :1]
+        assert found == pytest.approx(
+            expected_of(workdir, name, grey)["calibrated"][0, 0], abs=1e-4
+        )
     import onnx
 
     said = onnx.load(tmp_path / "out" / name / "model.onnx").metadata_props

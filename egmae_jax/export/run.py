@@ -11,10 +11,11 @@ import rich.box
 import rich.console
 import rich.table
 import rich.text
+from scipy.special import softmax
 
-from egmae_jax import augment, compilation, console
+from egmae_jax import augment, console
 from egmae_jax.export import card, pytorch, stablehlo, weights
-from egmae_jax.export.system import System, branch_probabilities, systems
+from egmae_jax.export.system import System, branch_logits, systems
 from egmae_jax.saved_run import SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
@@ -85,7 +86,7 @@ def export_run(
         card.write(text, folder)
         if system.fusion is None and {"timm", "onnx"} & set(formats):
             source = run.paths.finetuned(system.name, round_index)
-            files.append(_write_weights(system, source, folder, batch.images))
+            files.append(_write_weights(system, source, folder, batch))
             if "onnx" in formats and weights.in_pytorch(system.networks[0].branch.model_name):
                 path = folder / "model.onnx"
                 pytorch.write_onnx(system, folder, path)
@@ -101,17 +102,15 @@ class Batch(NamedTuple):
     """What is compared on."""
 
     images: np.ndarray  # uint8 [B, S, S, 3]
-    probabilities: dict[str, np.ndarray]  # by branch, [B, C]
+    logits: dict[str, np.ndarray]  # by branch, [B, C]
 
 
 def _random_batch(system: System) -> Batch:
     shape = (_COMPARED, system.view.size, system.view.size)
     channels = 1 if system.view.color == "grey" else 3  # as the run feeds its networks
     seen = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    found = {
-        network.branch.name: branch_probabilities(network, seen) for network in system.networks
-    }
-    return Batch(np.broadcast_to(seen, (*shape, 3)).copy(), found)
+    logits = {network.branch.name: branch_logits(network, seen) for network in system.networks}
+    return Batch(np.broadcast_to(seen, (*shape, 3)).copy(), logits)
 
 
 def _require_onnx(run: SavedRun, branch: str | None) -> None:
@@ -131,23 +130,19 @@ def _require_onnx(run: SavedRun, branch: str | None) -> None:
         )
 
 
-def _write_weights(system: System, source: Path, folder: Path, images: np.ndarray) -> ExportedFile:
+def _write_weights(system: System, source: Path, folder: Path, batch: Batch) -> ExportedFile:
     weights.write(system, source, folder)
     path = folder / "model.safetensors"
-    ((branch, model, params),) = system.networks
+    branch = system.networks[0].branch
     if not weights.in_pytorch(branch.model_name):
         return _file(path, None, "timm", "no other library has an ASFF.")
     try:
         pytorch.require("torch", "torchvision", "timm", extra="parity")
     except pytorch.MissingExtraError as error:
         return _file(path, None, "timm", str(error))
-
-    normalized = np.asarray(augment.normalize(jnp.asarray(images)))
-    ours = np.asarray(
-        compilation.jit(lambda params, x: model.apply({"params": params}, x))(params, normalized)
-    )
-    found = pytorch.network(folder, branch.model_name, len(system.classes))
-    return _file(path, np.abs(pytorch.logits(found, normalized) - ours).max(), "timm", "logits")
+    network = pytorch.network(folder, branch.model_name, len(system.classes))
+    found = pytorch.logits(network, np.asarray(augment.normalize(jnp.asarray(batch.images))))
+    return _file(path, np.abs(found - batch.logits[branch.name]).max(), "timm", "logits")
 
 
 def _check_program(
@@ -157,7 +152,10 @@ def _check_program(
 
     The one of the probabilities themselves stays.
     """
-    found, expected = program(batch.images), system.reference(batch.probabilities)
+    found, expected = (
+        program(batch.images),
+        system.reference({name: softmax(logits, axis=1) for name, logits in batch.logits.items()}),
+    )
     apart = {name: np.abs(np.asarray(found[name]) - expected[name]).max() for name in expected}
     apart["calibrated"] *= min(1.0, system.temperature)
     return _file(path, np.max(list(apart.values())), kind, "probabilities")

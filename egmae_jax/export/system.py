@@ -1,7 +1,7 @@
 """A classifier as it leaves: from the pixels of the evaluation view to calibrated probabilities.
 
 `System.probabilities` is one function of JAX that any platform can run; `reference` computes the
-same by what evaluated the run.
+same as the run was evaluated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax import augment, calibration, compilation, finetune, fusion
+from egmae_jax import augment, calibration, compilation, fusion
 from egmae_jax.branches import Branch
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.fusion import Fusion
@@ -86,7 +86,7 @@ class System(NamedTuple):
         }
 
     def reference(self, of_branches: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What `probabilities` should be, from those of the branches (`branch_probabilities`)."""
+        """What `probabilities` should be, from those of the branches, [B, C] each."""
         found = [of_branches[network.branch.name] for network in self.networks]
         fused = found[0] if self.fusion is None else self.fusion.apply(found)
         return {
@@ -125,12 +125,12 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
     return found
 
 
-def branch_probabilities(network: Network, images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [B, S, S, 3 or 1], by the function that evaluated the run; [B, C]."""
+def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
+    """Of uint8 images [B, S, S, 3 or 1], by our own programs as the run was evaluated; [B, C]."""
 
     @compilation.jit
     def program(params, images):
-        return finetune.class_probabilities(params, images, model=network.model)
+        return network.model.apply({"params": params}, augment.normalize(images))
 
     return np.asarray(program(network.params, images))
 
