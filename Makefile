@@ -30,7 +30,7 @@ venv: .venv/installed
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,dev]'
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,onnx,dev]'
 	touch $@
 
 clean:

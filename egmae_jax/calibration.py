@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-_TINY = 1e-12  # below it a probability's logarithm says nothing more
+TINY = 1e-12  # below it a probability's logarithm says nothing more
 _HOTTEST = 100.0
 NUM_BINS = 15
 
@@ -45,7 +45,7 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY))
+    return np.log(np.maximum(np.asarray(probabilities, np.float64), TINY))
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:

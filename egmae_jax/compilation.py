@@ -6,9 +6,11 @@ must be computed once. The mark is an optimization barrier, which the CPU compil
 fuses unless the options of `jit` tell it not to.
 """
 
+import contextlib
+import contextvars
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +26,46 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "",
     "xla_cpu_prefer_vector_width": 512,  # bits; of no effect where the processor has fewer
 }
+
+
+# What functions are traced for, where that is not the machine's own platform.
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("_target", default=None)
+
+
+def for_cpu() -> bool:
+    """Whether what is being traced will run on a CPU and nowhere else."""
+    return (_target.get() or jax.default_backend()) == "cpu"
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced within runs on every platform, as an exported program must.
+
+    A batch may then be of symbolic size.
+    """
+    with _tracing_for("any"):
+        yield
+
+
+@contextlib.contextmanager
+def _tracing_for(target: str) -> Iterator[None]:
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def by_platform(*args: Any, cpu: Callable, others: Callable) -> Any:
+    """`cpu(*args)` on a CPU, `others(*args)` elsewhere; a portable program holds both."""
+    if _target.get() != "any":
+        return cpu(*args) if for_cpu() else others(*args)
+
+    def on_cpu(*args):
+        with _tracing_for("cpu"):
+            return cpu(*args)
+
+    return lax.platform_dependent(*args, cpu=on_cpu, default=others)
 
 
 def jit(function: Callable, **kwargs: Any) -> Any:
@@ -68,7 +110,7 @@ def subroutine(function: Callable, **kwargs: Any) -> Callable:
 
     @functools.wraps(function)
     def call(*args, **named):
-        inlineable = "false" if jax.default_backend() == "cpu" else "true"
+        inlineable = "false" if for_cpu() else "true"
         with set_xla_metadata(inlineable=inlineable):
             return jitted(*args, **named)
 
@@ -98,4 +140,4 @@ def materialize(tree: Any) -> Any:
 
     On other platforms than the CPU nothing is done: their compilers fuse well.
     """
-    return lax.optimization_barrier(tree) if jax.default_backend() == "cpu" else tree
+    return lax.optimization_barrier(tree) if for_cpu() else tree

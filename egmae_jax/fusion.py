@@ -12,7 +12,7 @@ from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 
 KINDS = ("mean", "weighted", "stacked")
-_TINY = 1e-6  # below it a probability's logarithm says nothing more
+TINY = 1e-6  # below it a probability's logarithm says nothing more
 
 
 class Fusion(NamedTuple):
@@ -72,7 +72,7 @@ def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     count = len(probabilities)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = np.maximum(weights @ of_truth, _TINY)
+        mixed = np.maximum(weights @ of_truth, TINY)
         return -np.log(mixed).mean(), -(of_truth / mixed).mean(axis=1)
 
     result = optimize.minimize(
@@ -89,5 +89,5 @@ def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def _features(probabilities: np.ndarray) -> np.ndarray:
     """[K, N, C] -> [N, K * C], log-probabilities."""
-    logs = np.log(np.maximum(probabilities.astype(np.float64), _TINY))
+    logs = np.log(np.maximum(probabilities.astype(np.float64), TINY))
     return logs.transpose(1, 0, 2).reshape(logs.shape[1], -1)

@@ -173,8 +173,9 @@ class SavedRun:
             DamagedFileError: results.json does not say how, being damaged or of an older version.
         """
         self.require_round(round_index)
+        results, num_classes = self.results(), len(self.classes())
         try:
-            row = self.results()["rounds"][round_index]
+            row = results["rounds"][round_index]
             names = [branch.name for branch in self.branches]
             names += ["ensemble"] if len(names) > 1 else []
             temperatures = {name: float(row["calibration"][name]["temperature"]) for name in names}
@@ -184,9 +185,7 @@ class SavedRun:
                 return Ensemble(None, temperatures)
             fitted = {k: v for k, v in row["fusion"].items() if k not in ("kind", "branches")}
             fusion = Fusion(row["fusion"]["kind"], fitted)
-            fusion.apply([np.full((1, len(self.classes())), 0.5)] * len(self.branches))
-        except DamagedFileError:
-            raise
+            fusion.apply([np.full((1, num_classes), 0.5)] * len(self.branches))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"it does not say how branches are fused and calibrated ({error!r})"
             remedy = "run main.py with --stage=evaluate, which makes it anew"

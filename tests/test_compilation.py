@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from egmae_jax import compilation, models
 from egmae_jax.compilation import materialize
 from egmae_jax.models.convnext import ConvNeXt
+from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.perceptron import _num_blocks
 
@@ -131,3 +133,30 @@ def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
     assert len(calls) == 6  # three forward and three backward; what a subroutine calls is merged
     np.testing.assert_allclose(program.compile()(w, x), jax.grad(loss)(w, x), rtol=1e-6)
     assert layer.__name__ == "layer"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms have no forms of ours")
+def test_a_portable_program_has_each_platforms_own_convolution():
+    arrays = jnp.ones((2, 8, 8, 4)), jnp.ones((7, 7, 1, 4)), jnp.ones(4)
+    expected = depthwise_conv(*arrays)  # traced for the CPU, with the same shapes
+
+    def lowered(platform):
+        return export.export(jax.jit(depthwise_conv), platforms=(platform,))(*arrays).mlir_module()
+
+    with compilation.portable():
+        on_cpu, on_tpu = lowered("cpu"), lowered("tpu")
+        both = export.export(jax.jit(depthwise_conv), platforms=("cpu", "tpu"))(*arrays)
+    assert "optimization_barrier" in on_cpu
+    assert "stablehlo.convolution" not in on_cpu
+    assert "optimization_barrier" not in on_tpu
+    assert "feature_group_count = 4" in on_tpu
+    np.testing.assert_array_equal(both.call(*arrays), expected)
+    assert "feature_group_count" not in lowered("cpu")  # the state ends with the block
+
+
+def test_what_is_traced_within_a_portable_program_has_the_forms_of_no_platform():
+    assert compilation.for_cpu() == (jax.default_backend() == "cpu")
+    with compilation.portable():
+        assert not compilation.for_cpu()
+        found = jax.make_jaxpr(lambda x: compilation.materialize(x) + 1)(1.0)
+    assert "optimization_barrier" not in str(found)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from egmae_jax.compilation import materialize
+from egmae_jax.compilation import for_cpu, materialize
 
 
 class BatchNorm(nn.Module):
@@ -97,7 +97,7 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 def _sum(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [C]. On CPU a matrix product is several times as fast as a reduction."""
-    if jax.default_backend() == "cpu":
+    if for_cpu():
         rows = x.reshape(-1, x.shape[-1])
         return jnp.ones(len(rows), x.dtype) @ rows
     return x.sum(axis=(0, 1, 2))

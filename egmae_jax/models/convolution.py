@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import materialize
+from egmae_jax.compilation import for_cpu, materialize
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
     """Convolution of [B, H, W, C] with [K, K, C, F], padded with zeros, to [B, H', W', F]."""
-    if jax.default_backend() == "cpu":
+    if for_cpu():
         return _conv(x, kernel, strides, padding)
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import materialize, subroutine
+from egmae_jax.compilation import by_platform, materialize, subroutine
 
 _MAX_ROWS = 7  # of the image, summed at a time by the kernel's gradient
 
@@ -26,8 +26,14 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     Returns:
         [B, H, W, C] in the dtype of `x`.
     """
-    if jax.default_backend() == "cpu":
-        return materialize(_shifted_conv(x, kernel) + bias)
+    return by_platform(x, kernel, bias, cpu=_shifted, others=_grouped)
+
+
+def _shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return materialize(_shifted_conv(x, kernel) + bias)
+
+
+def _grouped(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     padding = kernel.shape[0] // 2
     y = lax.conv_general_dilated(
         x,

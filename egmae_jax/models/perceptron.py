@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import materialize, subroutine
+from egmae_jax.compilation import for_cpu, materialize, subroutine
 
 EPSILON = 1e-6  # of the norms; timm's
 # On CPU: the widest activation of what is computed at a time, which then stays in the cache; and up
@@ -78,7 +78,7 @@ def perceptron(
     channels, pixels = x.shape[-1], x.shape[1] * x.shape[2]
     rows, blocks = x.reshape(-1, channels), 1
     layers: Callable[..., jax.Array] = functools.partial(_layers, pixels=pixels)
-    if jax.default_backend() == "cpu" and (not train or channels <= _RECOMPUTED_CHANNELS):
+    if for_cpu() and (not train or channels <= _RECOMPUTED_CHANNELS):
         wide = rows.shape[0] * params.kernel1.shape[1] * x.dtype.itemsize
         blocks = _num_blocks(x.shape[0], wide)
     if train and (rematerialize or blocks > 1):
@@ -136,7 +136,7 @@ def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[N, C] @ [C, K] + [K] -> [N, K]."""
-    if jax.default_backend() == "cpu":
+    if for_cpu():
         return _linear(x, kernel, bias)
     return x @ kernel + bias
 

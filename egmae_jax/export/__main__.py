@@ -1,0 +1,8 @@
+"""Command line."""
+
+import sys
+
+from egmae_jax.export.run import main
+
+if __name__ == "__main__":
+    sys.exit(main())

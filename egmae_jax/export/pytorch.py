@@ -1,0 +1,126 @@
+"""What needs torch: loading the exported weights in timm or torchvision, and ONNX."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egmae_jax import augment, calibration, models
+from egmae_jax.export.system import LUMA, System
+from egmae_jax.files import write_atomically
+from egmae_jax.interop.timm import read
+
+
+class MissingExtraError(RuntimeError):
+    """A library is not there, or does not work; the message says which and how to get it."""
+
+
+def require(*libraries: str, extra: str) -> None:
+    """Imports libraries.
+
+    Raises:
+        MissingExtraError: one cannot be imported.
+    """
+    for library in libraries:
+        try:
+            __import__(library)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision for another torch
+            raise MissingExtraError(
+                f"{library} cannot be imported ({error}); pip install -e '.[{extra}]' brings it."
+            ) from None
+
+
+def network(folder: Path, model_name: str, num_classes: int) -> Any:
+    """PyTorch's network with the weights of an exported folder, loaded strictly; evaluates.
+
+    By timm alone from config.json, but for SqueezeNet, which is torchvision's.
+    """
+    if models.family(model_name) == "squeezenet":
+        import torch
+        import torchvision
+
+        tensors = {k: torch.tensor(x) for k, x in read(folder / "model.safetensors").items()}
+        found = torchvision.models.get_model(model_name, num_classes=num_classes)
+        found.load_state_dict(tensors, strict=True)
+        return found.eval()
+    import timm
+
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def logits(found: Any, images: np.ndarray) -> np.ndarray:
+    """Of normalised images, float32 [B, S, S, 3]."""
+    import torch
+
+    with torch.inference_mode():
+        return found(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+
+
+def write_onnx(system: System, folder: Path, path: Path) -> None:
+    """Writes a branch as an ONNX program of the same inputs and outputs as the StableHLO one.
+
+    Args:
+        system: a branch that timm or torchvision has.
+        folder: with its exported weights.
+        path: of the file.
+    """
+    import onnx
+    import torch
+
+    (branch, _, _) = system.networks[0]
+    classifier = _classifier(system, network(folder, branch.model_name, len(system.classes)))
+    size = system.view.size
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its own parts
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["probabilities", "calibrated"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        )
+    assert program is not None  # by the dynamo exporter
+    content = program.model_proto
+    said = {"classes": json.dumps(system.classes), "preprocessing": system.view.in_words()}
+    onnx.helper.set_model_props(content, said)
+    write_atomically(path, content.SerializeToString())
+
+
+def _classifier(system: System, found: Any) -> Any:
+    """`System.probabilities` of a branch, as a module of torch."""
+    import torch
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = found
+            for name, values in (("mean", augment.MEAN), ("std", augment.STD), ("luma", LUMA)):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+
+        def forward(self, images):
+            pixels = images.to(torch.float32)
+            if system.view.color == "grey":
+                luma = (pixels * self.luma).sum(dim=-1, keepdim=True)
+                pixels = torch.floor(luma / 65536 + 0.5)
+            normalized = (pixels / 255 - self.mean) / self.std
+            probabilities = self.network(normalized.permute(0, 3, 1, 2)).softmax(dim=-1)
+            scaled = probabilities.clamp(min=calibration.TINY).log() / system.temperature
+            return probabilities, scaled.softmax(dim=-1)
+
+    return Classifier().eval()
+
+
+def load_onnx(path: Path) -> Any:
+    """The program in a file, to be called with images; by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))

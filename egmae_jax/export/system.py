@@ -1,0 +1,155 @@
+"""A classifier as it leaves: from the pixels of the evaluation view to calibrated probabilities.
+
+`System.probabilities` is one function of JAX that any platform can run; `reference` computes the
+same as the run was evaluated.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from egmae_jax import augment, calibration, compilation, fusion
+from egmae_jax.branches import Branch
+from egmae_jax.data.images import Color, Resize
+from egmae_jax.fusion import Fusion
+from egmae_jax.saved_run import SavedRun
+
+PyTree = Any
+# Pillow's grey value is floor((w . rgb) / 65536 + 1/2), which float32 computes without an error.
+LUMA = (19595, 38470, 7471)
+
+
+class View(NamedTuple):
+    """How an image becomes the pixels that a network sees."""
+
+    size: int  # pixels, of a square
+    resize: Resize
+    color: Color
+
+    def in_words(self) -> str:
+        """What is done to an image before the program sees it."""
+        grey = "made grey (Pillow's 'L'), " if self.color == "grey" else ""
+        side = f"{self.size} pixels"
+        how = {
+            "shorter_side": f"the shorter side resized to {side}, the middle square cut out",
+            "squash": f"both sides resized to {side}",
+            "pad": f"padded with black to a square in the middle of which it is, of {side} a side",
+        }
+        return (
+            f"turned upright (EXIF), {grey}{how[self.resize]}; resized by Pillow's BILINEAR; given "
+            "as RGB"
+        )
+
+
+class Network(NamedTuple):
+    """A branch's network; computes in float32, whatever the run did."""
+
+    branch: Branch
+    model: nn.Module
+    params: PyTree
+
+
+class System(NamedTuple):
+    """What is exported as one: a branch, or all branches of a round, fused."""
+
+    name: str  # of the branch, or 'ensemble'
+    networks: tuple[Network, ...]
+    fusion: Fusion | None  # None for a branch
+    temperature: float
+    classes: tuple[str, ...]
+    view: View
+
+    def probabilities(self, images: jax.Array) -> dict[str, jax.Array]:
+        """uint8 [B, S, S, 3] of the evaluation view -> probabilities, float32 [B, C] each.
+
+        'probabilities' are those that the run was tested by, 'calibrated' the same made as sure as
+        the temperature says. Where the run made grey of its images, so does this.
+        """
+        pixels = images.astype(jnp.float32)
+        if self.view.color == "grey":
+            luma = (pixels * jnp.array(LUMA, jnp.float32)).sum(axis=-1, keepdims=True)
+            pixels = jnp.floor(luma / 65536 + 0.5)
+        normalized = augment.normalize(pixels)
+        found = [
+            jax.nn.softmax(cast(jax.Array, model.apply({"params": params}, normalized)))
+            for _, model, params in self.networks
+        ]
+        fused = found[0] if self.fusion is None else fuse(self.fusion, found)
+        logits = jnp.log(jnp.maximum(fused, calibration.TINY))
+        return {
+            "probabilities": fused,
+            "calibrated": jax.nn.softmax(logits / self.temperature),
+        }
+
+    def reference(self, of_branches: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `probabilities` should be, from those of the branches, [B, C] each."""
+        found = [of_branches[network.branch.name] for network in self.networks]
+        fused = found[0] if self.fusion is None else self.fusion.apply(found)
+        return {
+            "probabilities": fused,
+            "calibrated": calibration.scale(fused, self.temperature),
+        }
+
+
+def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]:
+    """One branch, or all of a round and their ensemble.
+
+    Args:
+        run: that has been evaluated.
+        branch: its name; None for all.
+        round_index: of the run.
+
+    Raises:
+        RunError, DamagedFileError, CheckpointError: see `SavedRun`.
+    """
+    run.require_round(round_index)
+    fused, temperatures = run.ensemble(round_index)
+    chosen = run.branches if branch is None else (run.branch(branch),)
+    networks = []
+    for each in chosen:
+        model, params, _ = run.classifier(each, round_index)
+        networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(params)))
+    data, classes = run.config.data, run.classes()
+    view = View(data.image_size, data.resize, data.color)
+    found = [
+        System(n.branch.name, (n,), None, temperatures[n.branch.name], classes, view)
+        for n in networks
+    ]
+    if len(networks) > 1:
+        whole = System("ensemble", tuple(networks), fused, temperatures["ensemble"], classes, view)
+        found.append(whole)
+    return found
+
+
+def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
+    """Of uint8 images [B, S, S, 3 or 1], by our own programs as the run was evaluated; [B, C]."""
+
+    @compilation.jit
+    def program(params, images):
+        return network.model.apply({"params": params}, augment.normalize(images))
+
+    return np.asarray(program(network.params, images))
+
+
+def fuse(how: Fusion, probabilities: Sequence[jax.Array]) -> jax.Array:
+    """`Fusion.apply` in JAX: the branches' probabilities, [B, C] each, -> fused [B, C]."""
+    stacked = jnp.stack(probabilities)  # [K, B, C]
+    if how.kind == "mean":
+        return stacked.mean(axis=0)
+    fitted = {name: np.asarray(value) for name, value in how.fitted.items()}
+    if how.kind == "weighted":
+        weights = fitted["weights"].astype(np.float32)
+        return (weights[:, None, None] * stacked).sum(axis=0)
+    count, _, num_classes = stacked.shape
+    logs = jnp.log(jnp.maximum(stacked, fusion.TINY))
+    coefficients = fitted["coefficients"].astype(np.float32).reshape(-1, count, num_classes)
+    scores = jnp.einsum("kbc,skc->bs", logs, coefficients)
+    scores += fitted["intercepts"].astype(np.float32)
+    if scores.shape[1] == 1:  # of two classes scikit-learn has the second's
+        scores = jnp.pad(scores, ((0, 0), (1, 0)))
+    places = np.eye(num_classes, dtype=np.float32)[fitted["classes"]]
+    return jax.nn.softmax(scores) @ places  # a class that validation lacks stays at 0

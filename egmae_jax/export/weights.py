@@ -1,0 +1,66 @@
+"""A branch's weights as a folder that timm reads: `timm.create_model("local-dir:FOLDER", ...)`."""
+
+from pathlib import Path
+from typing import Any
+
+from egmae_jax import augment, models
+from egmae_jax.export.system import System
+from egmae_jax.files import write_atomically, write_json
+
+# timm's names of the first convolution and of the classifier, which it replaces on request.
+_LAYERS = {
+    "convnext": {"first_conv": "stem.0", "classifier": "head.fc"},
+    "resnet": {"first_conv": "conv1", "classifier": "fc"},
+}
+# How timm makes the evaluation view; it pads with the mean colour, not with black.
+_CROP_MODES = {"shorter_side": "center", "squash": "squash"}
+
+
+def in_timm(model_name: str) -> bool:
+    """Whether timm has the architecture."""
+    return models.family(model_name) in _LAYERS
+
+
+def in_pytorch(model_name: str) -> bool:
+    """Whether timm has it, or torchvision, whose SqueezeNet is; ASFF is nobody's but ours."""
+    return models.family(model_name) != "asff_resnet"
+
+
+def write(system: System, weights: Path, folder: Path) -> None:
+    """Writes model.safetensors and, for timm's architectures, config.json.
+
+    Args:
+        system: a branch.
+        weights: its file in the workdir, which has timm's or torchvision's names.
+        folder: to write to.
+    """
+    write_atomically(folder / "model.safetensors", weights.read_bytes())
+    if in_timm(system.networks[0].branch.model_name):
+        write_json(folder / "config.json", _config(system))
+
+
+def _config(system: System) -> dict[str, Any]:
+    """As timm's `save_config_for_hf` writes it."""
+    ((branch, _, params),) = system.networks
+    num_classes, size = len(system.classes), system.view.size
+    config = {
+        "architecture": branch.model_name,
+        "num_classes": num_classes,
+        "num_features": params["head"]["fc"]["kernel"].shape[0],
+        "global_pool": "avg",
+        "label_names": list(system.classes),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": augment.MEAN,
+            "std": augment.STD,
+            "num_classes": num_classes,
+            **_LAYERS[models.family(branch.model_name)],
+        },
+    }
+    if system.view.resize in _CROP_MODES:
+        config["pretrained_cfg"]["crop_mode"] = _CROP_MODES[system.view.resize]
+    return config
