@@ -105,6 +105,10 @@ class RoundData:
         """One split as it is evaluated."""
         return self._evaluation(self.split_of(round_index), name)
 
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Some of `prepared`'s images as they are evaluated, on the host, [N, H, W, 3 or 1]."""
+        return self._evaluation_view().load(indices).pixels
+
     def calibration(self, round_index: int, count: int) -> Evaluation:
         """Some training images, drawn by the split's seed, as they would be evaluated.
 
