@@ -1,11 +1,12 @@
 """Runs the recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
 
 import gc
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from egmae_jax import compilation, console, experiment, preemption, sharding
+from egmae_jax import compilation, console, experiment, preemption, sharding, trackers
 from egmae_jax import config as configs
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
@@ -20,6 +21,9 @@ _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
     "On a GPU: the same bits in every run, at some cost. A CPU has them.",
+)
+_TRACKER = flags.DEFINE_multi_string(
+    "tracker", [], "module:function of what is told of every epoch; README, Watching a run."
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -39,7 +43,12 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
     try:
-        experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value)
+        told = [
+            trackers.load(name, _CONFIG.value, Path(_WORKDIR.value))
+            for name in _TRACKER.value
+            if sharding.is_primary()
+        ]
+        experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value, trackers=told)
     except experiment.USER_ERRORS as error:
         console.fail(str(error))
     except KeyboardInterrupt:

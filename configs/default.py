@@ -164,6 +164,13 @@ def get_config() -> ConfigDict:
     # before, which ends in the same results; 'raise' stops.
     checkpoint.on_damage = "previous"
 
+    # tensorboard/ of the workdir; changes no number.
+    config.tensorboard = tensorboard = ConfigDict()
+    tensorboard.events = True  # everything in metrics.jsonl, for TensorBoard
+    # Some validation images, corrupted and reconstructed, are drawn after so many epochs of
+    # pre-training, and after the last; 0 draws none. A drawing takes about a second.
+    tensorboard.panel_epochs = 100
+
     # Steps whose loss or gradient is not finite: so many in a row are left out before the run
     # stops. The workdir's nonfinite/ and results.json tell each.
     config.nonfinite = nonfinite = ConfigDict()

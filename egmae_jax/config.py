@@ -40,6 +40,8 @@ FREE_FIELDS = (
     "data.host_gigabytes",
     "evaluation.batch_size",
     "evaluation.report",
+    "tensorboard.events",
+    "tensorboard.panel_epochs",
 )
 
 
@@ -65,7 +67,7 @@ _TYPES: dict[str, tuple[str, ...]] = {
         *("pretrain.epochs", "pretrain.batch_size", "pretrain.warmup_epochs"),
         *("finetune.epochs", "finetune.batch_size", "finetune.warmup_epochs", "finetune.resize"),
         *("finetune.calibration_images", "rounds.count", "mesh.data", "mesh.fsdp"),
-        "nonfinite.max_skipped",
+        *("nonfinite.max_skipped", "tensorboard.panel_epochs"),
         *("evaluation.batch_size", "evaluation.bootstrap_resamples"),
     ),
     "a number": (
@@ -78,10 +80,8 @@ _TYPES: dict[str, tuple[str, ...]] = {
         *("finetune.input_noise", "checkpoint.save_seconds"),
     ),
     "True or False": (
-        "data.drop_leaks",
-        "data.deduplicate",
-        "model.rematerialize",
-        "evaluation.report",
+        *("data.drop_leaks", "data.deduplicate", "model.rematerialize"),
+        *("evaluation.report", "tensorboard.events"),
     ),
     "names": ("data.classes", "branches", "pretrain.splits"),
     "two numbers": (
@@ -256,6 +256,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "finetune.input_noise",
         "checkpoint.save_seconds",
         "nonfinite.max_skipped",
+        "tensorboard.panel_epochs",
     )
     for field in not_negative:
         if flat[field] < 0:

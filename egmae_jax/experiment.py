@@ -6,6 +6,7 @@ run again, so the same command starts, resumes and completes a run.
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from egmae_jax.stages.finetuning import Finetuning
 from egmae_jax.stages.prediction import Prediction
 from egmae_jax.stages.pretraining import Pretraining
 from egmae_jax.stages.run import Run, StageError
+from egmae_jax.tensorboard import EventFiles
+from egmae_jax.trackers import Tracker
 from egmae_jax.workdir import Paths, has_begun, lock, record_config, require_same_run
 
 STAGES = ("all", "pretrain", "finetune", "evaluate")
@@ -48,7 +51,10 @@ USER_ERRORS = (
 
 
 def run(
-    config: ConfigDict, workdir: str | os.PathLike, stage: str = "all"
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    stage: str = "all",
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any] | None:
     """Runs the recipe, or one stage of it, resuming whatever the workdir holds.
 
@@ -57,6 +63,7 @@ def run(
         workdir: folder for everything the run leaves.
         stage: one of STAGES. 'pretrain' and 'finetune' stop after theirs; 'evaluate' makes
             predictions and results anew from what fine-tuning left.
+        trackers: told of the numbers of every epoch.
 
     Returns:
         The content of results.json, or None where the stage does not write it.
@@ -68,7 +75,7 @@ def run(
     """
     cache = Path(str(config.data.cache_dir)).expanduser()
     with storage_errors_told(Path(workdir), cache), lock(Path(workdir)):
-        experiment = Experiment(config, Path(workdir), stage)
+        experiment = Experiment(config, Path(workdir), stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
         if stage == "pretrain" and not experiment.run.pretrainings:
             raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
@@ -103,7 +110,13 @@ def run(
 class Experiment:
     """A run whose config, data and weights are found to be in order, and its stages."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, stage: str = "all"):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        stage: str = "all",
+        trackers: Sequence[Tracker] = (),
+    ):
         configs.check(config, jax.device_count())
         batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
@@ -141,7 +154,10 @@ class Experiment:
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
         record_config(workdir, config)
         self.imagenet.record()
-        self.run = Run(frozen, paths, mesh, data, MetricsLog(paths.metrics))
+        events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None
+        log = MetricsLog(paths.metrics, events, trackers)
+        self.run = Run(frozen, paths, mesh, data, log)
+        log.complete_events(self.run.stages)
         self.prediction = Prediction(self.run)
         self.pretraining = Pretraining(self.run)
         self.finetuning = Finetuning(self.run, self.imagenet, self.prediction)

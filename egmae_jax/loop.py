@@ -177,6 +177,7 @@ def train(
     log: MetricsLog,
     policy: nonfinite.Policy,
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
+    after_epoch: Callable[[int, int, PyTree], None] | None = None,
 ) -> tuple[TrainState, Best | None]:
     """Trains from the newest checkpoint, or from the beginning, to the last epoch.
 
@@ -191,6 +192,7 @@ def train(
         log: metrics.jsonl.
         policy: for steps that are not finite.
         evaluate: after each epoch, params -> (score, metrics to log); the best score wins.
+        after_epoch: called with the epoch, the step and params, once the epoch is logged.
 
     Returns:
         The last state and the best epoch (None without `evaluate`).
@@ -338,8 +340,17 @@ def train(
                     "learning_rate": float(schedule(step - 1)),
                     "images_per_second": images_per_second,
                 }
-                log.write(stage=plan.stage, round=plan.round_index, epoch=epoch, step=step, **row)
+                log.write(
+                    stage=plan.stage,
+                    round=plan.round_index,
+                    epoch=epoch,
+                    step=step,
+                    time=time.time(),  # seconds since 1970
+                    **row,
+                )
                 progress.epoch(epoch, plan.epochs, row)
+                if after_epoch is not None:
+                    after_epoch(epoch, step, state.params)
             if must_save or stopping or step == total_steps:
                 save()
                 last_save = time.monotonic()

@@ -1,42 +1,78 @@
-"""metrics.jsonl: one JSON object a line and epoch, for every stage of a run."""
+"""metrics.jsonl: one JSON object a line and epoch, for every stage; and who else is told."""
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from egmae_jax import sharding
 from egmae_jax.files import write_atomically
+from egmae_jax.tensorboard import EventFiles, numbers
+from egmae_jax.trackers import Guarded, Tracker
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl."""
+    """Appends to metrics.jsonl. Of several hosts of a run one writes and tells.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file.
+        events: TensorBoard's, which are kept equal to it; None for none.
+        trackers: that are told of each line.
+    """
+
+    def __init__(
+        self, path: Path, events: EventFiles | None = None, trackers: Sequence[Tracker] = ()
+    ):
         self._path = path
+        self._events = events if sharding.is_primary() else None
+        self._trackers = [Guarded(tracker) for tracker in trackers]
 
     def write(self, **row: Any) -> None:
-        """Appends one line; of several hosts one writes."""
+        """Appends one line."""
         if not sharding.is_primary():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        stage, round_index = row["stage"], row["round"]
+        if self._events is not None:
+            self._events.write(stage, round_index, row)
+        for tracker in self._trackers:
+            tracker.log(stage, round_index, row["step"], numbers(row))
+
+    def write_picture(self, stage: str, round_index: int, step: int, name: str, png: bytes) -> None:
+        """Shows a picture in TensorBoard, if there are events."""
+        if self._events is not None:
+            self._events.write_picture(stage, round_index, step, name, png)
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
         """Drops a stage's lines after a step: a killed run wrote them, this one will again.
 
         A last line that was cut off by the kill goes too, and whatever is no line of this log.
         """
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_bytes().splitlines():
+        kept, of_stage = [], []
+        for line, row in self._lines():
+            this = (row["stage"], row["round"]) == (stage, round_index)
+            if not (this and row["step"] > after_step):
+                kept.append(line)
+                of_stage += [row] if this else []
+        if self._path.exists():
+            write_atomically(self._path, b"".join(line + b"\n" for line in kept))
+        if self._events is not None:
+            self._events.begin(stage, round_index, of_stage, after_step=after_step)
+
+    def complete_events(self, stages: Iterable[tuple[str, int]]) -> None:
+        """Makes what TensorBoard lacks of finished stages and rounds, from their lines."""
+        if self._events is not None:
+            self._events.complete(stages, (row for _, row in self._lines()))
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """The lines that are of this log, as they are and parsed."""
+        content = self._path.read_bytes() if self._path.exists() else b""
+        for line in content.splitlines():
             try:
                 row = json.loads(line)
-                of_stage = (row["stage"], row["round"]) == (stage, round_index)
-                later = row["step"] > after_step
+                _ = row["stage"], row["round"], row["step"] > 0
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-            if not (of_stage and later):
-                kept.append(line)
-        write_atomically(self._path, b"".join(line + b"\n" for line in kept))
+            yield line, row

@@ -87,10 +87,14 @@ class Paths:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps every other run from using the folder; one that is killed lets go of it.
 
     Of several hosts of a run one holds it.
+
+    Args:
+        workdir: the folder.
+        flag: that named it, for the messages.
 
     Raises:
         ConfigError: it cannot be written to, or is in use.
@@ -98,7 +102,7 @@ def lock(workdir: Path) -> Iterator[None]:
     if not sharding.is_primary():
         yield
         return
-    _require_writable(workdir)
+    _require_writable(workdir, flag)
     workdir.mkdir(parents=True, exist_ok=True)
     holder, path = workdir / ".holder", workdir / ".lock"
     handle = filelock.FileLock(path)
@@ -106,7 +110,7 @@ def lock(workdir: Path) -> Iterator[None]:
         handle.acquire(timeout=0)
     except filelock.Timeout:
         who = holder.read_text(errors="replace") if holder.exists() else "another process"
-        raise ConfigError(f"--workdir={workdir} is in use by {who}; one run at a time.") from None
+        raise ConfigError(f"{flag}={workdir} is in use by {who}; one run at a time.") from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
@@ -147,10 +151,10 @@ def _record(workdir: Path) -> Path:
     return workdir / "config.json"
 
 
-def _require_writable(workdir: Path) -> None:
+def _require_writable(workdir: Path, flag: str) -> None:
     existing = next(
         path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists()
     )
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         kind = "not writable" if existing.is_dir() else "a file, not a folder"
-        raise ConfigError(f"--workdir={workdir} cannot be written to: {existing} is {kind}.")
+        raise ConfigError(f"{flag}={workdir} cannot be written to: {existing} is {kind}.")

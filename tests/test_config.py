@@ -432,6 +432,8 @@ def test_fields_that_change_no_number_may_differ():
         "nonfinite.max_skipped",
         "evaluation.batch_size",
         "evaluation.report",
+        "tensorboard.events",
+        "tensorboard.panel_epochs",
     }
     config = changed(
         data__dir="elsewhere",

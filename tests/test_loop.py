@@ -92,7 +92,8 @@ def _train(
 
 def _rows(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "images_per_second"} for x in lines]
+    rows = map(json.loads, lines)
+    return [{k: v for k, v in r.items() if k not in ("images_per_second", "time")} for r in rows]
 
 
 _CREATE = """

@@ -99,6 +99,11 @@ def test_workdir_is_asked_for(tmp_path):
     assert "--workdir" in output
 
 
+def test_a_tracker_that_is_not_there_is_named(tmp_path):
+    output = start(tmp_path, "--config=configs/busi.py", "--tracker=my_trackers:Wandb")
+    assert "--tracker=my_trackers:Wandb: No module named 'my_trackers'." in output
+
+
 def test_missing_config_file_is_named(tmp_path):
     output = start(tmp_path, "--config=configs/bussi.py")
     assert "configs/bussi.py" in output

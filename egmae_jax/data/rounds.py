@@ -40,6 +40,11 @@ class RoundData:
         self._config = config
         self._mesh = mesh
         self._store = HostStore(config.data.host_gigabytes * 1e9)
+        # Of this object, so that its images go when it does. All branches and seeds use the same
+        # ones; two sets at a time are kept on the devices.
+        self._stays_on_device = functools.lru_cache(self._decide_residence)
+        self._resident_images = functools.lru_cache(maxsize=2)(self._load_resident)
+        self._evaluation = functools.lru_cache(maxsize=2)(self._load_evaluation)
         self._parts = []  # int [N] for each split: which part an image is in
         for index in range(config.rounds.count if paths.folds else 1):
             path = paths.splits(index)
@@ -105,6 +110,10 @@ class RoundData:
         """One split as it is evaluated."""
         return self._evaluation(self.split_of(round_index), name)
 
+    def pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Some of `prepared`'s images as they are evaluated, on the host, [N, H, W, 3 or 1]."""
+        return self._evaluation_view().load(indices).pixels
+
     def calibration(self, round_index: int, count: int) -> Evaluation:
         """Some training images, drawn by the split's seed, as they would be evaluated.
 
@@ -120,8 +129,7 @@ class RoundData:
             store=self._store,
         )
 
-    @functools.lru_cache  # noqa: B019 (says it once)
-    def _stays_on_device(self, count: int, nbytes: int) -> bool:
+    def _decide_residence(self, count: int, nbytes: int) -> bool:
         data = self._config.data
         fits = nbytes <= data.resident_gigabytes * 1e9
         resident = fits if data.feeding == "auto" else data.feeding == "resident"
@@ -152,15 +160,12 @@ class RoundData:
             self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
         )
 
-    # All branches and seeds use the same images; two sets at a time are kept on the devices.
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (lives as long as the process)
-    def _resident_images(self, split: int, names: tuple[str, ...]) -> Images:
+    def _load_resident(self, split: int, names: tuple[str, ...]) -> Images:
         view = self._training_view(split, names)
         images = pipeline.load(view, self.indices(split, *names))
         return sharding.replicate(images, self._mesh)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _evaluation(self, split: int, name: str) -> Evaluation:
+    def _load_evaluation(self, split: int, name: str) -> Evaluation:
         view = self._evaluation_view()
         indices = self.indices(split, name)
         resident = self._stays_on_device(len(indices), view.nbytes(len(indices)))

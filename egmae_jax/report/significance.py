@@ -1,8 +1,8 @@
 """How sure figures are, and whether classifiers differ on the same test images.
 
 McNemar's exact test, and a bootstrap over test images: they are drawn with replacement within each
-class, the same ones for all classifiers and for all rounds that test the same images. Rounds are
-not drawn, so an interval says nothing of other seeds; their spread does.
+class, the same ones for all classifiers and for all rounds that test the same images. Unless rounds
+are drawn as well, an interval says nothing of other seeds; their spread does.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,18 @@ class Resampled:
         rounds: at least one, all of the same classifiers.
         resamples: how often is drawn.
         seed: of the draws.
+        draw_rounds: also draws rounds, with replacement, as for classifiers that were trained
+            differently in each: then seeds are part of what is not known.
     """
 
-    def __init__(self, rounds: Sequence[Round], *, resamples: int, seed: int = 0):
+    def __init__(
+        self,
+        rounds: Sequence[Round],
+        *,
+        resamples: int,
+        seed: int = 0,
+        draw_rounds: bool = False,
+    ):
         rng = np.random.default_rng(seed)
         drawn: dict[bytes, np.ndarray] = {}
         self._values: list[dict[str, np.ndarray]] = []  # of each round [classifiers, 1 + R]
@@ -61,6 +70,11 @@ class Resampled:
                 for p in tested.probabilities
             ]
             self._values.append({name: np.stack([m[name] for m in each]) for name in each[0]})
+        # How much each round weighs, [rounds, 1 + R].
+        self._weights = np.full((len(rounds), 1 + resamples), 1 / len(rounds))
+        if draw_rounds:
+            even = np.full(len(rounds), 1 / len(rounds))
+            self._weights[:, 1:] = rng.multinomial(len(rounds), even, size=resamples).T * even[0]
 
     def estimate(self, classifier: int, metric: str) -> Estimate:
         """Of accuracy, precision, recall, f1 or auc."""
@@ -72,7 +86,8 @@ class Resampled:
         return _estimate(values[second] - values[first])
 
     def _mean(self, metric: str) -> np.ndarray:
-        return np.mean([values[metric] for values in self._values], axis=0)
+        of_rounds = np.stack([values[metric] for values in self._values], axis=1)
+        return (of_rounds * self._weights).sum(axis=1)
 
 
 def _estimate(values: np.ndarray) -> Estimate:

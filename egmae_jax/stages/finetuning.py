@@ -40,6 +40,7 @@ class Finetuning:
         self._run = run
         self._imagenet = imagenet
         self._prediction = prediction
+        self._program = functools.cache(self._make_program)
 
     def train(self, branch: Branch, round_index: int) -> None:
         """Fine-tunes a branch, resuming what there is."""
@@ -116,8 +117,7 @@ class Finetuning:
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         return self._run.initial_params(self._run.classifier(branch), seed, image)
 
-    @functools.cache  # noqa: B019 (lives as long as the process)
-    def _program(
+    def _make_program(
         self, branch: Branch, selection: Selection, steps_per_epoch: int
     ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
         """Schedule, optimizer and compiled steps, which rounds (and equal networks) share."""

@@ -26,6 +26,8 @@ class Prediction:
 
     def __init__(self, run: Run):
         self._run = run
+        self._probabilities_program = functools.cache(self._make_probabilities_program)
+        self._weights_program = functools.cache(self._make_weights_program)
 
     def save(self, branch: Branch, round_index: int, *, again: bool) -> None:
         """Writes a branch's predictions for validation and test, once, or `again`.
@@ -83,8 +85,7 @@ class Prediction:
         labels = prepared.labels[self._run.data.indices(round_index, "test")]
         return fusion_weights.by_class(values, labels, prepared.classes)
 
-    @functools.cache  # noqa: B019 (lives as long as the process)
-    def _probabilities_program(self, branch: Branch) -> Callable:
+    def _make_probabilities_program(self, branch: Branch) -> Callable:
         @compilation.jit
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
@@ -94,8 +95,7 @@ class Prediction:
 
         return program
 
-    @functools.cache  # noqa: B019
-    def _weights_program(self, branch: Branch) -> Callable:
+    def _make_weights_program(self, branch: Branch) -> Callable:
         @compilation.jit
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)

@@ -13,6 +13,7 @@ from egmae_jax.checkpoint import delete_checkpoints, save_params
 from egmae_jax.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.nonfinite import HINT, NonFiniteError
+from egmae_jax.stages.panels import ReconstructionPanels
 from egmae_jax.stages.run import Run, require
 
 PyTree = Any
@@ -79,6 +80,7 @@ class Pretraining:
                 save_seconds=self._run.config.checkpoint.save_seconds,
                 log=self._run.log,
                 policy=self._run.policy,
+                after_epoch=ReconstructionPanels(self._run, split, self._autoencoder),
             )
         losses = self._reconstruction_losses(state.params, split)
         write_sealed(report, losses)

@@ -1,0 +1,38 @@
+"""What to corrupt, and how much, at equal epochs, against no pre-training.
+
+python -m egmae_jax.sweep --config=configs/sweeps/corruption.py:busi,cpu \
+    --config.data.dir=<folder> --config.rounds.count=5 --out=runs/corruption
+
+The words behind the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. Only
+the branch 'mae' is run: the other starts from ImageNet weights and is the same in all variants.
+Without pre-training the same network starts from the random weights that pre-training starts from.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.sweeps import recipes
+from egmae_jax import corruption
+from egmae_jax.sweep import variants
+
+# 1 is the paper's equation 4, 0.18 = 1 / ln 256 brings the entropy to [0, 1].
+SCALES = (1.0, 0.18, 0.05)
+
+
+def get_config(words: str | None = None) -> ConfigDict:
+    """The recipe of the words under each corruption, and without any."""
+    config = recipes.base(words)
+    config.branches = ("mae",)
+    changes: dict[str, dict[str, Any]] = {
+        "no_pretraining": {
+            "branches": ("imagenet",),
+            "imagenet.weights": "none",
+            "imagenet.model": "",
+        }
+    }
+    for kind in corruption.KINDS:
+        for scale in SCALES if kind == "entropy_noise" else (1.0,):
+            name = kind if scale == 1 else f"{kind}_{scale:g}"
+            changes[name] = {"corruption.kind": kind, "corruption.scale": scale}
+    return variants.attach(config, changes, baseline="no_pretraining")

@@ -1,0 +1,64 @@
+"""Runs a sweep: python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:busi --out=FOLDER
+
+Every variant is a run of its own in FOLDER/<variant>, as main.py would make it. The same command
+goes on with what is not complete. At the end the variants are compared: a table, and summary.json,
+summary.csv and summary.png in FOLDER; --summary_only makes these of what there is.
+
+Exit status: 0 all is complete, 1 a variant failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from egmae_jax import config as configs
+from egmae_jax import console, experiment, preemption
+from egmae_jax.sweep import run, summary, variants
+from egmae_jax.workdir import lock
+
+logger = logging.getLogger("egmae_jax.sweep")
+
+
+def define_flags() -> None:
+    """Of the command."""
+    config_flags.DEFINE_config_file(
+        "config", help_string="Sweep, e.g. configs/sweeps/corruption.py:busi,cpu."
+    )
+    flags.DEFINE_string("out", None, "Folder for all runs; goes on with what is in it.")
+    flags.DEFINE_bool("summary_only", False, "Runs nothing, compares what there is.")
+    flags.mark_flags_as_required(["config", "out"])
+
+
+def main(argv: list[str]) -> None:
+    """Command line."""
+    console.set_up_logging()
+    preemption.install()
+    if argv[1:]:
+        console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --out=FOLDER.")
+    config, out = flags.FLAGS.config, Path(flags.FLAGS.out)
+    try:
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        sweep = variants.read(config, given)
+        run.check(sweep, out)
+        with lock(out, flag="--out"):
+            failures = {} if flags.FLAGS.summary_only else run.run(sweep, out)
+            resamples = config.evaluation.bootstrap_resamples
+            found = summary.summarize(sweep, out, failures, resamples=resamples)
+            summary.write(found, out)
+    except experiment.USER_ERRORS as error:
+        console.fail(str(error))
+    except KeyboardInterrupt:
+        console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
+    except preemption.Preempted:
+        console.fail("Stopped by SIGTERM; the same command goes on.", preemption.EXIT_STATUS)
+    summary.show(found)
+    logger.info("Written to %s: summary.json, summary.csv and, of what is complete, .png", out)
+    sys.exit(1 if any(row["status"] == "failed" for row in found["variants"]) else 0)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=configs.parse_flags)
