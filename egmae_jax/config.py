@@ -50,6 +50,8 @@ _ADDED: dict[str, Any] = {
     "checkpoint.on_damage": "previous",
     "nonfinite.max_skipped": 0,
     "evaluation.report": True,
+    "tensorboard.events": True,
+    "tensorboard.panel_epochs": 100,
 }
 
 # What every field is of; a test holds this to configs/default.py.
