@@ -194,7 +194,9 @@ def show(summary: Mapping[str, Any]) -> None:
     rows = summary["variants"]
     complete = [row for row in rows if row["status"] == "complete"]
     if complete:
-        terminal.print("\nTest, mean ± standard deviation over rounds:")
+        several = any(len(row["metrics"]["accuracy"]["rounds"]) > 1 for row in complete)
+        what = "mean ± standard deviation over rounds" if several else "one round"
+        terminal.print(f"\nTest, {what}:")
         terminal.print(_table(complete, ["Rounds", *METRICS.values()], _figures))
     if compared := [row for row in complete if row.get("difference")]:
         terminal.print(f"Difference to {summary['baseline']} (95 % interval):", markup=False)
@@ -251,6 +253,7 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(10, height * (2 if compared else 1) + 0.3), layout="constrained")
     grid = figure.subplots(2 if compared else 1, len(METRICS), sharey=True, squeeze=False)
     places = np.arange(len(rows))
+    several = any(len(row["metrics"]["accuracy"]["rounds"]) > 1 for row in rows)
     for column, (name, title) in enumerate(METRICS.items()):
         axes = grid[0, column]
         for place, row in zip(places, rows, strict=True):
@@ -261,14 +264,17 @@ def draw(summary: Mapping[str, Any]) -> Figure:
                 color=color, capsize=4, markersize=7, linewidth=1.8,
             )  # fmt: skip
             each = found["rounds"]
-            axes.scatter(each, np.full(len(each), place + 0.25), s=12, color=_GREY, zorder=3)
+            if several:
+                axes.scatter(each, np.full(len(each), place + 0.25), s=12, color=_GREY, zorder=3)
         axes.set_title(title)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.3)
         if compared:
             _draw_differences(grid[1, column], rows, name, title)
     grid[0, 0].set_yticks(places, names, parse_math=False)
     grid[0, 0].set_ylim(len(rows) - 0.4, -0.6)
-    grid[0, 1].set_xlabel("test: mean ± standard deviation over rounds; small: the rounds")
+    what = "mean ± standard deviation over rounds; small: the rounds" if several else "one round"
+    grid[0, 1].set_xlabel(f"test: {what}")
     if compared:
         text = f"difference to {summary['baseline']}, 95 % interval"
         grid[1, 1].set_xlabel(text, parse_math=False)
@@ -285,4 +291,5 @@ def _draw_differences(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, t
             axes.plot([found["low"], found["high"]], [place, place], color=_BLUE, linewidth=1.8)
             axes.plot(found["mean"], place, "o", color=_BLUE, markersize=7)
     axes.set_title(f"{title}: difference")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", alpha=0.3)
