@@ -30,7 +30,7 @@ venv: .venv/installed
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,onnx,dev]'
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,onnx,dev,demo]'
 	touch $@
 
 clean:

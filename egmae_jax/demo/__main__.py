@@ -1,0 +1,95 @@
+"""A page to try a finished run: drop an image, see what the networks say and where they look.
+
+python -m egmae_jax.demo --workdir=W [--round=I|all] [--branch=NAME] [--port=8080]
+    [--max_megabytes=25] [--open|--no-open]
+
+The page is for this machine alone: it listens on 127.0.0.1, asks no other host for anything, and
+refuses what pages of other sites send it. An image stays in memory, and no longer than its page is
+open. Needs NiceGUI: pip install -e '.[demo]'.
+
+Exit status: 0; 1 where the page cannot be shown, and a sentence says why.
+"""
+
+import argparse
+import io
+import logging
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+
+from egmae_jax import console
+from egmae_jax.demo.examine import examine
+from egmae_jax.predictor import Predictor
+from egmae_jax.saved_run import RunError
+
+logger = logging.getLogger(__name__)
+
+
+def _serve(
+    workdir: Path, *, which: str, branch: str | None, port: int, max_megabytes: int, browse: bool
+) -> None:
+    """Shows the page until it is interrupted; raises as what it calls."""
+    try:
+        import uvicorn
+
+        from egmae_jax.demo import server
+    except ImportError as error:
+        raise RunError(f"The page needs NiceGUI ({error}): pip install -e '.[demo]'.") from None
+    if max_megabytes < 1:
+        raise RunError(f"--max_megabytes is {max_megabytes}; it must be at least 1.")
+    with server.listen(port) as listener:
+        predictor = Predictor(
+            workdir,
+            round_index=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
+        )
+        shown_first = predictor.run.branch(branch).name
+        logger.info("Compiling the networks, so that the first image need not wait ...")
+        blank = io.BytesIO()
+        PIL.Image.new("L", (64, 64)).save(blank, "PNG")
+        examine(predictor, blank.getvalue())
+        app = server.make_app(predictor, branch=shown_first, max_megabytes=max_megabytes)
+        url = f"http://{server.HOST}:{listener.getsockname()[1]}"
+        logger.info("The page is at %s. Ctrl-C ends it.", url)
+        if browse:
+            # In a thread, as it waits for some browsers to end.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.demo",
+        description="Opens a local page where one drops an image and sees what a finished run says "
+        "of it, where its networks look, and the entropy of its patches.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, type=Path, metavar="W", help="of the run")
+    add("--round", default="0", metavar="I", dest="which",
+        help="of the run; 0 if not given; 'all' averages the probabilities of all, and Grad-CAM "
+        "is of the first")  # fmt: skip
+    add("--branch", metavar="NAME",
+        help="whose Grad-CAM is shown first; mae, or without it the first")  # fmt: skip
+    add("--port", type=int, default=8080, metavar="N", help="8080 if not given; 0: any free one")
+    add("--max_megabytes", type=int, default=25, metavar="N",
+        help="the most that a file may have; 25 if not given")  # fmt: skip
+    add("--open", action=argparse.BooleanOptionalAction, default=True, dest="browse",
+        help="opens the page in the browser")  # fmt: skip
+    options = vars(parser.parse_args(arguments))
+    console.set_up_logging()
+    try:
+        _serve(**options)
+    except (ValueError, OSError) as error:
+        console.fail(str(error))
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The page: what one browser tab shows (needs NiceGUI: pip install -e '.[demo]').
+
+All text goes to the browser as text, so that neither the name of a file nor that of a class is
+taken for HTML.
+"""
+
+import asyncio
+import base64
+import io
+import logging
+from concurrent.futures import Executor
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import PIL.Image
+from nicegui import ui
+from nicegui.element import Element
+from nicegui.events import UploadEventArguments
+
+from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.demo.examine import Examined, examine, greatest_entropy
+from egmae_jax.explain.overlay import COLORMAP
+from egmae_jax.predictor import Predictor
+
+_STYLE = Path(__file__).with_suffix(".css")
+_PRIMARY = "#0b62b0"  # white on it has a contrast of 6
+logger = logging.getLogger(__name__)
+
+
+class Page:
+    """What one browser tab shows.
+
+    Args:
+        predictor: of a run.
+        worker: on which images are examined, so that the server goes on answering.
+        branch: whose Grad-CAM is shown first.
+        max_megabytes: of 10^6 bytes, the most that a file may have.
+    """
+
+    def __init__(self, predictor: Predictor, worker: Executor, branch: str, max_megabytes: int):
+        self._predictor, self._worker, self._branch = predictor, worker, branch
+        self._max_megabytes = max_megabytes
+        ui.colors(primary=_PRIMARY)
+        ui.add_css(_STYLE.read_text(encoding="utf-8"))
+        with ui.element("main"):
+            self._text("h1", "Try a model")
+            self._text("p", self._about())
+            self._upload = ui.upload(
+                auto_upload=True,
+                max_file_size=max_megabytes * 10**6,
+                on_begin_upload=lambda: self._say("Sending the image …"),
+                on_upload=self._show,
+                on_rejected=self._refuse,
+            ).props("flat no-thumbnails")
+            self._upload.on("failed", self._refuse, args=[])
+            self._upload.add_slot(
+                "header",
+                """
+                <div class="drop">
+                  <q-btn no-caps unelevated color="primary" label="Choose an image"
+                         :disable="!props.canAddFiles" @click="props.pickFiles">
+                    <q-uploader-add-trigger />
+                  </q-btn>
+                  <span>or drop it here: JPEG, PNG, TIFF, BMP, WebP, DICOM</span>
+                </div>
+                """,
+            )
+            self._upload.add_slot("list", " ")
+            self._status = self._text("p", "").props("role=status").classes("status")
+            self._results = ui.element("div")
+            self._text("footer", "For research; not a medical device. Images stay on this machine.")
+
+    def _about(self) -> str:
+        run = self._predictor.run
+        networks = ", ".join(f"{branch.name} ({branch.model_name})" for branch in run.branches)
+        return f"{run.workdir.resolve().name}: {networks}. Probabilities are calibrated."
+
+    def _text(self, tag: str, text: str) -> Element:
+        """An element of that text, which the browser takes for text whatever it says."""
+        with ui.element(tag) as element:
+            ui.label(text)
+        return element
+
+    def _say(self, text: str, *, error: bool = False) -> None:
+        self._status.clear()
+        self._status.classes(add="error" if error else "", remove="" if error else "error")
+        with self._status:
+            ui.label(text)
+
+    def _refuse(self) -> None:
+        self._results.clear()
+        self._say(
+            f"The image was not taken. A file may have up to {self._max_megabytes} MB.", error=True
+        )
+        self._upload.reset()
+
+    async def _show(self, event: UploadEventArguments) -> None:
+        name = event.file.name
+        self._upload.disable()  # one image at a time
+        self._results.clear()
+        self._say(f"Looking at {name} …")
+        found, problem = None, ""
+        try:
+            encoded = await event.file.read()
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._worker, examine, self._predictor, encoded)
+        except (UnreadableImageError, ImportError) as error:
+            problem = str(error)
+        except MemoryError:
+            problem = "it is too large for this machine's memory"
+        except Exception:  # the page goes on, whatever a file brings
+            logger.exception("An image could not be classified.")
+            problem = "it could not be classified; the terminal says why"
+        if self._upload.is_deleted:  # the page was closed meanwhile
+            return
+        self._upload.reset()
+        self._upload.enable()
+        if found is None:
+            self._say(f"{name}: {problem}", error=True)
+            return
+        decisive = next(iter(found.probabilities.values())).max()
+        self._say(f"{name}: {found.predicted}, {decisive:.1%}")
+        with self._results:
+            self._draw_probabilities(found)
+            self._draw_pictures(found)
+
+    def _draw_probabilities(self, found: Examined) -> None:
+        with ui.element("section").props('aria-label="Class probabilities"').classes("tables"):
+            for name, row in found.probabilities.items():
+                with ui.element("table"):
+                    self._text("caption", name)
+                    likeliest = row.argmax()
+                    for k, (label, p) in enumerate(
+                        zip(self._predictor.classes, row.tolist(), strict=True)
+                    ):
+                        with ui.element("tr").classes("likeliest" if k == likeliest else ""):
+                            self._text("th", label).props("scope=row")
+                            with ui.element("td").classes("bar"):
+                                ui.element("div").style(f"width: {p:.2%}")
+                            self._text("td", f"{p:.3f}")
+
+    def _draw_pictures(self, found: Examined) -> None:
+        size = len(found.pixels)
+        with ui.element("section").props('aria-label="Pictures"').classes("pictures"):
+            with ui.element("figure"):
+                _picture(found.pixels, "The image as the networks see it")
+                self._text("figcaption", f"As the networks see it: {size}x{size} pixels")
+            with ui.element("figure"):
+                heat = _picture(found.overlays[self._branch], "")
+                self._text("figcaption", f"Grad-CAM: what speaks for "
+                                         f"“{found.predicted}”, the brighter the more")  # fmt: skip
+
+                def choose(branch: str) -> None:
+                    self._branch = branch
+                    heat.props["src"] = _data_url(found.overlays[branch])
+                    heat.props["alt"] = f"Grad-CAM of {found.predicted} by {branch}"
+                    heat.update()
+
+                choose(self._branch)
+                if len(found.overlays) > 1:
+                    ui.radio(
+                        list(found.overlays),
+                        value=self._branch,
+                        on_change=lambda event: choose(event.value),
+                    ).props('inline dense aria-label="Branch that Grad-CAM explains"')
+            if found.entropy is not None:
+                self._draw_entropy(found.entropy)
+
+    def _draw_entropy(self, entropy: np.ndarray) -> None:
+        greatest = greatest_entropy(self._predictor)
+        patch = self._predictor.run.config.corruption.patch_size
+        lowest, highest = entropy.min(), entropy.max()
+        with ui.element("figure"):
+            _picture(_colors(entropy / greatest),
+                     f"Entropy of its patches, {lowest:.2f} to {highest:.2f} nats")  # fmt: skip
+            with ui.element("div").classes("scale"):
+                self._text("span", "0")
+                _picture(_colors(np.linspace(0, 1, 256)[None]), "Colours from 0 to the most")
+                self._text("span", f"{greatest:.2f} nats")
+            self._text("figcaption", f"Entropy of its {patch}x{patch} patches: {lowest:.2f} to "
+                                     f"{highest:.2f}, mean {entropy.mean():.2f}")  # fmt: skip
+
+
+def _picture(pixels: np.ndarray, alt: str) -> Element:
+    image = ui.element("img")
+    image.props["src"], image.props["alt"] = _data_url(pixels), alt
+    return image
+
+
+def _colors(values: np.ndarray) -> np.ndarray:
+    """float [H, W] in [0, 1] -> uint8 [H, W, 3]."""
+    return matplotlib.colormaps[COLORMAP](values, bytes=True)[..., :3]
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,418 @@
+"""The page to try a model: what it shows, whom it answers, and in a browser."""
+
+import io
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import egmae_jax.demo
+from egmae_jax import experiment
+from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.demo import __main__ as demo
+from egmae_jax.demo.examine import examine, greatest_entropy
+from egmae_jax.explain.overlay import overlay
+from egmae_jax.predictor import Predictor
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+HOSTILE = "<img src=x onerror=document.title='taken'>.txt"
+
+
+@pytest.fixture(scope="module")
+def workdir(data, cache, tmp_path_factory):
+    """A finished run, in a folder that looks like HTML."""
+    workdir = tmp_path_factory.mktemp("demo") / "<b>`${1}"
+    experiment.run(tiny.make_config(data, cache, rounds__count=1), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def predictor(workdir):
+    return Predictor(workdir)
+
+
+@pytest.fixture(scope="module")
+def files(data):
+    return sorted(data.rglob("*.png"))
+
+
+def encode(pixels, **options):
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, **{"format": "PNG", **options})
+    return file.getvalue()
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype)
+
+
+# --- What is shown of an image -------------------------------------------------------------------
+
+
+def test_shows_what_the_run_says(predictor, files):
+    found = examine(predictor, files[3].read_bytes())
+    expected = predictor.predict(files[3])
+    assert list(found.probabilities) == ["ensemble", "imagenet", "mae"]
+    for name, row in found.probabilities.items():
+        np.testing.assert_allclose(row, expected.probabilities[name][0], atol=1e-6)
+    assert [found.predicted] == expected.predicted
+
+    (part,) = predictor.stream([files[3]])
+    assert np.array_equal(found.pixels, part.pixels[0])
+    for branch in ("imagenet", "mae"):
+        drawn = overlay(part.pixels[0], predictor.heat(part, branch)[0])
+        assert np.array_equal(found.overlays[branch], drawn)
+
+    patches = found.pixels.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4)
+    for row in range(2):
+        for column in range(2):
+            entropies = []
+            for channel in np.moveaxis(patches[row, column], -1, 0):
+                p = np.bincount(channel.ravel()) / 256
+                entropies.append(-(p[p > 0] * np.log(p[p > 0])).sum())
+            assert found.entropy[row, column] == pytest.approx(np.mean(entropies), abs=1e-5)
+    assert found.entropy.max() < greatest_entropy(predictor) == pytest.approx(np.log(256))
+
+
+def test_no_entropy_where_patches_do_not_fill_the_image(workdir, files):
+    predictor = Predictor(workdir)
+    with predictor.run.config.unlocked():
+        predictor.run.config.corruption.patch_size = 5
+    assert examine(predictor, files[0].read_bytes()).entropy is None
+
+
+@pytest.mark.parametrize("kind", ["16-bit PNG", "TIFF", "grey JPEG"])
+def test_takes_what_training_takes(kind, predictor):
+    encoded = {
+        "16-bit PNG": lambda: encode(noise(40, 50, dtype=np.uint16)),
+        "TIFF": lambda: encode(noise(40, 50, 3), format="TIFF"),
+        "grey JPEG": lambda: encode(noise(40, 50), format="JPEG"),
+    }[kind]()
+    assert examine(predictor, encoded).pixels.shape == (32, 32, 3)
+
+
+def bomb():
+    """A PNG of a few bytes that says it has 60000x60000 pixels."""
+
+    def chunk(kind, content):
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "says"),
+    [
+        (b"", "empty"),
+        (b"<script>alert(1)</script>", "not an image"),
+        (encode(noise(40, 50))[:-900], "truncated"),
+        (bomb(), "exceeds limit"),
+    ],
+    ids=["empty", "text", "truncated", "bomb"],
+)
+def test_says_what_is_no_image(encoded, says, predictor):
+    with pytest.raises(UnreadableImageError, match=says):
+        examine(predictor, encoded)
+
+
+# --- Whom it answers -----------------------------------------------------------------------------
+
+HOST = "127.0.0.1:8080"
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    pytest.importorskip("nicegui")
+    from starlette.testclient import TestClient
+
+    from egmae_jax.demo import server
+
+    app = server.make_app(predictor, branch="mae", max_megabytes=4)
+    with TestClient(app, base_url=f"http://{HOST}") as client:
+        yield client
+
+
+class Tab:
+    """A page that a browser has opened."""
+
+    def __init__(self, client):
+        self._client = client
+        page = client.get("/")
+        self.url, self._id = re.search(
+            r"(/_nicegui/client/([\w-]+)/upload/\d+)", page.text
+        ).groups()
+
+    def send(self, name, content):
+        return self._client.post(self.url, files={"file": (name, content)})
+
+    def texts(self):
+        from nicegui import Client, ui
+
+        shown = Client.instances[self._id].elements.values()
+        return [element.text for element in shown if isinstance(element, ui.label)]
+
+    def waits_for(self, text):
+        deadline = time.monotonic() + 30
+        while not any(text in shown for shown in self.texts()):
+            assert time.monotonic() < deadline, self.texts()
+            time.sleep(0.02)
+
+
+def test_the_page_names_no_other_host(client):
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    links = re.findall(r"""(?:src|href|url\()\s*=?\s*["'(]([^"')]+)""", page.text)
+    assert len(links) > 5
+    styles = [link for link in links if link.endswith(".css")]
+    assert styles
+    for style in styles:
+        links += re.findall(r"url\(([^)]+)\)", client.get(style).text)
+    assert not [link for link in links if re.match(r"\s*[\"']?(\w+:)?//", link)]
+    assert "set-cookie" not in page.headers
+
+
+def test_refuses_other_hosts_and_sites(client, files):
+    from starlette.testclient import WebSocketDenialResponse
+    from starlette.websockets import WebSocketDisconnect
+
+    tab = Tab(client)
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/", headers={"Host": "localhost:8080"}).status_code == 200
+    image = {"file": ("a.png", files[0].read_bytes())}
+    for origin, status in (
+        ("http://evil.example", 403),
+        ("http://127.0.0.1:9", 403),
+        ("null", 403),
+        (f"http://{HOST}", 200),
+    ):
+        found = client.post(tab.url, files=image, headers={"Origin": origin})
+        assert found.status_code == status, origin
+    socket_url = f"ws://{HOST}/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+    upgrade = {"Upgrade": "websocket"}
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        with (
+            pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)),
+            client.websocket_connect(socket_url, headers=upgrade | headers),
+        ):
+            pass
+    with client.websocket_connect(
+        socket_url, headers=upgrade | {"Origin": f"http://{HOST}"}
+    ) as opened:
+        assert opened.receive_text().startswith("0{")
+
+
+def test_nothing_is_written(client, monkeypatch, tmp_path):
+    # Above a megabyte Starlette and NiceGUI would make temporary files, which fails here.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.chdir(tmp_path)
+    tab = Tab(client)
+    image = encode(noise(1000, 1300, 3), format="BMP")
+    assert 3e6 < len(image) < 4e6
+    assert tab.send("large.bmp", image).status_code == 200
+    tab.waits_for("large.bmp: ")
+    assert any(re.fullmatch(r"large\.bmp: \w+, \d+\.\d%", text) for text in tab.texts())
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_file_that_is_too_large(client):
+    tab = Tab(client)
+    assert tab.send("a.bmp", bytes(5 * 10**6)).status_code == 413
+
+    def parts():  # of no length that is told before
+        yield b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
+        for _ in range(8):
+            yield bytes(10**6)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert client.post(tab.url, content=parts(), headers=headers).status_code == 413
+
+
+def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkeypatch):
+    tab = Tab(client)
+    tab.send(HOSTILE, b"no image")
+    tab.waits_for(f"{HOSTILE}: not an image")
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise RuntimeError("unforeseen")
+
+        patch.setattr("egmae_jax.demo.page.examine", fail)
+        tab.send("b.png", files[0].read_bytes())
+        tab.waits_for("b.png: it could not be classified; the terminal says why")
+        patch.setattr("egmae_jax.demo.page.examine", examine)
+        patch.setitem(sys.modules, "pydicom", None)
+        tab.send("c.dcm", bytes(128) + b"DICM" + bytes(200))
+        tab.waits_for("c.dcm: reading DICOM needs pydicom")
+    tab.send("d.png", files[0].read_bytes())
+    tab.waits_for("Grad-CAM: what speaks for")
+
+
+def test_tabs_do_not_mix(client, predictor, files):
+    tabs = {file: Tab(client) for file in (files[0], files[20], files[35])}
+    for file, tab in tabs.items():
+        assert tab.send(file.name, file.read_bytes()).status_code == 200
+    for file, tab in tabs.items():
+        found = examine(predictor, file.read_bytes())
+        tab.waits_for(f"{file.name}: {found.predicted}, ")
+        shown = [text for text in tab.texts() if re.fullmatch(r"\d\.\d{3}", text)]
+        expected = np.concatenate(list(found.probabilities.values()))
+        assert shown == [f"{p:.3f}" for p in expected]
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs the command, which must end before it serves; returns what it says."""
+    monkeypatch.setattr(demo.console, "set_up_logging", lambda: None)  # global
+
+    def start(workdir, *flags):
+        with pytest.raises(SystemExit) as stop:
+            demo.main([f"--workdir={workdir}", "--no-open", *flags])
+        assert stop.value.code == 1
+        return capsys.readouterr().err
+
+    return start
+
+
+def test_says_how_to_install_what_is_missing(refused, workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nicegui", None)
+    for name in ("page", "server"):
+        monkeypatch.delitem(sys.modules, f"egmae_jax.demo.{name}", raising=False)
+        monkeypatch.delattr(egmae_jax.demo, name, raising=False)
+    assert "pip install -e '.[demo]'" in refused(workdir)
+
+
+def test_refuses_what_cannot_be_shown(refused, workdir, tmp_path):
+    pytest.importorskip("nicegui")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = refused(workdir, f"--port={port}")
+        assert f"Port {port} of 127.0.0.1 cannot be used: Address already in use." in said
+        assert "--port" in said
+    assert "Port 70000" in refused(workdir, "--port=70000")
+    assert "holds no run" in refused(tmp_path, "--port=0")
+    assert "no branch 'x'" in refused(workdir, "--port=0", "--branch=x")
+    assert "There is no round 7" in refused(workdir, "--port=0", "--round=7")
+    assert "--max_megabytes is 0" in refused(workdir, "--max_megabytes=0")
+
+
+# --- In a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(workdir):
+    """The address of the page, served by a process of its own."""
+    pytest.importorskip("nicegui")
+    pytest.importorskip("playwright.sync_api")
+    start = "import sys; from tests import tiny; tiny.register(); "
+    start += "from egmae_jax.demo.__main__ import main; sys.exit(main())"
+    flags = (f"--workdir={workdir}", "--port=0", "--no-open", "--max_megabytes=1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *flags],
+        cwd=REPOSITORY,
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = ""
+    for line in process.stdout:
+        said += line
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            yield found[0]
+            break
+    else:
+        pytest.fail(said)
+    process.send_signal(signal.SIGINT)
+    left, _ = process.communicate(timeout=30)
+    assert (process.returncode, left) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_in_a_browser(served, predictor, files, tmp_path):
+    from playwright import sync_api as playwright
+
+    found = examine(predictor, files[3].read_bytes())
+    bad = tmp_path / HOSTILE.replace("/", "")
+    bad.write_text("no image")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+        requests, errors = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(served)
+        expect = playwright.expect
+        status = page.get_by_role("status")
+
+        # By keyboard.
+        button = page.get_by_role("button", name="Choose an image")
+        button.focus()
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Enter")
+        chooser.value.set_files(files[3])
+        expect(status).to_have_text(
+            f"{files[3].name}: {found.predicted}, {found.probabilities['ensemble'].max():.1%}"
+        )
+        for name, row in found.probabilities.items():
+            table = page.get_by_role("table", name=name)
+            for label, p in zip(predictor.classes, row, strict=True):
+                expect(table.get_by_role("row", name=label)).to_contain_text(f"{p:.3f}")
+        heat = page.get_by_alt_text(f"Grad-CAM of {found.predicted} by mae")
+        assert heat.evaluate("image => image.naturalWidth") == 32
+        page.get_by_role("radio", name="imagenet").press("Space")
+        expect(page.get_by_alt_text(f"Grad-CAM of {found.predicted} by imagenet")).to_be_visible()
+        expect(page.get_by_alt_text("Entropy of its patches")).to_be_visible()
+        expect(page.get_by_text("not a medical device")).to_be_visible()
+        for image in page.locator("img").all():
+            assert image.get_attribute("alt")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+        # What is not taken or no image, and then one again, which is dropped.
+        large = tmp_path / "large.png"
+        large.write_bytes(bytes(2 * 10**6))
+        page.set_input_files("input[type=file]", large)
+        expect(status).to_contain_text("up to 1 MB")
+        expect(page.locator("figure")).to_have_count(0)
+        page.set_input_files("input[type=file]", bad)
+        expect(status).to_have_text(f"{bad.name}: not an image")
+        dropped = page.evaluate_handle(
+            """bytes => {
+              const data = new DataTransfer();
+              data.items.add(new File([new Uint8Array(bytes)], "dropped.png"));
+              return data;
+            }""",
+            list(files[3].read_bytes()),
+        )
+        for event, place in (("dragover", ".q-uploader"), ("drop", ".q-uploader__dnd")):
+            page.dispatch_event(place, event, {"dataTransfer": dropped})
+        expect(status).to_contain_text(f"dropped.png: {found.predicted}")
+
+        assert page.title() == "egmae_jax: try a model"
+        assert not errors
+        assert not [url for url in requests if not url.startswith((f"{served}/", "data:"))]
+        browser.close()
