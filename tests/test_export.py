@@ -159,6 +159,7 @@ def said_by(network, views):
 # --- StableHLO ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cards_own_lines_classify_without_this_package(made, tmp_path):
     workdir, out, _ = made
     views = []

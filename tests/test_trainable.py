@@ -220,7 +220,10 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == tiny.RESNET else pytest.mark.slow) for n in NETWORKS],
+)
 def test_below_the_lowest_layer_that_trains_no_gradient_is_computed(name):
     flops = {}
     for choice in ("head", "last", "first", "all"):

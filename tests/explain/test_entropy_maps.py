@@ -231,7 +231,7 @@ def test_data_sets_without_masks_have_none(tmp_path):
 def run(tmp_path_factory):
     """A finished pre-training on tiny phantoms: config, workdir."""
     folder = tmp_path_factory.mktemp("run")
-    config = make_config(make_data(folder / "data"), folder / "cache", pretrain__epochs=1)
+    config = make_config(make_data(folder / "data"), folder / "cache")
     experiment.run(config, folder / "work", stage="pretrain")
     return config, folder / "work"
 

@@ -210,11 +210,7 @@ def without_inplace(network):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        # ASFF has all of a ResNet's layers.
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("resnet") else ())
-        for name in OTHER_LAYERS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in OTHER_LAYERS],
 )
 def other(request):
     """A name, and its timm's or torchvision's network, ours, our parameters."""
