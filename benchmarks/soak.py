@@ -41,6 +41,9 @@ FIELDS = {
     "checkpoint__save_seconds": 0.0,
     "pretrain__epochs": 4,
     "finetune__epochs": 4,
+    # What tests/tiny.py spares tests, and users have.
+    "evaluation__report": True,
+    "tensorboard__events": True,
 }
 TOLD = 3  # exit status of a run that ended in a sentence
 TIMEOUT = 180  # seconds

@@ -507,6 +507,7 @@ def companions(data, cache, tmp_path_factory):
     return config, workdir, experiment.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_fusion_weights_of_an_asff_are_given_by_class(companions):
     config, workdir, results = companions
     assert results["branches"] == {"squeezenet1_1": "squeezenet1_1", tiny.ASFF: tiny.ASFF}
@@ -542,6 +543,7 @@ def test_fusion_weights_of_an_asff_are_given_by_class(companions):
     assert found != results["rounds"][0]["fusion_weights"]
 
 
+@pytest.mark.slow
 def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monkeypatch, capsys):
     config, finished, results = companions
     workdir = shutil.copytree(finished, tmp_path / "copy")
@@ -564,6 +566,7 @@ def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monk
         experiment.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
     _, workdir, results = companions
     found = explanations.explain_run(workdir, tmp_path, max_images=2, batch=2)

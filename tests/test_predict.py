@@ -352,6 +352,7 @@ def test_the_module_is_a_command(tmp_path):
 # --- Pictures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_path):
     workdir = shutil.copytree(moved[0], tmp_path / "run")
     edit(workdir / "config.json", data={"color": "grey", "image_size": 64})

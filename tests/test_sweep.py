@@ -83,6 +83,7 @@ def finished(file, tmp_path_factory):
     return out, printed, process.returncode
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_is_named_and_the_others_go_on(finished):
     out, printed, status = finished
     assert status == 1, printed
@@ -101,6 +102,7 @@ def test_a_variant_that_fails_is_named_and_the_others_go_on(finished):
     assert max(map(len, shown[:20])) <= 80
 
 
+@pytest.mark.slow
 def test_the_summary_is_of_the_predictions(finished):
     out, printed, _ = finished
     found = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["variants"]}
@@ -125,6 +127,7 @@ def test_the_summary_is_of_the_predictions(finished):
     assert "difference" not in found["none"]
 
 
+@pytest.mark.slow
 def test_table_and_picture_are_of_all_variants(finished):
     out = finished[0]
     with (out / "summary.csv").open() as lines:
@@ -153,6 +156,7 @@ def test_equal_pretraining_is_shared_to_the_same_bits(finished, sweep, tmp_path)
     assert stages[0] == stages[1]  # with the lines of pre-training
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_run_again(finished, sweep, monkeypatch):
     out = finished[0]
     ran = []
@@ -162,6 +166,7 @@ def test_what_is_complete_is_not_run_again(finished, sweep, monkeypatch):
     assert ran == ["diverging"]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_images_in_memory(sweep, tmp_path):
     """Eight variants of a streamed set would else keep eight times data.host_gigabytes."""
 
@@ -367,6 +372,7 @@ def test_all_variants_are_checked_before_any_is_run(data, cache, tmp_path, monke
         run.check(bad, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_sweep_is_refused(finished, data, cache):
     other = make_sweep(data, cache, {**CHANGES, "short": {"finetune.epochs": 5}})
     with pytest.raises(ConfigError, match=r"finetune\.epochs: 3 in the workdir, 5 now"):
@@ -382,6 +388,7 @@ def test_a_mistake_ends_in_a_sentence(file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_summary_of_what_there_is_runs_nothing(file, tmp_path, finished):
     out = tmp_path / "out"
     out.mkdir()

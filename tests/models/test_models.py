@@ -256,6 +256,7 @@ def test_an_unknown_kind_of_parameter_is_refused():
 # ConvNeXt V2
 
 
+@pytest.mark.slow
 def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
     model = SMALL.clone(response_norm=True)
     params = redrawn(initial_params(model, 0, image_shape()))

@@ -216,7 +216,7 @@ def autoencoder_params(state_dict, name):
 
 
 SIZES = [
-    ("convnext_atto", 10),
+    pytest.param("convnext_atto", 10, marks=pytest.mark.slow),
     pytest.param("convnext_atto", 50, marks=pytest.mark.slow),
     pytest.param("convnext_tiny", 1, marks=pytest.mark.slow),
 ]
@@ -335,9 +335,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     assert_as_exact((kept, ours[1]), *theirs, params)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [pytest.param(*SIZES[0], marks=pytest.mark.slow), *SIZES[1:]]
-)
+@pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
     section = config.pretrain
