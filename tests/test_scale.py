@@ -224,6 +224,7 @@ def losses(workdir):
 
 SHORT = ("rounds.count=1", "pretrain.epochs=2", "finetune.epochs=2", "checkpoint.save_seconds=0.0")
 UNEVEN = ("pretrain.batch_size=7", "finetune.batch_size=6", "evaluation.batch_size=5")
+REPORTED = ("evaluation.report=True", "tensorboard.events=True")
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def alone(data, cache, tmp_path_factory):
         (1, 2, (), ("data.feeding=stream",)),
         (1, 4, UNEVEN, ()),
         (1, 8, (), ("mesh.fsdp=4",)),
-        (2, 1, (), ()),
+        (2, 1, (), REPORTED),
         (2, 2, UNEVEN, ("data.feeding=stream",)),
         (2, 4, (), ("mesh.fsdp=8",)),
         (4, 1, (), ("data.feeding=stream",)),
@@ -263,8 +264,12 @@ def test_many_devices_and_hosts_give_the_results_of_one(
         assert many[:3] == one[:3]
         assert many[3] == pytest.approx(one[3], rel=1e-5)
     assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
+    # One process alone writes these two, while the others wait for it.
+    shown = [path for path in ("report.html", "tensorboard") if (tmp_path / path).exists()]
+    assert len(shown) == (2 if free == REPORTED else 0)
     names = {p.relative_to(expected) for p in expected.rglob("*") if p.is_file()}
-    assert names == {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+    made = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {p for p in made if p.parts[0] not in shown}
 
 
 @pytest.mark.slow
