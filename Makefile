@@ -1,10 +1,11 @@
 # make demo: the whole recipe on the embedded data set.
 # make test: the tests.   make test-slow: those that take more than ten seconds.
+# make docs: the documentation, in docs/_build/html.
 # PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test test-slow lint venv clean
+.PHONY: demo test test-slow lint docs venv clean
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
@@ -20,6 +21,9 @@ lint: .venv/installed-test
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
+docs: .venv/installed-docs
+	$(VENV)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 venv: .venv/installed
 
 .venv/bin/python:
@@ -30,8 +34,12 @@ venv: .venv/installed
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,onnx,dev,demo]'
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[test,parity,onnx,dev,demo,docs]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(VENV)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build

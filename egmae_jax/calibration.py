@@ -62,7 +62,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
 
 
 def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The ECE: |accuracy - confidence| of each bin, weighted by its share of the images."""
+    """The ECE: `abs(accuracy - confidence)` of each bin, weighted by its share of the images."""
     bins = reliability(labels, probabilities)
     gaps = np.abs(bins.accuracy - bins.confidence) * bins.images
     return float(np.nansum(gaps) / len(labels))

@@ -175,7 +175,7 @@ def corrupt(
         images: float32 [B, H, W, C], normalised.
         entropy: [B, H/P, W/P] of `patch_entropy`, of the same images.
         kind: one of `KINDS`.
-        patch_size: P.
+        patch_size: P, in pixels.
         scale: noise variance per unit of entropy; the noise kinds read it.
         threshold: a patch is masked where its noise variance exceeds this; the noise kinds read it.
         mask_ratio: share of masked patches; the mask kinds read it.
@@ -229,7 +229,7 @@ def masked_mse(
         prediction: [B, H, W, C].
         target: [B, H, W, C], the image before corruption.
         mask: M, [B, H/P, W/P].
-        patch_size: P.
+        patch_size: P, in pixels.
     """
     squared = jnp.square(prediction.astype(jnp.float32) - target)
     weight = to_pixels(mask, patch_size)

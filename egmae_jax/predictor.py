@@ -85,7 +85,8 @@ class Predictor:
     Attributes:
         run: that is used.
         classes: their names, in the order of the probabilities.
-        calibrated, batch: as given.
+        calibrated: as given.
+        batch: as given.
 
     Raises:
         RunError: the run is not finished, or has no such round; its message says what is missing.

@@ -15,7 +15,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import pooch
@@ -136,19 +136,21 @@ def _require_none(path: Path, members: list[str]) -> None:
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: name of the data set, folder."""
-    parser = argparse.ArgumentParser(description="Fetches a data set.")
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.data.download", description="Fetches a data set."
+    )
     fetchable = [n for n in datasets.names() if datasets.get(n).archives]
     parser.add_argument("name", choices=fetchable)
     parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     console.set_up_logging()
     try:
-        download(datasets.get(arguments.name).archives, arguments.folder)
+        download(datasets.get(options.name).archives, options.folder)
     except (DataError, DamagedFileError, OSError) as error:
         console.fail(str(error))
-    logger.info("Done; give --config.data.dir=%s", arguments.folder)
+    logger.info("Done; give --config.data.dir=%s", options.folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The frame is the dark area that touches the border. A frame common to all images
 microscope, slice on black) lifts the correlation of whole thumbnails above .99 by itself, so what
 is inside has to agree as well. The square root makes up for changed brightness and gamma.
 
-Pairs found, measured by `pytest tests/data/test_duplicates.py -s`:
+Pairs found, measured by `pytest tests/data/test_duplicates.py -s`::
 
                     images  r > .99  rule 1, 2  rule 3  largest group
   BUSI ultrasound      780      133        133       0              4

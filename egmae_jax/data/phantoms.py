@@ -18,11 +18,11 @@ The ranges of the classes overlap, and gain, dynamic range, attenuation and anat
 without regard to the class, so that no single measurement gives it away. This is a data set to try
 the software on; it says nothing about performance on patients.
 
-[1] D'Orsi et al., ACR BI-RADS Atlas, 5th ed., American College of Radiology, 2013.
-[2] Stavros et al., Solid breast nodules, Radiology 196:123-134, 1995.
-[3] Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics Ultrason.
-    30(3):156-163, 1983.
-[4] Burckhardt, Speckle in ultrasound B-mode scans, IEEE Trans. Sonics Ultrason. 25(1):1-6, 1978.
+- [1] D'Orsi et al., ACR BI-RADS Atlas, 5th ed., American College of Radiology, 2013.
+- [2] Stavros et al., Solid breast nodules, Radiology 196:123-134, 1995.
+- [3] Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics Ultrason.
+  30(3):156-163, 1983.
+- [4] Burckhardt, Speckle in ultrasound B-mode scans, IEEE Trans. Sonics Ultrason. 25(1):1-6, 1978.
 """
 
 import json
