@@ -23,7 +23,7 @@ _DETERMINISTIC = flags.DEFINE_bool(
     "On a GPU: the same bits in every run, at some cost. A CPU has them.",
 )
 _TRACKER = flags.DEFINE_multi_string(
-    "tracker", [], "module:function of what is told of every epoch; README, Watching a run."
+    "tracker", [], "module:function of what is told of every epoch; docs/howto/watch.md."
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
