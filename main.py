@@ -1,13 +1,13 @@
 """Runs the recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
 
 import gc
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from egmae_jax import compilation, console, experiment, preemption, sharding, trackers
 from egmae_jax import config as configs
+from egmae_jax.workdir import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")
@@ -37,18 +37,23 @@ def main(argv: list[str]) -> None:
         sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:
         console.fail(f"The hosts cannot be joined: {error}")
+    try:
+        sharding.require_devices()
+    except RuntimeError as error:
+        console.fail(str(error))
     console.set_up_logging(quiet=not sharding.is_primary())
     preemption.install()
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
     try:
+        workdir = local_folder(_WORKDIR.value)
         told = [
-            trackers.load(name, _CONFIG.value, Path(_WORKDIR.value))
+            trackers.load(name, _CONFIG.value, workdir)
             for name in _TRACKER.value
             if sharding.is_primary()
         ]
-        experiment.run(_CONFIG.value, _WORKDIR.value, stage=_STAGE.value, trackers=told)
+        experiment.run(_CONFIG.value, workdir, stage=_STAGE.value, trackers=told)
     except experiment.USER_ERRORS as error:
         console.fail(str(error))
     except KeyboardInterrupt:

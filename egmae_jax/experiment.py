@@ -31,7 +31,14 @@ from egmae_jax.stages.pretraining import Pretraining
 from egmae_jax.stages.run import Run, StageError
 from egmae_jax.tensorboard import EventFiles
 from egmae_jax.trackers import Tracker
-from egmae_jax.workdir import Paths, has_begun, lock, record_config, require_same_run
+from egmae_jax.workdir import (
+    Paths,
+    has_begun,
+    local_folder,
+    lock,
+    record_config,
+    require_same_run,
+)
 
 STAGES = ("all", "pretrain", "finetune", "evaluate")
 
@@ -73,9 +80,10 @@ def run(
             before any training.
         NonFiniteError: training diverged.
     """
+    workdir = local_folder(workdir)
     cache = Path(str(config.data.cache_dir)).expanduser()
-    with storage_errors_told(Path(workdir), cache), lock(Path(workdir)):
-        experiment = Experiment(config, Path(workdir), stage, trackers)
+    with storage_errors_told(workdir, cache), lock(workdir):
+        experiment = Experiment(config, workdir, stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
         if stage == "pretrain" and not experiment.run.pretrainings:
             raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
@@ -101,7 +109,7 @@ def run(
                 from egmae_jax import report  # imports matplotlib
 
                 path = experiment.run.paths.report
-                report.write_report(Path(workdir), path)
+                report.write_report(workdir, path)
                 logger.info("The report is in %s", path)
             return found
     return None

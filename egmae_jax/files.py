@@ -57,7 +57,7 @@ def storage_errors_told(*folders: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = next((r for r in map(os.strerror, _STORAGE) if r in str(error)), None)
-        if reason is None:
+        if reason is None or "NCCL" in str(error):  # whose shared memory is no disk
             raise
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's, which says it again
         left = (f"{f} has {_free(f) / 1e9:.3g} GB left" for f in folders)

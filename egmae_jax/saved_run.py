@@ -95,7 +95,7 @@ class SavedRun:
     """
 
     def __init__(self, workdir: Path):
-        self.workdir = workdir
+        self.workdir = workdir = workdir.expanduser()
         self.config = _read_config(workdir)
         self.paths = Paths(workdir, folds=self.config.rounds.kind == "folds")
         self.branches = branches.of(self.config)

@@ -76,6 +76,24 @@ def join_hosts(
         jax.config.update("jax_enable_compilation_cache", False)
 
 
+def require_devices() -> None:
+    """Starts JAX's backend.
+
+    Raises:
+        RuntimeError: there is none; says so in a sentence.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter of JAX_PLATFORMS=cuda
+        wanted = os.environ.get("JAX_PLATFORMS")
+        asked = f", JAX_PLATFORMS being {wanted!r}" if wanted else ""
+        said = str(error).split("(")[0].strip(" .") or "without a word"
+        raise RuntimeError(
+            f"JAX finds no device{asked} ({said}). The extras gpu and tpu install what it needs: "
+            "pip install -e '.[gpu]'."
+        ) from error
+
+
 def is_primary() -> bool:
     """Whether this process writes the files and speaks on the terminal."""
     # Without hosts to join no device need be touched to know.

@@ -86,6 +86,19 @@ class Paths:
         return self.workdir / "metrics.jsonl"
 
 
+def local_folder(given: str | os.PathLike, flag: str = "--workdir") -> Path:
+    """The folder that a flag names, `~` being the home folder, which no shell expands behind `=`.
+
+    Raises:
+        ConfigError: it is the address of a bucket.
+    """
+    if "://" in (text := os.fspath(given)):
+        raise ConfigError(
+            f"{flag}={text} is no folder: mount the bucket and give the folder it is mounted at."
+        )
+    return Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps every other run from using the folder; one that is killed lets go of it.
@@ -111,6 +124,11 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     except filelock.Timeout:
         who = holder.read_text(errors="replace") if holder.exists() else "another process"
         raise ConfigError(f"{flag}={workdir} is in use by {who}; one run at a time.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{flag}={workdir} cannot be locked ({error.strerror}): take a folder on a file system "
+            "that has locks; of NFS it is the lock service, of Lustre the mount option flock."
+        ) from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

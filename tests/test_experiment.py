@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 
+import filelock
 import jax
 import numpy as np
 import PIL.Image
@@ -249,6 +250,23 @@ def test_a_lost_report_of_pretraining_is_made_again(finished, data, cache, tmp_p
     workdir = shutil.copytree(finished[0], tmp_path / "copy")
     (workdir / "pretrain" / "report.json").unlink()
     assert experiment.run(tiny.make_config(data, cache), workdir) == finished[1]
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    message = f"--workdir={tmp_path} cannot be locked .No locks available.: take a folder on"
+    with pytest.raises(configs.ConfigError, match=message), workdirs.lock(tmp_path):
+        pass
+
+
+def test_the_home_folder_is_meant_by_its_sign_and_buckets_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert workdirs.local_folder("~/runs/busi") == tmp_path / "runs" / "busi"
+    with pytest.raises(configs.ConfigError, match="--out=gs://bucket/run is no folder: mount"):
+        workdirs.local_folder("gs://bucket/run", flag="--out")
 
 
 def test_two_runs_on_one_workdir_are_refused_with_the_holder_named(data, cache, tmp_path):

@@ -156,9 +156,12 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
         raise error
 
 
-def test_other_errors_pass(tmp_path):
-    with pytest.raises(KeyError), storage_errors_told(tmp_path):
-        raise KeyError("space")
+@pytest.mark.parametrize(
+    "error", [KeyError("space"), RuntimeError("NCCL failed: /dev/shm: No space left on device")]
+)
+def test_other_errors_pass(tmp_path, error):
+    with pytest.raises(type(error)), storage_errors_told(tmp_path):
+        raise error
 
 
 # --- metrics.jsonl -----------------------------------------------------------------------------

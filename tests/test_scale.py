@@ -90,6 +90,17 @@ def test_only_all_that_names_a_process_together_joins_hosts():
     assert sharding.is_primary()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize (x)"), AssertionError()])
+def test_a_machine_without_the_backend_asked_for_is_told(error, monkeypatch):
+    def no_devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(RuntimeError, match=r"no device, JAX_PLATFORMS being 'cuda' .*\[gpu\]"):
+        sharding.require_devices()
+
+
 # What is split, and what devices send each other. In a process with eight devices.
 
 EIGHT = """

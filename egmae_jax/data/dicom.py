@@ -1,5 +1,6 @@
 """DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
 
+import importlib.util
 import io
 import logging
 import zlib
@@ -16,6 +17,12 @@ class DicomError(ValueError):
 def is_dicom(encoded: bytes) -> bool:
     """Whether the bytes are a DICOM file, whatever its name."""
     return encoded[128:132] == b"DICM"
+
+
+def decoders() -> list[str]:
+    """Those packages for compressed DICOM that are installed, and pydicom itself."""
+    known = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle", "gdcm")
+    return [name for name in known if importlib.util.find_spec(name)]
 
 
 def decode(encoded: bytes) -> PIL.Image.Image:

@@ -32,7 +32,7 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from egmae_jax.data import datasets, duplicates, images
+from egmae_jax.data import datasets, dicom, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.files import DamagedFileError, read_npz
@@ -396,7 +396,9 @@ def _records_of(
             state.append((image.file, stat.st_size, stat.st_mtime_ns))
         except OSError:  # a link to nothing; reading it will say so
             state.append((image.file, None, None))
-    identity = [str(folder.resolve()), _VERSION, state]
+    identity: list[Any] = [str(folder.resolve()), _VERSION, state]
+    if any(image.file.lower().endswith((".dcm", ".dicom")) for image in listed):
+        identity.append(dicom.decoders())  # what one more can read is not left out any longer
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     data_dir = cache / dataset.name / fingerprint
     if (data_dir / _INDEX).exists():  # whole, as all that has this name

@@ -126,13 +126,14 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
 
 
 def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [B, S, S, 3 or 1], by our own programs as the run was evaluated; [B, C]."""
+    """Of uint8 images [B, S, S, 3 or 1], by our own programs in full float32; [B, C]."""
 
     @compilation.jit
     def program(params, images):
         return network.model.apply({"params": params}, augment.normalize(images))
 
-    return np.asarray(program(network.params, images))
+    with jax.default_matmul_precision("highest"):  # which the exported programs have everywhere
+        return np.asarray(program(network.params, images))
 
 
 def fuse(how: Fusion, probabilities: Sequence[jax.Array]) -> jax.Array:

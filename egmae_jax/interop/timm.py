@@ -293,13 +293,18 @@ def locate(source: str | os.PathLike) -> Path:
             raise FileNotFoundError(
                 f"The repository {repo_id!r} has no model.safetensors."
             ) from None
-        unreachable: Exception = error
+        unreachable: BaseException = error
     except Exception as error:  # the hub client passes on whatever its HTTP library raises
         unreachable = error
+    # What went wrong with the network lies at the end of the chain.
+    while unreachable.__cause__ is not None:
+        unreachable = unreachable.__cause__
+    said = " ".join(str(unreachable).split())[:200]
     raise FileNotFoundError(
         f"The weights {repo_id!r} are neither in the local hub cache nor could they be fetched "
-        f"({type(unreachable).__name__}). With network: `hf download {repo_id} model.safetensors`. "
-        "Without: fetch that file elsewhere and give its path."
+        f"({type(unreachable).__name__}: {said}). With network: "
+        f"`hf download {repo_id} model.safetensors`. Without: fetch that file elsewhere and give "
+        "its path."
     )
 
 

@@ -9,7 +9,6 @@ Exit status: 0 all is complete, 1 a variant failed, 130 and 143 stopped by Ctrl-
 
 import logging
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -17,7 +16,7 @@ from ml_collections import config_flags
 from egmae_jax import config as configs
 from egmae_jax import console, experiment, preemption
 from egmae_jax.sweep import run, summary, variants
-from egmae_jax.workdir import lock
+from egmae_jax.workdir import local_folder, lock
 
 logger = logging.getLogger("egmae_jax.sweep")
 
@@ -38,8 +37,9 @@ def main(argv: list[str]) -> None:
     preemption.install()
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --out=FOLDER.")
-    config, out = flags.FLAGS.config, Path(flags.FLAGS.out)
+    config = flags.FLAGS.config
     try:
+        out = local_folder(flags.FLAGS.out, flag="--out")
         given = config_flags.get_override_values(flags.FLAGS["config"])
         sweep = variants.read(config, given)
         run.check(sweep, out)

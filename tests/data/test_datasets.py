@@ -107,6 +107,14 @@ def test_image_folder_takes_its_classes_from_the_folders(tmp_path):
     ]
 
 
+def test_image_folder_warns_of_masks(tmp_path, caplog):
+    touch(
+        tmp_path, "cat/1.png", "cat/1_mask.png", "cat/1_mask_1.png", "dog/2.png", "dog/3_mask.png"
+    )
+    assert len(datasets.get("image_folder").list_images(tmp_path)) == 5
+    assert "2 files look like masks of images beside them" in caplog.text
+
+
 def test_image_folder_ignores_what_a_mac_leaves_in_archives(tmp_path):
     # "._x.png" is a file's resource fork beside it, and __MACOSX holds a tree of them.
     touch(tmp_path, "cat/1.png", "cat/._1.png", "dog/2.png", "__MACOSX/cat/._1.png")

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from egmae_jax.data import dicom as dicom_module
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.prepare import prepare
 
@@ -116,20 +117,46 @@ def test_several_frames_are_refused():
         images.decode(encoded)
 
 
-def test_a_folder_of_dicom_files_is_prepared(tmp_path):
+def write_folder(tmp_path):
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for k in range(3):
             pixels = rng.integers(0, 4000, (20, 30), np.uint16)
             (tmp_path / "data" / label / f"{k}.dcm").write_bytes(dicom(pixels))
-    data = prepare(
+
+
+def prepare_folder(tmp_path, on_error="raise"):
+    return prepare(
         "image_folder",
         tmp_path / "data",
         tmp_path / "cache",
-        on_error="raise",
+        on_error=on_error,
         near_duplicate_threshold=0.99,
     )
+
+
+def test_a_file_left_out_for_want_of_a_decoder_is_read_once_that_is_there(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    unreadable = (tmp_path / "data" / "cat" / "1.dcm").read_bytes()
+    decode = images.examine
+
+    def examine(encoded):
+        if encoded == unreadable:
+            raise images.UnreadableImageError("all plugins are missing dependencies")
+        return decode(encoded)
+
+    with monkeypatch.context() as without:
+        without.setattr(images, "examine", examine)
+        assert len(prepare_folder(tmp_path, "skip").files) == 5
+    assert len(prepare_folder(tmp_path, "skip").files) == 5  # remembered
+    monkeypatch.setattr(dicom_module, "decoders", lambda: ["pydicom", "pylibjpeg"])
+    assert len(prepare_folder(tmp_path).files) == 6
+
+
+def test_a_folder_of_dicom_files_is_prepared(tmp_path):
+    write_folder(tmp_path)
+    data = prepare_folder(tmp_path)
     assert len(data.files) == 6
     assert set(data.modes) == {"DICOM"}
     decoded = images.decode((tmp_path / "data" / data.files[0]).read_bytes())

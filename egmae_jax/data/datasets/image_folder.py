@@ -1,9 +1,14 @@
 """Any tree with one folder a class: the folders' names are the classes."""
 
+import logging
+import re
 from pathlib import Path
 
 from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
 
+logger = logging.getLogger(__name__)
+
+_MASK = re.compile(r"_mask(_\d+)?$")
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
@@ -23,7 +28,23 @@ def _list_images(root: Path) -> list[ImageFile]:
             "images in a manifest.csv with a column split (--config.data.name=manifest "
             "--config.data.protocol=official)."
         )
-    return class_folders(root, root, classes)
+    images = class_folders(root, root, classes)
+    _warn_of_masks(images)
+    return images
+
+
+def _warn_of_masks(images: list[ImageFile]) -> None:
+    """'a_mask.png' beside 'a.png' is a lesion's outline, as BUSI has them."""
+    stems = {image.file: image.file.rsplit(".", 1)[0] for image in images}
+    whole = set(stems.values())
+    found = [f for f, s in stems.items() if _MASK.search(s) and _MASK.sub("", s) in whole]
+    if found:
+        logger.warning(
+            "%d files look like masks of images beside them, and are trained on as images: %s and "
+            "so on. Move them elsewhere; configs/busi.py knows BUSI's.",
+            len(found),
+            found[0],
+        )
 
 
 DATASET = Dataset(
