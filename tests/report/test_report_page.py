@@ -1,6 +1,7 @@
 """The page of a tiny run whose classes and files are called like HTML, and of two runs."""
 
 import html.parser
+import itertools
 import json
 import re
 import shutil
@@ -270,3 +271,19 @@ def test_equal_curves_are_equal_bytes_and_take_the_pages_colours():
     assert first == second
     assert "var(--series-0)" in first
     assert not re.search(r"#0\d0\d0\d", first)
+
+
+def test_many_curves_are_told_apart_by_colour_or_dash():
+    styles = [tuple(figures.style(k).values()) for k in range(36)]
+    assert len(set(styles)) == 36
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles[:6]))
+    labels = np.arange(30) % 2
+    p = np.random.default_rng(0).dirichlet((1, 1), 30)
+    names = [*(f"branch {k}" for k in range(6)), "ensemble"]  # configs/skin_asff.py:compare
+    svg = figures.roc_curves({name: [figures.Said(labels, p, p)] for name in names}, 1, "x")
+    curves = re.findall(r'<path d="[^"]{1000,}" [^>]*style="([^"]*)"', svg)
+    assert len(curves) == 7
+    first, *_, last = curves
+    assert all("var(--series-0)" in x for x in (first, last))
+    assert "dasharray" not in first
+    assert "dasharray" in last
