@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate
+from egmae_jax import evaluate, metrics_log
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json, write_atomically
@@ -337,8 +337,9 @@ class _Content:
     def learning_curves(self) -> list[Any]:
         """Of every stage: its loss, and what it reached in validation."""
         stages: dict[str, list[dict[str, Any]]] = {}
-        for row in self._metrics():
-            stages.setdefault(row["stage"], []).append(row)
+        for _, row in metrics_log.read(self.run.paths.metrics):
+            if isinstance(row.get("epoch"), int):
+                stages.setdefault(row["stage"], []).append(row)
         found = []
         for stage, rows in stages.items():
             losses = {"loss": "training", "validation_loss": "validation"}
@@ -347,19 +348,6 @@ class _Content:
             title = f"{stage}: validation"
             found.append(figures.learning_curve(rows, scores, title, "AUC, accuracy"))
         return [figure for figure in found if figure is not None]
-
-    def _metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; none where it is gone, whose figures are lost with it."""
-        path = self.run.paths.metrics
-        rows = []
-        for line in path.read_bytes().splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                row["stage"], row["round"], row["epoch"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue  # cut off by a kill
-            rows.append(row)
-        return rows
 
     # --- Pictures ---
 

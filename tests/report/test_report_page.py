@@ -14,7 +14,7 @@ from egmae_jax.files import DamagedFileError
 from egmae_jax.report import figures, page, pictures, published
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.complexity import of_network
-from egmae_jax.saved_run import RunError
+from egmae_jax.saved_run import RunError, SavedRun
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -155,6 +155,20 @@ def test_without_images_the_page_says_so(made, tmp_path, capsys):
     assert not found.of("img")
     assert "There is no folder nowhere" in " ".join(found.text)
     assert "Written to" in capsys.readouterr().out
+
+
+def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    before = page._Content(SavedRun(workdir), None).learning_curves
+    assert len(before) == 5  # pre-training has no scores
+    whole = {"stage": "pretrain", "round": 0, "step": 9, "loss": 7.0}
+    odd = [{}, {"epoch": "x"}, {"epoch": None}, {"epoch": 9, "stage": ["pretrain"]}]
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(whole | x) + "\n" for x in odd)
+        file.write(json.dumps({"stage": "pretrain", "epoch": 1}) + "\n")
+        file.write(json.dumps(whole | {"epoch": 9})[:-3])
+    assert page._Content(SavedRun(workdir), None).learning_curves == before
 
 
 def test_two_runs_are_compared(made, tmp_path):
