@@ -6,6 +6,7 @@
 Only the workdir is read, so it may have been moved from where it was made.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -193,12 +194,16 @@ class SavedRun:
         return Ensemble(fusion, temperatures)
 
     def results(self) -> dict[str, Any]:
-        """The content of results.json.
+        """The content of results.json, which is read once; all callers get the same object.
 
         Raises:
             RunError: the run has not been evaluated.
             DamagedFileError: the file cannot be read.
         """
+        return self._results
+
+    @functools.cached_property
+    def _results(self) -> dict[str, Any]:
         path = self.paths.results
         if not path.is_file():
             raise RunError(f"There is no {path}: the run has not been evaluated yet.")

@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from egmae_jax import console, experiment, report
-from egmae_jax.files import DamagedFileError
+from egmae_jax import console, experiment, report, saved_run
+from egmae_jax.files import DamagedFileError, read_json
 from egmae_jax.report import figures, page, pictures, published
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.complexity import of_network
@@ -213,6 +213,20 @@ def test_a_run_that_is_not_evaluated_or_damaged_ends_in_a_sentence(made, tmp_pat
         main([f"--workdir={workdir}"])
     assert "has not been evaluated" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_results_json_is_read_once_a_run(made, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        saved_run, "read_json", lambda path, *more: read.append(path) or read_json(path, *more)
+    )
+    run = SavedRun(made[0])
+    ensembles = [run.ensemble(index) for index in run.rounds]
+    assert [x.temperatures for x in ensembles] == [
+        {name: found["temperature"] for name, found in row["calibration"].items()}
+        for row in run.results()["rounds"]
+    ]
+    assert read == [run.paths.results]
 
 
 def test_results_of_other_predictions_are_refused(made, tmp_path):
