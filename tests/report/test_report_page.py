@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from egmae_jax import console, experiment, report, saved_run
+from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json
-from egmae_jax.report import figures, page, pictures, published
+from egmae_jax.report import content, figures, formats, pictures, published
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.complexity import of_network
 from egmae_jax.saved_run import RunError, SavedRun
@@ -133,9 +134,9 @@ def test_the_page_says_what_results_json_does(made, read):
     results = json.loads((made[0] / "results.json").read_text())
     text = " ".join("".join(read.text).split())
     for metrics in results["summary"].values():
-        for name in page.METRICS:
+        for name in content.METRICS:
             mean, std = metrics[name]["mean"], metrics[name]["std"]
-            assert f"{page.number(mean)} ± {page.number(std)}" in text
+            assert f"{formats.number(mean)} ± {formats.number(std)}" in text
     assert "imagenet started from random weights instead of ImageNet's" in text
     assert results["made_with"]["versions"]["jax"] in text
     assert "Pre-training saw test images no" in " ".join(" ".join(read.text).split())
@@ -160,7 +161,7 @@ def test_without_images_the_page_says_so(made, tmp_path, capsys):
 def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(made[0], workdir)
-    before = page._Content(SavedRun(workdir), None).learning_curves
+    before = content.Content(SavedRun(workdir), None).learning_curves
     assert len(before) == 5  # pre-training has no scores
     whole = {"stage": "pretrain", "round": 0, "step": 9, "loss": 7.0}
     odd = [{}, {"epoch": "x"}, {"epoch": None}, {"epoch": 9, "stage": ["pretrain"]}]
@@ -168,7 +169,7 @@ def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
         file.writelines(json.dumps(whole | x) + "\n" for x in odd)
         file.write(json.dumps({"stage": "pretrain", "epoch": 1}) + "\n")
         file.write(json.dumps(whole | {"epoch": 9})[:-3])
-    assert page._Content(SavedRun(workdir), None).learning_curves == before
+    assert content.Content(SavedRun(workdir), None).learning_curves == before
 
 
 def test_two_runs_are_compared(made, tmp_path):
@@ -241,7 +242,7 @@ def test_results_of_other_predictions_are_refused(made, tmp_path):
 
 def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
     p = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
-    predictions = page.Predictions(
+    predictions = Predictions(
         np.array(list("abcdefg")), np.array([0, 0, 0, 0, 0, 1, 1]), np.stack([p, 1 - p], axis=1)
     )
     found = pictures.choose_cases(predictions, 2)
@@ -256,11 +257,11 @@ def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
 
 
 def test_numbers_are_written_as_the_field_does():
-    assert [page.number(x) for x in (0.9144, 1.0, 0.9999, -0.02, None, 0.0)] == [
+    assert [formats.number(x) for x in (0.9144, 1.0, 0.9999, -0.02, None, 0.0)] == [
         *(".914", "1.000", "1.000", "\u2212.020", "", ".000"),
     ]
-    assert page.p_value(0.0004) == "< .001"
-    assert page.p_value(0.0312) == ".031"
+    assert formats.p_value(0.0004) == "< .001"
+    assert formats.p_value(0.0312) == ".031"
 
 
 def test_a_network_costs_what_is_published():
