@@ -3,7 +3,6 @@
 What the data set's makers and users named, such as classes, is text here and never markup.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
 from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.markup import markdown as text
+from egmae_jax.markup import printable
 from egmae_jax.saved_run import SavedRun
 
 _PAPER = (
@@ -91,7 +92,7 @@ def _front_matter(
             EvalResult(
                 task_type="image-classification",
                 dataset_type=name,
-                dataset_name=_printable(results["dataset"]["title"]),
+                dataset_name=printable(results["dataset"]["title"]),
                 dataset_split="test",
                 metric_type=metric,
                 metric_value=round(test[metric], 4),
@@ -330,16 +331,6 @@ def _citations(run: SavedRun, results: Mapping[str, Any]) -> str:
 
 
 # --- Markdown -------------------------------------------------------------------------------------
-
-
-def text(value: str) -> str:
-    """Markdown that shows a text as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&!$@:])", r"\\\1", _printable(value))
-
-
-def _printable(value: str) -> str:
-    """The text without line breaks and what else cannot be seen."""
-    return " ".join("".join(x if x.isprintable() else " " for x in value).split())
 
 
 def _listed(names: Iterable[str]) -> str:
