@@ -22,7 +22,7 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
-from egmae_jax.files import REMAKE, RESTORE, DamagedFileError, read_json
+from egmae_jax.files import REEVALUATE, REMAKE, RESTORE, DamagedFileError, read_json
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths
@@ -189,8 +189,7 @@ class SavedRun:
             fusion.apply([np.full((1, num_classes), 0.5)] * len(self.branches))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"it does not say how branches are fused and calibrated ({error!r})"
-            remedy = "run main.py with --stage=evaluate, which makes it anew"
-            raise DamagedFileError(self.paths.results, reason, remedy) from None
+            raise DamagedFileError(self.paths.results, reason, REEVALUATE) from None
         return Ensemble(fusion, temperatures)
 
     def results(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
-from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.files import REEVALUATE, DamagedFileError, write_atomically
 from egmae_jax.markup import markdown as text
 from egmae_jax.markup import printable
 from egmae_jax.saved_run import SavedRun
@@ -66,8 +66,7 @@ def card(run: SavedRun, system: System, round_index: int, formats: Sequence[str]
         ]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"a model card cannot be made of it ({error!r})"
-        remedy = "run main.py with --stage=evaluate, which makes it anew"
-        raise DamagedFileError(run.paths.results, reason, remedy) from None
+        raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
     return "\n\n".join(sections) + "\n"
 
 
