@@ -17,7 +17,7 @@ from egmae_jax import config as configs
 from egmae_jax import evaluate, metrics_log
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import Predictions
-from egmae_jax.files import DamagedFileError, read_json
+from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.interop.timm import CheckpointError
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
@@ -58,8 +58,12 @@ class Content:
     def __init__(self, run: SavedRun, data_dir: Path | None):
         self.run = run
         self.results = run.results()
-        self.config = self.results["config"]
-        self.classes = self.results["dataset"]["classes"]
+        try:
+            self.config = self.results["config"]
+            self.classes = self.results["dataset"]["classes"]
+        except (LookupError, TypeError) as error:
+            reason = f"it does not say of what it is ({error!r})"
+            raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
         self.data_dir = Path(data_dir or run.config.data.dir).expanduser()
         self.flat_config = configs.flatten(self.config)
 
@@ -208,6 +212,12 @@ class Content:
         """{split: {class: images}}, of the first round where rounds differ."""
         return self.results["dataset"]["counts"]
 
+    @property
+    def tested_counts(self) -> dict[str, int]:
+        """{class: test images}, in all folds: each image is in the test part of one."""
+        parts = [r["counts"] for r in self.results["rounds"] if "counts" in r] or [self.counts]
+        return {name: sum(counts["test"][name] for counts in parts) for name in self.classes}
+
     @functools.cached_property
     def audit(self) -> dict[str, Any] | None:
         """audit.json, where the run has left one."""
@@ -233,10 +243,10 @@ class Content:
                 "are not the method's figures."
             )
         if dataset["skipped"]:
-            found.append(f"{len(dataset['skipped'])} unreadable images were left out.")
+            found.append(f"Unreadable images, left out: {len(dataset['skipped'])}.")
         if results["skipped_steps"]:
             count = len(results["skipped_steps"])
-            found.append(f"{count} training steps that were not finite were left out.")
+            found.append(f"Training steps that were not finite, left out: {count}.")
         return found
 
     @property
