@@ -24,6 +24,7 @@ from egmae_jax import sharding
 
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot
+REEVALUATE = "run main.py with --stage=evaluate, which makes it anew"  # for results.json
 _MOST_INFLATED = 100  # times its file that an npz may unpack to: weights do not compress so well
 
 

@@ -51,7 +51,7 @@ class MetricsLog:
         A last line that was cut off by the kill goes too, and whatever is no line of this log.
         """
         kept, of_stage = [], []
-        for line, row in self._lines():
+        for line, row in read(self._path):
             this = (row["stage"], row["round"]) == (stage, round_index)
             if not (this and row["step"] > after_step):
                 kept.append(line)
@@ -64,15 +64,21 @@ class MetricsLog:
     def complete_events(self, stages: Iterable[tuple[str, int]]) -> None:
         """Makes what TensorBoard lacks of finished stages and rounds, from their lines."""
         if self._events is not None:
-            self._events.complete(stages, (row for _, row in self._lines()))
+            self._events.complete(stages, (row for _, row in read(self._path)))
 
-    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """The lines that are of this log, as they are and parsed."""
-        content = self._path.read_bytes() if self._path.exists() else b""
-        for line in content.splitlines():
-            try:
-                row = json.loads(line)
-                _ = row["stage"], row["round"], row["step"] > 0
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
+
+def read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines that are of a log, as they are and parsed; none where there is no file.
+
+    What a kill has cut off, and whatever else has no stage, round and step, is passed over.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    for line in content.splitlines():
+        try:
+            row = json.loads(line)
+            _ = row["step"] > 0
+            known = isinstance(row["stage"], str) and isinstance(row["round"], int)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if known:
             yield line, row

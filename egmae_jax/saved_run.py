@@ -6,6 +6,7 @@
 Only the workdir is read, so it may have been moved from where it was made.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
-from egmae_jax.files import REMAKE, RESTORE, DamagedFileError, read_json
+from egmae_jax.files import REEVALUATE, REMAKE, RESTORE, DamagedFileError, read_json
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths
@@ -188,17 +189,20 @@ class SavedRun:
             fusion.apply([np.full((1, num_classes), 0.5)] * len(self.branches))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"it does not say how branches are fused and calibrated ({error!r})"
-            remedy = "run main.py with --stage=evaluate, which makes it anew"
-            raise DamagedFileError(self.paths.results, reason, remedy) from None
+            raise DamagedFileError(self.paths.results, reason, REEVALUATE) from None
         return Ensemble(fusion, temperatures)
 
     def results(self) -> dict[str, Any]:
-        """The content of results.json.
+        """The content of results.json, which is read once; all callers get the same object.
 
         Raises:
             RunError: the run has not been evaluated.
             DamagedFileError: the file cannot be read.
         """
+        return self._results
+
+    @functools.cached_property
+    def _results(self) -> dict[str, Any]:
         path = self.paths.results
         if not path.is_file():
             raise RunError(f"There is no {path}: the run has not been evaluated yet.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from egmae_jax import checkpoint
+from egmae_jax import checkpoint, metrics_log
 from egmae_jax.files import (
     DamagedFileError,
     StorageError,
@@ -191,6 +191,26 @@ def rows(log):
 
 def test_one_line_a_row_in_order(log):
     assert rows(log) == ROWS
+
+
+ODD_LINES = [
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"stage": "pretrain", "round": 0}',
+    b'{"stage": "pretrain", "round": 0, "step": "x"}',
+    b'{"stage": ["pretrain"], "round": 0, "step": 5, "epoch": 1}',
+    b'{"stage": "pretrain", "round": {}, "step": 5, "epoch": 1}',
+    b'{"stage": "finetune/mae", "rou',
+]
+
+
+def test_what_is_no_line_of_the_log_is_not_read(log):
+    own = log._path.read_bytes().splitlines()
+    log._path.write_bytes(b"\n".join([*ODD_LINES[:4], *own, *ODD_LINES[4:]]))
+    assert list(metrics_log.read(log._path)) == list(zip(own, ROWS, strict=True))
+    assert list(metrics_log.read(log._path.with_name("none.jsonl"))) == []
 
 
 def test_forget_drops_the_later_lines_of_that_stage_and_round_only(log):

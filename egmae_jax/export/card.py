@@ -3,7 +3,6 @@
 What the data set's makers and users named, such as classes, is text here and never markup.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
-from egmae_jax.files import DamagedFileError, write_atomically
+from egmae_jax.files import REEVALUATE, DamagedFileError, write_atomically
+from egmae_jax.markup import markdown as text
+from egmae_jax.markup import printable
 from egmae_jax.saved_run import SavedRun
 
 _PAPER = (
@@ -65,8 +66,7 @@ def card(run: SavedRun, system: System, round_index: int, formats: Sequence[str]
         ]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"a model card cannot be made of it ({error!r})"
-        remedy = "run main.py with --stage=evaluate, which makes it anew"
-        raise DamagedFileError(run.paths.results, reason, remedy) from None
+        raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
     return "\n\n".join(sections) + "\n"
 
 
@@ -91,7 +91,7 @@ def _front_matter(
             EvalResult(
                 task_type="image-classification",
                 dataset_type=name,
-                dataset_name=_printable(results["dataset"]["title"]),
+                dataset_name=printable(results["dataset"]["title"]),
                 dataset_split="test",
                 metric_type=metric,
                 metric_value=round(test[metric], 4),
@@ -330,16 +330,6 @@ def _citations(run: SavedRun, results: Mapping[str, Any]) -> str:
 
 
 # --- Markdown -------------------------------------------------------------------------------------
-
-
-def text(value: str) -> str:
-    """Markdown that shows a text as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&!$@:])", r"\\\1", _printable(value))
-
-
-def _printable(value: str) -> str:
-    """The text without line breaks and what else cannot be seen."""
-    return " ".join("".join(x if x.isprintable() else " " for x in value).split())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -57,6 +57,12 @@ class Said(NamedTuple):
     calibrated: np.ndarray  # likewise, scaled by its temperature
 
 
+def style(k: int) -> dict[str, Any]:
+    """Colour and dash of the k-th curve of a figure; no two of the first 36 have both in common."""
+    turn, place = divmod(k, len(_SERIES))
+    return {"color": _SERIES[place], "linestyle": _DASHES[(place + turn) % len(_DASHES)]}
+
+
 def roc_curves(said: Mapping[str, Sequence[Said]], label: int, name: str) -> Markup:
     """Of one class against the rest: a curve of each classifier, the mean over rounds.
 
@@ -117,6 +123,7 @@ def reliability_diagram(said: Sequence[Said], name: str) -> Markup:
     with _figure(2.9, 3.2) as (figure, axes):
         axes.plot((0, 1), (0, 1), color=_FAINT, linewidth=0.8, linestyle=":")
         for k, (title, probabilities) in enumerate(drawn.items()):
+            look = style(k)
             bins = calibration.reliability(labels, probabilities)
             filled = bins.images > 0
             error = calibration.expected_error(labels, probabilities)
@@ -124,8 +131,7 @@ def reliability_diagram(said: Sequence[Said], name: str) -> Markup:
             axes.plot(
                 bins.confidence[filled],
                 bins.accuracy[filled],
-                color=_SERIES[k],
-                linestyle=_DASHES[k],
+                **look,
                 linewidth=1.4,
                 label=title,
             )
@@ -133,7 +139,7 @@ def reliability_diagram(said: Sequence[Said], name: str) -> Markup:
                 bins.confidence[filled],
                 bins.accuracy[filled],
                 s=4 + 90 * bins.images[filled] / len(labels),
-                color=_SERIES[k],
+                color=look["color"],
                 alpha=0.7,
                 linewidths=0,
             )
@@ -168,16 +174,16 @@ def learning_curve(
             for row in rows:
                 if isinstance(row.get(metric), int | float):
                     lines.setdefault(row["round"], {})[row["epoch"]] = row[metric]
-            style: dict[str, Any] = {"color": _SERIES[k], "linestyle": _DASHES[k]}
+            look = style(k)
             marker = "o" if lines and max(map(len, lines.values())) == 1 else None
             if len(lines) > 1:
                 for line in lines.values():
-                    axes.plot(*zip(*sorted(line.items()), strict=True), alpha=0.4, lw=0.7, **style)
+                    axes.plot(*zip(*sorted(line.items()), strict=True), alpha=0.4, lw=0.7, **look)
             epochs = sorted(set.intersection(*map(set, lines.values()))) if lines else []
             if not epochs:
                 continue
             means = [float(np.mean([line[epoch] for line in lines.values()])) for epoch in epochs]
-            axes.plot(epochs, means, lw=1.6, marker=marker, ms=3, label=legend, **style)
+            axes.plot(epochs, means, lw=1.6, marker=marker, ms=3, label=legend, **look)
             ends.append(f"{legend} from {means[0]:.3g} to {means[-1]:.3g}")
         if not ends:
             return None
@@ -210,17 +216,15 @@ def _mean_curves(
         x, y = _GRID, mean
         if first is not None:
             x, y = np.insert(_GRID, 0, 0.0), np.insert(mean, 0, first)
-        color = _SERIES[k % len(_SERIES)]
+        look = style(k)
         if len(rounds) > 1:
-            axes.fill_between(
-                _GRID, mean - spread, mean + spread, color=color, alpha=0.13, linewidth=0
-            )
+            low, high = mean - spread, mean + spread
+            axes.fill_between(_GRID, low, high, color=look["color"], alpha=0.13, linewidth=0)
         value = _number(float(np.mean([area(x) for x in rounds])))
         words.append(f"{name} {value}")
         axes.plot(
             *(x, y),
-            color=color,
-            linestyle=_DASHES[k % len(_DASHES)],
+            **look,
             linewidth=1.8 if name == "ensemble" else 1.2,
             label=f"{_short(name, 16)} {value}",
         )

@@ -1,6 +1,7 @@
 """The page of a tiny run whose classes and files are called like HTML, and of two runs."""
 
 import html.parser
+import itertools
 import json
 import re
 import shutil
@@ -8,12 +9,13 @@ import shutil
 import numpy as np
 import pytest
 
-from egmae_jax import console, experiment, report
-from egmae_jax.files import DamagedFileError
-from egmae_jax.report import figures, page, pictures, published
+from egmae_jax import console, experiment, report, saved_run
+from egmae_jax.evaluate import Predictions
+from egmae_jax.files import DamagedFileError, read_json
+from egmae_jax.report import content, figures, formats, pictures, published
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.complexity import of_network
-from egmae_jax.saved_run import RunError
+from egmae_jax.saved_run import RunError, SavedRun
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -132,9 +134,9 @@ def test_the_page_says_what_results_json_does(made, read):
     results = json.loads((made[0] / "results.json").read_text())
     text = " ".join("".join(read.text).split())
     for metrics in results["summary"].values():
-        for name in page.METRICS:
+        for name in content.METRICS:
             mean, std = metrics[name]["mean"], metrics[name]["std"]
-            assert f"{page.number(mean)} ± {page.number(std)}" in text
+            assert f"{formats.number(mean)} ± {formats.number(std)}" in text
     assert "imagenet started from random weights instead of ImageNet's" in text
     assert results["made_with"]["versions"]["jax"] in text
     assert "Pre-training saw test images no" in " ".join(" ".join(read.text).split())
@@ -154,6 +156,20 @@ def test_without_images_the_page_says_so(made, tmp_path, capsys):
     assert not found.of("img")
     assert "There is no folder nowhere" in " ".join(found.text)
     assert "Written to" in capsys.readouterr().out
+
+
+def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made[0], workdir)
+    before = content.Content(SavedRun(workdir), None).learning_curves
+    assert len(before) == 5  # pre-training has no scores
+    whole = {"stage": "pretrain", "round": 0, "step": 9, "loss": 7.0}
+    odd = [{}, {"epoch": "x"}, {"epoch": None}, {"epoch": 9, "stage": ["pretrain"]}]
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(whole | x) + "\n" for x in odd)
+        file.write(json.dumps({"stage": "pretrain", "epoch": 1}) + "\n")
+        file.write(json.dumps(whole | {"epoch": 9})[:-3])
+    assert content.Content(SavedRun(workdir), None).learning_curves == before
 
 
 def test_two_runs_are_compared(made, tmp_path):
@@ -200,6 +216,20 @@ def test_a_run_that_is_not_evaluated_or_damaged_ends_in_a_sentence(made, tmp_pat
     assert not (tmp_path / "r.html").exists()
 
 
+def test_results_json_is_read_once_a_run(made, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        saved_run, "read_json", lambda path, *more: read.append(path) or read_json(path, *more)
+    )
+    run = SavedRun(made[0])
+    ensembles = [run.ensemble(index) for index in run.rounds]
+    assert [x.temperatures for x in ensembles] == [
+        {name: found["temperature"] for name, found in row["calibration"].items()}
+        for row in run.results()["rounds"]
+    ]
+    assert read == [run.paths.results]
+
+
 def test_results_of_other_predictions_are_refused(made, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(made[0], workdir)
@@ -212,7 +242,7 @@ def test_results_of_other_predictions_are_refused(made, tmp_path):
 
 def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
     p = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
-    predictions = page.Predictions(
+    predictions = Predictions(
         np.array(list("abcdefg")), np.array([0, 0, 0, 0, 0, 1, 1]), np.stack([p, 1 - p], axis=1)
     )
     found = pictures.choose_cases(predictions, 2)
@@ -227,11 +257,11 @@ def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
 
 
 def test_numbers_are_written_as_the_field_does():
-    assert [page.number(x) for x in (0.9144, 1.0, 0.9999, -0.02, None, 0.0)] == [
+    assert [formats.number(x) for x in (0.9144, 1.0, 0.9999, -0.02, None, 0.0)] == [
         *(".914", "1.000", "1.000", "\u2212.020", "", ".000"),
     ]
-    assert page.p_value(0.0004) == "< .001"
-    assert page.p_value(0.0312) == ".031"
+    assert formats.p_value(0.0004) == "< .001"
+    assert formats.p_value(0.0312) == ".031"
 
 
 def test_a_network_costs_what_is_published():
@@ -270,3 +300,19 @@ def test_equal_curves_are_equal_bytes_and_take_the_pages_colours():
     assert first == second
     assert "var(--series-0)" in first
     assert not re.search(r"#0\d0\d0\d", first)
+
+
+def test_many_curves_are_told_apart_by_colour_or_dash():
+    styles = [tuple(figures.style(k).values()) for k in range(36)]
+    assert len(set(styles)) == 36
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles[:6]))
+    labels = np.arange(30) % 2
+    p = np.random.default_rng(0).dirichlet((1, 1), 30)
+    names = [*(f"branch {k}" for k in range(6)), "ensemble"]  # configs/skin_asff.py:compare
+    svg = figures.roc_curves({name: [figures.Said(labels, p, p)] for name in names}, 1, "x")
+    curves = re.findall(r'<path d="[^"]{1000,}" [^>]*style="([^"]*)"', svg)
+    assert len(curves) == 7
+    first, *_, last = curves
+    assert all("var(--series-0)" in x for x in (first, last))
+    assert "dasharray" not in first
+    assert "dasharray" in last

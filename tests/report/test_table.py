@@ -1,0 +1,504 @@
+"""Tables of made-up predictions: their numbers are results.json's, their names stay names."""
+
+import csv
+import html
+import json
+import os
+import re
+import shutil
+
+import markdown_it
+import numpy as np
+import pytest
+
+from egmae_jax import console, evaluate, report
+from egmae_jax.data import splits
+from egmae_jax.evaluate import Predictions
+from egmae_jax.files import DamagedFileError, write_json
+from egmae_jax.report.__main__ import main
+from egmae_jax.report.significance import Resampled, Round
+from egmae_jax.saved_run import RunError, SavedRun
+from tests import latex, tiny
+
+METRICS = ("accuracy", "precision", "recall", "f1", "auc")
+CLASSES = ("benign", "malignant", "normal")
+SPECIAL = "_&%$#{}~^\\"
+EACH = 12  # test images of a class in a round
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(console, "set_up_logging", lambda: None)  # global
+
+
+def make_run(
+    workdir,
+    *,
+    branches=("imagenet", "mae"),
+    rounds=3,
+    kind="seeds",
+    classes=CLASSES,
+    title="BUSI",
+    ids="",
+    seed=0,
+    **changes,
+):
+    """What a table is made of: predictions that are right more often than not, and their scores."""
+    fields = {"rounds__count": rounds, "rounds__kind": kind, "branches": branches}
+    config = tiny.make_config("images", "cache", **fields | changes)
+    write_json(workdir / "config.json", config.to_dict())
+    run, rng = SavedRun(workdir), np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(classes)), EACH)
+    names = [branch.name for branch in run.branches]
+
+    def predictions(index):
+        files = np.array(
+            [f"{ids}{index if kind == 'folds' else 0}/{k}" for k in range(len(labels))]
+        )
+        p = rng.dirichlet(np.ones(len(classes)), len(labels)) + np.eye(len(classes))[labels] / 3
+        return Predictions(files, labels, p / p.sum(axis=1, keepdims=True))
+
+    counts = {"train": 30, "validation": EACH, "test": EACH}
+    counts = {part: dict.fromkeys(classes, count) for part, count in counts.items()}
+    scored = []
+    for index in run.rounds:
+        parts = np.repeat([0, 1, 2], len(classes))
+        files = [f"{k}.png" for k in range(len(parts))]
+        rows = files, list(classes) * 3, parts, np.arange(len(parts)), files
+        splits.write(run.paths.splits(index), *rows)
+        validation, test = ({name: predictions(index) for name in names} for _ in range(2))
+        for name, found in test.items():
+            evaluate.save_predictions(run.paths.predictions(name, index, "test"), found)
+        scores = evaluate.score(
+            validation, test, classes=classes, fusion_kind=config.fusion.kind, resamples=9
+        )
+        of_fold = {"counts": counts} if kind == "folds" else {}
+        scored.append({"round": index, "seed": index, **of_fold, **scores})
+    results = {
+        "config": config.to_dict(),
+        "dataset": {
+            **{"name": "busi", "title": title, "classes": classes, "counts": counts},
+            **{"protocol": config.data.protocol, "skipped": []},
+        },
+        "pretraining_saw_test": False,
+        "pretraining": [{}] if "mae" in names else [],
+        "branches": {branch.name: branch.model_name for branch in run.branches},
+        "imagenet_weights": {name: "none" for name in names if name != "mae"},
+        "skipped_steps": [],
+        "rounds": scored,
+        "summary": evaluate.summarize(scored),
+    }
+    write_json(workdir / "results.json", results)
+    return workdir
+
+
+def edit(workdir, change):
+    content = json.loads((workdir / "results.json").read_text())
+    change(content)
+    (workdir / "results.json").write_text(json.dumps(content))
+
+
+def write(suffix, *workdirs):
+    out = workdirs[0].parent / f"table.{suffix}"
+    report.write_table(workdirs, out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("table") / "run")
+
+
+def short(value):
+    return f"{value:.3f}".removeprefix("0")
+
+
+# --- Reading tables -------------------------------------------------------------------------------
+
+
+def read_latex(text):
+    """Caption, rows of cells and notes as they are printed; holds the source to be LaTeX."""
+    assert "\\usepackage{booktabs}" in text.splitlines()[0]
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", body):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert not opened
+    bare = re.sub(r"\\[\\{}]", "", body)
+    assert bare.count("{") == bare.count("}")
+    caption = re.search(r"^  \\caption\{(.*)\}$", body, re.M)[1]
+    tabular = re.search(r"\\begin\{tabular\}\{@\{\}lrrrrr@\{\}\}\n(.*)\\end\{tabular\}", body, re.S)
+    lines = [line.strip() for line in tabular[1].splitlines()]
+    rules = ("\\toprule", "\\midrule", "\\bottomrule", "\\addlinespace")
+    rows = []
+    for line in lines:
+        if line.startswith("\\multicolumn{6}{@{}l@{}}"):
+            rows.append([latex.shown(line.removeprefix("\\multicolumn{6}{@{}l@{}}")[:-3])])
+        elif line and line not in rules:
+            assert line.endswith(" \\\\")
+            rows.append([latex.shown(x).strip() for x in re.split(r"(?<!\\)&", line[:-3])])
+            assert len(rows[-1]) == 6
+    notes = re.search(r"\\raggedright\n(.*)  \\end\{minipage\}", body, re.S)[1]
+    return latex.shown(caption), rows, " ".join(latex.shown(notes).split())
+
+
+def read_markdown(text):
+    """Caption, rows of cells and notes as they are shown, and what is bold."""
+    page = markdown_it.MarkdownIt("commonmark").enable("table").render(text)
+    assert not set(re.findall(r"<(\w+)", page)) - {
+        *("table", "thead", "tbody", "tr", "th", "td", "p", "strong"),
+    }
+    rows = [
+        [
+            html.unescape(re.sub("</?strong>", "", cell))
+            for cell in re.findall("<t[hd]>(.*?)</t", row)
+        ]
+        for row in re.findall("<tr>(.*?)</tr>", page, re.S)
+    ]
+    caption, *notes = (html.unescape(x) for x in re.findall("<p>(.*?)</p>", page, re.S))
+    return caption, rows, " ".join(notes)
+
+
+def read_csv(text):
+    return list(csv.DictReader(text.splitlines(keepends=True)))
+
+
+# --- Numbers --------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_results_json(made):
+    summary = json.loads((made / "results.json").read_text())["summary"]
+    assert list(summary) == ["imagenet", "mae", "ensemble"]
+    expected = [
+        [name] + [f"{short(row[m]['mean'])} ± {short(row[m]['std'])}" for m in METRICS]
+        for name, row in summary.items()
+    ]
+    head = ["Classifier", "Accuracy", "Precision", "Recall", "F1", "AUC"]
+    _, rows, _ = read_latex(write("tex", made))
+    assert [rows[0], *rows[1::2]] == [head, *expected]
+    assert read_markdown(write("md", made))[1] == [head, *expected]
+    for found, (name, row) in zip(read_csv(write("csv", made)), summary.items(), strict=True):
+        assert (found["run"], found["classifier"]) == ("run", name)
+        for metric in METRICS:
+            assert float(found[metric]) == row[metric]["mean"]
+            assert float(found[f"{metric}_std"]) == row[metric]["std"]
+
+
+def test_intervals_are_those_of_a_bootstrap_over_test_images(made):
+    run = SavedRun(made)
+    rounds = []
+    for index in run.rounds:
+        each = [
+            evaluate.load_predictions(run.paths.predictions(name, index, "test"))
+            for name in ("imagenet", "mae")
+        ]
+        p = [x.probabilities for x in each]
+        rounds.append(Round(each[0].ids, each[0].labels, [*p, np.mean(p, axis=0)]))
+    resampled = Resampled(rounds, resamples=2000)
+    _, rows, _ = read_latex(write("tex", made))
+    for k, found in enumerate(read_csv(write("csv", made))):
+        for column, metric in enumerate(METRICS):
+            _, low, high = resampled.estimate(k, metric)
+            assert float(found[f"{metric}_low"]) == pytest.approx(low, abs=1e-12)
+            assert float(found[f"{metric}_high"]) == pytest.approx(high, abs=1e-12)
+            assert rows[2 + 2 * k][1 + column] == f"[{short(low)}, {short(high)}]"
+
+
+def bold(text):
+    return re.findall(r"(?:\\textbf\{|\*\*)([\d.]+)(?:\}|\*\*)", text)
+
+
+def test_the_best_of_each_column_is_bold(made):
+    summary = json.loads((made / "results.json").read_text())["summary"]
+    best = [short(max(row[m]["mean"] for row in summary.values())) for m in METRICS]
+    for suffix, mark in (("tex", "\\textbf{%s} $\\pm$"), ("md", "**%s** ±")):
+        text = write(suffix, made)
+        assert sorted(bold(text)) == sorted(best)
+        rows = [re.split(r" [&|] ", line) for line in text.splitlines()]
+        for column, value in enumerate(best, start=1):
+            assert [mark % value in row[column] for row in rows if len(row) == 6].count(True) == 1
+
+
+def test_what_reads_like_the_best_is_bold_too(made, tmp_path):
+    workdir = tmp_path / "tie"
+    shutil.copytree(made, workdir)
+    for index in range(3):
+        for part in (workdir / "predictions").glob(f"round_{index}_*_test.npz"):
+            shutil.copy(made / "predictions" / f"round_{index}_mae_test.npz", part)
+
+    def change(results):
+        mae = results["summary"]["mae"]
+        results["summary"] = {name: json.loads(json.dumps(mae)) for name in results["summary"]}
+        results["summary"]["imagenet"]["auc"]["mean"] -= 1e-7
+
+    edit(workdir, change)
+    assert len(bold(write("md", workdir))) == 3 * 5
+
+
+def test_a_classifier_alone_is_not_the_best(tmp_path):
+    workdir = make_run(tmp_path / "run", branches=("mae",))
+    for suffix in ("tex", "md"):
+        text = write(suffix, workdir)
+        assert not bold(text)
+        assert "is bold" not in text
+    (row,) = read_csv(write("csv", workdir))
+    assert row["started_from"] == "pre-training on the train images"
+
+
+def test_one_round_has_no_deviation(tmp_path):
+    workdir = make_run(tmp_path / "run", rounds=1)
+    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
+        caption, rows, notes = read(write(suffix, workdir))
+        assert caption == "Results on the test images of BUSI, one round."
+        assert not any("±" in cell for row in rows for cell in row)
+        assert "One round (seed 0), so nothing is known of the spread over seeds." in notes
+    rows = read_csv(write("csv", workdir))
+    assert {(row["rounds"], row["accuracy_std"]) for row in rows} == {("1", "")}
+
+
+def test_folds_are_called_folds_and_their_images_are_counted_once(tmp_path):
+    workdir = make_run(tmp_path / "run", rounds=4, kind="folds")
+    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
+        caption, _, notes = read(write(suffix, workdir))
+        assert caption.endswith("BUSI, mean ± standard deviation over 4 folds.")
+        assert "144 test images (benign 48, malignant 48, normal 48), each in the test" in notes
+        assert "of one of 4 folds." in notes
+        assert (
+            "4 rounds (seeds 0 to 3), the folds of a cross-validation, each with a pre-training of "
+            "its own; deviations are the sample's (n - 1)." in notes
+        )
+    rows = read_csv(write("csv", workdir))
+    assert {(x["test_images"], x["rounds"], x["rounds_kind"]) for x in rows} == {
+        ("144", "4", "folds")
+    }
+
+
+# --- What a reader must know ----------------------------------------------------------------------
+
+
+def test_the_note_says_how_figures_came_to_be(made):
+    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
+        caption, _, notes = read(write(suffix, made))
+        assert caption == (
+            "Results on the test images of BUSI, mean ± standard deviation over 3 seeds."
+        )
+        for sentence in (
+            "36 test images (benign 12, malignant 12, normal 12).",
+            "Grouped split (near-duplicates, and images of a patient or lesion where these are "
+            "known, are in one part).",
+            "3 rounds (seeds 0 to 2) on one split and one pre-training; deviations are the "
+            "sample's (n - 1).",
+            "imagenet is convnext_test; mae is convnext_test from pre-training on the train "
+            "images; ensemble is the mean of the branches' class probabilities.",
+            "Pre-training saw no test image.",
+            "imagenet started from random weights instead of ImageNet's: these are not the "
+            "method's figures.",
+            "Precision, recall and F1 are macro averages; AUC is one-vs-rest, macro.",
+            "The highest mean of each column is bold; that is no test of a difference.",
+        ):
+            assert sentence in notes
+        assert ("95 % intervals of a bootstrap over test images" in notes) == (suffix == "tex")
+    imagenet, mae, ensemble = read_csv(write("csv", made))
+    assert imagenet["started_from"] == "random weights"
+    assert (mae["model"], mae["started_from"]) == (
+        *("convnext_test", "pre-training on the train images"),
+    )
+    assert (ensemble["model"], ensemble["started_from"]) == ("", "")
+    known = {"dataset": "BUSI", "test_images": "36", "classes": "3", "split_protocol": "grouped"}
+    known |= {"rounds": "3", "rounds_kind": "seeds", "averages": "macro"}
+    known |= {"pretraining_saw_test": "false"}
+    assert known.items() <= ensemble.items()
+
+
+def test_what_flatters_is_said(tmp_path):
+    workdir = make_run(
+        tmp_path / "run",
+        branches=("imagenet", "mae", tiny.RESNET),
+        data__protocol="image_level",
+        fusion__kind="stacked",
+        pretrain__splits=("train", "test"),
+    )
+
+    def change(results):
+        results["pretraining_saw_test"] = True
+        results["imagenet_weights"]["imagenet"] = "/home/me/weights/convnext.npz"
+        results["dataset"]["skipped"] = ["x.png"]
+
+    edit(workdir, change)
+    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
+        text = write(suffix, workdir)
+        _, _, notes = read(text)
+        assert "Pre-training saw the test images (without their labels)." in notes
+        assert "Pre-training saw no test image" not in notes
+        assert "Images were split one by one (data.protocol='image_level')" in notes
+        assert "imagenet is convnext_test from convnext.npz; mae is convnext_test from " in notes
+        assert "from pre-training on the train and test images; ensemble is a logistic" in notes
+        assert "resnet_test started from random weights instead of ImageNet's" in notes
+        assert "Unreadable images, left out: 1." in notes
+        assert "home" not in text
+    row = read_csv(write("csv", workdir))[0]
+    assert (row["pretraining_saw_test"], row["split_protocol"]) == ("true", "image_level")
+    assert row["started_from"] == "convnext.npz"
+
+
+@pytest.mark.parametrize(("drop", "said"), [(True, "left out"), (False, "kept")])
+def test_official_parts_may_leak(tmp_path, drop, said):
+    changes = {"data__protocol": "official", "data__drop_leaks": drop}
+    text = write("md", make_run(tmp_path / "run", branches=("mae",), **changes))
+    assert f"training images in a group with test images were {said})." in text
+
+
+def test_many_classes_are_counted_not_listed(tmp_path):
+    classes = tuple(f"class {k:02}" for k in range(11))
+    text = write("md", make_run(tmp_path / "run", branches=("mae",), classes=classes, rounds=1))
+    assert "132 test images (11 classes)." in text
+
+
+# --- Several runs ---------------------------------------------------------------------------------
+
+
+def test_runs_are_grouped_told_apart_and_compared(made, tmp_path):
+    first, second = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    shutil.copytree(made, first)
+    make_run(second, branches=("mae",), rounds=2, seed=1)
+    folders = [json.loads((x / "results.json").read_text())["summary"] for x in (first, second)]
+    best = [max(row[m]["mean"] for x in folders for row in x.values()) for m in METRICS]
+    caption, rows, notes = read_latex(write("tex", first, second))
+    assert caption.endswith("of BUSI, mean ± standard deviation over the rounds of a run.")
+    assert [row[0] for row in rows if row[0]] == [
+        *("Classifier", "a/run", "imagenet", "mae", "ensemble", "b/run", "mae"),
+    ]
+    shared, *own = re.split(r" (?=Run [ab]/run: )", notes)
+    assert "36 test images" in shared
+    assert "3 rounds (seeds 0 to 2)" in own[0]
+    assert "2 rounds (seeds 0 to 1)" in own[1]
+    assert "started from random weights" in own[0]
+    assert "started from random weights" not in own[1] + shared
+    text = write("md", first, second)
+    assert sorted(bold(text)) == sorted(map(short, best))
+    assert [row[:2] for row in read_markdown(text)[1]] == [
+        ["Run", "Classifier"],
+        *(["a/run", name] for name in ("imagenet", "mae", "ensemble")),
+        ["b/run", "mae"],
+    ]
+    assert [row["run"] for row in read_csv(write("csv", first, second))] == [
+        *(["a/run"] * 3),
+        "b/run",
+    ]
+
+
+def test_runs_on_other_images_have_a_best_each(made, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(made, first)
+    make_run(second, ids="other", title="ISIC: 2018", seed=2)
+    text = write("tex", first, second)
+    caption, _, notes = read_latex(text)
+    assert caption.startswith("Results on the test images of several data sets, mean ")
+    assert len(bold(text)) >= 10
+    assert "bold within a run, as not all runs were tested on the same images;" in notes
+    assert notes.endswith("Run one: BUSI. Run two: ISIC: 2018.")
+
+
+# --- Names ----------------------------------------------------------------------------------------
+
+HOSTILE = (
+    SPECIAL,
+    r"- \input{/etc/passwd} % $x^2$ & \\",
+    '**b** | [x](y) `c` <b> ~~d~~ "e" --- !@#',
+)
+
+
+def test_names_stay_names(tmp_path):
+    first, second = (tmp_path / name.replace("/", "") for name in HOSTILE[:2])
+    title = 'a_b & 50 % of $c$ {d} #1 ~^\\ | <i> "x" [y]*'
+    make_run(first, classes=HOSTILE, title=title, rounds=2)
+    make_run(second, classes=HOSTILE, title=title, rounds=1)
+    names = [first.name, second.name]
+    listed = f"36 test images ({', '.join(f'{name} 12' for name in HOSTILE)})."
+    caption, rows, notes = read_latex(write("tex", first, second))
+    assert title in caption
+    assert [row[0] for row in rows if len(row) == 1] == names
+    assert all(x in notes for x in (listed, *(f"Run {name}: " for name in names)))
+    caption, rows, notes = read_markdown(write("md", first, second))
+    assert title in caption
+    assert [row[0] for row in rows[1:]] == [names[0]] * 3 + [names[1]] * 3
+    assert all(x in notes for x in (listed, *(f"Run {name}: " for name in names)))
+    found = read_csv(write("csv", first, second))
+    assert [row["run"] for row in found] == [names[0]] * 3 + [names[1]] * 3
+    assert {row["dataset"] for row in found} == {title}
+
+
+def test_folders_that_are_no_text_are_named_all_the_same(made, tmp_path):
+    odd, other = tmp_path / os.fsdecode(b"run\xff_\n1"), tmp_path / "other"
+    for workdir in (odd, other):
+        shutil.copytree(made, workdir)
+    assert read_latex(write("tex", odd, other))[1][1] == ["run _ 1"]
+    assert read_markdown(write("md", odd, other))[1][1][0] == "run _ 1"
+    assert read_csv(write("csv", odd, other))[0]["run"] == "run\\udcff_\n1"
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["tex", "md", "csv", "TEX"])
+def test_the_command_writes_the_table_instead_of_the_page(made, tmp_path, capsys, suffix):
+    workdir, out = tmp_path / "run", tmp_path / "new" / f"my_table.{suffix}"
+    shutil.copytree(made, workdir)
+    assert main([f"--workdir={workdir}", f"--table={out}"]) == 0
+    assert f"Written to {out}" in capsys.readouterr().out
+    assert not (workdir / "report.html").exists()
+    if suffix.lower() == "tex":
+        assert "\\label{tab:my-table}" in out.read_text()
+
+
+@pytest.mark.parametrize("name", ["table.html", "table", ".tex", "table.tex.gz"])
+def test_another_suffix_is_refused_before_any_work(tmp_path, capsys, name):
+    with pytest.raises(SystemExit):
+        main([f"--workdir={tmp_path / 'nowhere'}", f"--table={tmp_path / name}"])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "A table ends in .tex, .md or .csv;" in error
+    assert "does not" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_and_a_table_are_not_written_at_once(made, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([f"--workdir={made}", f"--table={tmp_path / 't.md'}", f"--out={tmp_path / 'r.html'}"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("summary"),
+        lambda r: r.pop("dataset"),
+        lambda r: r.pop("imagenet_weights"),
+        lambda r: r["dataset"].update(counts=7),
+        lambda r: r["rounds"][1].pop("seed"),
+        lambda r: r["summary"]["mae"]["auc"].update(std="x"),
+        lambda r: r["summary"]["mae"]["auc"].update(mean=None),
+        lambda r: r["summary"]["mae"]["auc"].update(mean=0.5),
+        lambda r: r["config"].update(fusion="mean"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["tex", "csv"])
+def test_results_that_lack_what_a_table_needs_are_named(made, tmp_path, change, suffix):
+    workdir = tmp_path / "run"
+    shutil.copytree(made, workdir)
+    edit(workdir, change)
+    with pytest.raises(DamagedFileError, match=r"results\.json is damaged .*--stage=evaluate"):
+        write(suffix, workdir)
+    assert not (tmp_path / f"table.{suffix}").exists()
+
+
+def test_runs_that_are_not_evaluated_or_given_twice_are_refused(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made, workdir)
+    with pytest.raises(RunError, match="given twice"):
+        write("md", workdir, workdir)
+    (workdir / "results.json").unlink()
+    with pytest.raises(RunError, match="has not been evaluated"):
+        write("md", workdir)
