@@ -80,7 +80,7 @@ class ImagenetWeights:
                     f"is in {self._record}. Give that file, or start in another --workdir."
                 )
             model_name = models.imagenet_model(self._branches[name].model_name)
-            self.params[name] = timm.load(path, model_name)
+            self.params[name] = timm.load(path, model_name, classifier=False)
 
     def record(self) -> None:
         """Writes down which files `load` has read, if any."""

@@ -1,19 +1,27 @@
 """torch, torchvision and timm; a test that asks for one skips where it is not installed."""
 
+import importlib
+import sys
+
 import numpy as np
-import pytest
+
+
+def _module(name):
+    """The module; a test skips where it is not installed, a benchmark ends."""
+    tested = sys.modules.get("pytest")
+    return tested.importorskip(name) if tested else importlib.import_module(name)
 
 
 def torch():
-    """The module; skips where it is not installed."""
-    return pytest.importorskip("torch")
+    """The module."""
+    return _module("torch")
 
 
 def torchvision():
-    """The module; skips where it is not installed."""
+    """The module."""
     library = torch().library
     try:
-        return pytest.importorskip("torchvision")
+        return _module("torchvision")
     except RuntimeError:
         # Built for another torch (a GPU's, say), its compiled operators do not load and its Python
         # part stops at their names. Nothing here calls them, so names are enough.
@@ -21,13 +29,13 @@ def torchvision():
             library.define(
                 f"torchvision::{name}", "(Tensor dets, Tensor scores, float t) -> Tensor"
             )
-        return pytest.importorskip("torchvision")
+        return _module("torchvision")
 
 
 def timm():
-    """The module; skips where it is not installed."""
+    """The module."""
     torchvision()
-    return pytest.importorskip("timm")
+    return _module("timm")
 
 
 def random_convnext(name, *, num_classes=5, seed=0, **options):

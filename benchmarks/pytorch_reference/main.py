@@ -10,6 +10,7 @@ images are split one by one, near-duplicates may therefore be on both sides.
 
 import argparse
 import functools
+import re
 import time
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes = sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
-    files = [path for name in classes for path in sorted((arguments.data / name).iterdir())]
+    listed = (path for name in classes for path in sorted((arguments.data / name).iterdir()))
+    files = [path for path in listed if not re.search(r"_mask(_\d+)?$", path.stem)]  # BUSI's
     labels = [classes.index(path.parent.name) for path in files]
     parts = train_test_split(
         files, labels, test_size=0.2, stratify=labels, random_state=arguments.seed

@@ -131,6 +131,7 @@ def load(
     model_name: str = "convnext_tiny",
     *,
     finite: bool = True,
+    classifier: bool = True,
 ) -> PyTree:
     """Reads a checkpoint of timm's or torchvision's.
 
@@ -140,6 +141,8 @@ def load(
             first, so a machine without network reads what another call has fetched.
         model_name: one of `models.names()`.
         finite: refuses values that are NaN or infinite, which every result would be then.
+        classifier: refuses a file without one, as of `num_classes=0`; else its place is taken by
+            zeros.
 
     Returns:
         Parameters, a nested dict of float32 numpy arrays. The classifier keeps the checkpoint's
@@ -150,7 +153,10 @@ def load(
         CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
     """
     path = locate(source)
-    params = convert(read(path), model_name, path)
+    tensors = read(path)
+    if not classifier:
+        tensors = _with_classifier(tensors, model_name)
+    params = convert(tensors, model_name, path)
     leaves = traverse_util.flatten_dict(params, sep="/").items()
     bad = [name for name, leaf in leaves if not np.isfinite(leaf).all()]
     if finite and bad:
@@ -180,6 +186,11 @@ def convert(
     expected = _expected(model_name, _num_classes(tensors, model_name))
     problems = _problems(tensors, expected)
     if problems:
+        if prefix := _prefix(tensors, expected):
+            raise CheckpointError(
+                f"{source} has the tensors of {model_name} under names that begin with "
+                f"{prefix!r}: save them without it (docs/pytorch.md)."
+            )
         raise CheckpointError(
             f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
@@ -199,9 +210,25 @@ def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
     return not _problems(tensors, _expected(model_name, _num_classes(tensors, model_name)))
 
 
+def _with_classifier(tensors: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
+    zeros = {
+        key: np.zeros(shape, np.float32)
+        for key, (our_path, shape, _) in _expected(model_name, 1).items()
+        if our_path.startswith("head/fc/")
+    }
+    return tensors if tensors.keys() & zeros.keys() else zeros | tensors
+
+
 def _num_classes(tensors: Mapping[str, np.ndarray], model_name: str) -> int:
     bias = classifier_bias(model_name)
     return tensors[bias].size if bias in tensors else 1
+
+
+def _prefix(tensors: Mapping[str, np.ndarray], expected: _Expected) -> str:
+    """What all of the model's tensors have before their names; '' for nothing, or if none has."""
+    first = next(iter(expected))
+    prefixes = [key.removesuffix(first) for key in tensors if key.endswith(first)]
+    return next((p for p in prefixes if all(p + key in tensors for key in expected)), "")
 
 
 def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:
@@ -266,11 +293,12 @@ def locate(source: str | os.PathLike) -> Path:
             "of a folder that holds it where other models start from other weights."
         )
     path = Path(source).expanduser()
-    if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt"}:
+    if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt", ".pkl", ".pickle"}:
         raise CheckpointError(
             f"{path} is a pickle: reading one can run code that its author chose, so it is "
             "refused. Convert it once, where you trust it: `safetensors.torch.save_file("
-            "torch.load(path, weights_only=True), 'model.safetensors')`."
+            "torch.load(path, weights_only=True), 'model.safetensors')`, of a checkpoint that "
+            "holds more than tensors its state_dict (docs/pytorch.md)."
         )
     if path.is_dir():
         path = path / "model.safetensors"

@@ -276,6 +276,29 @@ def test_save_names_all_leaves_that_do_not_fit_and_writes_nothing(atto_file, tmp
 # Where weights come from
 
 
+def test_a_prefix_of_all_names_is_told(atto_file, tmp_path):
+    tensors = {f"model.{key}": x for key, x in timm.read(atto_file).items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "mine.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"names that begin with 'model\.': save them without"
+    ):
+        timm.load(tmp_path / "mine.safetensors", "convnext_atto")
+
+
+def test_a_file_without_classifier_will_do_where_none_is_needed(atto_file, tmp_path):
+    whole = timm.read(atto_file)
+    tensors = {key: x for key, x in whole.items() if not key.startswith("head.fc.")}
+    assert len(tensors) == len(whole) - 2
+    safetensors.numpy.save_file(tensors, tmp_path / "mine.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 tensors differ:\n  missing: head\.fc"):
+        timm.load(tmp_path / "mine.safetensors", "convnext_atto")
+    found = timm.load(tmp_path / "mine.safetensors", "convnext_atto", classifier=False)
+    assert not found["head"]["fc"]["kernel"].any()
+    expected = timm.load(atto_file, "convnext_atto", classifier=False)
+    assert expected["head"]["fc"]["kernel"].any()
+    np.testing.assert_array_equal(found["head"]["norm"]["scale"], whole["head.norm.weight"])
+
+
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "convnext.pth", "a.pt", "model_best.pth.tar"]
 )
