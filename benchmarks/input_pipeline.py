@@ -148,7 +148,7 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
     feed = resident(make_view(data, color), batch, mesh)
     model = models.create(config.model.name, len(data.classes))
     params = initial_params(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
-    optimizer = optim.adamw(1e-4, params, weight_decay=0.05)
+    optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
     state = TrainState.create(params, optimizer, mesh)
 
     def step(state, steps, key):
