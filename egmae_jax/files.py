@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -83,6 +83,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         return
     with open_atomically(path, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def require_output(path: Path, suffixes: Sequence[str], inputs: Iterable[Path] = ()) -> None:
+    """Asks of a file that a user wants written that nothing of theirs is lost by it.
+
+    Raises:
+        ValueError: it ends otherwise, is a folder or a device, or is one of the files read.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no file"
+        raise ValueError(f"{path} is {kind}; a file is to be written.")
+    if path.exists() and any(path.samefile(x) for x in inputs if x.exists()):
+        raise ValueError(f"{path} is one of the files to be read; it would be overwritten.")
 
 
 @contextlib.contextmanager

@@ -31,7 +31,13 @@ import numpy as np
 from egmae_jax import console
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES, image_files
 from egmae_jax.explain.overlay import picture_name, write_overlay
-from egmae_jax.files import StorageError, natural_key, open_atomically, storage_errors_told
+from egmae_jax.files import (
+    StorageError,
+    natural_key,
+    open_atomically,
+    require_output,
+    storage_errors_told,
+)
 from egmae_jax.predictor import Part, Predictions, Predictor
 from egmae_jax.saved_run import RunError
 
@@ -154,6 +160,17 @@ def _places(files: Sequence[Path]) -> list[Path]:
     return places
 
 
+def _require_none_replaced(pictures: Path, files: Sequence[Path]) -> None:
+    """Raises RunError where a picture would take the place of an image."""
+    images = {os.path.realpath(file) for file in files}
+    for place in _places(files):
+        if os.path.realpath(pictures / place) in images:
+            raise RunError(
+                f"--gradcam={pictures} would write a picture over the image {pictures / place}: "
+                "take another folder."
+            )
+
+
 def _draw(predictor: Predictor, part: Part, branch: str, paths: Sequence[Path]) -> None:
     for path, pixels, heat in zip(paths, part.pixels, predictor.heat(part, branch), strict=True):
         write_overlay(path, pixels, heat)
@@ -174,13 +191,14 @@ def _run(
     batch: int,
 ) -> dict[Path, str]:
     """Returns the reason by file that cannot be read; raises as what it calls."""
-    if out.is_dir():
-        raise RunError(f"{out} is a folder; --out is the file to write.")
     if pictures is not None and pictures.exists() and not pictures.is_dir():
         raise RunError(f"{pictures} is a file; --gradcam is a folder for pictures.")
     if branch is not None and pictures is None:
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
     files = find_images(images)
+    require_output(out, (".csv",), files)
+    if pictures is not None:
+        _require_none_replaced(pictures, files)
     predictor = Predictor(
         workdir,
         round_index=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]

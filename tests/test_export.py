@@ -313,6 +313,10 @@ def test_bad_requests_are_refused_before_anything_is_written(made, command, tmp_
         assert status == 1
         assert message in errors, flags
     assert not out.exists()
+    (out / "mae").mkdir(parents=True)
+    (out / "mae" / "model.onnx").write_text("another model's")
+    assert "mae holds files, which may be another model's" in command(workdir=workdir, out=out)[2]
+    assert [path.name for path in out.rglob("*.*")] == ["model.onnx"]
 
 
 def test_results_that_lack_what_a_card_needs_are_named(tmp_path):

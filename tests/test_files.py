@@ -15,6 +15,7 @@ from egmae_jax.files import (
     StorageError,
     open_atomically,
     read_sealed,
+    require_output,
     storage_errors_told,
     write_atomically,
     write_json,
@@ -32,6 +33,24 @@ def test_content_is_written_byte_for_byte(tmp_path, content):
     write_atomically(tmp_path / "file", content)
     expected = content.encode("utf-8") if isinstance(content, str) else content
     assert (tmp_path / "file").read_bytes() == expected
+
+
+def test_what_a_user_would_lose_is_not_written_over(tmp_path):
+    image = tmp_path / "image.csv"
+    image.touch()
+    require_output(tmp_path / "new.CSV", (".csv",), [image])
+    require_output(image, (".csv",))
+    for path, message in (
+        (tmp_path / "x.png", r"x\.png must end in \.csv"),
+        (image, "is one of the files to be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_output(path, (".csv",), [image])
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, kind in (("folder.csv", "a folder"), ("pipe.csv", "no file")):
+        with pytest.raises(ValueError, match=f"{name} is {kind}"):
+            require_output(tmp_path / name, (".csv",))
 
 
 def test_nothing_but_the_file_is_left(tmp_path):

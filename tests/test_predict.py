@@ -260,12 +260,21 @@ def test_what_cannot_be_is_refused(arguments, message, moved, command, tmp_path)
 
 
 def test_a_table_that_could_not_be_written_is_told_first(moved, command, tmp_path):
-    assert "is a folder; --out" in command("--images", moved[1], out=tmp_path)[3]
+    assert "must end in .csv" in command("--images", moved[1], out=tmp_path)[3]
     (tmp_path / "file").touch()
     status, _, _, errors = command("--images", moved[1], out=tmp_path / "file" / "table.csv")
     assert (status, errors.splitlines()[-1][:6]) == (1, "Error:")
     flags = ("--images", moved[1], f"--gradcam={tmp_path / 'file'}")
     assert "file is a file; --gradcam is a folder" in command(*flags)[3]
+
+
+def test_images_are_not_replaced_by_pictures(command, tmp_path):
+    folder = tmp_path / "images"
+    write_image(folder / "a.png")
+    before = (folder / "a.png").read_bytes()
+    said = command("--images", folder, f"--gradcam={folder}")[3]
+    assert f"would write a picture over the image {folder / 'a.png'}" in said
+    assert (folder / "a.png").read_bytes() == before
 
 
 def test_an_old_table_stays_where_a_new_one_fails(moved, command, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from egmae_jax.config import ConfigError
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.evaluate import Predictions, load_predictions
 from egmae_jax.models.initialize import initial_params
+from egmae_jax.saved_run import RunError
 from egmae_jax.sweep import run, sharing, summary, variants
 from tests import tiny
 
@@ -258,6 +259,13 @@ def test_other_images_or_rounds_are_not_compared():
     other = ours._replace(ids=ours.ids[::-1])
     assert summary.paired_difference([ours], [other], resamples=10) is None
     assert summary.paired_difference([ours], [ours, ours], resamples=10) is None
+
+
+def test_the_summary_of_another_sweeps_folder_is_not_written(tmp_path):
+    rows = [{"name": name, "status": "not complete"} for name in ("100/30", "100/45")]
+    with pytest.raises(RunError, match=r"no complete run of this sweep .100/30, 100/45.: is it an"):
+        summary.write({"variants": rows}, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_longest_name_fits_80_columns(monkeypatch, capsys):

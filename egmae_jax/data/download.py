@@ -25,7 +25,7 @@ from egmae_jax.data import datasets
 from egmae_jax.data.datasets import Archive, DataError
 from egmae_jax.files import DamagedFileError, read_json, write_json
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 _MOST_INFLATED = 200  # times its size that an archive may unpack to: images hardly compress

@@ -26,7 +26,7 @@ from egmae_jax.demo.examine import examine
 from egmae_jax.predictor import Predictor
 from egmae_jax.saved_run import RunError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("egmae_jax.demo")  # __name__ is __main__ by -m
 
 
 def _serve(

@@ -287,6 +287,8 @@ def _view_code(view: View) -> list[str]:
     grey = '.convert("L")' if view.color == "grey" else ""
     lines = [
         'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',
+        'if image.mode.startswith("I;16"):  # of 16 bits the high byte',
+        "    image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
         f'image = image{grey}.convert("RGB")',
     ]
     size, bilinear = view.size, "PIL.Image.Resampling.BILINEAR"

@@ -77,6 +77,12 @@ def export_run(
     if "onnx" in formats:
         _require_onnx(run, branch)
     found = systems(run, branch, round_index)
+    for folder in (out / system.name for system in found):
+        if folder.exists() and any(folder.iterdir()):
+            raise ExportError(
+                f"{folder} holds files, which may be another model's: delete it, or take another "
+                "--out."
+            )
     cards = [card.card(run, system, round_index, formats) for system in found]
 
     batch = _random_batch(found[-1])  # the last has all networks

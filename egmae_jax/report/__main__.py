@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from egmae_jax import console
+from egmae_jax.files import require_output
 from egmae_jax.report import write_comparison, write_report, write_table
 
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = Path("comparison.html") if others else first / "report.html"
     out = options.table or options.out or page
     try:
+        if not options.table:
+            require_output(out, (".html", ".htm"))
         if options.table:
             write_table(options.workdir, out)
         elif others:

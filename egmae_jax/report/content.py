@@ -64,6 +64,7 @@ class Content:
         except (LookupError, TypeError) as error:
             reason = f"it does not say of what it is ({error!r})"
             raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
+        self.moved = data_dir is not None
         self.data_dir = Path(data_dir or run.config.data.dir).expanduser()
         self.flat_config = configs.flatten(self.config)
 
@@ -164,6 +165,15 @@ class Content:
     def published(self) -> published.Table | None:
         """The paper's table of this data set."""
         return published.table_of(self.results["dataset"]["name"], len(self.classes))
+
+    @property
+    def recipe(self) -> str:
+        """What was run, in words, where it is not the paper's; else ''."""
+        model, size = self.config["model"]["name"], self.config["data"]["image_size"]
+        epochs = self.config["pretrain"]["epochs"], self.config["finetune"]["epochs"]
+        if (model, size, epochs) == ("convnext_tiny", 224, (1000, 15)):
+            return ""
+        return f"{model} at {size} pixels, {epochs[0]} / {epochs[1]} epochs"
 
     @functools.cached_property
     def costs(self) -> dict[str, complexity.Complexity]:

@@ -154,13 +154,22 @@ def paired_difference(
 
 
 def write(summary: Mapping[str, Any], out: Path) -> None:
-    """Writes summary.json, summary.csv and summary.png."""
+    """Writes summary.json, summary.csv and summary.png.
+
+    Raises:
+        RunError: no variant has been run; nothing is written.
+    """
+    if all(row["status"] == "not complete" for row in summary["variants"]):
+        names = ", ".join(row["name"] for row in summary["variants"])
+        raise RunError(f"{out} holds no complete run of this sweep ({names}): is it another's?")
     write_json(out / "summary.json", summary)
     write_atomically(out / "summary.csv", _csv(summary))
     if any(row["status"] == "complete" for row in summary["variants"]):
         picture = io.BytesIO()
         draw(summary).savefig(picture, format="png")
         write_atomically(out / "summary.png", picture.getvalue())
+    else:
+        (out / "summary.png").unlink(missing_ok=True)
 
 
 def _csv(summary: Mapping[str, Any]) -> str:

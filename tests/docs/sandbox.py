@@ -73,6 +73,7 @@ class Server:
             [sys.executable, "-m", "tests.docs.server", str(self.address)],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -84,8 +85,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends it and all that it has started."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()
 
 
 class Sandbox:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -24,14 +25,14 @@ _ACCEPTING = ("egmae_jax", "benchmarks", "pytest", "tests")
 
 
 def serve(address: str) -> None:
-    """Answers until it is ended."""
+    """Answers until standard input is closed, as it is when whoever has started this ends."""
     from tests.docs import small  # imports everything, and JAX before any device is used
 
     small.apply()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address)
         listener.listen()
-        while True:
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the children
             content, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
@@ -45,6 +46,7 @@ def serve(address: str) -> None:
             connection.close()
             for file in files:
                 os.close(file)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _answer(connection: socket.socket, message: dict[str, Any], files: list[int]) -> None:

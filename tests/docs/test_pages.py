@@ -8,6 +8,7 @@ says. Commands within the text are only parsed.
 """
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,14 +103,14 @@ def test_every_command_is_accepted(server: Server, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_page_is_run(page: Page, server: Server, tmp_path: Path, tmp_path_factory, worker_id):
+def test_the_page_is_run(page: Page, server: Server, tmp_path: Path, tmp_path_factory):
     """From top to bottom, to the first command that fails."""
     text = "\n".join(fence.text for fence in page.fences)
     for name, library in EXTRAS.items():
         if name in text and not importlib.util.find_spec(library):
             pytest.skip(f"{library} is not installed")
     shared = tmp_path_factory.getbasetemp()
-    runs = (shared if worker_id == "master" else shared.parent) / "docs_runs"
+    runs = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "docs_runs"
     runs.mkdir(exist_ok=True)
     with Sandbox(tmp_path / "sandbox", server, runs, accept=False) as sandbox:
         for name in sorted(page.needs):  # data before runs
