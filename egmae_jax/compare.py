@@ -238,7 +238,12 @@ def _require_torch() -> None:
         import timm  # noqa: F401
         import torch  # noqa: F401
         import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision for another torch
+    except RuntimeError as error:
+        raise CompareError(
+            f"torchvision cannot be imported ({error}): it and torch are not built for each other; "
+            "install both anew, from the same index."
+        ) from None
+    except ImportError as error:
         raise CompareError(
             f"torch, torchvision and timm cannot be imported ({error}). They are the extra "
             "'parity': pip install -e '.[parity]'."

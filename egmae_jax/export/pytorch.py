@@ -27,9 +27,14 @@ def require(*libraries: str, extra: str) -> None:
     for library in libraries:
         try:
             __import__(library)
-        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision for another torch
+        except ImportError as error:
             raise MissingExtraError(
                 f"{library} cannot be imported ({error}); pip install -e '.[{extra}]' brings it."
+            ) from None
+        except RuntimeError as error:
+            raise MissingExtraError(
+                f"{library} cannot be imported ({error}): torch and torchvision are not built for "
+                "each other; install both anew, from the same index."
             ) from None
 
 

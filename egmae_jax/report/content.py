@@ -342,7 +342,7 @@ class Content:
         if isinstance(error, DamagedFileError):
             raise error
         logger.warning("The report has no pictures (%s): %s", what, error)
-        return str(error)
+        return str(error).replace("--config.data.dir", "--data_dir")  # this command's own flag
 
 
 def compare(workdirs: Sequence[Path]) -> "Comparison":
