@@ -1,5 +1,6 @@
 """The pages of the documentation: their commands and snippets, their links."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Page(NamedTuple):
     @property
     def name(self) -> str:
         """Its path in the repository."""
-        return self.path.relative_to(REPOSITORY).as_posix()
+        return os.path.relpath(self.path, REPOSITORY)
 
     @property
     def needs(self) -> list[str]:

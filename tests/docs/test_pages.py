@@ -4,7 +4,11 @@ A page's ```bash fences are typed into a shell one command after the other, its 
 one notebook; `% needs: data/busi runs/busi` (in README.md as an HTML comment) names what must be
 there before. A fence whose first line is `# name.py` is also written to that file, and a script is
 run where a command names it. A command must end with status 0, or as `# exit status 3` behind it
-says. Commands within the text are only parsed.
+says, and so must what it leaves in the background. Commands within the text are only parsed.
+
+Not carried out: installing, and what needs other machines or the network (programs.py); joining of
+hosts, tests of `pytest`, `benchmarks.soak`, the measurements of `benchmarks.gpu`, all but the first
+variants of a sweep, the report at a run's end; the same run a second time (small.py).
 """
 
 import importlib.util
@@ -99,6 +103,42 @@ def test_every_command_is_accepted(server: Server, tmp_path: Path):
             known = Command(1, f"python -m tests.docs.fields {' '.join(fields)}")
             found += problem(page, known, sandbox)
     assert not found, "\n".join(found)
+
+
+WRONG = """
+```bash
+python main.py --config=configs/busi.py:gpu --workdir=w
+python main.py --config=configs/busi.py --config.data.dri=x --workdir=w
+python main.py --config=configs/busi.py --config.data.image_size=100 --workdir=w
+python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:bussi --out=w
+python -m egmae_jax.report --workdri=w
+python -m egmae_jax.nothing
+pip install -e '.[nothing]'
+make nothing
+curl example.org
+```
+```python
+from egmae_jax import nothing
+```
+"""
+FAILING = """
+```bash
+python -c 'raise SystemExit(3)'  # exit status 3
+test -e nothing  # fails
+sh -c 'sleep .1; python -c "raise SystemExit(3)"' >log 2>&1 &  # fails
+```
+"""
+
+
+@pytest.mark.parametrize(("text", "accept"), [(WRONG, True), (FAILING, False)])
+def test_what_fails_is_told(text, accept, server, tmp_path):
+    page = Page(tmp_path / "page.md")
+    page.path.write_text(text)
+    with Sandbox(tmp_path / "sandbox", server, tmp_path, accept=accept) as sandbox:
+        found = "".join(problems(page, sandbox))
+    for number, line in enumerate(text.splitlines(), 1):
+        wrong = line.startswith("`") or not line or "exit status" in line
+        assert (f"page.md:{number} ended" in found) != wrong, found
 
 
 @pytest.mark.slow
