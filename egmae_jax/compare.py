@@ -171,7 +171,7 @@ def compare(
         FileNotFoundError: there are no `weights`.
         ValueError: no such model.
     """
-    if models.family(model) == "asff_resnet":
+    if models.family(model) not in ("convnext", "resnet", "squeezenet"):
         raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
     network = models.create(model, num_classes=1)
     multiple = network.stride if network.needs_multiple else 1

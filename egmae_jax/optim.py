@@ -71,9 +71,17 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
 
     The stem is layer 0, each block one layer (with the downsampling before it), the head the last.
     Of SqueezeNet each Fire module is a block.
+
+    Raises:
+        ValueError: no parameter's path is known as one of the stem or of a block.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = sorted({_place(path) for path in flat})
+    if layers == [_HEAD]:
+        raise ValueError(
+            "finetune.layer_decay is below 1, but no layers are known of a network with parameters "
+            f"such as {min(flat)}: set it to 1, or add its blocks' names to optim.py."
+        )
     scales = {path: decay ** (len(layers) - 1 - layers.index(_place(path))) for path in flat}
     return traverse_util.unflatten_dict(scales, sep="/")
 

@@ -54,22 +54,23 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     Raises:
         RunError: something given is not there, or there is no image in all.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by what it is called however it is spelled
     for path in given:
         if path.is_dir():
-            below = image_files(path)
-            found |= dict.fromkeys(sorted(below, key=lambda p: [*map(natural_key, p.parts)]))
+            below = sorted(image_files(path), key=lambda p: [*map(natural_key, p.parts)])
         elif path.is_file():
-            found[path] = None
+            below = [path]
         else:
             kind = "is neither a file nor a folder" if path.exists() else "is not there"
             raise RunError(f"{path} {kind} (--images).")
+        for file in below:
+            found.setdefault(os.path.abspath(file), file)
     if not found:
         raise RunError(
             f"There is no image in {', '.join(map(str, given))} "
             f"({', '.join(sorted(IMAGE_SUFFIXES))})."
         )
-    return list(found)
+    return list(found.values())
 
 
 def write_predictions(

@@ -22,7 +22,7 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
-from egmae_jax.files import REEVALUATE, REMAKE, RESTORE, DamagedFileError, read_json
+from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths
@@ -206,7 +206,7 @@ class SavedRun:
         path = self.paths.results
         if not path.is_file():
             raise RunError(f"There is no {path}: the run has not been evaluated yet.")
-        return read_json(path, REMAKE)
+        return read_json(path, REEVALUATE)
 
 
 def _listed(names: Iterable[str]) -> str:

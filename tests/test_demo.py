@@ -18,7 +18,7 @@ import pytest
 
 import egmae_jax.demo
 from egmae_jax import experiment
-from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.data.images import NOT_AN_IMAGE, UnreadableImageError
 from egmae_jax.demo import __main__ as demo
 from egmae_jax.demo.examine import examine, greatest_entropy
 from egmae_jax.explain.overlay import overlay
@@ -122,7 +122,7 @@ def bomb():
     ("encoded", "says"),
     [
         (b"", "empty"),
-        (b"<script>alert(1)</script>", "not an image"),
+        (b"<script>alert(1)</script>", NOT_AN_IMAGE),
         (encode(noise(40, 50))[:-900], "truncated"),
         (bomb(), "exceeds limit"),
     ],
@@ -250,7 +250,7 @@ def test_refuses_a_file_that_is_too_large(client):
 def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkeypatch):
     tab = Tab(client)
     tab.send(HOSTILE, b"no image")
-    tab.waits_for(f"{HOSTILE}: not an image")
+    tab.waits_for(f"{HOSTILE}: {NOT_AN_IMAGE}")
     with monkeypatch.context() as patch:
 
         def fail(*_):
@@ -399,7 +399,7 @@ def test_in_a_browser(served, predictor, files, tmp_path):
         expect(status).to_contain_text("up to 1 MB")
         expect(page.locator("figure")).to_have_count(0)
         page.set_input_files("input[type=file]", bad)
-        expect(status).to_have_text(f"{bad.name}: not an image")
+        expect(status).to_have_text(f"{bad.name}: {NOT_AN_IMAGE}")
         dropped = page.evaluate_handle(
             """bytes => {
               const data = new DataTransfer();

@@ -173,9 +173,9 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     assert head == "Error: 5 images cannot be read and left out:"
     assert f"  {folder}/a/3.png: damaged or truncated" in errors
     assert f"  {folder}/empty.jpg: the file is empty" in lines
-    assert f"  {folder}/text.tif: not an image" in lines
+    assert f"  {folder}/text.tif: {images.NOT_AN_IMAGE}" in lines
     assert f"  {folder}/gone.png: No such file or directory" in lines
-    assert f"  {folder}/[red]:cat:\\x1b[2J\\nx.bmp: not an image" in lines
+    assert f"  {folder}/[red]:cat:\\x1b[2J\\nx.bmp: {images.NOT_AN_IMAGE}" in lines
     assert len(lines) == 5
     assert "4 images in " in output
 
@@ -231,7 +231,9 @@ def test_the_batch_changes_nothing_and_a_network_is_compiled_once(moved, command
 def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_path):
     odd = write_image(tmp_path / "new" / "scan.001")
     one = write_image(tmp_path / "new" / "1.png")
-    status, rows, *_ = command("--images", odd, tmp_path / "new", f"--images={one}")
+    again = tmp_path / "new" / ".." / "new" / "1.png"  # another spelling
+    given = ("--images", odd, tmp_path / "new", f"--images={one}", f"--images={again}")
+    status, rows, *_ = command(*given)
     assert status == 0
     assert [row["file"] for row in rows] == [str(odd), str(one)]
 
@@ -449,7 +451,7 @@ def test_images_of_any_kind_are_seen_alike(moved, tmp_path):
         (5, "a int is no image; paths"),
         ([None], "a NoneType is no image"),
         ("absent.png", "^absent.png: No such file or directory$"),
-        ([np.zeros((8, 8), np.uint8), b"x"], "^image 1: not an image$"),
+        ([np.zeros((8, 8), np.uint8), b"x"], f"^image 1: {images.NOT_AN_IMAGE}$"),
         (PIL.Image.new("F", (8, 8)), "^image 0: 'F' has 32 bits a value"),
     ],
 )

@@ -54,7 +54,7 @@ def main() -> None:
 
     config, size = default.get_config(), arguments.image_size
     resize = round(size * config.finetune.resize / config.data.image_size)
-    whole = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+    whole = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
     data = functools.partial(training.loader, batch_size=arguments.batch, workers=arguments.workers)
     pretraining = data(
         train_files,

@@ -18,6 +18,7 @@ Color = Literal["rgb", "grey"]
 RESIZE_MODES = ("shorter_side", "squash", "pad")
 COLORS = ("rgb", "grey")
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # others start programs, or hold many images
+NOT_AN_IMAGE = "not an image in JPEG, PNG, TIFF, BMP, WebP or DICOM"  # why a file is unreadable
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _CV2_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _CV2_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
@@ -116,7 +117,7 @@ def _damage_told() -> Iterator[None]:
     except (UnreadableImageError, dicom.DicomError) as error:
         raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:
-        raise UnreadableImageError("not an image") from None
+        raise UnreadableImageError(NOT_AN_IMAGE) from None
     except PIL.Image.DecompressionBombError as error:
         raise UnreadableImageError(str(error)) from None
     except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from flax import struct
@@ -170,7 +171,9 @@ class ResidentSteps:
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
         """Inside jit: the batch of step i, split over the devices."""
-        batch = self.images.take(sharding.split_batch(self.indices[i], mesh))
+        # NumPy's own under JAX_DEBUG_NANS, which runs the step again outside jit.
+        indices = jnp.asarray(self.indices)[i]
+        batch = self.images.take(sharding.split_batch(indices, mesh))
         return sharding.split_batch(batch, mesh)
 
 

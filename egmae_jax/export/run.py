@@ -141,7 +141,7 @@ def _write_weights(system: System, source: Path, folder: Path, batch: Batch) -> 
     path = folder / "model.safetensors"
     branch = system.networks[0].branch
     if not weights.in_pytorch(branch.model_name):
-        return _file(path, None, "timm", "no other library has an ASFF.")
+        return _file(path, None, "timm", f"no other library has {branch.model_name}.")
     try:
         pytorch.require("torch", "torchvision", "timm", extra="parity")
     except pytorch.MissingExtraError as error:

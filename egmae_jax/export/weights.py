@@ -23,7 +23,7 @@ def in_timm(model_name: str) -> bool:
 
 def in_pytorch(model_name: str) -> bool:
     """Whether timm has it, or torchvision, whose SqueezeNet is; ASFF is nobody's but ours."""
-    return models.family(model_name) != "asff_resnet"
+    return in_timm(model_name) or models.family(model_name) == "squeezenet"
 
 
 def write(system: System, weights: Path, folder: Path) -> None:

@@ -148,8 +148,8 @@ def reliability_diagram(said: Sequence[Said], name: str) -> Markup:
         _legend(figure)
         return _to_svg(
             figure,
-            f"Reliability of {name}: accuracy over confidence; expected calibration error "
-            f"{', '.join(errors)}.",
+            f"Reliability of {name}: accuracy over confidence, all images pooled; expected "
+            f"calibration error {', '.join(errors)}.",
         )
 
 

@@ -181,7 +181,7 @@ def damaged(tree):
 
 
 REASONS = {
-    "benign/benign (1).png": "not an image",
+    "benign/benign (1).png": images.NOT_AN_IMAGE,
     "malignant/malignant (2).jpg": "truncated",
     "normal/normal (3).png": "empty",
 }

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import compare
+from egmae_jax.data.images import NOT_AN_IMAGE
 from tests import torch_reference
 from tests.conftest import REPOSITORY
 from tests.tiny import environment
@@ -313,7 +314,9 @@ def test_the_command_prints_and_saves_equal_weights(command, checkpoint, tmp_pat
     assert (status, errors) == (0, "")
     lines = [line.rstrip() for line in output.splitlines()]
     assert f"{NAME}, 5 classes, 3 images of 64 pixels" in lines
-    assert lines[lines.index("1 unreadable images left out:") + 1] == "  broken.png (not an image)"
+    assert (
+        lines[lines.index("1 unreadable images left out:") + 1] == f"  broken.png ({NOT_AN_IMAGE})"
+    )
     assert "Pixels equal torchvision's Resize(64), CenterCrop(64) in 3 of 3 images." in lines
     assert "Activations part nowhere (tolerance 0.0001)." in lines
     assert lines[-1] == "Predictions agree for all 3 images."
@@ -337,7 +340,7 @@ def test_the_command_prints_and_saves_equal_weights(command, checkpoint, tmp_pat
         "image_size": 64,
         "tolerance": 1e-4,
         "files": ["0.png", "1.png", "2.png"],
-        "unreadable": ["broken.png (not an image)"],
+        "unreadable": [f"broken.png ({NOT_AN_IMAGE})"],
         "preprocessing": {"images": 3, "mean": 0.0, "max": 0, "different": []},
         "agreeing": 3,
         "disagreements": [],
@@ -462,7 +465,8 @@ def test_folders_without_a_readable_image_are_refused(command, tmp_path):
     (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
     status, _, errors = command(images=tmp_path)
     assert status == 2
-    assert f"None of 2 images in {tmp_path} can be read: a.png (not an image); b.jpg (" in errors
+    expected = f"None of 2 images in {tmp_path} can be read: a.png ({NOT_AN_IMAGE}); b.jpg ("
+    assert expected in errors
 
 
 @pytest.mark.parametrize("module", ["torch", "torchvision", "timm"])

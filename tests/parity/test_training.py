@@ -421,6 +421,11 @@ def test_the_groups_of_layer_decay_are_timms(name):
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
 
 
+def test_a_network_of_unknown_layers_is_not_trained_as_if_it_were_one():
+    with pytest.raises(ValueError, match=r"layer_decay.*trunk/conv/kernel"):
+        optim.layer_scales({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
+
+
 def test_drop_path_is_timms_in_distribution():
     timm_layers = pytest.importorskip("timm.layers")
     ours = np.asarray(drop_path_scales(jax.random.key(0), [0.0, 0.3], 4000))
