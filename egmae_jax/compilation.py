@@ -19,8 +19,16 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 _CPU_OPTIONS = {
-    # The first removes optimization barriers. The second crashes on barriers over several arrays.
-    "xla_disable_hlo_passes": "cse_barrier_expander,small-while-loop-hoisting",
+    "xla_disable_hlo_passes": ",".join(
+        (
+            "cse_barrier_expander",  # removes optimization barriers
+            "small-while-loop-hoisting",  # crashes on barriers over several arrays
+            # A tenth of the time that compiling takes, for nothing: no step is faster by them.
+            "simplify-while-loops",
+            "while-loop-invariant-code-motion",
+            "post_scatter_expansion_simplification",
+        )
+    ),
     # YNNPACK's fusions are slower than XLA's own reductions and matrix products at our shapes, and
     # take in what should be computed once.
     "xla_cpu_experimental_ynn_fusion_type": "",

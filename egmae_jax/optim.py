@@ -1,5 +1,6 @@
 """Optimizers: AdamW with a decay mask, cosine annealing with warm-up, learning rates by layer."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -50,15 +51,56 @@ def adamw(
         layer_decay: learning rates fall by this factor a layer, from the head down to the stem;
             1 gives all layers the same.
     """
-    # Else the CPU compiler computes the schedule again in the update of every parameter.
-    once = lambda step: compilation.materialize(schedule(step))  # noqa: E731
-    optimizer = optax.adamw(
-        once, b1=betas[0], b2=betas[1], weight_decay=weight_decay, mask=decay_mask
-    )
-    if layer_decay == 1.0:
-        return optimizer
-    # Scaling the update scales step and decay alike: PyTorch's parameter groups with own rates.
-    return optax.chain(optimizer, _scale_by(layer_scales(params, layer_decay)))
+    scales = None if layer_decay == 1.0 else layer_scales(params, layer_decay)
+
+    def init(params: PyTree) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(
+        gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        # Else the CPU compiler computes them again in the update of every parameter.
+        rate, *corrections = compilation.materialize(
+            (schedule(state.count), *(_one_minus_power(beta, count) for beta in betas))
+        )
+        rates = jax.tree.map(lambda _: rate, params)
+        if scales is not None:
+            rates = jax.tree.map(lambda x: rate * x, trainable.restrict(scales, params))
+
+        def of_one(decays: bool, *leaf: jax.Array) -> tuple[jax.Array, ...]:
+            decay = weight_decay if decays else 0.0
+            return _update(*leaf, *corrections, betas=tuple(betas), decay=decay)
+
+        stepped = jax.tree.map(
+            of_one, decay_mask(params), gradients, state.mu, state.nu, params, rates
+        )
+        updates, mu, nu = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), stepped
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+@functools.partial(jax.jit, static_argnames=("betas", "decay"))
+def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, decay):
+    """Of one parameter: update and moments (Loshchilov & Hutter 2019, algorithm 2).
+
+    Traced once a shape: of all parameters together, as by optax, it is most of a step's operations.
+    """
+    mu = betas[0] * mu + (1 - betas[0]) * gradient
+    nu = betas[1] * nu + (1 - betas[1]) * gradient**2
+    direction = (mu / mu_share) / (jnp.sqrt(nu / nu_share) + 1e-8)
+    if decay:
+        direction += decay * parameter
+    return -rate * direction, mu, nu
+
+
+def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
+    """1 - beta ** count, of which float32 would lose the last digits."""
+    return -jnp.expm1(count * math.log(beta)) if beta else jnp.ones(())
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -101,11 +143,3 @@ def _place(path: str) -> tuple[float, ...]:
     if stage is not None:
         return int(stage), int(block or 0)
     return tuple(int(number) for number in others if number is not None)
-
-
-def _scale_by(scales: PyTree) -> optax.GradientTransformation:
-    def scale(updates: PyTree, _: PyTree) -> PyTree:
-        factors = trainable.restrict(scales, updates)
-        return jax.tree.map(lambda update, factor: update * factor, updates, factors)
-
-    return optax.stateless(scale)

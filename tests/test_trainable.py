@@ -189,8 +189,8 @@ def test_the_optimizer_holds_two_moments_of_what_trains_and_no_more(name, choice
     setting = Setting(name, CHOICES[choice])
     sizes = [leaf.size for leaf in jax.tree.leaves(setting.state.opt_state)]
     trained = jax.tree.leaves(setting.trained)
-    assert len(sizes) == 2 * len(trained) + 2  # and the numbers of steps, of Adam and schedule
-    assert sum(sizes) == 2 * trainable.count(setting.trained) + 2
+    assert len(sizes) == 2 * len(trained) + 1  # and the number of steps
+    assert sum(sizes) == 2 * trainable.count(setting.trained) + 1
 
 
 def operations(compiled, name):

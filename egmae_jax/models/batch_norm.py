@@ -9,9 +9,10 @@ from flax import linen as nn
 from jax import lax
 
 from egmae_jax.compilation import for_cpu, materialize
+from egmae_jax.models.module import Module
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Module):
     """PyTorch's BatchNorm2d.
 
     The running statistics are leaves `mean` and `var` beside `scale` and `bias`, as in a PyTorch

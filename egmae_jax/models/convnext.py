@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
+from egmae_jax.models.module import Module
 from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
@@ -30,7 +31,7 @@ Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 
 
-class PatchConv(nn.Module):
+class PatchConv(Module):
     """Convolution whose stride is its kernel size: the stem (4x4) and the downsampling (2x2).
 
     Patches do not overlap, so it is one matrix product over flattened patches.
@@ -69,7 +70,7 @@ def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) ->
     return jax.random.bernoulli(key, keep, (len(keep), batch)) / keep
 
 
-class DepthwiseParams(nn.Module):
+class DepthwiseParams(Module):
     """Declares what a depthwise convolution needs, 7x7 with bias."""
 
     @nn.compact
@@ -81,7 +82,7 @@ class DepthwiseParams(nn.Module):
         )
 
 
-class LinearParams(nn.Module):
+class LinearParams(Module):
     """Declares what `nn.Dense` would, for a block that computes several layers together."""
 
     features: int
@@ -95,7 +96,7 @@ class LinearParams(nn.Module):
         )
 
 
-class NormParams(nn.Module):
+class NormParams(Module):
     """Declares what `nn.LayerNorm` would."""
 
     @nn.compact
@@ -107,7 +108,7 @@ class NormParams(nn.Module):
         )
 
 
-class ConvNeXtBlock(nn.Module):
+class ConvNeXtBlock(Module):
     """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2.
 
     With `response_norm` it is V2's: x + drop_path(fc2(grn(gelu(fc1(norm(conv_dw(x))))))).

@@ -12,6 +12,7 @@ from jax import lax
 from egmae_jax import compilation
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convolution import conv2d
+from egmae_jax.models.module import Module
 
 
 def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
@@ -27,7 +28,7 @@ def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
     return x
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """Convolution with PyTorch's symmetric zero padding; its output is tapped.
 
     Attributes:

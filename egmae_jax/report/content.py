@@ -312,6 +312,11 @@ class Content:
         """Whose heat is shown."""
         return self.run.branch().name
 
+    @property
+    def heat_scale(self) -> str:
+        """A picture of the colours of heat."""
+        return pictures.heat_scale()
+
     @functools.cached_property
     def cases(self) -> dict[str, list[pictures.Case]] | str:
         """Test images of note with Grad-CAM, by kind; or why there are none."""

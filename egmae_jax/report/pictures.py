@@ -106,6 +106,12 @@ def explain_cases(
     }
 
 
+def heat_scale() -> str:
+    """A data: address of all heat from 0 to 1 over grey."""
+    heat = np.tile(np.linspace(0, 1, _SIDE), (12, 1))
+    return embed(overlay(np.full((*heat.shape, 3), 128, np.uint8), heat))
+
+
 def reconstructions(config: ConfigDict, workdir: Path, count: int) -> tuple[str, list[str], str]:
     """Validation images, their entropy, noise, corruption and reconstruction, on one sheet.
 
