@@ -195,13 +195,14 @@ def _fingerprint(config: ConfigDict, stage: str) -> str:
 
 
 def _read(read, config, given=()):
-    """`variants.read`: of a sweep its first two variants and the baseline."""
+    """`variants.read`: of a sweep its first two variants, its last and the baseline."""
     sweep = read(config, given)
     for variant in sweep.variants:
         _CHECK(variant.config, 1)
     if _is_only_to_be_accepted():
         raise SystemExit(0)
-    kept = [x for i, x in enumerate(sweep.variants) if i < 2 or x.name == sweep.baseline]
+    first, last = sweep.variants[:2], sweep.variants[-1:]
+    kept = [x for x in sweep.variants if x in (*first, *last) or x.name == sweep.baseline]
     small = [variant._replace(config=shrink(variant.config)) for variant in kept]
     return sweep._replace(variants=tuple(small))
 

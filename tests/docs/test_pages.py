@@ -7,8 +7,8 @@ run where a command names it. A command must end with status 0, or as `# exit st
 says, and so must what it leaves in the background. Commands within the text are only parsed.
 
 Not carried out: installing, and what needs other machines or the network (programs.py); joining of
-hosts, tests of `pytest`, `benchmarks.soak`, the measurements of `benchmarks.gpu`, all but the first
-variants of a sweep, the report at a run's end; the same run a second time (small.py).
+hosts, tests of `pytest`, `benchmarks.soak`, the measurements of `benchmarks.gpu`, most variants
+of a sweep, the report at a run's end; the same run a second time (small.py).
 """
 
 import importlib.util
