@@ -116,9 +116,10 @@ def _run(arguments: list[str], accept: bool) -> None:
             raise SystemExit(f"there is no module {module}")
         if accept and module.partition(".")[0] not in _ACCEPTING:
             return
-        if accept or module in small.PARSED_ONLY:
+        only_parsed = accept or module in small.PARSED_ONLY
+        if only_parsed:
             small.end_after_parsing()
-        sys.argv = [module, *small.adapted(module, rest[2:], accept)]
+        sys.argv = [module, *small.adapted(module, rest[2:], only_parsed)]
         warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif rest[0].startswith("-"):

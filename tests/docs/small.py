@@ -111,13 +111,13 @@ def end_after_parsing() -> None:
     configs.check = _ending(configs.check)
 
 
-def adapted(program: str, arguments: list[str], accept: bool) -> list[str]:
+def adapted(program: str, arguments: list[str], only_parsed: bool) -> list[str]:
     """The arguments that a program is given instead, and whatever else it needs."""
     if program == "pytest":
         return _only_listing(arguments)
-    if program == "egmae_jax.demo" and not accept:
+    if program == "egmae_jax.demo" and not only_parsed:
         _visit_the_page()
-    if program.startswith("benchmarks.") and not accept:
+    if program.startswith("benchmarks.") and not only_parsed:
         os.environ.pop("XLA_FLAGS", None)  # some have images of full size, slow if not optimized
         # Their memory would be that of further processes, which import everything anew.
         given = [argument for argument in arguments if argument != "--memory"]
