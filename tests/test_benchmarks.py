@@ -164,7 +164,7 @@ def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys
     assert rows["head"]["parameters"] == head
     for mode, row in rows.items():
         assert row["step_s"] > 0
-        assert row["optimizer_bytes"] == 4 * (2 * row["parameters"] + 2)  # two moments, two counts
+        assert row["optimizer_bytes"] == 4 * (2 * row["parameters"] + 1)  # two moments, a count
         if mode in ("low_entropy", "random"):
             assert everything / 2 <= row["parameters"] < everything
     assert rows["head"]["flops"] < rows["low_entropy"]["flops"] <= rows["all"]["flops"]
@@ -235,7 +235,7 @@ def test_scaling_counts_what_a_step_computes_and_sends(tmp_path):
     for work in scaling.WORKS:
         counted = result[work]["counted"]
         assert counted["parameter_bytes"] == 4 * counted["parameters"]
-        assert counted["optimizer_bytes"] == 4 * (2 * counted["parameters"] + 2)
+        assert counted["optimizer_bytes"] == 4 * (2 * counted["parameters"] + 1)
         assert counted["image_bytes"] == 37 * 37 * 3 + 12
         assert counted["kept_bytes_an_image"] > 4 * 32 * 32 * 3
         assert counted["sent_bytes"].keys() == {"all-reduce"}
