@@ -220,7 +220,7 @@ def _usage(system: System, formats: Sequence[str]) -> str:
     if "stablehlo" in formats:
         parts.append(
             "`model.stablehlo` is the whole classifier with its weights, for CPU, CUDA and TPU and "
-            "any number of images at a time; it needs jax, numpy and Pillow. "
+            "any number of images at a time; it needs jax, flatbuffers, numpy and Pillow. "
             "`model.stablehlo.json` says what it takes and gives. JAX promises that versions of "
             "the next six months load it.\n\n"
             + _code(
