@@ -39,6 +39,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def is_at_limit(temperature: float) -> bool:
+    """Whether no temperature was hot enough: what it gives is all but equal for every class."""
+    return temperature > 0.99 * _HOTTEST
+
+
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities [N, num_classes] as sure as the temperature says, float64 of the same shape."""
     return special.softmax(_logits(probabilities) / temperature, axis=1)

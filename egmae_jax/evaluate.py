@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from egmae_jax import calibration, fusion
 from egmae_jax.data.pipeline import Evaluation
-from egmae_jax.files import DamagedFileError, read_npz, write_atomically
+from egmae_jax.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
@@ -300,8 +300,10 @@ def load_predictions(path: Path) -> Predictions:
     """Reads what `save_predictions` wrote.
 
     Raises:
-        DamagedFileError: the file is not whole.
+        DamagedFileError: the file is not there, or not whole.
     """
+    if not path.exists():
+        raise DamagedFileError(path, "it is missing", REEVALUATE)
     try:
         arrays = read_npz(path)
         found = Predictions(*(arrays[name] for name in Predictions._fields))

@@ -37,6 +37,7 @@ from egmae_jax.workdir import (
     local_folder,
     lock,
     record_config,
+    require_own_folder,
     require_same_run,
 )
 
@@ -82,6 +83,7 @@ def run(
     """
     workdir = local_folder(workdir)
     cache = Path(str(config.data.cache_dir)).expanduser()
+    require_own_folder(workdir, config)
     with storage_errors_told(workdir, cache), lock(workdir):
         experiment = Experiment(config, workdir, stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]

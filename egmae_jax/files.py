@@ -32,7 +32,8 @@ class DamagedFileError(ValueError):
     """A file of the workdir cannot be read; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
-        super().__init__(f"{path} is damaged ({reason}): {remedy}.")
+        what = f"is damaged ({reason})" if path.exists() else "is missing"
+        super().__init__(f"{path} {what}: {remedy}.")
 
 
 class StorageError(RuntimeError):

@@ -42,6 +42,7 @@ from egmae_jax.predictor import Part, Predictions, Predictor
 from egmae_jax.saved_run import RunError
 
 UNREADABLE = 3  # exit status
+_FIRST_COLUMNS = ["file", "predicted"]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -95,7 +96,7 @@ def write_predictions(
         that cannot be read.
 
     Raises:
-        RunError: the run has no such branch.
+        RunError: the run has no such branch, or no image can be read.
     """
     branch = predictor.run.branch(branch).name
     places = _places(files) if pictures else []
@@ -116,7 +117,14 @@ def write_predictions(
             counts += np.bincount(part.predictions.labels, minlength=len(counts))
             unreadable |= {files[i]: reason for i, reason in part.unreadable.items()}
             advance(len(part.indices) + len(part.unreadable))
+        if len(unreadable) == len(files):
+            raise RunError(_list(f"No image can be read; {out} is not written:", unreadable))
     return counts, unreadable
+
+
+def _list(title: str, unreadable: dict[Path, str]) -> str:
+    lines = (f"{file}: {why}".replace("\n", "\\n") for file, why in unreadable.items())
+    return "\n  ".join([title, *lines])
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -124,7 +132,20 @@ def write_predictions(
 
 def _header(predictions: Predictions) -> list[str]:
     columns = (f"{name}:{c}" for name in _ensemble_first(predictions) for c in predictions.classes)
-    return ["file", "predicted", *columns]
+    return [*_FIRST_COLUMNS, *columns]
+
+
+def _require_own_table(out: Path) -> None:
+    """Raises RunError where another table would be lost."""
+    if not out.exists():
+        return
+    with out.open(encoding="utf-8", errors="replace") as file:
+        begin = file.read(1000).partition("\n")[0]
+    if begin and begin.split(",")[:2] != _FIRST_COLUMNS:
+        raise RunError(
+            f"--out={out} is there and no table of predictions (it begins with {begin[:40]!r}): "
+            "take another name, or delete it."
+        )
 
 
 def _rows(files: Sequence[Path], predictions: Predictions) -> Iterator[list[str]]:
@@ -198,6 +219,7 @@ def _run(
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
     files = find_images(images)
     require_output(out, (".csv",), files)
+    _require_own_table(out)
     if pictures is not None:
         _require_none_replaced(pictures, files)
     predictor = Predictor(
@@ -250,9 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.fail(f"Stopped: {options['out']} is not written.", 130)
     if unreadable:
         count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)}"
-        lines = (f"{file}: {why}".replace("\n", "\\n") for file, why in unreadable.items())
-        listed = "\n  ".join([f"{count} cannot be read and left out:", *lines])
-        console.fail(listed, UNREADABLE)
+        left_out = f"{count} cannot be read and {'are' if len(unreadable) > 1 else 'is'} left out:"
+        console.fail(_list(left_out, unreadable), UNREADABLE)
     return 0
 
 

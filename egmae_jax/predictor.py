@@ -24,6 +24,7 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from egmae_jax import augment, compilation, finetune, models, sharding
+from egmae_jax.calibration import is_at_limit
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
@@ -109,6 +110,13 @@ class Predictor:
         self._ensembles = [
             self.run.ensemble(i) for i in rounds
         ]  # finished, before weights are read
+        hot = {n for e in self._ensembles for n, t in e.temperatures.items() if is_at_limit(t)}
+        if calibrated and hot:
+            logger.warning(
+                "A temperature of %s is at its limit: calibrated, every class is all but equally "
+                "probable",
+                ", ".join(sorted(hot)),
+            )
         self.classes = self.run.classes()
         self._mesh = sharding.make_mesh()
         self._classifiers = {

@@ -1,9 +1,11 @@
-"""What made a result: versions, devices, the command."""
+"""What made a result: versions, commit, devices, the command."""
 
 import importlib.metadata
 import platform
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,11 +23,12 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """JSON-like: "versions" by package, "devices" and "command"."""
+    """JSON-like: "versions" by package, "commit", "devices", "hosts", "platform", "command"."""
     versions = {name: _version(name) for name in ("egmae_jax", *_PACKAGES)}
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version()} | versions,
+        "commit": _commit(),
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "hosts": jax.process_count(),
         "platform": platform.platform(),
@@ -38,3 +41,20 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # of a checkout that is not installed
         return "not installed"
+
+
+def _commit() -> str | None:
+    """Of the clone that this code lies in, "-dirty" where it was changed; None if it is in none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=10
+        ).stdout.strip()
+
+    here = Path(__file__)
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # not of a clone that an environment is in
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None

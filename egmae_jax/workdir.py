@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax import sharding
 from egmae_jax.config import ConfigError, require_same
+from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
 from egmae_jax.files import RESTORE, read_json, write_json
 
 
@@ -144,6 +145,24 @@ def has_begun(workdir: Path) -> bool:
     """Whether a stage has left anything there, if only its checkpoints."""
     patterns = ("pretrain", "export", "predictions", "round_*/*")
     return any(path.is_dir() for pattern in patterns for path in workdir.glob(pattern))
+
+
+def require_own_folder(workdir: Path, config: ConfigDict) -> None:
+    """Refuses a folder of images: what a run leaves there would be found among them.
+
+    Raises:
+        ConfigError: it is no run's yet and has images, itself or in a folder of it; or it lies in
+            data.dir, where each folder is a class.
+    """
+    if _record(workdir).exists() or has_begun(workdir):
+        return
+    advice = "a run's files would be among them. Give --workdir a folder of its own"
+    files = (path for pattern in ("*", "*/*") for path in workdir.glob(pattern))
+    if image := next((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), None):
+        raise ConfigError(f"--workdir={workdir} holds images ({image}); {advice}.")
+    images = Path(config.data.dir).expanduser().resolve()
+    if config.data.name == "image_folder" and images in workdir.resolve().parents:
+        raise ConfigError(f"--workdir={workdir} is in data.dir, a folder of images; {advice}.")
 
 
 def require_same_run(workdir: Path, config: ConfigDict) -> None:

@@ -286,6 +286,20 @@ def test_a_run_that_stops_before_any_work_leaves_no_workdir(data, cache, tmp_pat
     assert not (tmp_path / "workdir").exists()
 
 
+def test_a_workdir_among_images_is_refused_and_left_as_it_was(data, cache, tmp_path):
+    images = shutil.copytree(data, tmp_path / "images")
+    before = sorted(images.rglob("*"))
+    config = tiny.make_config(images, cache, data__name="image_folder")
+    for workdir, message in (
+        (images, "holds images"),
+        (tmp_path / "images" / next(images.iterdir()).name, "holds images"),
+        (images / "run", "is in data.dir"),
+    ):
+        with pytest.raises(configs.ConfigError, match=f"{message}.*a folder of its own"):
+            experiment.run(config, workdir)
+    assert sorted(images.rglob("*")) == before
+
+
 def test_checkpoints_that_a_kill_left_behind_are_deleted(finished, data, cache, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "copy")
     left = [workdir / "pretrain" / "checkpoints", workdir / "round_1" / "mae" / "checkpoints"]

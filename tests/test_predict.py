@@ -170,7 +170,7 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     found = [os.path.relpath(row["file"], folder) for row in rows]
     assert found == ["B.PNG", "a/1.png", "a/2.png", "a/10.png"]
     head, *lines = errors.splitlines()
-    assert head == "Error: 5 images cannot be read and left out:"
+    assert head == "Error: 5 images cannot be read and are left out:"
     assert f"  {folder}/a/3.png: damaged or truncated" in errors
     assert f"  {folder}/empty.jpg: the file is empty" in lines
     assert f"  {folder}/text.tif: {images.NOT_AN_IMAGE}" in lines
@@ -180,12 +180,27 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     assert "4 images in " in output
 
 
-def test_where_nothing_can_be_read_the_table_is_empty(command, tmp_path):
+def test_where_nothing_can_be_read_no_table_is_written(command, tmp_path):
     for k in range(3):
         (tmp_path / f"{k}.png").write_text("no image")
-    status, rows, _, _ = command("--batch=2", "--images", tmp_path, "--gradcam", tmp_path / "gc")
-    assert (status, rows) == (3, [])
+    flags = ("--batch=2", "--images", tmp_path, "--gradcam", tmp_path / "gc")
+    status, rows, _, errors = command(*flags)
+    assert (status, rows) == (1, None)
+    assert "No image can be read" in errors
+    assert f"  {tmp_path}/2.png: {images.NOT_AN_IMAGE}" in errors.splitlines()
     assert not (tmp_path / "gc").exists()
+
+
+def test_a_table_of_something_else_is_not_replaced(command, tmp_path):
+    write_image(tmp_path / "a.png")
+    out = tmp_path / "labels.csv"
+    out.write_text("id,label\n1,benign\n")
+    status, _, _, errors = command("--images", tmp_path, out=out)
+    assert status == 1
+    assert f"--out={out} is there and no table of predictions (it begins with 'id,label')" in errors
+    assert out.read_text() == "id,label\n1,benign\n"
+    out.unlink()
+    assert [command("--images", tmp_path, out=out)[0] for _ in range(2)] == [0, 0]  # its own
 
 
 def test_hostile_names_are_data(command, tmp_path, monkeypatch):
@@ -281,14 +296,14 @@ def test_images_are_not_replaced_by_pictures(command, tmp_path):
 
 def test_an_old_table_stays_where_a_new_one_fails(moved, command, tmp_path, monkeypatch):
     out = tmp_path / "table.csv"
-    out.write_text("file\nold\n")
+    out.write_text("file,predicted\nold,\n")
 
     def stop(*_):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(predict, "_rows", stop)
     status, rows, _, errors = command("--images", moved[1], out=out)
-    assert (status, rows) == (1, [{"file": "old"}])
+    assert (status, rows) == (1, [{"file": "old", "predicted": ""}])
     assert "the disk is gone" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
@@ -319,7 +334,7 @@ def spoil_temperature(value):
         (shutil.rmtree, "holds no run: there is no config.json in it."),
         (lambda w: (w / "results.json").unlink(), "the run has not been evaluated yet."),
         (lambda w: (w / "results.json").write_text("{"), "results.json is damaged"),
-        (lambda w: (w / "splits.json").unlink(), "splits.json is damaged (it is missing)"),
+        (lambda w: (w / "splits.json").unlink(), "splits.json is missing: restore it"),
         (lambda w: shutil.rmtree(w / "export"), "Fine-tuned are: none yet."),
         (lambda w: next(w.glob("export/*")).write_bytes(b"x" * 99), ".safetensors"),
         (spoil_temperature(0), "does not say how branches are fused and calibrated"),

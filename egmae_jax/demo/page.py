@@ -74,7 +74,10 @@ class Page:
     def _about(self) -> str:
         run = self._predictor.run
         networks = ", ".join(f"{branch.name} ({branch.model_name})" for branch in run.branches)
-        return f"{run.workdir.resolve().name}: {networks}. Probabilities are calibrated."
+        return (
+            f"{run.workdir.resolve().name}: {networks}. Probabilities are calibrated, each "
+            "classifier's by itself: the ensemble's mean is of those before."
+        )
 
     def _text(self, tag: str, text: str) -> Element:
         """An element of that text, which the browser takes for text whatever it says."""

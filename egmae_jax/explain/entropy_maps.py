@@ -61,6 +61,8 @@ class Source:
         if workdir is not None:
             _require_mae(config, workdir)
             paths = _pretrained(workdir)
+            if not self.root.is_dir():  # phantoms would be written there
+                raise DataError(f"There is no folder {self.root} (--config.data.dir).")
         self.prepared = prepare(
             config.data.name,
             self.root,
@@ -73,7 +75,7 @@ class Source:
         if workdir is not None:
             model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
             params = pretrain.load_autoencoder(paths.autoencoder(0), model)
-        self.part_of = {} if workdir is None else _parts(paths.splits(0))
+        self.part_of = {} if workdir is None else _parts(paths.splits(0), self.prepared)
         self._view = pipeline.evaluation_view(
             self.prepared,
             color=config.data.color,
@@ -162,10 +164,15 @@ def _pretrained(workdir: Path) -> Paths:
     )
 
 
-def _parts(path: Path) -> dict[str, str]:
+def _parts(path: Path, prepared: Prepared) -> dict[str, str]:
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}: {RESTORE}.")
-    return {row["file"]: row["split"] for row in splits.read(path)}
+    rows = splits.read(path)
+    now = dict(zip(prepared.files, prepared.sha256, strict=True))
+    for row in rows:
+        if now.get(row["file"], row["sha256"]) != row["sha256"]:
+            raise DataError(f"{row['file']} is not the file that the run was trained on.")
+    return {row["file"]: row["split"] for row in rows}
 
 
 def choose(prepared: Prepared, count: int, among: np.ndarray) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from egmae_jax.calibration import is_at_limit
 from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
@@ -31,6 +32,10 @@ _TITLES = {
     "pr_auc": "PR-AUC, macro",
     "ece": "Expected calibration error",
 }
+_AT_LIMIT = (
+    " That is the highest there is: every class is all but equally probable, so a low error means "
+    "no more than that no certainty was found to be right."
+)
 _PROTOCOLS = {
     "grouped": "near-duplicates, and images of a patient or lesion where these are known, are in "
     "one part",
@@ -173,6 +178,7 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
         + "\n\nThe output `calibrated` is scaled by a temperature of "
         f"{calibration['temperature']:.3f}, which brings the calibration error above "
         f"from {_figure(before)} to {_figure(calibration['ece'])}."
+        + (_AT_LIMIT if is_at_limit(calibration["temperature"]) else "")
         + ("" if rounds > 1 else " One round was run: nothing is known of the spread over seeds.")
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from egmae_jax import config as configs
 from egmae_jax import evaluate, metrics_log
+from egmae_jax.calibration import is_at_limit
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
@@ -215,6 +216,13 @@ class Content:
                 "temperatures": [r["calibration"][name]["temperature"] for r in rounds],
             }
             for name in self.classifiers
+        ]
+
+    @property
+    def at_limit(self) -> list[str]:
+        """Classifiers of which, in some round, no temperature was hot enough."""
+        return [
+            row["name"] for row in self.calibrations if any(map(is_at_limit, row["temperatures"]))
         ]
 
     @property

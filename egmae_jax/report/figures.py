@@ -88,15 +88,18 @@ def roc_curves(said: Mapping[str, Sequence[Said]], label: int, name: str) -> Mar
 
 
 def precision_recall_curves(said: Mapping[str, Sequence[Said]], label: int, name: str) -> Markup:
-    """As `roc_curves`, of precision over recall; the dotted line is the class's share."""
+    """As `roc_curves`, of precision over recall; the dotted line is the class's share.
+
+    Nothing is interpolated: the area of the steps drawn is the average precision.
+    """
 
     def curve(x: Said) -> np.ndarray:
         precision, recall, _ = sk.precision_recall_curve(
             x.labels == label, x.probabilities[:, label]
         )
-        # At each recall the highest precision that is reached with no less.
-        best = np.maximum.accumulate(precision[np.argsort(recall, kind="stable")][::-1])[::-1]
-        return best[np.searchsorted(np.sort(recall, kind="stable"), _GRID)]
+        # Of the fewest images that are said to be of the class for no less recall; scikit-learn's
+        # last point, of recall 0, is of none.
+        return precision[::-1][np.searchsorted(recall[::-1], np.maximum(_GRID, 1e-9))]
 
     def area(x: Said) -> float:
         return float(sk.average_precision_score(x.labels == label, x.probabilities[:, label]))

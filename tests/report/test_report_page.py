@@ -7,11 +7,14 @@ import re
 import shutil
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from egmae_jax import console, experiment, report, saved_run
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, read_json
+from egmae_jax.predictor import Predictor
 from egmae_jax.report import content, figures, formats, pictures, published
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.complexity import of_network
@@ -139,6 +142,8 @@ def test_the_page_says_what_results_json_does(made, read):
             assert f"{formats.number(mean)} ± {formats.number(std)}" in text
     assert "imagenet started from random weights instead of ImageNet's" in text
     assert results["made_with"]["versions"]["jax"] in text
+    commit = results["made_with"]["commit"]
+    assert commit is None or f"commit {commit}" in text
     assert "Pre-training saw test images no" in " ".join(" ".join(read.text).split())
     for field in ("learning_rate", "split_seed", "near_duplicate_threshold"):
         assert field in text
@@ -156,6 +161,17 @@ def test_without_images_the_page_says_so(made, tmp_path, capsys):
     assert not found.of("img")
     assert "There is no folder nowhere" in " ".join(found.text)
     assert "Written to" in capsys.readouterr().out
+
+
+def test_other_images_of_the_same_names_are_not_drawn(made, tmp_path):
+    images = shutil.copytree(made[1], tmp_path / "images")
+    for path in images.rglob("*.png"):
+        PIL.ImageOps.invert(PIL.Image.open(path).convert("L")).save(path)
+    out = tmp_path / "r.html"
+    assert main([f"--workdir={made[0]}", f"--data_dir={images}", f"--out={out}"]) == 0
+    found = Page(out.read_text())
+    assert not found.of("img")
+    assert "is not the file that the run was trained on" in " ".join(found.text)
 
 
 def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
@@ -300,6 +316,35 @@ def test_equal_curves_are_equal_bytes_and_take_the_pages_colours():
     assert first == second
     assert "var(--series-0)" in first
     assert not re.search(r"#0\d0\d0\d", first)
+
+
+def test_the_area_under_precision_is_the_average_precision(monkeypatch):
+    labels = np.arange(200) % 2
+    p = np.random.default_rng(0).dirichlet((1, 1), 200) * 0.7 + 0.3 * np.eye(2)[labels]
+    p = p.round(2)  # with ties
+    drawn = []
+    monkeypatch.setattr(figures, "_mean_curves", lambda axes, said, *of: drawn.extend(of) or "")
+    monkeypatch.setattr(figures, "_legend", lambda figure: None)
+    monkeypatch.setattr(figures, "_GRID", (np.arange(100_000) + 0.5) / 100_000)
+    said = figures.Said(labels, p, p)
+    figures.precision_recall_curves({"mae": [said]}, 1, "x")
+    curve, area = drawn
+    assert curve(said).mean() == pytest.approx(area(said), abs=1e-4)
+    assert curve(said).max() < 1.0 or p[labels == 1, 1].max() > p[labels == 0, 1].max()
+
+
+def test_a_temperature_at_its_limit_is_told(made, tmp_path, caplog):
+    workdir = shutil.copytree(made[0], tmp_path / "run")
+    results = json.loads((workdir / "results.json").read_text())
+    for row in results["rounds"]:
+        for name, fitted in row["calibration"].items():
+            fitted["temperature"] = 99.9 if name == "mae" else 2.0
+    (workdir / "results.json").write_text(json.dumps(results))
+    assert main([f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]) == 0
+    text = " ".join("".join(Page((tmp_path / "r.html").read_text()).text).split())
+    assert "A temperature of mae is at its limit" in text
+    Predictor(workdir)
+    assert "A temperature of mae is at its limit" in caplog.text
 
 
 def test_many_curves_are_told_apart_by_colour_or_dash():
