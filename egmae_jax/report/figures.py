@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def learning_curve(
         if not ends:
             return None
         axes.set(xlabel="epoch", ylabel=label, title=_short(title))
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
         if len(metrics) > 1:
             _legend(figure)
         return _to_svg(figure, f"{title}, over the epochs: {'; '.join(ends)}.")
@@ -246,7 +247,9 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 def _to_svg(figure: Figure, alt: str) -> Markup:
     """SVG to stand in a page, in the page's colours; `alt` is read out in its place."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():  # the browser has fonts of its own
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

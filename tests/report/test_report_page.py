@@ -339,6 +339,7 @@ def test_a_temperature_at_its_limit_is_told(made, tmp_path, caplog):
     for row in results["rounds"]:
         for name, fitted in row["calibration"].items():
             fitted["temperature"] = 99.9 if name == "mae" else 2.0
+    del results["made_with"]["commit"]  # as of an older version
     (workdir / "results.json").write_text(json.dumps(results))
     assert main([f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]) == 0
     text = " ".join("".join(Page((tmp_path / "r.html").read_text()).text).split())
