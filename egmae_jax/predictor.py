@@ -138,7 +138,8 @@ class Predictor:
                 images, arrays uint8 [H, W], [H, W, 3] or, for several of a size, [N, H, W, 3].
 
         Raises:
-            UnreadableImageError: one of them cannot be used; says which and why.
+            UnreadableImageError: one of them cannot be used; says which and why. `stream` tells it
+                with the others and goes on.
         """
         sources = _sources(images)
         parts = []
@@ -308,6 +309,11 @@ def _sources(given: Any) -> list[Source]:
     Raises:
         UnreadableImageError: something is none.
     """
+    if isinstance(given, (str, os.PathLike)) and os.path.isdir(given):
+        raise UnreadableImageError(
+            f"{os.fspath(given)} is a folder; egmae_jax.predict.find_images([Path(folder)]) gives "
+            "its images"
+        )
     if isinstance(given, (str, os.PathLike, bytes, PIL.Image.Image)):
         return [given]
     if hasattr(given, "__array__"):  # NumPy's, JAX's, PyTorch's
