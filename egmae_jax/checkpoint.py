@@ -5,6 +5,7 @@ its checkpoints, four times as large, have served their purpose and go.
 """
 
 import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -194,10 +195,20 @@ def load_params(path: Path) -> PyTree:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all, with the SHA-256 of what is in it."""
+    """Writes a safetensors file, whole or not at all, with the SHA-256 of what is in it.
+
+    The same tensors give the same bytes.
+    """
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     metadata = {"format": "pt", "sha256": _digest(contiguous)}
-    write_atomically(path, safetensors.numpy.save(contiguous, metadata=metadata))
+    content = safetensors.numpy.save(contiguous, metadata=metadata)
+    # The library writes the metadata in an order that changes from call to call.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the format asks
+    write_atomically(path, len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -488,7 +488,7 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     write_imagenet_weights(weights, seed=7)
     record = workdir / "imagenet_weights.json"
     record.rename(tmp_path / "record")
-    with pytest.raises(DamagedFileError, match=r"imagenet_weights\.json is damaged.*restore it"):
+    with pytest.raises(DamagedFileError, match=r"imagenet_weights\.json is missing: restore it"):
         experiment.run(config, workdir, "finetune")
     (tmp_path / "record").rename(record)
     results = experiment.run(config, workdir)

@@ -143,6 +143,15 @@ def test_no_flipped_bit_of_a_sealed_file_changes_a_number_silently(tmp_path):
             assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
 
 
+def test_equal_tensors_make_equal_files(tmp_path):
+    tensors = {"é": np.ones((2, 3), np.float32), "b": np.zeros((), np.int64)}
+    for k in range(12):
+        checkpoint.write_safetensors(tmp_path / str(k), tensors)
+    assert len({(tmp_path / str(k)).read_bytes() for k in range(12)}) == 1
+    found = safetensors.numpy.load_file(tmp_path / "0")
+    assert {name: x.tolist() for name, x in found.items()} == {"é": [[1.0] * 3] * 2, "b": 0}
+
+
 def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"a/w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
