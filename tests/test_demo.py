@@ -365,7 +365,6 @@ def test_in_a_browser(served, predictor, files, tmp_path):
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.set_default_timeout(120_000)  # other tests share the machine
         page.goto(served)
         expect = playwright.expect
         status = page.get_by_role("status")
