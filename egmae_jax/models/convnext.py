@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from egmae_jax.compilation import materialize
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module
-from egmae_jax.models.perceptron import EPSILON, Perceptron, perceptron
+from egmae_jax.models.perceptron import Perceptron, layer_norm, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
@@ -27,8 +28,6 @@ TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stag
 # deviations: a plain normal for all purposes. Biases are zeros.
 kernel_init = nn.initializers.normal(0.02)
 Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
-# The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large; PyTorch does not use it.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False)
 
 
 class PatchConv(Module):
@@ -67,7 +66,7 @@ def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) ->
         [L, B], float32: 0 or 1 / (1 - rate), all drawn independently.
     """
     keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
-    return jax.random.bernoulli(key, keep, (len(keep), batch)) / keep
+    return materialize(jax.random.bernoulli(key, keep, (len(keep), batch)) / keep)
 
 
 class DepthwiseParams(Module):
@@ -97,7 +96,7 @@ class LinearParams(Module):
 
 
 class NormParams(Module):
-    """Declares what `nn.LayerNorm` would."""
+    """Declares what `LayerNorm` does, for a block that computes several layers together."""
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
@@ -106,6 +105,17 @@ class NormParams(Module):
             self.param("scale", nn.initializers.ones, (channels,)),
             self.param("bias", nn.initializers.zeros, (channels,)),
         )
+
+
+class LayerNorm(Module):
+    """Normalizes the channels of every pixel, with eps 1e-6; [..., C] -> the same."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return layer_norm(x, scale, bias)
 
 
 class ConvNeXtBlock(Module):
@@ -141,10 +151,8 @@ class ConvNeXtBlock(Module):
             return x  # of the same shape; to trace the rest would take most of the time
         update = depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
         update = tap(self, update, "depthwise")
-        update = perceptron(update, params, train=train, rematerialize=self.rematerialize)
-        if scales is not None:
-            update *= scales[:, None, None, None].astype(update.dtype)
-        return tap(self, x + update)
+        x = perceptron(update, params, x, scales, train=train, rematerialize=self.rematerialize)
+        return tap(self, x)
 
 
 class Stem(nn.Module):
@@ -156,7 +164,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         x = PatchConv(self.features, patch_size=4, dtype=self.dtype, name="conv")(images)
-        return LayerNorm(dtype=self.dtype, name="norm")(x)
+        return LayerNorm(name="norm")(x)
 
 
 class Downsample(nn.Module):
@@ -167,7 +175,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = LayerNorm(name="norm")(x)
         return PatchConv(self.features, patch_size=2, dtype=self.dtype, name="conv")(x)
 
 
@@ -203,7 +211,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         x = features.mean(axis=(1, 2))
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = LayerNorm(name="norm")(x)
         # Logits in float32, whatever the blocks compute in: softmax and loss need the digits.
         return Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
 

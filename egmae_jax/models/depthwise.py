@@ -5,8 +5,11 @@ multiply-adds, which XLA fuses into one vectorised loop over both cores, with a 
 own. GPU and TPU use XLA's convolution.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from egmae_jax.compilation import by_platform, materialize, subroutine
@@ -53,13 +56,17 @@ def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.jit  # forward and backward pass share one trace
 def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    size, (height, width) = kernel.shape[0], x.shape[1:3]
+    size, (batch, height, width, channels) = kernel.shape[0], x.shape
     padded = materialize(_pad(x, size))
-    kernel = kernel.astype(jnp.float32)  # a sum of 49 terms needs more than bfloat16's 8 bits
-    total = jnp.zeros((), jnp.float32)
-    for i in range(size):
-        for j in range(size):
-            total += padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+    # A sum of 49 terms needs more than bfloat16's 8 bits.
+    taps = kernel.astype(jnp.float32).reshape(-1)
+    total = jnp.zeros(x.shape, jnp.float32)
+    # By lax, not by operators and indices, which take several times as long to trace.
+    for index, (i, j) in enumerate(np.ndindex(size, size)):
+        window = lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels))
+        tap = lax.slice(taps, (index * channels,), ((index + 1) * channels,))
+        tap = lax.broadcast_in_dim(tap, x.shape, (3,))
+        total = lax.add(total, lax.mul(window.astype(jnp.float32), tap))
     return total.astype(x.dtype)
 
 
@@ -91,20 +98,27 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     rows = max(n for n in range(1, _MAX_ROWS + 1) if height % n == 0)
     blocks = height // rows  # of an image
 
+    # Unknown to the compiler, or it would write a program for each.
+    columns = materialize([jnp.int32(j) for j in range(size)])
+    cut = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+    shape = size, width, channels
+
     def add_block(index, sums):
         start = index // blocks, index % blocks * rows, 0, 0
-        window = (1, rows + size - 1, width + size - 1, channels)
-        pixels = lax.dynamic_slice(padded, start, window)[0]
-        factor = lax.dynamic_slice(gradient, start, (1, rows, width, channels))[0]
+        pixels = cut(padded, start, (1, rows + size - 1, width + size - 1, channels))[0]
+        factor = cut(gradient, start, (1, rows, width, channels))[0]
         pixels, factor = materialize((pixels, factor))
-        return [
-            sum((pixels[r : r + size, j : j + width] * factor[r] for r in range(rows)), total)
-            for j, total in enumerate(sums)
-        ]
+        factors = [jnp.broadcast_to(factor[row], shape) for row in range(rows)]
 
-    zeros = [jnp.zeros((size, width, channels), jnp.float32)] * size
-    sums = lax.fori_loop(0, batch * blocks, add_block, zeros)
-    return jnp.stack([total.sum(axis=1) for total in sums], axis=1)[:, :, None, :]
+        def add(total, column):
+            for row, factor in enumerate(factors):
+                total = lax.add(total, lax.mul(cut(pixels, (row, column, 0), shape), factor))
+            return total
+
+        return [add(total, column) for total, column in zip(sums, columns, strict=True)]
+
+    sums = lax.fori_loop(0, batch * blocks, add_block, [jnp.zeros(shape, jnp.float32)] * size)
+    return jnp.stack(sums).sum(axis=2).swapaxes(0, 1)[:, :, None, :]  # the columns came first
 
 
 def _pad(x: jax.Array, size: int) -> jax.Array:

@@ -48,7 +48,7 @@ class Perceptron(NamedTuple):
             norm_scale=jnp.ones_like(self.norm_scale),
             norm_bias=jnp.zeros_like(self.norm_bias),
             kernel1=self.norm_scale[:, None] * self.kernel1,
-            bias1=self.norm_bias @ self.kernel1 + self.bias1,
+            bias1=vector_product(self.norm_bias, self.kernel1) + self.bias1,
         )
         if self.gamma is None:
             return folded
@@ -61,13 +61,21 @@ class Perceptron(NamedTuple):
 
 @functools.partial(subroutine, static_argnames=("train", "rematerialize"))
 def perceptron(
-    x: jax.Array, params: Perceptron, *, train: bool, rematerialize: bool = False
+    x: jax.Array,
+    params: Perceptron,
+    skip: jax.Array,
+    scales: jax.Array | None = None,
+    *,
+    train: bool,
+    rematerialize: bool = False,
 ) -> jax.Array:
-    """Applies the layers to every pixel. Blocks of one shape share one trace, being jitted.
+    """skip + scales * layers(x), of every pixel. Blocks of one shape share one trace, being jitted.
 
     Args:
         x: [B, H, W, C].
         params: of the layers.
+        skip: [B, H, W, C], what the block began with.
+        scales: [B], of drop path; None is ones.
         train: gradients will be asked for.
         rematerialize: keeps nothing but `x` for them and computes the layers again, which takes
             less memory, the wide activations being most of what a step keeps, and more
@@ -89,7 +97,10 @@ def perceptron(
     else:
         parts = rows.reshape(blocks, -1, channels)  # each of whole images
         result = lax.map(lambda part: layers(part, params), parts)
-    return result.reshape(x.shape)
+    update = result.reshape(x.shape)
+    if scales is not None:
+        update *= scales[:, None, None, None].astype(update.dtype)
+    return skip + update
 
 
 def _num_blocks(batch: int, size: float) -> int:
@@ -109,6 +120,12 @@ def _layers(x: jax.Array, params: Perceptron, *, pixels: int) -> jax.Array:
         x = global_response_norm(images, params.grn_scale, params.grn_bias).reshape(x.shape)
     x = linear(x, params.kernel2, params.bias2)
     return x if params.gamma is None else x * params.gamma
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """[..., C], computed in float32; `scale` and `bias` [C]."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return materialize((standardize(rows) * scale + bias).astype(x.dtype)).reshape(x.shape)
 
 
 def standardize(x: jax.Array) -> jax.Array:
@@ -132,6 +149,33 @@ def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
     shares = norms / (norms.mean(axis=-1, keepdims=True) + EPSILON)
     return materialize(x + (x * (scale * shares).astype(x.dtype) + bias))
+
+
+def vector_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N] @ [N, K] -> [K]."""
+    return _vector_product(x, kernel) if for_cpu() else x @ kernel
+
+
+@jax.custom_vjp
+def _vector_product(x, kernel):
+    """XLA calls a library for products with two rows, but compiles a program for each with one."""
+    return jnp.dot(_two_rows(x), kernel, preferred_element_type=jnp.float32)[0].astype(x.dtype)
+
+
+def _two_rows(x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(x, (2, len(x)))
+
+
+def _vector_product_backward(residuals, gradient):
+    x, kernel = residuals
+    over_columns = (((1,), (1,)), ((), ()))
+    return (
+        lax.dot_general(_two_rows(gradient), kernel, over_columns)[0],
+        x[:, None] * gradient,
+    )
+
+
+_vector_product.defvjp(lambda *args: (_vector_product(*args), args), _vector_product_backward)
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -160,9 +204,7 @@ def _linear_backward(residuals, gradient):
         lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ()))),
         over_rows(x, gradient) if narrow_input else over_rows(gradient, x).T,
         # A matrix product is faster than a reduction over rows.
-        jnp.dot(jnp.ones(len(x), x.dtype), gradient, preferred_element_type=jnp.float32).astype(
-            x.dtype
-        ),
+        _vector_product(jnp.ones(len(x), x.dtype), gradient),
     )
 
 
