@@ -256,5 +256,5 @@ def gather(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _constrain(tree: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
     if mesh.size == 1:
-        return tree  # hundreds of constraints that say nothing take a tenth of the tracing
+        return tree  # hundreds of constraints that say nothing would be traced
     return jax.lax.with_sharding_constraint(tree, shardings)

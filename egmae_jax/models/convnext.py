@@ -66,6 +66,7 @@ def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) ->
         [L, B], float32: 0 or 1 / (1 - rate), all drawn independently.
     """
     keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    # Else every block computes its row by a program of its own.
     return materialize(jax.random.bernoulli(key, keep, (len(keep), batch)) / keep)
 
 
@@ -95,27 +96,20 @@ class LinearParams(Module):
         )
 
 
-class NormParams(Module):
-    """Declares what `LayerNorm` does, for a block that computes several layers together."""
+class LayerNorm(Module):
+    """Normalizes the channels of every pixel, with eps 1e-6."""
 
     @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Scale and bias, both [channels]."""
+    def declare(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias, both [channels]; a block that computes several layers needs no more."""
         return (
             self.param("scale", nn.initializers.ones, (channels,)),
             self.param("bias", nn.initializers.zeros, (channels,)),
         )
 
-
-class LayerNorm(Module):
-    """Normalizes the channels of every pixel, with eps 1e-6; [..., C] -> the same."""
-
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return layer_norm(x, scale, bias)
+        """[..., C] -> the same."""
+        return layer_norm(x, *self.declare(x.shape[-1]))
 
 
 class ConvNeXtBlock(Module):
@@ -134,7 +128,7 @@ class ConvNeXtBlock(Module):
         channels = x.shape[-1]
         kernel, bias = DepthwiseParams(name="conv_dw")(channels)
         params = Perceptron(
-            *NormParams(name="norm")(channels),
+            *LayerNorm(name="norm").declare(channels),
             *LinearParams(4 * channels, name="fc1")(channels),
             *LinearParams(channels, name="fc2")(4 * channels),
         )
@@ -206,7 +200,6 @@ class Head(nn.Module):
     """Global average pooling -> norm -> linear (paper equation 3; the norm is ConvNeXt's)."""
 
     num_classes: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -252,7 +245,7 @@ class ConvNeXt(nn.Module):
             Stage(features, depth, index > 0, self.dtype, self.rematerialize, self.response_norm)
             for index, (features, depth) in enumerate(zip(self.dims, self.depths, strict=True))
         ]
-        self.head = Head(self.num_classes, dtype=self.dtype)
+        self.head = Head(self.num_classes)
 
     @property
     def drop_path_rates(self) -> np.ndarray:

@@ -61,7 +61,7 @@ def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # A sum of 49 terms needs more than bfloat16's 8 bits.
     taps = kernel.astype(jnp.float32).reshape(-1)
     total = jnp.zeros(x.shape, jnp.float32)
-    # By lax, not by operators and indices, which take several times as long to trace.
+    # By lax: operators and indices take longer to trace.
     for index, (i, j) in enumerate(np.ndindex(size, size)):
         window = lax.slice(padded, (0, i, j, 0), (batch, i + height, j + width, channels))
         tap = lax.slice(taps, (index * channels,), ((index + 1) * channels,))
