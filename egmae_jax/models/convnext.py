@@ -7,7 +7,6 @@ pool -> norm -> linear, drop path grows linearly with depth. Submodules carry ti
 `egmae_jax.interop.timm` is a table of patterns.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +19,13 @@ from egmae_jax.compilation import materialize
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module
-from egmae_jax.models.perceptron import Perceptron, layer_norm, perceptron
+from egmae_jax.models.perceptron import Perceptron, layer_norm, linear, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
 # timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
 # deviations: a plain normal for all purposes. Biases are zeros.
 kernel_init = nn.initializers.normal(0.02)
-Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 
 
 class PatchConv(Module):
@@ -46,9 +44,15 @@ class PatchConv(Module):
         batch, height, width, channels = x.shape
         kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = x.reshape(batch, height // p, p, width // p, p, channels)
-        y = jnp.einsum("bhiwjc,ijco->bhwo", x.astype(self.dtype), kernel.astype(self.dtype))
-        return tap(self, y + bias.astype(self.dtype))
+        patches = x.astype(self.dtype).reshape(batch, height // p, p, width // p, p, channels)
+        # Else they would be copied again for the kernel's gradient.
+        patches = materialize(patches.swapaxes(2, 3).reshape(-1, p * p * channels))
+        y = linear(
+            patches,
+            kernel.reshape(-1, self.features).astype(self.dtype),
+            bias.astype(self.dtype),
+        )
+        return tap(self, y.reshape(batch, height // p, width // p, self.features))
 
 
 def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
@@ -82,18 +86,27 @@ class DepthwiseParams(Module):
         )
 
 
-class LinearParams(Module):
-    """Declares what `nn.Dense` would, for a block that computes several layers together."""
+class Linear(Module):
+    """x @ kernel + bias, of the channels."""
 
     features: int
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, in_features: int) -> tuple[jax.Array, jax.Array]:
-        """Kernel [in_features, features] and bias."""
+    def declare(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [channels, features] and bias [features]."""
         return (
-            self.param("kernel", kernel_init, (in_features, self.features)),
+            self.param("kernel", kernel_init, (channels, self.features)),
             self.param("bias", nn.initializers.zeros, (self.features,)),
         )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features], in `dtype`."""
+        channels = x.shape[-1]
+        rows, kernel, bias = (
+            leaf.astype(self.dtype) for leaf in (x.reshape(-1, channels), *self.declare(channels))
+        )
+        return linear(rows, kernel, bias).reshape(*x.shape[:-1], self.features)
 
 
 class LayerNorm(Module):
@@ -129,8 +142,8 @@ class ConvNeXtBlock(Module):
         kernel, bias = DepthwiseParams(name="conv_dw")(channels)
         params = Perceptron(
             *LayerNorm(name="norm").declare(channels),
-            *LinearParams(4 * channels, name="fc1")(channels),
-            *LinearParams(channels, name="fc2")(4 * channels),
+            *Linear(4 * channels, name="fc1").declare(channels),
+            *Linear(channels, name="fc2").declare(4 * channels),
         )
         if self.response_norm:
             zeros = nn.initializers.zeros
@@ -206,7 +219,7 @@ class Head(nn.Module):
         x = features.mean(axis=(1, 2))
         x = LayerNorm(name="norm")(x)
         # Logits in float32, whatever the blocks compute in: softmax and loss need the digits.
-        return Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
+        return Linear(self.num_classes, name="fc")(x)
 
 
 class ConvNeXt(nn.Module):
