@@ -5,7 +5,7 @@ python -m benchmarks.operations [--batch=16] [--shapes=56x96,28x192,14x384,7x768
 
 Forward is the operation, both is forward and all gradients. The floor of GELU and LayerNorm is the
 memory they must move, that of the products (C -> 4C) the fastest product measured in the same run.
-Ours are the functions of `egmae_jax.models.perceptron`, each as a program of its own: in a network
+Ours are the functions of `egmae_jax.models.operations`, each as a program of its own: in a network
 the compiler joins some of them with their neighbours. The depthwise convolution has
 `benchmarks.depthwise`.
 """
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import timing
-from egmae_jax.models import perceptron
+from egmae_jax.models import operations
 
 SHAPES = "56x96,28x192,14x384,7x768"  # of ConvNeXt-Tiny's stages at 224 pixels: height, channels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,21 +41,21 @@ def measure(rows: int, channels: int, dtype: str, rounds: int, repeats: int) -> 
 
     x, wide = array(rows, channels), array(rows, 4 * channels)
     kernel, bias = array(channels, 4 * channels), array(4 * channels)
-    operations: dict[str, tuple[Callable, Callable, tuple[jax.Array, ...]]] = {
-        "GELU": (perceptron.gelu, F.gelu, (wide,)),
+    compared: dict[str, tuple[Callable, Callable, tuple[jax.Array, ...]]] = {
+        "GELU": (operations.gelu, F.gelu, (wide,)),
         "LayerNorm": (
-            perceptron.standardize,
-            lambda x: F.layer_norm(x, x.shape[-1:], eps=perceptron.EPSILON),
+            operations.standardize,
+            lambda x: F.layer_norm(x, x.shape[-1:], eps=operations.EPSILON),
             (x,),
         ),
         "product": (
-            perceptron.linear,
+            operations.linear,
             lambda x, kernel, bias: torch.addmm(bias, x, kernel),
             (x, kernel, bias),
         ),
     }
     result = {}
-    for name, (ours, theirs, arguments) in operations.items():
+    for name, (ours, theirs, arguments) in compared.items():
         weight = jax.eval_shape(ours, *arguments)
         weight = array(*weight.shape)
         runs = _ours(ours, arguments, weight, repeats) | _theirs(theirs, arguments, weight, repeats)

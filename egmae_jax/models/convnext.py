@@ -19,7 +19,8 @@ from egmae_jax.compilation import materialize
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module
-from egmae_jax.models.perceptron import Perceptron, layer_norm, linear, perceptron
+from egmae_jax.models.operations import layer_norm, linear
+from egmae_jax.models.perceptron import Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from egmae_jax.compilation import by_platform, materialize, subroutine
+from egmae_jax.models.operations import column_sums
 
 _MAX_ROWS = 7  # of the image, summed at a time by the kernel's gradient
 
@@ -29,11 +30,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
     Returns:
         [B, H, W, C] in the dtype of `x`.
     """
-    return by_platform(x, kernel, bias, cpu=_shifted, others=_grouped)
-
-
-def _shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return materialize(_shifted_conv(x, kernel) + bias)
+    return by_platform(x, kernel, bias, cpu=_shifted_conv, others=_grouped)
 
 
 def _grouped(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -50,8 +47,8 @@ def _grouped(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _correlate(x, kernel)
+def _shifted_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return materialize(_correlate(x, kernel) + bias)
 
 
 @jax.jit  # forward and backward pass share one trace
@@ -70,8 +67,8 @@ def _correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return total.astype(x.dtype)
 
 
-def _shifted_conv_forward(x, kernel):
-    return _correlate(x, kernel), (x, kernel)
+def _shifted_conv_forward(x, kernel, bias):
+    return _shifted_conv(x, kernel, bias), (x, kernel)
 
 
 def _shifted_conv_backward(residuals, gradient):
@@ -80,6 +77,7 @@ def _shifted_conv_backward(residuals, gradient):
         # Correlating with the kernel turned by 180 degrees is the transpose of correlating with it.
         materialize(_correlate(gradient, kernel[::-1, ::-1])),
         _kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype),
+        column_sums(gradient.reshape(-1, gradient.shape[-1])),
     )
 
 

@@ -18,7 +18,7 @@ from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
-from egmae_jax.models.perceptron import global_response_norm
+from egmae_jax.models.operations import global_response_norm
 from egmae_jax.models.resnet import ResNet
 
 SMALL = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=3)
