@@ -82,7 +82,17 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     A program that is compiled by plain `jax.jit` gives the same results, on CPU more slowly.
     Call it only when the devices may be initialised.
     """
-    return jax.jit(function, compiler_options=_options(), **kwargs)
+
+    @functools.wraps(function)
+    def traced(*args, **named):
+        # JAX traces rules of derivatives in the empty mesh, and what differs in it a second time.
+        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+            return function(*args, **named)
+
+    return jax.jit(traced, compiler_options=_options(), **kwargs)
+
+
+_EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"

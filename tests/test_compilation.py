@@ -135,6 +135,24 @@ def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
     assert layer.__name__ == "layer"
 
 
+def test_the_rules_of_a_derivative_share_a_trace():
+    shapes = []
+
+    @jax.jit
+    def shared(x):
+        shapes.append(x.shape)
+        return 2 * x
+
+    @jax.custom_vjp
+    def double(x):
+        return shared(x)
+
+    double.defvjp(lambda x: (shared(x), None), lambda _, gradient: (shared(gradient),))
+    layer = compilation.subroutine(lambda x: double(x))
+    compilation.jit(jax.grad(lambda x: layer(layer(x)).sum())).lower(jnp.ones(3))
+    assert shapes == [(3,)]
+
+
 def without_names(body):
     names = {}
     return re.sub(r"%[\w.-]+", lambda match: names.setdefault(match[0], f"%{len(names)}"), body)

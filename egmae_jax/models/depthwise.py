@@ -109,8 +109,9 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
         factors = [jnp.broadcast_to(factor[row], shape) for row in range(rows)]
 
         def add(total, column):
-            for row, factor in enumerate(factors):
-                total = lax.add(total, lax.mul(cut(pixels, (row, column, 0), shape), factor))
+            for row, factor in zip(np.arange(rows, dtype=np.int32), factors, strict=True):
+                start = row, column, np.int32(0)  # Python's numbers would be traced
+                total = lax.add(total, lax.mul(cut(pixels, start, shape), factor))
             return total
 
         return [add(total, column) for total, column in zip(sums, columns, strict=True)]
