@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.compilation import materialize
+from egmae_jax.compilation import for_cpu, materialize
 
 # Of ImageNet, in units of pixel value / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
@@ -153,7 +153,7 @@ def resample(images: jax.Array, crop: Crop, flip: jax.Array, *, size: int) -> ja
     upright = jnp.zeros_like(flip)
     rows = _resampling(crop.top, crop.height, top, bottom, upright, length=height, size=size)
     columns = _resampling(crop.left, crop.width, left, right, flip, length=width, size=size)
-    if jax.default_backend() == "cpu":  # an image at a time stays in the cache
+    if for_cpu():  # an image at a time stays in the cache
         return jax.lax.map(lambda x: _resample_one(*x), (images, rows, columns))
     return jax.vmap(_resample_one)(images, rows, columns)
 

@@ -51,13 +51,18 @@ def portable() -> Iterator[None]:
 
     A batch may then be of symbolic size.
     """
-    with _tracing_for("any"):
+    with tracing_for("any"):
         yield
 
 
 @contextlib.contextmanager
-def _tracing_for(target: str) -> Iterator[None]:
-    token = _target.set(target)
+def tracing_for(platform: str) -> Iterator[None]:
+    """What is traced within gets the forms of a platform, 'cpu', 'gpu' or 'tpu', wherever it runs.
+
+    So a CPU can check them. What JAX has traced before, for another platform, it uses again unless
+    `jax.clear_caches()` is called.
+    """
+    token = _target.set(platform)
     try:
         yield
     finally:
@@ -70,7 +75,7 @@ def by_platform(*args: Any, cpu: Callable, others: Callable) -> Any:
         return cpu(*args) if for_cpu() else others(*args)
 
     def on_cpu(*args):
-        with _tracing_for("cpu"):
+        with tracing_for("cpu"):
             return cpu(*args)
 
     return lax.platform_dependent(*args, cpu=on_cpu, default=others)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
+from egmae_jax.compilation import for_cpu
+
 KINDS = ("entropy_noise", "entropy_topk", "entropy_sampled", "random_mask", "uniform_noise")
 COLORS = ("per_channel", "joint", "luma")
 
@@ -113,7 +115,7 @@ def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:
     A bin that holds all of 256 values may count 0: its share of the entropy is 0 either way.
     """
     rows = bins.reshape(-1, bins.shape[-1])
-    histograms = _compared if jax.default_backend() == "cpu" else _scattered
+    histograms = _compared if for_cpu() else _scattered
     return histograms(rows, num_bins).reshape(*bins.shape[:-1], num_bins)
 
 

@@ -15,6 +15,7 @@ from flax import traverse_util
 from configs import default
 from egmae_jax import (
     augment,
+    compilation,
     finetune,
     layer_selection,
     loop,
@@ -215,6 +216,14 @@ def autoencoder_params(state_dict, name):
     return {"encoder": encoder, "decoder": decoder}
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def forms(request):
+    """Of our programs: a platform's, run here."""
+    jax.clear_caches()  # of what was traced for another
+    with compilation.tracing_for(request.param):
+        yield
+
+
 SIZES = [
     pytest.param("convnext_atto", 10, marks=pytest.mark.slow),
     pytest.param("convnext_atto", 50, marks=pytest.mark.slow),
@@ -222,6 +231,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_fine_tuning_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(3)
@@ -270,6 +280,7 @@ def small_resnet():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize(
     "frozen",
     [(), ("stem/conv", "layer2_0/conv1", "layer2_0/conv2")],
@@ -335,6 +346,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     assert_as_exact((kept, ours[1]), *theirs, params)
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize(("name", "steps"), SIZES)
 def test_pretraining_is_pytorchs(name, steps):
     config, images, key = make_config(name), make_images(steps), jax.random.key(4)
