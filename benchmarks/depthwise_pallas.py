@@ -17,6 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton  # deprecated since JAX 0.11, without a date
 
+from egmae_jax.compilation import for_cpu
+
 ROWS, COLUMNS, CHANNELS = 7, 8, 32
 
 
@@ -93,7 +95,7 @@ def _call(kernel: Callable[..., None], shape: tuple[int, ...], dtype: Any, grid:
         kernel,
         jax.ShapeDtypeStruct(shape, dtype),
         grid=grid,
-        interpret=jax.default_backend() == "cpu",
+        interpret=for_cpu(),
         # Its type chooses Triton; without, JAX 0.10 takes Mosaic GPU, which has no such loads.
         compiler_params=triton.CompilerParams(num_warps=4),
     )

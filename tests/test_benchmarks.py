@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import corruption, depthwise, layer_selection, scaling, timing
-from egmae_jax import models, trainable
+from egmae_jax import compilation, models, trainable
 from egmae_jax.data import phantoms
 from egmae_jax.models.initialize import abstract_params
 from tests import tiny
@@ -51,6 +51,22 @@ def test_convolutions_and_gradients_are_those_of_xla(form):
     ours = value_and_gradients(depthwise.FORMS[form])
     for a, b in zip(ours, value_and_gradients(depthwise.grouped), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("height", [56, 7])
+def test_the_kernels_can_be_lowered_for_a_gpu_that_is_not_here(dtype, height):
+    def conv_and_gradients(x, kernel, gradient):
+        value, gradients = jax.vjp(depthwise.FORMS["pallas"], x, kernel)
+        return value, *gradients(gradient)
+
+    h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=h200)
+    x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in ((2, height, height, 96), (7, 7, 1, 96)))
+    with compilation.tracing_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(conv_and_gradients).trace(x, kernel, x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 3
 
 
 @needs_torch
