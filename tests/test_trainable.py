@@ -203,20 +203,22 @@ def operations(compiled, name):
 # of downsampling, 3 a block (one folds the norm's bias) and the head's.
 FORWARD = {tiny.RESNET: (12, 1), "squeezenet1_1": (9, 17), tiny.MODEL: (0, 17)}
 # And of the backward pass. The head: its kernel's gradient, for ConvNeXt its input's, too, as its
-# norm trains. 'last': also the gradients of the head's input and of one kernel, but not of what
-# lies below; a ConvNeXt block has 3 products for each of two matrices (input, kernel, bias) and one
-# that unfolds the norm. 'first': gradients of all inputs but the image, of one kernel. A batch norm
-# that trains sums four times, by products: mean, variance and two gradients.
+# norm trains, and three sums by products: the bias, the norm's two. 'last': also the gradients of
+# the head's input and of one kernel, but not of what lies below; a ConvNeXt block has 3 products
+# for each of two matrices (input, kernel, bias), one that unfolds the norm, one sum for the
+# depthwise bias. 'first': gradients of all inputs but the image, of one kernel, for ConvNeXt of
+# the bias and the norm behind it. A batch norm that trains sums four times, by products: mean,
+# variance and two gradients.
 BACKWARD = {
     ("head", tiny.RESNET): (0, 1),
     ("head", "squeezenet1_1"): (0, 1),
-    ("head", tiny.MODEL): (0, 2),
+    ("head", tiny.MODEL): (0, 2 + 3),
     ("last", tiny.RESNET): (1, 2 + 4),
     ("last", "squeezenet1_1"): (1, 2),
-    ("last", tiny.MODEL): (0, 2 + 2 * 3 + 1),
+    ("last", tiny.MODEL): (0, 2 + 3 + 2 * 3 + 1 + 1),
     ("first", tiny.RESNET): (11 + 1, 2 + 4),
     ("first", "squeezenet1_1"): (8 + 1, 16 + 2),
-    ("first", tiny.MODEL): (0, 2 + 2 * 4 + 3 + 1),
+    ("first", tiny.MODEL): (0, 2 + 3 + 2 * 4 + 3 + 1 + 3),
 }
 
 
@@ -250,6 +252,7 @@ def test_frozen_blocks_cost_nothing_where_parts_of_a_batch_are_computed_in_turn(
     jax.clear_caches()  # blocks that were traced before
     compiled = {c: Setting(tiny.MODEL, CHOICES[c]).compile() for c in ("head", "first")}
     jax.clear_caches()
-    assert operations(compiled["head"], "dot") == sum(FORWARD[tiny.MODEL]) + 2
-    # The first matrix product of each block, again, and the gradients of two inputs.
-    assert operations(compiled["first"], "dot") == sum(FORWARD[tiny.MODEL]) + 2 + 3 * 4 + 3 + 1
+    products = {c: operations(compiled[c], "dot") - sum(FORWARD[tiny.MODEL]) for c in compiled}
+    assert products["head"] == sum(BACKWARD["head", tiny.MODEL])
+    # The first matrix product of each block, again.
+    assert products["first"] == sum(BACKWARD["first", tiny.MODEL]) + 4
