@@ -1,7 +1,7 @@
 """Train steps and inference against PyTorch: same work, same run, alternating processes.
 
 python -m benchmarks.train_step --model=convnext_tiny --batch=16 --image_size=224 \
-    [--dtype=bfloat16] [--work=train,pretrain,inference] [--peer=compiled,...] [--rounds=5] \
+    [--dtype=bfloat16] [--work=train,pretrain,inference] [--peer=compiled,...] [--rounds=3] \
     [--steps=N] [--deterministic] [--profile] [--json=FILE]
 
 Ours are the programs of a run, `--steps` steps in one dispatch: uint8 images on a canvas are
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--work", default=",".join(WORKS))
     parser.add_argument("--peer", default=",".join(PEERS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5 if CUDA else 3)
     parser.add_argument("--steps", type=int, default=20 if CUDA else loop._MIN_STEPS)
     parser.add_argument("--deterministic", action="store_true", help="ours, as main.py has it")
     parser.add_argument("--profile", action="store_true", help="the longest kernels of ours")

@@ -29,7 +29,7 @@ from egmae_jax.metrics_log import MetricsLog
 PyTree = Any
 logger = logging.getLogger(__name__)
 _DISPATCH_SECONDS = 1.0  # aimed at, with at least
-_MIN_STEPS = 2  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
+_MIN_STEPS = 4  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
 
 
 @struct.dataclass
