@@ -81,6 +81,9 @@ def by_platform(*args: Any, cpu: Callable, others: Callable) -> Any:
     return lax.platform_dependent(*args, cpu=on_cpu, default=others)
 
 
+_EMPTY_MESH = jax.sharding.AbstractMesh((), ())
+
+
 def jit(function: Callable, **kwargs: Any) -> Any:
     """`jax.jit` with the platform's options, for whole programs; functions within need none.
 
@@ -95,9 +98,6 @@ def jit(function: Callable, **kwargs: Any) -> Any:
             return function(*args, **named)
 
     return jax.jit(traced, compiler_options=_options(), **kwargs)
-
-
-_EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
