@@ -7,6 +7,7 @@ from ml_collections import config_flags
 
 from egmae_jax import compilation, console, experiment, preemption, sharding, trackers
 from egmae_jax import config as configs
+from egmae_jax.errors import UserError
 from egmae_jax.workdir import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
             if sharding.is_primary()
         ]
         experiment.run(_CONFIG.value, workdir, stage=_STAGE.value, trackers=told)
-    except experiment.USER_ERRORS as error:
+    except (UserError, FileNotFoundError) as error:
         console.fail(str(error))
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.", 130)

@@ -33,6 +33,7 @@ import rich.table
 import safetensors
 
 from egmae_jax import checkpoint, preemption
+from egmae_jax.errors import UserError
 from tests import tiny
 
 FIELDS = {
@@ -77,7 +78,7 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
     config = tiny.make_config(shared / "data", shared / "cache", **fields)
     try:
         experiment.run(config, workdir)
-    except experiment.USER_ERRORS as error:
+    except (UserError, FileNotFoundError) as error:
         print("TOLD:", error)
         sys.exit(TOLD)
     except preemption.Preempted:

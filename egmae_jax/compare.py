@@ -34,6 +34,7 @@ from scipy.special import softmax
 from egmae_jax import augment, compilation, console, models
 from egmae_jax.data import images
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
+from egmae_jax.errors import UserError
 from egmae_jax.files import write_json
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
@@ -51,7 +52,7 @@ _SHOWN = 10  # files that are printed
 _LONGEST = 16  # times the shorter side; of longer images torchvision would make huge ones
 
 
-class CompareError(ValueError):
+class CompareError(UserError):
     """The input cannot be used; the message says what is wrong and what would be right."""
 
 
@@ -598,7 +599,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = compare(options.pop("checkpoint"), options.pop("images"), **options)
         if json_file is not None:
             save(found, json_file)
-    except (ValueError, OSError) as error:  # CompareError and CheckpointError among them
+    except (UserError, ValueError, OSError) as error:
         parser.exit(2, f"Error: {error}\n")
     show(found)
     return 0 if found.passed else 1

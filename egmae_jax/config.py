@@ -21,6 +21,7 @@ from egmae_jax import (
     sharding,
 )
 from egmae_jax.data import datasets, images, splits
+from egmae_jax.errors import UserError
 from egmae_jax.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.models.initialize import KERNEL_INITS
 
@@ -108,7 +109,7 @@ _MOST = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The config cannot be run; the message names every field that is wrong."""
 
 

@@ -14,15 +14,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, nonfinite, sharding
+from egmae_jax import branches, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
-from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.rounds import RoundData
-from egmae_jax.files import DamagedFileError, StorageError, storage_errors_told
+from egmae_jax.files import storage_errors_told
 from egmae_jax.imagenet import ImagenetWeights
-from egmae_jax.interop import timm
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.stages import results
 from egmae_jax.stages.finetuning import Finetuning
@@ -44,18 +42,6 @@ from egmae_jax.workdir import (
 STAGES = ("all", "pretrain", "finetune", "evaluate")
 
 logger = logging.getLogger(__name__)
-
-# Raised for what a user can mend; main.py shows their message without a traceback.
-USER_ERRORS = (
-    configs.ConfigError,
-    DamagedFileError,
-    DataError,
-    nonfinite.NonFiniteError,
-    StageError,
-    StorageError,
-    FileNotFoundError,
-    timm.CheckpointError,
-)
 
 
 def run(

@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 from egmae_jax import sharding
+from egmae_jax.errors import UserError
 
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot
@@ -28,7 +29,7 @@ REEVALUATE = "run main.py with --stage=evaluate, which makes it anew"  # for res
 _MOST_INFLATED = 100  # times its file that an npz may unpack to: weights do not compress so well
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UserError):
     """A file of the workdir cannot be read; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
@@ -36,7 +37,7 @@ class DamagedFileError(ValueError):
         super().__init__(f"{path} {what}: {remedy}.")
 
 
-class StorageError(RuntimeError):
+class StorageError(UserError):
     """A disk takes no more; the message says which, and that nothing is lost."""
 
 

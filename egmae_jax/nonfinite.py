@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import sharding
+from egmae_jax.errors import UserError
 from egmae_jax.files import RESTORE, read_sealed, write_sealed
 
 PyTree = Any
@@ -28,7 +29,7 @@ HINT = (
 )
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """The loss or a gradient is NaN or infinite; the message says where and what to try."""
 
 

@@ -30,9 +30,9 @@ import numpy as np
 
 from egmae_jax import console
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES, image_files
+from egmae_jax.errors import UserError
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.files import (
-    StorageError,
     natural_key,
     open_atomically,
     require_output,
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.set_up_logging()
     try:
         unreadable = _run(**options)
-    except (ValueError, OSError, ImportError, StorageError) as error:
+    except (UserError, ValueError, OSError, ImportError) as error:
         console.fail(str(error))
     except KeyboardInterrupt:
         console.fail(f"Stopped: {options['out']} is not written.", 130)

@@ -22,6 +22,7 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
+from egmae_jax.errors import UserError
 from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
@@ -38,7 +39,7 @@ _FIELDS = {
 }
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """The run cannot be used so; the message says what is missing and what would do."""
 
 

@@ -27,6 +27,7 @@ from egmae_jax import config as configs
 from egmae_jax import console
 from egmae_jax.data import duplicates, images, splits
 from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.errors import UserError
 from egmae_jax.files import write_json
 
 _SHOWN = 20  # conflicts that are printed
@@ -230,7 +231,7 @@ def main(_: list[str]) -> None:
             group_pattern=data.group_pattern,
         )
         show(save(prepared, folder), folder)
-    except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
 
 

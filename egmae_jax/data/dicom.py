@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from egmae_jax.errors import UserError
 
-class DicomError(ValueError):
+
+class DicomError(UserError):
     """The file cannot be shown as one image; the message says why."""
 
 

@@ -12,6 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from egmae_jax.data import dicom
+from egmae_jax.errors import UserError
 
 Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
@@ -31,7 +32,7 @@ _LONGEST_CROPPED = 4  # for random crops: reduced further, the shorter side woul
 _WORTH_REDUCING = 0.8
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(UserError):
     """The bytes are no image that can be used; the message says why."""
 
 

@@ -23,6 +23,7 @@ import PIL.Image
 
 from egmae_jax import console
 from egmae_jax.demo.examine import examine
+from egmae_jax.errors import UserError
 from egmae_jax.predictor import Predictor
 from egmae_jax.saved_run import RunError
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.set_up_logging()
     try:
         _serve(**options)
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
     except KeyboardInterrupt:
         pass

@@ -30,6 +30,7 @@ from egmae_jax import config as configs
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.errors import UserError
 from egmae_jax.explain.lesions import (
     draw_lesions,
     measure_image,
@@ -368,7 +369,7 @@ def main(argv: list[str]) -> None:
             count=given.images,
             statistics=given.statistics,
         )
-    except (ValueError, OSError) as error:  # DataError, ConfigError and DamagedFileError among them
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
 
 

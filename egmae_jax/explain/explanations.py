@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from egmae_jax import augment, console
 from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks
+from egmae_jax.errors import UserError
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
 from egmae_jax.files import natural_key, write_json
@@ -453,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = explain_run(workdir, out, round_index=int(which), **options)
         else:
             raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
-    except (ValueError, OSError) as error:  # RunError and CheckpointError among them
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
     show(content, out)
     return 0

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from egmae_jax import augment, calibration, models
+from egmae_jax.errors import UserError
 from egmae_jax.export.system import LUMA, System
 from egmae_jax.files import write_atomically
 from egmae_jax.interop.timm import read
 
 
-class MissingExtraError(RuntimeError):
+class MissingExtraError(UserError):
     """A library is not there, or does not work; the message says which and how to get it."""
 
 

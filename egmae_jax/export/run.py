@@ -14,6 +14,7 @@ import rich.text
 from scipy.special import softmax
 
 from egmae_jax import augment, console
+from egmae_jax.errors import UserError
 from egmae_jax.export import card, pytorch, stablehlo, weights
 from egmae_jax.export.system import System, branch_logits, systems
 from egmae_jax.saved_run import SavedRun
@@ -23,7 +24,7 @@ _TOLERANCES = {"timm": 1e-4, "stablehlo": 1e-5, "onnx": 1e-4}
 _COMPARED = 2  # images
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """It cannot be exported so, or what was exported computes something else."""
 
 
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out, formats = options["out"], options.pop("formats")
     try:
         files = export_run(formats=[x for x in formats.split(",") if x], **options)
-    except (ValueError, OSError) as error:  # ExportError and RunError among them
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
     show(files, out)
     if wrong := [str(file.path) for file in files if file.wrong]:

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 
 from egmae_jax import models
 from egmae_jax.checkpoint import read_safetensors, write_safetensors
+from egmae_jax.errors import UserError
 from egmae_jax.files import read_npz
 from egmae_jax.models.initialize import abstract_params
 
@@ -34,7 +35,7 @@ PyTree = Any
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """The weights cannot be used; the message names the file and what is wrong with it."""
 
 

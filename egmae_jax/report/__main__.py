@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from egmae_jax import console
+from egmae_jax.errors import UserError
 from egmae_jax.files import require_output
 from egmae_jax.report import write_comparison, write_report, write_table
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_comparison(options.workdir, out)
         else:
             write_report(first, out, data_dir=options.data_dir)
-    except (ValueError, OSError) as error:  # RunError and DamagedFileError among them
+    except (UserError, ValueError, OSError) as error:
         console.fail(str(error))
     print(f"Written to {out}")
     return 0

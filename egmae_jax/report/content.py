@@ -17,6 +17,7 @@ from egmae_jax import config as configs
 from egmae_jax import evaluate, metrics_log
 from egmae_jax.calibration import is_at_limit
 from egmae_jax.data.datasets import DataError
+from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.interop.timm import CheckpointError
@@ -348,7 +349,7 @@ class Content:
             config.data.dir = str(self.data_dir)
         try:
             return pictures.reconstructions(config, self.run.workdir, _RECONSTRUCTED)
-        except (ValueError, OSError) as error:  # DataError and ConfigError among them
+        except (UserError, ValueError, OSError) as error:
             return self._missing("Reconstructions", error)
 
     def _missing(self, what: str, error: Exception) -> str:

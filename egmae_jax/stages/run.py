@@ -15,6 +15,7 @@ from egmae_jax import branches, models
 from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.rounds import RoundData
+from egmae_jax.errors import UserError
 from egmae_jax.loop import Plan
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
@@ -24,7 +25,7 @@ from egmae_jax.workdir import Paths
 PyTree = Any
 
 
-class StageError(RuntimeError):
+class StageError(UserError):
     """A stage lacks what an earlier one should have left in the workdir."""
 
 

@@ -14,8 +14,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from egmae_jax import config as configs
-from egmae_jax import console, experiment, preemption
-from egmae_jax.saved_run import RunError
+from egmae_jax import console, preemption
+from egmae_jax.errors import UserError
 from egmae_jax.sweep import run, summary, variants
 from egmae_jax.workdir import local_folder, lock
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
             resamples = config.evaluation.bootstrap_resamples
             found = summary.summarize(sweep, out, failures, resamples=resamples)
             summary.write(found, out)
-    except (*experiment.USER_ERRORS, RunError) as error:
+    except (UserError, FileNotFoundError) as error:
         console.fail(str(error))
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.", 130)

@@ -8,6 +8,7 @@ import jax
 
 from egmae_jax import config as configs
 from egmae_jax import experiment
+from egmae_jax.errors import UserError
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep
 from egmae_jax.workdir import require_same_run
@@ -55,7 +56,7 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
         try:
             sharing.take_pretraining(variant, list(sweep.variants), out)
             experiment.run(variant.config, workdir)
-        except experiment.USER_ERRORS as error:
+        except (UserError, FileNotFoundError) as error:
             failures[variant.name] = str(error)
             logger.error("%s failed: %s", place, error)
         except Exception as error:  # such as a device out of memory
