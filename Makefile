@@ -1,11 +1,12 @@
 # make demo: the whole recipe on the embedded data set.
 # make test: the tests.   make test-slow: those that take more than ten seconds.
+# make test-essential: those of the slow tests that CI always runs.
 # make docs: the documentation, in docs/_build/html.
 # PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test test-slow lint docs venv clean
+.PHONY: demo test test-slow test-essential lint docs venv clean
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
@@ -14,7 +15,10 @@ test: .venv/installed-test
 	$(VENV)/python -m pytest -n 2 --dist=worksteal -m 'not slow'
 
 test-slow: .venv/installed-test
-	$(VENV)/python -m pytest -n 2 --dist=worksteal -x -m slow
+	$(VENV)/python -m pytest -n 2 --dist=worksteal -m slow
+
+test-essential: .venv/installed-test
+	$(VENV)/python -m pytest -n 2 --dist=worksteal -m essential
 
 lint: .venv/installed-test
 	$(VENV)/ruff check .

@@ -363,6 +363,7 @@ def test_divergence_that_only_evaluation_shows_ends_in_a_sentence(data, cache, t
             experiment.run(config, tmp_path)
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, capsys):
     config = tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3)
@@ -612,6 +613,7 @@ def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
         entropy_maps.Source(companions[0], workdir)
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, cache, tmp_path):
     moments = random.Random(0)

@@ -14,11 +14,12 @@ from egmae_jax.models.initialize import initial_params
 from tests import tiny
 
 SIZE, BATCH = 32, 8
+ESSENTIAL = [pytest.mark.slow, pytest.mark.essential]
 STAGES = [
     ("pretrain", tiny.MODEL),
-    pytest.param("finetune", tiny.MODEL, marks=pytest.mark.slow),
+    pytest.param("finetune", tiny.MODEL, marks=ESSENTIAL),
     ("finetune", tiny.ASFF),
-    pytest.param("finetune", "squeezenet1_1", marks=pytest.mark.slow),
+    pytest.param("finetune", "squeezenet1_1", marks=ESSENTIAL),
 ]
 
 

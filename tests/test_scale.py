@@ -169,6 +169,7 @@ def communication(stage, fsdp=1):
     return int(parameters), int(held), [(kind, int(size)) for kind, size in sent]
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_step_all_reduces_its_gradients_once_and_sends_nothing_else(stage):
@@ -179,6 +180,7 @@ def test_a_step_all_reduces_its_gradients_once_and_sends_nothing_else(stage):
     assert 0.98 * parameters <= total <= parameters + 16, sent
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_fsdp_splits_the_state_and_gathers_the_parameters_alone():
     parameters, held, sent = communication("finetune", fsdp=4)
@@ -252,6 +254,7 @@ def alone(data, cache, tmp_path_factory):
     return run
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hosts", "devices", "fields", "free"),
@@ -283,6 +286,7 @@ def test_many_devices_and_hosts_give_the_results_of_one(
     assert names == {p for p in made if p.parts[0] not in shown}
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cache, tmp_path):
     """Preempted on two hosts, then on eight devices, it ends on one."""
@@ -302,6 +306,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cach
     assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_where_one_host_dies_the_others_end_and_say_so(data, cache, tmp_path):
     processes = start_hosts(data, cache, tmp_path, "pretrain.epochs=100000", hosts=2)

@@ -201,6 +201,7 @@ def test_only_what_pretraining_does_not_depend_on_is_shared(data, cache):
     assert key(branches=("mae",), imagenet__model="convnext_tiny") == base
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_to_the_same_bits(finished, file, tmp_path):
     process = start(file, tmp_path)

@@ -226,7 +226,7 @@ def forms(request):
 
 SIZES = [
     pytest.param("convnext_atto", 10, marks=pytest.mark.slow),
-    pytest.param("convnext_atto", 50, marks=pytest.mark.slow),
+    pytest.param("convnext_atto", 50, marks=[pytest.mark.slow, pytest.mark.essential]),
     pytest.param("convnext_tiny", 1, marks=pytest.mark.slow),
 ]
 
@@ -279,6 +279,7 @@ def small_resnet():
     return torch_reference.randomize(network).train()
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 @pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize(
