@@ -7,7 +7,6 @@ from ml_collections import config_flags
 
 from egmae_jax import compilation, console, experiment, preemption, sharding, trackers
 from egmae_jax import config as configs
-from egmae_jax.errors import UserError
 from egmae_jax.workdir import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
@@ -29,19 +28,14 @@ _TRACKER = flags.DEFINE_multi_string(
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+@console.user_errors()
 def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
     if _DETERMINISTIC.value:
         compilation.make_deterministic()
-    try:
-        sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    except (ValueError, RuntimeError) as error:
-        console.fail(f"The hosts cannot be joined: {error}")
-    try:
-        sharding.require_devices()
-    except RuntimeError as error:
-        console.fail(str(error))
+    sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    sharding.require_devices()
     console.set_up_logging(quiet=not sharding.is_primary())
     preemption.install()
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
@@ -55,8 +49,6 @@ def main(argv: list[str]) -> None:
             if sharding.is_primary()
         ]
         experiment.run(_CONFIG.value, workdir, stage=_STAGE.value, trackers=told)
-    except (UserError, FileNotFoundError) as error:
-        console.fail(str(error))
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
     except preemption.Preempted:

@@ -198,7 +198,7 @@ def noise_times(shape: tuple[int, ...], rounds: int, repeats: int) -> dict[str, 
             if not abs(variance - 1) < 8 * math.sqrt(2 / math.prod(shape)):
                 raise ValueError(f"has a variance of {variance:.3f}")
             runs[name] = functools.partial(program, key)
-        except Exception as problem:
+        except Exception as problem:  # one form that fails should not end the others
             times[name] = timing.failure(problem)
     return times | timing.median_ms(runs, rounds, repeats)
 

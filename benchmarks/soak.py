@@ -78,7 +78,7 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
     config = tiny.make_config(shared / "data", shared / "cache", **fields)
     try:
         experiment.run(config, workdir)
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
         print("TOLD:", error)
         sys.exit(TOLD)
     except preemption.Preempted:

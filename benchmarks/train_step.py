@@ -281,7 +281,7 @@ def measure_work(work: str, peers: list[str], arguments: argparse.Namespace) -> 
     for name, contestant in list(contestants.items()):
         try:
             result |= {f"{name}_{k}": v for k, v in contestant.figures.result().items()}
-        except Exception as error:
+        except Exception as error:  # ours must run; a peer that cannot is told in the table
             if name == "ours":
                 raise
             result[f"{name}_failed"] = timing.failure(error)

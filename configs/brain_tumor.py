@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from egmae_jax import layer_selection, models
+from egmae_jax.errors import ConfigError
 
 # Shares of the parameters that the source trains: about 10 % and 18 % fewer than all.
 _SHARES = {"resnet18": 0.90, "resnet34": 0.82}
@@ -37,7 +38,7 @@ def get_config(words: str | None = None) -> ConfigDict:
     networks = [word for word in chosen if word in (*models.names(), "egmae")] or ["resnet18"]
     modes = [word for word in chosen if word in layer_selection.MODES]
     if len(networks) > 1 or len(modes) > 1:
-        raise ValueError(f"{', '.join(max(networks, modes, key=len))} exclude each other.")
+        raise ConfigError(f"{', '.join(max(networks, modes, key=len))} exclude each other.")
     if networks == ["egmae"]:
         modes = modes or ["all"]
     else:
@@ -58,7 +59,7 @@ def get_config(words: str | None = None) -> ConfigDict:
             config.finetune.input_noise = _number(word, value)
         elif word not in (*networks, *modes, "cpu"):
             known = (*layer_selection.MODES, "noise=<std>", "cpu", "egmae", *models.names())
-            raise ValueError(f"There is no preset {word!r}. Words: {', '.join(known)}.")
+            raise ConfigError(f"There is no preset {word!r}. Words: {', '.join(known)}.")
     return config
 
 
@@ -66,4 +67,4 @@ def _number(word: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"{word!r} needs a number, such as noise=0.1.") from None
+        raise ConfigError(f"{word!r} needs a number, such as noise=0.1.") from None

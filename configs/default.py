@@ -8,6 +8,8 @@ import re
 
 from ml_collections import ConfigDict
 
+from egmae_jax.errors import ConfigError
+
 
 def get_config() -> ConfigDict:
     """The recipe of the paper at its best setting, 1000 pre-training and 15 fine-tuning epochs."""
@@ -183,11 +185,11 @@ def set_epochs(config: ConfigDict, preset: str) -> None:
     """Applies a preset such as '1000/15': pre-training / fine-tuning epochs (paper figure 2).
 
     Raises:
-        ValueError: the preset does not read so.
+        ConfigError: the preset does not read so.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", preset)
     if not match:
-        raise ValueError(
+        raise ConfigError(
             f"There is no preset {preset!r}. Presets: cpu, or <pre-training epochs>/<fine-tuning "
             "epochs> such as 1000/15."
         )

@@ -13,6 +13,7 @@ same question put to ISIC 2018: melanoma, BCC and AKIEC against the rest, groupe
 from ml_collections import ConfigDict
 
 from configs import default
+from egmae_jax.errors import ConfigError
 
 BASELINES = ("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1")
 
@@ -36,5 +37,5 @@ def get_config(words: str | None = None) -> ConfigDict:
             config.finetune.learning_rate = 1e-3
             config.rounds.count = 2
         else:
-            raise ValueError(f"There is no preset {word!r}. Words: compare, cpu.")
+            raise ConfigError(f"There is no preset {word!r}. Words: compare, cpu.")
     return config

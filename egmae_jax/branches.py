@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import models
+from egmae_jax.errors import ConfigError
 
 
 class Branch(NamedTuple):
@@ -28,19 +29,19 @@ def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
     """The branches of a run, in the order of config.branches.
 
     Raises:
-        ValueError: a name is neither 'mae', 'imagenet' nor a model's, or there twice.
+        ConfigError: a name is neither 'mae', 'imagenet' nor a model's, or there twice.
     """
     names = tuple(config.branches)
     if len(set(names)) < len(names):
-        raise ValueError(f"{names} names a branch twice.")
+        raise ConfigError(f"{names} names a branch twice.")
     if not names:
-        raise ValueError("there is none; the paper's are 'imagenet' and 'mae'.")
+        raise ConfigError("there is none; the paper's are 'imagenet' and 'mae'.")
     models_of = {"mae": config.model.name, "imagenet": config.imagenet.model or config.model.name}
     branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
     for branch in branches:
         kind = models.family(branch.model_name)  # raises where there is no such model
         if branch.is_mae and kind != "convnext":
-            raise ValueError(
+            raise ConfigError(
                 f"'mae' pre-trains model.name={branch.model_name}; only a ConvNeXt can be."
             )
     return branches

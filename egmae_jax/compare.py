@@ -34,8 +34,8 @@ from scipy.special import softmax
 from egmae_jax import augment, compilation, console, models
 from egmae_jax.data import images
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
-from egmae_jax.errors import UserError
-from egmae_jax.files import write_json
+from egmae_jax.errors import MissingExtraError, UserError
+from egmae_jax.files import require_output, storage_errors_told, write_json
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
@@ -169,8 +169,8 @@ def compare(
         CompareError: no images, no weights in the checkpoint, an option out of range, or torch,
             torchvision or timm is missing.
         interop.CheckpointError: the weights do not fit the model; names every tensor that differs.
-        FileNotFoundError: there are no `weights`.
-        ValueError: no such model.
+        MissingWeightsError: there are no `weights`.
+        ConfigError: no such model.
     """
     if models.family(model) not in ("convnext", "resnet", "squeezenet"):
         raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
@@ -338,7 +338,7 @@ def _load_images(
         file = path.relative_to(folder).as_posix()
         try:
             image = images.decode(path.read_bytes())
-        except (images.UnreadableImageError, OSError, ImportError) as error:
+        except (images.UnreadableImageError, MissingExtraError, OSError) as error:
             unreadable.append(f"{file} ({error})")
             continue
         views[file] = images.to_array(images.evaluation_view(image, "shorter_side", image_size))
@@ -568,6 +568,7 @@ def save(found: Comparison, path: Path) -> None:
     write_json(path, json.loads(json.dumps(figures), parse_constant=str))
 
 
+@console.user_errors(status=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -595,12 +596,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     json_file = options.pop("json")
     console.set_up_logging()
-    try:
-        found = compare(options.pop("checkpoint"), options.pop("images"), **options)
+    checkpoint, folder = Path(options.pop("checkpoint")), Path(options.pop("images"))
+    written = []
+    if json_file is not None:
+        require_output(json_file, (json_file.suffix.lower(),), [checkpoint])
+        written.append(json_file.parent)
+    with storage_errors_told(checkpoint, folder, *written):
+        found = compare(checkpoint, folder, **options)
         if json_file is not None:
             save(found, json_file)
-    except (UserError, ValueError, OSError) as error:
-        parser.exit(2, f"Error: {error}\n")
     show(found)
     return 0 if found.passed else 1
 

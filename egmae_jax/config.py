@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from egmae_jax import (
     sharding,
 )
 from egmae_jax.data import datasets, images, splits
-from egmae_jax.errors import UserError
+from egmae_jax.errors import ConfigError, UserError
 from egmae_jax.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.models.initialize import KERNEL_INITS
 
@@ -109,10 +110,6 @@ _MOST = {
 }
 
 
-class ConfigError(UserError):
-    """The config cannot be run; the message names every field that is wrong."""
-
-
 def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
     """Checks every field that could stop a run later, and names all that are wrong at once.
 
@@ -198,7 +195,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
     try:
         datasets.get(config.data.name)
-    except ValueError as error:
+    except datasets.DataError as error:
         yield f"data.name: {error}"
     mae, kinds, networks = False, [], []  # of the branches: all that will see the images
     try:
@@ -209,7 +206,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         kinds = [models.family(branch.model_name) for branch in chosen]
         networks = [models.create(branch.model_name, num_classes=2) for branch in chosen]
         mae = any(branch.is_mae for branch in chosen)
-    except ValueError as error:
+    except ConfigError as error:
         yield f"{field}: {error}"
     if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
         yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch."
@@ -359,7 +356,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     if min(batch_sizes) > 0:
         try:
             sharding.mesh_shape(num_devices, config.mesh.data, config.mesh.fsdp, batch_sizes)
-        except ValueError as error:
+        except sharding.DeviceError as error:
             yield f"mesh: {error}"
 
 
@@ -426,22 +423,38 @@ def parse_flags(argv: list[str]) -> list[str]:
         if flag.value is not None:
             flag.value.to_dict()  # a file that is missing is only noticed on use
         return rest
-    except flags.Error as error:  # where a config raises, its own message is the last line
-        console.fail(str(error).strip().splitlines()[-1])
+    except UserError as error:  # of a preset, where the config file says so
+        console.fail(str(error))
+    except flags.Error as error:
+        text = str(error).strip()
+        if "get_config() takes 0 positional arguments" in text:
+            console.fail(f"The config file {flag.config_filename} takes no words behind a colon.")
+        if "Error whilst parsing config file" in text:  # it raised what is no error of the user's
+            raise
+        console.fail(text.splitlines()[-1])
     except OSError:
-        console.fail(f"There is no config file {flag.config_filename}.")
-    except (AttributeError, KeyError, TypeError, OverflowError) as error:  # no such field
+        if os.path.isfile(flag.config_filename) and os.access(flag.config_filename, os.R_OK):
+            raise  # what the file itself opens
+        console.fail(f"There is no config file {flag.config_filename} that can be read.")
+    except (AttributeError, KeyError, TypeError, OverflowError):
         from configs import default
 
-        console.fail(explain_unknown_field(argv, default.get_config(), error))
+        explanation = explain_unknown_field(argv, default.get_config())
+        if explanation is None:
+            raise
+        console.fail(explanation)
 
 
-def explain_unknown_field(argv: list[str], config: ConfigDict, error: Exception) -> str:
-    """Says which of the flags --config.a.b=... names no field, and what the nearest field is."""
+def explain_unknown_field(argv: list[str], config: ConfigDict) -> str | None:
+    """Says which of the flags --config.a.b=... names no field, and what the nearest field is.
+
+    Returns:
+        A sentence; None where every flag names a field.
+    """
     fields = list(flatten(config))
     for argument in argv:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and match[1] not in fields:
             nearest = difflib.get_close_matches(match[1], fields, n=1, cutoff=0.0)[0]
             return f"There is no config field {match[1]!r}. Did you mean {nearest!r}?"
-    return str(error)
+    return None

@@ -16,6 +16,8 @@ import rich.progress
 import rich.table
 import rich.text
 
+from egmae_jax.errors import UserError
+
 # Names of classes and files are printed as they are: neither :cat: nor [red] means anything.
 _console = rich.console.Console(emoji=False)
 logger = logging.getLogger(__name__)
@@ -234,6 +236,22 @@ def print_predictions(counts: Mapping[str, int], seconds: float, out: object) ->
 def _mean_std(value: Mapping[str, float | None]) -> str:
     mean, std = (None if x is None else f"{x:.3f}".lstrip("0") for x in value.values())
     return f"{mean}" if std is None else f"{mean} ± {std}"
+
+
+@contextlib.contextmanager
+def user_errors(status: int = 1) -> Iterator[None]:
+    """Ends the program with a sentence where the user can mend what is wrong; decorates a `main`.
+
+    Only the message of a `UserError` is shown. All other exceptions are faults of this program:
+    they pass, and Python shows their traceback.
+
+    Args:
+        status: exit status of the program after such an error.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error), status)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

@@ -63,8 +63,8 @@ def run(
         The content of results.json, or None where the stage does not write it.
 
     Raises:
-        ConfigError, DataError, CheckpointError, DamagedFileError, FileNotFoundError, StageError:
-            before any training.
+        ConfigError, DataError, CheckpointError, DamagedFileError, MissingWeightsError, AccessError,
+            StageError: before any training.
         NonFiniteError: training diverged.
     """
     workdir = local_folder(workdir)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,8 +34,15 @@ class DamagedFileError(UserError):
     """A file of the workdir cannot be read; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
-        what = f"is damaged ({reason})" if path.exists() else "is missing"
+        if isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
+            what = f"cannot be read ({reason.strerror or reason})"
+        else:
+            what = f"is damaged ({reason})" if os.path.exists(path) else "is missing"
         super().__init__(f"{path} {what}: {remedy}.")
+
+
+class AccessError(UserError):
+    """A file or folder cannot be read or written as was asked; the message says which and why."""
 
 
 class StorageError(UserError):
@@ -42,23 +50,37 @@ class StorageError(UserError):
 
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# What the system may refuse of a place, which its owner can mend or whoever names another.
+_REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+    | {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
 
 
 @contextlib.contextmanager
 def storage_errors_told(*folders: Path) -> Iterator[None]:
-    """Turns the errors of full, broken and read-only disks into a sentence.
+    """Turns the errors of full, broken, read-only and forbidden places into a sentence.
 
-    They are known by the system's words: not all libraries that write raise OSError.
+    Those of disks are known by the system's words: not all libraries that write raise OSError.
+    What the system refuses of a file is told only where the file lies in one of the folders.
 
     Args:
-        folders: that are written to.
+        folders: that the user has named, and files.
 
     Raises:
-        StorageError: in place of such an error.
+        StorageError: in place of an error of a disk.
+        AccessError: in place of what the system refuses of a file in the folders.
     """
     try:
         yield
-    except Exception as error:
+    except UserError:
+        raise
+    except Exception as error:  # Orbax, TensorStore and TFDS raise errors of their own for a disk
+        if isinstance(error, OSError) and _is_refusal(error, folders):
+            raise AccessError(
+                f"{os.fsdecode(error.filename)} cannot be used ({error.strerror}): mend that, or "
+                "name another place."
+            ) from error
         reason = next((r for r in map(os.strerror, _STORAGE) if r in str(error)), None)
         if reason is None or "NCCL" in str(error):  # whose shared memory is no disk
             raise
@@ -70,10 +92,28 @@ def storage_errors_told(*folders: Path) -> Iterator[None]:
         ) from error
 
 
+def _is_refusal(error: OSError, given: Sequence[Path]) -> bool:
+    """Whether the system refuses a file that is given, or lies in or above one that is."""
+    if error.errno not in _REFUSED or not isinstance(error.filename, (str, bytes)):
+        return False
+    names = [os.fsdecode(error.filename), *map(str, given)]
+    for spell in (os.path.abspath, os.path.realpath):
+        refused, *places = (Path(spell(name)) for name in names)
+        for place in places:
+            if refused == place or place in refused.parents or refused in place.parents:
+                return True
+    return False
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    whole = Path(os.path.abspath(path))
+    return next(place for place in (whole, *whole.parents) if os.path.exists(place))
+
+
 def _free(folder: Path) -> int:
     """Bytes left where a folder is, or would be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_nearest(folder)).free
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -91,15 +131,51 @@ def require_output(path: Path, suffixes: Sequence[str], inputs: Iterable[Path] =
     """Asks of a file that a user wants written that nothing of theirs is lost by it.
 
     Raises:
-        ValueError: it ends otherwise, is a folder or a device, or is one of the files read.
+        AccessError: it ends otherwise, is a folder or a device, or is one of the files read; or
+            nothing can be written where it is to be.
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no file"
-        raise ValueError(f"{path} is {kind}; a file is to be written.")
-    if path.exists() and any(path.samefile(x) for x in inputs if x.exists()):
-        raise ValueError(f"{path} is one of the files to be read; it would be overwritten.")
+        raise AccessError(f"{path} must end in {' or '.join(suffixes)}.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "no file"
+        raise AccessError(f"{path} is {kind}; a file is to be written.")
+    existing = [x for x in inputs if os.path.exists(x)] if os.path.exists(path) else []
+    if any(os.path.samefile(path, x) for x in existing):
+        raise AccessError(f"{path} is one of the files to be read; it would be overwritten.")
+    require_writable(path.parent, str(path))
+
+
+def require_readable(path: Path) -> None:
+    """Opens a file, if there is one: readers seldom tell one that is forbidden from a damaged one.
+
+    Raises:
+        AccessError: the system does not let it be read.
+    """
+    if os.path.exists(path):
+        with storage_errors_told(path):
+            path.open("rb").close()
+
+
+def require_writable(folder: Path, named: str) -> None:
+    """Tries whether a folder that is there, or that would be made, can be written to.
+
+    Args:
+        folder: to be written to; neither it nor one above it needs to be there yet.
+        named: what the user gave for it, for the message, such as '--out=results'.
+
+    Raises:
+        AccessError: it is a file, or the system lets no file be made in it.
+    """
+    existing = _nearest(folder)
+    kind = "not writable" if existing.is_dir() else "a file, not a folder"
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    if writable:
+        try:  # what `os.access` says is not always so: of NFS, of a quota, to root
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            kind, writable = f"not writable ({error.strerror})", False
+    if not writable:
+        raise AccessError(f"{named} cannot be written to: {existing} is {kind}.")
 
 
 @contextlib.contextmanager
@@ -110,15 +186,22 @@ def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
         path: of the file; its folder is made.
         mode: 'w' or 'wb'.
         **options: of `open`.
+
+    Raises:
+        AccessError: the system does not let it be there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors_told(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open(mode, **options) as file:
+        with storage_errors_told(path.parent):
+            opened = partial.open(mode, **options)
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        with storage_errors_told(path.parent):
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -145,7 +228,9 @@ def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        raise DamagedFileError(path, error, remedy) from None
+    except OSError as error:
         raise DamagedFileError(path, error, remedy) from None
     except RecursionError:
         raise DamagedFileError(path, "it is nested too deeply", remedy) from None
@@ -186,7 +271,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: it is none, or holds pickled objects, a name twice, or arrays of another size
             than they claim, or unpacks to a hundred times its size.
+        AccessError: the system does not let it be read.
     """
+    require_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -9,7 +9,7 @@ from typing import Any
 from egmae_jax import config as configs
 from egmae_jax import models
 from egmae_jax.branches import Branch
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
 from egmae_jax.interop import timm
 
 PyTree = Any
@@ -56,7 +56,7 @@ class ImagenetWeights:
             begun: branches that have begun with weights, so these must be the same.
 
         Raises:
-            FileNotFoundError: they are nowhere; the message says how to get them.
+            MissingWeightsError: they are nowhere; the message says how to get them.
             CheckpointError: they are not this model's.
             ConfigError: they are not the file the run began with.
         """
@@ -67,12 +67,13 @@ class ImagenetWeights:
                 continue
             try:
                 path = timm.locate(source)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(
+            except timm.MissingWeightsError as error:
+                raise timm.MissingWeightsError(
                     f"{error} The branch {name!r} needs them (imagenet.weights). To start it from "
                     "random weights instead, and have every result say so: "
                     "--config.imagenet.weights=none."
                 ) from None
+            require_readable(path)
             self._sha256[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             if name in begun and self.recorded().get(name) != self._sha256[name]:
                 raise configs.ConfigError(

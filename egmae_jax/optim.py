@@ -11,6 +11,7 @@ import optax
 from flax import traverse_util
 
 from egmae_jax import compilation, trainable
+from egmae_jax.errors import ConfigError
 
 PyTree = Any
 
@@ -115,12 +116,12 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
     Of SqueezeNet each Fire module is a block.
 
     Raises:
-        ValueError: no parameter's path is known as one of the stem or of a block.
+        ConfigError: no parameter's path is known as one of the stem or of a block.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = sorted({_place(path) for path in flat})
     if layers == [_HEAD]:
-        raise ValueError(
+        raise ConfigError(
             "finetune.layer_decay is below 1, but no layers are known of a network with parameters "
             f"such as {min(flat)}: set it to 1, or add its blocks' names to optim.py."
         )

@@ -30,12 +30,13 @@ import numpy as np
 
 from egmae_jax import console
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES, image_files
-from egmae_jax.errors import UserError
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.files import (
     natural_key,
     open_atomically,
     require_output,
+    require_readable,
+    require_writable,
     storage_errors_told,
 )
 from egmae_jax.predictor import Part, Predictions, Predictor
@@ -139,6 +140,7 @@ def _require_own_table(out: Path) -> None:
     """Raises RunError where another table would be lost."""
     if not out.exists():
         return
+    require_readable(out)
     with out.open(encoding="utf-8", errors="replace") as file:
         begin = file.read(1000).partition("\n")[0]
     if begin and begin.split(",")[:2] != _FIRST_COLUMNS:
@@ -217,11 +219,13 @@ def _run(
         raise RunError(f"{pictures} is a file; --gradcam is a folder for pictures.")
     if branch is not None and pictures is None:
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
-    files = find_images(images)
+    with storage_errors_told(*images):
+        files = find_images(images)
     require_output(out, (".csv",), files)
     _require_own_table(out)
     if pictures is not None:
         _require_none_replaced(pictures, files)
+        require_writable(pictures, f"--gradcam={pictures}")
     predictor = Predictor(
         workdir,
         round_index=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
@@ -239,6 +243,7 @@ def _run(
     return unreadable
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -266,8 +271,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.set_up_logging()
     try:
         unreadable = _run(**options)
-    except (UserError, ValueError, OSError, ImportError) as error:
-        console.fail(str(error))
     except KeyboardInterrupt:
         console.fail(f"Stopped: {options['out']} is not written.", 130)
     if unreadable:

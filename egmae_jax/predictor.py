@@ -201,17 +201,18 @@ class Predictor:
 
     def _see(self, source: Source) -> np.ndarray | str:
         data = self.run.config.data
+        if isinstance(source, (str, os.PathLike)):
+            try:
+                source = Path(source).read_bytes()
+            except OSError as error:
+                return error.strerror or str(error)
         try:
-            if isinstance(source, (str, os.PathLike)):
-                image = images.decode(Path(source).read_bytes(), data.color)
-            elif isinstance(source, PIL.Image.Image):
+            if isinstance(source, PIL.Image.Image):
                 image = images.convert(source, data.color)
             elif isinstance(source, bytes):
                 image = images.decode(source, data.color)
             else:
                 image = images.convert(images.from_array(source), data.color)
-        except OSError as error:
-            return error.strerror or str(error)
         except UnreadableImageError as error:
             return str(error)
         return images.to_array(images.evaluation_view(image, data.resize, data.image_size))

@@ -22,11 +22,11 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
-from egmae_jax.errors import UserError
-from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json
+from egmae_jax.errors import ConfigError, UserError
+from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json, storage_errors_told
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
-from egmae_jax.workdir import Paths
+from egmae_jax.workdir import Paths, local_folder
 
 PyTree = Any
 # What is read here and by those who use a run; a damaged config.json is told by these.
@@ -97,7 +97,7 @@ class SavedRun:
     """
 
     def __init__(self, workdir: Path):
-        self.workdir = workdir = workdir.expanduser()
+        self.workdir = workdir = local_folder(workdir)
         self.config = _read_config(workdir)
         self.paths = Paths(workdir, folds=self.config.rounds.kind == "folds")
         self.branches = branches.of(self.config)
@@ -216,7 +216,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
-    if not path.is_file():
+    with storage_errors_told(workdir):
+        is_run = path.is_file()
+    if not is_run:
         raise RunError(f"{workdir} holds no run: there is no config.json in it.")
     config = configs.load(path)
     for section, fields in _FIELDS.items():
@@ -233,6 +235,6 @@ def _read_config(workdir: Path) -> ConfigDict:
         branches.of(config)
     except AttributeError:
         raise DamagedFileError(path, "it has no branches", RESTORE) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise DamagedFileError(path, f"branches: {error}", RESTORE) from None
     return config

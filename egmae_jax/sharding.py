@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from egmae_jax.errors import UserError
+
 PyTree = Any
 _BATCH = P(("data", "fsdp"))  # of arrays whose first axis is the batch
 _SPLIT_ELEMENTS = 2**14  # parameters with fewer stay whole: splitting saves less than it costs
@@ -34,6 +36,10 @@ _CLUSTERS = (
     lambda env: env.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in env,
     lambda env: "MEGASCALE_COORDINATOR_ADDRESS" in env,
 )
+
+
+class DeviceError(UserError):
+    """The devices or hosts that were asked for cannot be had; the message says which and why."""
 
 
 # --- Hosts ---------------------------------------------------------------------------------------
@@ -56,19 +62,22 @@ def join_hosts(
         timeout_seconds: a process that is not heard of for so long is dead: the others then end.
 
     Raises:
-        ValueError: only some of the three are given.
+        DeviceError: only some of the three are given, or the processes do not find each other.
     """
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
-        raise ValueError("--coordinator, --num_processes and --process_id belong together.")
+        raise DeviceError("--coordinator, --num_processes and --process_id belong together.")
     if not any(given) and not any(found(os.environ) for found in _CLUSTERS):
         return
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=timeout_seconds,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=timeout_seconds,
+        )
+    except (ValueError, RuntimeError) as error:  # of an address, a number, a process that is away
+        raise DeviceError(f"The hosts cannot be joined: {error}") from error
     if jax.default_backend() == "cpu":
         # In a program that XLA reads back from the cache the exchanges between CPUs have lost their
         # order (JAX 0.10): each host may begin with another one, and all wait without end.
@@ -79,7 +88,7 @@ def require_devices() -> None:
     """Starts JAX's backend.
 
     Raises:
-        RuntimeError: there is none; says so in a sentence.
+        DeviceError: there is none.
     """
     try:
         jax.devices()
@@ -87,7 +96,7 @@ def require_devices() -> None:
         wanted = os.environ.get("JAX_PLATFORMS")
         asked = f", JAX_PLATFORMS being {wanted!r}" if wanted else ""
         said = str(error).split("(")[0].strip(" .") or "without a word"
-        raise RuntimeError(
+        raise DeviceError(
             f"JAX finds no device{asked} ({said}). The extras gpu and tpu install what it needs: "
             "pip install -e '.[gpu]'."
         ) from error
@@ -126,26 +135,26 @@ def mesh_shape(count: int, data: int, fsdp: int, batch_sizes: Sequence[int]) -> 
         batch_sizes: that are split along both.
 
     Raises:
-        ValueError: there are not so many, or a batch cannot be divided so.
+        DeviceError: there are not so many, or a batch cannot be divided so.
     """
     for field, ways in (("data", data), ("fsdp", fsdp)):
         if ways < 1 and not (field == "data" and ways == -1):
-            raise ValueError(f"mesh.{field} is {ways}; it must be positive.")
+            raise DeviceError(f"mesh.{field} is {ways}; it must be positive.")
     images = f"batches of {', '.join(map(str, batch_sizes))} images"
     if data == -1:
         common = math.gcd(count, *batch_sizes)
         if common % fsdp:
-            raise ValueError(
+            raise DeviceError(
                 f"{count} devices do not divide into {images} and {fsdp} along mesh.fsdp."
             )
         data = common // fsdp
     if count % (data * fsdp):
-        raise ValueError(
+        raise DeviceError(
             f"{count} devices do not divide into {data} along mesh.data times {fsdp} along "
             "mesh.fsdp."
         )
     if any(size % (data * fsdp) for size in batch_sizes):
-        raise ValueError(f"{images} do not divide into {data * fsdp} parts.")
+        raise DeviceError(f"{images} do not divide into {data * fsdp} parts.")
     return data, fsdp, count // (data * fsdp)
 
 

@@ -42,7 +42,7 @@ class Guarded:
         """As `Tracker.log`."""
         try:
             self._tracker.log(stage, round, step, metrics)
-        except Exception as error:
+        except Exception as error:  # the user's own code: no result depends on it
             if not self._told:
                 logger.warning(
                     "The tracker %s failed at step %d of %s (%r). The run goes on and goes on "
@@ -79,7 +79,7 @@ def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
         raise ConfigError(f"--tracker={name}: {module_name} has no {function!r}.") from None
     try:
         tracker = make(config.to_dict(), workdir)
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigError(f"--tracker={name} failed at its start: {error!r}.") from error
     if not isinstance(tracker, Tracker):
         raise ConfigError(

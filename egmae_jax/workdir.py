@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from egmae_jax import sharding
 from egmae_jax.config import ConfigError, require_same
 from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
-from egmae_jax.files import RESTORE, read_json, write_json
+from egmae_jax.files import RESTORE, read_json, require_writable, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +91,16 @@ def local_folder(given: str | os.PathLike, flag: str = "--workdir") -> Path:
     """The folder that a flag names, `~` being the home folder, which no shell expands behind `=`.
 
     Raises:
-        ConfigError: it is the address of a bucket.
+        ConfigError: it is the address of a bucket, or `~` is followed by no user's name.
     """
     if "://" in (text := os.fspath(given)):
         raise ConfigError(
             f"{flag}={text} is no folder: mount the bucket and give the folder it is mounted at."
         )
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{flag}={text} begins with a user who has no home folder.") from None
 
 
 @contextlib.contextmanager
@@ -111,12 +114,13 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         flag: that named it, for the messages.
 
     Raises:
-        ConfigError: it cannot be written to, or is in use.
+        AccessError: it cannot be written to.
+        ConfigError: it is in use, or its file system has no locks.
     """
     if not sharding.is_primary():
         yield
         return
-    _require_writable(workdir, flag)
+    require_writable(workdir, f"{flag}={workdir}")
     workdir.mkdir(parents=True, exist_ok=True)
     holder, path = workdir / ".holder", workdir / ".lock"
     handle = filelock.FileLock(path)
@@ -186,12 +190,3 @@ def record_config(workdir: Path, config: ConfigDict) -> None:
 
 def _record(workdir: Path) -> Path:
     return workdir / "config.json"
-
-
-def _require_writable(workdir: Path, flag: str) -> None:
-    existing = next(
-        path for path in (workdir.resolve(), *workdir.resolve().parents) if path.exists()
-    )
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        kind = "not writable" if existing.is_dir() else "a file, not a folder"
-        raise ConfigError(f"{flag}={workdir} cannot be written to: {existing} is {kind}.")

@@ -242,7 +242,7 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
     config = tiny.make_config(data, cache, **fields)
     folder.mkdir()
     write_weights(folder / f"{tiny.MODEL}.safetensors", tiny.MODEL, seed=7)
-    with pytest.raises(FileNotFoundError, match=rf"'timm/none'.*{tiny.RESNET}'"):
+    with pytest.raises(timm.MissingWeightsError, match=rf"'timm/none'.*{tiny.RESNET}'"):
         experiment.run(config, tmp_path / "workdir")  # what the folder lacks is the default
     write_weights(folder / f"{tiny.RESNET}.safetensors", tiny.RESNET, seed=8)
     results = experiment.run(config, tmp_path / "workdir")

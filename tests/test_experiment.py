@@ -27,7 +27,7 @@ from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, explanations
-from egmae_jax.files import DamagedFileError, StorageError
+from egmae_jax.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -319,13 +319,13 @@ def test_odd_settings_that_still_train_are_told(data, cache, tmp_path, caplog):
 
 def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(configs.ConfigError, match="cannot be written to"):
+    with pytest.raises(AccessError, match="cannot be written to"):
         experiment.run(tiny.make_config(data, cache), tmp_path / "file")
 
 
 def test_a_read_only_workdir_is_refused(data, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as a read-only disk, even to root
-    with pytest.raises(configs.ConfigError, match=f"cannot be written to: {tmp_path} is not writ"):
+    with pytest.raises(AccessError, match=f"cannot be written to: {tmp_path} is not writ"):
         experiment.run(tiny.make_config(data, cache), tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
 
@@ -478,7 +478,7 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     weights, workdir = tmp_path / "imagenet.safetensors", tmp_path / "workdir"
     config = tiny.make_config(data, cache, imagenet__weights=str(weights), rounds__count=1)
     experiment.run(config, workdir, stage="pretrain")
-    with pytest.raises(FileNotFoundError, match=r"imagenet\.weights=none"):
+    with pytest.raises(timm.MissingWeightsError, match=r"imagenet\.weights=none"):
         experiment.run(config, workdir, stage="finetune")
     write_imagenet_weights(weights, seed=7)
     experiment.Experiment(config, workdir, "finetune")
@@ -609,7 +609,7 @@ def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
     assert "finetune.input_noise=0.1" in found["explained"]
     assert {row["true"] for row in found["files"]} < set(results["dataset"]["classes"])
     assert (tmp_path / "sheet_0.png").is_file()
-    with pytest.raises(ValueError, match="without the branch 'mae'"):
+    with pytest.raises(configs.ConfigError, match="without the branch 'mae'"):
         entropy_maps.Source(companions[0], workdir)
 
 

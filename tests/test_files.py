@@ -11,6 +11,7 @@ import safetensors
 
 from egmae_jax import checkpoint, metrics_log
 from egmae_jax.files import (
+    AccessError,
     DamagedFileError,
     StorageError,
     open_atomically,
@@ -44,12 +45,12 @@ def test_what_a_user_would_lose_is_not_written_over(tmp_path):
         (tmp_path / "x.png", r"x\.png must end in \.csv"),
         (image, "is one of the files to be read"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(AccessError, match=message):
             require_output(path, (".csv",), [image])
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     for name, kind in (("folder.csv", "a folder"), ("pipe.csv", "no file")):
-        with pytest.raises(ValueError, match=f"{name} is {kind}"):
+        with pytest.raises(AccessError, match=f"{name} is {kind}"):
             require_output(tmp_path / name, (".csv",))
 
 

@@ -50,7 +50,7 @@ def test_as_many_devices_as_divide_the_batches_share_them(count, data, fsdp, bat
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused(data, fsdp, batches, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(sharding.DeviceError, match=message):
         sharding.mesh_shape(8, data, fsdp, batches)
 
 
@@ -84,7 +84,7 @@ def test_hosts_join_where_a_cluster_is_found(name, monkeypatch):
 
 
 def test_only_all_that_names_a_process_together_joins_hosts():
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(sharding.DeviceError, match="belong together"):
         sharding.join_hosts("127.0.0.1:1", 2)
     sharding.join_hosts()  # alone
     assert sharding.is_primary()
@@ -97,7 +97,9 @@ def test_a_machine_without_the_backend_asked_for_is_told(error, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(RuntimeError, match=r"no device, JAX_PLATFORMS being 'cuda' .*\[gpu\]"):
+    with pytest.raises(
+        sharding.DeviceError, match=r"no device, JAX_PLATFORMS being 'cuda' .*\[gpu\]"
+    ):
         sharding.require_devices()
 
 

@@ -348,7 +348,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
     ],
 )
 def test_words_that_are_none_are_told(module, words, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         module.get_config(words)
 
 

@@ -12,6 +12,7 @@ import re
 from ml_collections import ConfigDict
 
 from configs.sweeps import recipes
+from egmae_jax.errors import ConfigError
 from egmae_jax.sweep import variants
 
 FIGURE_2 = ((100, 30), (100, 45), (500, 30), (500, 45), (1000, 15))
@@ -32,7 +33,9 @@ def get_config(words: str | None = None) -> ConfigDict:
             "finetune.epochs": finetuning,
         }
     if len(changes) < len(FIGURE_2):
-        raise ValueError(f"divide={divisor} makes equals of figure 2's epochs; take a smaller one.")
+        raise ConfigError(
+            f"divide={divisor} makes equals of figure 2's epochs; take a smaller one."
+        )
     return variants.attach(config, changes, baseline="{}/{}".format(*_divided(BASELINE, divisor)))
 
 
@@ -41,7 +44,7 @@ def _divisor(words: list[str]) -> int:
         return 1
     match = re.fullmatch(r"divide=([1-9]\d*)", words[-1])
     if not match:
-        raise ValueError(f"{words[-1]!r} needs a whole number, such as divide=5.")
+        raise ConfigError(f"{words[-1]!r} needs a whole number, such as divide=5.")
     return int(match[1])
 
 

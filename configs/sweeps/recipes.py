@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from egmae_jax.errors import ConfigError
+
 _CONFIGS = Path(__file__).parents[1]
 
 
@@ -12,16 +14,16 @@ def base(words: str | None) -> ConfigDict:
     """The config of 'busi', or of 'busi,cpu', which is configs/busi.py:cpu.
 
     Raises:
-        ValueError: there is no such config, or it pre-trains nothing.
+        ConfigError: there is no such config, or it pre-trains nothing.
     """
     known = sorted({path.stem for path in _CONFIGS.glob("*.py")} - {"__init__", "default"})
     name, _, rest = (words or "").partition(",")
     if name not in known:
-        raise ValueError(
+        raise ConfigError(
             f"A sweep needs a recipe behind the colon, such as configs/sweeps/epochs.py:busi,cpu; "
             f"{name!r} is none of {', '.join(known)}."
         )
     config = importlib.import_module(f"configs.{name}").get_config(rest or None)
     if "mae" not in config.branches:
-        raise ValueError(f"configs/{name}.py{':' * bool(rest)}{rest} has no branch 'mae' to vary.")
+        raise ConfigError(f"configs/{name}.py{':' * bool(rest)}{rest} has no branch 'mae' to vary.")
     return config

@@ -27,8 +27,7 @@ from egmae_jax import config as configs
 from egmae_jax import console
 from egmae_jax.data import duplicates, images, splits
 from egmae_jax.data.prepare import Prepared, prepare
-from egmae_jax.errors import UserError
-from egmae_jax.files import write_json
+from egmae_jax.files import require_writable, storage_errors_told, write_json
 
 _SHOWN = 20  # conflicts that are printed
 _TILE = 96  # pixels of a side in contact sheets
@@ -213,14 +212,16 @@ def define_flags() -> None:
     flags.mark_flag_as_required("config")
 
 
+@console.user_errors()
 def main(_: list[str]) -> None:
     """Command line."""
     console.set_up_logging()
     config = flags.FLAGS.config
     data = config.data
     folder = Path(flags.FLAGS.out or Path("runs") / "audit" / data.name)
-    try:
-        configs.check(config, num_devices=1, section="data.")
+    configs.check(config, num_devices=1, section="data.")
+    require_writable(folder, f"--out={folder}")
+    with storage_errors_told(folder):
         prepared = prepare(
             data.name,
             Path(data.dir).expanduser(),
@@ -231,8 +232,6 @@ def main(_: list[str]) -> None:
             group_pattern=data.group_pattern,
         )
         show(save(prepared, folder), folder)
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from egmae_jax.errors import UserError
+from egmae_jax.errors import MissingExtraError, UserError
 
 
 class DicomError(UserError):
@@ -36,13 +36,13 @@ def decode(encoded: bytes) -> PIL.Image.Image:
 
     Raises:
         DicomError: several frames, no pixels, too many, or a compression without decoder.
-        ImportError: pydicom is not installed.
+        MissingExtraError: pydicom is not installed.
     """
     try:
         import pydicom
         from pydicom import pixels
     except ImportError:
-        raise ImportError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
+        raise MissingExtraError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks; our error says it
     try:
         _require_bounded(encoded)

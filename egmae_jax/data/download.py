@@ -23,7 +23,14 @@ import pooch
 from egmae_jax import console
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import Archive, DataError
-from egmae_jax.files import DamagedFileError, read_json, write_json
+from egmae_jax.errors import UserError
+from egmae_jax.files import (
+    DamagedFileError,
+    read_json,
+    require_writable,
+    storage_errors_told,
+    write_json,
+)
 
 logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
 
@@ -57,8 +64,9 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
                 f"{path} has SHA-256 {digest}, not {expected}; delete it and try again."
             )
         try:
-            _unpack(path, folder)
-        except DataError:
+            with storage_errors_told(folder):
+                _unpack(path, folder)
+        except UserError:
             raise
         except Exception as error:  # damaged archives bring whatever their readers stumble upon
             raise DataError(
@@ -70,10 +78,13 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
 
 def _fetch(url: str, path: Path, sha256: str | None) -> None:
     try:
-        pooch.retrieve(url, sha256, path.name, path.parent, progressbar=True)
+        with storage_errors_told(path.parent):
+            pooch.retrieve(url, sha256, path.name, path.parent, progressbar=True)
+    except UserError:
+        raise
     except ValueError as error:  # pooch: the hash differs; the file is gone
         raise DataError(f"{url}: {error}") from None
-    except Exception as error:  # whatever the HTTP library raises
+    except Exception as error:  # pooch's alone is called: it passes on what its HTTP library raises
         raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from None
 
 
@@ -136,6 +147,7 @@ def _require_none(path: Path, members: list[str]) -> None:
         )
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: name of the data set, folder."""
     parser = argparse.ArgumentParser(
@@ -146,10 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     console.set_up_logging()
-    try:
+    require_writable(options.folder, str(options.folder))
+    with storage_errors_told(options.folder):
         download(datasets.get(options.name).archives, options.folder)
-    except (DataError, DamagedFileError, OSError) as error:
-        console.fail(str(error))
     logger.info("Done; give --config.data.dir=%s", options.folder)
 
 

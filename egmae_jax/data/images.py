@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from egmae_jax.data import dicom
-from egmae_jax.errors import UserError
+from egmae_jax.errors import MissingExtraError, UserError
 
 Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
@@ -67,7 +67,7 @@ def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
 def examine(encoded: bytes) -> Decoded:
     """What `decode` returns, and what the file is like; raises the same.
 
-    Besides, MemoryError, and ImportError where DICOM needs pydicom: no fault of the file's.
+    Besides, MemoryError, and MissingExtraError where DICOM needs pydicom: no fault of the file's.
     """
     if not encoded:
         raise UnreadableImageError("the file is empty")
@@ -113,7 +113,7 @@ def _damage_told() -> Iterator[None]:
     """Turns what the readers raise into UnreadableImageError."""
     try:
         yield
-    except (MemoryError, ImportError):  # no fault of the file's
+    except (MemoryError, MissingExtraError):  # no fault of the file's
         raise
     except (UnreadableImageError, dicom.DicomError) as error:
         raise UnreadableImageError(str(error)) from None

@@ -33,6 +33,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from egmae_jax.errors import UserError
+
 CLASSES = ("benign", "malignant", "normal")
 VERSION = 1  # to be raised with every change that alters an image: stale folders are then refused
 DEPTH_MM = 40.0  # depth shown, whatever the image's height; pixels are square
@@ -52,6 +54,10 @@ MASS_LIMITS = {
     "halo_db": ((0.0, 0.0), (0.0, 2.0), (1.0, 7.0)),  # broad bright band around the mass
     "absorption_db_per_mm": ((-0.1, 0.1), (-1.2, 0.2), (-0.2, 1.5)),  # beyond the surroundings'
 }
+
+
+class OtherFilesError(UserError):
+    """A folder holds something else than the phantoms asked for; the message says what."""
 
 
 def envelope(rng: np.random.Generator, echogenicity: np.ndarray) -> np.ndarray:
@@ -177,13 +183,13 @@ def phantom(rng: np.random.Generator, label: str, height: int, width: int) -> np
 
 
 def holds(folder: Path, parameters: str) -> bool:
-    """Whether `folder` has the data set of these `parameters`; ValueError if it has another."""
+    """Whether `folder` has the data set of these `parameters`; OtherFilesError if another."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     record = folder / "phantoms.json"
     found = record.read_text() if record.exists() else "no phantoms.json"
     if found != parameters:
-        raise ValueError(
+        raise OtherFilesError(
             f"{folder} holds other files than asked for; found: {found}; wanted: {parameters}. "
             "Remove the folder or name another."
         )
@@ -199,7 +205,7 @@ def write(
     `images_per_class` adds images and changes none. The files are the same on every run (another
     version of NumPy or Pillow may change them). `folder` appears when it is whole; one that was
     written with the same parameters is left as it is, and one with anything else in it raises
-    ValueError.
+    OtherFilesError.
     """
     if images_per_class < 1:
         raise ValueError(f"images_per_class is {images_per_class}, and must be at least 1.")

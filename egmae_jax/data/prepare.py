@@ -35,7 +35,14 @@ import tensorflow_datasets as tfds
 from egmae_jax.data import datasets, dicom, duplicates, images
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
-from egmae_jax.files import DamagedFileError, read_npz
+from egmae_jax.errors import MissingExtraError
+from egmae_jax.files import (
+    AccessError,
+    DamagedFileError,
+    StorageError,
+    read_npz,
+    storage_errors_told,
+)
 
 _VERSION = "7.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
@@ -139,13 +146,15 @@ def prepare(
     if dataset.make is not None:
         if not folder.exists():
             logger.info("Writing %s into %s", dataset.title, folder)
-        dataset.make(folder)
+        with storage_errors_told(folder):
+            dataset.make(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
     try:
-        listed = dataset.list_images(folder)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed (data.dir): {error}.") from None
+        with storage_errors_told(folder):
+            listed = dataset.list_images(folder)
+    except (AccessError, StorageError) as error:
+        raise DataError(f"{folder} cannot be listed (data.dir): {error}") from None
     _require_printable(listed)
     found = tuple(sorted({image.label for image in listed}))
     if unknown := set(classes) - set(found):
@@ -403,9 +412,15 @@ def _records_of(
     data_dir = cache / dataset.name / fingerprint
     if (data_dir / _INDEX).exists():  # whole, as all that has this name
         return data_dir
+    refused = f"The records of {folder} cannot be written to {data_dir} (data.cache_dir): "
+    lock = filelock.FileLock(f"{data_dir}.lock")
     try:
         data_dir.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{data_dir}.lock"):
+        lock.acquire()
+    except OSError as error:
+        raise DataError(f"{refused}{error}.") from error
+    try:
+        with storage_errors_told(data_dir):
             if not (data_dir / _INDEX).exists():
                 shutil.rmtree(data_dir, ignore_errors=True)
                 incomplete = data_dir.with_suffix(".incomplete")
@@ -417,10 +432,10 @@ def _records_of(
                     incomplete.rename(data_dir)
                 finally:
                     shutil.rmtree(incomplete, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"The records of {folder} cannot be written to {data_dir} (data.cache_dir): {error}."
-        ) from error
+    except (AccessError, StorageError) as error:
+        raise DataError(f"{refused}{error}") from error
+    finally:
+        lock.release()
     return data_dir
 
 
@@ -435,7 +450,7 @@ def _write(
 
     Raises:
         DataError: an image cannot be read, and `on_error` is 'raise', or none can.
-        OSError: the records cannot be written.
+        OSError, RuntimeError: the records cannot be written; the latter is array_record's.
     """
     logger.info("Reading %d images from %s", len(listed), folder)
     rows: list[dict[str, Any]] = []
@@ -468,12 +483,9 @@ def _write(
         max_examples_per_shard=_SHARD,
         file_format="array_record",
     )
-    try:
-        writer.initialize_splits([_SPLIT])
-        writer.add_examples({_SPLIT: examples()})  # takes them one by one
-        writer.close_splits([_SPLIT])
-    except RuntimeError as error:  # array_record's, of a full disk
-        raise OSError(error) from error
+    writer.initialize_splits([_SPLIT])
+    writer.add_examples({_SPLIT: examples()})  # takes them one by one
+    writer.close_splits([_SPLIT])
     if unreadable and (on_error == "raise" or not rows):
         raise _unreadable(folder, unreadable, len(listed))
     _write_index(target / _INDEX, rows, unreadable)
@@ -509,14 +521,21 @@ def _describe_all(
 
 
 def _describe(folder: Path, file: str) -> dict[str, Any] | str:
+    path = folder / file
     try:
-        path = folder / file
         encoded = path.read_bytes()
-        decoded = images.examine(encoded)
-    except (FileNotFoundError, images.UnreadableImageError) as error:
+    except FileNotFoundError as error:
         return str(error)
-    except (OSError, ImportError, MemoryError) as error:  # may be mended, the file being the same
+    except OSError as error:  # may be mended, the file being the same
         raise DataError(f"{path} cannot be read: {error!r}.") from None
+    try:
+        decoded = images.examine(encoded)
+    except images.UnreadableImageError as error:
+        return str(error)
+    except MemoryError as error:  # a larger machine may have room for it
+        raise DataError(f"{path} cannot be read: {error!r}.") from None
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{path} cannot be read: {error}.") from None
     sha256 = hashlib.sha256(encoded).hexdigest()
     content, digest, packed = encoded, sha256, False
     most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))

@@ -11,6 +11,7 @@ Exit status: 0; 1 where the page cannot be shown, and a sentence says why.
 """
 
 import argparse
+import contextlib
 import io
 import logging
 import sys
@@ -23,7 +24,7 @@ import PIL.Image
 
 from egmae_jax import console
 from egmae_jax.demo.examine import examine
-from egmae_jax.errors import UserError
+from egmae_jax.errors import MissingExtraError
 from egmae_jax.predictor import Predictor
 from egmae_jax.saved_run import RunError
 
@@ -39,7 +40,9 @@ def _serve(
 
         from egmae_jax.demo import server
     except ImportError as error:
-        raise RunError(f"The page needs NiceGUI ({error}): pip install -e '.[demo]'.") from None
+        raise MissingExtraError(
+            f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."
+        ) from None
     if max_megabytes < 1:
         raise RunError(f"--max_megabytes is {max_megabytes}; it must be at least 1.")
     with server.listen(port) as listener:
@@ -62,6 +65,7 @@ def _serve(
         uvicorn.Server(config).run(sockets=[listener])
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -83,12 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="opens the page in the browser")  # fmt: skip
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         _serve(**options)
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
-    except KeyboardInterrupt:
-        pass
     return 0
 
 

@@ -31,7 +31,7 @@ def examine(predictor: Predictor, encoded: bytes) -> Examined:
 
     Raises:
         UnreadableImageError: they are none that can be used; says why.
-        ImportError: reading them needs a package that is not installed; says which.
+        MissingExtraError: reading them needs a package that is not installed; says which.
     """
     (part,) = predictor.stream([encoded])
     for reason in part.unreadable.values():

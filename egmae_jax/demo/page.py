@@ -18,8 +18,8 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 
-from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.demo.examine import Examined, examine, greatest_entropy
+from egmae_jax.errors import UserError
 from egmae_jax.explain.overlay import COLORMAP
 from egmae_jax.predictor import Predictor
 
@@ -108,11 +108,11 @@ class Page:
             encoded = await event.file.read()
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._worker, examine, self._predictor, encoded)
-        except (UnreadableImageError, ImportError) as error:
+        except UserError as error:
             problem = str(error)
         except MemoryError:
             problem = "it is too large for this machine's memory"
-        except Exception:  # the page goes on, whatever a file brings
+        except Exception:  # a fault of ours: the terminal has the traceback, other images go on
             logger.exception("An image could not be classified.")
             problem = "it could not be classified; the terminal says why"
         if self._upload.is_deleted:  # the page was closed meanwhile

@@ -64,7 +64,7 @@ class _Guard:
 
         try:
             await self._app(scope, receive_limited, send_with_policy)
-        except Exception:
+        except Exception:  # whatever reads the form makes of `receive_limited`'s error
             if not too_large:
                 raise
         if too_large:

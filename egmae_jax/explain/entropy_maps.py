@@ -30,7 +30,6 @@ from egmae_jax import config as configs
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
-from egmae_jax.errors import UserError
 from egmae_jax.explain.lesions import (
     draw_lesions,
     measure_image,
@@ -40,8 +39,15 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.files import RESTORE, write_json
-from egmae_jax.workdir import Paths, require_same_run
+from egmae_jax.files import (
+    RESTORE,
+    DamagedFileError,
+    require_writable,
+    storage_errors_told,
+    write_json,
+)
+from egmae_jax.saved_run import RunError
+from egmae_jax.workdir import Paths, local_folder, require_same_run
 
 logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
 
@@ -128,13 +134,13 @@ def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
 
     Raises:
         ConfigError: neither is given, or they differ.
-        FileNotFoundError: the workdir holds no run.
+        RunError: the workdir holds no run.
         DamagedFileError: its config.json cannot be read.
     """
     if workdir is None and config is None:
         raise configs.ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
     if workdir is not None and not (workdir / "config.json").exists():
-        raise FileNotFoundError(f"--workdir={workdir} holds no run: there is no config.json.")
+        raise RunError(f"--workdir={workdir} holds no run: there is no config.json.")
     if workdir is not None and config is not None:
         require_same_run(workdir, config)
     if config is not None:
@@ -158,7 +164,7 @@ def _pretrained(workdir: Path) -> Paths:
     for paths in (Paths(workdir, folds=False), Paths(workdir, folds=True)):
         if paths.autoencoder(0).exists():
             return paths
-    raise FileNotFoundError(
+    raise RunError(
         f"--workdir={workdir} has no finished pre-training (pretrain/autoencoder.safetensors). "
         "Run main.py with --stage=pretrain on it first, or give --config without --workdir for the "
         "maps that need no network."
@@ -167,7 +173,7 @@ def _pretrained(workdir: Path) -> Paths:
 
 def _parts(path: Path, prepared: Prepared) -> dict[str, str]:
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}: {RESTORE}.")
+        raise DamagedFileError(path, "it is missing", RESTORE)
     rows = splits.read(path)
     now = dict(zip(prepared.files, prepared.sha256, strict=True))
     for row in rows:
@@ -353,24 +359,25 @@ def define_flags() -> None:
     flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
 
 
+@console.user_errors()
 def main(argv: list[str]) -> None:
     """Command line."""
     console.set_up_logging()
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --images=6.")
     given = flags.FLAGS
-    try:
-        workdir = None if given.workdir is None else Path(given.workdir)
+    workdir = None if given.workdir is None else local_folder(given.workdir)
+    out = local_folder(given.out, "--out")
+    require_writable(out, f"--out={out}")
+    with storage_errors_told(out, *([workdir] if workdir else [])):
         run(
             config_of(workdir, given.config),
             workdir,
-            Path(given.out),
+            out,
             files=given.file,
             count=given.images,
             statistics=given.statistics,
         )
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
 
 
 def run(

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +29,11 @@ from ml_collections import ConfigDict
 from egmae_jax import augment, console
 from egmae_jax.branches import Branch
 from egmae_jax.data import datasets, images, masks
-from egmae_jax.errors import UserError
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
-from egmae_jax.files import natural_key, write_json
+from egmae_jax.files import natural_key, require_writable, storage_errors_told, write_json
 from egmae_jax.saved_run import Classifier, RunError, SavedRun
+from egmae_jax.workdir import local_folder
 
 PyTree = Any
 _PAGE = 8  # images of a contact sheet
@@ -203,8 +204,8 @@ def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def _images_folder(data_dir: Path | str) -> Path:
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    folder = local_folder(data_dir, "--data_dir")
+    if not os.path.isdir(folder):
         raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
     return folder
 
@@ -426,6 +427,7 @@ def show(content: Mapping[str, Any], out: Path) -> None:
     terminal.print(f"Pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, 0."""
     parser = argparse.ArgumentParser(
@@ -447,14 +449,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
     workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
-    try:
+    if which != "all" and not which.isdecimal():
+        raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
+    require_writable(out, f"--out={out}")
+    with storage_errors_told(workdir, out):
         if which == "all":
             content = explain_rounds(workdir, out, **options)
-        elif which.isdecimal():
-            content = explain_run(workdir, out, round_index=int(which), **options)
         else:
-            raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
+            content = explain_run(workdir, out, round_index=int(which), **options)
     show(content, out)
     return 0

@@ -23,12 +23,17 @@ from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax import compilation
+from egmae_jax.errors import UserError
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
 _PREDICTED = -1  # as a class: whichever it is
 _TINY = 1e-7  # pytorch-grad-cam's: what has no heat anywhere stays 0
+
+
+class LayerError(UserError):
+    """The network has no such layer to explain; the message names the nearest."""
 
 
 class Explanation(NamedTuple):
@@ -85,7 +90,7 @@ def explain(
     taps = _taps(model, height, width)
     if layer not in taps.shapes:
         nearest = difflib.get_close_matches(layer, taps.shapes, n=3, cutoff=0.0)
-        raise ValueError(
+        raise LayerError(
             f"There is no layer {layer!r}. The nearest: {', '.join(nearest)}. "
             "explain.gradcam.layers(model) lists them all."
         )

@@ -17,6 +17,7 @@ from egmae_jax import augment, console
 from egmae_jax.errors import UserError
 from egmae_jax.export import card, pytorch, stablehlo, weights
 from egmae_jax.export.system import System, branch_logits, systems
+from egmae_jax.files import require_writable
 from egmae_jax.saved_run import SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
@@ -74,6 +75,7 @@ def export_run(
         raise ExportError(f"--formats has {named}; there are {', '.join(FORMATS)}.")
     if out.exists() and not out.is_dir():
         raise ExportError(f"--out={out} is a file; it must be a folder, or not be there yet.")
+    require_writable(out, f"--out={out}")
     run = SavedRun(workdir)
     if "onnx" in formats:
         _require_onnx(run, branch)
@@ -201,6 +203,7 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
     terminal.print(f"The folders are in {out}", markup=False, soft_wrap=True)
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 1 where a file computes something else."""
     parser = argparse.ArgumentParser(
@@ -223,10 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
-    try:
-        files = export_run(formats=[x for x in formats.split(",") if x], **options)
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
+    files = export_run(formats=[x for x in formats.split(",") if x], **options)
     show(files, out)
     if wrong := [str(file.path) for file in files if file.wrong]:
         console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from egmae_jax import models
 from egmae_jax.checkpoint import read_safetensors, write_safetensors
 from egmae_jax.errors import UserError
-from egmae_jax.files import read_npz
+from egmae_jax.files import read_npz, require_readable
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 class CheckpointError(UserError):
     """The weights cannot be used; the message names the file and what is wrong with it."""
+
+
+class MissingWeightsError(UserError):
+    """There are no weights where they were looked for; the message says how to get them."""
 
 
 class Layout(NamedTuple):
@@ -150,8 +154,9 @@ def load(
         number of classes.
 
     Raises:
-        FileNotFoundError: nothing to be had at `source`; the message says how to get it.
+        MissingWeightsError: nothing to be had at `source`; the message says how to get it.
         CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
+        AccessError: the system does not let the file be read.
     """
     path = locate(source)
     tensors = read(path)
@@ -286,7 +291,7 @@ def locate(source: str | os.PathLike) -> Path:
     """The file that `source` stands for (see `load`), fetched where needed."""
     if str(source).startswith("https://"):
         file = str(source).rsplit("/", 1)[-1].split("-")[0] + ".safetensors"
-        raise FileNotFoundError(
+        raise MissingWeightsError(
             f"These weights are published only as a pickle, {source}; reading one can run code "
             "that its author chose. Convert it once, where you trust it and have torch: "
             f'python -c "import torch, safetensors.torch as s; s.save_file(torch.hub.'
@@ -307,7 +312,7 @@ def locate(source: str | os.PathLike) -> Path:
         return path
     repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
     if path.suffix in {".safetensors", ".npz"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise MissingWeightsError(f"There is no file {path}.")
     cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
     if isinstance(cached, str):
         return Path(cached)
@@ -316,20 +321,20 @@ def locate(source: str | os.PathLike) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
     except RepositoryNotFoundError:
-        raise FileNotFoundError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
+        raise MissingWeightsError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
-            raise FileNotFoundError(
+            raise MissingWeightsError(
                 f"The repository {repo_id!r} has no model.safetensors."
             ) from None
         unreachable: BaseException = error
-    except Exception as error:  # the hub client passes on whatever its HTTP library raises
+    except Exception as error:  # the client passes on whatever its HTTP library raises
         unreachable = error
     # What went wrong with the network lies at the end of the chain.
     while unreachable.__cause__ is not None:
         unreachable = unreachable.__cause__
     said = " ".join(str(unreachable).split())[:200]
-    raise FileNotFoundError(
+    raise MissingWeightsError(
         f"The weights {repo_id!r} are neither in the local hub cache nor could they be fetched "
         f"({type(unreachable).__name__}: {said}). With network: "
         f"`hf download {repo_id} model.safetensors`. Without: fetch that file elsewhere and give "
@@ -342,7 +347,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         CheckpointError: it is none, or damaged.
+        AccessError: the system does not let it be read.
     """
+    require_readable(path)
     if path.suffix == ".npz":
         try:
             return read_npz(path)

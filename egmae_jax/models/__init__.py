@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from egmae_jax.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
@@ -55,7 +56,7 @@ def family(name: str) -> str:
     """'convnext', 'resnet', 'squeezenet' or 'asff_resnet'; the autoencoder takes ConvNeXts only.
 
     Raises:
-        ValueError: no such model; the message names the nearest.
+        ConfigError: no such model; the message names the nearest.
     """
     if name in _CONVNEXT:
         return "convnext"
@@ -65,7 +66,7 @@ def family(name: str) -> str:
         return "asff_resnet" if name.startswith(_ASFF) else "resnet"
     nearest = difflib.get_close_matches(name, names(), n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"There is no model {name!r}.{hint} Known: {', '.join(names())}.")
+    raise ConfigError(f"There is no model {name!r}.{hint} Known: {', '.join(names())}.")
 
 
 def create(
@@ -89,7 +90,8 @@ def create(
             keep and use their running statistics.
 
     Raises:
-        ValueError: no such model, or layers, or an option that it does not have.
+        ConfigError: no such model.
+        ValueError: no such layers, or an option that the model does not have.
     """
     kind = family(name)
     options: dict[str, Any] = {

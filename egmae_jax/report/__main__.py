@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from egmae_jax import console
-from egmae_jax.errors import UserError
-from egmae_jax.files import require_output
+from egmae_jax.files import require_output, storage_errors_told
 from egmae_jax.report import write_comparison, write_report, write_table
+from egmae_jax.report.table import SUFFIXES
 
 
+@console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, 0."""
     parser = argparse.ArgumentParser(
@@ -33,17 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first, *others = options.workdir
     page = Path("comparison.html") if others else first / "report.html"
     out = options.table or options.out or page
-    try:
-        if not options.table:
-            require_output(out, (".html", ".htm"))
+    require_output(out, SUFFIXES if options.table else (".html", ".htm"))
+    with storage_errors_told(*options.workdir, out.parent):
         if options.table:
             write_table(options.workdir, out)
         elif others:
             write_comparison(options.workdir, out)
         else:
             write_report(first, out, data_dir=options.data_dir)
-    except (UserError, ValueError, OSError) as error:
-        console.fail(str(error))
     print(f"Written to {out}")
     return 0
 

@@ -16,14 +16,13 @@ import numpy as np
 from egmae_jax import config as configs
 from egmae_jax import evaluate, metrics_log
 from egmae_jax.calibration import is_at_limit
-from egmae_jax.data.datasets import DataError
 from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
-from egmae_jax.interop.timm import CheckpointError
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.workdir import local_folder
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -67,7 +66,7 @@ class Content:
             reason = f"it does not say of what it is ({error!r})"
             raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
         self.moved = data_dir is not None
-        self.data_dir = Path(data_dir or run.config.data.dir).expanduser()
+        self.data_dir = local_folder(data_dir or run.config.data.dir, "--data_dir")
         self.flat_config = configs.flatten(self.config)
 
     # --- Predictions ---
@@ -336,7 +335,7 @@ class Content:
                 data_dir=self.data_dir,
                 count=_CASES,
             )
-        except (RunError, DataError, CheckpointError, OSError) as error:
+        except UserError as error:
             return self._missing("Grad-CAM", error)
 
     @functools.cached_property
@@ -349,7 +348,7 @@ class Content:
             config.data.dir = str(self.data_dir)
         try:
             return pictures.reconstructions(config, self.run.workdir, _RECONSTRUCTED)
-        except (UserError, ValueError, OSError) as error:
+        except UserError as error:
             return self._missing("Reconstructions", error)
 
     def _missing(self, what: str, error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from egmae_jax import markup
-from egmae_jax.files import REEVALUATE, DamagedFileError, write_atomically
+from egmae_jax.files import REEVALUATE, DamagedFileError, require_output, write_atomically
 from egmae_jax.report import content
 from egmae_jax.report.content import Comparison, Content
 from egmae_jax.report.formats import number
@@ -73,14 +73,12 @@ def write_table(workdirs: Sequence[Path], out: Path) -> None:
             values (.csv).
 
     Raises:
-        ValueError: of another suffix.
+        AccessError: of another suffix, or the file cannot be written.
         RunError: a run has not been evaluated, or is given twice.
         DamagedFileError: a file of a workdir cannot be read.
     """
-    written = _WRITERS.get(out.suffix.lower())
-    if written is None:
-        raise ValueError(f"A table ends in .tex, .md or .csv; {out} does not.")
-    text = written(content.compare(workdirs), out)
+    require_output(out, SUFFIXES)
+    text = _WRITERS[out.suffix.lower()](content.compare(workdirs), out)
     write_atomically(out, text.encode("utf-8", "backslashreplace"))
 
 
@@ -125,6 +123,7 @@ _WRITERS: Mapping[str, Callable[[Comparison, Path], str]] = {
     ".md": _markdown,
     ".csv": _csv,
 }
+SUFFIXES = tuple(_WRITERS)
 
 
 def _environment(escape: Callable[[str], str], **syntax: Any) -> jinja2.Environment:

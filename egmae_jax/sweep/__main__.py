@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 from egmae_jax import config as configs
 from egmae_jax import console, preemption
-from egmae_jax.errors import UserError
 from egmae_jax.sweep import run, summary, variants
 from egmae_jax.workdir import local_folder, lock
 
@@ -32,6 +31,7 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["config", "out"])
 
 
+@console.user_errors()
 def main(argv: list[str]) -> None:
     """Command line."""
     console.set_up_logging()
@@ -49,8 +49,6 @@ def main(argv: list[str]) -> None:
             resamples = config.evaluation.bootstrap_resamples
             found = summary.summarize(sweep, out, failures, resamples=resamples)
             summary.write(found, out)
-    except (UserError, FileNotFoundError) as error:
-        console.fail(str(error))
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
     except preemption.Preempted:

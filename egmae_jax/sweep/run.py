@@ -56,10 +56,10 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
         try:
             sharing.take_pretraining(variant, list(sweep.variants), out)
             experiment.run(variant.config, workdir)
-        except (UserError, FileNotFoundError) as error:
+        except UserError as error:
             failures[variant.name] = str(error)
             logger.error("%s failed: %s", place, error)
-        except Exception as error:  # such as a device out of memory
+        except Exception as error:  # the other variants need not wait for what only one has
             failures[variant.name] = repr(error)
             logger.exception("%s failed", place)
         gc.collect()  # its images

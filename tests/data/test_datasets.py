@@ -351,12 +351,12 @@ def test_manifest_wants_a_split_for_all_or_none(tmp_path):
     [("bussi", "busi"), ("imagefolder", "image_folder"), ("phantom", "phantoms")],
 )
 def test_unknown_name_suggests_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"no data set '{name}'. Did you mean '{nearest}'"):
+    with pytest.raises(DataError, match=f"no data set '{name}'. Did you mean '{nearest}'"):
         datasets.get(name)
 
 
 def test_a_name_like_no_other_lists_all():
-    with pytest.raises(ValueError, match="Known: busi, isic2018, isic2018_b") as caught:
+    with pytest.raises(DataError, match="Known: busi, isic2018, isic2018_b") as caught:
         datasets.get("xyz")
     assert "Did you mean" not in str(caught.value)
 

@@ -228,7 +228,9 @@ def test_a_folder_with_other_parameters_is_refused(tmp_path, monkeypatch, change
         monkeypatch.setattr(phantoms, "VERSION", phantoms.VERSION + 1)
     else:
         parameters[change] += 1
-    with pytest.raises(ValueError, match=rf'demo holds .*; found: .*"{change}": .*; wanted: .*'):
+    with pytest.raises(
+        phantoms.OtherFilesError, match=rf'demo holds .*; found: .*"{change}": .*; wanted: .*'
+    ):
         write(tmp_path / "demo", **parameters)
     assert files(tmp_path / "demo") == before
 
@@ -239,7 +241,9 @@ def test_a_folder_of_something_else_is_refused_and_an_empty_one_filled(tmp_path)
     assert len(files(tmp_path / "demo")) == 4
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match=r"mine holds other files .*; found: no phantoms\.json;"):
+    with pytest.raises(
+        phantoms.OtherFilesError, match=r"mine holds other files .*; found: no phantoms\.json;"
+    ):
         write(tmp_path / "mine", images_per_class=1, **SMALL)
     assert files(tmp_path / "mine") == {"notes.txt": b"keep"}
 

@@ -13,9 +13,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from scipy import stats
 
 from egmae_jax import augment, corruption, experiment, pretrain
+from egmae_jax.config import ConfigError
 from egmae_jax.data import datasets, masks
 from egmae_jax.data.datasets import DataError
 from egmae_jax.explain import entropy_maps, lesions, panels
+from egmae_jax.files import DamagedFileError
+from egmae_jax.saved_run import RunError
 from tests.conftest import REPOSITORY, SHARED_DATA, needs_shared_data
 from tests.tiny import environment, make_config, make_data
 
@@ -273,11 +276,11 @@ def test_files_are_found_by_their_end_and_others_by_a_sentence(run):
 
 
 def test_a_workdir_that_is_not_pretrained_ends_in_a_sentence(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished pre-training"):
+    with pytest.raises(RunError, match="no finished pre-training"):
         entropy_maps.Source(run[0], tmp_path)
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "autoencoder.safetensors").touch()
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(DamagedFileError, match="damaged"):
         entropy_maps.Source(run[0], tmp_path)
 
 
@@ -285,7 +288,7 @@ def test_a_workdir_without_the_branch_mae_ends_in_a_sentence(run, tmp_path):
     config = run[0].copy_and_resolve_references()
     config.branches = ("resnet18", "imagenet")
     message = r"without the branch 'mae' \(its branches: 'resnet18', 'imagenet'\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         entropy_maps.Source(config, tmp_path)
 
 
@@ -328,10 +331,10 @@ def test_mistakes_on_the_command_line_end_in_sentences(run, tmp_path):
     done = command(f"--out={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: Give --workdir=W of a run, or --config=configs/busi.py."
-    with pytest.raises(FileNotFoundError, match=r"holds no run: there is no config\.json"):
+    with pytest.raises(RunError, match=r"holds no run: there is no config\.json"):
         entropy_maps.config_of(tmp_path, None)
     assert entropy_maps.config_of(run[1], run[0]) is run[0]
     other = run[0].copy_and_resolve_references()
     other.corruption.scale = 0.18
-    with pytest.raises(ValueError, match=r"corruption\.scale: 1\.0 in the workdir, 0\.18 now"):
+    with pytest.raises(ConfigError, match=r"corruption\.scale: 1\.0 in the workdir, 0\.18 now"):
         entropy_maps.config_of(run[1], other)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from egmae_jax import models
 from egmae_jax.explain import gradcam as module
-from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layers
+from egmae_jax.explain.gradcam import LayerError, default_layer, explain, gradcam, layers
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.layers import Conv, tap
 
@@ -190,7 +190,7 @@ def test_every_address_of_a_convnext_can_be_given():
     ],
 )
 def test_what_cannot_be_is_refused(given, message, images, params):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, LayerError), match=message):
         gradcam(Pooled(), params, images, **given)
 
 

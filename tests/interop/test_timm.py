@@ -318,12 +318,14 @@ def test_a_folder_stands_for_its_model_safetensors(atto_file, tmp_path):
 
 
 def test_a_folder_without_weights_is_named(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*model\.safetensors"):
+    with pytest.raises(timm.MissingWeightsError, match=r"no file .*model\.safetensors"):
         timm.load(tmp_path)
 
 
 def test_an_absent_file_is_named(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "absent.safetensors"))):
+    with pytest.raises(
+        timm.MissingWeightsError, match=re.escape(str(tmp_path / "absent.safetensors"))
+    ):
         timm.load(tmp_path / "absent.safetensors")
 
 
@@ -359,7 +361,7 @@ def test_a_folder_of_the_hub_ids_name_comes_first(hub, atto_file, tmp_path, monk
 def test_offline_an_absent_hub_id_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(timm.MissingWeightsError) as error:
         timm.load("timm/convnext_tiny.fb_in1k")
     message = str(error.value)
     assert "'timm/convnext_tiny.fb_in1k' are neither in the local hub cache" in message
@@ -376,7 +378,7 @@ def test_a_connection_that_breaks_says_how_to_get_the_weights(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
     with pytest.raises(
-        FileNotFoundError, match=r"ConnectionError: no route.*hf download timm/some_model"
+        timm.MissingWeightsError, match=r"ConnectionError: no route.*hf download timm/some_model"
     ):
         timm.load("timm/some_model")
 
@@ -430,7 +432,7 @@ def test_an_npz_file_that_is_pickled_or_damaged_is_named(how, squeezenet, tmp_pa
 
 
 def test_weights_that_are_only_a_pickle_on_the_web_say_how_to_convert_it():
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(timm.MissingWeightsError) as error:
         timm.load(models.default_weights("squeezenet1_1"), "squeezenet1_1")
     code = re.search(r'python -c "(.*)"', str(error.value))[1]
     compile(code, "command", "exec")

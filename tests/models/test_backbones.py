@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import finetune, models
+from egmae_jax.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.resnet import BasicBlock, ResNet
@@ -166,7 +167,7 @@ def test_options_that_a_model_does_not_have_are_refused():
         models.create("squeezenet1_1", 3, drop_path_rate=0.1)
     with pytest.raises(ValueError, match="resnet18 has no layers layer1_0/conv3; it has stem/conv"):
         models.create("resnet18", 3, frozen={"layer1_0/conv1", "layer1_0/conv3"})
-    with pytest.raises(ValueError, match=r"Did you mean 'asff_resnet50'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'asff_resnet50'"):
         models.family("asff_resnet500")
     frozen = models.create("convnext_atto", 3, frozen=["stem/conv"]).frozen
     assert frozen == frozenset({"stem/conv"})

@@ -25,6 +25,7 @@ from egmae_jax import (
     sharding,
     trainable,
 )
+from egmae_jax.config import ConfigError
 from egmae_jax.corruption import patch_entropy
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.interop import timm as interop
@@ -435,7 +436,7 @@ def test_the_groups_of_layer_decay_are_timms(name):
 
 
 def test_a_network_of_unknown_layers_is_not_trained_as_if_it_were_one():
-    with pytest.raises(ValueError, match=r"layer_decay.*trunk/conv/kernel"):
+    with pytest.raises(ConfigError, match=r"layer_decay.*trunk/conv/kernel"):
         optim.layer_scales({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
 
 

@@ -45,10 +45,10 @@ def get(name: str) -> Dataset:
     """The data set `name`.
 
     Raises:
-        ValueError: no such data set.
+        DataError: no such data set.
     """
     if name not in _DATASETS:
         nearest = difflib.get_close_matches(name, _DATASETS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"There is no data set {name!r}.{hint} Known: {', '.join(names())}.")
+        raise DataError(f"There is no data set {name!r}.{hint} Known: {', '.join(names())}.")
     return _DATASETS[name]

@@ -15,7 +15,7 @@ def _list_images(root: Path) -> list[ImageFile]:
 def _make(folder: Path) -> None:
     try:
         phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0)
-    except ValueError as error:  # there is something else in it
+    except phantoms.OtherFilesError as error:
         raise DataError(f"data.dir: {error}") from None
 
 
