@@ -116,7 +116,7 @@ def test_real_imagenet_weights_see_the_same_in_real_medical_images():
         if folder.is_dir()
         for k in (0, -1)
     ]
-    assert len(files) == 10
+    assert len(files) >= 10
     views = [
         decoding.to_array(
             decoding.evaluation_view(decoding.decode(file.read_bytes()), "shorter_side", 224)
