@@ -33,7 +33,7 @@ from scipy.special import softmax
 
 from egmae_jax import augment, compilation, console, models
 from egmae_jax.data import images
-from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
+from egmae_jax.data.datasets.base import find_images
 from egmae_jax.errors import MissingExtraError, UserError
 from egmae_jax.files import require_output, storage_errors_told, write_json
 from egmae_jax.interop import timm as interop
@@ -319,16 +319,11 @@ def _load_images(
     """uint8 [N, H, W, 3], the files, the unreadable ones, the difference from torchvision."""
     if not folder.is_dir():
         raise CompareError(f"There is no folder {folder}; a folder of images is expected.")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    search = find_images(folder)
+    search.report(folder)
+    found = sorted(search.images)
     if not found:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise CompareError(f"{folder} holds no images; files are expected that end in {suffixes}.")
+        raise CompareError(f"{folder} holds no images {search.nothing}.")
     chosen = np.linspace(0, len(found) - 1, min(len(found), max_images)).round().astype(int)
 
     views: dict[str, np.ndarray] = {}

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from egmae_jax import branches, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
-from egmae_jax.data.prepare import prepare
+from egmae_jax.data.prepare import describe, list_files
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.files import storage_errors_told
 from egmae_jax.imagenet import ImagenetWeights
@@ -26,7 +26,7 @@ from egmae_jax.stages import results
 from egmae_jax.stages.finetuning import Finetuning
 from egmae_jax.stages.prediction import Prediction
 from egmae_jax.stages.pretraining import Pretraining
-from egmae_jax.stages.run import Run, StageError
+from egmae_jax.stages.run import Run, StageError, require
 from egmae_jax.tensorboard import EventFiles
 from egmae_jax.trackers import Tracker
 from egmae_jax.workdir import (
@@ -73,8 +73,6 @@ def run(
     with storage_errors_told(workdir, cache), lock(workdir):
         experiment = Experiment(config, workdir, stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
-        if stage == "pretrain" and not experiment.run.pretrainings:
-            raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
         if stage in ("all", "pretrain"):
             for split in experiment.run.pretrainings:
                 sharding.wait_for_all(f"pre-training {split}")
@@ -125,6 +123,16 @@ class Experiment:
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         chosen = branches.of(frozen)
+        # What costs nothing comes first, then fetching weights, then reading all images.
+        _require_earlier_stages(stage, chosen, frozen, paths)
+        listing = list_files(
+            config.data.name,
+            Path(config.data.dir).expanduser(),
+            classes=config.data.classes,
+            group_pattern=config.data.group_pattern,
+        )
+        if config.data.protocol == "official" and not begun:
+            splits.require_official([image.split or "" for image in listing.images])
         self.imagenet = ImagenetWeights(
             config.imagenet.weights, chosen, workdir / "imagenet_weights.json"
         )
@@ -138,14 +146,11 @@ class Experiment:
                 ],
                 begun=[b.name for b in chosen if any(workdir.glob(f"round_*/{b.name}"))],
             )
-        prepared = prepare(
-            config.data.name,
-            Path(config.data.dir).expanduser(),
+        prepared = describe(
+            listing,
             cache / "datasets",
             on_error=config.data.on_error,
             near_duplicate_threshold=config.data.near_duplicate_threshold,
-            classes=config.data.classes,
-            group_pattern=config.data.group_pattern,
         )
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
         record_config(workdir, config)
@@ -160,19 +165,40 @@ class Experiment:
         _announce(self.run)
 
 
+def _require_earlier_stages(
+    stage: str, chosen: Sequence[branches.Branch], config: FrozenConfigDict, paths: Paths
+) -> None:
+    """Raises StageError where a single stage lacks what the one before it should have left."""
+    rounds = range(config.rounds.count)
+    is_pretrained = any(branch.is_mae for branch in chosen)
+    if stage == "pretrain" and not is_pretrained:
+        raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
+    if stage == "finetune" and is_pretrained:
+        of_splits = rounds if paths.folds else range(1)
+        require(map(paths.autoencoder, of_splits), "pretrain")
+    if stage == "evaluate":
+        require((paths.finetuned(b.name, r) for r in rounds for b in chosen), "finetune")
+
+
 def _announce(run: Run) -> None:
     """Says what is about to run, and what of it is odd."""
     prepared = run.data.prepared
     logger.info(
         "%d images in %d classes, %d groups of near-duplicates, %d of images that stay "
-        "together; protocol %s: %s",
+        "together; protocol %s",
         len(prepared.files),
         len(prepared.classes),
         prepared.duplicate_groups,
         int((np.bincount(prepared.groups) > 1).sum()),
         run.data.protocol,
-        ", ".join(f"{len(run.data.indices(0, split))} {split}" for split in splits.SPLITS),
     )
+    of_round = " (round 0)" if run.data.num_splits > 1 else ""
+    logger.info("%s%s", run.data.account, of_round)
+    if run.data.made_parts:
+        logger.warning(
+            "The data set has no %s part of its own: taken by groups from its train part",
+            " and no ".join(run.data.made_parts),
+        )
     held_out = int(prepared.held_out.sum())
     if held_out and run.config.data.protocol != "official":
         logger.warning(

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from egmae_jax import console
-from egmae_jax.data.datasets.base import IMAGE_SUFFIXES, image_files
+from egmae_jax.data.datasets.base import Found
+from egmae_jax.data.datasets.base import find_images as find_below
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.files import (
     natural_key,
@@ -50,16 +51,20 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def find_images(given: Sequence[Path]) -> list[Path]:
     """The files that are given and those below the folders that are, each once.
 
-    Files below a folder are told by their suffix and come in natural order; a file that is named
-    itself may have any.
+    Files below a folder come in natural order; they are told by their suffix or, where that is
+    not known, by their bytes. A file that is named itself may have any.
 
     Raises:
         RunError: something given is not there, or there is no image in all.
     """
     found: dict[str, Path] = {}  # by what it is called however it is spelled
+    folders = Found()
     for path in given:
         if path.is_dir():
-            below = sorted(image_files(path), key=lambda p: [*map(natural_key, p.parts)])
+            of_folder = find_below(path)
+            of_folder.report(path)
+            folders += of_folder
+            below = sorted(of_folder.images, key=lambda p: [*map(natural_key, p.parts)])
         elif path.is_file():
             below = [path]
         else:
@@ -68,10 +73,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
         for file in below:
             found.setdefault(os.path.abspath(file), file)
     if not found:
-        raise RunError(
-            f"There is no image in {', '.join(map(str, given))} "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
+        raise RunError(f"There is no image in {', '.join(map(str, given))} {folders.nothing}.")
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax import sharding
 from egmae_jax.config import ConfigError, require_same
-from egmae_jax.data.datasets.base import IMAGE_SUFFIXES
+from egmae_jax.data import formats
 from egmae_jax.files import RESTORE, read_json, require_writable, write_json
 
 
@@ -162,7 +162,7 @@ def require_own_folder(workdir: Path, config: ConfigDict) -> None:
         return
     advice = "a run's files would be among them. Give --workdir a folder of its own"
     files = (path for pattern in ("*", "*/*") for path in workdir.glob(pattern))
-    if image := next((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), None):
+    if image := next((path for path in files if path.is_file() and formats.is_image(path)), None):
         raise ConfigError(f"--workdir={workdir} holds images ({image}); {advice}.")
     images = Path(config.data.dir).expanduser().resolve()
     if config.data.name == "image_folder" and images in workdir.resolve().parents:

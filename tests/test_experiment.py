@@ -391,9 +391,22 @@ def test_copies_with_another_label_are_named(data, cache, tmp_path, caplog):
     assert "benign/benign (12).png | normal/copy.png" in caplog.text
 
 
-def test_the_protocol_is_the_one_that_was_possible(data, cache, tmp_path):
+def test_an_official_split_without_official_parts_stops_before_any_weights(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, data__protocol="official", imagenet__weights="no/hub")
+    message = r"of 36 images 0 are in its train part and 36 in none.*--config.data.protocol=grouped"
+    with pytest.raises(DataError, match=message):
+        experiment.run(config, tmp_path / "workdir")
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_run_begun_before_goes_on_with_the_split_it_has(data, cache, tmp_path, caplog):
+    """An older version took 'official' for 'grouped' where there was no official part."""
+    experiment.Experiment(tiny.make_config(data, cache), tmp_path)
     config = tiny.make_config(data, cache, data__protocol="official")
+    workdirs.record_config(tmp_path, config)
+    (tmp_path / "pretrain").mkdir()  # as if it had begun
     assert experiment.Experiment(config, tmp_path).run.data.protocol == "grouped"
+    assert "goes on with its split by groups" in caplog.text
 
 
 def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, caplog):

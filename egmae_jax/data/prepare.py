@@ -15,6 +15,7 @@ whole; of two processes, one writes it.
 import collections
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 import logging
@@ -32,7 +33,7 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from egmae_jax.data import datasets, dicom, duplicates, images
+from egmae_jax.data import datasets, dicom, duplicates, formats, images, lookalikes
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.errors import MissingExtraError
@@ -89,6 +90,7 @@ class Prepared:
         sha256: of each file's bytes.
         skipped: files left out because they cannot be read, each with the reason.
         records: random access to the images; `records.pixels(i)` are the i-th file's.
+        other_classes: {class: number of files} of the classes that `data.classes` does not name.
     """
 
     name: str
@@ -108,11 +110,42 @@ class Prepared:
     sha256: tuple[str, ...]
     skipped: tuple[str, ...]
     records: "Records"
+    other_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_found(self) -> int:
+        """How many images the folder holds: described, unreadable, and of classes not asked for."""
+        return len(self.files) + len(self.skipped) + sum(self.other_classes.values())
 
     @property
     def held_out(self) -> np.ndarray:
         """bool [N]: in the data set's own validation or test part."""
         return np.isin(self.official, ("validation", "test"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The labelled files of a data set, as its folder or table lists them: no image is read yet.
+
+    Attributes:
+        dataset: whose files they are.
+        folder: the data folder, which the files' paths are relative to.
+        images: files of the classes that were asked for, sorted; images of one group share its name
+            even where the data set spells it in several ways.
+        classes: names of these classes, sorted.
+        other_classes: {class: number of files} of the classes that `data.classes` does not name.
+    """
+
+    dataset: Dataset
+    folder: Path
+    images: list[ImageFile]
+    classes: tuple[str, ...]
+    other_classes: dict[str, int]
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether the data set has a validation or test part of its own."""
+        return any(image.split in ("validation", "test") for image in self.images)
 
 
 def prepare(
@@ -125,22 +158,30 @@ def prepare(
     classes: Sequence[str] = (),
     group_pattern: str = "",
 ) -> Prepared:
-    """Describes the data set `name` below `folder`, from the cache where nothing has changed.
+    """Lists and describes the data set `name` below `folder`; see `list_files` and `describe`."""
+    return describe(
+        list_files(name, folder, classes=classes, group_pattern=group_pattern),
+        cache,
+        on_error=on_error,
+        near_duplicate_threshold=near_duplicate_threshold,
+    )
+
+
+def list_files(
+    name: str, folder: Path, *, classes: Sequence[str] = (), group_pattern: str = ""
+) -> Listing:
+    """Lists the data set `name` below `folder`, which reads no image and takes seconds at most.
 
     Args:
         name: one of `datasets.names()`.
         folder: where the files are; generated if the data set knows how and nothing is there.
-        cache: folder for the records.
-        on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
-        near_duplicate_threshold: correlation above which two images are the same one.
-        classes: the ones to keep; all if empty.
+        classes: the ones to keep, in whatever case; all if empty.
         group_pattern: regular expression; files in whose names its groups match the same belong
             together, instead of what the data set itself says.
 
     Raises:
-        DataError: the folder or a class is missing, a class is empty, a name holds control
-            characters, an image cannot be read, the records cannot be written.
-        DamagedFileError: the cache is.
+        DataError: the folder or a class is missing, a class is empty, classes look alike or stand
+            for a missing value, a name holds control characters.
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
@@ -152,21 +193,35 @@ def prepare(
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
     try:
         with storage_errors_told(folder):
-            listed = dataset.list_images(folder)
+            images = dataset.list_images(folder)
     except (AccessError, StorageError) as error:
         raise DataError(f"{folder} cannot be listed (data.dir): {error}") from None
-    _require_printable(listed)
-    found = tuple(sorted({image.label for image in listed}))
-    if unknown := set(classes) - set(found):
-        raise DataError(
-            f"data.classes names {', '.join(sorted(unknown))}; {folder} has {', '.join(found)}."
-        )
-    if classes:
-        found = tuple(sorted(classes))
-        listed = [image for image in listed if image.label in found]
+    _require_printable(images)
+    kept = _choose_classes(images, classes, folder)
+    other = collections.Counter(image.label for image in images if image.label not in kept)
+    images = [image for image in images if image.label in kept]
     if group_pattern:
-        listed = _group_by_name(listed, group_pattern)
-    data_dir = _records_of(dataset, folder, listed, cache, on_error)
+        images = _group_by_name(images, group_pattern)
+    return Listing(dataset, folder, _join_groups(images), kept, dict(sorted(other.items())))
+
+
+def describe(
+    listing: Listing, cache: Path, *, on_error: str, near_duplicate_threshold: float
+) -> Prepared:
+    """Reads and describes the images of a listing, from the cache where nothing has changed.
+
+    Args:
+        listing: of the files.
+        cache: folder for the records.
+        on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
+        near_duplicate_threshold: correlation above which two images are the same one.
+
+    Raises:
+        DataError: an image cannot be read, the records cannot be written.
+        DamagedFileError: the cache is.
+    """
+    folder, listed, found = listing.folder, listing.images, listing.classes
+    data_dir = _records_of(listing.dataset, folder, listed, cache, on_error)
     by_file = {image.file: image for image in listed}
     index = _read_index(data_dir / _INDEX, by_file)
     skipped = tuple(index["skipped"].tolist())
@@ -184,9 +239,9 @@ def prepare(
     readable = [by_file[file] for file in index["path"].tolist()]
     known = [image.group or None for image in readable]
     return Prepared(
-        name=name,
-        title=dataset.title,
-        citation=dataset.citation,
+        name=listing.dataset.name,
+        title=listing.dataset.title,
+        citation=listing.dataset.citation,
         classes=found,
         files=tuple(index["path"].tolist()),
         labels=np.array([found.index(image.label) for image in readable]),
@@ -201,6 +256,7 @@ def prepare(
         sha256=tuple(index["sha256"].tolist()),
         skipped=skipped,
         records=records,
+        other_classes=listing.other_classes,
     )
 
 
@@ -221,6 +277,77 @@ def _require_printable(listed: list[ImageFile]) -> None:
                 )
 
 
+def _choose_classes(
+    images: Sequence[ImageFile], chosen: Sequence[str], folder: Path
+) -> tuple[str, ...]:
+    """The names of the classes to keep, sorted.
+
+    Raises:
+        DataError: classes that are kept look alike or stand for a missing value; a class that is
+            chosen is not there.
+    """
+    counts = collections.Counter(image.label for image in images)
+    first = {image.label: image.file for image in reversed(images)}
+    wanted = {lookalikes.key(name) for name in chosen}
+    alike = [
+        names
+        for names in lookalikes.groups(counts)
+        if not chosen or lookalikes.key(names[0]) in wanted
+    ]
+    if alike:
+        each = [
+            f"{lookalikes.shown(names)}"
+            f" ({', '.join(f'{counts[name]} images, such as {first[name]}' for name in names)})"
+            for names in alike
+        ]
+        raise DataError(
+            f"{folder} has classes whose names look alike: {_some(each)}. Write those alike that "
+            "are one class, and give the others names that differ by more."
+        )
+    by_key = {lookalikes.key(name): name for name in counts}
+    unknown = sorted(name for name in chosen if lookalikes.key(name) not in by_key)
+    if unknown:
+        near = [difflib.get_close_matches(name, counts, n=1) for name in unknown]
+        hints = [f" Is {names[0]!r} meant?" for names in near if names]
+        raise DataError(
+            f"data.classes names {', '.join(unknown)}; {folder} has {', '.join(sorted(counts))}."
+            + "".join(hints)
+        )
+    kept = [by_key[lookalikes.key(name)] for name in chosen] or list(counts)
+    if twice := sorted({name for name in kept if kept.count(name) > 1}):
+        raise DataError(f"data.classes names the class {twice[0]!r} twice.")
+    if taken := [f"{name!r} for {a!r}" for a, name in zip(chosen, kept, strict=False) if a != name]:
+        logger.info("data.classes: taken %s", ", ".join(taken))
+    for name in counts:
+        if not lookalikes.key(name):
+            raise DataError(
+                f"The name of a class, {name!a}, holds no visible letter ({counts[name]} images, "
+                f"such as {first[name]}); rename it."
+            )
+        if lookalikes.is_missing(name) and not chosen:
+            raise DataError(
+                f"{counts[name]} images have the label {name!r}, which stands for a missing one, "
+                f"such as {first[name]}. Label them or take them out; if it is a class, name all "
+                "that there are by --config.data.classes."
+            )
+    return tuple(sorted(kept))
+
+
+def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
+    """The images, with one name for groups whose names look alike: they may be one patient."""
+    alike = lookalikes.groups({image.group for image in images if image.group})
+    if not alike:
+        return images
+    logger.warning(
+        "%d groups (patients, lesions) are spelled in several ways, and all images of each are "
+        "kept together: %s. If they are different ones, give them names that differ by more.",
+        len(alike),
+        _some([lookalikes.shown(names) for names in alike]),
+    )
+    name_of: dict[str | None, str] = {name: names[0] for names in alike for name in names}
+    return [image._replace(group=name_of.get(image.group, image.group)) for image in images]
+
+
 def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
     """The images with the groups that their names tell.
 
@@ -234,24 +361,35 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
         "(a+)+ can take for ever. Write it without.",
     ):
         matches = [re.search(pattern, PurePosixPath(image.file).name) for image in listed]
-    groups = {match.groups() for match in matches if match}
+    # An empty match tells nobody from anybody.
+    names = [match.groups() if match and any(match.groups()) else None for match in matches]
+    groups = set(names) - {None}
     if not groups:
+        what = "only empty text in the names" if any(matches) else "the name of none"
         raise DataError(
-            f"data.group_pattern {pattern!r} matches the name of none of {len(listed)} files, "
-            f"such as {listed[0].file}."
+            f"data.group_pattern {pattern!r} matches {what} of {len(listed)} files, such as "
+            f"{listed[0].file}."
         )
-    unmatched = [image.file for image, match in zip(listed, matches, strict=True) if not match]
+    without = [image.file for image, name in zip(listed, names, strict=True) if name is None]
     logger.info("data.group_pattern finds %d groups", len(groups))
-    if unmatched:
+    if without:
         logger.warning(
-            "data.group_pattern matches %d of %d names; not %s",
-            len(listed) - len(unmatched),
+            "data.group_pattern finds nothing, or an empty match, in %d of %d names: each of these "
+            "images counts as its own group unless the data set tells another: %s",
+            len(without),
             len(listed),
-            _some(unmatched),
+            _some(without),
+        )
+    if len(groups) == len(listed) - len(without):
+        logger.warning(
+            "data.group_pattern finds as many groups as names, such as %r in %s: no two images are "
+            "kept together by it",
+            next(name for name in names if name is not None),
+            next(image.file for image, name in zip(listed, names, strict=True) if name is not None),
         )
     return [
-        image._replace(group=json.dumps(match.groups())) if match else image
-        for image, match in zip(listed, matches, strict=True)
+        image if name is None else image._replace(group=json.dumps(name))
+        for image, name in zip(listed, names, strict=True)
     ]
 
 
@@ -406,7 +544,8 @@ def _records_of(
         except OSError:  # a link to nothing; reading it will say so
             state.append((image.file, None, None))
     identity: list[Any] = [str(folder.resolve()), _VERSION, state]
-    if any(image.file.lower().endswith((".dcm", ".dicom")) for image in listed):
+    never_dicom = tuple(formats.SUFFIXES - {".dcm", ".dicom"})
+    if not all(image.file.lower().endswith(never_dicom) for image in listed):
         identity.append(dicom.decoders())  # what one more can read is not left out any longer
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     data_dir = cache / dataset.name / fingerprint

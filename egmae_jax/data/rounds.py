@@ -11,6 +11,7 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
+from egmae_jax.data.datasets.base import listed
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.files import RESTORE, DamagedFileError
@@ -45,6 +46,13 @@ class RoundData:
         self._stays_on_device = functools.lru_cache(self._decide_residence)
         self._resident_images = functools.lru_cache(maxsize=2)(self._load_resident)
         self._evaluation = functools.lru_cache(maxsize=2)(self._load_evaluation)
+        if config.data.protocol == "official" and not begun:
+            splits.require_official(prepared.official.tolist())
+        elif self.protocol != config.data.protocol:
+            logger.warning(
+                "data.protocol=official: the data set has no part of its own, so that this run, "
+                "begun by an older version, goes on with its split by groups"
+            )
         self._parts = []  # int [N] for each split: which part an image is in
         for index in range(config.rounds.count if paths.folds else 1):
             path = paths.splits(index)
@@ -74,15 +82,45 @@ class RoundData:
 
     @property
     def protocol(self) -> str:
-        """Of PROTOCOLS; 'official' is 'grouped' where the data set has no official parts."""
+        """Of PROTOCOLS; of an old run 'official' was 'grouped' without any official part."""
         protocol = self._config.data.protocol
         has_parts = self.prepared.held_out.any()
         return "grouped" if protocol == "official" and not has_parts else protocol
 
     @property
+    def made_parts(self) -> tuple[str, ...]:
+        """The parts that protocol 'official' took from the train part, the data set having none."""
+        official = self.protocol == "official"
+        return splits.made_parts(self.prepared.official) if official else ()
+
+    @property
     def num_left_out(self) -> int:
         """How many images are in no part of the first round: copies, conflicts, leaks."""
-        return int((self._parts[0] == splits.LEFT_OUT).sum())
+        return sum(self.left_out.values())
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, int]:
+        """{reason: number of images} of those in no part of the first round, whatever the reason.
+
+        An image that several reasons hold of counts with the first of them.
+        """
+        out = self._parts[0] == splits.LEFT_OUT
+        conflict, excluded = self._excluded()
+        return {
+            "near-duplicates with different labels": int((out & conflict).sum()),
+            "identical copies": int((out & excluded & ~conflict).sum()),
+            "leaks, in a group with validation or test images": int((out & ~excluded).sum()),
+        }
+
+    @property
+    def account(self) -> str:
+        """Where all the images that were found have gone, in the first round; see `splits`."""
+        return splits.account(
+            {name: len(self.indices(0, name)) for name in splits.SPLITS},
+            self.left_out,
+            len(self.prepared.skipped),
+            self.prepared.other_classes,
+        )
 
     def counts(self, round_index: int) -> dict[str, dict[str, int]]:
         """{split: {class: number of images}} of a round."""
@@ -171,20 +209,56 @@ class RoundData:
         resident = self._stays_on_device(len(indices), view.nbytes(len(indices)))
         return Evaluation(view, indices, self._mesh, resident=resident, store=self._store)
 
-    def _split(self, index: int) -> np.ndarray:
-        """The part of every image: indices into SPLITS, or LEFT_OUT."""
+    def _excluded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which images are left out as conflicts, and which as these or as copies: bool [N]."""
         data, config = self.prepared, self._config.data
-        parts = np.full(len(data.files), splits.LEFT_OUT)
-        kept = np.flatnonzero(
-            ~splits.left_out(
+        conflict, either = (
+            splits.left_out(
                 data.labels,
                 data.pairs,
                 data.pixel_hashes,
                 data.official,
                 on_conflict=config.on_conflict,
-                deduplicate=config.deduplicate,
+                deduplicate=deduplicate,
             )
+            for deduplicate in (False, config.deduplicate)
         )
+        return conflict, either
+
+    def _split(self, index: int) -> np.ndarray:
+        """The part of every image: indices into SPLITS, or LEFT_OUT."""
+        _, excluded = self._excluded()
+        for label, name in enumerate(self.prepared.classes):
+            self._require_images(label, name, excluded)
+        try:
+            return self._split_of(index, np.flatnonzero(~excluded))
+        except DataError as error:
+            if not excluded.any():
+                raise
+            raise DataError(
+                f"{error} Before, {excluded.sum()} images were left out as copies or as "
+                "near-duplicates with different labels (data.deduplicate, data.on_conflict)."
+            ) from None
+
+    def _require_images(self, label: int, name: str, excluded: np.ndarray) -> None:
+        """Raises DataError where a class has no image left, and says why."""
+        data = self.prepared
+        of_class = data.labels == label
+        if not of_class.any():
+            raise DataError(
+                f"No image of the class {name!r} can be read; unreadable are "
+                f"{listed(data.skipped)}. Mend them, or leave the class out by "
+                "--config.data.classes."
+            )
+        if excluded[of_class].all():
+            raise DataError(
+                f"All {of_class.sum()} images of the class {name!r} are left out, as copies or as "
+                "near-duplicates with different labels (data.deduplicate, data.on_conflict)."
+            )
+
+    def _split_of(self, index: int, kept: np.ndarray) -> np.ndarray:
+        data, config = self.prepared, self._config.data
+        parts = np.full(len(data.files), splits.LEFT_OUT)
         labels, groups = data.labels[kept], data.groups[kept]
         if config.protocol == "image_level":
             groups = kept

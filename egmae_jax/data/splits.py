@@ -6,7 +6,7 @@ to the part that lacks its classes most.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -132,10 +132,11 @@ def official_split(
         seed: of the parts that are taken.
 
     Raises:
-        DataError: a class has too few groups, or none in one of the parts.
+        DataError: a class has too few groups, or no image in one of the parts.
     """
     train, validation, test = range(3)
     parts = np.array([SPLITS.index(name) if name else train for name in official])
+    given = parts.copy()
     shares = {
         part: share
         for part, share in ((validation, validation_share), (test, test_share))
@@ -148,15 +149,53 @@ def official_split(
         parts[of_validation & (parts == train)] = LEFT_OUT
     if shares:
         pool = np.flatnonzero(parts == train)
+        made_of = [SPLITS[part] for part in (train, *shares)]
         _require_groups(
-            labels[pool], groups[pool], classes, 1 + len(shares), "the parts to be made"
+            labels[pool],
+            groups[pool],
+            classes,
+            1 + len(shares),
+            f"{' and '.join(made_of)}, taken from the official train part,",
         )
         made = assign(
             labels[pool], groups[pool], (1 - sum(shares.values()), *shares.values()), seed
         )
         parts[pool] = np.array([train, *shares])[made]
+    for part in range(len(SPLITS)):
+        if part not in shares and not (part == train and shares):
+            _require_every_official_class(part, parts, given, labels, classes)
     _require_every_class(parts, labels, classes)
     return parts
+
+
+def require_official(official: Sequence[str]) -> None:
+    """Refuses protocol 'official' for a data set that has no validation and no test part.
+
+    Args:
+        official: the part of each image, of SPLITS; '' for none.
+
+    Raises:
+        DataError: says how its images can be split instead.
+    """
+    if any(part in SPLITS[1:] for part in official):
+        return
+    of_train = sum(part == "train" for part in official)
+    raise DataError(
+        "data.protocol=official keeps the data set's own parts, but it has no validation and no "
+        f"test part: of {len(official)} images {of_train} are in its train part and "
+        f"{len(official) - of_train} in none. To split all by groups (patients, lesions, "
+        "near-duplicates): --config.data.protocol=grouped. A manifest tells the parts in a column "
+        "split."
+    )
+
+
+def made_parts(official: np.ndarray) -> tuple[str, ...]:
+    """The parts that a data set does not have itself, so that they are taken from its train part.
+
+    Args:
+        official: str [N], of SPLITS; '' counts as train.
+    """
+    return tuple(name for name in SPLITS[1:] if name not in official)
 
 
 def left_out(
@@ -218,6 +257,52 @@ def _require_every_class(parts: np.ndarray, labels: np.ndarray, classes: Sequenc
                     "too few or too large. Raise data.validation_share or data.test_share, or "
                     "choose another data.split_seed."
                 )
+
+
+def _require_every_official_class(
+    part: int, parts: np.ndarray, given: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> None:
+    """Of a part that the data set has itself; the advice of `_require_every_class` is of no use."""
+    for label, name in enumerate(classes):
+        if ((parts == part) & (labels == label)).any():
+            continue
+        before = int(((given == part) & (labels == label)).sum())
+        why = (
+            f"All {before} images of the class {name!r} in the official {SPLITS[part]} part share "
+            "a group (patient, lesion, near-duplicates) with images that are tested on, and are "
+            "left out. Keep them by --config.data.drop_leaks=False, split"
+            if before
+            else f"The official {SPLITS[part]} part has no image of the class {name!r}. Split"
+        )
+        raise DataError(
+            f"{why} all images anew by --config.data.protocol=grouped, or leave the class out by "
+            "--config.data.classes."
+        )
+
+
+def account(
+    parts: Mapping[str, int],
+    left_out: Mapping[str, int],
+    unreadable: int,
+    other_classes: Mapping[str, int],
+) -> str:
+    """Where all the images that were found have gone, as a sentence whose counts add up.
+
+    Args:
+        parts: {part: number of images}.
+        left_out: {reason: number of images} of readable images that are in no part.
+        unreadable: images that cannot be read.
+        other_classes: {class: number of images} of classes that were not asked for.
+    """
+    rest = [f"{count} {reason}" for reason, count in left_out.items() if count]
+    gone = [f"{sum(left_out.values())} left out ({', '.join(rest)})"] if rest else []
+    gone += [f"{unreadable} unreadable"] if unreadable else []
+    if other_classes:
+        names = ", ".join(list(other_classes)[:10]) + ", ..." * (len(other_classes) > 10)
+        gone += [f"{sum(other_classes.values())} of classes not asked for ({names})"]
+    total = sum((*parts.values(), *left_out.values(), unreadable, *other_classes.values()))
+    each = [f"{count} {part}" for part, count in parts.items()]
+    return f"{total} images found: {', '.join(each + gone)}"
 
 
 def write(

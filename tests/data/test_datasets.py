@@ -341,8 +341,8 @@ def test_manifest_wants_a_split_for_all_or_none(tmp_path):
     manifest(tmp_path, "path,label,split\n1.png,cat,train\n2.png,dog,\n", "1.png", "2.png")
     with pytest.raises(DataError, match="1 of 2 lines have no split"):
         listed("manifest", tmp_path)
-    manifest(tmp_path, "path,label,split\n1.png,cat,val\n", "1.png")
-    with pytest.raises(DataError, match="the split is 'val'; it can be train, validation, test"):
+    manifest(tmp_path, "path,label,split\n1.png,cat,0\n", "1.png")
+    with pytest.raises(DataError, match="the split is '0'; it can be train, validation, test"):
         listed("manifest", tmp_path)
 
 

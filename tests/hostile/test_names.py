@@ -54,7 +54,6 @@ NAMES = (
     "größer 中文",
     "a\u3000b",
     "~",
-    "NaN",
     "ensemble",
     "x" * 100,
 )

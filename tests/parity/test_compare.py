@@ -460,7 +460,7 @@ def test_what_cannot_be_is_refused(flags, message, command):
 def test_folders_without_a_readable_image_are_refused(command, tmp_path):
     status, _, errors = command(images=tmp_path)
     assert status == 2
-    assert errors.startswith(f"Error: {tmp_path} holds no images; files are expected that end in ")
+    assert errors.startswith(f"Error: {tmp_path} holds no images (.bmp, ")
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
     status, _, errors = command(images=tmp_path)

@@ -1,18 +1,19 @@
 """What a data set is to the rest of the project: where its files are, their labels and groups."""
 
+import codecs
 import collections
 import csv
 import dataclasses
+import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from egmae_jax.data import formats
 from egmae_jax.errors import UserError
-
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom"}
-)
 
 logger = logging.getLogger(__name__)
 
@@ -69,32 +70,104 @@ def top_folder(root: Path, *names: str) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
+def column_key(name: str) -> str:
+    """A column's name without case, spaces, punctuation, invisible letters and compatible forms."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in plain if letter.isalnum())
+
+
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and {column: value} of every row of a CSV file, values stripped.
 
+    A column whose name differs from one of `columns` by case, spaces and punctuation alone is taken
+    for it. See `open_table`.
+
     Raises:
-        DataError: a column is missing, a row has too few or too many values, no UTF-8 text.
+        DataError: a column is missing, a row has too few or too many values, no text.
     """
+    wanted = {column_key(name): name for name in columns}
+    names, rows = open_table(path, wanted)
+    as_wanted = [wanted.get(column_key(name), name) for name in names]
+    names = [
+        theirs if theirs in columns or ours in names else ours
+        for theirs, ours in zip(names, as_wanted, strict=True)
+    ]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} has two columns {twice[0]!r}.")
+    if missing := [name for name in columns if name not in names]:
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}; its columns are "
+            f"{', '.join(names) or 'none'}."
+        )
+    for number, values in rows:
+        yield number, dict(zip(names, values, strict=True))
+
+
+def open_table(
+    path: Path, known: Container[str]
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The columns' names of a CSV file, and line number and values of every row, all stripped.
+
+    Commas, semicolons, tabs or bars part the values; the text is UTF-8 or, with a byte order mark,
+    UTF-16.
+
+    Args:
+        path: of the file.
+        known: keys of columns (`column_key`) by which the delimiter is told.
+
+    Raises:
+        DataError: a row has too few or too many values, no text.
+    """
+    text = _decoded(path)
+    # Excel writes such a line where it was told what parts the values.
+    told = re.match(r'"?sep=([,;\t|])"?\r?\n', text)
+    text = text[told.end() :] if told else text
+    delimiter = told[1] if told else _delimiter(text.partition("\n")[0], known)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for values in reader:
+                number = reader.line_num + bool(told)
+                if values and len(values) != len(names):
+                    raise DataError(f"{path}, line {number}: expected {len(names)} values.")
+                if values:
+                    yield number, [value.strip() for value in values]
+        except csv.Error as error:
+            raise DataError(f"{path} is no CSV file in UTF-8: {error}.") from None
+
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            found = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = found
-            if twice := sorted({name for name in found if found.count(name) > 1}):
-                raise DataError(f"{path} has two columns {twice[0]!r}.")
-            if missing := [name for name in columns if name not in found]:
-                raise DataError(
-                    f"{path} has no column {', '.join(missing)}; its columns are "
-                    f"{', '.join(found) or 'none'}."
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: expected {len(found)} values."
-                    )
-                yield reader.line_num, {name: value.strip() for name, value in row.items()}
-    except (UnicodeDecodeError, csv.Error) as error:
+        header = next(reader, [])
+    except csv.Error as error:
         raise DataError(f"{path} is no CSV file in UTF-8: {error}.") from None
+    names = [_without_invisible(name) for name in header]
+    names = [name or f"(without name, the {k}.)" for k, name in enumerate(names, 1)]
+    return names, rows()
+
+
+def _decoded(path: Path) -> str:
+    encoded = path.read_bytes()
+    if encoded.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path} is a workbook, no CSV file: save it as CSV in UTF-8.")
+    is_utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return encoded.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}; save it as that.") from None
+
+
+def _delimiter(header: str, known: Container[str]) -> str:
+    """Excel writes semicolons where a comma is the decimal point."""
+
+    def score(delimiter: str) -> tuple[int, int]:
+        names = header.split(delimiter)
+        return sum(column_key(name) in known for name in names), len(names)
+
+    return max(",;\t|", key=score)
+
+
+def _without_invisible(name: str) -> str:
+    return "".join(x for x in name if unicodedata.category(x) != "Cf").strip()
 
 
 def class_folders(
@@ -107,7 +180,8 @@ def class_folders(
     """Images of a tree with one folder a class, sorted by file.
 
     Hidden files and folders (.ipynb_checkpoints, macOS's ._x.png) are passed over in silence; other
-    files that are no images by their suffix, and links to folders, with a warning.
+    files that are no images, links to folders, and what lies beside the class folders, with a
+    warning.
 
     Args:
         root: the data folder, which the returned paths are relative to.
@@ -120,68 +194,152 @@ def class_folders(
         DataError: a class folder is missing or holds no image, or a name is no valid text.
     """
     images = []
-    ignored: collections.Counter[str] = collections.Counter()
+    found = Found()
+    masks = 0
+    classes = tuple(classes)
     for label in classes:
         class_folder = folder / label
         if not class_folder.is_dir():
             names = sorted(_shown(p.name) for p in folder.iterdir() if p.is_dir())
-            found = ", ".join(names) or "none"
-            raise DataError(f"{folder} has no class folder {label!r}; folders found: {found}.")
-        paths = [path for path in _image_files(class_folder, ignored) if is_image(path)]
+            raise DataError(
+                f"{folder} has no class folder {label!r}; folders found: "
+                f"{', '.join(names) or 'none'}."
+            )
+        of_class = find_images(class_folder)
+        paths = [path for path in of_class.images if is_image(path)]
         if not paths:
             raise DataError(
-                f"The class {label!r} is empty: {class_folder} holds no image "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))})."
+                f"The class {label!r} is empty: {class_folder} holds no image {of_class.nothing}."
             )
+        found += of_class
+        masks += len(of_class.images) - len(paths)
         images += [ImageFile(_name(path, root), label, split=split) for path in paths]
-    _warn_of(ignored, folder)
+    found.report(folder)
+    if masks:
+        logger.info("%s: %d masks and the like are no images to classify", folder, masks)
+    _warn_of_others(folder, classes)
     return sorted(images)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, in no order; what is passed over is told as `class_folders` does.
+def _warn_of_others(folder: Path, classes: Sequence[str]) -> None:
+    """Names the folders and counts the images that lie beside class folders and are not read."""
+    beside = [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+    folders = sorted(_shown(p.name) for p in beside if p.is_dir() and p.name not in classes)
+    loose = sorted(_shown(p.name) for p in beside if p.is_file() and formats.is_image(p))
+    if folders:
+        logger.warning("Not read in %s, being no classes of it: %s", folder, listed(folders))
+    if loose:
+        logger.warning(
+            "Not read in %s, being in no class folder: %d images (%s)",
+            folder,
+            len(loose),
+            listed(loose),
+        )
 
-    A link to nothing is one of them: whoever reads it reports it as unreadable.
+
+@dataclasses.dataclass
+class Found:
+    """What a search for images below a folder has come upon.
+
+    Attributes:
+        images: the images, in no order; a link to nothing that is named as one is among them, and
+            whoever reads it reports it as unreadable.
+        by_bytes: how many of these were told by their bytes, by what they are.
+        ignored: how many files and links were passed over, by what they are.
     """
-    ignored: collections.Counter[str] = collections.Counter()
-    paths = _image_files(folder, ignored)
-    _warn_of(ignored, folder)
-    return paths
+
+    images: list[Path] = dataclasses.field(default_factory=list)
+    by_bytes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    ignored: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def __add__(self, other: "Found") -> "Found":
+        return Found(
+            self.images + other.images,
+            self.by_bytes + other.by_bytes,
+            self.ignored + other.ignored,
+        )
+
+    def report(self, folder: Path) -> None:
+        """Logs what was told by its bytes, and warns of what was passed over."""
+        if self.by_bytes:
+            told = _kinds(self.by_bytes)
+            logger.info("Told in %s by their bytes to be images: %s", folder, told)
+        if self.ignored:
+            logger.warning("Ignored in %s, being no images: %s", folder, _kinds(self.ignored))
+
+    @property
+    def nothing(self) -> str:
+        """What was looked for and what was found instead, for a sentence that there is no image."""
+        instead = f"; there are {_kinds(self.ignored)}" if self.ignored else ""
+        suffixes = ", ".join(sorted(formats.SUFFIXES))
+        return f"({suffixes}, and other names by their bytes: {', '.join(formats.READ)}){instead}"
 
 
-def _image_files(folder: Path, ignored: collections.Counter[str]) -> list[Path]:
-    """Counts, by kind, what is passed over."""
-    paths = []
+def find_images(folder: Path) -> Found:
+    """All images below a folder.
+
+    Hidden files and folders and links to folders are not looked into. Files are told by their
+    suffix, and where that is not known by their first bytes.
+    """
+    found = Found()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or (path.is_dir() and not path.is_symlink()):
             continue
+        suffix = path.suffix.lower()
         if path.is_dir():
-            ignored["links to folders"] += 1
+            found.ignored["links to folders"] += 1
         elif path.exists() and not path.is_file():
-            ignored["pipes or devices"] += 1
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            ignored[_shown(path.suffix) or "without suffix"] += 1
+            found.ignored["pipes or devices"] += 1
+        elif suffix in formats.SUFFIXES:
+            found.images.append(path)
         else:
-            paths.append(path)
-    return paths
+            try:
+                kind = formats.format_of(path)
+            except OSError as error:
+                found.ignored[f"that cannot be opened ({error.strerror})"] += 1
+                continue
+            suffixes = path.suffixes[-2:] if suffix == ".gz" else path.suffixes[-1:]
+            named = _shown("".join(suffixes)) or "without suffix"
+            if kind in formats.READ:
+                found.by_bytes[f"{kind} {named}"] += 1
+                found.images.append(path)
+            else:
+                found.ignored[f"{kind} {named}" if kind else named] += 1
+    return found
 
 
-def _warn_of(ignored: collections.Counter[str], folder: Path) -> None:
-    if ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
-        logger.warning("Ignored in %s, being no images: %s", folder, kinds)
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, in no order; says what it passes over, as `class_folders` does."""
+    found = find_images(folder)
+    found.report(folder)
+    return found.images
+
+
+def _kinds(counts: collections.Counter[str]) -> str:
+    return listed([f"{count} {kind}" for kind, count in counts.most_common()])
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names joined by commas: the first ten, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def split_folders(
     root: Path, folders: Mapping[str, Path], classes: Sequence[str]
 ) -> list[ImageFile]:
     """Images of {split: folder with one folder a class}, sorted by file; see `class_folders`."""
-    return sorted(
+    images = sorted(
         image
         for split, folder in folders.items()
         for image in class_folders(root, folder, classes, split=split)
     )
+    for parent in {folder.parent for folder in folders.values()}:
+        for beside in sorted(parent.iterdir()):
+            if beside not in folders.values() and any((beside / name).is_dir() for name in classes):
+                logger.warning("Not read: %s, which holds classes, but is no part known", beside)
+    return images
 
 
 def _name(path: Path, root: Path) -> str:

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders, listed
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,14 @@ def _list_images(root: Path) -> list[ImageFile]:
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(hidden))
     if len(classes) < 2:
         found = ", ".join(classes) or "none"
+        tables = sorted(p.name for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
+        hint = (
+            f" It holds {listed(tables)}: a table that lists the images is read as manifest.csv by "
+            "--config.data.name=manifest."
+        )
         raise DataError(
             f"{root} must hold a folder for each of two or more classes; found: {found}."
+            + (hint if tables else "")
         )
     splits = [name for name in classes if name.lower() in _SPLITS]
     if len(splits) > 1:

@@ -12,6 +12,8 @@ from egmae_jax.data.datasets.base import (
     DataError,
     Dataset,
     ImageFile,
+    image_files,
+    listed,
     read_table,
 )
 
@@ -30,19 +32,39 @@ def _list_images(root: Path) -> list[ImageFile]:
     images = []
     for split, part in _PARTS.items():
         folder = root / f"ISIC2018_Task3_{part}_Input"
+        truth = _find(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
         if split != "train" and not folder.is_dir():
+            if truth is not None:
+                logger.warning("%s is not used: there is no folder %s", truth, folder)
             continue  # the training part alone is what most people have
         if not folder.is_dir():
             raise DataError(f"{root} has no folder {folder.name}.")
-        truth = _find(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
         if truth is None:
             raise DataError(
                 f"{root} has {folder.name}, but no ISIC2018_Task3_{part}_GroundTruth.csv."
             )
-        for name, label in _diagnoses(truth).items():
-            file = folder / f"{name}.jpg"
+        by_stem = {path.stem: path for path in image_files(folder) if path.parent == folder}
+        diagnoses = _diagnoses(truth)
+        for name, label in diagnoses.items():
+            file = by_stem.get(name, folder / f"{name}.jpg")
             lesion = lesions.get(name)
             images.append(ImageFile(file.relative_to(root).as_posix(), label, lesion, split))
+        if unlisted := sorted(by_stem.keys() - diagnoses.keys()):
+            logger.warning(
+                "%d images of %s are not in %s and are not used: %s",
+                len(unlisted),
+                folder,
+                truth.name,
+                listed(unlisted),
+            )
+        if lesions and split == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
+            logger.warning(
+                "%d images of %s have no lesion in the table of lesions; each counts as its own: "
+                "%s",
+                len(alone),
+                folder,
+                listed(alone),
+            )
     missing = [image.file for image in images if not (root / image.file).exists()]
     if missing:
         raise DataError(
