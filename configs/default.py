@@ -30,6 +30,12 @@ def get_config() -> ConfigDict:
     data.group_pattern = ""
     # 'grey' makes grey of all images, so that grey or coloured files do not tell the class; 'rgb'
     data.color = "rgb"
+    # [D] Which values become black and white in files of more than 8 bits a value. 'type': the
+    # least and largest that their type can hold (of 16 bits the high byte is kept); 'declared':
+    # those that the file declares, by PNG's sBIT or TIFF's SMinSampleValue and SMaxSampleValue,
+    # else as 'type'; 'dataset': the least and largest in all files of the set, which the run keeps
+    # for new images. DICOM tells by itself: its table or window, else each image's own extremes.
+    data.intensity_range = "type"
     # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by
     # Grain as they are needed; 'auto': resident where the decoded set takes no more than this many
     # gigabytes (10^9 bytes). Of a streamed set, decoded images are kept in the host's memory up to

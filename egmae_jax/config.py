@@ -21,7 +21,7 @@ from egmae_jax import (
     models,
     sharding,
 )
-from egmae_jax.data import datasets, images, splits
+from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.errors import ConfigError, UserError
 from egmae_jax.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.models.initialize import KERNEL_INITS
@@ -49,6 +49,7 @@ FREE_FIELDS = (
 
 # Fields that changed no number when they were added: what a config.json without them means.
 _ADDED: dict[str, Any] = {
+    "data.intensity_range": "type",
     "checkpoint.on_damage": "previous",
     "nonfinite.max_skipped": 0,
     "evaluation.report": True,
@@ -60,7 +61,14 @@ _ADDED: dict[str, Any] = {
 _TYPES: dict[str, tuple[str, ...]] = {
     "text": (
         *("data.name", "data.dir", "data.cache_dir", "data.group_pattern", "data.on_error"),
-        *("data.color", "data.feeding", "data.resize", "data.protocol", "data.on_conflict"),
+        *(
+            "data.color",
+            "data.intensity_range",
+            "data.feeding",
+            "data.resize",
+            "data.protocol",
+            "data.on_conflict",
+        ),
         *("model.name", "model.dtype", "model.kernel_init", "imagenet.weights", "imagenet.model"),
         *("entropy.color", "corruption.kind", "finetune.trainable", "fusion.kind", "rounds.kind"),
         "checkpoint.on_damage",
@@ -176,6 +184,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     choices = {
         "data.on_error": ("raise", "skip"),
         "data.color": images.COLORS,
+        "data.intensity_range": samples.RULES,
         "data.feeding": ("auto", "resident", "stream"),
         "data.on_conflict": ("keep", "drop"),
         "data.resize": images.RESIZE_MODES,
@@ -398,7 +407,7 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
     Raises:
         ConfigError: names every field that differs, with both values.
     """
-    before, now = flatten(saved), flatten(config)
+    before, now = _ADDED | flatten(saved), flatten(config)
     changes = [
         f"{field}: {before.get(field, 'absent')!r} in the workdir, {now.get(field, 'absent')!r} now"
         for field in sorted(before.keys() | now.keys())

@@ -35,6 +35,7 @@ from egmae_jax.workdir import (
     local_folder,
     lock,
     record_config,
+    record_intensity_range,
     require_own_folder,
     require_same_run,
 )
@@ -151,8 +152,10 @@ class Experiment:
             cache / "datasets",
             on_error=config.data.on_error,
             near_duplicate_threshold=config.data.near_duplicate_threshold,
+            intensity_range=config.data.intensity_range,
         )
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
+        record_intensity_range(paths, prepared.intensity, begun=begun)
         record_config(workdir, config)
         self.imagenet.record()
         events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None

@@ -200,7 +200,7 @@ class Predictor:
         return itertools.chain.from_iterable(chunks)
 
     def _see(self, source: Source) -> np.ndarray | str:
-        data = self.run.config.data
+        data, intensity = self.run.config.data, self.run.intensity
         if isinstance(source, (str, os.PathLike)):
             try:
                 source = Path(source).read_bytes()
@@ -208,9 +208,9 @@ class Predictor:
                 return error.strerror or str(error)
         try:
             if isinstance(source, PIL.Image.Image):
-                image = images.convert(source, data.color)
+                image = images.convert(source, data.color, intensity)
             elif isinstance(source, bytes):
-                image = images.decode(source, data.color)
+                image = images.decode(source, data.color, intensity)
             else:
                 image = images.convert(images.from_array(source), data.color)
         except UnreadableImageError as error:

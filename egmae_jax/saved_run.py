@@ -22,16 +22,17 @@ from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.data import splits
+from egmae_jax.data.samples import IntensityRange
 from egmae_jax.errors import ConfigError, UserError
 from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json, storage_errors_told
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
-from egmae_jax.workdir import Paths, local_folder
+from egmae_jax.workdir import Paths, local_folder, read_intensity_range
 
 PyTree = Any
 # What is read here and by those who use a run; a damaged config.json is told by these.
 _FIELDS = {
-    "data": ("name", "dir", "color", "resize", "image_size"),
+    "data": ("name", "dir", "color", "intensity_range", "resize", "image_size"),
     "model": ("name", "dtype"),
     "imagenet": ("model",),
     "finetune": ("input_noise",),
@@ -102,6 +103,18 @@ class SavedRun:
         self.paths = Paths(workdir, folds=self.config.rounds.kind == "folds")
         self.branches = branches.of(self.config)
         self.rounds = range(self.config.rounds.count)
+
+    @functools.cached_property
+    def intensity(self) -> IntensityRange:
+        """Which stored values of files with more than 8 bits a value are black and white.
+
+        Raises:
+            DamagedFileError: they are the data set's, and the file that holds them is missing or
+                damaged.
+        """
+        if (rule := self.config.data.intensity_range) == "dataset":
+            return read_intensity_range(self.paths)
+        return IntensityRange(rule)
 
     def branch(self, name: str | None = None) -> Branch:
         """A branch by its name; None: 'mae' if the run has it, else the first.

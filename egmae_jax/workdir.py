@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from egmae_jax import sharding
 from egmae_jax.config import ConfigError, require_same
-from egmae_jax.data import formats
-from egmae_jax.files import RESTORE, read_json, require_writable, write_json
+from egmae_jax.data import formats, samples
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.samples import IntensityRange
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, require_writable, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Paths:
     def report(self) -> Path:
         """The same for people."""
         return self.workdir / "report.html"
+
+    @property
+    def intensity_range(self) -> Path:
+        """Which stored values are black and white, where data.intensity_range is 'dataset'."""
+        return self.workdir / "intensity_range.json"
 
     @property
     def audit(self) -> Path:
@@ -186,6 +193,42 @@ def require_same_run(workdir: Path, config: ConfigDict) -> None:
 def record_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, which `require_same_run` holds later runs to."""
     write_json(_record(workdir), config.to_dict())
+
+
+def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bool) -> None:
+    """Writes which stored values are black and white, of which a run that has begun keeps its own.
+
+    Only with data.intensity_range='dataset'; otherwise the config says all.
+
+    Raises:
+        DataError: the images of a run that has begun have another range than when it began.
+        DamagedFileError: the file of a run that has begun is missing or damaged.
+    """
+    if intensity.rule != "dataset":
+        return
+    if not begun:
+        write_json(paths.intensity_range, samples.to_json(intensity))
+    elif (before := read_intensity_range(paths)) != intensity:
+        raise DataError(
+            f"The values of the images range over {samples.listed(intensity)}; the run began with "
+            f"{samples.listed(before)} ({paths.intensity_range}). Bring the images back, or start "
+            "in another --workdir."
+        )
+
+
+def read_intensity_range(paths: Paths) -> IntensityRange:
+    """Which stored values are black and white, of a run with data.intensity_range='dataset'.
+
+    Raises:
+        DamagedFileError: the file is missing or damaged.
+    """
+    path = paths.intensity_range
+    if not path.is_file():
+        raise DamagedFileError(path, "it is missing", RESTORE)
+    try:
+        return samples.from_json(read_json(path, RESTORE))
+    except ValueError as error:
+        raise DamagedFileError(path, error, RESTORE) from None
 
 
 def _record(workdir: Path) -> Path:

@@ -16,7 +16,9 @@ import PIL.Image
 from egmae_jax import sharding
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
+from egmae_jax.data.pixels import PixelStatistics
 from egmae_jax.data.prepare import Prepared
+from egmae_jax.data.samples import BY_TYPE
 
 WINDOWS = ((0, 3), (3, 1), (7, 2))  # first step, count
 
@@ -49,6 +51,14 @@ def prepared(pictures):
         descriptors=np.zeros((count, 32, 32), np.uint8),
         pixel_hashes=np.array([str(i) for i in range(count)]),
         sha256=("",) * count,
+        pixels=PixelStatistics(
+            types=np.array([""] * count),
+            bits=np.full(count, 8),
+            stored=np.tile([1.0, 255.0], (count, 1)),
+            levels=np.full(count, 255),
+            greys=np.tile([1, 255], (count, 1)),
+        ),
+        intensity=BY_TYPE,
         skipped=(),
         records=types.SimpleNamespace(pixels=pixels),
     )

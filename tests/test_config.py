@@ -412,11 +412,13 @@ def test_a_config_of_an_older_version_has_the_fields_that_were_added_since(tmp_p
     old = changed().to_dict()
     del old["nonfinite"], old["tensorboard"]
     del old["evaluation"]["report"], old["checkpoint"]["on_damage"]
+    del old["data"]["intensity_range"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = configs.load(tmp_path / "config.json")
     assert configs.flatten(found) == configs.flatten(changed())
-    for field in configs._ADDED:
-        assert field in configs.FREE_FIELDS
+    configs.require_same(old, changed())
+    with pytest.raises(configs.ConfigError, match="'type' in the workdir, 'dataset' now"):
+        configs.require_same(old, changed(data__intensity_range="dataset"))
 
 
 def test_fields_that_change_no_number_may_differ():

@@ -25,7 +25,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from egmae_jax import config as configs
 from egmae_jax import console
-from egmae_jax.data import duplicates, images, splits
+from egmae_jax.data import duplicates, images, pixels, splits
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.files import require_writable, storage_errors_told, write_json
 
@@ -84,6 +84,7 @@ def audit(prepared: Prepared) -> dict[str, Any]:
             name: dict(collections.Counter(prepared.modes[labels == label].tolist()))
             for label, name in enumerate(prepared.classes)
         },
+        "pixels": pixels.describe(prepared.files, prepared.pixels, prepared.intensity),
         "confounders": confounders(prepared),
     }
 
@@ -172,6 +173,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
         + ", ".join(f"{size} ({n})" for size, n in sizes["most_frequent"].items()),
     ]
     terminal.print("\n".join(lines), markup=False)
+    _show_pixels(found["pixels"], terminal)
     for first, second in near["conflicts"][:_SHOWN]:
         terminal.print(f"  conflict: {first} | {second}", markup=False, soft_wrap=True)
     if len(near["conflicts"]) > _SHOWN:
@@ -184,6 +186,35 @@ def show(found: dict[str, Any], folder: Path) -> None:
                 f"chance {chance:.3f}"
             )
     terminal.print(f"Saved in {folder}: audit.json and contact sheets", markup=False)
+
+
+def _show_pixels(found: dict[str, Any], terminal: rich.console.Console) -> None:
+    """Prints what the values of the images use, and some of the images that use little."""
+    used = "; ".join(
+        f"{declared} bits a value ({n} images), used "
+        + ", ".join(f"{bits} ({m})" for bits, m in found["bits_used"][declared].items())
+        for declared, n in found["bits"].items()
+    )
+    levels = found["grey_levels"]
+    lines = [
+        f"pixels: {used}",
+        f"grey levels after decoding: {levels['least']} to {levels['most']}, median "
+        f"{levels['median']:g}; {found['share_below_32_levels']:.1%} of the images have fewer than "
+        f"{pixels.FEW_LEVELS}, {found['share_below_a_tenth_of_the_range']:.1%} use less than a "
+        "tenth of the range from black to white",
+    ]
+    odd = found["odd"]
+    for image in odd[:_SHOWN]:
+        low, high = image["stored"]
+        lines.append(
+            f"  few levels or little range: {image['file']}: values {low:g} to {high:g}, "
+            f"{image['bits_used']} of {image['bits']} bits, {image['grey_levels']} grey levels "
+            f"from {image['greys'][0]} to {image['greys'][1]}"
+        )
+    if len(odd) > _SHOWN:
+        lines.append(f"  and {len(odd) - _SHOWN} more of these in audit.json")
+    lines += [f"  {sentence}." for sentence in found["findings"]]
+    terminal.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def _near_groups(prepared: Prepared) -> np.ndarray:
@@ -230,6 +261,7 @@ def main(_: list[str]) -> None:
             near_duplicate_threshold=data.near_duplicate_threshold,
             classes=data.classes,
             group_pattern=data.group_pattern,
+            intensity_range=data.intensity_range,
         )
         show(save(prepared, folder), folder)
 

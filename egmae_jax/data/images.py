@@ -11,7 +11,8 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from egmae_jax.data import dicom
+from egmae_jax.data import dicom, samples
+from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.errors import MissingExtraError, UserError
 
 Resize = Literal["shorter_side", "squash", "pad"]
@@ -40,31 +41,43 @@ class Decoded(NamedTuple):
     """An image, and what its file is like."""
 
     image: PIL.Image.Image  # 8-bit RGB
-    mode: str  # how the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), or 'DICOM'
+    # How the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), one that names what Pillow
+    # has no mode for ('L;16S', 'RGB;16', 'L;12', 'L;32F'), or 'DICOM'.
+    mode: str
     # JPEG files of one kind are decoded by the same steps of a decoder: mode, sampling of the
     # channels, orientation, which other fields there are. Empty for other formats.
     kind: str
     lossy: bool  # the format is: the file is much smaller than what `pack` makes of its pixels
+    bits: int = 8  # of a value, as the file declares them
+    # Type of the values ('uint16'), the least and the largest of them; None where they are at most
+    # 8 unsigned bits, or DICOM's, whose type is 'DICOM'.
+    stored: tuple[str, float, float] | None = None
 
 
-def decode(encoded: bytes, color: Color = "rgb") -> PIL.Image.Image:
+def decode(
+    encoded: bytes, color: Color = "rgb", intensity: IntensityRange = BY_TYPE
+) -> PIL.Image.Image:
     """Decodes a whole image to 8-bit RGB or grey, upright by its EXIF orientation.
 
-    Of 16 bits a value the high byte is kept, for grey as for colours. DICOM: see `dicom.decode`.
+    Values are what the file's own tags say: bits, sign, which end is white. Of more than 8 bits a
+    value `intensity` says what is black and what is white. DICOM: see `dicom.decode`.
 
     Args:
         encoded: the file's bytes; what it is they say, not its name.
         color: 'rgb', or 'grey' for one channel of luma. Where the sources of a data set stored its
             classes as grey or as colour, 'grey' keeps that from telling the class.
+        intensity: by the type of the values, of which the high byte is kept, by what the file
+            declares, or by the range of the data set.
 
     Raises:
-        UnreadableImageError: empty, truncated, no image, too large, or of 32 bits a value.
+        UnreadableImageError: empty, truncated, no image, too large, or of values that cannot be
+            read right; its message names these.
     """
-    image = examine(encoded).image
+    image = examine(encoded, intensity).image
     return image if color == "rgb" else image.convert("L")
 
 
-def examine(encoded: bytes) -> Decoded:
+def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
     """What `decode` returns, and what the file is like; raises the same.
 
     Besides, MemoryError, and MissingExtraError where DICOM needs pydicom: no fault of the file's.
@@ -73,22 +86,85 @@ def examine(encoded: bytes) -> Decoded:
         raise UnreadableImageError("the file is empty")
     with _damage_told():
         if dicom.is_dicom(encoded):
-            return Decoded(dicom.decode(encoded).convert("RGB"), "DICOM", "", lossy=False)
-        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
+            found = dicom.decode(encoded)
+            stored = ("DICOM", *found.extremes)
+            image = found.image.convert("RGB")
+            return Decoded(image, "DICOM", "", lossy=False, bits=found.bits, stored=stored)
+        if (values := samples.read(encoded)) is not None:
+            return _of_samples(values, intensity)
+        try:
+            image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        except PIL.UnidentifiedImageError:
+            if not samples.is_tiff(encoded):
+                raise
+            values = samples.read_tiff(encoded)  # or says what it is that Pillow does not know
+            return _of_samples(values, intensity)
         _load(image)
         mode, kind, lossy = image.mode, _kind(image), image.format in _LOSSY
-        return Decoded(_upright_rgb(image), mode, kind, lossy)
+        bits = samples.plain_bits(encoded, image)
+        return Decoded(_upright_rgb(image), mode, kind, lossy, bits)
 
 
-def convert(image: PIL.Image.Image, color: Color = "rgb") -> PIL.Image.Image:
+def _of_samples(values: samples.Samples, intensity: IntensityRange) -> Decoded:
+    image = samples.to_image(values, intensity).convert("RGB")
+    stored = (values.type, *values.extremes) if values.bits > 8 else None
+    return Decoded(image, values.mode, "", values.lossy, values.bits, stored)
+
+
+def stored_range(encoded: bytes) -> tuple[str, float, float] | None:
+    """Type of a file's values, the least and the largest of them, such as ('uint16', 0, 4095).
+
+    Returns:
+        None where they are of at most 8 bits, or DICOM's, which tell what is black and white.
+
+    Raises:
+        UnreadableImageError, ImportError: as `examine`, though not for every damage.
+    """
+    if dicom.is_dicom(encoded):
+        return None
+    with _damage_told():
+        values = samples.read(encoded)
+        if values is None or values.bits <= 8:
+            return None
+        return (values.type, *values.extremes)
+
+
+def convert(
+    image: PIL.Image.Image, color: Color = "rgb", intensity: IntensityRange = BY_TYPE
+) -> PIL.Image.Image:
     """What `decode` returns of a file, of an image that Pillow has opened or made; raises the same.
 
     The image given stays as it is.
     """
     with _damage_told():
-        _load(image)
-        upright = _upright_rgb(image)
+        encoded = _unread(image)
+        if encoded is not None:
+            upright = examine(encoded, intensity).image
+        else:
+            _load(image)
+            values = samples.of_pillow(image)
+            if values is not None:
+                orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+                values = values._replace(orientation=orientation)
+                upright = samples.to_image(values, intensity).convert("RGB")
+            else:
+                upright = _upright_rgb(image)
     return upright if color == "rgb" else upright.convert("L")
+
+
+def _unread(image: PIL.Image.Image) -> bytes | None:
+    """The file's bytes, of a PNG or TIFF that Pillow has opened and not yet read.
+
+    Pillow keeps the high byte of colours of 16 bits only, and not all tags.
+    """
+    file = getattr(image, "fp", None)
+    if image.format not in ("PNG", "TIFF") or file is None or getattr(image, "n_frames", 1) > 1:
+        return None
+    position = file.tell()
+    file.seek(0)
+    encoded = file.read()
+    file.seek(position)
+    return bytes(encoded)
 
 
 def _load(image: PIL.Image.Image) -> None:
@@ -99,10 +175,12 @@ def _load(image: PIL.Image.Image) -> None:
 
 
 def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode.startswith("I;16"):  # colours of 16 bits Pillow reduces to the high byte itself
-        image = _high_byte(image)
-    if image.mode in ("I", "F"):
-        raise UnreadableImageError(f"{image.mode!r} has 32 bits a value: not supported")
+    if image.mode in ("La", "RGBa"):  # multiplied by their alpha
+        exif = image.getexif()
+        image = image.convert(f"{image.mode[:-1]}A")
+        image.getexif().update(exif)
+    if image.mode == "LAB":
+        raise UnreadableImageError("CIELab colours are not supported; convert it to RGB")
     if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -115,14 +193,16 @@ def _damage_told() -> Iterator[None]:
         yield
     except (MemoryError, MissingExtraError):  # no fault of the file's
         raise
-    except (UnreadableImageError, dicom.DicomError) as error:
+    except (UnreadableImageError, dicom.DicomError, samples.SamplesError) as error:
         raise UnreadableImageError(str(error)) from None
     except PIL.UnidentifiedImageError:
         raise UnreadableImageError(NOT_AN_IMAGE) from None
     except PIL.Image.DecompressionBombError as error:
         raise UnreadableImageError(str(error)) from None
     except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon
-        raise UnreadableImageError(f"damaged or truncated: {error!r}") from None
+        raise UnreadableImageError(
+            f"damaged or truncated, or of a kind that is not supported: {error!r}"
+        ) from None
 
 
 def _kind(image: PIL.Image.Image) -> str:
@@ -131,12 +211,6 @@ def _kind(image: PIL.Image.Image) -> str:
     sampling = [layer[1:3] for layer in getattr(image, "layer", [])]
     orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
     return f"{image.mode} {sampling} {orientation} {sorted(map(str, image.info))}"
-
-
-def _high_byte(image: PIL.Image.Image) -> PIL.Image.Image:
-    high = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    high.getexif().update(image.getexif())
-    return high
 
 
 def pack(image: PIL.Image.Image) -> bytes:

@@ -25,15 +25,22 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
         bool [H, W].
 
     Raises:
-        MaskError: a file cannot be read, or has another size than the image: nobody knows then
-            which pixel is which.
+        MaskError: a file cannot be read, holds values of which none is brighter than half, or has
+            another size than the image: nobody knows then which pixel is which.
     """
     union = np.zeros(size, bool)
     for path in paths:
         try:
-            mask = np.asarray(images.decode(path.read_bytes(), "grey"))
+            decoded = images.examine(path.read_bytes())
         except (images.UnreadableImageError, OSError) as error:
             raise MaskError(f"The mask {path} cannot be read: {error}.") from None
+        mask = np.asarray(decoded.image.convert("L"))
+        _, low, high = decoded.stored or ("", *decoded.image.convert("L").getextrema())
+        if high > low and not (mask > 127).any():
+            raise MaskError(
+                f"The mask {path} has values of {low:g} to {high:g}, none of them brighter than "
+                "half: make it black and white (0 and 255 in 8 bits)."
+            )
         if mask.shape != size:
             raise MaskError(
                 f"The mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image "

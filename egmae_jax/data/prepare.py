@@ -25,16 +25,27 @@ import shutil
 import signal
 import threading
 import unicodedata
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from egmae_jax.data import datasets, dicom, duplicates, formats, images, lookalikes
+from egmae_jax.data import (
+    datasets,
+    dicom,
+    duplicates,
+    formats,
+    images,
+    lookalikes,
+    pixels,
+    samples,
+)
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
+from egmae_jax.data.pixels import PixelStatistics
+from egmae_jax.data.samples import IntensityRange, Rule
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.errors import MissingExtraError
 from egmae_jax.files import (
@@ -45,13 +56,17 @@ from egmae_jax.files import (
     storage_errors_told,
 )
 
-_VERSION = "7.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "8.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # of the index: kind of values, shape of one
     **dict.fromkeys(("path", "mode", "sha256", "pixel_hash", "digest", "skipped"), ("U", ())),
     **{"size": ("i", (2,)), "descriptor": ("u", (duplicates.DESCRIPTOR_SIZE,) * 2)},
     **{"packed": ("b", ()), "fast": ("b", ())},
+    **{"types": ("U", ()), "bits": ("i", ()), "stored": ("f", (2,))},
+    **{"levels": ("i", ()), "greys": ("i", (2,))},
+    "intensity": ("U", ()),  # one: data.intensity_range and the range of the data set, as JSON
 }
+_WHOLE = ("skipped", "intensity")  # columns that are not of each image
 _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
@@ -64,6 +79,8 @@ _CHUNK, _CHUNK_BYTES = 16, 1e6  # files that a thread reads at a time, at most
 # Files of a kind that are decoded by OpenCV too, to see if it gives the same pixels: the first ones
 # and one in so many of the others.
 _TRIED, _TRIED_EVERY = 8, 64
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +105,8 @@ class Prepared:
         descriptors: uint8 [N, 32, 32], grey thumbnails.
         pixel_hashes: str [N]; identical for identical pixels.
         sha256: of each file's bytes.
+        pixels: what their values are like, stored and decoded.
+        intensity: which values of files with more than 8 bits became black and white.
         skipped: files left out because they cannot be read, each with the reason.
         records: random access to the images; `records.pixels(i)` are the i-th file's.
         other_classes: {class: number of files} of the classes that `data.classes` does not name.
@@ -108,6 +127,8 @@ class Prepared:
     descriptors: np.ndarray
     pixel_hashes: np.ndarray
     sha256: tuple[str, ...]
+    pixels: PixelStatistics
+    intensity: IntensityRange
     skipped: tuple[str, ...]
     records: "Records"
     other_classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -157,6 +178,7 @@ def prepare(
     near_duplicate_threshold: float,
     classes: Sequence[str] = (),
     group_pattern: str = "",
+    intensity_range: Rule = "type",
 ) -> Prepared:
     """Lists and describes the data set `name` below `folder`; see `list_files` and `describe`."""
     return describe(
@@ -164,6 +186,7 @@ def prepare(
         cache,
         on_error=on_error,
         near_duplicate_threshold=near_duplicate_threshold,
+        intensity_range=intensity_range,
     )
 
 
@@ -206,7 +229,12 @@ def list_files(
 
 
 def describe(
-    listing: Listing, cache: Path, *, on_error: str, near_duplicate_threshold: float
+    listing: Listing,
+    cache: Path,
+    *,
+    on_error: str,
+    near_duplicate_threshold: float,
+    intensity_range: Rule = "type",
 ) -> Prepared:
     """Reads and describes the images of a listing, from the cache where nothing has changed.
 
@@ -215,13 +243,15 @@ def describe(
         cache: folder for the records.
         on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
         near_duplicate_threshold: correlation above which two images are the same one.
+        intensity_range: which values of files with more than 8 bits a value become black and
+            white, as data.intensity_range says. 'dataset' reads such files twice.
 
     Raises:
         DataError: an image cannot be read, the records cannot be written.
         DamagedFileError: the cache is.
     """
     folder, listed, found = listing.folder, listing.images, listing.classes
-    data_dir = _records_of(listing.dataset, folder, listed, cache, on_error)
+    data_dir = _records_of(listing.dataset, folder, listed, cache, on_error, intensity_range)
     by_file = {image.file: image for image in listed}
     index = _read_index(data_dir / _INDEX, by_file)
     skipped = tuple(index["skipped"].tolist())
@@ -231,6 +261,10 @@ def describe(
         logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
 
     records = Records(data_dir, index)
+    intensity = _intensity(index)
+    statistics = PixelStatistics(*(index[name] for name in PixelStatistics._fields))
+    if odd := pixels.findings(index["path"].tolist(), statistics, intensity):
+        logger.warning("%s", " ".join(f"{sentence}." for sentence in odd))
     pairs = duplicates.duplicate_pairs(
         index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
@@ -254,6 +288,8 @@ def describe(
         descriptors=index["descriptor"],
         pixel_hashes=index["pixel_hash"],
         sha256=tuple(index["sha256"].tolist()),
+        pixels=statistics,
+        intensity=intensity,
         skipped=skipped,
         records=records,
         other_classes=listing.other_classes,
@@ -427,6 +463,7 @@ class Records:
         self._folder, self._digests = folder, index["digest"].tolist()
         self._sizes, self._modes = index["size"].tolist(), index["mode"].tolist()
         self._packed, self._fast = index["packed"].tolist(), index["fast"].tolist()
+        self._intensity = _intensity(index)
         try:
             self._source = tfds.builder_from_directory(folder).as_data_source(
                 split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
@@ -448,7 +485,7 @@ class Records:
                 raise DamagedFileError(self._folder, error) from None
         if self._fast[index]:
             return images.decode_fast(record, color, self._modes[index])
-        return images.to_array(images.decode(record, color))
+        return images.to_array(images.decode(record, color, self._intensity))
 
     def _read(self, index: int) -> bytes:
         try:
@@ -461,9 +498,19 @@ class Records:
         return record
 
 
-def _write_index(path: Path, rows: Sequence[dict[str, Any]], skipped: Sequence[str]) -> None:
-    """Writes {name: values of all records}, and what was skipped."""
+def _intensity(index: Mapping[str, np.ndarray]) -> IntensityRange:
+    return samples.from_json(json.loads(index["intensity"].item()))
+
+
+def _write_index(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    skipped: Sequence[str],
+    intensity: IntensityRange,
+) -> None:
+    """Writes {name: values of all records}, what was skipped, and the range of intensities."""
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    columns["intensity"] = np.array(json.dumps(samples.to_json(intensity)))
     columns["fast"] = _fast(columns.pop("kind"), columns.pop("agrees"))
     records = Records(path.parent, columns)
     columns["pixel_hash"] = _pixel_hashes(columns["size"], columns["descriptor"], records)
@@ -514,9 +561,10 @@ def _read_index(path: Path, files: Container[str]) -> dict[str, np.ndarray]:
         found = read_npz(path)
         count = len(found["path"])
         for name, (kind, shape) in _COLUMNS.items():
-            length = found[name].size if name == "skipped" else count
-            if found[name].dtype.kind != kind or found[name].shape != (length, *shape):
+            expected = found[name].shape if name in _WHOLE else (count, *shape)
+            if found[name].dtype.kind != kind or found[name].shape != expected:
                 raise ValueError(f"{name} is {found[name].dtype}{list(found[name].shape)}")
+        _intensity(found)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(path, error) from None
     if unknown := [file for file in found["path"].tolist() if file not in files]:
@@ -534,6 +582,7 @@ def _records_of(
     listed: list[ImageFile],
     cache: Path,
     on_error: str,
+    rule: Rule,
 ) -> Path:
     """The folder of this very folder's records and their index, which it has written or found."""
     state: list[tuple[str, int | None, int | None]] = []
@@ -543,7 +592,7 @@ def _records_of(
             state.append((image.file, stat.st_size, stat.st_mtime_ns))
         except OSError:  # a link to nothing; reading it will say so
             state.append((image.file, None, None))
-    identity: list[Any] = [str(folder.resolve()), _VERSION, state]
+    identity: list[Any] = [str(folder.resolve()), _VERSION, state, rule]
     never_dicom = tuple(formats.SUFFIXES - {".dcm", ".dicom"})
     if not all(image.file.lower().endswith(never_dicom) for image in listed):
         identity.append(dicom.decoders())  # what one more can read is not left out any longer
@@ -567,7 +616,7 @@ def _records_of(
                 try:
                     incomplete.mkdir()
                     sizes = [size or 0 for _, size, _ in state]
-                    _write(incomplete, folder, listed, sizes, on_error)
+                    _write(incomplete, folder, listed, sizes, on_error, rule)
                     incomplete.rename(data_dir)
                 finally:
                     shutil.rmtree(incomplete, ignore_errors=True)
@@ -584,6 +633,7 @@ def _write(
     listed: list[ImageFile],
     sizes: list[int],
     on_error: str,
+    rule: Rule,
 ) -> None:
     """Writes the records of all readable images and their index.
 
@@ -591,13 +641,17 @@ def _write(
         DataError: an image cannot be read, and `on_error` is 'raise', or none can.
         OSError, RuntimeError: the records cannot be written; the latter is array_record's.
     """
+    intensity = IntensityRange(rule)
+    if rule == "dataset":
+        logger.info("Looking for the range of values of %d images in %s", len(listed), folder)
+        intensity = IntensityRange(rule, _range_of_dataset(folder, listed, sizes))
     logger.info("Reading %d images from %s", len(listed), folder)
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
     tried: collections.Counter[str] = collections.Counter()
 
     def examples() -> Iterator[dict[str, bytes]]:
-        for image, record in _describe_all(folder, listed, sizes):
+        for image, record in _describe_all(folder, listed, sizes, intensity):
             if isinstance(record, str):
                 unreadable.append(f"{image.file} ({record})")
                 continue
@@ -627,7 +681,7 @@ def _write(
     writer.close_splits([_SPLIT])
     if unreadable and (on_error == "raise" or not rows):
         raise _unreadable(folder, unreadable, len(listed))
-    _write_index(target / _INDEX, rows, unreadable)
+    _write_index(target / _INDEX, rows, unreadable, intensity)
 
 
 def _unreadable(folder: Path, files: Sequence[str], count: int) -> DataError:
@@ -638,10 +692,37 @@ def _unreadable(folder: Path, files: Sequence[str], count: int) -> DataError:
     )
 
 
-def _describe_all(
+def _range_of_dataset(
     folder: Path, listed: list[ImageFile], sizes: list[int]
+) -> dict[str, tuple[float, float]]:
+    """The least and largest value of all files with more than 8 bits, by the type of the values."""
+
+    def look(image: ImageFile) -> tuple[str, float, float] | None:
+        try:
+            return images.stored_range((folder / image.file).read_bytes())
+        except (OSError, ImportError, images.UnreadableImageError):
+            return None  # told when it is read
+
+    ranges: dict[str, tuple[float, float]] = {}
+    for _, stored in _each(look, listed, sizes):
+        if stored is not None:
+            kind, low, high = stored
+            least, largest = ranges.get(kind, (low, high))
+            ranges[kind] = min(least, low), max(largest, high)
+    return ranges
+
+
+def _describe_all(
+    folder: Path, listed: list[ImageFile], sizes: list[int], intensity: IntensityRange
 ) -> Iterator[tuple[ImageFile, dict[str, Any] | str]]:
     """Each image with its record, or with the reason why it cannot be read, in order."""
+    yield from _each(lambda image: _describe(folder, image.file, intensity), listed, sizes)
+
+
+def _each(
+    function: Callable[[ImageFile], _T], listed: list[ImageFile], sizes: list[int]
+) -> Iterator[tuple[ImageFile, _T]]:
+    """Each image with what the function says of it, in order, by threads a few images ahead."""
     chunks: list[list[ImageFile]] = []
     room = 0.0
     for image, size in zip(listed, sizes, strict=True):
@@ -650,16 +731,12 @@ def _describe_all(
             room = _CHUNK_BYTES
         chunks[-1].append(image)
         room -= size
-    described = read_ahead(
-        lambda k: [_describe(folder, image.file) for image in chunks[k]],
-        0,
-        len(chunks),
-    )
-    for chunk, records in zip(chunks, described, strict=True):
-        yield from zip(chunk, records, strict=True)
+    results = read_ahead(lambda k: [function(image) for image in chunks[k]], 0, len(chunks))
+    for chunk, values in zip(chunks, results, strict=True):
+        yield from zip(chunk, values, strict=True)
 
 
-def _describe(folder: Path, file: str) -> dict[str, Any] | str:
+def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, Any] | str:
     path = folder / file
     try:
         encoded = path.read_bytes()
@@ -668,7 +745,7 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
     except OSError as error:  # may be mended, the file being the same
         raise DataError(f"{path} cannot be read: {error!r}.") from None
     try:
-        decoded = images.examine(encoded)
+        decoded = images.examine(encoded, intensity)
     except images.UnreadableImageError as error:
         return str(error)
     except MemoryError as error:  # a larger machine may have room for it
@@ -679,9 +756,11 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
     content, digest, packed = encoded, sha256, False
     most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))
     if not decoded.lossy and decoded.image.width * decoded.image.height <= most:
-        pixels = images.pack(decoded.image)
-        if len(pixels) <= most:
-            content, digest, packed = pixels, hashlib.sha256(pixels).hexdigest(), True
+        packed_pixels = images.pack(decoded.image)
+        if len(packed_pixels) <= most:
+            content, packed = packed_pixels, True
+            digest = hashlib.sha256(content).hexdigest()
+    levels, greys = pixels.levels(decoded.image)
     return {
         "content": content,
         "path": file,
@@ -692,6 +771,11 @@ def _describe(folder: Path, file: str) -> dict[str, Any] | str:
         "digest": digest,
         "sha256": sha256,
         "descriptor": duplicates.descriptor(decoded.image),
+        "types": decoded.stored[0] if decoded.stored else "",
+        "bits": np.int16(decoded.bits),
+        "stored": np.array(decoded.stored[1:] if decoded.stored else greys, np.float64),
+        "levels": np.int16(levels),
+        "greys": np.array(greys, np.int16),
     }
 
 

@@ -78,6 +78,7 @@ class Source:
             near_duplicate_threshold=config.data.near_duplicate_threshold,
             classes=config.data.classes,
             group_pattern=config.data.group_pattern,
+            intensity_range=config.data.intensity_range,
         )
         if workdir is not None:
             model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))

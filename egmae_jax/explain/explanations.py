@@ -108,7 +108,7 @@ def explain_run(
     rows = rows if scored else [row for row in rows if row["file"] in shown]
     logger.info("Explaining %d test images at %s", len(rows), layer)
     unusable: list[str] = []
-    examples = _read_examples(folder, config, rows, classes, unusable)
+    examples = _read_examples(folder, run, rows, classes, unusable)
     files, pictures = [], []
     for found in _explain(classifier, examples, layer, min(batch, len(rows))):
         files.append(_figures(found, classes, tolerance))
@@ -160,7 +160,7 @@ def explain_images(
         CheckpointError: the weights cannot be read.
     """
     classifier = run.classifier(branch, round_index)
-    examples = _read_examples(_images_folder(data_dir), run.config, rows, run.classes(), [])
+    examples = _read_examples(_images_folder(data_dir), run, rows, run.classes(), [])
     layer = gradcam.default_layer(classifier.model)
     return _explain(classifier, examples, layer, min(batch, max(1, len(rows))))
 
@@ -242,13 +242,13 @@ def spread(labels: Sequence[str], count: int) -> list[int]:
 
 def _read_examples(
     folder: Path,
-    config: ConfigDict,
+    run: SavedRun,
     rows: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
     unusable: list[str],
 ) -> Iterator[Example]:
     """The images, with their masks where there are any; adds to `unusable` the masks that fail."""
-    data = config.data
+    data = run.config.data
     dataset = datasets.get(data.name)
     for row in rows:
         path = folder / row["file"]
@@ -260,7 +260,7 @@ def _read_examples(
             ) from None
         if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
             raise RunError(f"{path} is not the file that the run was tested on.")
-        image = images.decode(encoded, data.color)
+        image = images.decode(encoded, data.color, run.intensity)
         view = images.evaluation_view(image, data.resize, data.image_size)
         mask = None
         try:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from egmae_jax import console, evaluate, provenance
-from egmae_jax.data import audit
+from egmae_jax.data import audit, samples
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.files import DamagedFileError, read_sealed, write_json
@@ -29,6 +29,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             "duplicate_groups": prepared.duplicate_groups,
             "left_out": run.data.num_left_out,
             "skipped": list(prepared.skipped),
+            "intensity_range": samples.to_json(prepared.intensity),
         },
         "pretraining_saw_test": bool(run.pretrainings) and "test" in config.pretrain.splits,
         "pretraining": [read_sealed(run.paths.pretraining_report(i)) for i in run.pretrainings],

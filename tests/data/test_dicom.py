@@ -141,10 +141,10 @@ def test_a_file_left_out_for_want_of_a_decoder_is_read_once_that_is_there(tmp_pa
     unreadable = (tmp_path / "data" / "cat" / "1.dcm").read_bytes()
     decode = images.examine
 
-    def examine(encoded):
+    def examine(encoded, *arguments):
         if encoded == unreadable:
             raise images.UnreadableImageError("all plugins are missing dependencies")
-        return decode(encoded)
+        return decode(encoded, *arguments)
 
     with monkeypatch.context() as without:
         without.setattr(images, "examine", examine)

@@ -1,0 +1,140 @@
+"""What the images of a set use of the values that they could hold, and what of it is odd."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from egmae_jax.data.samples import IntensityRange
+
+FEW_LEVELS = 32  # fewer grey levels than these are told
+NARROW = 0.1  # of the full range from black to white: less is told
+_SHOWN = 3  # files that the log names
+
+
+def levels(image: PIL.Image.Image) -> tuple[int, tuple[int, int]]:
+    """How many different values an 8-bit image has, in all channels; the least and the largest."""
+    used = np.flatnonzero(np.reshape(image.histogram(), (-1, 256)).any(axis=0))
+    return len(used), (int(used[0]), int(used[-1]))
+
+
+class PixelStatistics(NamedTuple):
+    """What the values of N images are like, as their files store them and as they are decoded.
+
+    Attributes:
+        types: str [N], the type of the stored values, such as 'uint16'; 'DICOM', whose files say
+            themselves what is black and white; '' for at most 8 unsigned bits.
+        bits: int [N], bits of a value as the file declares them; of DICOM BitsStored.
+        stored: float64 [N, 2], the least and largest value that the file stores; of at most 8 bits
+            as decoded, from 0 to 255. DICOM's padding is left out.
+        levels: int [N], how many different values of 256 the decoded image has, in all channels.
+        greys: int [N, 2], the least and largest value of the decoded image, from 0 to 255.
+    """
+
+    types: np.ndarray
+    bits: np.ndarray
+    stored: np.ndarray
+    levels: np.ndarray
+    greys: np.ndarray
+
+    @property
+    def bits_used(self) -> np.ndarray:
+        """int [N], bits that each image's values need; of values that are not whole, all."""
+        low, high = np.floor(self.stored[:, 0]), np.ceil(self.stored[:, 1])
+        signed = low < 0
+        largest = np.where(signed, np.maximum(high, -low - 1), high)
+        needed = np.ceil(np.log2(largest + 1)) + signed
+        whole = (self.stored == np.floor(self.stored)).all(axis=1)
+        return np.where(whole, np.minimum(needed, self.bits), self.bits).astype(int)
+
+    @property
+    def has_few_levels(self) -> np.ndarray:
+        """bool [N], which decoded images have fewer than 32 different values."""
+        return self.levels < FEW_LEVELS
+
+    @property
+    def is_narrow(self) -> np.ndarray:
+        """bool [N], which decoded images use less than a tenth of the range, black to white."""
+        return np.ptp(self.greys, axis=1) < NARROW * 255
+
+
+def describe(
+    files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange
+) -> dict[str, Any]:
+    """What the audit says of a set's pixels, as JSON-like values.
+
+    Args:
+        files: names of the N images.
+        pixels: of these.
+        intensity: by which they were decoded.
+    """
+    used = pixels.bits_used
+    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow)
+    return {
+        "intensity_range": intensity.rule,
+        "range_of_dataset": {kind: list(ends) for kind, ends in intensity.of_dataset.items()},
+        "bits": _count(pixels.bits),
+        "bits_used": {  # by the bits that the files declare
+            str(bits): _count(used[pixels.bits == bits]) for bits in np.unique(pixels.bits).tolist()
+        },
+        "grey_levels": {
+            "least": int(pixels.levels.min()),
+            "median": float(np.median(pixels.levels)),
+            "most": int(pixels.levels.max()),
+        },
+        "share_below_32_levels": float(pixels.has_few_levels.mean()),
+        "share_below_a_tenth_of_the_range": float(pixels.is_narrow.mean()),
+        "findings": findings(files, pixels, intensity),
+        "odd": [
+            {
+                "file": files[i],
+                "bits": int(pixels.bits[i]),
+                "bits_used": int(used[i]),
+                "stored": pixels.stored[i].tolist(),
+                "grey_levels": int(pixels.levels[i]),
+                "greys": pixels.greys[i].tolist(),
+            }
+            for i in odd
+        ],
+    }
+
+
+def findings(files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange) -> list[str]:
+    """What is odd about a set's pixels, a sentence each, with what to do; for people.
+
+    The arguments are those of `describe`.
+    """
+    found = []
+    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist()
+    if odd:
+        named = [f"{files[i]} ({_values(pixels, i)})" for i in odd[:_SHOWN]]
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        found.append(
+            f"{len(odd)} of {len(files)} images have fewer than {FEW_LEVELS} grey levels or less "
+            f"than a tenth of the range from black to white: {', '.join(named)}{more}. Look at "
+            "them: they may be masks, or of values that come out dark"
+        )
+    used = pixels.bits_used
+    for kind in np.unique(pixels.types).tolist():
+        of_kind = pixels.types == kind
+        bits = int(pixels.bits[of_kind].max())
+        most = int(used[of_kind].max())
+        if kind not in ("", "DICOM") and intensity.rule != "dataset" and most < bits:
+            low, high = pixels.stored[of_kind, 0].min(), pixels.stored[of_kind, 1].max()
+            found.append(
+                f"{int(of_kind.sum())} files of {kind} use {most} of {bits} bits (values {low:g} "
+                f"to {high:g}), so they come out dark: --config.data.intensity_range=dataset makes "
+                "black and white of these two values"
+            )
+    return found
+
+
+def _values(pixels: PixelStatistics, i: int) -> str:
+    low, high = pixels.stored[i]
+    return f"values {low:g} to {high:g}, {pixels.levels[i]} grey levels"
+
+
+def _count(values: np.ndarray) -> dict[str, int]:
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(map(str, found.tolist()), counts.tolist(), strict=True))

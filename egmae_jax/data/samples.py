@@ -1,0 +1,535 @@
+"""The values that an image file stores, read by the file's own tags, and how they become 8 bits.
+
+Pillow reads files of at most 8 unsigned bits a value. Wider, signed and floating-point values come
+through here: which bits, sign, polarity and range they have is what the file declares (TIFF 6.0,
+sections 8 and 19; PNG, IHDR and sBIT; JPEG's precision), never the mode that a library gives them.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import math
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageFile
+import PIL.ImageOps
+
+from egmae_jax.errors import UserError
+
+Rule = Literal["type", "declared", "dataset"]
+RULES = get_args(Rule)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_GREY, _RGB, _CMYK = 1, 3, 4  # samples of a colour
+_WIDEST = 16  # bits of integers whose type says what is black and what is white
+_CONVERT = "convert it to 8 or 16 bits of grey or RGB"
+
+
+class SamplesError(UserError):
+    """The file's values cannot be shown; the message names what they are and what would do."""
+
+
+class IntensityRange(NamedTuple):
+    """Which values of files with more than 8 bits a value become black and white.
+
+    Attributes:
+        rule: 'type', 'declared' or 'dataset'; see data.intensity_range in configs/default.py.
+        of_dataset: with 'dataset', the least and largest value of the set's files by the type of
+            their values, such as {'uint16': (0, 4095)}.
+    """
+
+    rule: Rule = "type"
+    of_dataset: Mapping[str, tuple[float, float]] = {}
+
+
+BY_TYPE = IntensityRange()
+
+
+def to_json(intensity: IntensityRange) -> dict[str, Any]:
+    """As JSON keeps it; see `from_json`."""
+    return {
+        "rule": intensity.rule,
+        "of_dataset": {k: list(v) for k, v in intensity.of_dataset.items()},
+    }
+
+
+def listed(intensity: IntensityRange) -> str:
+    """The ranges of a data set for people: 'uint16 from 0 to 4095'."""
+    ranges = [f"{k} from {low:g} to {high:g}" for k, (low, high) in intensity.of_dataset.items()]
+    return ", ".join(ranges) or "no type of more than 8 bits"
+
+
+def from_json(content: Any) -> IntensityRange:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: it is not what `to_json` gives.
+    """
+    try:
+        rule, of_dataset = content["rule"], content["of_dataset"]
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in of_dataset.items()}
+        if rule not in RULES or not np.isfinite(list(ranges.values())).all():
+            raise ValueError(rule)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"no range of intensities: {error!r}") from None
+    return IntensityRange(rule, ranges)
+
+
+class Samples(NamedTuple):
+    """The pixels of one image as its file stores them.
+
+    Attributes:
+        values: [H, W] of grey, [H, W, 3] of RGB or [H, W, 4] of CMYK; integers or floats.
+        type: of the values as the file declares it, such as 'uint12', 'int16' or 'float32'.
+        min_is_white: whether the least value is white (TIFF's PhotometricInterpretation 0).
+        declared: the least and largest value that the file itself declares, if it does: PNG's
+            sBIT, TIFF's SMinSampleValue and SMaxSampleValue.
+        orientation: EXIF's, 1 to 8, still to be applied.
+        mode: for people: Pillow's mode where it has one, such as 'I;16', else such as 'L;16S'.
+        lossy: whether the file's format is, so that it is much smaller than its pixels.
+    """
+
+    values: np.ndarray
+    type: str
+    min_is_white: bool = False
+    declared: tuple[float, float] | None = None
+    orientation: int = 1
+    mode: str = ""
+    lossy: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value as the file declares them."""
+        return _bits(self.type)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The least and the largest value.
+
+        Raises:
+            SamplesError: there is none, some being no finite numbers.
+        """
+        low, high = self.values.min(), self.values.max()
+        if not np.isfinite([low, high]).all():  # one NaN makes both NaN
+            raise SamplesError("it holds values that are no finite numbers")
+        return low.item(), high.item()
+
+
+def read(encoded: bytes) -> Samples | None:
+    """The values of a file that has more than 8 bits a value, or signed ones, or floats.
+
+    Returns:
+        None for every other file, which Pillow reads by the same tags, or refuses.
+
+    Raises:
+        SamplesError: the file's values are of a kind that is not supported; names it.
+        ImportError: reading TIFF needs tifffile, some compressions imagecodecs.
+    """
+    if encoded.startswith(_PNG):
+        return _read_png(encoded) if encoded[24:25] == b"\x10" else None
+    if is_tiff(encoded):
+        return _read_wide_tiff(encoded)
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return _read_jpeg(encoded)
+    return None
+
+
+def is_tiff(encoded: bytes) -> bool:
+    """Whether the bytes begin as a TIFF file does."""
+    return encoded.startswith(_TIFF)
+
+
+def plain_bits(encoded: bytes, image: PIL.Image.Image) -> int:
+    """Bits of a value, as the file of an image declares them that Pillow has opened: 1, 2, 4 or 8.
+
+    A palette's colours have 8.
+    """
+    if image.mode in ("P", "PA"):
+        return 8
+    if image.format == "PNG":
+        return encoded[24]
+    if image.format == "TIFF":
+        return int(getattr(image, "tag_v2", {}).get(258, (1,))[0])
+    return 1 if image.mode == "1" else 8
+
+
+def to_image(samples: Samples, intensity: IntensityRange = BY_TYPE) -> PIL.Image.Image:
+    """The values as an upright 8-bit image, grey or RGB, in which more is brighter.
+
+    Raises:
+        SamplesError: what is black and what is white is not known of such values.
+    """
+    pixels = _to_uint8(samples, intensity)
+    if samples.min_is_white:
+        pixels = 255 - pixels
+    image = PIL.Image.fromarray(pixels)
+    if samples.values.ndim == 3 and samples.values.shape[2] == _CMYK:
+        image = PIL.Image.frombytes("CMYK", image.size, pixels.tobytes()).convert("RGB")
+    if samples.orientation != 1:
+        image.getexif()[PIL.ExifTags.Base.Orientation] = samples.orientation
+        image = PIL.ImageOps.exif_transpose(image)
+    return image
+
+
+def _to_uint8(samples: Samples, intensity: IntensityRange) -> np.ndarray:
+    values, bits = samples.values, samples.bits
+    bounds = _bounds(samples, intensity)
+    if bounds is not None:
+        low, high = bounds
+        if low == high:
+            return np.zeros(values.shape, np.uint8)
+        share = (values.astype(np.float64) - low) / (high - low)
+        return np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)
+    if samples.type.startswith("int"):
+        values = values.astype(np.int32) + (1 << bits - 1)
+    if bits > 8:
+        return (values >> bits - 8).astype(np.uint8)
+    return np.round(values * (255 / ((1 << bits) - 1))).astype(np.uint8)
+
+
+def _bounds(samples: Samples, intensity: IntensityRange) -> tuple[float, float] | None:
+    """The values that become black and white; None: the least and largest of their type."""
+    kind, wide = samples.type, samples.bits > 8
+    if intensity.rule == "dataset" and wide:
+        samples.extremes  # noqa: B018 (refuses values that are no numbers)
+        if kind not in intensity.of_dataset:
+            raise SamplesError(
+                f"its values are {kind}, of which the data set has none "
+                f"(data.intensity_range='dataset': {listed(intensity)})"
+            )
+        low, high = intensity.of_dataset[kind]
+        return low, high
+    if intensity.rule == "declared" and wide and samples.declared is not None:
+        low, high = samples.declared
+        least, largest = samples.extremes
+        if not low < high:
+            raise SamplesError(f"it declares the range {low:g} to {high:g}, which is none")
+        if least < low or largest > high:
+            raise SamplesError(
+                f"it declares values of {low:g} to {high:g} and holds {least:g} to {largest:g}: "
+                "data.intensity_range='type' takes the whole range of their type, 'dataset' the "
+                "range of the data set"
+            )
+        return low, high
+    if kind.startswith("float") or samples.bits > _WIDEST:
+        raise SamplesError(
+            f"its values have {samples.bits} bits ({kind}), and this type does not say what is "
+            "black and what is white; data.intensity_range='dataset' takes the least and the "
+            f"largest value of the data set, or {_CONVERT}"
+        )
+    return None
+
+
+# --- PNG -----------------------------------------------------------------------------------------
+
+
+def _read_png(encoded: bytes) -> Samples:
+    import imagecodecs
+
+    values = imagecodecs.png_decode(encoded)
+    orientation = 1
+    with PIL.Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise SamplesError(f"{frames} frames; one image is expected")
+        image.load()  # also reads the chunks that follow the pixels, and checks what lies there
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+        mode = image.mode
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if channels in (2, 4):  # the last is alpha
+        values = values[..., 0] if channels == 2 else values[..., :3]
+    if mode != "I;16":  # Pillow's names of colours do not tell 8 bits from 16
+        mode += ";16"
+    bits = max(_significant_bits(encoded, channels), default=16)
+    declared = (0, (1 << bits) - 1) if bits < 16 else None
+    return Samples(values, "uint16", declared=declared, orientation=orientation, mode=mode)
+
+
+def _significant_bits(encoded: bytes, channels: int) -> list[int]:
+    """What PNG's sBIT says of each colour; nothing where there is no such chunk."""
+    position = len(_PNG)
+    while position + 8 <= len(encoded):
+        length, name = struct.unpack_from(">I4s", encoded, position)
+        if name == b"sBIT":
+            content = encoded[position + 8 : position + 8 + length]
+            return [bits for bits in content[: channels - (channels in (2, 4))] if 0 < bits <= 16]
+        if name == b"IDAT":
+            break
+        position += length + 12
+    return []
+
+
+# --- JPEG ----------------------------------------------------------------------------------------
+
+_JPEG_KINDS = {
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
+    **dict.fromkeys((0xCB,), "lossless JPEG in arithmetic coding"),
+    0xF7: "JPEG-LS",
+}
+
+
+def _read_jpeg(encoded: bytes) -> Samples | None:
+    precision, components, adobe, orientation, scan = 8, 0, False, 1, 0
+    for marker, start, content in _jpeg_segments(encoded):
+        if marker in _JPEG_KINDS:
+            raise SamplesError(f"{_JPEG_KINDS[marker]} is not supported; {_CONVERT}")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(content) > 5:
+            precision, components = content[0], content[5]
+        elif marker == 0xEE and content.startswith(b"Adobe"):
+            adobe = True
+        elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
+            exif = PIL.Image.Exif()
+            exif.load(content)
+            orientation = exif.get(PIL.ExifTags.Base.Orientation, 1)
+        elif marker == 0xDA:
+            scan = start
+    if components == _CMYK and not adobe:
+        raise SamplesError(
+            "a JPEG of four channels without Adobe's marker does not say which they are, nor "
+            "whether 0 is ink or none; convert it to RGB"
+        )
+    if precision == 8 or not components:
+        return None
+    if components not in (_GREY, _RGB):
+        raise SamplesError(f"a JPEG of {precision} bits and {components} channels; {_CONVERT}")
+    import imagecodecs
+
+    if encoded.rfind(b"\xff\xd9") < scan or not scan:
+        raise SamplesError("damaged or truncated: the end of the JPEG is missing")
+    values = imagecodecs.jpeg8_decode(encoded)
+    mode = f"{'L' if components == _GREY else 'RGB'};{precision}"
+    return Samples(values, f"uint{precision}", orientation=orientation, mode=mode, lossy=True)
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, position and content of each segment before the entropy-coded data."""
+    position = 2
+    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # without content
+            position += 1 if marker == 0xFF else 2
+            continue
+        (length,) = struct.unpack_from(">H", encoded, position + 2)
+        yield marker, position, encoded[position + 4 : position + 2 + length]
+        if marker == 0xDA:
+            return
+        position += 2 + length
+
+
+# --- TIFF ----------------------------------------------------------------------------------------
+
+_PHOTOMETRICS = {
+    **{3: "palette", 4: "transparency mask", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"},
+    **{32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw"},
+}
+_FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
+_COLOURS = {0: _GREY, 1: _GREY, 2: _RGB, 5: _CMYK}  # samples by PhotometricInterpretation
+
+
+def read_tiff(encoded: bytes) -> Samples:
+    """The values of any TIFF file of grey, RGB or CMYK.
+
+    Raises:
+        SamplesError: the values are of a kind that is not supported; names it. Or the file is cut
+            short, holds several images, or too many pixels.
+        ImportError: tifffile, or imagecodecs for its compression, is not installed.
+    """
+    with unlogged("tifffile"):
+        return _read_page(encoded, *_open_tiff(encoded))
+
+
+def _read_wide_tiff(encoded: bytes) -> Samples | None:
+    """`read_tiff`; None of files that have at most 8 unsigned bits a value, or no tags to read."""
+    with unlogged("tifffile"):
+        try:
+            opened = _open_tiff(encoded)
+        except ImportError:
+            raise
+        except Exception:  # Pillow says what is wrong, or copes
+            return None
+        _, _, bits, formats = opened
+        if set(bits) <= {1, 2, 4, 8} and len(set(bits)) == 1 and set(formats) == {1}:
+            return None
+        return _read_page(encoded, *opened)
+
+
+def _open_tiff(encoded: bytes) -> tuple[Any, int, tuple[int, ...], tuple[int, ...]]:
+    """The first image, how many there are, BitsPerSample and SampleFormat of its channels."""
+    try:
+        import tifffile
+    except ImportError:
+        raise ImportError("reading TIFF needs tifffile: pip install tifffile") from None
+    file = tifffile.TiffFile(io.BytesIO(encoded))
+    page = file.pages.first
+    bits, formats = _each(page.tags.get(258), 1), _each(page.tags.get(339), 1)
+    return page, len(file.pages), bits, formats
+
+
+def _read_page(
+    encoded: bytes, page: Any, count: int, bits: tuple[int, ...], formats: tuple[int, ...]
+) -> Samples:
+    if count > 1:
+        raise SamplesError(f"{count} frames; one image is expected")
+    tag = page.tags.get(262)
+    photometric = int(tag.value) if tag is not None else None
+    name = f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits"
+    if len(set(bits)) > 1 or len(set(formats)) > 1:
+        raise SamplesError(f"{name} that differ by channel is not supported; {_CONVERT}")
+    if formats[0] not in _FORMATS:
+        raise SamplesError(
+            f"{name} whose SampleFormat is {formats[0]} is not supported; {_CONVERT}"
+        )
+    kind = f"{_FORMATS[formats[0]]}{bits[0]}"
+    if photometric is None:
+        raise SamplesError(f"{name} without PhotometricInterpretation; {_CONVERT}")
+    if photometric not in _COLOURS:
+        unknown = _PHOTOMETRICS.get(photometric, "unknown")
+        raise SamplesError(
+            f"{name} whose PhotometricInterpretation is {photometric} ({unknown}) is not "
+            f"supported; {_CONVERT}"
+        )
+    ink = page.tags.get(332)
+    if photometric == 5 and ink is not None and ink.value != 1:
+        raise SamplesError(f"{name} of inks other than CMYK is not supported; {_CONVERT}")
+    colours = _COLOURS[photometric]
+    extra = page.samplesperpixel - colours
+    if not 0 <= extra <= 1:
+        raise SamplesError(
+            f"{name} of {page.samplesperpixel} samples a pixel is not supported; {_CONVERT}"
+        )
+    if 1 in _each(page.tags.get(338), 0):
+        raise SamplesError(
+            f"{name} whose colours are multiplied by their alpha is not supported; {_CONVERT}"
+        )
+    pixels = page.imagewidth * page.imagelength
+    if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):
+        raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
+    if page.imagedepth > 1:
+        raise SamplesError(f"a volume of {page.imagedepth} slices; one image is expected")
+    partial = kind.startswith("int") and bits[0] not in (8, 16, 32, 64)
+    if partial or page.dtype is None or page.dtype.kind not in "uif":
+        raise SamplesError(f"{name} ({kind}) is not supported; {_CONVERT}")
+    ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if len(ends) < math.prod(page.chunked) or max(ends) > len(encoded):
+        raise SamplesError("damaged or truncated: pixels are missing")
+    if 0 in page.databytecounts[: len(ends)]:
+        raise SamplesError("damaged: some of its strips or tiles are empty")
+    try:
+        values = page.asarray(maxworkers=1)
+    except ValueError as error:
+        if "requires the 'imagecodecs' package" in str(error):
+            raise ImportError(
+                f"reading {name} in this compression needs imagecodecs: pip install imagecodecs"
+            ) from None
+        raise
+    separate, _, height, width, together = page.shaped
+    values = values.reshape(separate, height, width, together)
+    values = np.moveaxis(values, 0, -1).reshape(height, width, -1)[..., :colours]
+    low, high = (_each(page.tags.get(code), None)[0] for code in (340, 341))
+    turned = page.tags.get(274)
+    return Samples(
+        values[..., 0] if colours == _GREY else np.ascontiguousarray(values),
+        kind,
+        min_is_white=photometric == 0,
+        declared=(float(low), float(high)) if low is not None and high is not None else None,
+        orientation=turned.value if turned is not None and turned.value in range(1, 9) else 1,
+        mode=_mode(kind, colours),
+    )
+
+
+def _bits(kind: str) -> int:
+    return int("".join(filter(str.isdigit, kind)))
+
+
+def _mode(kind: str, colours: int) -> str:
+    if (kind, colours) == ("uint16", _GREY):
+        return "I;16"
+    letter = {"u": "", "i": "S", "f": "F"}[kind[0]]
+    colour = {_GREY: "L", _RGB: "RGB", _CMYK: "CMYK"}[colours]
+    return f"{colour};{_bits(kind)}{letter}"
+
+
+def _each(tag: Any, default: Any) -> tuple[Any, ...]:
+    """A tag's values, of one or of each sample."""
+    if tag is None:
+        return (default,)
+    return tag.value if isinstance(tag.value, tuple) else (tag.value,)
+
+
+# --- images of Pillow ----------------------------------------------------------------------------
+
+
+def of_pillow(image: PIL.Image.Image) -> Samples | None:
+    """The values of a loaded Pillow image that has more than 8 bits a value, or signed ones.
+
+    What Pillow's mode leaves out, the tags of the TIFF file tell, if it was opened from one.
+
+    Returns:
+        None for all other images.
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    bits = tags.get(258, (0,))[0] or {"I": 32, "F": 32}.get(image.mode, 16)
+    kind = _FORMATS.get(tags.get(339, (1,))[0], "uint") if tags else ""
+    white = tags.get(262) == 0
+    if image.mode.startswith("I;16"):
+        array = np.asarray(image)
+        values, kind = array.astype(array.dtype.newbyteorder("=")), f"{kind or 'uint'}{bits}"
+        return Samples(values, kind, white, mode=image.mode)
+    if image.mode == "I":
+        return Samples(np.asarray(image), f"{kind or 'int'}{bits}", white, mode="I")
+    if image.mode == "F":
+        return Samples(np.asarray(image), f"float{bits}", white, mode="F")
+    if image.mode == "L" and kind == "int":
+        return Samples(np.asarray(image).view(np.int8), "int8", white, mode="L")
+    return None
+
+
+# --- logs of libraries ---------------------------------------------------------------------------
+
+
+class _ThisThread(logging.Filter):
+    """Drops what is logged in a thread that reads a file of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(self._local, "reading", False)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        self._local.reading = True
+        try:
+            yield
+        finally:
+            self._local.reading = False
+
+
+@functools.cache
+def _filter_of(logger: str) -> _ThisThread:
+    made = _ThisThread()
+    logging.getLogger(logger).addFilter(made)
+    return made
+
+
+@contextlib.contextmanager
+def unlogged(*loggers: str) -> Iterator[None]:
+    """Keeps libraries from logging what they find in a file, in this thread and block only.
+
+    The error that is raised says it once, with the file's name. The loggers themselves, their
+    levels and what other threads log stay as they are.
+
+    Args:
+        loggers: names of the libraries' loggers.
+    """
+    with contextlib.ExitStack() as stack:
+        for logger in loggers:
+            stack.enter_context(_filter_of(logger).reading())
+        yield
