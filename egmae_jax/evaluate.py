@@ -211,9 +211,9 @@ def score(
 
     Returns:
         {"test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
-        {branch: ...}, "confusion": {branch: ...}, "calibration": {branch: {"temperature", "ece" and
-        "loss" of the scaled probabilities}}}, with 'ensemble' among the branches where there are
-        several, and what its "fusion" fitted.
+        {branch: ...}, "confusion": {branch: ...}, "calibration": {branch: what was fitted on
+        validation (`calibration.Fit`), "ece" and "loss" of the calibrated probabilities}}, with
+        'ensemble' among the branches where there are several, and what its "fusion" fitted.
     """
     seen = {
         split: {name: branch.probabilities for name, branch in predictions.items()}
@@ -227,9 +227,9 @@ def score(
             part["ensemble"] = fused.apply([part[name] for name in test])
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fused.fitted}
     probabilities = seen["test"]
-    temperatures = {
-        name: calibration.fit_temperature(of_validation, p)
-        for name, p in seen["validation"].items()
+    groups = getattr(next(iter(validation.values())), "groups", None)
+    fits = {
+        name: calibration.fit(of_validation, p, groups) for name, p in seen["validation"].items()
     }
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
@@ -243,17 +243,21 @@ def score(
             for name, p in probabilities.items()
         },
         "calibration": {
-            name: _calibrated(labels, p, temperatures[name]) for name, p in probabilities.items()
+            name: _calibrated(labels, p, fits[name]) for name, p in probabilities.items()
         },
     }
 
 
 def _calibrated(
-    labels: np.ndarray, probabilities: np.ndarray, temperature: float
-) -> dict[str, float]:
-    scaled = calibration.scale(probabilities, temperature)
+    labels: np.ndarray, probabilities: np.ndarray, fit: calibration.Fit
+) -> dict[str, Any]:
+    scaled = fit.scaling.apply(probabilities)
     return {
-        "temperature": temperature,
+        "temperature": fit.temperature,
+        "least_probability": fit.least,
+        "evidence": fit.evidence,
+        "likeliest_temperature": fit.likeliest,
+        "limit": fit.limit,
         "ece": calibration.expected_error(labels, scaled),
         "loss": cross_entropy(labels, scaled),
     }

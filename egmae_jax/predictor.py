@@ -24,7 +24,6 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from egmae_jax import augment, compilation, finetune, models, sharding
-from egmae_jax.calibration import is_at_limit
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
@@ -79,8 +78,9 @@ class Predictor:
             many times slower, scored nowhere, and less sure than calibrated, as means of
             calibrated probabilities are. With folds it also asks networks that were trained on the
             images that another fold tests.
-        calibrated: divides logits by the temperatures fitted on the validation part. It makes
-            probabilities more honest and changes no single round's predicted class.
+        calibrated: scales probabilities as was fitted on the validation part, none surer than so
+            many images support. It makes them more honest and changes no single round's predicted
+            class.
         batch: images that go through a network together.
 
     Attributes:
@@ -110,13 +110,8 @@ class Predictor:
         self._ensembles = [
             self.run.ensemble(i) for i in rounds
         ]  # finished, before weights are read
-        hot = {n for e in self._ensembles for n, t in e.temperatures.items() if is_at_limit(t)}
-        if calibrated and hot:
-            logger.warning(
-                "A temperature of %s is at its limit: calibrated, every class is all but equally "
-                "probable",
-                ", ".join(sorted(hot)),
-            )
+        for sentence, names in self._limits() if calibrated else ():
+            logger.warning("Calibration of %s: %s", ", ".join(names), sentence)
         self.classes = self.run.classes()
         self._mesh = sharding.make_mesh()
         self._classifiers = {
@@ -226,6 +221,12 @@ class Predictor:
             raise RunError(f"The round is {wanted!r}; it must be a round's number or 'all'.")
         self.run.require_round(wanted)
         return [wanted]
+
+    def _limits(self) -> Iterator[tuple[str, list[str]]]:
+        """Each limit that acted on the calibration, and on that of which classifiers."""
+        told = [pair for ensemble in self._ensembles for pair in ensemble.limits.items()]
+        for sentence in dict.fromkeys(sentence for _, sentence in told):
+            yield sentence, list(dict.fromkeys(name for name, each in told if each == sentence))
 
     def _placed(self, classifier: Classifier) -> Classifier:
         return classifier._replace(params=sharding.replicate(classifier.params, self._mesh))

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from egmae_jax import branches, calibration, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
+from egmae_jax.calibration import Scaling
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.errors import ConfigError, UserError
@@ -56,7 +57,8 @@ class Ensemble(NamedTuple):
     """What is done with the probabilities of a round's branches; both fitted on validation."""
 
     fusion: Fusion | None  # of the branches, in their order; None where there is but one
-    temperatures: dict[str, float]  # by branch, and of 'ensemble' where there is one
+    scalings: dict[str, Scaling]  # by branch, and of 'ensemble' where there is one
+    limits: dict[str, str]  # of those that a limit acted on: `calibration.explain`
 
     def apply(
         self, probabilities: Mapping[str, np.ndarray], *, calibrated: bool
@@ -65,8 +67,9 @@ class Ensemble(NamedTuple):
 
         Args:
             probabilities: [N, C], of every branch in the order of the run.
-            calibrated: divides logits by the temperatures. These are of the probabilities as the
-                networks give them, the ensemble's of those fused: it is fused before it is scaled.
+            calibrated: scales them as was fitted on validation. That is of the probabilities as
+                the networks give them, the ensemble's of those fused: it is fused before it is
+                scaled.
 
         Returns:
             [N, C] each; float64 where calibrated.
@@ -76,7 +79,7 @@ class Ensemble(NamedTuple):
             found["ensemble"] = self.fusion.apply(list(probabilities.values()))
         if not calibrated:
             return found
-        return {name: calibration.scale(p, self.temperatures[name]) for name, p in found.items()}
+        return {name: self.scalings[name].apply(p) for name, p in found.items()}
 
 
 class SavedRun:
@@ -193,18 +196,18 @@ class SavedRun:
             row = results["rounds"][round_index]
             names = [branch.name for branch in self.branches]
             names += ["ensemble"] if len(names) > 1 else []
-            temperatures = {name: float(row["calibration"][name]["temperature"]) for name in names}
-            if not all(0 < t < np.inf for t in temperatures.values()):
-                raise ValueError(f"temperatures are {temperatures}")
+            scalings = {name: _scaling(row["calibration"][name], num_classes) for name in names}
+            told = {name: calibration.explain(row["calibration"][name]) for name in names}
+            limits = {name: sentence for name, sentence in told.items() if sentence}
             if len(self.branches) == 1:
-                return Ensemble(None, temperatures)
+                return Ensemble(None, scalings, limits)
             fitted = {k: v for k, v in row["fusion"].items() if k not in ("kind", "branches")}
             fusion = Fusion(row["fusion"]["kind"], fitted)
             fusion.apply([np.full((1, num_classes), 0.5)] * len(self.branches))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"it does not say how branches are fused and calibrated ({error!r})"
             raise DamagedFileError(self.paths.results, reason, REEVALUATE) from None
-        return Ensemble(fusion, temperatures)
+        return Ensemble(fusion, scalings, limits)
 
     def results(self) -> dict[str, Any]:
         """The content of results.json, which is read once; all callers get the same object.
@@ -221,6 +224,14 @@ class SavedRun:
         if not path.is_file():
             raise RunError(f"There is no {path}: the run has not been evaluated yet.")
         return read_json(path, REEVALUATE)
+
+
+def _scaling(row: Mapping[str, Any], num_classes: int) -> Scaling:
+    """Of an older version there is no least probability."""
+    scaling = Scaling(float(row["temperature"]), float(row.get("least_probability", 0.0)))
+    if not (0 < scaling.temperature < np.inf and 0 <= scaling.least <= 1 / num_classes):
+        raise ValueError(f"a calibration is {scaling}")
+    return scaling
 
 
 def _listed(names: Iterable[str]) -> str:

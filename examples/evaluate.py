@@ -29,8 +29,9 @@ for name in ("accuracy", "f1", "auc"):
 fused = fusion.fit("weighted", labels[validation], [first[validation], second[validation]])
 together = fused.apply([first[test], second[test]])
 print("weights", np.round(fused.fitted["weights"], 2))
-temperature = calibration.fit_temperature(labels[validation], first[validation])
-for name, p in (("before", first[test]), ("after", calibration.scale(first[test], temperature))):
+fit = calibration.fit(labels[validation], first[validation])
+print(f"temperature {fit.temperature:.2f}, no probability above {1 - (3 - 1) * fit.least:.3f}")
+for name, p in (("before", first[test]), ("after", fit.scaling.apply(first[test]))):
     print(f"calibration error {name}: {calibration.expected_error(labels[test], p):.3f}")
 
 # %% Is the second better than the first, on the same images?

@@ -1,8 +1,10 @@
 """Temperature scaling against a grid and known truths; the bins of reliability."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
-from scipy import special
+from scipy import optimize, special
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
@@ -39,7 +41,8 @@ def test_the_temperature_that_spoilt_the_probabilities_is_found(classes, tempera
 def test_no_temperature_of_a_grid_is_better():
     logits, labels = drawn(60, 3)
     p = special.softmax(1.7 * logits, axis=1)
-    best = log_loss(labels, calibration.scale(p, calibration.fit_temperature(labels, p)))
+    likeliest = calibration.fit_temperature(labels, p, np.inf)
+    best = log_loss(labels, calibration.scale(p, likeliest))
     for temperature in np.geomspace(0.05, 20, 400):
         assert best <= log_loss(labels, calibration.scale(p, temperature)) + 1e-9
 
@@ -81,6 +84,137 @@ def test_the_temperature_is_fitted_on_validation_alone():
     expected = calibration.fit_temperature(labels, p)
     assert found["a"]["temperature"] == expected
     assert found["ensemble"]["temperature"] == pytest.approx(expected)
-    scaled = calibration.scale(p, expected)
+    assert found["a"]["evidence"] == 300
+    assert found["a"]["least_probability"] == pytest.approx(1 / 302 / 2)
+    scaled = calibration.scale(p, expected, 1 / 302 / 2)
     assert found["a"]["ece"] == calibration.expected_error(labels[::-1], scaled)
     assert found["a"]["loss"] == pytest.approx(log_loss(labels[::-1], scaled))
+
+
+# --- No more certainty than the images support ------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [10, 30, 300])
+def test_images_that_are_all_right_give_the_confidence_of_laplaces_rule_and_no_more(count):
+    labels = np.arange(count) % 2
+    p = np.where(np.eye(2)[labels] == 1, 0.6, 0.4)  # all right, all alike
+    temperature = calibration.fit_temperature(labels, p)
+    succession = (count + 1) / (count + 2)
+    # Where all images are alike the best confidence is the target itself: by its definition.
+    assert calibration.scale(p, temperature).max(axis=1) == pytest.approx(succession, rel=1e-4)
+    assert temperature == pytest.approx(np.log(0.6 / 0.4) / np.log(count + 1), rel=1e-3)
+    assert calibration.fit_temperature(labels, p, np.inf) < 0.02
+
+
+def test_the_binary_targets_are_platts():
+    logits, labels = drawn(40, 2, seed=3)
+    p = special.softmax(logits, axis=1)
+    # Platt (1999) fits slope a and offset b of sigmoid(a f + b); a temperature is a slope alone.
+    targets = np.where(labels == 1, 41 / 42, 1 / 42)
+    margins = logits[:, 1] - logits[:, 0]
+    slopes = np.linspace(0.1, 3, 29001)
+    said = special.expit(np.outer(slopes, margins))
+    losses = -(targets * np.log(said) + (1 - targets) * np.log1p(-said)).sum(axis=1)
+    assert calibration.fit_temperature(labels, p) == pytest.approx(
+        1 / slopes[losses.argmin()], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+@pytest.mark.parametrize("count", [1, 9, 10, 30, 100])
+def test_no_image_gets_more_certainty_than_the_validation_images_support(count, classes):
+    labels = np.arange(count) % classes
+    p = np.where(np.eye(classes)[labels] == 1, 0.9, 0.1 / (classes - 1))
+    found = calibration.fit(labels, p)
+    odd = np.eye(classes)[[0]]  # an image that the network is certain of, and wrong perhaps
+    scaled = found.scaling.apply(np.concatenate([p, odd]))
+    np.testing.assert_allclose(scaled.sum(axis=1), 1)
+    assert scaled.max() <= (count + 1) / (count + 2) + 1e-12
+    assert scaled.min() >= 1 / (count + 2) / (classes - 1) - 1e-12
+    np.testing.assert_allclose(scaled[-1].max(), (count + 1) / (count + 2), rtol=1e-6)
+    np.testing.assert_array_equal(scaled.argmax(axis=1), [*labels, 0])
+
+
+def test_of_many_images_the_temperature_is_the_likeliest():
+    logits, labels = drawn(20000, 4)
+    p = special.softmax(2.5 * logits, axis=1)
+    logs = np.log(p)
+
+    def slope(t):  # of the likelihood: zero at its maximum (Guo et al. 2017)
+        said = special.softmax(logs / t, axis=1)
+        return (logs[np.arange(20000), labels] - (said * logs).sum(axis=1)).mean()
+
+    likeliest = optimize.brentq(slope, 0.5, 10)
+    found = calibration.fit(labels, p)
+    assert found.likeliest == pytest.approx(likeliest, rel=1e-4)
+    assert found.temperature == pytest.approx(likeliest, rel=2e-3)
+    assert found.limit == ""
+    assert calibration.explain(row_of(found)) == ""
+
+
+def row_of(found):
+    scores = {"temperature": found.temperature, "least_probability": found.least}
+    return scores | {
+        "evidence": found.evidence,
+        "likeliest_temperature": found.likeliest,
+        "limit": found.limit,
+    }
+
+
+def test_images_of_a_group_are_one_piece_of_evidence():
+    logits, labels = drawn(40, 3)
+    p = special.softmax(logits, axis=1)
+    alone = calibration.fit(labels, p, np.arange(40))
+    assert alone == calibration.fit(labels, p)
+    twice = calibration.fit(np.tile(labels, 2), np.tile(p, (2, 1)), np.tile(np.arange(40), 2))
+    assert twice.evidence == 40
+    assert twice.temperature == pytest.approx(alone.temperature, rel=1e-4)
+    assert twice.least == alone.least
+    assert calibration.fit(np.tile(labels, 2), np.tile(p, (2, 1))).evidence == 80
+
+
+def test_groups_of_the_predictions_are_what_counts():
+    class Grouped(NamedTuple):
+        ids: np.ndarray
+        labels: np.ndarray
+        probabilities: np.ndarray
+        groups: np.ndarray
+
+    logits, labels = drawn(80, 2)
+    p = special.softmax(logits, axis=1)
+    part = {"a": Grouped(np.arange(80).astype(str), labels, p, np.arange(80) // 2)}
+    found = evaluate.score(part, part, classes=("x", "y"), resamples=2)["calibration"]["a"]
+    assert found["evidence"] == 40
+
+
+def test_limits_are_told_in_a_sentence():
+    labels = np.arange(60) % 2
+    right = np.where(np.eye(2)[labels] == 1, 0.7, 0.3)
+    held_back = calibration.fit(labels, right)
+    assert held_back.limit == "evidence"
+    assert "claims more than 60 independent validation images support" in calibration.explain(
+        row_of(held_back)
+    )
+    few = calibration.fit(labels[:29], right[:29])
+    assert (few.temperature, few.limit) == (1.0, "too_few")
+    assert "Not fitted" in calibration.explain(row_of(few))
+    assert "29 independent validation images are too few" in calibration.explain(row_of(few))
+    assert calibration.fit(np.zeros(60, int), right).limit == "too_few"  # of one class
+    wrong = calibration.fit(labels, right[:, ::-1])
+    assert wrong.limit == "hottest"
+    assert calibration.is_at_limit(wrong.temperature)
+    assert "100 is the highest" in calibration.explain(row_of(wrong))
+    hardly = np.where(np.eye(2)[labels] == 1, 0.5 + 1e-4, 0.5 - 1e-4)
+    cold = calibration.fit(labels, hardly)
+    assert cold.limit == "coldest"
+    assert calibration.is_at_limit(cold.temperature)
+    assert "0.01 is the lowest" in calibration.explain(row_of(cold))
+
+
+def test_an_older_results_json_says_that_its_temperature_has_no_bound():
+    assert "by an older version" in calibration.explain({"temperature": 0.088})
+    assert calibration.explain({"temperature": 1.4}) == ""
+    assert "100 is the highest" in calibration.explain({"temperature": 99.9})
+    rounds = [{"calibration": {"a": {"temperature": t}, "b": {"temperature": 2}}} for t in (0.1, 1)]
+    (told,) = calibration.explain_rounds(rounds, ["a", "b"])
+    assert told.startswith("Calibration of a (round 0): The temperature 0.1 was fitted")

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from egmae_jax.calibration import is_at_limit
+from egmae_jax import calibration
 from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
@@ -32,10 +32,6 @@ _TITLES = {
     "pr_auc": "PR-AUC, macro",
     "ece": "Expected calibration error",
 }
-_AT_LIMIT = (
-    " That is the highest there is: every class is all but equally probable, so a low error means "
-    "no more than that no certainty was found to be right."
-)
 _PROTOCOLS = {
     "grouped": "near-duplicates, and images of a patient or lesion where these are known, are in "
     "one part",
@@ -167,7 +163,8 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
         [text(label), *(_figure(figures[m]) for m in ("recall", "specificity", "precision", "auc"))]
         for label, figures in row["by_class"][name].items()
     ]
-    calibration, before = row["calibration"][name], row["test"][name]["ece"]
+    calibrated, before = row["calibration"][name], row["test"][name]["ece"]
+    limit = calibration.explain(calibrated)
     return (
         "## Test figures\n\n"
         "Of this very model on the test images, which chose nothing: the epoch was chosen, and "
@@ -176,9 +173,15 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
         + "\n\nEach class against the rest:\n\n"
         + _table(["Class", "Recall (sensitivity)", "Specificity", "Precision", "AUC"], by_class)
         + "\n\nThe output `calibrated` is scaled by a temperature of "
-        f"{calibration['temperature']:.3f}, which brings the calibration error above "
-        f"from {_figure(before)} to {_figure(calibration['ece'])}."
-        + (_AT_LIMIT if is_at_limit(calibration["temperature"]) else "")
+        f"{calibrated['temperature']:.3f}"
+        + (
+            f" and gives each class at least {calibrated['least_probability']:.2g}"
+            if calibrated.get("least_probability")
+            else ""
+        )
+        + ", which takes the calibration error above "
+        f"from {_figure(before)} to {_figure(calibrated['ece'])}."
+        + (f" {limit}" if limit else "")
         + ("" if rounds > 1 else " One round was run: nothing is known of the spread over seeds.")
     )
 

@@ -117,8 +117,9 @@ def _classifier(system: System, found: Any) -> Any:
                 pixels = torch.floor(luma / 65536 + 0.5)
             normalized = (pixels / 255 - self.mean) / self.std
             probabilities = self.network(normalized.permute(0, 3, 1, 2)).softmax(dim=-1)
-            scaled = probabilities.clamp(min=calibration.TINY).log() / system.temperature
-            return probabilities, scaled.softmax(dim=-1)
+            temperature, least = system.scaling
+            scaled = (probabilities.clamp(min=calibration.TINY).log() / temperature).softmax(dim=-1)
+            return probabilities, least + (1 - len(system.classes) * least) * scaled
 
     return Classifier().eval()
 

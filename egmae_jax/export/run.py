@@ -166,7 +166,7 @@ def _check_program(
         system.reference({name: softmax(logits, axis=1) for name, logits in batch.logits.items()}),
     )
     apart = {name: np.abs(np.asarray(found[name]) - expected[name]).max() for name in expected}
-    apart["calibrated"] *= min(1.0, system.temperature)
+    apart["calibrated"] *= min(1.0, system.scaling.temperature)
     return _file(path, np.max(list(apart.values())), kind, "probabilities")
 
 

@@ -61,7 +61,11 @@ def _description(system: System, program: jax.export.Exported, content: bytes) -
         },
         "outputs": {
             "probabilities": {**output, "of": "softmax" if system.fusion is None else "fusion"},
-            "calibrated": {**output, "temperature": system.temperature},
+            "calibrated": {
+                **output,
+                "temperature": system.scaling.temperature,
+                "least_probability": system.scaling.least,
+            },
         },
         "classes": list(system.classes),
         "networks": {n.branch.name: n.branch.model_name for n in system.networks},

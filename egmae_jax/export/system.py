@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from egmae_jax import augment, calibration, compilation, fusion
 from egmae_jax.branches import Branch
+from egmae_jax.calibration import Scaling
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.fusion import Fusion
 from egmae_jax.saved_run import SavedRun
@@ -59,7 +60,7 @@ class System(NamedTuple):
     name: str  # of the branch, or 'ensemble'
     networks: tuple[Network, ...]
     fusion: Fusion | None  # None for a branch
-    temperature: float
+    scaling: Scaling  # that calibrates its probabilities
     classes: tuple[str, ...]
     view: View
 
@@ -67,7 +68,7 @@ class System(NamedTuple):
         """uint8 [B, S, S, 3] of the evaluation view -> probabilities, float32 [B, C] each.
 
         'probabilities' are those that the run was tested by, 'calibrated' the same made as sure as
-        the temperature says. Where the run made grey of its images, so does this.
+        validation images support. Where the run made grey of its images, so does this.
         """
         pixels = images.astype(jnp.float32)
         if self.view.color == "grey":
@@ -79,10 +80,12 @@ class System(NamedTuple):
             for _, model, params in self.networks
         ]
         fused = found[0] if self.fusion is None else fuse(self.fusion, found)
+        temperature, least = self.scaling
         logits = jnp.log(jnp.maximum(fused, calibration.TINY))
+        share = 1 - len(self.classes) * least
         return {
             "probabilities": fused,
-            "calibrated": jax.nn.softmax(logits / self.temperature),
+            "calibrated": least + share * jax.nn.softmax(logits / temperature),
         }
 
     def reference(self, of_branches: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,7 +94,7 @@ class System(NamedTuple):
         fused = found[0] if self.fusion is None else self.fusion.apply(found)
         return {
             "probabilities": fused,
-            "calibrated": calibration.scale(fused, self.temperature),
+            "calibrated": self.scaling.apply(fused),
         }
 
 
@@ -107,7 +110,7 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
         RunError, DamagedFileError, CheckpointError: see `SavedRun`.
     """
     run.require_round(round_index)
-    fused, temperatures = run.ensemble(round_index)
+    fused, scalings, _ = run.ensemble(round_index)
     chosen = run.branches if branch is None else (run.branch(branch),)
     networks = []
     for each in chosen:
@@ -116,11 +119,10 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
     data, classes = run.config.data, run.classes()
     view = View(data.image_size, data.resize, data.color)
     found = [
-        System(n.branch.name, (n,), None, temperatures[n.branch.name], classes, view)
-        for n in networks
+        System(n.branch.name, (n,), None, scalings[n.branch.name], classes, view) for n in networks
     ]
     if len(networks) > 1:
-        whole = System("ensemble", tuple(networks), fused, temperatures["ensemble"], classes, view)
+        whole = System("ensemble", tuple(networks), fused, scalings["ensemble"], classes, view)
         found.append(whole)
     return found
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from egmae_jax import calibration, evaluate, metrics_log
 from egmae_jax import config as configs
-from egmae_jax import evaluate, metrics_log
-from egmae_jax.calibration import is_at_limit
 from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
@@ -219,11 +218,9 @@ class Content:
         ]
 
     @property
-    def at_limit(self) -> list[str]:
-        """Classifiers of which, in some round, no temperature was hot enough."""
-        return [
-            row["name"] for row in self.calibrations if any(map(is_at_limit, row["temperatures"]))
-        ]
+    def calibration_limits(self) -> list[str]:
+        """What acted on the fits of the temperatures, a sentence each, with whose and when."""
+        return calibration.explain_rounds(self.results["rounds"], self.classifiers)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

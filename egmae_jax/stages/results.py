@@ -1,10 +1,11 @@
 """Scores the branches and their ensemble (paper sections 3.5 and 4.4)."""
 
+import logging
 from typing import Any
 
 import numpy as np
 
-from egmae_jax import console, evaluate, provenance
+from egmae_jax import calibration, console, evaluate, provenance
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
@@ -12,6 +13,8 @@ from egmae_jax.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.stages.prediction import fuses
 from egmae_jax.stages.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
@@ -49,6 +52,8 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     results["made_with"] = provenance.describe()
     write_json(run.paths.audit, audit.audit(prepared))
     write_json(run.paths.results, results)
+    for sentence in calibration.explain_rounds(results["rounds"], results["summary"]):
+        logger.warning("%s", sentence)
     console.print_results(results)
     return results
 

@@ -239,8 +239,11 @@ def test_results_json_is_read_once_a_run(made, monkeypatch):
     )
     run = SavedRun(made[0])
     ensembles = [run.ensemble(index) for index in run.rounds]
-    assert [x.temperatures for x in ensembles] == [
-        {name: found["temperature"] for name, found in row["calibration"].items()}
+    assert [x.scalings for x in ensembles] == [
+        {
+            name: (found["temperature"], found["least_probability"])
+            for name, found in row["calibration"].items()
+        }
         for row in run.results()["rounds"]
     ]
     assert read == [run.paths.results]
@@ -339,14 +342,16 @@ def test_a_temperature_at_its_limit_is_told(made, tmp_path, caplog):
     results = json.loads((workdir / "results.json").read_text())
     for row in results["rounds"]:
         for name, fitted in row["calibration"].items():
-            fitted["temperature"] = 99.9 if name == "mae" else 2.0
+            fitted |= {"temperature": 2.0, "limit": ""}
+            if name == "mae":
+                fitted |= {"temperature": 99.9, "limit": "hottest"}
     del results["made_with"]["commit"]  # as of an older version
     (workdir / "results.json").write_text(json.dumps(results))
     assert main([f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]) == 0
     text = " ".join("".join(Page((tmp_path / "r.html").read_text()).text).split())
-    assert "A temperature of mae is at its limit" in text
+    assert "Calibration of mae: No temperature was hot enough; 100 is the highest" in text
     Predictor(workdir)
-    assert "A temperature of mae is at its limit" in caplog.text
+    assert "Calibration of mae: No temperature was hot enough; 100 is the highest" in caplog.text
 
 
 def test_many_curves_are_told_apart_by_colour_or_dash():
