@@ -154,6 +154,10 @@ def get_config() -> ConfigDict:
     rounds.count = 5  # [S 4.3]
 
     config.evaluation = evaluation = ConfigDict()
+    # Pixels of the shorter side (with 'squash' and 'pad', of the square) before the centre crop of
+    # data.image_size; if not given, that: nothing is cut off but what makes the image a square
+    # [S 4.2]. finetune.resize, 236, shows objects in testing as large as in training.
+    evaluation.resize = data.get_oneway_ref("image_size")
     evaluation.batch_size = 64  # images a step; changes no result
     evaluation.bootstrap_resamples = 1000  # for the 95 % intervals
     evaluation.report = True  # report.html at the end, which compiles Grad-CAM

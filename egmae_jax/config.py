@@ -1,5 +1,6 @@
 """Checks of a config before any work, and what may change between two runs on one workdir."""
 
+import copy
 import difflib
 import math
 import os
@@ -80,7 +81,7 @@ _TYPES: dict[str, tuple[str, ...]] = {
         *("finetune.epochs", "finetune.batch_size", "finetune.warmup_epochs", "finetune.resize"),
         *("finetune.calibration_images", "rounds.count", "mesh.data", "mesh.fsdp"),
         *("nonfinite.max_skipped", "tensorboard.panel_epochs"),
-        *("evaluation.batch_size", "evaluation.bootstrap_resamples"),
+        *("evaluation.resize", "evaluation.batch_size", "evaluation.bootstrap_resamples"),
     ),
     "a number": (
         *("data.resident_gigabytes", "data.host_gigabytes", "data.near_duplicate_threshold"),
@@ -113,6 +114,7 @@ _MOST = {
     "finetune.batch_size": 65536,
     "finetune.resize": 16384,
     "rounds.count": 1000,
+    "evaluation.resize": 16384,
     "evaluation.batch_size": 65536,
     "evaluation.bootstrap_resamples": 10**5,
 }
@@ -353,6 +355,11 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             f"finetune.resize is {config.finetune.resize}, smaller than data.image_size={side}, "
             "the crop taken from it."
         )
+    if config.evaluation.resize < side:
+        yield (
+            f"evaluation.resize is {config.evaluation.resize}, smaller than "
+            f"data.image_size={side}, the crop taken from it."
+        )
     if config.data.store_size < side:
         yield f"data.store_size is {config.data.store_size}, smaller than data.image_size={side}."
     for field, last in (
@@ -375,15 +382,23 @@ def load(path: Path) -> ConfigDict:
     Raises:
         DamagedFileError: it holds none.
     """
-    content = read_json(path, RESTORE)
-    for field, value in _ADDED.items():
-        section, name = field.split(".")
-        if isinstance(content.setdefault(section, {}), dict):
-            content[section].setdefault(name, value)
+    content = _completed(read_json(path, RESTORE))
     try:
         return ConfigDict(content)
     except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one
         raise DamagedFileError(path, error, RESTORE) from None
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields that were added since it was written, as it means them."""
+    content, added = copy.deepcopy(dict(saved)), dict(_ADDED)
+    if isinstance(data := content.get("data"), dict) and "image_size" in data:
+        added["evaluation.resize"] = data["image_size"]
+    for field, value in added.items():
+        section, name = field.split(".")
+        if isinstance(content.setdefault(section, {}), dict):
+            content[section].setdefault(name, value)
+    return content
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -407,7 +422,7 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
     Raises:
         ConfigError: names every field that differs, with both values.
     """
-    before, now = _ADDED | flatten(saved), flatten(config)
+    before, now = flatten(_completed(saved)), flatten(config)
     changes = [
         f"{field}: {before.get(field, 'absent')!r} in the workdir, {now.get(field, 'absent')!r} now"
         for field in sorted(before.keys() | now.keys())

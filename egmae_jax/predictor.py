@@ -210,7 +210,8 @@ class Predictor:
                 image = images.convert(images.from_array(source), data.color)
         except UnreadableImageError as error:
             return str(error)
-        return images.to_array(images.evaluation_view(image, data.resize, data.image_size))
+        resized = self.run.config.evaluation.resize
+        return images.to_array(images.evaluation_view(image, data.resize, data.image_size, resized))
 
     # --- Batches ---------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ _FIELDS = {
     "model": ("name", "dtype"),
     "imagenet": ("model",),
     "finetune": ("input_noise",),
+    "evaluation": ("resize",),
     "rounds": ("kind", "count"),
 }
 

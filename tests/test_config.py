@@ -200,6 +200,10 @@ WRONG = [
     ({"rounds__kind": "fold"}, r"rounds\.kind is 'fold'.*'seeds', 'folds'"),
     # sizes
     ({"finetune__resize": 223}, r"finetune\.resize is 223, smaller than data\.image_size=224"),
+    (
+        {"evaluation__resize": 223},
+        r"evaluation\.resize is 223, smaller than data\.image_size=224",
+    ),
     ({"data__store_size": 223}, r"data\.store_size is 223, smaller than data\.image_size=224"),
     # shares and rates
     ({"data__test_share": 0.0}, r"data\.test_share is 0\.0.*between 0 and 1"),
@@ -411,7 +415,7 @@ def test_fields_of_another_version_are_named_as_absent():
 def test_a_config_of_an_older_version_has_the_fields_that_were_added_since(tmp_path):
     old = changed().to_dict()
     del old["nonfinite"], old["tensorboard"]
-    del old["evaluation"]["report"], old["checkpoint"]["on_damage"]
+    del old["evaluation"]["report"], old["evaluation"]["resize"], old["checkpoint"]["on_damage"]
     del old["data"]["intensity_range"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = configs.load(tmp_path / "config.json")
@@ -419,6 +423,23 @@ def test_a_config_of_an_older_version_has_the_fields_that_were_added_since(tmp_p
     configs.require_same(old, changed())
     with pytest.raises(configs.ConfigError, match="'type' in the workdir, 'dataset' now"):
         configs.require_same(old, changed(data__intensity_range="dataset"))
+
+
+def test_a_run_of_an_older_version_was_evaluated_at_its_image_size():
+    old = changed(data__image_size=96).to_dict()
+    del old["evaluation"]["resize"]
+    configs.require_same(old, changed(data__image_size=96))
+    with pytest.raises(ConfigError, match=r"evaluation\.resize: 96 in the workdir, 101 now"):
+        configs.require_same(old, changed(data__image_size=96, evaluation__resize=101))
+
+
+def test_the_side_that_is_resized_to_follows_the_image_size_unless_it_is_given():
+    config = default.get_config()
+    assert config.evaluation.resize == 224  # section 4.2
+    config.data.image_size = 96
+    assert config.evaluation.resize == 96
+    config.evaluation.resize = 101
+    assert (config.data.image_size, config.evaluation.resize) == (96, 101)
 
 
 def test_fields_that_change_no_number_may_differ():

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import augment, evaluate, experiment, export, finetune, fusion, models
+from egmae_jax.calibration import Scaling
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
 from egmae_jax.evaluate import Predictions
@@ -32,7 +34,7 @@ from tests import tiny, torch_reference
 from tests.conftest import REPOSITORY
 
 CLASSES = ("benign", "malignant", "normal")
-SIZE = 32
+SIZE, RESIZED = 32, 36
 
 
 def random_params(model_name, num_classes, seed):
@@ -108,6 +110,7 @@ def made(tmp_path_factory):
         branches=("mae", tiny.RESNET),
         fusion_kind="stacked",
         data__color="grey",
+        evaluation__resize=RESIZED,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "require", no_torch)
@@ -166,7 +169,9 @@ def test_the_cards_own_lines_classify_without_this_package(made, tmp_path):
     for k, image in enumerate(pictures(5)):
         image.save(tmp_path / f"{k}.png")
         grey = decoding.decode((tmp_path / f"{k}.png").read_bytes(), "grey")
-        views.append(decoding.to_array(decoding.evaluation_view(grey, "shorter_side", SIZE)))
+        views.append(
+            decoding.to_array(decoding.evaluation_view(grey, "shorter_side", SIZE, RESIZED))
+        )
     np.save(tmp_path / "views.npy", np.repeat(views, 3, axis=-1))
     (tmp_path / "0.png").rename(tmp_path / "image.png")
 
@@ -198,6 +203,12 @@ def test_the_json_beside_a_program_says_what_it_is(made):
     assert said["networks"] == {"mae": tiny.MODEL, tiny.RESNET: tiny.RESNET}
     assert said["fusion"]["kind"] == "stacked"
     assert "made grey" in said["preprocessing"]["before"]
+    assert (
+        "shorter side resized to 36 pixels, the middle 32 by 32 cut out"
+        in (said["preprocessing"]["before"])
+    )
+    assert said["preprocessing"]["resized_to"] == RESIZED
+    assert said["outputs"]["calibrated"]["least_probability"] == 1 / 8 / 2  # of six images
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert list(program.platforms) == said["platforms"] == ["cpu", "cuda", "tpu"]
     assert program.calling_convention_version == said["calling_convention_version"]
@@ -211,8 +222,8 @@ def test_every_family_becomes_a_program(name, monkeypatch):
     network = system.Network(
         system.Branch(name, name), models.create(name, 3), random_params(name, 3, 0)
     )
-    view = View(SIZE, "shorter_side", "rgb")
-    alone = system.System(name, (network,), None, 0.5, CLASSES, view)
+    view = View(SIZE, "shorter_side", "rgb", SIZE)
+    alone = system.System(name, (network,), None, Scaling(0.5, 0.02), CLASSES, view)
     program = jax.export.deserialize(stablehlo.lower(alone).serialize(vjp_order=0))
     images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     expected = alone.reference({name: said_by(network, images)})
@@ -400,7 +411,7 @@ def test_the_card_has_the_runs_figures(made):
         "**It is not a medical device**",
         "**License: not chosen.**",
         "- Al-Dhabyani et al., 2020\n- Florindo and Moura",
-        "made grey (Pillow's 'L'), the shorter side resized to 32 pixels",
+        "made grey (Pillow's 'L'), the shorter side resized to 36 pixels, the middle 32 by 32",
     ):
         assert sentence in text
     of_mae = (out / "mae" / "README.md").read_text()
@@ -459,7 +470,7 @@ def test_names_are_text_in_the_card_and_never_markup(tmp_path):
 
 # --- PyTorch --------------------------------------------------------------------------------------
 
-SIZE_IN_TIMM = 64
+SIZE_IN_TIMM, RESIZED_IN_TIMM = 64, 73
 
 
 @functools.cache
@@ -483,6 +494,7 @@ def in_timm(tmp_path_factory):
         params=torch_params,
         branches=("resnet18", "convnext_atto"),
         data__image_size=SIZE_IN_TIMM,
+        evaluation__resize=RESIZED_IN_TIMM,
     )
     out = folder / "out"
     return workdir, out, export.export_run(workdir, out, branch="resnet18", formats=("timm",))
@@ -501,7 +513,8 @@ def test_timm_makes_the_model_and_its_view_from_the_folder_alone(in_timm):
     options = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**options, is_training=False)
     images = [*pictures(4), next(pictures(1, seed=1)).rotate(90, expand=True)]
-    views = [decoding.evaluation_view(image, "shorter_side", SIZE_IN_TIMM) for image in images]
+    sizes = SIZE_IN_TIMM, RESIZED_IN_TIMM
+    views = [decoding.evaluation_view(image, "shorter_side", *sizes) for image in images]
     ours = np.asarray(augment.normalize(jnp.asarray(np.stack([np.asarray(v) for v in views]))))
     theirs = torch.stack([transform(image) for image in images])
     np.testing.assert_allclose(theirs.permute(0, 2, 3, 1), ours, atol=1e-6)  # the very pixels
@@ -541,13 +554,13 @@ def test_how_near_timms_view_comes_to_other_ways_of_resizing(resize, in_timm, tm
     timm = torch_reference.timm()
     run = SavedRun(workdir)
     (alone,) = system.systems(run, "resnet18", 0)
-    alone = alone._replace(view=View(SIZE_IN_TIMM, resize, "rgb"))
+    alone = alone._replace(view=View(SIZE_IN_TIMM, resize, "rgb", RESIZED_IN_TIMM))
     weights.write(alone, run.paths.finetuned("resnet18", 0), tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     options = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**options, is_training=False)
     (image,) = pictures(1)
-    view = decoding.evaluation_view(image, resize, SIZE_IN_TIMM)
+    view = decoding.evaluation_view(image, resize, SIZE_IN_TIMM, RESIZED_IN_TIMM)
     ours = np.asarray(augment.normalize(jnp.asarray(np.asarray(view))))
     same = np.abs(transform(image).permute(1, 2, 0).numpy() - ours).max() < 1e-6
     assert same == (resize == "squash")
@@ -594,3 +607,26 @@ def test_onnx_says_the_same(color, tmp_path, monkeypatch, capsys):
 
     said = onnx.load(tmp_path / "out" / name / "model.onnx").metadata_props
     assert {x.key: x.value for x in said}["classes"] == json.dumps(CLASSES)
+
+
+@pytest.mark.parametrize("resize", decoding.RESIZE_MODES)
+@pytest.mark.parametrize("resized", [SIZE, RESIZED])
+def test_the_cards_lines_make_the_evaluation_view(resize, resized, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for image in pictures(3):
+        image.save("image.png")
+        here = {"PIL": PIL, "np": np}
+        exec(
+            "import PIL.ImageOps\n"
+            + "\n".join(card._view_code(View(SIZE, resize, "rgb", resized))),
+            here,
+        )
+        view = decoding.evaluation_view(image, resize, SIZE, resized)
+        np.testing.assert_array_equal(np.asarray(here["image"]), np.asarray(view))
+
+
+def test_timm_resizes_to_the_very_side_that_the_run_did():
+    for size in range(16, 400):
+        for resized in range(size, 2 * size):
+            share = weights._crop_pct(size, resized)
+            assert math.floor(size / share) == resized  # timm.data.transforms_factory

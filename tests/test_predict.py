@@ -34,7 +34,7 @@ def moved(tmp_path_factory):
     """A finished run that was moved, and its images, which are not where it found them either."""
     root = tmp_path_factory.mktemp("made")
     data = tiny.make_data(root / "data")
-    config = tiny.make_config(data, root / "cache", fusion__kind="weighted")
+    config = tiny.make_config(data, root / "cache", fusion__kind="weighted", evaluation__resize=37)
     experiment.run(config, root / "run")
     there = tmp_path_factory.mktemp("elsewhere")
     shutil.move(root / "run", there / "run")
@@ -382,6 +382,7 @@ def test_the_module_is_a_command(tmp_path):
 def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_path):
     workdir = shutil.copytree(moved[0], tmp_path / "run")
     edit(workdir / "config.json", data={"color": "grey", "image_size": 64})
+    edit(workdir / "config.json", evaluation={"resize": 70})
     folder, out = tmp_path / "new", tmp_path / "gc"
     names = ["a/x.png", "b/x.png", "b/x.jpg", "b/x.jpg.png", "b/c/y.tif"]
     for seed, name in enumerate(names):
@@ -401,7 +402,7 @@ def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_
     for row in rows:
         name = Path(row["file"]).relative_to(folder).as_posix()
         grey = images.decode(Path(row["file"]).read_bytes(), "grey")
-        pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 64))
+        pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 64, 70))
         label = run.classes().index(row["predicted"])
         normalized = augment.normalize(jax.numpy.asarray(pixels[None]))
         heat = gradcam.gradcam(network.model, network.params, normalized, classes=label)

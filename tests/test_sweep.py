@@ -411,3 +411,10 @@ def test_a_summary_of_what_there_is_runs_nothing(file, tmp_path, finished):
     assert "short: failed" in printed
     rows = json.loads((out / "summary.json").read_text())["variants"]
     assert [r["status"] for r in rows] == ["failed", "not complete", "not complete", "complete"]
+
+
+def test_a_variant_of_another_image_size_is_evaluated_at_its_own(data, cache):
+    changes = {"small": {"data.image_size": 32}, "large": {"data.image_size": 64}}
+    attached = variants.attach(tiny.make_config(data, cache), changes, baseline="small")
+    sweep = variants.read(attached)
+    assert [v.config.evaluation.resize for v in sweep.variants] == [32, 64]

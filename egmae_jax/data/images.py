@@ -299,22 +299,33 @@ def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tup
     return width, height
 
 
-def evaluation_view(image: PIL.Image.Image, resize: Resize, image_size: int) -> PIL.Image.Image:
-    """What is evaluated: torchvision's Resize(image_size) and CenterCrop(image_size).
+def evaluation_view(
+    image: PIL.Image.Image, resize: Resize, image_size: int, resized: int | None = None
+) -> PIL.Image.Image:
+    """What is evaluated: torchvision's Resize(resized) and CenterCrop(image_size).
 
-    'squash' resizes both sides to image_size; 'pad' pads to a square with black first.
+    Args:
+        image: RGB or grey.
+        resize: 'shorter_side' keeps the aspect; 'squash' resizes both sides, 'pad' pads to a square
+            with black first.
+        image_size: side of the view in pixels.
+        resized: side in pixels before the centre is cropped, the shorter one where the aspect is
+            kept, at least image_size (the config's evaluation.resize); None: image_size.
     """
-    square = (image_size, image_size)
+    target = image_size if resized is None else resized
     if resize == "squash":
-        return image.resize(square, PIL.Image.Resampling.BILINEAR)
-    if resize == "pad":
-        return PIL.ImageOps.pad(_shorten(image), square, PIL.Image.Resampling.BILINEAR)
-    image = _shorten(image)
-    short = min(image.size)
-    width, height = (image_size * side // short for side in image.size)
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + image_size, top + image_size))
+        whole = image.resize((target, target), PIL.Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        whole = PIL.ImageOps.pad(_shorten(image), (target, target), PIL.Image.Resampling.BILINEAR)
+    else:
+        image = _shorten(image)
+        short = min(image.size)
+        width, height = (target * side // short for side in image.size)
+        whole = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    if whole.size == (image_size, image_size):
+        return whole
+    left, top = (round((side - image_size) / 2) for side in whole.size)
+    return whole.crop((left, top, left + image_size, top + image_size))
 
 
 def to_array(image: PIL.Image.Image) -> np.ndarray:

@@ -50,14 +50,16 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
     return union
 
 
-def mask_view(mask: np.ndarray, resize: images.Resize, image_size: int) -> np.ndarray:
+def mask_view(
+    mask: np.ndarray, resize: images.Resize, image_size: int, resized: int | None = None
+) -> np.ndarray:
     """The mask as its image is evaluated: bool [image_size, image_size].
 
     It goes through the very code that images go through; a pixel is inside if more than half of
     what it is made of is.
     """
     grey = PIL.Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
-    return np.asarray(images.evaluation_view(grey, resize, image_size)) > 127
+    return np.asarray(images.evaluation_view(grey, resize, image_size, resized)) > 127
 
 
 def lesion_mask(
@@ -68,6 +70,7 @@ def lesion_mask(
     image_shape: tuple[int, int],
     resize: images.Resize,
     image_size: int,
+    resized: int | None = None,
 ) -> np.ndarray | None:
     """Which pixels of an image's evaluation view are lesion.
 
@@ -78,6 +81,7 @@ def lesion_mask(
         image_shape: height and width of the image.
         resize: as for `images.evaluation_view`.
         image_size: side of the view in pixels.
+        resized: as for `images.evaluation_view`.
 
     Returns:
         bool [image_size, image_size], without any True for a mask that is empty; None where the
@@ -89,4 +93,4 @@ def lesion_mask(
     paths = dataset.masks(root, file) if dataset.masks is not None else []
     if not paths:
         return None
-    return mask_view(read_mask(paths, image_shape), resize, image_size)
+    return mask_view(read_mask(paths, image_shape), resize, image_size, resized)

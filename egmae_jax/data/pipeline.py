@@ -144,10 +144,17 @@ def training_view(
 
 
 def evaluation_view(
-    prepared: Prepared, *, color: images.Color, resize: images.Resize, image_size: int
+    prepared: Prepared,
+    *,
+    color: images.Color,
+    resize: images.Resize,
+    image_size: int,
+    resized: int | None = None,
 ) -> View:
-    """As images are evaluated: image_size x image_size."""
-    view = functools.partial(images.evaluation_view, resize=resize, image_size=image_size)
+    """As images are evaluated, image_size x image_size: see `images.evaluation_view`."""
+    view = functools.partial(
+        images.evaluation_view, resize=resize, image_size=image_size, resized=resized
+    )
     square = (image_size, image_size)
     return View("evaluation", prepared, color, view, lambda size: square, square)
 

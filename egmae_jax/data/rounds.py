@@ -195,7 +195,11 @@ class RoundData:
     def _evaluation_view(self) -> View:
         data = self._config.data
         return pipeline.evaluation_view(
-            self.prepared, color=data.color, resize=data.resize, image_size=data.image_size
+            self.prepared,
+            color=data.color,
+            resize=data.resize,
+            image_size=data.image_size,
+            resized=self._config.evaluation.resize,
         )
 
     def _load_resident(self, split: int, names: tuple[str, ...]) -> Images:

@@ -89,6 +89,7 @@ class Source:
             color=config.data.color,
             resize=config.data.resize,
             image_size=config.data.image_size,
+            resized=config.evaluation.resize,
         )
         self._key = rng.stage_key(config.seed, "entropy_maps")
         self._dataset = datasets.get(config.data.name)
@@ -120,6 +121,7 @@ class Source:
             image_shape=(height, width),
             resize=data.resize,
             image_size=data.image_size,
+            resized=self.config.evaluation.resize,
         )
 
     def caption(self, index: int) -> str:

@@ -261,7 +261,8 @@ def _read_examples(
         if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
             raise RunError(f"{path} is not the file that the run was tested on.")
         image = images.decode(encoded, data.color, run.intensity)
-        view = images.evaluation_view(image, data.resize, data.image_size)
+        resized = run.config.evaluation.resize
+        view = images.evaluation_view(image, data.resize, data.image_size, resized)
         mask = None
         try:
             mask = masks.lesion_mask(
@@ -271,6 +272,7 @@ def _read_examples(
                 image_shape=(image.height, image.width),
                 resize=data.resize,
                 image_size=data.image_size,
+                resized=resized,
             )
         except masks.MaskError as error:
             logger.warning("%s The image is not scored.", error)

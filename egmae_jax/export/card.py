@@ -300,18 +300,21 @@ def _view_code(view: View) -> list[str]:
         "    image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
         f'image = image{grey}.convert("RGB")',
     ]
-    size, bilinear = view.size, "PIL.Image.Resampling.BILINEAR"
-    if view.resize == "squash":
-        return [*lines, f"image = image.resize(({size}, {size}), {bilinear})"]
-    if view.resize == "pad":
-        return [*lines, f"image = PIL.ImageOps.pad(image, ({size}, {size}), {bilinear})"]
-    return [
-        *lines,
-        f"width, height = ({size} * side // min(image.size) for side in image.size)",
-        f"left, top = round((width - {size}) / 2), round((height - {size}) / 2)",
-        f"image = image.resize((width, height), {bilinear})",
-        f"image = image.crop((left, top, left + {size}, top + {size}))",
-    ]
+    size, resized, bilinear = view.size, view.resized, "PIL.Image.Resampling.BILINEAR"
+    lines += {
+        "squash": [f"image = image.resize(({resized}, {resized}), {bilinear})"],
+        "pad": [f"image = PIL.ImageOps.pad(image, ({resized}, {resized}), {bilinear})"],
+        "shorter_side": [
+            f"size = [{resized} * side // min(image.size) for side in image.size]",
+            f"image = image.resize(size, {bilinear})",
+        ],
+    }[view.resize]
+    if view.resize == "shorter_side" or resized != size:
+        lines += [
+            f"left, top = (round((side - {size}) / 2) for side in image.size)",
+            f"image = image.crop((left, top, left + {size}, top + {size}))",
+        ]
+    return lines
 
 
 def _limits(run: SavedRun, system: System) -> str:

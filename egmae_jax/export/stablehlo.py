@@ -41,7 +41,7 @@ def write(system: System, path: Path) -> None:
 
 
 def _description(system: System, program: jax.export.Exported, content: bytes) -> dict[str, Any]:
-    size, resize, color = system.view
+    size, resize, color, resized = system.view
     output = {"shape": ["batch", len(system.classes)], "dtype": "float32"}
     return {
         "format": "jax.export.Exported, serialized",
@@ -54,6 +54,7 @@ def _description(system: System, program: jax.export.Exported, content: bytes) -
             "before": system.view.in_words(),
             "image_size": size,
             "resize": resize,
+            "resized_to": resized,
             "color": color,
             "within": "pixel / 255, less the mean, divided by the standard deviation",
             "mean": augment.MEAN,

@@ -30,20 +30,21 @@ class View(NamedTuple):
     size: int  # pixels, of a square
     resize: Resize
     color: Color
+    resized: int  # pixels of the shorter side, or of the square, before its centre is cropped
 
     def in_words(self) -> str:
         """What is done to an image before the program sees it."""
         grey = "made grey (Pillow's 'L'), " if self.color == "grey" else ""
-        side = f"{self.size} pixels"
+        side = f"{self.resized} pixels"
+        middle = f"the middle {self.size} by {self.size} cut out"
         how = {
-            "shorter_side": f"the shorter side resized to {side}, the middle square cut out",
+            "shorter_side": f"the shorter side resized to {side}",
             "squash": f"both sides resized to {side}",
             "pad": f"padded with black to a square in the middle of which it is, of {side} a side",
-        }
-        return (
-            f"turned upright (EXIF), {grey}{how[self.resize]}; resized by Pillow's BILINEAR; given "
-            "as RGB"
-        )
+        }[self.resize]
+        if self.resize == "shorter_side" or self.resized != self.size:
+            how += f", {middle}"
+        return f"turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR; given as RGB"
 
 
 class Network(NamedTuple):
@@ -117,7 +118,7 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
         model, params, _ = run.classifier(each, round_index)
         networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(params)))
     data, classes = run.config.data, run.classes()
-    view = View(data.image_size, data.resize, data.color)
+    view = View(data.image_size, data.resize, data.color, run.config.evaluation.resize)
     found = [
         System(n.branch.name, (n,), None, scalings[n.branch.name], classes, view) for n in networks
     ]

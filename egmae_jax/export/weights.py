@@ -1,5 +1,6 @@
 """A branch's weights as a folder that timm reads: `timm.create_model("local-dir:FOLDER", ...)`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _config(system: System) -> dict[str, Any]:
             "input_size": [3, size, size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": _crop_pct(size, system.view.resized),
             "mean": augment.MEAN,
             "std": augment.STD,
             "num_classes": num_classes,
@@ -64,3 +65,12 @@ def _config(system: System) -> dict[str, Any]:
     if system.view.resize in _CROP_MODES:
         config["pretrained_cfg"]["crop_mode"] = _CROP_MODES[system.view.resize]
     return config
+
+
+def _crop_pct(size: int, resized: int) -> float:
+    """What share of the resized side is kept, as timm reads it: `floor(size / share)` is resized.
+
+    Of no share whose quotient rounding takes below an integer.
+    """
+    share = size / resized
+    return share if math.floor(size / share) == resized else math.nextafter(share, 0)

@@ -1,5 +1,6 @@
 """What a sweep runs: a base config, and by name the fields in which each variant differs."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -61,12 +62,12 @@ def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
             "--config is no sweep, but a single recipe, which main.py runs. Sweeps are in "
             "configs/sweeps, such as configs/sweeps/epochs.py:busi."
         )
-    base = config.copy_and_resolve_references()
+    base = copy.deepcopy(config)  # with the fields that follow another, which a variant may set
     with base.unlocked():
         del base["sweep"]
     variants = []
     for name, fields in config.sweep.changes:
-        changed = base.copy_and_resolve_references()
+        changed = copy.deepcopy(base)
         for field, value in fields:
             if field in given:
                 raise ConfigError(

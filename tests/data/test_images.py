@@ -558,3 +558,26 @@ def test_training_view_pad_makes_a_square_without_enlarging():
     assert (padded[:10] == 0).all()
     assert (padded[40:] == 0).all()
     assert images.training_view(noise(500, 300), "pad", 64).size == (64, 64)
+
+
+@pytest.mark.parametrize("resized", [64, 65, 68, 90])
+def test_the_centre_is_cropped_from_what_is_resized_as_torchvision_does(resized):
+    transforms = torch_reference.torchvision().transforms
+    bilinear = transforms.InterpolationMode.BILINEAR
+    for width, height in SIZES:
+        image = noise(width, height)
+        for resize, size in (("shorter_side", resized), ("squash", (resized, resized))):
+            scaled = transforms.Resize(size, bilinear, antialias=True)(image)
+            view = images.to_array(images.evaluation_view(image, resize, 64, resized))
+            expected = np.asarray(transforms.CenterCrop(64)(scaled))
+            np.testing.assert_array_equal(view, expected, err_msg=f"{width}x{height} {resize}")
+
+
+def test_what_is_padded_is_cropped_after_that():
+    white = PIL.Image.new("RGB", (128, 64), (255, 255, 255))
+    view = images.to_array(images.evaluation_view(white, "pad", 64, 80))
+    assert view.shape == (64, 64, 3)
+    # 80 pixels of width are 40 of height: of the 20 black rows above, the crop takes 8 off.
+    assert (view[:11] == 0).all()
+    assert (view[13:51] == 255).all()
+    assert (view[53:] == 0).all()

@@ -62,15 +62,16 @@ def test_busi_finds_the_masks_of_an_image_and_of_no_other(tmp_path):
 
 @pytest.mark.parametrize("resize", images.RESIZE_MODES)
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (41, 137), (224, 224), (500, 31)])
-def test_a_mask_lies_where_its_pixels_lie_in_the_image(resize, size):
+@pytest.mark.parametrize("resized", [64, 72])
+def test_a_mask_lies_where_its_pixels_lie_in_the_image(resize, size, resized):
     # The image is its own mask: white lesions on black.
     width, height = size
     y, x = np.mgrid[:height, :width]
     lesion = (x / width - 0.45) ** 2 + (y / height - 0.6) ** 2 < 0.06
     lesion |= (x > 0.8 * width) & (y < 0.2 * height)
     image = PIL.Image.fromarray(np.where(lesion, 255, 0).astype(np.uint8)).convert("RGB")
-    view = images.to_array(images.evaluation_view(image, resize, 64))
-    mask = masks.mask_view(lesion, resize, 64)
+    view = images.to_array(images.evaluation_view(image, resize, 64, resized))
+    mask = masks.mask_view(lesion, resize, 64, resized)
     assert mask.shape == (64, 64)
     assert 0.01 < mask.mean() < 0.7
     np.testing.assert_array_equal(mask, view[..., 0] > 127)
