@@ -179,6 +179,8 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         exif = image.getexif()
         image = image.convert(f"{image.mode[:-1]}A")
         image.getexif().update(exif)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # straight to RGB Pillow warns of what is left out
     if image.mode == "LAB":
         raise UnreadableImageError("CIELab colours are not supported; convert it to RGB")
     if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:

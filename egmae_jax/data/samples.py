@@ -1,8 +1,8 @@
 """The values that an image file stores, read by the file's own tags, and how they become 8 bits.
 
-Pillow reads files of at most 8 unsigned bits a value. Wider, signed and floating-point values come
-through here: which bits, sign, polarity and range they have is what the file declares (TIFF 6.0,
-sections 8 and 19; PNG, IHDR and sBIT; JPEG's precision), never the mode that a library gives them.
+TIFF comes through here, and so do PNG and JPEG of more than 8 bits a value: which bits, sign,
+polarity and range values have is what the file declares (TIFF 6.0, sections 8 and 19; PNG, IHDR and
+sBIT; JPEG's precision), never the mode that a library gives them. All else Pillow reads.
 """
 
 import contextlib
@@ -123,10 +123,11 @@ class Samples(NamedTuple):
 
 
 def read(encoded: bytes) -> Samples | None:
-    """The values of a file that has more than 8 bits a value, or signed ones, or floats.
+    """The values of a TIFF, or of a PNG or JPEG of more than 8 bits a value.
 
     Returns:
-        None for every other file, which Pillow reads by the same tags, or refuses.
+        None for every other file, and for TIFFs of at most 8 bits in colours or a compression that
+        libtiff knows better: Pillow reads them, or refuses.
 
     Raises:
         SamplesError: the file's values are of a kind that is not supported; names it.
@@ -135,7 +136,7 @@ def read(encoded: bytes) -> Samples | None:
     if encoded.startswith(_PNG):
         return _read_png(encoded) if encoded[24:25] == b"\x10" else None
     if is_tiff(encoded):
-        return _read_wide_tiff(encoded)
+        return _read_tiff(encoded)
     if encoded.startswith(b"\xff\xd8\xff"):
         return _read_jpeg(encoded)
     return None
@@ -191,6 +192,8 @@ def _to_uint8(samples: Samples, intensity: IntensityRange) -> np.ndarray:
         values = values.astype(np.int32) + (1 << bits - 1)
     if bits > 8:
         return (values >> bits - 8).astype(np.uint8)
+    if bits == 8:
+        return values.astype(np.uint8)
     return np.round(values * (255 / ((1 << bits) - 1))).astype(np.uint8)
 
 
@@ -325,15 +328,16 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, bytes]]:
 # --- TIFF ----------------------------------------------------------------------------------------
 
 _PHOTOMETRICS = {
-    **{3: "palette", 4: "transparency mask", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"},
+    **{4: "transparency mask", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"},
     **{32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw"},
 }
 _FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
-_COLOURS = {0: _GREY, 1: _GREY, 2: _RGB, 5: _CMYK}  # samples by PhotometricInterpretation
+_COLOURS = {0: _GREY, 1: _GREY, 2: _RGB, 3: _GREY, 5: _CMYK}  # samples of a pixel, by photometric
+_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA, Zstandard
 
 
 def read_tiff(encoded: bytes) -> Samples:
-    """The values of any TIFF file of grey, RGB or CMYK.
+    """The values of any TIFF file of grey, RGB, CMYK or a palette.
 
     Raises:
         SamplesError: the values are of a kind that is not supported; names it. Or the file is cut
@@ -341,80 +345,53 @@ def read_tiff(encoded: bytes) -> Samples:
         ImportError: tifffile, or imagecodecs for its compression, is not installed.
     """
     with unlogged("tifffile"):
-        return _read_page(encoded, *_open_tiff(encoded))
+        return _read_page(encoded, _open_tiff(encoded))
 
 
-def _read_wide_tiff(encoded: bytes) -> Samples | None:
-    """`read_tiff`; None of files that have at most 8 unsigned bits a value, or no tags to read."""
+def _read_tiff(encoded: bytes) -> Samples | None:
+    """`read_tiff`; None of files whose tags cannot be read, and of those that are libtiff's."""
     with unlogged("tifffile"):
         try:
-            opened = _open_tiff(encoded)
+            tags = _open_tiff(encoded)
         except ImportError:
             raise
         except Exception:  # Pillow says what is wrong, or copes
             return None
-        _, _, bits, formats = opened
-        if set(bits) <= {1, 2, 4, 8} and len(set(bits)) == 1 and set(formats) == {1}:
+        page = tags.page
+        plain = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
+        known = tags.photometric in (*_COLOURS, None) and not tags.is_premultiplied
+        if plain and tags.count == 1 and not (known and page.compression in _LOSSLESS):
             return None
-        return _read_page(encoded, *opened)
+        return _read_page(encoded, tags)
 
 
-def _open_tiff(encoded: bytes) -> tuple[Any, int, tuple[int, ...], tuple[int, ...]]:
-    """The first image, how many there are, BitsPerSample and SampleFormat of its channels."""
+class _Tags(NamedTuple):
+    page: Any  # tifffile's, the first
+    count: int  # of images
+    bits: tuple[int, ...]  # BitsPerSample, of one or of each channel
+    formats: tuple[int, ...]  # SampleFormat, likewise
+    photometric: int | None  # PhotometricInterpretation
+    is_premultiplied: bool  # colours are multiplied by their alpha
+
+
+def _open_tiff(encoded: bytes) -> _Tags:
     try:
         import tifffile
     except ImportError:
         raise ImportError("reading TIFF needs tifffile: pip install tifffile") from None
     file = tifffile.TiffFile(io.BytesIO(encoded))
     page = file.pages.first
-    bits, formats = _each(page.tags.get(258), 1), _each(page.tags.get(339), 1)
-    return page, len(file.pages), bits, formats
+    tags = page.tags
+    bits, formats = _each(tags.get(258), 1), _each(tags.get(339), 1)
+    photometric = int(tags[262].value) if 262 in tags else None
+    premultiplied = 1 in _each(tags.get(338), 0)
+    return _Tags(page, len(file.pages), bits, formats, photometric, premultiplied)
 
 
-def _read_page(
-    encoded: bytes, page: Any, count: int, bits: tuple[int, ...], formats: tuple[int, ...]
-) -> Samples:
-    if count > 1:
-        raise SamplesError(f"{count} frames; one image is expected")
-    tag = page.tags.get(262)
-    photometric = int(tag.value) if tag is not None else None
-    name = f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits"
-    if len(set(bits)) > 1 or len(set(formats)) > 1:
-        raise SamplesError(f"{name} that differ by channel is not supported; {_CONVERT}")
-    if formats[0] not in _FORMATS:
-        raise SamplesError(
-            f"{name} whose SampleFormat is {formats[0]} is not supported; {_CONVERT}"
-        )
-    kind = f"{_FORMATS[formats[0]]}{bits[0]}"
-    if photometric is None:
-        raise SamplesError(f"{name} without PhotometricInterpretation; {_CONVERT}")
-    if photometric not in _COLOURS:
-        unknown = _PHOTOMETRICS.get(photometric, "unknown")
-        raise SamplesError(
-            f"{name} whose PhotometricInterpretation is {photometric} ({unknown}) is not "
-            f"supported; {_CONVERT}"
-        )
-    ink = page.tags.get(332)
-    if photometric == 5 and ink is not None and ink.value != 1:
-        raise SamplesError(f"{name} of inks other than CMYK is not supported; {_CONVERT}")
-    colours = _COLOURS[photometric]
-    extra = page.samplesperpixel - colours
-    if not 0 <= extra <= 1:
-        raise SamplesError(
-            f"{name} of {page.samplesperpixel} samples a pixel is not supported; {_CONVERT}"
-        )
-    if 1 in _each(page.tags.get(338), 0):
-        raise SamplesError(
-            f"{name} whose colours are multiplied by their alpha is not supported; {_CONVERT}"
-        )
-    pixels = page.imagewidth * page.imagelength
-    if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):
-        raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
-    if page.imagedepth > 1:
-        raise SamplesError(f"a volume of {page.imagedepth} slices; one image is expected")
-    partial = kind.startswith("int") and bits[0] not in (8, 16, 32, 64)
-    if partial or page.dtype is None or page.dtype.kind not in "uif":
-        raise SamplesError(f"{name} ({kind}) is not supported; {_CONVERT}")
+def _read_page(encoded: bytes, tags: _Tags) -> Samples:
+    page = tags.page
+    kind = _require_supported(tags)
+    colours = _COLOURS[tags.photometric or 0]
     ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
     if len(ends) < math.prod(page.chunked) or max(ends) > len(encoded):
         raise SamplesError("damaged or truncated: pixels are missing")
@@ -425,34 +402,92 @@ def _read_page(
     except ValueError as error:
         if "requires the 'imagecodecs' package" in str(error):
             raise ImportError(
-                f"reading {name} in this compression needs imagecodecs: pip install imagecodecs"
+                "reading TIFF in this compression needs imagecodecs: pip install imagecodecs"
             ) from None
         raise
     separate, _, height, width, together = page.shaped
     values = values.reshape(separate, height, width, together)
     values = np.moveaxis(values, 0, -1).reshape(height, width, -1)[..., :colours]
+    values = values[..., 0] if colours == _GREY else np.ascontiguousarray(values)
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    mode = _mode(kind, colours, extra=page.samplesperpixel - colours)
+    if tags.photometric == 3:
+        table = np.asarray(page.tags[320].value).reshape(3, -1)  # 16 bits a colour
+        if values.max() >= table.shape[1]:
+            raise SamplesError("damaged: it has colours beyond its palette")
+        values, kind, mode = (table.T >> 8).astype(np.uint8)[values], "uint8", "P"
     low, high = (_each(page.tags.get(code), None)[0] for code in (340, 341))
-    turned = page.tags.get(274)
+    orientation = _each(page.tags.get(274), 1)[0]
     return Samples(
-        values[..., 0] if colours == _GREY else np.ascontiguousarray(values),
+        values,
         kind,
-        min_is_white=photometric == 0,
+        min_is_white=tags.photometric == 0,
         declared=(float(low), float(high)) if low is not None and high is not None else None,
-        orientation=turned.value if turned is not None and turned.value in range(1, 9) else 1,
-        mode=_mode(kind, colours),
+        orientation=orientation if orientation in range(1, 9) else 1,
+        mode=mode,
     )
+
+
+def _require_supported(tags: _Tags) -> str:
+    """The type of the values.
+
+    Raises:
+        SamplesError: names what is not supported.
+    """
+    page, bits, formats = tags.page, tags.bits, tags.formats
+    name = f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits"
+    kind = f"{_FORMATS.get(formats[0], 'unknown')}{bits[0]}"
+    if tags.count > 1:
+        raise SamplesError(f"{tags.count} frames; one image is expected")
+    if len(set(bits)) > 1 or len(set(formats)) > 1:
+        raise SamplesError(f"{name} that differ by channel is not supported; {_CONVERT}")
+    if formats[0] not in _FORMATS:
+        raise SamplesError(
+            f"{name} whose SampleFormat is {formats[0]} is not supported; {_CONVERT}"
+        )
+    if tags.photometric not in _COLOURS:
+        unknown = "missing" if tags.photometric is None else tags.photometric
+        colours = _PHOTOMETRICS.get(tags.photometric or 0)
+        raise SamplesError(
+            f"{name} whose PhotometricInterpretation is {unknown}"
+            f"{f' ({colours})' if colours else ''} is not supported; {_CONVERT}"
+        )
+    if tags.photometric == 5 and _each(page.tags.get(332), 1)[0] != 1:
+        raise SamplesError(f"{name} of inks other than CMYK is not supported; {_CONVERT}")
+    if tags.photometric == 3 and (formats[0] != 1 or bits[0] > 16 or 320 not in page.tags):
+        raise SamplesError(f"{name} ({kind}) that are a palette's is not supported; {_CONVERT}")
+    colours, samples = _COLOURS[tags.photometric], page.samplesperpixel
+    if samples < colours or (colours == _GREY and samples > 2):  # the second may be alpha
+        raise SamplesError(f"{name} of {samples} samples a pixel is not supported; {_CONVERT}")
+    if tags.is_premultiplied:
+        raise SamplesError(
+            f"{name} whose colours are multiplied by their alpha is not supported; {_CONVERT}"
+        )
+    pixels = page.imagewidth * page.imagelength
+    if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):
+        raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
+    if page.imagedepth > 1:
+        raise SamplesError(f"a volume of {page.imagedepth} slices; one image is expected")
+    partial = kind.startswith("int") and bits[0] not in (8, 16, 32, 64)
+    if partial or page.dtype is None or page.dtype.kind not in "buif":
+        raise SamplesError(f"{name} ({kind}) is not supported; {_CONVERT}")
+    return kind
 
 
 def _bits(kind: str) -> int:
     return int("".join(filter(str.isdigit, kind)))
 
 
-def _mode(kind: str, colours: int) -> str:
-    if (kind, colours) == ("uint16", _GREY):
+def _mode(kind: str, colours: int, extra: int) -> str:
+    name = {_GREY: "L", _RGB: "RGB", _CMYK: "CMYK"}[colours]
+    if kind == "uint1" and name == "L":
+        return "1"
+    if kind in ("uint2", "uint4", "uint8"):
+        return f"{name}{'A' if extra and name != 'CMYK' else ''}"
+    if (kind, name) == ("uint16", "L"):
         return "I;16"
     letter = {"u": "", "i": "S", "f": "F"}[kind[0]]
-    colour = {_GREY: "L", _RGB: "RGB", _CMYK: "CMYK"}[colours]
-    return f"{colour};{_bits(kind)}{letter}"
+    return f"{name};{_bits(kind)}{letter}"
 
 
 def _each(tag: Any, default: Any) -> tuple[Any, ...]:
