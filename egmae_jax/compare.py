@@ -182,7 +182,9 @@ def compare(
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
     _require_torch()
-    tensors = _read_checkpoint(Path(checkpoint))
+    library, tensors = interop.as_timm(_read_checkpoint(Path(checkpoint)), model)
+    if library:
+        logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
     params = _convert(tensors, model, checkpoint)
     num_classes = len(tensors[interop.classifier_bias(model)])
     if weights is not None:

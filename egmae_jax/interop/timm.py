@@ -1,16 +1,17 @@
 """Checkpoints of timm and torchvision into our parameters and back, without torch.
 
 A checkpoint is a safetensors or npz file with timm's names (SqueezeNet: torchvision's; ResNet's are
-the same in both). `PATTERNS` is the whole translation; a file must hold exactly the tensors the
-model has, or the error names every one that is missing, extra or of another shape. Nothing is
-loaded by half.
+the same in both), or of a ConvNeXt with Facebook's, Hugging Face's or torchvision's. `PATTERNS` and
+`OTHER_NAMES` are the whole translation; a file must hold exactly the tensors the model has, or the
+error says how many are missing, extra or of another shape, and which. Nothing is loaded by half.
 """
 
 import functools
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +132,74 @@ PATTERNS: dict[str, _Patterns] = {
 }
 
 
+def _block(there: str, here: str) -> tuple[tuple[str, str], ...]:
+    """Facebook's and Hugging Face's names in a ConvNeXt's block, which differ but in the norm's."""
+    return (
+        (rf"{there}\.(?:gamma|layer_scale_parameter)", rf"{here}.gamma"),
+        (rf"{there}\.dwconv\.(weight|bias)", rf"{here}.conv_dw.\3"),
+        (rf"{there}\.(?:norm|layernorm)\.(weight|bias)", rf"{here}.norm.\3"),
+        (rf"{there}\.pwconv([12])\.(weight|bias)", rf"{here}.mlp.fc\3.\4"),
+        (rf"{there}\.grn\.(?:gamma|weight)", rf"{here}.mlp.grn.weight"),
+        (rf"{there}\.grn\.(?:beta|bias)", rf"{here}.mlp.grn.bias"),
+    )
+
+
+_HF = r"(?:convnext(?:v2)?\.)?"  # before a classifier's names, not before a backbone's alone
+# What others call the tensors of a ConvNeXt: the first tensor's key, and (their key, a regular
+# expression; timm's). Shapes differ by axes of length 1 alone.
+OTHER_NAMES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "Facebook's": (
+        r"downsample_layers\.0\.0\.weight",
+        (
+            (r"downsample_layers\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
+            (r"downsample_layers\.(\d+)\.([01])\.(weight|bias)", r"stages.\1.downsample.\2.\3"),
+            *_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
+            (r"norm\.(weight|bias)", r"head.norm.\1"),
+            (r"head\.(weight|bias)", r"head.fc.\1"),
+        ),
+    ),
+    "Hugging Face's": (
+        rf"{_HF}embeddings\.patch_embeddings\.weight",
+        (
+            (rf"{_HF}embeddings\.patch_embeddings\.(weight|bias)", r"stem.0.\1"),
+            (rf"{_HF}embeddings\.layernorm\.(weight|bias)", r"stem.1.\1"),
+            (
+                rf"{_HF}encoder\.stages\.(\d+)\.downsampling_layer\.([01])\.(weight|bias)",
+                r"stages.\1.downsample.\2.\3",
+            ),
+            *_block(rf"{_HF}encoder\.stages\.(\d+)\.layers\.(\d+)", r"stages.\1.blocks.\2"),
+            (rf"{_HF}layernorm\.(weight|bias)", r"head.norm.\1"),
+            (r"classifier\.(weight|bias)", r"head.fc.\1"),
+        ),
+    ),
+    "torchvision's": (
+        r"features\.0\.0\.weight",
+        (
+            (r"features\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
+            *(
+                (rf"features\.{2 * i}\.([01])\.(weight|bias)", rf"stages.{i}.downsample.\1.\2")
+                for i in (1, 2, 3)
+            ),
+            *(
+                (rf"features\.{2 * i + 1}\.(\d+)\.{theirs}", rf"stages.{i}.blocks.\1.{timms}")
+                for i in range(4)
+                for theirs, timms in (
+                    (r"layer_scale", "gamma"),
+                    (r"block\.0\.(weight|bias)", r"conv_dw.\2"),
+                    (r"block\.2\.(weight|bias)", r"norm.\2"),
+                    (r"block\.3\.(weight|bias)", r"mlp.fc1.\2"),
+                    (r"block\.5\.(weight|bias)", r"mlp.fc2.\2"),
+                )
+            ),
+            (r"classifier\.0\.(weight|bias)", r"head.norm.\1"),
+            (r"classifier\.2\.(weight|bias)", r"head.fc.\1"),
+        ),
+    ),
+}
+_SPARSE = re.compile(r"\.dwconv\.kernel$")  # of Facebook's pre-training of ConvNeXt V2
+_SHOWN = 10  # tensors that an error names
+
+
 def load(
     source: str | os.PathLike = "timm/convnext_tiny.fb_in1k",
     model_name: str = "convnext_tiny",
@@ -159,10 +228,7 @@ def load(
         AccessError: the system does not let the file be read.
     """
     path = locate(source)
-    tensors = read(path)
-    if not classifier:
-        tensors = _with_classifier(tensors, model_name)
-    params = convert(tensors, model_name, path)
+    params = convert(read(path), model_name, path, classifier=classifier)
     leaves = traverse_util.flatten_dict(params, sep="/").items()
     bad = [name for name, leaf in leaves if not np.isfinite(leaf).all()]
     if finite and bad:
@@ -174,7 +240,11 @@ def load(
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], model_name: str, source: str | os.PathLike
+    tensors: Mapping[str, np.ndarray],
+    model_name: str,
+    source: str | os.PathLike,
+    *,
+    classifier: bool = True,
 ) -> PyTree:
     """Tensors in PyTorch's names and layouts -> our parameters.
 
@@ -182,25 +252,24 @@ def convert(
         tensors: of every parameter of the model, and no others but batch norm's counters.
         model_name: one of `models.names()`.
         source: where they come from, for the error.
+        classifier: refuses tensors without one; else its place is taken by zeros.
 
     Returns:
         Parameters, a nested dict of float32 numpy arrays.
 
     Raises:
-        CheckpointError: the tensors do not fit the model; names all that differ.
+        CheckpointError: the tensors do not fit the model; says why, and names those that differ.
     """
+    given = tensors
+    library, tensors = as_timm(tensors, model_name)
+    if not classifier:
+        tensors = _with_classifier(tensors, model_name)
     expected = _expected(model_name, _num_classes(tensors, model_name))
     problems = _problems(tensors, expected)
     if problems:
-        if prefix := _prefix(tensors, expected):
-            raise CheckpointError(
-                f"{source} has the tensors of {model_name} under names that begin with "
-                f"{prefix!r}: save them without it (docs/pytorch.md)."
-            )
-        raise CheckpointError(
-            f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
-            + "\n  ".join(problems)
-        )
+        raise CheckpointError(_cause(given, problems, model_name, source, classifier))
+    if library:
+        logger.info("%s has %s names of a ConvNeXt: read as timm's", source, library)
     with np.errstate(over="ignore"):  # becomes infinite, which `load` tells
         flat = {
             our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
@@ -209,8 +278,43 @@ def convert(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def as_timm(
+    tensors: Mapping[str, np.ndarray], model_name: str
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Whose names the tensors have if not timm's ('' for these), and the tensors by timm's.
+
+    Tensors that are no ConvNeXt's, and those of unknown names, stay as they are.
+    """
+    if models.family(model_name) != "convnext":
+        return "", dict(tensors)
+    for library, (first, patterns) in OTHER_NAMES.items():
+        if not any(re.fullmatch(first, key) for key in tensors):
+            continue
+        names = {key: _first_match(patterns, key) or key for key in tensors}
+        if len(set(names.values())) < len(names):
+            continue  # of two networks
+        shapes = {k: x for k, (_, x, _) in _expected(model_name, 1).items()}
+        return library, {
+            name: _without_ones(tensors[key], shapes.get(name)) for key, name in names.items()
+        }
+    return "", dict(tensors)
+
+
+def _first_match(patterns: Iterable[tuple[str, str]], key: str) -> str | None:
+    matches = ((re.fullmatch(pattern, key), name) for pattern, name in patterns)
+    return next((match.expand(name) for match, name in matches if match), None)
+
+
+def _without_ones(x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The tensor in a shape that differs from its own by axes of length 1, if it does."""
+    if shape is None or [n for n in x.shape if n != 1] != [n for n in shape if n != 1]:
+        return x
+    return x.reshape(shape)
+
+
 def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
     """Whether `convert` would take them."""
+    _, tensors = as_timm(tensors, model_name)
     if classifier_bias(model_name) not in tensors:
         return False
     return not _problems(tensors, _expected(model_name, _num_classes(tensors, model_name)))
@@ -230,11 +334,87 @@ def _num_classes(tensors: Mapping[str, np.ndarray], model_name: str) -> int:
     return tensors[bias].size if bias in tensors else 1
 
 
-def _prefix(tensors: Mapping[str, np.ndarray], expected: _Expected) -> str:
-    """What all of the model's tensors have before their names; '' for nothing, or if none has."""
-    first = next(iter(expected))
-    prefixes = [key.removesuffix(first) for key in tensors if key.endswith(first)]
-    return next((p for p in prefixes if all(p + key in tensors for key in expected)), "")
+def _cause(
+    tensors: Mapping[str, np.ndarray],
+    problems: list[str],
+    model_name: str,
+    source: str | os.PathLike,
+    classifier: bool,
+) -> str:
+    """Why tensors do not fit a model, in a sentence, and which of them."""
+    if any(map(_SPARSE.search, tensors)):
+        return (
+            f"{source} is of ConvNeXt V2's sparse pre-training (FCMAE), which is not converted. "
+            "Take fine-tuned weights, or timm's of the same pre-training, such as "
+            "timm/convnextv2_atto.fcmae."
+        )
+    by_prefix = _problems_by_prefix(tensors, model_name, classifier)
+    fitting = [prefix for prefix, left in by_prefix.items() if not left]
+    if len(fitting) > 1:
+        return (
+            f"{source} has the tensors of {model_name} several times, under names that begin with "
+            f"{' and '.join(map(repr, fitting))}: save those of one without it (docs/pytorch.md)."
+        )
+    if fitting:
+        (prefix,) = fitting
+        others = [key for key in tensors if not key.startswith(prefix)]
+        alone = f", and without the {len(others)} others ({_some(others)})" if others else ""
+        return (
+            f"{source} has the tensors of {model_name} under names that begin with {prefix!r}: "
+            f"save them without it{alone} (docs/pytorch.md)."
+        )
+    if by_prefix:
+        prefix, problems = min(by_prefix.items(), key=lambda item: len(item[1]))
+        return (
+            f"{source} has names that begin with {prefix!r}, and without it does not fit "
+            f"{model_name} either; {len(problems)} tensors differ:\n  {_lines(problems)}"
+        )
+    return (
+        f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  {_lines(problems)}"
+    )
+
+
+def _problems_by_prefix(
+    tensors: Mapping[str, np.ndarray], model_name: str, classifier: bool
+) -> dict[str, list[str]]:
+    """{what the names of a model begin with: what does not fit without it}, where most fits."""
+    first = next(iter(_expected(model_name, 1)))
+    anchors = [re.escape(first)]
+    if models.family(model_name) == "convnext":
+        anchors += [anchor for anchor, _ in OTHER_NAMES.values()]
+    ends = re.compile(rf"(.+?[./])(?:{'|'.join(anchors)})")
+    found = {}
+    for prefix in dict.fromkeys(match[1] for match in map(ends.fullmatch, tensors) if match):
+        without = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        _, without = as_timm(without, model_name)
+        if not classifier:
+            without = _with_classifier(without, model_name)
+        expected = _expected(model_name, _num_classes(without, model_name))
+        if 2 * len(expected.keys() & without.keys()) > len(expected):
+            found[prefix] = _problems(without, expected)
+    return found
+
+
+def _lines(problems: Sequence[str]) -> str:
+    """At most ten of the problems, some of each kind, and how many more there are."""
+    by_kind: dict[str, list[str]] = {}
+    for problem in problems:
+        by_kind.setdefault(problem.partition(":")[0], []).append(problem)
+    in_turn = [x for each in itertools.zip_longest(*by_kind.values()) for x in each if x]
+    shown = set(in_turn[:_SHOWN])
+    lines = [problem for problem in problems if problem in shown]
+    rest = [
+        f"{len(of_kind) - len(shown.intersection(of_kind))} {kind}"
+        for kind, of_kind in by_kind.items()
+        if not shown.issuperset(of_kind)
+    ]
+    if rest:
+        lines.append(f"and {len(problems) - len(lines)} more: {', '.join(rest)}")
+    return "\n  ".join(lines)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:
@@ -280,9 +460,7 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
             if tensors[key].shape != shape:
                 problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
     if problems:
-        raise CheckpointError(
-            f"these are not parameters of {model_name}:\n  " + "\n  ".join(problems)
-        )
+        raise CheckpointError(f"these are not parameters of {model_name}:\n  {_lines(problems)}")
     tensors |= dict.fromkeys(_counters(expected), np.zeros((), np.int64))
     write_safetensors(Path(path), tensors)
 
@@ -368,7 +546,11 @@ def _expected(model_name: str, classes: int) -> _Expected:
     abstract = abstract_params(models.create(model_name, classes), image)
     mlp_layout = _DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else _DENSE
     expected = {}
-    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+    leaves = traverse_util.flatten_dict(abstract, sep="/").items()
+    # From the first layer to the last, as errors name them.
+    for path, leaf in sorted(
+        leaves, key=lambda leaf: (not leaf[0].startswith("stem"), leaf[0].startswith("head"))
+    ):
         key, layout = _translate(path, models.family(model_name))
         layout = mlp_layout if layout is _MLP else layout
         # Broadcast zeros have the shape but take no memory.

@@ -464,3 +464,153 @@ def test_a_checkpoint_without_running_statistics_names_them():
     del tensors["bn1.running_var"]
     with pytest.raises(CheckpointError, match=r"missing: bn1\.running_var \(64,\)"):
         timm.convert(tensors, "resnet18", "memory")
+
+
+# Names of other libraries, and messages
+
+
+def in_names_of(library, tensors):
+    """timm's tensors as another library saves them: names as its own sources spell them."""
+    found = {}
+    for key, x in tensors.items():
+        part, *rest = key.split(".")
+        layer, kind = rest[-2:] if len(rest) > 1 else (None, rest[-1])
+        if library == "Facebook's":
+            at = {"stem": f"downsample_layers.0.{rest[0]}"}
+            at["head"] = "norm" if layer == "norm" else "head"
+            if part == "stages":
+                stage, group, *inner = rest
+                at["stages"] = (
+                    f"downsample_layers.{stage}.{inner[0]}"
+                    if group == "downsample"
+                    else f"stages.{stage}.{inner[0]}"
+                )
+            inside = {"conv_dw": "dwconv", "norm": "norm", "fc1": "pwconv1", "fc2": "pwconv2"}
+        else:
+            at = {
+                "stem": f"convnext.embeddings.{['patch_embeddings', 'layernorm'][int(rest[0])]}"
+                if part == "stem"
+                else ""
+            }
+            at["head"] = "convnext.layernorm" if layer == "norm" else "classifier"
+            if part == "stages":
+                stage, group, *inner = rest
+                within = f"convnext.encoder.stages.{stage}"
+                at["stages"] = (
+                    f"{within}.downsampling_layer.{inner[0]}"
+                    if group == "downsample"
+                    else f"{within}.layers.{inner[0]}"
+                )
+            inside = {"conv_dw": "dwconv", "norm": "layernorm", "fc1": "pwconv1", "fc2": "pwconv2"}
+        name = at[part]
+        if part == "stages" and rest[1] == "blocks":
+            scale = "gamma" if library == "Facebook's" else "layer_scale_parameter"
+            name += f".{scale}" if kind == "gamma" else f".{inside[layer]}.{kind}"
+        else:
+            name += f".{kind}"
+        linear = layer in ("fc1", "fc2") and x.ndim == 4
+        found[name] = x[:, :, 0, 0] if linear else x
+    assert len(found) == len(tensors)
+    return found
+
+
+@pytest.mark.parametrize("library", ["Facebook's", "Hugging Face's"])
+def test_other_names_of_a_convnext_are_converted_and_said(library, atto_tensors, tmp_path, caplog):
+    theirs = in_names_of(library, atto_tensors)
+    assert not theirs.keys() & atto_tensors.keys()
+    path = write(theirs, tmp_path / "theirs.safetensors")
+    with caplog.at_level("INFO", logger="egmae_jax"):
+        params = timm.load(path, "convnext_atto")
+    assert_same(params, timm.convert(atto_tensors, "convnext_atto", "timm's"))
+    assert f"has {library} names of a ConvNeXt" in caplog.text
+    assert timm.fits(theirs, "convnext_atto")
+    headless = {k: x for k, x in theirs.items() if not re.match(r"head|classifier", k)}
+    assert len(headless) == len(theirs) - 2
+    found = timm.convert(headless, "convnext_atto", "theirs", classifier=False)
+    assert not found["head"]["fc"]["kernel"].any()
+    with pytest.raises(CheckpointError, match=r"2 tensors differ:\n  missing: head\.fc"):
+        timm.convert(headless, "convnext_atto", "theirs")
+
+
+def test_a_backbone_of_hugging_faces_has_no_name_before(atto_tensors):
+    theirs = in_names_of("Hugging Face's", atto_tensors)
+    theirs = {key.removeprefix("convnext."): x for key, x in theirs.items()}
+    params = timm.convert(theirs, "convnext_atto", "theirs")
+    assert_same(params, timm.convert(atto_tensors, "convnext_atto", "timm's"))
+
+
+def test_global_response_norms_are_those_of_version_two():
+    expected = timm._expected("convnextv2_atto", 3)
+    tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
+    for (gamma, beta), library in {
+        ("gamma", "beta"): "Facebook's",
+        ("weight", "bias"): "Hugging Face's",
+    }.items():
+        plain = {key: x for key, x in tensors.items() if ".grn." not in key}
+        theirs = in_names_of(library, plain)
+        for key, x in tensors.items():
+            if match := re.fullmatch(r"stages\.(\d)\.blocks\.(\d)\.mlp\.grn\.(\w+)", key):
+                stage, block, kind = match.groups()
+                inside = (
+                    f"{stage}.{block}" if library == "Facebook's" else f"{stage}.layers.{block}"
+                )
+                before = "" if library == "Facebook's" else "convnextv2.encoder."
+                name = f"{before}stages.{inside}.grn.{gamma if kind == 'weight' else beta}"
+                theirs[name] = x.reshape(1, 1, 1, -1)
+        theirs = {k.replace("convnext.", "convnextv2."): x for k, x in theirs.items()}
+        params = timm.convert(theirs, "convnextv2_atto", library)
+        scale = params["stages_1"]["blocks_1"]["grn_scale"]
+        np.testing.assert_array_equal(scale, tensors["stages.1.blocks.1.mlp.grn.weight"])
+        assert_same(params, timm.convert(tensors, "convnextv2_atto", "timm's"))
+
+
+@pytest.mark.parametrize("library", ["timm's", "Facebook's", "Hugging Face's"])
+@pytest.mark.parametrize("prefix", ["model.", "module.", "encoder.", "state_dict.net.backbone."])
+@pytest.mark.parametrize("others", [0, 4])
+def test_a_prefix_without_a_head_is_told_in_a_line(library, prefix, others, atto_tensors):
+    tensors = {k: x for k, x in atto_tensors.items() if not k.startswith("head.fc")}
+    tensors = tensors if library == "timm's" else in_names_of(library, tensors)
+    tensors = {f"{prefix}{key}": x for key, x in tensors.items()}
+    tensors |= {f"decoder.{k}.weight": np.zeros(3, np.float32) for k in range(others)}
+    with pytest.raises(CheckpointError) as error:
+        timm.convert(tensors, "convnext_atto", "mine", classifier=False)
+    message = str(error.value)
+    assert f"names that begin with {prefix!r}: save them without it" in message
+    assert ("without the 4 others (decoder.0.weight, " in message) == bool(others)
+    assert "\n" not in message
+
+
+def test_several_networks_under_prefixes_are_named(atto_tensors):
+    tensors = {
+        f"{who}.{key}": x for who in ("student", "teacher") for key, x in atto_tensors.items()
+    }
+    with pytest.raises(CheckpointError, match=r"several times, .* 'student\.' and 'teacher\.'"):
+        timm.convert(tensors, "convnext_atto", "mine")
+
+
+def test_a_prefix_of_another_size_is_told_with_what_differs(atto_tensors):
+    tensors = {f"model.{key}": x for key, x in atto_tensors.items()}
+    with pytest.raises(CheckpointError, match=r"begin with 'model\.', and without it does not fit"):
+        timm.convert(tensors, "convnext_femto", "mine")
+
+
+def test_at_most_ten_tensors_are_named_some_of_each_kind():
+    expected = timm._expected("resnet18", 3)
+    tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
+    tensors = {f"{key}_": x for key, x in tensors.items()} | {"fc.bias": np.zeros(3, np.float32)}
+    tensors["conv1.weight"] = np.zeros((64, 3, 3, 3), np.float32)
+    with pytest.raises(CheckpointError) as error:
+        timm.convert(tensors, "resnet18", "mine")
+    first, *lines, last = str(error.value).splitlines()
+    missing, extra = len(expected) - 2, len(expected)
+    assert first == f"mine does not fit resnet18; {missing + extra + 1} tensors differ:"
+    assert len(lines) == 10
+    kinds = [line.split(":")[0].strip() for line in lines]
+    assert (kinds.count("missing"), kinds.count("extra"), kinds.count("shape")) == (5, 4, 1)
+    assert last == f"  and {missing + extra - 9} more: {missing - 5} missing, {extra - 4} extra"
+
+
+def test_sparse_pretraining_of_version_two_is_refused_by_name():
+    tensors = {"encoder.stages.0.0.dwconv.kernel": np.zeros((49, 40), np.float32)}
+    with pytest.raises(CheckpointError, match=r"sparse pre-training \(FCMAE\).*timm/convnextv2"):
+        timm.convert(tensors, "convnextv2_atto", "mine")

@@ -192,3 +192,46 @@ def test_the_default_weights_are_those_of_this_architecture(name):
     options = timm.get_pretrained_cfg(tag)
     assert options.num_classes == 1000
     assert (options.mean, options.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+# --- Other libraries' names -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_tiny"])
+def test_facebooks_names_are_read_as_timm_reads_them(name):
+    """timm's own filter is the judge; shapes of its input are Facebook's, linear layers' and GRN's."""
+    from timm.models.convnext import checkpoint_filter_fn
+
+    theirs = reference(name)
+    facebooks = {}
+    for key, x in theirs.state_dict().items():
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", key)
+        key = key.replace(".blocks.", ".").replace("conv_dw", "dwconv")
+        key = key.replace("mlp.fc", "pwconv").replace("mlp.grn.weight", "grn.gamma")
+        key = key.replace("mlp.grn.bias", "grn.beta").replace("head.norm", "norm")
+        key = key.replace("head.fc", "head")
+        x = x[None, None, None] if ".grn." in key else x
+        facebooks[key] = x.flatten(1) if "pwconv" in key and x.ndim == 4 else x
+    expected = checkpoint_filter_fn(dict(facebooks), theirs)
+    assert {key: x.shape for key, x in expected.items()} == {
+        key: x.shape for key, x in theirs.state_dict().items()
+    }
+    library, ours = interop.as_timm({k: x.numpy() for k, x in facebooks.items()}, name)
+    assert library == "Facebook's"
+    assert ours.keys() == expected.keys()
+    for key, x in expected.items():
+        np.testing.assert_array_equal(ours[key], x.numpy(), err_msg=key)
+
+
+def test_torchvisions_convnext_computes_the_same_here():
+    theirs = torch_reference.torchvision().models.convnext_tiny(num_classes=CLASSES)
+    theirs = torch_reference.randomize(theirs).eval()
+    tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
+    params = interop.convert(tensors, "convnext_tiny", "torchvision's")
+    images, images_torch = random_images(1, 64)
+    with torch.inference_mode():
+        expected = theirs(images_torch).numpy()
+    assert expected.std() > 0.1
+    logits = models.create("convnext_tiny", CLASSES).apply({"params": params}, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
