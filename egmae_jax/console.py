@@ -142,6 +142,8 @@ def print_results(results: Mapping[str, Any]) -> None:
         highlight=False,
         markup=False,
     )
+    if "account" in dataset:  # older results have none
+        _console.print(f"{dataset['account']}.", highlight=False, markup=False)
     _print_classes(results["summary_by_class"])
     for branch, weights in results.get("fusion_weights", {}).items():
         _print_fusion_weights(branch, weights, rounds)

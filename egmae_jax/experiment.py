@@ -195,8 +195,7 @@ def _announce(run: Run) -> None:
         int((np.bincount(prepared.groups) > 1).sum()),
         run.data.protocol,
     )
-    of_round = " (round 0)" if run.data.num_splits > 1 else ""
-    logger.info("%s%s", run.data.account, of_round)
+    logger.info("%s", run.data.account)
     if run.data.made_parts:
         logger.warning(
             "The data set has no %s part of its own: taken by groups from its train part",

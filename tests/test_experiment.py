@@ -436,6 +436,93 @@ def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, capl
     experiment.Experiment(config, tmp_path / "workdir")
 
 
+def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, caplog):
+    """Copies, conflicts, a leak, an unreadable file and a class that is not asked for."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.copy(folder / "benign" / "benign (12).png", folder / "leak.png")
+    shutil.copy(folder / "benign" / "benign (1).png", folder / "copy.png")
+    shutil.copy(folder / "malignant" / "malignant (1).png", folder / "conflict.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    PIL.Image.new("L", (20, 20), 9).save(folder / "cyst.png")
+    rows = ["path,label,split", "broken.png,benign,train", "cyst.png,cyst,train"]
+    # A leak of other pixels: of identical ones deduplicate keeps the one that is tested on.
+    leak = np.asarray(PIL.Image.open(folder / "leak.png"))
+    PIL.Image.fromarray(np.maximum(leak, 1) - 1).save(folder / "leak.png")
+    rows += ["leak.png,benign,train", "copy.png,benign,train", "conflict.png,benign,train"]
+    for label in ("benign", "malignant"):
+        for k in range(1, 13):
+            part = "train" if k < 9 else "validation" if k < 11 else "test"
+            rows.append(f"{label}/{label} ({k}).png,{label},{part}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    fields = {
+        **{"name": "manifest", "protocol": "official", "deduplicate": True, "on_error": "skip"},
+        **{"on_conflict": "drop", "classes": ("benign", "malignant")},
+    }
+    config = tiny.make_config(folder, cache, **{f"data__{k}": x for k, x in fields.items()})
+    with caplog.at_level("INFO", logger="egmae_jax"):
+        found = experiment.Experiment(config, tmp_path / "workdir").run.data
+    assert found.left_out == {
+        "near-duplicates with different labels": 2,
+        "identical copies": 1,
+        "that would leak into validation or test": 1,
+    }
+    parts = [len(found.indices(0, part)) for part in splits.SPLITS]
+    assert parts == [8 + 7, 4, 4]
+    assert found.prepared.num_found == len(rows) - 1 == 29
+    assert sum(parts) + found.num_left_out + 1 + 1 == 29
+    assert (
+        "29 images found: 15 train, 4 validation, 4 test, 4 left out (2 near-duplicates with "
+        "different labels, 1 identical copies, 1 that would leak into validation or test)"
+        ", 1 unreadable, 1 of classes not asked for (cyst)"
+    ) in caplog.text
+
+
+def test_a_class_that_nothing_is_left_of_is_told_by_its_cause(data, cache, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "cyst").mkdir()
+    (folder / "cyst" / "1.png").write_bytes(b"no image")
+    config = tiny.make_config(folder, cache, data__on_error="skip")
+    with pytest.raises(DataError, match=r"No image of the class 'cyst' can be read.*cyst/1\.png"):
+        experiment.Experiment(config, tmp_path / "workdir")
+    shutil.copy(folder / "benign" / "benign (1).png", folder / "cyst" / "1.png")
+    config = tiny.make_config(folder, cache, data__on_conflict="drop")
+    with pytest.raises(DataError, match="All 1 images of the class 'cyst' are left out, as copies"):
+        experiment.Experiment(config, tmp_path / "workdir")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "message"),
+    [
+        ({"data__dir": "/nowhere"}, "all", "There is no folder /nowhere"),
+        ({"data__name": "kvasir"}, "all", "no class folder 'dyed-lifted-polyps'"),
+        ({"data__name": "manifest"}, "all", "has no manifest.csv"),
+        ({"data__classes": ("benign", "cyst")}, "all", "data.classes names cyst"),
+        ({"data__protocol": "official"}, "all", "no validation and no test part"),
+        ({"data__group_pattern": "(q)"}, "all", "matches the name of none"),
+        ({}, "finetune", "run --stage=pretrain"),
+    ],
+)
+def test_what_costs_nothing_is_checked_before_weights_are_fetched(
+    data, cache, tmp_path, monkeypatch, changes, stage, message
+):
+    monkeypatch.setattr(timm, "locate", lambda source: pytest.fail("asked the hub"))
+    monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
+    config = tiny.make_config(data, cache, imagenet__weights="default", **changes)
+    with pytest.raises((DataError, experiment.StageError), match=message):
+        experiment.run(config, tmp_path / "workdir", stage=stage)
+
+
+def test_weights_are_fetched_before_images_are_read(data, cache, tmp_path, monkeypatch):
+    def no_hub(source):
+        raise FileNotFoundError("no hub.")
+
+    monkeypatch.setattr(timm, "locate", no_hub)
+    monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
+    config = tiny.make_config(data, cache, imagenet__weights="default")
+    with pytest.raises(FileNotFoundError, match="no hub"):
+        experiment.run(config, tmp_path / "workdir")
+
+
 @pytest.mark.slow
 def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
     config = tiny.make_config(

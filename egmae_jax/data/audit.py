@@ -49,6 +49,8 @@ def audit(prepared: Prepared) -> dict[str, Any]:
     return {
         "dataset": prepared.title,
         "images": len(labels),
+        "found": prepared.num_found,
+        "other_classes": dict(prepared.other_classes),
         "unreadable": list(prepared.skipped),
         "counts": {
             part: _count(names[labels[parts == part]], prepared.classes)
@@ -160,7 +162,12 @@ def show(found: dict[str, Any], folder: Path) -> None:
     terminal.print(table)
     same, near, sizes = found["identical_pixels"], found["near_duplicates"], found["sizes"]
     lines = [
-        f"{len(found['unreadable'])} unreadable images",
+        splits.account(
+            {"described here": found["images"]},
+            {},
+            len(found["unreadable"]),
+            found["other_classes"],
+        ),
         f"identical pixels: {same['groups']} groups, {same['extra_copies']} extra copies; "
         f"{same['groups_across_folders']} groups span folders, {same['groups_across_classes']} "
         f"classes, {same['groups_across_official_parts']} official parts",

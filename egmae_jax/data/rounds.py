@@ -109,18 +109,19 @@ class RoundData:
         return {
             "near-duplicates with different labels": int((out & conflict).sum()),
             "identical copies": int((out & excluded & ~conflict).sum()),
-            "leaks, in a group with validation or test images": int((out & ~excluded).sum()),
+            "that would leak into validation or test": int((out & ~excluded).sum()),
         }
 
     @property
     def account(self) -> str:
-        """Where all the images that were found have gone, in the first round; see `splits`."""
-        return splits.account(
+        """Where all the images that were found have gone; see `splits.account`."""
+        account = splits.account(
             {name: len(self.indices(0, name)) for name in splits.SPLITS},
             self.left_out,
             len(self.prepared.skipped),
             self.prepared.other_classes,
         )
+        return f"{account} (in round 0)" if self.num_splits > 1 else account
 
     def counts(self, round_index: int) -> dict[str, dict[str, int]]:
         """{split: {class: number of images}} of a round."""

@@ -141,6 +141,7 @@ def _data(results: Mapping[str, Any], round_index: int) -> str:
         f"## Data\n\n{text(dataset['title'])}. Split protocol `{protocol}`: "
         f"{_PROTOCOLS[protocol]}.\n\n"
         + _table(["Class", "Training images", "Validation", "Test"], rows)
+        + (f"\n\n{text(dataset['account'])}." if "account" in dataset else "")
     )
 
 

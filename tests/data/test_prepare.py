@@ -533,3 +533,117 @@ def test_an_index_that_does_not_belong_to_the_records_is_named(tree):
     data.records._sizes[index] = [7, 11]
     with pytest.raises(DamagedFileError, match="delete it"):
         data.records.pixels(index)
+
+
+# --- near misses ---------------------------------------------------------------------------------
+
+OPTIONS = {"on_error": "raise", "near_duplicate_threshold": 0.99}
+
+
+def table_of(root, rows, columns="path,label,group"):
+    """A manifest of as many images as there are rows, which are (label, group)."""
+    root.mkdir(parents=True)
+    for k, _ in enumerate(rows):
+        picture(k).save(root / f"{k}.png")
+    lines = [f"{k}.png,{','.join(row)}" for k, row in enumerate(rows)]
+    (root / "manifest.csv").write_text("\n".join([columns, *lines]), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("alike", [("Benign", "benign"), ("0", "0.0"), ("n\u00e4", "na\u0308")])
+@pytest.mark.parametrize("name", ["manifest", "image_folder"])
+def test_classes_that_look_alike_stop_with_both_names(tmp_path, name, alike):
+    root = tmp_path / "data"
+    if name == "manifest":
+        table_of(root, [(alike[0], ""), (alike[1], ""), (alike[1], ""), ("other", "")])
+    else:
+        for k, label in enumerate((*alike, alike[1], "other")):
+            (root / label).mkdir(parents=True, exist_ok=True)
+            picture(k).save(root / label / f"{k}.png")
+    with pytest.raises(DataError, match="look alike") as caught:
+        prepared(root, name=name)
+    for label, count in ((alike[0], 1), (alike[1], 2)):
+        assert f"{label!a}" in str(caught.value)
+        assert f"{count} images, such as" in str(caught.value)
+    assert not (tmp_path / "cache").exists()  # nothing was read
+    options = OPTIONS | {"classes": ("other", alike[1])}
+    with pytest.raises(DataError, match="look alike"):  # also where one of them is asked for
+        prepare(name, root, tmp_path / "cache", **options)
+
+
+@pytest.mark.parametrize("label", ["nan", "None", "NA", "N/A", "null"])
+def test_a_label_that_stands_for_a_missing_one_stops_unless_it_is_named(tmp_path, label):
+    root = table_of(tmp_path / "data", [("cat", ""), (label, ""), ("dog", ""), ("dog", "")])
+    message = f"1 images have the label '{label}', which stands for a missing one, such as 1.png"
+    with pytest.raises(DataError, match=message):
+        prepared(root, name="manifest")
+    cache = tmp_path / "cache"
+    data = prepare("manifest", root, cache, classes=("cat", label), **OPTIONS)
+    assert set(data.classes) == {"cat", label}
+    data = prepare("manifest", root, cache, classes=("cat", "dog"), **OPTIONS)
+    assert data.other_classes == {label: 1}
+    assert data.num_found == 4
+
+
+def test_chosen_classes_are_matched_as_a_reader_would(tree, caplog):
+    cache = tree.parent / "cache"
+    with caplog.at_level(logging.INFO, logger="egmae_jax"):
+        data = prepare("image_folder", tree, cache, classes=("Normal", "BENIGN"), **OPTIONS)
+    assert data.classes == ("benign", "normal")
+    assert data.other_classes == {"malignant": 6}
+    assert data.num_found == 18
+    assert "data.classes: taken 'normal' for 'Normal', 'benign' for 'BENIGN'" in caplog.text
+    with pytest.raises(DataError, match="names the class 'normal' twice"):
+        prepare("image_folder", tree, cache, classes=("Normal", "normal"), **OPTIONS)
+    with pytest.raises(DataError, match=r"names bening; .* Is 'benign' meant\?"):
+        prepare("image_folder", tree, cache, classes=("bening", "normal"), **OPTIONS)
+
+
+def test_patients_that_look_alike_stay_together_and_are_named(tmp_path, caplog):
+    rows = [("cat", "P001"), ("dog", "p001"), ("cat", "17"), ("dog", "17.0"), ("cat", "P002")]
+    data = prepared(table_of(tmp_path / "data", rows), name="manifest")
+    same = [int(np.sum(data.groups == group)) for group in data.groups]
+    assert same == [2, 2, 2, 2, 1]
+    assert data.groups[0] == data.groups[1] != data.groups[2] == data.groups[3]
+    assert "2 groups (patients, lesions) are spelled in several ways" in caplog.text
+    assert "'17' and '17.0', 'P001' and 'p001'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named", "unnamed"),
+    [
+        (r"(p\d+)?_?\d", {"p7_1", "p7_2"}, 18),  # matches every name, elsewhere nothing
+        (r"^(p?\d*)", {"p7_1", "p7_2"}, 18),  # likewise, with empty text
+        (r"(p\d+)_|(q\d+)", {"p7_1", "p7_2"}, 18),
+    ],
+)
+def test_names_that_tell_nobody_are_not_one_patient(tree, caplog, pattern, named, unnamed):
+    for k, name in enumerate(sorted(named)):
+        picture(100 + k).save(tree / "normal" / f"{name}.png")
+    cache = tree.parent / "cache"
+    with caplog.at_level(logging.INFO, logger="egmae_jax"):
+        data = prepare("image_folder", tree, cache, group_pattern=pattern, **OPTIONS)
+    sizes = np.bincount(data.groups)[data.groups]
+    together = {Path(file).stem for file, n in zip(data.files, sizes, strict=True) if n > 1}
+    assert together == named
+    assert "data.group_pattern finds 1 groups" in caplog.text
+    assert f"finds nothing, or an empty match, in {unnamed} of 20 names" in caplog.text
+    assert " and 8 more" in caplog.text
+
+
+def test_a_pattern_that_matches_only_empty_text_stops(tree):
+    with pytest.raises(DataError, match="matches only empty text in the names of 18 files"):
+        prepare("image_folder", tree, tree.parent / "cache", group_pattern="(x)?", **OPTIONS)
+
+
+def test_a_pattern_that_names_every_image_alone_is_told(tree, caplog):
+    prepare("image_folder", tree, tree.parent / "cache", group_pattern=r"(.*)\.", **OPTIONS)
+    assert "finds as many groups as names" in caplog.text
+    assert "no two images are kept together by it" in caplog.text
+
+
+def test_what_lies_beside_the_classes_is_told(tree, caplog):
+    picture(1).save(tree / "loose.png")
+    (tree / "readme.txt").touch()
+    prepared(tree)
+    assert "being in no class folder: 1 images (loose.png)" in caplog.text

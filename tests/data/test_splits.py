@@ -358,3 +358,51 @@ def test_images_left_out_are_not_in_the_file(tmp_path):
     parts = np.array([0, splits.LEFT_OUT, 2])
     splits.write(path, ["a", "b", "c"], ["x"] * 3, parts, np.arange(3), ["0"] * 3)
     assert [row["file"] for row in splits.read(path)] == ["a", "c"]
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def test_an_official_part_without_a_class_is_told_by_its_cause():
+    labels = np.array([0, 1] * 10 + [0] * 10)
+    message = r"The official test part has no image of the class 'b'\. Split all images anew by"
+    with pytest.raises(DataError, match=message) as caught:
+        own_parts(labels=labels)
+    assert "data.test_share" not in str(caught.value)
+    official = np.array(["train"] * 14 + ["validation"] * 6 + ["test"] * 10)
+    labels = np.array([0] * 14 + [0, 1] * 8)
+    with pytest.raises(DataError, match="The official train part has no image of the class 'b'"):
+        own_parts(official=official, labels=labels)
+
+
+def test_a_class_whose_training_images_all_leak_is_told_by_its_cause():
+    official = np.array(["train"] * 14 + ["validation"] * 6 + ["test"] * 10)
+    groups = np.arange(30)
+    groups[1:14:2] = 21  # all training images of class b are of a patient who is tested on
+    message = r"All 7 images of the class 'b' in the official train part share a group .*drop_leaks"
+    with pytest.raises(DataError, match=message):
+        own_parts(official=official, groups=groups)
+    parts = own_parts(official=official, groups=groups, drop_leaks=False)
+    assert (parts != splits.LEFT_OUT).all()
+
+
+def test_too_few_groups_for_a_part_that_is_taken_from_train():
+    with pytest.raises(DataError, match="train and validation, taken from the official train part"):
+        own_parts(groups=np.concatenate([np.arange(20) % 2, np.arange(20, 30)]))
+
+
+def test_a_data_set_without_held_out_parts_has_no_official_split():
+    splits.require_official(["train", "", "test"])
+    with pytest.raises(DataError, match="of 3 images 1 are in its train part and 2 in none"):
+        splits.require_official(["train", "", ""])
+
+
+def test_the_account_adds_up():
+    said = splits.account(
+        {"train": 70, "validation": 10, "test": 20}, {"copies": 3, "leaks": 0}, 2, {"x": 4, "y": 1}
+    )
+    assert said == (
+        "110 images found: 70 train, 10 validation, 20 test, 3 left out (3 copies), 2 unreadable, "
+        "5 of classes not asked for (x, y)"
+    )
+    assert splits.account({"train": 1}, {"copies": 0}, 0, {}) == "1 images found: 1 train"

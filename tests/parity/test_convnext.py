@@ -199,7 +199,7 @@ def test_the_default_weights_are_those_of_this_architecture(name):
 
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "convnext_tiny"])
 def test_facebooks_names_are_read_as_timm_reads_them(name):
-    """timm's own filter is the judge; shapes of its input are Facebook's, linear layers' and GRN's."""
+    """timm's own filter is the judge; shapes of its input are Facebook's."""
     from timm.models.convnext import checkpoint_filter_fn
 
     theirs = reference(name)

@@ -1,0 +1,85 @@
+"""Names that a reader takes for one, and names that he does not."""
+
+import pytest
+
+from egmae_jax.data import lookalikes
+
+ALIKE = (
+    ("Benign", "benign"),
+    ("N\u00e4vus", "Na\u0308vus"),  # composed and decomposed
+    ("N\u00e4vus", "Navus"),
+    ("viral pneumonia", "viral\u00a0pneumonia"),  # no-break
+    ("viral pneumonia", "viral  pneumonia"),
+    ("viral pneumonia", "viral_pneumonia"),
+    ("viral pneumonia", "Viral-Pneumonia"),
+    ("no_tumor", "notumor"),
+    ("benign", " benign "),
+    ("benign", "benign\u200b"),  # zero-width space
+    ("benign", "be\u00adnign"),  # soft hyphen
+    ("benign", "\u202abenign\u202c"),  # marks of direction
+    ("benign", "b\u0435nign"),  # a Cyrillic e
+    ("fibroma", "\ufb01broma"),  # a ligature
+    ("B", "\uff22"),  # full width
+    ("Stra\u00dfe", "STRASSE"),
+    ("T1\u20132", "T1-2"),  # a dash
+    ("Barrett's", "Barrett\u2019s"),
+    ("COVID-19", "covid 19"),
+    ("COVID-19", "Covid19"),
+    ("0", "0.0"),
+    ("0", "00"),
+    ("0", "0."),
+    ("10", "10.0"),
+    ("1.5", "1.50"),
+    ("-1", "-1.0"),
+    ("grade 1", "Grade_01"),
+    ("17", "17.0"),
+    ("P001", "p001"),
+    ("P1", "P 1"),
+    ("P1", "P01"),
+)
+DIFFERENT = (
+    ("-1", "1"),
+    ("grade -1", "grade 1"),
+    ("HER2+", "HER2-"),
+    ("HER2", "HER2-"),
+    ("T1", "T2"),
+    ("1", "10"),
+    ("10", "100"),
+    ("1.05", "1.5"),
+    ("0.1", "1"),
+    ("1-2", "12"),
+    ("bbps-2-3", "bbps-23"),
+    ("1.2.840.10", "1.2.840.1"),
+    ("benign", "malignant"),
+    ("+", "-"),
+    ('["1", "23"]', '["12", "3"]'),
+)
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_names_that_look_alike_are_one(one, other):
+    assert one != other
+    assert lookalikes.key(one) == lookalikes.key(other)
+    assert lookalikes.groups([one, other, "something else"]) == [sorted([one, other])]
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_names_that_differ_are_two(one, other):
+    assert lookalikes.key(one) != lookalikes.key(other)
+    assert lookalikes.groups([one, other]) == []
+
+
+def test_what_pandas_reads_as_missing_is_missing():
+    """pandas' own list (its documentation of read_csv, na_values)."""
+    listed = (
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-NaN", "-nan", "1.#QNAN", "<NA>", "N/A"),
+        *("NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    )
+    assert all(map(lookalikes.is_missing, listed))
+    assert not any(map(lookalikes.is_missing, ("0", "normal", "Nano", "-", "+", "no", "unknown")))
+
+
+def test_letters_that_do_not_show_are_written_out():
+    said = lookalikes.shown(["benign", "benign\u200b"])
+    assert said == "'benign' and 'benign\\u200b' ('benign\\u200b')"
+    assert "'N\\xe4vus'" in lookalikes.shown(["N\u00e4vus", "Na\u0308vus"])
