@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import calibration as bench_calibration
 from benchmarks import corruption, depthwise, layer_selection, scaling, timing
 from egmae_jax import compilation, models, trainable
 from egmae_jax.data import phantoms
@@ -372,3 +373,13 @@ def test_the_reference_runs_the_whole_recipe(tmp_path):
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert len(re.findall(r"epoch \d: loss \d\.\d+", output)) == 6
     assert re.search(r"ensemble: accuracy [01]\.\d+, AUC [01]\.\d+", output)
+
+
+def test_what_few_images_cost_is_measured_from_the_true_temperature():
+    found = bench_calibration.measure(2, 2.0, count=2000, draws=2)
+    # So many images find the true temperature; unscaled probabilities are worse than it.
+    assert abs(found.fitted) < 0.003
+    assert abs(found.likeliest) < 0.003
+    assert 0.01 < found.unscaled_1_5 < found.unscaled_3
+    few = bench_calibration.measure(2, 2.0, count=5, draws=20)
+    assert found.fitted < few.fitted < few.likeliest

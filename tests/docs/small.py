@@ -70,6 +70,7 @@ _IMAGES = 12  # a class of phantoms
 PARSED_ONLY = ("benchmarks.soak",)
 # What makes the others small, after their own options.
 _BENCHMARKS = {
+    "calibration": "--draws=2",
     "corruption": "--batch=1 --image_size=16 --rounds=1 --repeats=1",
     "depthwise": "--batch=1 --shapes=4x3 --rounds=1",
     "gpu": "--minutes=.01",  # runs none of its benchmarks
