@@ -36,6 +36,7 @@ from egmae_jax.data import images
 from egmae_jax.data.datasets.base import find_images
 from egmae_jax.errors import MissingExtraError, UserError
 from egmae_jax.files import require_output, storage_errors_told, write_json
+from egmae_jax.interop import pytorch
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
@@ -166,8 +167,8 @@ def compare(
         tolerance: of the relative error of a layer.
 
     Raises:
-        CompareError: no images, no weights in the checkpoint, an option out of range, or torch,
-            torchvision or timm is missing.
+        CompareError: no images, no weights in the checkpoint, or an option out of range.
+        MissingExtraError: torch, torchvision or timm is missing.
         interop.CheckpointError: the weights do not fit the model; names every tensor that differs.
         MissingWeightsError: there are no `weights`.
         ConfigError: no such model.
@@ -181,7 +182,7 @@ def compare(
         raise CompareError(f"image_size is {image_size}; it must be {rule}.")
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
-    _require_torch()
+    pytorch.require("torch", "torchvision", "timm", extra="parity")
     library, tensors = interop.as_timm(_read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
@@ -234,23 +235,6 @@ def compare(
             for i in differing
         ),
     )
-
-
-def _require_torch() -> None:
-    try:
-        import timm  # noqa: F401
-        import torch  # noqa: F401
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        raise CompareError(
-            f"torchvision cannot be imported ({error}): it and torch are not built for each other; "
-            "install both anew, from the same index."
-        ) from None
-    except ImportError as error:
-        raise CompareError(
-            f"torch, torchvision and timm cannot be imported ({error}). They are the extra "
-            "'parity': pip install -e '.[parity]'."
-        ) from None
 
 
 def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from egmae_jax import augment, evaluate, experiment, export, finetune, fusion, m
 from egmae_jax.calibration import Scaling
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
+from egmae_jax.errors import MissingExtraError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.export import run as command_line
@@ -113,20 +114,20 @@ def made(tmp_path_factory):
         evaluation__resize=RESIZED,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pytorch, "require", no_torch)
+        patch.setattr(command_line, "require", no_torch)
         files = export.export_run(workdir, folder / "out")
     return workdir, folder / "out", files
 
 
 def no_torch(*libraries, extra):
-    raise pytorch.MissingExtraError(f"no torch; pip install -e '.[{extra}]' brings it.")
+    raise MissingExtraError(f"no torch; pip install -e '.[{extra}]' brings it.")
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs the command and returns its exit status, output and errors."""
     monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
-    monkeypatch.setattr(pytorch, "require", no_torch)
+    monkeypatch.setattr(command_line, "require", no_torch)
     monkeypatch.setenv("COLUMNS", "80")
 
     def start(**flags):
@@ -342,7 +343,7 @@ def test_results_that_lack_what_a_card_needs_are_named(tmp_path):
 
 
 def test_an_asff_has_no_onnx(tmp_path, monkeypatch):
-    monkeypatch.setattr(pytorch, "require", lambda *libraries, extra: None)
+    monkeypatch.setattr(command_line, "require", lambda *libraries, extra: None)
     tiny.register()
     workdir = make_run(tmp_path / "run", branches=(tiny.ASFF,))
     with pytest.raises(export.ExportError, match=f"no library has {tiny.ASFF}"):
@@ -364,7 +365,7 @@ def test_the_module_is_a_command(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_from_its_beginning_to_its_export(data, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(pytorch, "require", no_torch)
+    monkeypatch.setattr(command_line, "require", no_torch)
     workdir = tmp_path / "run"
     experiment.run(
         tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3), str(workdir)

@@ -1,9 +1,13 @@
 """torch, torchvision and timm; a test that asks for one skips where it is not installed."""
 
+import contextlib
 import importlib
 import sys
 
 import numpy as np
+
+from egmae_jax.errors import MissingExtraError
+from egmae_jax.interop.pytorch import require
 
 
 def _module(name):
@@ -18,18 +22,11 @@ def torch():
 
 
 def torchvision():
-    """The module."""
-    library = torch().library
-    try:
-        return _module("torchvision")
-    except RuntimeError:
-        # Built for another torch (a GPU's, say), its compiled operators do not load and its Python
-        # part stops at their names. Nothing here calls them, so names are enough.
-        for name in ("nms", "qnms"):
-            library.define(
-                f"torchvision::{name}", "(Tensor dets, Tensor scores, float t) -> Tensor"
-            )
-        return _module("torchvision")
+    """The module, also where it was built for another torch."""
+    torch()
+    with contextlib.suppress(MissingExtraError):  # told by `_module`
+        require("torchvision", extra="parity")
+    return _module("torchvision")
 
 
 def timm():

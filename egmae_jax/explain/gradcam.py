@@ -69,7 +69,8 @@ def gradcam(
         float32 [B, H, W], or [B, h, w] of the layer; the hottest pixel of each image is 1.
 
     Raises:
-        ValueError: no such layer (names the nearest), or no such class.
+        LayerError: no such layer; names the nearest.
+        ValueError: no such class.
     """
     return explain(model, params, images, layer=layer, classes=classes, upsample=upsample).heat
 

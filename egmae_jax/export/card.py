@@ -253,6 +253,9 @@ def _usage(system: System, formats: Sequence[str]) -> str:
                 'print(session.run(["calibrated"], {"images": np.asarray(image)[None]}))',
             )
         )
+    if absent := weights.not_written(system, formats):
+        lines = (f"- `{file}`: {why}" for file, why in absent.items())
+        parts.append("Not in this folder:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -9,34 +9,9 @@ from typing import Any
 import numpy as np
 
 from egmae_jax import augment, calibration, models
-from egmae_jax.errors import UserError
 from egmae_jax.export.system import LUMA, System
 from egmae_jax.files import write_atomically
 from egmae_jax.interop.timm import read
-
-
-class MissingExtraError(UserError):
-    """A library is not there, or does not work; the message says which and how to get it."""
-
-
-def require(*libraries: str, extra: str) -> None:
-    """Imports libraries.
-
-    Raises:
-        MissingExtraError: one cannot be imported.
-    """
-    for library in libraries:
-        try:
-            __import__(library)
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{library} cannot be imported ({error}); pip install -e '.[{extra}]' brings it."
-            ) from None
-        except RuntimeError as error:
-            raise MissingExtraError(
-                f"{library} cannot be imported ({error}): torch and torchvision are not built for "
-                "each other; install both anew, from the same index."
-            ) from None
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:

@@ -1,6 +1,7 @@
 """Writes the exported folders, and compares what is in them with what evaluated the run."""
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +15,18 @@ import rich.text
 from scipy.special import softmax
 
 from egmae_jax import augment, console
-from egmae_jax.errors import UserError
+from egmae_jax.errors import MissingExtraError, UserError
 from egmae_jax.export import card, pytorch, stablehlo, weights
 from egmae_jax.export.system import System, branch_logits, systems
-from egmae_jax.files import require_writable
+from egmae_jax.files import require_writable, storage_errors_told
+from egmae_jax.interop.pytorch import require
 from egmae_jax.saved_run import SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
 _TOLERANCES = {"timm": 1e-4, "stablehlo": 1e-5, "onnx": 1e-4}
 _COMPARED = 2  # images
+
+logger = logging.getLogger("egmae_jax.export")
 
 
 class ExportError(UserError):
@@ -88,6 +92,7 @@ def export_run(
             )
     cards = [card.card(run, system, round_index, formats) for system in found]
 
+    _tell_not_written(found, formats)
     batch = _random_batch(found[-1])  # the last has all networks
     files = []
     for system, text in zip(found, cards, strict=True):
@@ -105,6 +110,15 @@ def export_run(
             stablehlo.write(system, path)
             files.append(_check_program(path, stablehlo.load(path), system, batch, "stablehlo"))
     return files
+
+
+def _tell_not_written(found: Sequence[System], formats: Sequence[str]) -> None:
+    files: dict[str, list[str]] = {}  # by the reason
+    for system in found:
+        for file, reason in weights.not_written(system, formats).items():
+            files.setdefault(reason, []).append(f"{system.name}/{file}")
+    for reason, absent in files.items():
+        logger.warning("Not written: %s. %s", ", ".join(absent), reason)
 
 
 class Batch(NamedTuple):
@@ -125,10 +139,8 @@ def _random_batch(system: System) -> Batch:
 def _require_onnx(run: SavedRun, branch: str | None) -> None:
     """Raises ExportError where there can be no ONNX."""
     try:
-        pytorch.require(
-            "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx"
-        )
-    except pytorch.MissingExtraError as error:
+        require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
+    except MissingExtraError as error:
         raise ExportError(f"There can be no ONNX: {error}") from None
     chosen = run.branches if branch is None else (run.branch(branch),)
     if not any(weights.in_pytorch(each.model_name) for each in chosen):
@@ -146,8 +158,8 @@ def _write_weights(system: System, source: Path, folder: Path, batch: Batch) -> 
     if not weights.in_pytorch(branch.model_name):
         return _file(path, None, "timm", f"no other library has {branch.model_name}.")
     try:
-        pytorch.require("torch", "torchvision", "timm", extra="parity")
-    except pytorch.MissingExtraError as error:
+        require("torch", "torchvision", "timm", extra="parity")
+    except MissingExtraError as error:
         return _file(path, None, "timm", str(error))
     network = pytorch.network(folder, branch.model_name, len(system.classes))
     found = pytorch.logits(network, np.asarray(augment.normalize(jnp.asarray(batch.images))))
@@ -226,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
-    files = export_run(formats=[x for x in formats.split(",") if x], **options)
+    with storage_errors_told(options["workdir"], out):
+        files = export_run(formats=[x for x in formats.split(",") if x], **options)
     show(files, out)
     if wrong := [str(file.path) for file in files if file.wrong]:
         console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")

@@ -1,6 +1,7 @@
 """A branch's weights as a folder that timm reads: `timm.create_model("local-dir:FOLDER", ...)`."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,39 @@ def in_timm(model_name: str) -> bool:
 def in_pytorch(model_name: str) -> bool:
     """Whether timm has it, or torchvision, whose SqueezeNet is; ASFF is nobody's but ours."""
     return in_timm(model_name) or models.family(model_name) == "squeezenet"
+
+
+def not_written(system: System, formats: Sequence[str]) -> dict[str, str]:
+    """The files that an export lacks, each with the reason and, where there is one, the way out.
+
+    Args:
+        system: a branch or the ensemble.
+        formats: that it is exported in, of 'timm', 'stablehlo' and 'onnx'.
+
+    Returns:
+        Sentence by name of the file; of an ensemble or a network that PyTorch's libraries do not
+        have, no choice of formats writes ONNX.
+    """
+    model_name = system.networks[0].branch.model_name
+    absent = {}
+    if "stablehlo" not in formats:
+        absent["model.stablehlo"] = "It was not asked for: --formats=stablehlo writes it."
+    if system.fusion is not None:
+        absent["model.safetensors"] = "The weights are in the folders of the ensemble's branches."
+        absent["model.onnx"] = "ONNX is of single branches; model.stablehlo is of the ensemble."
+        return absent
+    if not {"timm", "onnx"} & set(formats):
+        absent["model.safetensors"] = "It was not asked for: --formats=timm writes it."
+    if not in_pytorch(model_name):
+        absent["model.onnx"] = (
+            f"PyTorch's exporter makes ONNX, and no library of PyTorch's has {model_name}."
+        )
+    elif "onnx" not in formats:
+        absent["model.onnx"] = (
+            "It was not asked for: --formats=timm,stablehlo,onnx writes it, and needs "
+            "pip install -e '.[onnx]'."
+        )
+    return absent
 
 
 def write(system: System, weights: Path, folder: Path) -> None:
