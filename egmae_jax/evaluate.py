@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax import calibration, fusion
+from egmae_jax import calibration, fusion, resampling
 from egmae_jax.data.pipeline import Evaluation
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
+from egmae_jax.resampling import Variance
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
+WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # which have intervals
 # Of one class against the rest.
 CLASS_METRICS = (
     "precision",
@@ -25,12 +27,17 @@ CLASS_METRICS = (
 )
 
 
+class NoGroupsError(DamagedFileError):
+    """Predictions of an older version, which hold no groups: splits.json has them."""
+
+
 class Predictions(NamedTuple):
     """What a branch says of a split."""
 
     ids: np.ndarray  # [N] str, the images' files
     labels: np.ndarray  # int [N]
     probabilities: np.ndarray  # float [N, num_classes]
+    groups: np.ndarray  # int [N]; images of one (patient, lesion, near-duplicates) are not split
 
 
 def predict(program: Callable, images: Evaluation, batch_size: int) -> np.ndarray:
@@ -124,28 +131,36 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def bootstrap_intervals(
-    labels: np.ndarray, probabilities: np.ndarray, *, seed: int, resamples: int
+    labels: np.ndarray, probabilities: np.ndarray, *, groups: np.ndarray, seed: int, resamples: int
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals of accuracy, precision, recall, F1 and AUC.
+    """95 % intervals of accuracy, precision, recall, F1 and AUC: how sure they are for a network.
 
-    Images are drawn with replacement within each class, so that every class is in every resample.
+    Groups are resampled, not images (`resampling.bootstrap_weights`). Of fewer than three groups
+    nothing is known: an interval is 0 to 1.
+
+    Args:
+        labels: int [N].
+        probabilities: [N, num_classes].
+        groups: int [N]; images of a group (a patient, a lesion, near-duplicates) are no independent
+            evidence. `np.arange(N)` says that every image is.
+        seed: of the resamples.
+        resamples: of the groups.
     """
-    weights = bootstrap_weights(labels, np.random.default_rng(seed), resamples)
+    evidence = resampling.count_groups(labels, groups, probabilities.shape[1])
+    if not resampling.can_resample(evidence.groups):
+        return {name: [0.0, 1.0] for name in WEIGHTED_METRICS}
+    rng = np.random.default_rng(seed)
+    weights = resampling.bootstrap_weights(labels, groups, rng, resamples)
     drawn = weighted_metrics(labels, probabilities, weights)
-    return {name: np.quantile(v, (0.025, 0.975)).tolist() for name, v in drawn.items()}
-
-
-def bootstrap_weights(labels: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Images drawn with replacement within each class: how often each is in a resample, [R, N].
-
-    As weights they make all resamples one array operation (`weighted_metrics`).
-    """
-    weights = np.zeros((resamples, len(labels)))
-    for label in range(labels.max() + 1):
-        members = np.flatnonzero(labels == label)
-        uniform = np.full(len(members), 1 / len(members))
-        weights[:, members] = rng.multinomial(len(members), uniform, size=resamples)
-    return weights
+    whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))))
+    return {
+        name: list(
+            resampling.interval(
+                name, float(whole[name][0]), Variance(float(values.var(ddof=1))), evidence
+            )
+        )
+        for name, values in drawn.items()
+    }
 
 
 def weighted_metrics(
@@ -210,7 +225,8 @@ def score(
         resamples: of the bootstrap.
 
     Returns:
-        {"test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
+        {"groups": of the test images, "groups_by_class": {class: groups that hold one of it},
+        "test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
         {branch: ...}, "confusion": {branch: ...}, "calibration": {branch: what was fitted on
         validation (`calibration.Fit`), "ece" and "loss" of the calibrated probabilities}}, with
         'ensemble' among the branches where there are several, and what its "fusion" fitted.
@@ -220,7 +236,12 @@ def score(
         for split, predictions in (("validation", validation), ("test", test))
     }
     labels, of_validation = (next(iter(part.values())).labels for part in (test, validation))
-    scores: dict[str, Any] = {}
+    groups = next(iter(test.values())).groups
+    evidence = resampling.count_groups(labels, groups, len(classes))
+    scores: dict[str, Any] = {
+        "groups": evidence.groups,
+        "groups_by_class": dict(zip(classes, evidence.by_class, strict=True)),
+    }
     if len(test) > 1:
         fused = fusion.fit(fusion_kind, of_validation, [seen["validation"][name] for name in test])
         for part in seen.values():
@@ -235,7 +256,7 @@ def score(
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
         "by_class": {name: class_metrics(labels, p, classes) for name, p in probabilities.items()},
         "intervals": {
-            name: bootstrap_intervals(labels, p, seed=0, resamples=resamples)
+            name: bootstrap_intervals(labels, p, groups=groups, seed=0, resamples=resamples)
             for name, p in probabilities.items()
         },
         "confusion": {
@@ -294,30 +315,50 @@ def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes ids, labels and probabilities as .npz, whole or not at all."""
+    """Writes ids, labels, probabilities and groups as .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **predictions._asdict())
     write_atomically(path, buffer.getvalue())
 
 
-def load_predictions(path: Path) -> Predictions:
+def load_predictions(path: Path, group_of: Mapping[str, int] | None = None) -> Predictions:
     """Reads what `save_predictions` wrote.
 
+    Args:
+        path: of the .npz file.
+        group_of: the group of each file, as splits.json has it, for predictions of an older version
+            that hold none (`SavedRun.predictions` takes it from there).
+
     Raises:
-        DamagedFileError: the file is not there, or not whole.
+        DamagedFileError: the file is not there, not whole, or `group_of` lacks one of its images.
+        NoGroupsError: it holds no groups, and none are given.
     """
     if not path.exists():
         raise DamagedFileError(path, "it is missing", REEVALUATE)
     try:
         arrays = read_npz(path)
+        if "groups" not in arrays:
+            arrays["groups"] = _groups(path, arrays["ids"], group_of)
         found = Predictions(*(arrays[name] for name in Predictions._fields))
     except (ValueError, KeyError) as error:
         raise DamagedFileError(path, error) from None
     kinds = tuple(array.dtype.kind for array in found)
     dimensions = tuple(array.ndim for array in found)
-    if kinds != ("U", "i", "f") or dimensions != (1, 1, 2) or len({*map(len, found)}) > 1:
+    expected = ("U", "i", "f", "i"), (1, 1, 2, 1)
+    if (kinds, dimensions) != expected or len({*map(len, found)}) > 1:
         said = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in found._asdict().items())
         raise DamagedFileError(path, f"it holds {said}")
     if not np.isfinite(found.probabilities).all():
         raise DamagedFileError(path, "a probability is no finite number")
     return found
+
+
+def _groups(path: Path, ids: np.ndarray, group_of: Mapping[str, int] | None) -> np.ndarray:
+    if group_of is None:
+        reason = "it holds no groups: it is of an older version, whose splits.json has them"
+        raise NoGroupsError(path, reason, REEVALUATE)
+    files = ids.ravel().tolist()
+    if missing := [file for file in files if file not in group_of]:
+        reason = f"it holds no groups and splits.json does not name {missing[0]!r}"
+        raise DamagedFileError(path, reason, REEVALUATE)
+    return np.array([group_of[file] for file in files], int)

@@ -18,13 +18,14 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, calibration, models
+from egmae_jax import branches, calibration, evaluate, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.calibration import Scaling
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.errors import ConfigError, UserError
+from egmae_jax.evaluate import Predictions
 from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json, storage_errors_told
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
@@ -154,6 +155,23 @@ class SavedRun:
         if not any(row["split"] == "test" for row in rows):
             raise DamagedFileError(path, "it names no test image", RESTORE)
         return rows
+
+    def predictions(self, branch: Branch, round_index: int, split: str) -> Predictions:
+        """What a branch said of the validation or test images of a round, with their groups.
+
+        Predictions of an older version hold no groups: they are those of splits.json.
+
+        Raises:
+            RunError: there is no such round.
+            DamagedFileError: the file is missing, not whole, or its groups are nowhere.
+        """
+        self.require_round(round_index)
+        path = self.paths.predictions(branch.name, round_index, split)
+        try:
+            return evaluate.load_predictions(path)
+        except evaluate.NoGroupsError:
+            group_of = {row["file"]: row["group"] for row in self.split(round_index)}
+            return evaluate.load_predictions(path, group_of)
 
     def classes(self) -> tuple[str, ...]:
         """Their names, in the order of the networks' outputs; raises as `split`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import calibration, evaluate, metrics_log
+from egmae_jax import calibration, metrics_log
 from egmae_jax import config as configs
 from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
@@ -80,9 +80,7 @@ class Content:
         """Of the test images, by branch, round by round."""
         return [
             {
-                branch.name: evaluate.load_predictions(
-                    self.run.paths.predictions(branch.name, index, "test")
-                )
+                branch.name: self.run.predictions(branch, index, "test")
                 for branch in self.run.branches
             }
             for index in self.run.rounds
@@ -94,7 +92,8 @@ class Content:
         found = []
         for index, of_round in enumerate(self.predictions):
             first = next(iter(of_round.values()))
-            found.append(Round(first.ids, first.labels, list(self._said(index, False).values())))
+            said = list(self._said(index, False).values())
+            found.append(Round(first.ids, first.labels, said, first.groups))
         return found
 
     def _said(self, index: int, calibrated: bool) -> dict[str, np.ndarray]:
@@ -154,7 +153,7 @@ class Content:
                 self.classifiers[last],
                 {m: self.resampled.difference(k, last, m) for m in _COMPARED},
                 [
-                    mcnemar(t.labels, t.probabilities[k], t.probabilities[last]).p
+                    mcnemar(t.labels, t.probabilities[k], t.probabilities[last], t.groups).p
                     for t in self.tested
                 ],
             )
@@ -420,7 +419,7 @@ def _same_images(first: Round, second: Round) -> bool:
 
 def _compare(first: str, base: Content, second: str, run: Content) -> Pair:
     rounds = [
-        Round(a.ids, a.labels, (a.probabilities[-1], b.probabilities[-1]))
+        Round(a.ids, a.labels, (a.probabilities[-1], b.probabilities[-1]), a.groups)
         for a, b in zip(base.tested, run.tested, strict=False)
     ]
     resampled = Resampled(rounds, resamples=_RESAMPLES)
@@ -428,7 +427,7 @@ def _compare(first: str, base: Content, second: str, run: Content) -> Pair:
         first,
         second,
         {m: resampled.difference(0, 1, m) for m in _COMPARED},
-        [mcnemar(t.labels, *t.probabilities).p for t in rounds],
+        [mcnemar(t.labels, t.probabilities[0], t.probabilities[1], t.groups).p for t in rounds],
     )
 
 

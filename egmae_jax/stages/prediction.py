@@ -67,6 +67,7 @@ class Prediction:
             ids=np.array([prepared.files[i] for i in indices]),
             labels=prepared.labels[indices],
             probabilities=found,
+            groups=prepared.groups[indices],
         )
 
     def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:

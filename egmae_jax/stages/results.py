@@ -66,8 +66,9 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
 def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
     """Of the very images of the split, in its order."""
     path = run.paths.predictions(branch, round_index, split)
-    found = evaluate.load_predictions(path)
     prepared, indices = run.data.prepared, run.data.indices(round_index, split)
+    group_of = dict(zip(prepared.files, prepared.groups.tolist(), strict=True))
+    found = evaluate.load_predictions(path, group_of)
     if found.ids.tolist() != [prepared.files[i] for i in indices]:
         raise DamagedFileError(path, f"its images are not those of the {split} part")
     if not np.array_equal(found.labels, prepared.labels[indices]):

@@ -1,8 +1,10 @@
 """Runs a sweep: python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:busi --out=FOLDER
 
 Every variant is a run of its own in FOLDER/<variant>, as main.py would make it. The same command
-goes on with what is not complete. At the end the variants are compared: a table, and summary.json,
-summary.csv and summary.png in FOLDER; --summary_only makes these of what there is.
+goes on with what is not complete. At the end one is chosen on validation images and shown on test
+images beside the baseline: a table, and summary.json, summary.csv and summary.png in FOLDER;
+--summary_only makes these of what there is. --all_on_test shows all variants on test images, as an
+ablation needs: nothing may be chosen from that.
 
 Exit status: 0 all is complete, 1 a variant failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
@@ -28,6 +30,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("out", None, "Folder for all runs; goes on with what is in it.")
     flags.DEFINE_bool("summary_only", False, "Runs nothing, compares what there is.")
+    flags.DEFINE_bool(
+        "all_on_test",
+        False,
+        "Shows all variants on test images, not the chosen and the baseline alone: for an "
+        "ablation, nothing may be chosen from it.",
+    )
     flags.mark_flags_as_required(["config", "out"])
 
 
@@ -47,7 +55,9 @@ def main(argv: list[str]) -> None:
         with lock(out, flag="--out"):
             failures = {} if flags.FLAGS.summary_only else run.run(sweep, out)
             resamples = config.evaluation.bootstrap_resamples
-            found = summary.summarize(sweep, out, failures, resamples=resamples)
+            found = summary.summarize(
+                sweep, out, failures, resamples=resamples, all_on_test=flags.FLAGS.all_on_test
+            )
             summary.write(found, out)
     except KeyboardInterrupt:
         console.fail("Stopped. The same command goes on from the last checkpoint.", 130)

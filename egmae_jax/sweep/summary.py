@@ -1,4 +1,9 @@
-"""What a sweep came to: the variants side by side, and paired with the baseline."""
+"""What a sweep came to: which variant validation chooses, and what the test images say of it.
+
+Who compares variants on test images and takes the best has chosen by them, and they flatter it.
+So the choice is by validation AUC, as that of the epochs, and test figures are shown of the chosen
+and of the baseline alone, unless all are asked for, as an ablation needs.
+"""
 
 import csv
 import io
@@ -22,10 +27,16 @@ from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep, Variant
 
 METRICS = {"accuracy": "Accuracy", "f1": "F1", "auc": "AUC"}
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#767676"  # Okabe and Ito's, told apart by all
+_CRITERION = "auc"
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # Okabe and Ito's
+_ABLATION = "for an ablation: nothing may be chosen from this"
 _NOTE = (
-    "Differences: the same rounds and test images, mean over rounds; 95 % intervals of a bootstrap "
-    "that draws rounds and, within each class, images; not corrected for several comparisons."
+    "Differences: the same rounds and test images, mean over rounds; 95 % intervals of what the "
+    "recipes differ by on other rounds and cases, by the variance between rounds and a bootstrap "
+    "of groups of images; not corrected for several comparisons."
+)
+_NOTE_OF_ONE_ROUND = (
+    "Of one round an interval knows of other cases alone, not of other seeds: run several."
 )
 
 
@@ -33,20 +44,27 @@ class Scored(NamedTuple):
     """A variant that is complete: what its ensemble, or its only branch, says."""
 
     branch: str
-    rounds: list[dict[str, float]]  # metrics
-    predictions: list[Predictions]  # of the test images, one a round
+    fusion: str | None  # of `fusion.KINDS`; None for a single branch
+    validation: list[Predictions]  # one a round
+    test: list[Predictions]
 
 
 def summarize(
-    sweep: Sweep, out: Path, failures: Mapping[str, str], *, resamples: int
+    sweep: Sweep,
+    out: Path,
+    failures: Mapping[str, str],
+    *,
+    resamples: int,
+    all_on_test: bool = False,
 ) -> dict[str, Any]:
-    """Scores the variants that are complete.
+    """Scores the variants that are complete and chooses one of them on validation images.
 
     Args:
         sweep: the sweep.
         out: its folder.
         failures: why a variant has failed, by name.
         resamples: of the bootstrap.
+        all_on_test: scores all variants on test images, not the chosen and the baseline alone.
 
     Returns:
         The content of summary.json.
@@ -59,48 +77,113 @@ def summarize(
                 scored[variant.name] = score(workdir)
             except (RunError, DamagedFileError) as error:
                 failures[variant.name] = str(error)
+    validation = {name: _metrics(found.validation) for name, found in scored.items()}
+    chosen = _best(validation)
     baseline = scored.get(sweep.baseline)
+    variants = []
+    for variant in sweep.variants:
+        name = variant.name
+        row = _row(variant, out, scored.get(name), failures)
+        row |= {"is_baseline": name == sweep.baseline, "is_chosen": name == chosen}
+        if name in scored:
+            row["validation"] = validation[name]
+            if all_on_test or name in (chosen, sweep.baseline):
+                row["test"] = _metrics(scored[name].test)
+                row["test_groups"] = _num_groups(scored[name].test)
+                if baseline is not None and name != sweep.baseline:
+                    row["difference"] = paired_difference(
+                        scored[name].test, baseline.test, resamples=resamples
+                    )
+        variants.append(row)
     return {
         "baseline": sweep.baseline,
-        "differences": _NOTE,
-        "variants": [
-            _row(variant, out, scored.get(variant.name), baseline, failures, resamples)
-            | {"is_baseline": variant.name == sweep.baseline}
-            for variant in sweep.variants
-        ],
+        "chosen": chosen,
+        "selection": _selection(scored, len(sweep.variants)),
+        "all_on_test": all_on_test,
+        "test": f"all variants, {_ABLATION}" if all_on_test else "the chosen and the baseline",
+        "differences": _differences_note(scored),
+        "variants": variants,
     }
 
 
 def score(workdir: Path) -> Scored:
-    """What a complete run says of its test images.
+    """What a complete run says of its validation and test images.
 
     Raises:
         RunError, DamagedFileError: a file of it cannot be read.
     """
     run = SavedRun(workdir)
-    rounds = run.results()["rounds"]
-    branch = list(rounds[0]["test"])[-1]
-    predictions = []
+    branch = list(run.results()["rounds"][0]["test"])[-1]
+    said: dict[str, list[Predictions]] = {"validation": [], "test": []}
+    kind = None
     for index in run.rounds:
-        each = [
-            evaluate.load_predictions(run.paths.predictions(b.name, index, "test"))
-            for b in run.branches
-        ]
         fusion = run.ensemble(index).fusion
-        if fusion is not None:
-            fused = fusion.apply([one.probabilities for one in each])
-            each = [each[0]._replace(probabilities=fused)]
-        predictions.append(each[0])
-    return Scored(branch, [r["test"][branch] for r in rounds], predictions)
+        for split, rounds in said.items():
+            each = [run.predictions(b, index, split) for b in run.branches]
+            if fusion is not None:
+                kind = fusion.kind
+                fused = fusion.apply([one.probabilities for one in each])
+                each = [each[0]._replace(probabilities=fused)]
+            rounds.append(each[0])
+    return Scored(branch, kind, **said)
+
+
+def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
+    """{metric of METRICS: {"mean", "std" (n - 1, None for one round), "rounds"}}."""
+    each = [evaluate.compute_metrics(said.labels, said.probabilities) for said in rounds]
+    found = {}
+    for name in METRICS:
+        values = [metrics[name] for metrics in each]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        found[name] = {"mean": float(np.mean(values)), "std": std, "rounds": values}
+    return found
+
+
+def _best(validation: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The variant of the highest validation AUC; of equals the first; None where there is none."""
+    return max(validation, key=lambda name: validation[name][_CRITERION]["mean"], default=None)
+
+
+def _num_groups(rounds: Sequence[Predictions]) -> int:
+    """Of all test images, an image counted once."""
+    return len(np.unique(np.concatenate([said.groups for said in rounds])))
+
+
+def _selection(scored: Mapping[str, Scored], variants: int) -> str:
+    """Sentences on how was chosen, and what the validation figures are worth."""
+    found = [
+        "Chosen on validation: the highest AUC there, mean over rounds, of "
+        f"{len(scored)} complete variants of {variants}. Validation figures flatter, for they also "
+        "chose the epoch of every network."
+    ]
+    fitted = [name for name, x in scored.items() if x.fusion not in (None, "mean")]
+    if fitted:
+        found.append(
+            f"More so those of {', '.join(fitted)}, whose fusion was fitted on these images."
+        )
+    names = list(scored)
+    others = [name for name in names if not _same_images(scored[name], scored[names[0]])]
+    if others:
+        found.append(
+            f"Of other validation images than {names[0]}, so that the choice compares figures of "
+            f"different images: {', '.join(others)}."
+        )
+    return " ".join(found)
+
+
+def _same_images(one: Scored, other: Scored) -> bool:
+    return len(one.validation) == len(other.validation) and all(
+        np.array_equal(a.ids, b.ids) for a, b in zip(one.validation, other.validation, strict=True)
+    )
+
+
+def _differences_note(scored: Mapping[str, Scored]) -> str:
+    one_round = any(len(found.test) == 1 for found in scored.values())
+    return f"{_NOTE} {_NOTE_OF_ONE_ROUND}" if one_round else _NOTE
 
 
 def _row(
-    variant: Variant,
-    out: Path,
-    found: Scored | None,
-    baseline: Scored | None,
-    failures: Mapping[str, str],
-    resamples: int,
+    variant: Variant, out: Path, found: Scored | None, failures: Mapping[str, str]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": variant.name,
@@ -112,17 +195,7 @@ def _row(
         if variant.name in failures:
             return row | {"status": "failed", "error": failures[variant.name]}
         return row | {"status": "not complete"}
-    metrics = {}
-    for name in METRICS:
-        values = [scores[name] for scores in found.rounds]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        metrics[name] = {"mean": float(np.mean(values)), "std": std, "rounds": values}
-    row |= {"status": "complete", "branch": found.branch, "metrics": metrics}
-    if baseline is not None and baseline is not found:
-        row["difference"] = paired_difference(
-            found.predictions, baseline.predictions, resamples=resamples
-        )
-    return row
+    return row | {"status": "complete", "branch": found.branch, "rounds": len(found.test)}
 
 
 def paired_difference(
@@ -130,12 +203,13 @@ def paired_difference(
 ) -> dict[str, Any] | None:
     """How much better ours are, round by round of the same images, with a 95 % interval.
 
-    A resample draws rounds, and within each class images.
+    The interval is of what two recipes differ by, over rounds and cases that might have been
+    others: `resampling.of_recipe`.
 
     Args:
         ours: one a round.
         theirs: one a round.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap of groups.
 
     Returns:
         {metric of METRICS: {"mean", "low", "high"}}; None where rounds or images are not the same.
@@ -145,8 +219,9 @@ def paired_difference(
         np.array_equal(a.ids, b.ids) and np.array_equal(a.labels, b.labels) for a, b in pairs
     ):
         return None
-    rounds = [Round(a.ids, a.labels, (b.probabilities, a.probabilities)) for a, b in pairs]
-    resampled = Resampled(rounds, resamples=resamples, draw_rounds=True)
+    rounds = [Round(a.ids, a.labels, (b.probabilities, a.probabilities), a.groups)
+              for a, b in pairs]  # fmt: skip
+    resampled = Resampled(rounds, resamples=resamples, random_rounds=True)
     return {name: resampled.difference(0, 1, name)._asdict() for name in METRICS}
 
 
@@ -173,21 +248,27 @@ def write(summary: Mapping[str, Any], out: Path) -> None:
 
 
 def _csv(summary: Mapping[str, Any]) -> str:
-    """A row a variant; empty cells for what is not known."""
+    """A row a variant; empty cells for what is not known, or not shown."""
     rows = []
     for row in summary["variants"]:
-        cells = {"variant": row["name"], "status": row["status"], "branch": row.get("branch", "")}
-        complete = row["status"] == "complete"
-        cells["rounds"] = len(row["metrics"]["accuracy"]["rounds"]) if complete else ""
+        cells = {
+            "variant": row["name"],
+            "status": row["status"],
+            "branch": row.get("branch", ""),
+            "rounds": row.get("rounds", ""),
+            "chosen_on_validation": str(row["is_chosen"]).lower(),
+        }
+        for part in ("validation", "test"):
+            for name in METRICS:
+                of_metric = row.get(part, {}).get(name, {})
+                cells[f"{part}_{name}"] = of_metric.get("mean", "")
+                cells[f"{part}_{name}_std"] = of_metric.get("std", "")
         for name in METRICS:
-            of_metric = row["metrics"][name] if complete else {}
             difference = (row.get("difference") or {}).get(name, {})
             cells |= {
-                name: of_metric.get("mean", ""),
-                f"{name}_std": of_metric.get("std", ""),
-                f"{name}_difference": difference.get("mean", ""),
-                f"{name}_difference_low": difference.get("low", ""),
-                f"{name}_difference_high": difference.get("high", ""),
+                f"test_{name}_difference": difference.get("mean", ""),
+                f"test_{name}_difference_low": difference.get("low", ""),
+                f"test_{name}_difference_high": difference.get("high", ""),
             }
         rows.append(cells)
     text = io.StringIO()
@@ -198,19 +279,31 @@ def _csv(summary: Mapping[str, Any]) -> str:
 
 
 def show(summary: Mapping[str, Any]) -> None:
-    """Prints the variants' figures, their differences to the baseline, and which are missing."""
+    """Prints the choice on validation, test figures of what it shows, and what is missing."""
     terminal = rich.console.Console(highlight=False, emoji=False)
     rows = summary["variants"]
     complete = [row for row in rows if row["status"] == "complete"]
+    titles = ["Rounds", *METRICS.values()]
     if complete:
-        several = any(len(row["metrics"]["accuracy"]["rounds"]) > 1 for row in complete)
-        what = "mean ± standard deviation over rounds" if several else "one round"
-        terminal.print(f"\nTest, {what}:")
-        terminal.print(_table(complete, ["Rounds", *METRICS.values()], _figures))
+        over = _over(complete)
+        terminal.print(f"\nValidation, {over}:")
+        terminal.print(_table(complete, titles, lambda row: _figures(row, "validation")))
+        terminal.print(f"{summary['selection']}", markup=False)
+        terminal.print(f"Chosen on validation: {summary['chosen']}", markup=False, style="bold")
+    if tested := [row for row in complete if "test" in row]:
+        groups = sorted({row["test_groups"] for row in tested})
+        counted = " to ".join(map(str, dict.fromkeys((groups[0], groups[-1]))))
+        terminal.print(
+            f"\nTest, {over}, images in {counted} groups; {summary['test']}:", markup=False
+        )
+        terminal.print(_table(tested, titles, lambda row: _figures(row, "test")))
     if compared := [row for row in complete if row.get("difference")]:
-        terminal.print(f"Difference to {summary['baseline']} (95 % interval):", markup=False)
+        ending = f", {_ABLATION}" if summary["all_on_test"] else ""
+        terminal.print(
+            f"Test, difference to {summary['baseline']} (95 % interval){ending}:", markup=False
+        )
         terminal.print(_table(compared, list(METRICS.values()), _differences))
-        terminal.print(_NOTE)
+        terminal.print(summary["differences"])
     for row in rows:
         if row["status"] == "complete" and "difference" in row and row["difference"] is None:
             terminal.print(
@@ -223,6 +316,11 @@ def show(summary: Mapping[str, Any]) -> None:
             terminal.print(text + (f" ({row['error']})" if "error" in row else ""))
 
 
+def _over(rows: Sequence[Mapping[str, Any]]) -> str:
+    several = any(row["rounds"] > 1 for row in rows)
+    return "mean ± standard deviation over rounds" if several else "one round"
+
+
 def _table(rows: Sequence[Mapping[str, Any]], titles: Sequence[str], cells: Any) -> Any:
     # Fits 80 columns with the longest name of configs/sweeps, 'entropy_noise_0.05'.
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=0)
@@ -230,15 +328,15 @@ def _table(rows: Sequence[Mapping[str, Any]], titles: Sequence[str], cells: Any)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        style = "bold" if row["is_baseline"] else ""
+        style = "bold" if row["is_chosen"] else ""
         table.add_row(rich.text.Text(row["name"]), *cells(row), style=style)
     return table
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
-    cells = [str(len(row["metrics"]["accuracy"]["rounds"]))]
+def _figures(row: Mapping[str, Any], part: str) -> list[str]:
+    cells = [str(row["rounds"])]
     for name in METRICS:
-        mean, std = row["metrics"][name]["mean"], row["metrics"][name]["std"]
+        mean, std = row[part][name]["mean"], row[part][name]["std"]
         cells.append("  " + _short(mean) + ("" if std is None else f" ± {_short(std)}"))
     return cells
 
@@ -254,51 +352,65 @@ def _short(value: float, sign: str = "") -> str:
 
 
 def draw(summary: Mapping[str, Any]) -> Figure:
-    """Above, each variant's rounds, mean and standard deviation; below, what differs."""
+    """Validation of all variants, test of those that are shown, and what differs on test images."""
     rows = [row for row in summary["variants"] if row["status"] == "complete"]
-    compared = any(row.get("difference") for row in rows)
-    names = [row["name"] for row in rows]
-    height = 1.1 + 0.32 * len(rows)
-    figure = Figure(figsize=(10, height * (2 if compared else 1) + 0.3), layout="constrained")
-    grid = figure.subplots(2 if compared else 1, len(METRICS), sharey=True, squeeze=False)
-    places = np.arange(len(rows))
-    several = any(len(row["metrics"]["accuracy"]["rounds"]) > 1 for row in rows)
-    for column, (name, title) in enumerate(METRICS.items()):
-        axes = grid[0, column]
-        for place, row in zip(places, rows, strict=True):
-            found = row["metrics"][name]
-            color = _ORANGE if row["is_baseline"] else _BLUE
-            axes.errorbar(
-                found["mean"], place, xerr=found["std"], fmt="D" if row["is_baseline"] else "o",
-                color=color, capsize=4, markersize=7, linewidth=1.8,
-            )  # fmt: skip
-            each = found["rounds"]
-            if several:
-                axes.scatter(each, np.full(len(each), place + 0.25), s=12, color=_GREY, zorder=3)
-        axes.set_title(title)
-        axes.locator_params(axis="x", nbins=5)
-        axes.grid(axis="x", alpha=0.3)
-        if compared:
-            _draw_differences(grid[1, column], rows, name, title)
-    grid[0, 0].set_yticks(places, names, parse_math=False)
-    grid[0, 0].set_ylim(len(rows) - 0.4, -0.6)
+    tested = [row for row in rows if "test" in row]
+    compared = [row for row in tested if row.get("difference") or row["is_baseline"]]
+    parts = [("validation", rows), ("test", tested)]
+    if any(row.get("difference") for row in rows):
+        parts.append(("difference", compared))
+    heights = [0.9 + 0.32 * len(shown) for _, shown in parts]
+    figure = Figure(figsize=(10, sum(heights) + 0.5), layout="constrained")
+    figure.suptitle(f"Chosen on validation: {summary['chosen']}", parse_math=False)
+    grid = figure.subplots(
+        len(parts), len(METRICS), sharey="row", squeeze=False, height_ratios=heights
+    )
+    several = any(row["rounds"] > 1 for row in rows)
     what = "mean ± standard deviation over rounds; small: the rounds" if several else "one round"
-    grid[0, 1].set_xlabel(f"test: {what}")
-    if compared:
-        text = f"difference to {summary['baseline']}, 95 % interval"
-        grid[1, 1].set_xlabel(text, parse_math=False)
+    ending = f", {_ABLATION}" if summary["all_on_test"] else ""
+    labels = {
+        "validation": f"validation: {what}",
+        "test": f"test{ending or ' of ' + summary['test']}: {what}",
+        "difference": f"test: difference to {summary['baseline']}, 95 % interval{ending}",
+    }
+    for axes, (part, shown) in zip(grid, parts, strict=True):
+        for column, (name, title) in enumerate(METRICS.items()):
+            (_draw_differences if part == "difference" else _draw_figures)(
+                axes[column], shown, name, part
+            )
+            axes[column].set_title(f"{title}: {part}")
+            axes[column].locator_params(axis="x", nbins=5)
+            axes[column].grid(axis="x", alpha=0.3)
+        names = [row["name"] + (" (chosen)" if row["is_chosen"] else "") for row in shown]
+        axes[0].set_yticks(np.arange(len(shown)), names, parse_math=False)
+        axes[0].set_ylim(len(shown) - 0.4, -0.6)
+        axes[1].set_xlabel(labels[part], parse_math=False)
     return figure
 
 
-def _draw_differences(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
+def _look(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Colour and marker of a variant."""
+    color = _GREEN if row["is_chosen"] else _ORANGE if row["is_baseline"] else _BLUE
+    return color, "D" if row["is_baseline"] else "o"
+
+
+def _draw_figures(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, part: str) -> None:
+    for place, row in enumerate(rows):
+        found = row[part][name]
+        color, marker = _look(row)
+        axes.errorbar(
+            found["mean"], place, xerr=found["std"], fmt=marker, color=color, capsize=4,
+            markersize=7, linewidth=1.8,
+        )  # fmt: skip
+        if len(found["rounds"]) > 1:
+            places = np.full(len(found["rounds"]), place + 0.25)
+            axes.scatter(found["rounds"], places, s=12, color=_GREY, zorder=3)
+
+
+def _draw_differences(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, part: str) -> None:
     axes.axvline(0, color=_ORANGE, linewidth=1.5)
     for place, row in enumerate(rows):
-        if row["is_baseline"]:
-            axes.plot(0, place, "D", color=_ORANGE, markersize=7)
-        elif row.get("difference"):
-            found = row["difference"][name]
-            axes.plot([found["low"], found["high"]], [place, place], color=_BLUE, linewidth=1.8)
-            axes.plot(found["mean"], place, "o", color=_BLUE, markersize=7)
-    axes.set_title(f"{title}: difference")
-    axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", alpha=0.3)
+        color, marker = _look(row)
+        found = (row.get(part) or {}).get(name, {"mean": 0, "low": 0, "high": 0})
+        axes.plot([found["low"], found["high"]], [place, place], color=color, linewidth=1.8)
+        axes.plot(found["mean"], place, marker, color=color, markersize=7)

@@ -1,0 +1,230 @@
+"""How often the nominal 95 % intervals hold the truth, by simulation of what they are to tell of.
+
+    python -m benchmarks.coverage
+
+A population of cases (groups of images that networks judge alike) and of networks is known, so its
+accuracy, macro F1 and macro AUC are. Test sets and networks are drawn from it; printed is how often
+`evaluate.bootstrap_intervals` and the sweep's interval held the truth, and what the first would if
+it took images for independent. --trials=200 is a look, the default takes minutes.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from egmae_jax import evaluate
+from egmae_jax.report.significance import Resampled, Round
+
+METRICS = ("accuracy", "f1", "auc")
+BALANCED, UNEQUAL = (1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1)
+BETTER = 1.15  # times the signal: the second recipe of a difference
+_TRUTH_CASES = 60_000
+
+
+class Population(NamedTuple):
+    """Of cases and networks: a network's score of a class is signal where it is true, and noise."""
+
+    shares: tuple[float, ...] = BALANCED  # of the classes
+    signal: float = 1.5  # in standard deviations of the noise
+    seed_std: float = 0.1  # of a network's signal, between networks of a recipe
+    case_share: float = 0.8  # of the noise's variance that is the case's, the same for all networks
+
+    def labels(self, groups: int) -> np.ndarray:
+        """The classes of groups, int [G], in the shares of the population."""
+        counts = np.round(np.array(self.shares) * groups).astype(int)
+        return np.repeat(np.arange(len(counts)), counts)
+
+    def draw(
+        self, rng: np.random.Generator, labels: np.ndarray, networks: Sequence[float]
+    ) -> list[np.ndarray]:
+        """What networks say of new cases: probabilities [G, C] each.
+
+        Args:
+            rng: draws cases, networks and what is neither's.
+            labels: int [G].
+            networks: the mean signal of the recipe of each.
+        """
+        one_hot = np.eye(len(self.shares))[labels]
+        of_case = np.sqrt(self.case_share) * rng.normal(size=one_hot.shape)
+        of_both = np.sqrt(1 - self.case_share)
+        return [
+            special.softmax(
+                (signal + self.seed_std * rng.normal()) * one_hot
+                + of_case
+                + of_both * rng.normal(size=one_hot.shape),
+                axis=1,
+            )
+            for signal in networks
+        ]
+
+    @functools.cache  # noqa: B019, of a tuple
+    def truth(self, signal: float) -> dict[str, float]:
+        """The mean of each metric over all networks of a recipe, of endlessly many cases."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+        labels = self.labels(_TRUTH_CASES)
+        noise = np.random.default_rng(1).normal(size=(len(labels), len(self.shares)))
+        found = dict.fromkeys(METRICS, 0.0)
+        for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+            one_hot = np.eye(len(self.shares))[labels]
+            said = special.softmax((signal + self.seed_std * node) * one_hot + noise, axis=1)
+            values = evaluate.weighted_metrics(labels, said, np.ones((1, len(labels))))
+            for name in METRICS:
+                found[name] += float(weight * values[name][0])
+        return found
+
+
+def of_networks(
+    population: Population,
+    groups: int,
+    size: int,
+    *,
+    trials: int,
+    resamples: int,
+    by_group: bool = True,
+) -> dict[str, float]:
+    """How often the interval of a network's metric holds it: {metric: share}.
+
+    Args:
+        population: of cases; its networks are all the same.
+        groups: of a test set.
+        size: images of a group.
+        trials: test sets.
+        resamples: of the bootstrap.
+        by_group: resamples groups; else images, as if they were independent.
+    """
+    population = population._replace(seed_std=0.0)
+    rng, truth = np.random.default_rng(0), population.truth(population.signal)
+    labels, members = population.labels(groups), np.repeat(np.arange(groups), size)
+    unit = members if by_group else np.arange(groups * size)
+    held = dict.fromkeys(METRICS, 0)
+    for trial in range(trials):
+        (said,) = population.draw(rng, labels, [population.signal])
+        found = evaluate.bootstrap_intervals(
+            labels[members], said[members], groups=unit, seed=trial, resamples=resamples
+        )
+        for name in METRICS:
+            held[name] += found[name][0] <= truth[name] <= found[name][1]
+    return {name: count / trials for name, count in held.items()}
+
+
+def of_recipes(
+    population: Population,
+    groups: int,
+    size: int,
+    rounds: int,
+    *,
+    trials: int,
+    resamples: int,
+    folds: bool = False,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How often the interval of a recipe's metric, and that of two recipes' difference, hold it.
+
+    Args:
+        population: of cases and networks.
+        groups: of a test set.
+        size: images of a group.
+        rounds: networks of each recipe.
+        trials: pairs of recipes.
+        resamples: of the bootstrap.
+        folds: each round has groups / rounds groups of its own instead of all.
+
+    Returns:
+        {metric: share} each.
+    """
+    rng = np.random.default_rng(0)
+    signals = population.signal, population.signal * BETTER
+    truths = [population.truth(signal) for signal in signals]
+    labels = population.labels(groups // rounds if folds else groups)
+    members = np.repeat(np.arange(len(labels)), size)
+    held = [dict.fromkeys(METRICS, 0) for _ in range(2)]
+    for trial in range(trials):
+        if folds:
+            said = [population.draw(rng, labels, signals) for _ in range(rounds)]
+        else:
+            each = population.draw(rng, labels, np.repeat(signals, rounds).tolist())
+            said = list(zip(each[:rounds], each[rounds:], strict=True))
+        tested = []
+        for index, pair in enumerate(said):
+            first = index * len(members) if folds else 0
+            ids = (first + np.arange(len(members))).astype(str)
+            probabilities = [one[members] for one in pair]
+            tested.append(Round(ids, labels[members], probabilities, first + members))
+        found = Resampled(tested, resamples=resamples, seed=trial, random_rounds=True)
+        for name in METRICS:
+            value, difference = found.estimate(0, name), found.difference(0, 1, name)
+            held[0][name] += value.low <= truths[0][name] <= value.high
+            gain = truths[1][name] - truths[0][name]
+            held[1][name] += difference.low <= gain <= difference.high
+    return tuple({name: n / trials for name, n in one.items()} for one in held)  # type: ignore[return-value]
+
+
+def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]]:
+    options = {"trials": trials, "resamples": resamples}
+    for shares, signal, all_groups in (
+        (BALANCED, 1.5, (15, 30, 60, 150)),
+        (BALANCED, 2.5, (30, 60, 150)),
+        (UNEQUAL, 1.5, (30, 60, 150)),
+        (UNEQUAL, 2.5, (60, 150, 300)),
+    ):
+        population = Population(shares, signal)
+        for groups in all_groups:
+            for size in (1, 2, 3) if groups == 60 else (2,):
+                call = functools.partial(of_networks, population, groups, size, **options)
+                yield f"network | {_described(population, size, groups)}", call
+    for size in (2, 3):
+        call = functools.partial(of_networks, Population(), 60, size, by_group=False, **options)
+        yield f"network, images resampled | {_described(Population(), size, 60)}", call
+    for rounds in (2, 3, 5):
+        for size in (1, 2, 3):
+            call = functools.partial(of_recipes, Population(), 60, size, rounds, **options)
+            yield f"recipe, {rounds} rounds | {_described(Population(), size, 60)}", call
+        for changes in ({"seed_std": 0.3}, {"seed_std": 0.0, "case_share": 0.5}, {"signal": 2.5}):
+            population = Population()._replace(**changes)  # type: ignore[arg-type]
+            call = functools.partial(of_recipes, population, 60, 2, rounds, **options)
+            said = ", ".join(f"{name} {value}" for name, value in changes.items())
+            yield f"recipe, {rounds} rounds, {said} | {_described(population, 2, 60)}", call
+    for folds in (3, 5):
+        call = functools.partial(of_recipes, Population(), 150, 2, folds, folds=True, **options)
+        yield f"recipe, {folds} folds | {_described(Population(), 2, 150)}", call
+
+
+def _described(population: Population, size: int, groups: int) -> str:
+    shares = "/".join(f"{share:.2g}".lstrip("0") for share in population.shares)
+    truth = population.truth(population.signal)
+    auc = f"{truth['accuracy']:.2f} | {truth['auc']:.3f}".replace("0.", ".")
+    return f"{shares} | {auc} | {groups} | {size}"
+
+
+def _cells(held: Mapping[str, float]) -> str:
+    return " | ".join(f"{held[name]:.3f}".lstrip("0") for name in METRICS)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000, help="test sets of each row")
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap")
+    options = parser.parse_args()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the processes below
+    rows = list(_rows(options.trials, options.resamples))
+    error = (0.05 * 0.95 / options.trials) ** 0.5
+    print(f"Share of intervals that hold the truth; {options.trials} trials, error {error:.3f}.\n")
+    print("| interval of | classes | accuracy | AUC | groups | images of each "
+          "| accuracy | F1 | AUC | difference: accuracy | F1 | AUC |")  # fmt: skip
+    print("|---" * 12 + "|")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        for (name, _), done in zip(rows, [pool.submit(call) for _, call in rows], strict=True):
+            found = done.result()
+            value, difference = found if isinstance(found, tuple) else (found, None)
+            last = " | | |" if difference is None else f" {_cells(difference)} |"
+            print(f"| {name} | {_cells(value)} |{last}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
