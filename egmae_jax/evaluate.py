@@ -248,9 +248,9 @@ def score(
             part["ensemble"] = fused.apply([part[name] for name in test])
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fused.fitted}
     probabilities = seen["test"]
-    groups = getattr(next(iter(validation.values())), "groups", None)
+    of_one = next(iter(validation.values())).groups
     fits = {
-        name: calibration.fit(of_validation, p, groups) for name, p in seen["validation"].items()
+        name: calibration.fit(of_validation, p, of_one) for name, p in seen["validation"].items()
     }
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},

@@ -488,7 +488,7 @@ def test_bmp_of_5_bits_a_channel():
     np.testing.assert_allclose(steps(head + values.tobytes()), np.round(row * 255 / 31), atol=1)
 
 
-# --- DICOM: PS3.3, C.7.6.3.1 (pixels), C.11.1 (modality), C.11.2 (VOI), C.7.5.1.1.2 (padding) ------
+# --- DICOM: PS3.3, C.7.6.3.1 (pixels), C.11.1 (modality), C.11.2 (VOI), C.7.5.1.1.2 (padding) -----
 
 
 def dicom(
@@ -921,7 +921,7 @@ def test_dicom_that_is_refused(elements, message):
 
 
 def test_dicom_of_floats_is_refused():
-    with pytest.raises(UnreadableImageError, match="FloatPixelData.*not supported"):
+    with pytest.raises(UnreadableImageError, match=r"FloatPixelData.*not supported"):
         images.decode(with_float_pixels())
 
 
