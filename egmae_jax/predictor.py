@@ -24,7 +24,7 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from egmae_jax import augment, compilation, finetune, models, sharding
-from egmae_jax.data import images
+from egmae_jax.data import images, samples
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.explain import gradcam
@@ -106,6 +106,8 @@ class Predictor:
             raise RunError(f"batch is {batch}; it must be positive.")
         self.run = SavedRun(Path(workdir))
         self.calibrated, self.batch = calibrated, batch
+        self._warned_of_range = False
+        self.run.intensity  # noqa: B018 (a file that is damaged is told before any work)
         rounds = self._rounds(round_index)
         self._ensembles = [
             self.run.ensemble(i) for i in rounds
@@ -202,16 +204,30 @@ class Predictor:
             except OSError as error:
                 return error.strerror or str(error)
         try:
-            if isinstance(source, PIL.Image.Image):
+            if isinstance(source, bytes):
+                decoded = images.examine(source, intensity)
+                image = decoded.image if data.color == "rgb" else decoded.image.convert("L")
+                if decoded.stored is not None and samples.lies_beyond(intensity, *decoded.stored):
+                    self._warn_of_range(*decoded.stored[1:])
+            elif isinstance(source, PIL.Image.Image):
                 image = images.convert(source, data.color, intensity)
-            elif isinstance(source, bytes):
-                image = images.decode(source, data.color, intensity)
             else:
                 image = images.convert(images.from_array(source), data.color)
         except UnreadableImageError as error:
             return str(error)
         resized = self.run.config.evaluation.resize
         return images.to_array(images.evaluation_view(image, data.resize, data.image_size, resized))
+
+    def _warn_of_range(self, low: float, high: float) -> None:
+        if not self._warned_of_range:
+            logger.warning(
+                "An image has values of %g to %g, beyond those that the run was trained on (%s; "
+                "data.intensity_range='dataset'): they become black or white. Others are not told",
+                low,
+                high,
+                samples.listed(self.run.intensity),
+            )
+        self._warned_of_range = True
 
     # --- Batches ---------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def describe(
         intensity: by which they were decoded.
     """
     used = pixels.bits_used
-    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow)
+    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist()
     return {
         "intensity_range": intensity.rule,
         "range_of_dataset": {kind: list(ends) for kind, ends in intensity.of_dataset.items()},

@@ -66,6 +66,20 @@ def listed(intensity: IntensityRange) -> str:
     return ", ".join(ranges) or "no type of more than 8 bits"
 
 
+def lies_beyond(intensity: IntensityRange, kind: str, least: float, largest: float) -> bool:
+    """Whether a file has values outside the range of the data set: they become black or white.
+
+    Args:
+        intensity: by which it is decoded.
+        kind: type of its values, such as 'uint16'.
+        least, largest: of its values.
+    """
+    if intensity.rule != "dataset" or kind not in intensity.of_dataset:
+        return False
+    low, high = intensity.of_dataset[kind]
+    return least < low or largest > high
+
+
 def from_json(content: Any) -> IntensityRange:
     """The inverse of `to_json`.
 
@@ -360,14 +374,14 @@ def _read_tiff(encoded: bytes) -> Samples | None:
         page = tags.page
         plain = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
         known = tags.photometric in (*_COLOURS, None) and not tags.is_premultiplied
-        if plain and tags.count == 1 and not (known and page.compression in _LOSSLESS):
+        if plain and tags.images == 1 and not (known and page.compression in _LOSSLESS):
             return None
         return _read_page(encoded, tags)
 
 
 class _Tags(NamedTuple):
     page: Any  # tifffile's, the first
-    count: int  # of images
+    images: int
     bits: tuple[int, ...]  # BitsPerSample, of one or of each channel
     formats: tuple[int, ...]  # SampleFormat, likewise
     photometric: int | None  # PhotometricInterpretation
@@ -437,8 +451,8 @@ def _require_supported(tags: _Tags) -> str:
     page, bits, formats = tags.page, tags.bits, tags.formats
     name = f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits"
     kind = f"{_FORMATS.get(formats[0], 'unknown')}{bits[0]}"
-    if tags.count > 1:
-        raise SamplesError(f"{tags.count} frames; one image is expected")
+    if tags.images > 1:
+        raise SamplesError(f"{tags.images} frames; one image is expected")
     if len(set(bits)) > 1 or len(set(formats)) > 1:
         raise SamplesError(f"{name} that differ by channel is not supported; {_CONVERT}")
     if formats[0] not in _FORMATS:
@@ -447,10 +461,10 @@ def _require_supported(tags: _Tags) -> str:
         )
     if tags.photometric not in _COLOURS:
         unknown = "missing" if tags.photometric is None else tags.photometric
-        colours = _PHOTOMETRICS.get(tags.photometric or 0)
+        meaning = _PHOTOMETRICS.get(tags.photometric or 0)
         raise SamplesError(
             f"{name} whose PhotometricInterpretation is {unknown}"
-            f"{f' ({colours})' if colours else ''} is not supported; {_CONVERT}"
+            f"{f' ({meaning})' if meaning else ''} is not supported; {_CONVERT}"
         )
     if tags.photometric == 5 and _each(page.tags.get(332), 1)[0] != 1:
         raise SamplesError(f"{name} of inks other than CMYK is not supported; {_CONVERT}")

@@ -1,6 +1,7 @@
 """DICOM as 8-bit images, on files that the tests write."""
 
 import io
+import logging
 
 import numpy as np
 import PIL.Image
@@ -165,3 +166,17 @@ def test_a_folder_of_dicom_files_is_prepared(tmp_path):
         data, np.arange(6), color="rgb", resize="shorter_side", store_size=64
     )
     assert pipeline.load(view, np.arange(6)).pixels.shape == (6, 20, 30, 3)
+
+
+@pytest.mark.parametrize("name", ["pydicom", "pydicom.pixels.decoders.base"])
+def test_what_pydicom_logs_elsewhere_is_left_alone(name, hounsfield, caplog):
+    damaged = dicom(hounsfield.astype(np.int16))[:-100]
+    logger = logging.getLogger(name)
+    level, disabled = logger.level, logger.disabled
+    with pytest.raises(images.UnreadableImageError, match="DICOM"):
+        images.decode(damaged)
+    assert not caplog.records  # our error says it
+    logger.warning("of somebody else")
+    assert [record.message for record in caplog.records] == ["of somebody else"]
+    assert (logger.level, logger.disabled) == (level, disabled)
+    assert logging.getLogger("pydicom").level != logging.CRITICAL

@@ -1,0 +1,302 @@
+"""What a set uses of the values that it could hold, and the range that all of a set share."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from egmae_jax import experiment, predictor
+from egmae_jax.data import audit, images, pixels
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.masks import MaskError, read_mask
+from egmae_jax.data.pixels import PixelStatistics
+from egmae_jax.data.prepare import prepare
+from egmae_jax.data.samples import IntensityRange
+from egmae_jax.explain import explanations
+from egmae_jax.files import DamagedFileError
+from egmae_jax.saved_run import SavedRun
+from egmae_jax.workdir import Paths, read_intensity_range, record_intensity_range
+from tests import tiny
+
+
+def scene(seed, largest, size=(40, 50)):
+    """Smooth shapes of values from 0 to about `largest`: uint16."""
+    coarse = np.random.default_rng(seed).uniform(0, largest, (7, 7)).astype(np.float32)
+    smooth = PIL.Image.fromarray(coarse).resize(size[::-1], PIL.Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(smooth), 0, largest).round().astype(np.uint16)
+
+
+def write(folder, arrays, suffix="png"):
+    """Two classes of equal size."""
+    for i, array in enumerate(arrays):
+        path = folder / ("cat", "dog")[i % 2] / f"{i}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(array).save(path)
+    return folder
+
+
+def prepared(folder, rule="type"):
+    return prepare(
+        "image_folder",
+        folder,
+        folder.parent / "cache",
+        on_error="raise",
+        near_duplicate_threshold=0.99,
+        intensity_range=rule,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "low", "high", "used"),
+    [
+        *((16, 0, 4095, 12), (16, 0, 4096, 13), (16, 0, 65535, 16), (16, 0, 0, 0)),
+        *((8, 0, 255, 8), (8, 3, 15, 4), (1, 0, 255, 1), (16, -1000, 3000, 13)),
+        *((16, -4096, 0, 13), (16, -4097, 0, 14), (32, 0.0, 0.5, 32)),
+    ],
+)
+def test_bits_used(bits, low, high, used):
+    stored = np.array([[low, high]], float)
+    statistics = PixelStatistics(
+        np.array([""]), np.array([bits]), stored, np.array([9]), np.array([[0, 9]])
+    )
+    assert statistics.bits_used.tolist() == [used]
+
+
+def test_levels_are_those_of_all_channels():
+    array = np.zeros((4, 4, 3), np.uint8)
+    array[0, 0] = 7, 7, 200
+    assert pixels.levels(PIL.Image.fromarray(array)) == (3, (0, 200))
+
+
+@pytest.mark.parametrize("largest", [255, 4095, 65535])
+def test_the_log_says_that_16_bits_are_hardly_used(tmp_path, caplog, largest):
+    arrays = [scene(k, largest) for k in range(4)]
+    folder = write(tmp_path / "data", arrays)
+    write(folder, [(scene(9, 255)).astype(np.uint8)] * 1)  # replaces cat/0.png: 8 bits
+    with caplog.at_level(logging.WARNING):
+        data = prepared(folder)
+    text = caplog.text
+    by_file = dict(zip(data.files, data.pixels.levels.tolist(), strict=True))
+    for i, array in enumerate(arrays[1:], 1):
+        file = f"{('cat', 'dog')[i % 2]}/{i}.png"
+        assert by_file[file] == len(np.unique(array >> 8))
+    if largest == 65535:
+        assert not text
+        return
+    assert "3 of 4 images have fewer than 32 grey levels" in text
+    top = max(array.max() for array in arrays[1:])
+    assert f"3 files of uint16 use {int(top).bit_length()} of 16 bits (values 0 to {top})" in text
+    assert "--config.data.intensity_range=dataset" in text
+
+
+def test_the_audit_tells_bits_levels_and_files(tmp_path, capsys):
+    arrays = [scene(k, 4095) for k in range(6)] + [scene(k, 65535) for k in range(6, 8)]
+    data = prepared(write(tmp_path / "data", arrays))
+    found = audit.save(data, tmp_path / "audit")["pixels"]
+    assert found == json.loads((tmp_path / "audit" / "audit.json").read_text())["pixels"]
+    assert found["bits"] == {"16": 8}
+    assert found["bits_used"] == {"16": {"12": 6, "16": 2}}
+    assert found["share_below_32_levels"] == 0.75
+    assert found["share_below_a_tenth_of_the_range"] == 0.75  # 15 of 255
+    assert sorted(image["file"] for image in found["odd"]) == [
+        *(f"cat/{k}.png" for k in (0, 2, 4)),
+        *(f"dog/{k}.png" for k in (1, 3, 5)),
+    ]
+    first = next(image for image in found["odd"] if image["file"] == "cat/0.png")
+    assert first["stored"] == [arrays[0].min(), arrays[0].max()]
+    assert first["grey_levels"] == len(np.unique(arrays[0] >> 8))
+    capsys.readouterr()
+    audit.show(audit.audit(data), tmp_path)
+    printed = capsys.readouterr().out
+    assert "16 bits a value (8 images), used 12 (6), 16 (2)" in printed
+    assert "75.0% of the images have fewer than 32" in printed
+    assert "cat/0.png: values 0 to" in printed
+
+
+def test_the_audit_names_some_and_counts_the_rest(tmp_path, capsys):
+    data = prepared(write(tmp_path / "data", [scene(k, 300) for k in range(30)]))
+    found = audit.audit(data)
+    assert len(found["pixels"]["odd"]) == 30
+    audit.show(found, tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("few levels or little range: ") == 20
+    assert "and 10 more of these in audit.json" in printed
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_range_of_the_set_is_that_of_all_its_files(tmp_path, packed, monkeypatch, caplog):
+    if not packed:
+        monkeypatch.setattr("egmae_jax.data.prepare._PACKED_TIMES", 0)
+    arrays = [scene(k, 4095) for k in range(4)]
+    arrays[2][0, 0] = 5000
+    folder = write(tmp_path / "data", arrays)
+    PIL.Image.fromarray(arrays[3].astype(np.uint8)).save(folder / "cat" / "8.png")  # 8 bits
+    PIL.Image.fromarray(arrays[1].astype(np.int32) - 30).save(folder / "dog" / "i.tif")
+    with caplog.at_level(logging.WARNING):
+        data = prepared(folder, "dataset")
+    assert "bits" not in caplog.text
+    low = float(arrays[1].min()) - 30
+    ranges = {"uint16": (0.0, 5000.0), "int32": (low, float(arrays[1].max()) - 30)}
+    assert data.intensity == IntensityRange("dataset", ranges)
+    for again in (data, prepared(folder, "dataset")):  # from the cache, too
+        assert again.intensity == data.intensity
+        index = again.files.index("cat/0.png")
+        expected = np.round(arrays[0] / 5000.0 * 255).astype(np.uint8)
+        np.testing.assert_array_equal(again.records.pixels(index)[..., 0], expected)
+        index = again.files.index("cat/8.png")
+        np.testing.assert_array_equal(
+            again.records.pixels(index)[..., 0], arrays[3].astype(np.uint8)
+        )
+    by_type = prepare_some(folder)
+    assert by_type == images.UnreadableImageError  # 32 bits: refused by type
+
+
+def prepare_some(folder):
+    """The kind of error that files of 32 bits meet without a range of the set."""
+    try:
+        images.decode((folder / "dog" / "i.tif").read_bytes())
+    except images.UnreadableImageError as error:
+        return type(error)
+
+
+def test_a_mask_whose_values_are_all_dark_is_refused(tmp_path):
+    inside = np.zeros((6, 8), bool)
+    inside[2:4, 2:4] = True
+    for name, array in {
+        "labels of 8 bits": inside.astype(np.uint8),
+        "labels of 16 bits": inside.astype(np.uint16),
+        "8 bits in 16": inside.astype(np.uint16) * 255,
+    }.items():
+        path = tmp_path / f"{name}.png"
+        PIL.Image.fromarray(array).save(path)
+        with pytest.raises(MaskError, match="none of them brighter than half"):
+            read_mask([path], (6, 8))
+    for largest, dtype in ((255, np.uint8), (65535, np.uint16)):
+        path = tmp_path / f"{largest}.png"
+        PIL.Image.fromarray(inside.astype(dtype) * largest).save(path)
+        np.testing.assert_array_equal(read_mask([path], (6, 8)), inside)
+    PIL.Image.fromarray(np.zeros((6, 8), np.uint16)).save(tmp_path / "empty.png")
+    assert not read_mask([tmp_path / "empty.png"], (6, 8)).any()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on pictures of 12 bits in 16."""
+    root = tmp_path_factory.mktemp("twelve_bits")
+    data = tiny.make_data(root / "phantoms")
+    for path in data.rglob("*.png"):
+        grey = np.asarray(PIL.Image.open(path).convert("L")).astype(np.uint16) * 16
+        PIL.Image.fromarray(grey).save(path)
+    config = tiny.make_config(
+        data,
+        root / "cache",
+        data__intensity_range="dataset",
+        branches=("imagenet",),
+        rounds__count=1,
+    )
+    experiment.run(config, root / "run")
+    return config, root / "run", data
+
+
+@pytest.mark.slow
+def test_new_images_are_read_by_the_range_of_the_run(run, tmp_path, caplog):
+    _, workdir, data = run
+    values = np.stack([np.asarray(PIL.Image.open(p)) for p in sorted(data.rglob("*.png"))])
+    recorded = json.loads((workdir / "intensity_range.json").read_text())
+    low, high = int(values.min()), int(values.max())
+    assert recorded == {"rule": "dataset", "of_dataset": {"uint16": [low, high]}}
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["dataset"]["intensity_range"] == recorded
+
+    saved = SavedRun(workdir)
+    row = saved.split(0)[0]
+    file = data / row["file"]
+    found = predictor.Predictor(workdir)
+    array = np.asarray(PIL.Image.open(file))
+    expected = np.round(255 * (array - float(low)) / (high - low)).astype(np.uint8)
+    expected = np.repeat(expected[..., None], 3, axis=-1)
+    right = found.predict(expected).probabilities["imagenet"]
+    loaded = PIL.Image.open(file)
+    loaded.load()
+    for source in (file, file.read_bytes(), PIL.Image.open(file), loaded):
+        np.testing.assert_array_equal(found.predict(source).probabilities["imagenet"], right)
+    rows = [{**row, "split": "test"}]
+    (explained,) = explanations.explain_images(saved, saved.branch(), 0, rows, data)
+    view = images.evaluation_view(PIL.Image.fromarray(expected), "shorter_side", 32)
+    np.testing.assert_array_equal(explained.example.pixels, np.asarray(view))
+
+    assert not caplog.records
+    PIL.Image.fromarray(array + np.uint16(30000)).save(tmp_path / "bright.png")
+    found.predict([tmp_path / "bright.png"] * 3)
+    (warned,) = [r.getMessage() for r in caplog.records if r.name == "egmae_jax.predictor"]
+    assert f"uint16 from {low} to {high}" in warned
+    assert "become black or white" in warned
+    PIL.Image.fromarray(array.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(images.UnreadableImageError, match=r"float32, of which the data set has"):
+        found.predict(tmp_path / "float.tif")
+
+
+@pytest.mark.slow
+def test_a_predictor_needs_the_range_of_its_run(run):
+    _, workdir, _ = run
+    path = workdir / "intensity_range.json"
+    content = path.read_text()
+    try:
+        path.unlink()
+        with pytest.raises(DamagedFileError, match="missing"):
+            predictor.Predictor(workdir)
+    finally:
+        path.write_text(content)
+
+
+def test_a_run_that_has_begun_keeps_its_range(tmp_path):
+    paths = Paths(tmp_path, folds=False)
+    first = IntensityRange("dataset", {"uint16": (0.0, 4095.0), "float32": (-0.5, 1e-3)})
+    record_intensity_range(paths, first, begun=False)
+    assert read_intensity_range(paths) == first
+    record_intensity_range(paths, first, begun=True)
+    other = IntensityRange("dataset", {"uint16": (0.0, 4000.0)})
+    with pytest.raises(DataError, match=r"over uint16 from 0 to 4000; the run began with uint16 f"):
+        record_intensity_range(paths, other, begun=True)
+    for content in ('{"rule": "dataset"}', "{}", "[", '{"rule": "x", "of_dataset": {}}'):
+        paths.intensity_range.write_text(content)
+        with pytest.raises(DamagedFileError, match=r"intensity_range\.json"):
+            read_intensity_range(paths)
+    paths.intensity_range.unlink()
+    with pytest.raises(DamagedFileError, match="missing"):
+        record_intensity_range(paths, first, begun=True)
+    record_intensity_range(paths, IntensityRange("type"), begun=False)
+    assert not paths.intensity_range.exists()
+
+
+def test_a_jpeg_of_12_bits_stays_a_file_and_is_read_by_the_range(tmp_path):
+    import imagecodecs
+
+    folder = tmp_path / "data"
+    for i in range(4):
+        path = folder / ("cat", "dog")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.full((16, 16), 100 * i, np.uint16)
+        values[:8, :8] = 300
+        path.write_bytes(imagecodecs.jpeg8_encode(values, level=100, bitspersample=12))
+    data = prepared(folder, "dataset")
+    low, high = data.intensity.of_dataset["uint12"]
+    assert abs(low) <= 4
+    assert abs(high - 300) <= 4
+    index = data.files.index("dog/1.jpg")
+    np.testing.assert_allclose(data.records.pixels(index)[8:, 8:].astype(int), 85, atol=3)
+
+
+def test_a_16_bit_rgb_file_that_pillow_has_reduced_is_read_in_full():
+    values = np.repeat(scene(0, 4095)[..., None], 3, axis=-1)
+    import imagecodecs
+
+    encoded = imagecodecs.png_encode(values)
+    intensity = IntensityRange("dataset", {"uint16": (0, 4095)})
+    expected = np.round(values / 4095.0 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(images.decode(encoded, intensity=intensity)), expected)
+    opened = PIL.Image.open(io.BytesIO(encoded))
+    np.testing.assert_array_equal(np.asarray(images.convert(opened, intensity=intensity)), expected)
