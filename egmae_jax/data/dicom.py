@@ -19,6 +19,10 @@ _FIRST = {2: (0x00, 0x01, 0x02), 8: (0x00, 0x01, 0x05, 0x06, 0x08, 0x10, 0x12, 0
 _REPRESENTATIONS = (b"UL", b"OB", b"CS", b"UI", b"SH", b"LO", b"DA", b"TM", b"RET", b"LT")
 _LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")
 _TABLED = 1 << 16  # of values that so many differ at most, each is computed once
+_REQUIRED = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "PixelRepresentation"),
+)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -150,6 +154,9 @@ def _require_supported(dataset: Any) -> None:
             )
     if "PixelData" not in dataset:
         raise DicomError("this DICOM file holds no pixels (PixelData)")
+    for keyword in _REQUIRED:
+        if not _given(dataset, keyword):
+            raise DicomError(f"this DICOM file lacks {keyword}")
     count = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
     if count > 2 * (PIL.Image.MAX_IMAGE_PIXELS or count):  # Pillow's bound for other formats
         raise DicomError(f"{count} pixels: it could be a decompression bomb")
@@ -161,9 +168,10 @@ def _require_supported(dataset: Any) -> None:
         )
     if samples == 3 and dataset.PixelRepresentation == 1:
         raise DicomError("signed colours (PixelRepresentation 1) are not supported")
-    if not 0 < dataset.BitsStored <= dataset.HighBit + 1 <= dataset.BitsAllocated:
+    high = _high_bit(dataset)
+    if not 0 < dataset.BitsStored <= high + 1 <= dataset.BitsAllocated:
         raise DicomError(
-            f"BitsStored {dataset.BitsStored}, HighBit {dataset.HighBit} and BitsAllocated "
+            f"BitsStored {dataset.BitsStored}, HighBit {high} and BitsAllocated "
             f"{dataset.BitsAllocated} contradict each other"
         )
     if dataset.get("PixelPresentation") in ("COLOR", "MIXED"):
@@ -178,6 +186,11 @@ def _require_supported(dataset: Any) -> None:
             "PhotometricInterpretation MONOCHROME2 (more is brighter) and PresentationLUTShape "
             "INVERSE contradict each other"
         )
+
+
+def _high_bit(dataset: Any) -> int:
+    """The highest bit of a value in its cell; where none is said, the one of today's standard."""
+    return int(dataset.HighBit) if _given(dataset, "HighBit") else int(dataset.BitsStored) - 1
 
 
 def _given(dataset: Any, name: str) -> bool:
@@ -237,7 +250,7 @@ def _stored(dataset: Any) -> np.ndarray:
         return array
     syntax = dataset.file_meta.TransferSyntaxUID
     in_cells = not syntax.is_encapsulated or syntax == uid.RLELossless  # else the codec's values
-    unused = int(dataset.HighBit) + 1 - bits if in_cells else 0
+    unused = _high_bit(dataset) + 1 - bits if in_cells else 0
     # The lowest bit of the value goes to bit 0, its highest to the cell's, and back with the sign.
     array = (array >> unused) << (8 * array.itemsize - bits)
     return np.asarray(array >> (8 * array.itemsize - bits))

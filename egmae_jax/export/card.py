@@ -298,10 +298,20 @@ def _timm_usage(view: View, model_name: str, num_classes: int) -> str:
 def _view_code(view: View) -> list[str]:
     """From a file to the evaluation view, by Pillow."""
     grey = '.convert("L")' if view.color == "grey" else ""
-    lines = [
-        'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',
+    low, high = view.intensity.of_dataset.get("uint16", (0, 0))
+    wide = [
         'if image.mode.startswith("I;16"):  # of 16 bits the high byte',
         "    image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
+    ]
+    if low < high:
+        wide = [
+            'if image.mode.startswith("I;16"):  # from the range of the data set',
+            f"    share = (np.asarray(image) - {low:g}) / {high - low:g}",
+            "    image = PIL.Image.fromarray(np.round(255 * np.clip(share, 0, 1)).astype(np.uint8))",
+        ]
+    lines = [
+        'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',
+        *wide,
         f'image = image{grey}.convert("RGB")',
     ]
     size, resized, bilinear = view.size, view.resized, "PIL.Image.Resampling.BILINEAR"

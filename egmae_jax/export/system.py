@@ -15,7 +15,9 @@ from flax import linen as nn
 from egmae_jax import augment, calibration, compilation, fusion
 from egmae_jax.branches import Branch
 from egmae_jax.calibration import Scaling
+from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
+from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.fusion import Fusion
 from egmae_jax.saved_run import SavedRun
 
@@ -31,6 +33,7 @@ class View(NamedTuple):
     resize: Resize
     color: Color
     resized: int  # pixels of the shorter side, or of the square, before its centre is cropped
+    intensity: IntensityRange = BY_TYPE  # of files with more than 8 bits a value
 
     def in_words(self) -> str:
         """What is done to an image before the program sees it."""
@@ -44,7 +47,13 @@ class View(NamedTuple):
         }[self.resize]
         if self.resize == "shorter_side" or self.resized != self.size:
             how += f", {middle}"
-        return f"turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR; given as RGB"
+        wide = {
+            "type": "",
+            "declared": "values of more than 8 bits scaled from the range that the file declares; ",
+            "dataset": "values of more than 8 bits scaled from the range of the data set to 0 to "
+            f"255 ({samples.listed(self.intensity)}); ",
+        }[self.intensity.rule]
+        return f"{wide}turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR; given as RGB"
 
 
 class Network(NamedTuple):
@@ -118,7 +127,8 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
         model, params, _ = run.classifier(each, round_index)
         networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(params)))
     data, classes = run.config.data, run.classes()
-    view = View(data.image_size, data.resize, data.color, run.config.evaluation.resize)
+    resized = run.config.evaluation.resize
+    view = View(data.image_size, data.resize, data.color, resized, run.intensity)
     found = [
         System(n.branch.name, (n,), None, scalings[n.branch.name], classes, view) for n in networks
     ]

@@ -16,6 +16,8 @@ from egmae_jax.data.pixels import PixelStatistics
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.explain import explanations
+from egmae_jax.export import card
+from egmae_jax.export.system import View
 from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import SavedRun
 from egmae_jax.workdir import Paths, read_intensity_range, record_intensity_range
@@ -150,16 +152,8 @@ def test_the_range_of_the_set_is_that_of_all_its_files(tmp_path, packed, monkeyp
         np.testing.assert_array_equal(
             again.records.pixels(index)[..., 0], arrays[3].astype(np.uint8)
         )
-    by_type = prepare_some(folder)
-    assert by_type == images.UnreadableImageError  # 32 bits: refused by type
-
-
-def prepare_some(folder):
-    """The kind of error that files of 32 bits meet without a range of the set."""
-    try:
+    with pytest.raises(images.UnreadableImageError, match="32 bits"):  # by type
         images.decode((folder / "dog" / "i.tif").read_bytes())
-    except images.UnreadableImageError as error:
-        return type(error)
 
 
 def test_a_mask_whose_values_are_all_dark_is_refused(tmp_path):
@@ -270,6 +264,21 @@ def test_a_run_that_has_begun_keeps_its_range(tmp_path):
         record_intensity_range(paths, first, begun=True)
     record_intensity_range(paths, IntensityRange("type"), begun=False)
     assert not paths.intensity_range.exists()
+
+
+def test_a_model_card_reads_16_bits_as_the_run_did(tmp_path, monkeypatch):
+    intensity = IntensityRange("dataset", {"uint16": (100.0, 4095.0)})
+    array = scene(0, 4095)
+    PIL.Image.fromarray(array).save(tmp_path / "image.png")
+    encoded = (tmp_path / "image.png").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for rule in (intensity, IntensityRange()):
+        view = View(24, "shorter_side", "rgb", rule)
+        names = {"np": np, "PIL": PIL}
+        exec("\n".join(card._view_code(view)), names)
+        expected = images.evaluation_view(images.decode(encoded, intensity=rule), view.resize, 24)
+        np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(expected))
+    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", intensity).in_words()
 
 
 def test_a_jpeg_of_12_bits_stays_a_file_and_is_read_by_the_range(tmp_path):

@@ -911,6 +911,8 @@ def with_float_pixels():
         ({"colours": "RGB"}, "RGB of 1 samples"),
         ({"PixelPresentation": "COLOR"}, "PixelPresentation COLOR"),
         ({"NumberOfFrames": 3}, "3 frames"),
+        ({"colours": None}, "lacks PhotometricInterpretation"),
+        ({"Rows": None}, "lacks Rows"),
     ],
 )
 def test_dicom_that_is_refused(elements, message):
@@ -924,6 +926,14 @@ def test_dicom_that_is_refused(elements, message):
         encoded = file.getvalue()
     with pytest.raises(UnreadableImageError, match=message):
         images.decode(encoded)
+
+
+def test_dicom_without_high_bit_has_it_where_the_standard_wants_it():
+    dataset = pydicom.dcmread(io.BytesIO(dicom(spread(ramp(0, 4095)), bits=12, garbage=0xF000)))
+    del dataset.HighBit
+    file = io.BytesIO()
+    dataset.save_as(file)
+    np.testing.assert_array_equal(steps(file.getvalue()), RIGHT)
 
 
 def test_dicom_of_floats_is_refused():
