@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
     # hardly ever enlarged.
     data.store_size = 448
     # [D] 'grouped' keeps near-duplicates, patients and lesions together; 'official' takes the data
-    # set's own parts, and by groups those it lacks; 'image_level' splits image by image, as most
-    # papers do, and leaks.
+    # set's own parts, and by groups one that it lacks, but not both; 'image_level' splits image by
+    # image, as most papers do, and leaks.
     data.protocol = "grouped"
     data.drop_leaks = True  # [D] 'official': no training image of a group that is tested on
     data.on_conflict = "keep"  # near-duplicates with different labels: 'drop' leaves both out

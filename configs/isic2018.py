@@ -2,8 +2,9 @@
 
 python main.py --config=configs/isic2018.py --config.data.dir=<folder> --workdir=runs/isic2018
 
-Images of one lesion stay together. The official validation and test parts are used where they are
-in the folder; what is not there is taken from the training part, lesion by lesion.
+Images of one lesion stay together. The official validation and test parts are used; one that is not
+in the folder is taken from the training part, lesion by lesion. With the training part alone, which
+is what most people have: --config.data.protocol=grouped.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,8 @@ python main.py --config=configs/skin_asff.py:cpu ...        64 pixels and three 
 python main.py --config=configs/skin_asff.py --config.data.name=skin_lesions ...
 
 The source took 3297 images (`skin_lesions`), whose lesions are not known. The default is the
-same question put to ISIC 2018: melanoma, BCC and AKIEC against the rest, grouped by lesion.
+same question put to ISIC 2018: melanoma, BCC and AKIEC against the rest, grouped by lesion. With
+its training part alone: --config.data.protocol=grouped.
 """
 
 from ml_collections import ConfigDict

@@ -61,8 +61,9 @@ class ImagenetWeights:
             ConfigError: they are not the file the run began with.
         """
         begun = set(begun)
-        for name in names:
-            source = self.sources.get(name, "none")
+        sources = {name: self.sources.get(name, "none") for name in names}
+        # What is wrong with a file costs nothing to find, and the hub may be far.
+        for name, source in sorted(sources.items(), key=lambda item: timm.is_hub_id(item[1])):
             if source == "none":
                 continue
             try:

@@ -53,7 +53,8 @@ class View(NamedTuple):
             "dataset": "values of more than 8 bits scaled from the range of the data set to 0 to "
             f"255 ({samples.listed(self.intensity)}); ",
         }[self.intensity.rule]
-        return f"{wide}turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR; given as RGB"
+        steps = f"{wide}turned upright (EXIF), {grey}{how}"
+        return f"{steps}; resized by Pillow's BILINEAR; given as RGB"
 
 
 class Network(NamedTuple):

@@ -465,6 +465,14 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
     write_safetensors(Path(path), tensors)
 
 
+def is_hub_id(source: str | os.PathLike) -> bool:
+    """Whether `locate` would look for a source on the hub: it is no file, folder or address."""
+    path = Path(source).expanduser()
+    repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) is not None
+    return is_name and not path.exists() and path.suffix not in {".safetensors", ".npz"}
+
+
 def locate(source: str | os.PathLike) -> Path:
     """The file that `source` stands for (see `load`), fetched where needed."""
     if str(source).startswith("https://"):
@@ -489,7 +497,7 @@ def locate(source: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if path.suffix in {".safetensors", ".npz"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+    if not is_hub_id(source):
         raise MissingWeightsError(f"There is no file {path}.")
     cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
     if isinstance(cached, str):
