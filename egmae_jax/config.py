@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -452,14 +452,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
         text = str(error).strip()
         if "get_config() takes 0 positional arguments" in text:
-            console.fail(f"The config file {flag.config_filename} takes no words behind a colon.")
+            console.fail(f"The config file {_config_file(argv)} takes no words behind a colon.")
         if "Error whilst parsing config file" in text:  # it raised what is no error of the user's
             raise
         console.fail(text.splitlines()[-1])
     except OSError:
-        if os.path.isfile(flag.config_filename) and os.access(flag.config_filename, os.R_OK):
+        path = _config_file(argv)
+        if os.path.isfile(path) and os.access(path, os.R_OK):
             raise  # what the file itself opens
-        console.fail(f"There is no config file {flag.config_filename} that can be read.")
+        console.fail(f"There is no config file {path} that can be read.")
     except (AttributeError, KeyError, TypeError, OverflowError):
         from configs import default
 
@@ -467,6 +468,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         if explanation is None:
             raise
         console.fail(explanation)
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """What --config names, without the words behind the colon; the last where it is given twice."""
+    given = ""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(=(.*))?", argument):
+            given = match[2] if match[1] else following
+    return given.partition(":")[0]
 
 
 def explain_unknown_field(argv: list[str], config: ConfigDict) -> str | None:
