@@ -10,8 +10,9 @@ found, so it opens from where the command ran. A path that a spreadsheet would t
 beginning with = + - or @, is written as ./=..., which is the same file; names of classes, which are
 the run's own, are written as they are.
 
---gradcam gets a picture an image: where the network of a branch finds what speaks for the class
-that the row says. They lie as the images do below the folder that all images share.
+--gradcam gets a picture an image: the regions that raise the score which the network of a branch
+gives the class that the row says, no finer than the grid of the layer that is named in the log and
+in each picture's Description. They lie as the images do below the folder that all images share.
 
 Exit status: 0; 1 where nothing was written, and a sentence says why; 3 where some files could not
 be read: these are listed with the reason, and the rest is written.
@@ -20,6 +21,7 @@ be read: these are listed with the reason, and the rest is written.
 import argparse
 import csv
 import hashlib
+import logging
 import os
 import sys
 import time
@@ -45,6 +47,7 @@ from egmae_jax.saved_run import RunError
 
 UNREADABLE = 3  # exit status
 _FIRST_COLUMNS = ["file", "predicted"]
+logger = logging.getLogger("egmae_jax.predict")  # __name__ is __main__ by -m
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -103,6 +106,8 @@ def write_predictions(
     """
     branch = predictor.run.branch(branch).name
     places = _places(files) if pictures else []
+    if pictures:
+        logger.info("Grad-CAM is of %s at %s", branch, predictor.heat_layer(branch))
     counts = np.zeros(len(predictor.classes), int)
     unreadable: dict[Path, str] = {}
     with (
@@ -198,8 +203,9 @@ def _require_none_replaced(pictures: Path, files: Sequence[Path]) -> None:
 
 
 def _draw(predictor: Predictor, part: Part, branch: str, paths: Sequence[Path]) -> None:
+    text = f"Grad-CAM of {branch} at {predictor.heat_layer(branch)}"
     for path, pixels, heat in zip(paths, part.pixels, predictor.heat(part, branch), strict=True):
-        write_overlay(path, pixels, heat)
+        write_overlay(path, pixels, heat, text=text)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -265,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--uncalibrated", action="store_false", dest="calibrated",
         help="probabilities as the networks give them, not scaled by the temperatures")  # fmt: skip
     add("--gradcam", type=Path, metavar="DIR", dest="pictures",
-        help="for pictures of what speaks for the predicted class")  # fmt: skip
+        help="for pictures of the regions that raise the predicted class's score")  # fmt: skip
     add("--branch", metavar="NAME",
         help="whose network --gradcam explains; mae, or without it the first")  # fmt: skip
     add("--batch", type=int, default=64, metavar="N", help="images at a time; 64 if not given")

@@ -164,8 +164,13 @@ class Predictor:
         if before is not None:
             yield before()
 
+    def heat_layer(self, branch: str | None = None) -> gradcam.Layer:
+        """Where `heat` is taken from, `gradcam.default_layer`, and the grid that it has there."""
+        classifier = self._classifiers[self.run.branch(branch).name][0]
+        return gradcam.layer_at(classifier.model, self.run.config.data.image_size)
+
     def heat(self, part: Part, branch: str | None = None) -> np.ndarray:
-        """Grad-CAM of the predicted classes at the last block of a branch, in its first round.
+        """Grad-CAM of the predicted classes by a branch in its first round, at `heat_layer`.
 
         Args:
             part: some images of `stream`.

@@ -21,13 +21,14 @@ params = initial_params(
 grey = phantom(np.random.default_rng(0), "benign", 96, 96)
 pixels = np.repeat(grey[None, :, :, None], 3, axis=-1)  # uint8 [1, 96, 96, 3]
 
-# %% What speaks for the predicted class, at the last block, and which other layers there are.
+# %% What raises the predicted class's score, at the deepest block of 7 x 7 cells; the other layers.
 found = gradcam.explain(model, params, augment.normalize(pixels))
-print("heat", found.heat.shape, "of class", int(found.classes[0]))
+print("heat", found.heat.shape, "of class", int(found.classes[0]), "at")
+print(gradcam.layer_at(model, 96))
 print("layers:", ", ".join(gradcam.layers(model)[:4]), "...")
 
 # %% Of another class, at another layer.
-earlier = gradcam.gradcam(model, params, augment.normalize(pixels), classes=2, layer="features_7")
+earlier = gradcam.gradcam(model, params, augment.normalize(pixels), classes=2, layer="features_4")
 print(f"mean heat {earlier.mean():.3f}")
 
 # %% Is the heat where the lesion is? The mask here is a square; yours is a radiologist's.

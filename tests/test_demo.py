@@ -78,6 +78,7 @@ def test_shows_what_the_run_says(predictor, files):
     for branch in ("imagenet", "mae"):
         drawn = overlay(part.pixels[0], predictor.heat(part, branch)[0])
         assert np.array_equal(found.overlays[branch], drawn)
+        assert str(found.layers[branch]) == "layer stages_0/blocks_0, 8 x 8 grid"
 
     patches = found.pixels.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4)
     for row in range(2):
@@ -264,7 +265,8 @@ def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkey
         tab.send("c.dcm", bytes(128) + b"DICM" + bytes(200))
         tab.waits_for("c.dcm: reading DICOM needs pydicom")
     tab.send("d.png", files[0].read_bytes())
-    tab.waits_for("Grad-CAM: what speaks for")
+    tab.waits_for("Grad-CAM: regions that raise the score of “")
+    tab.waits_for("Of layer stages_0/blocks_0, 8 x 8 grid")
 
 
 def test_tabs_do_not_mix(client, predictor, files):
@@ -384,6 +386,7 @@ def test_in_a_browser(served, predictor, files, tmp_path):
                 expect(table.get_by_role("row", name=label)).to_contain_text(f"{p:.3f}")
         heat = page.get_by_alt_text(f"Grad-CAM of {found.predicted} by mae")
         assert heat.evaluate("image => image.naturalWidth") == 32
+        expect(page.get_by_text("Of layer stages_0/blocks_0, 8 x 8 grid")).to_be_visible()
         page.get_by_role("radio", name="imagenet").press("Space")
         expect(page.get_by_alt_text(f"Grad-CAM of {found.predicted} by imagenet")).to_be_visible()
         expect(page.get_by_alt_text("Entropy of its patches")).to_be_visible()

@@ -1,4 +1,4 @@
-"""A page to try a finished run: drop an image, see what the networks say and where they look.
+"""A page to try a finished run: drop an image, see what the networks say and what raises it.
 
 python -m egmae_jax.demo --workdir=W [--round=I|all] [--branch=NAME] [--port=8080]
     [--max_megabytes=25] [--open|--no-open]
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m egmae_jax.demo",
         description="Opens a local page where one drops an image and sees what a finished run says "
-        "of it, where its networks look, and the entropy of its patches.",
+        "of it, the regions that raise it, and the entropy of its patches.",
     )
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="W", help="of the run")

@@ -7,6 +7,7 @@ import numpy as np
 
 from egmae_jax.corruption import patch_entropy
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.predictor import Predictor
 
@@ -19,6 +20,7 @@ class Examined(NamedTuple):
     # [num_classes], of the ensemble, if there is one, and then of each branch.
     probabilities: dict[str, np.ndarray]
     overlays: dict[str, np.ndarray]  # Grad-CAM of the predicted class by branch, uint8 [S, S, 3]
+    layers: dict[str, Layer]  # that it is of, by branch
     entropy: np.ndarray | None  # nats [S/P, S/P]; None where patches do not fill the image
 
 
@@ -46,6 +48,7 @@ def examine(predictor: Predictor, encoded: bytes) -> Examined:
             branch.name: overlay(pixels, predictor.heat(part, branch.name)[0])
             for branch in predictor.run.branches
         },
+        {branch.name: predictor.heat_layer(branch.name) for branch in predictor.run.branches},
         _entropy(predictor, pixels),
     )
 

@@ -151,14 +151,17 @@ class Page:
                 self._text("figcaption", f"As the networks see it: {size}x{size} pixels")
             with ui.element("figure"):
                 heat = _picture(found.overlays[self._branch], "")
-                self._text("figcaption", f"Grad-CAM: what speaks for "
+                self._text("figcaption", "Grad-CAM: regions that raise the score of "
                                          f"“{found.predicted}”, the brighter the more")  # fmt: skip
+                with ui.element("figcaption"):
+                    layer = ui.label()
 
                 def choose(branch: str) -> None:
                     self._branch = branch
                     heat.props["src"] = _data_url(found.overlays[branch])
                     heat.props["alt"] = f"Grad-CAM of {found.predicted} by {branch}"
                     heat.update()
+                    layer.text = f"Of {found.layers[branch]}; between its cells interpolated"
 
                 choose(self._branch)
                 if len(found.overlays) > 1:

@@ -1,1 +1,1 @@
-"""What a model looks at, and what guides its pre-training."""
+"""What raises a model's score, and what guides its pre-training."""

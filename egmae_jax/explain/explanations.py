@@ -54,6 +54,7 @@ class Explained(NamedTuple):
     """An example, and what the model says of it."""
 
     example: Example
+    layer: gradcam.Layer  # that the heat is of
     heat: np.ndarray  # float32 [S, S]
     predicted: int
     probability: float  # of the predicted class
@@ -100,23 +101,24 @@ def explain_run(
     config, chosen, classes = run.config, run.branch(branch), run.classes()
     rows = sorted((r for r in run.split(round_index) if r["split"] == "test"), key=_by_class)
     classifier = run.classifier(chosen, round_index)
-    layer = layer or gradcam.default_layer(classifier.model)
+    at = gradcam.layer_at(classifier.model, config.data.image_size, layer)
     folder = _images_folder(data_dir or config.data.dir)
 
     shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
     scored = datasets.get(config.data.name).masks is not None
     rows = rows if scored else [row for row in rows if row["file"] in shown]
-    logger.info("Explaining %d test images at %s", len(rows), layer)
+    logger.info("Explaining %d test images at %s", len(rows), at)
     unusable: list[str] = []
     examples = _read_examples(folder, run, rows, classes, unusable)
     files, pictures = [], []
-    for found in _explain(classifier, examples, layer, min(batch, len(rows))):
+    for found in _explain(classifier, examples, at, min(batch, len(rows))):
         files.append(_figures(found, classes, tolerance))
         if found.example.file in shown:
             _write_overlay(out / "overlays", found)
             pictures.append(_sheet_row(found, classes, files[-1], masked=scored))
     for start in range(0, len(pictures), _PAGE):
-        contact_sheet(pictures[start : start + _PAGE], out / f"sheet_{start // _PAGE}.png")
+        page = pictures[start : start + _PAGE]
+        contact_sheet(page, out / f"sheet_{start // _PAGE}.png", note=str(at))
 
     content = {
         "workdir": str(workdir),
@@ -125,7 +127,9 @@ def explain_run(
         "round": round_index,
         "weights": str(classifier.weights),
         "model": chosen.model_name,
-        "layer": layer,
+        "layer": at.address,
+        "grid": list(at.grid),
+        "part": at.part,
         "explained": _explained(config),
         "images": len(files),
         "right": sum(row["predicted"] == row["true"] for row in files),
@@ -145,7 +149,7 @@ def explain_images(
     *,
     batch: int = 16,
 ) -> Iterator[Explained]:
-    """Explains the predicted class of some images, at the last block.
+    """Explains the predicted class of some images, at `gradcam.default_layer`.
 
     Args:
         run: whose fine-tuning has finished.
@@ -161,8 +165,8 @@ def explain_images(
     """
     classifier = run.classifier(branch, round_index)
     examples = _read_examples(_images_folder(data_dir), run, rows, run.classes(), [])
-    layer = gradcam.default_layer(classifier.model)
-    return _explain(classifier, examples, layer, min(batch, max(1, len(rows))))
+    at = gradcam.layer_at(classifier.model, run.config.data.image_size)
+    return _explain(classifier, examples, at, min(batch, max(1, len(rows))))
 
 
 def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -281,7 +285,7 @@ def _read_examples(
 
 
 def _explain(
-    classifier: Classifier, examples: Iterator[Example], layer: str, batch: int
+    classifier: Classifier, examples: Iterator[Example], layer: gradcam.Layer, batch: int
 ) -> Iterator[Explained]:
     """Goes through the examples in batches of one size, and so compiles once."""
     while waiting := list(itertools.islice(examples, batch)):
@@ -293,13 +297,14 @@ def _explain(
                 classifier.model,
                 classifier.params,
                 augment.normalize(jnp.asarray(pixels[indices])),
-                layer=layer,
+                layer=layer.address,
             )
         )
         probabilities = np.asarray(jax.nn.softmax(found.logits))
         for k, example in enumerate(waiting):
             label = int(found.classes[k])
-            yield Explained(example, found.heat[k], label, float(probabilities[k, label]))
+            probability = float(probabilities[k, label])
+            yield Explained(example, layer, found.heat[k], label, probability)
 
 
 # --- Figures and pictures -------------------------------------------------------------------------
@@ -363,7 +368,9 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _write_overlay(folder: Path, found: Explained) -> None:
     path = folder / found.example.file
     path = path.with_name(picture_name(path.name))
-    write_overlay(path, found.example.pixels, found.heat, found.example.mask)
+    example = found.example
+    text = f"Grad-CAM at {found.layer}"
+    write_overlay(path, example.pixels, found.heat, example.mask, text=text)
 
 
 def _sheet_row(
@@ -398,10 +405,11 @@ def _sheet_row(
 def show(content: Mapping[str, Any], out: Path) -> None:
     """Prints the means, at most 80 columns wide but for the folder."""
     terminal = rich.console.Console(highlight=False, emoji=False)
+    layer = gradcam.Layer(content["layer"], tuple(content["grid"]), content["part"])
     terminal.print(
         f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
-        f"{content['images']} test images,\n{content['right']} of them right, explained at "
-        f"{content['layer']}",
+        f"{content['images']} test images,\n{content['right']} of them right, explained at\n"
+        f"{layer}",
         markup=False,
         soft_wrap=True,
     )
@@ -443,7 +451,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
     add("--branch", metavar="NAME", help="of the run; mae, or without it the first, if not given")
     add("--round", default="0", metavar="I", help="of the run; 'all' pools the scores of all")
-    add("--layer", metavar="ADDRESS", help="such as stages_2/blocks_8; the last block if not given")
+    add("--layer", metavar="ADDRESS",
+        help="such as stages_2/blocks_8; if not given, the deepest block with a grid of at least "
+        "7 x 7 cells")  # fmt: skip
     add("--images", type=int, default=24, metavar="N", dest="max_images", help="with pictures")
     add("--batch", type=int, default=16, metavar="N", help="images at a time")
     add("--tolerance", type=float, default=0, metavar="X", help="of the pointing game, in pixels")

@@ -1,11 +1,11 @@
-"""Grad-CAM (Selvaraju et al. 2017): which parts of an image speak for a class, at any layer.
+"""Grad-CAM (Selvaraju et al. 2017): regions that raise the score of a class, at any layer.
 
-    heat = gradcam(model, params, images)  # [B, H, W]: of the predicted class, at the last block
+    heat = gradcam(model, params, images)  # [B, H, W]: of the predicted class, at `default_layer`
 
-The conventions are those of the package `pytorch-grad-cam`, which a test holds the figures to: the
-gradient is the logit's; a channel weighs as the mean of its gradient; the weighted sum is cut off
-below 0 and scaled to [0, 1] for each image; it is resized as OpenCV's linear interpolation does,
-and scaled once more.
+The heat is no finer than the layer's grid, which `layer_at` tells. The conventions are those of the
+package `pytorch-grad-cam`, which a test holds the figures to: the gradient is the logit's; a
+channel weighs as the mean of its gradient; the weighted sum is cut off below 0 and scaled to [0, 1]
+for each image; it is resized as OpenCV's linear interpolation does, and scaled once more.
 
 Of a run: python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER
 """
@@ -28,6 +28,7 @@ from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
+_LEAST_SIDE = 7  # cells of the coarsest grid that heat is drawn of unasked: ImageNet's, of 224 px
 _PREDICTED = -1  # as a class: whichever it is
 _TINY = 1e-7  # pytorch-grad-cam's: what has no heat anywhere stays 0
 
@@ -42,6 +43,20 @@ class Explanation(NamedTuple):
     heat: jax.Array  # float32 [B, H, W], in [0, 1]
     classes: jax.Array  # int32 [B], the classes the heat speaks for
     logits: jax.Array  # float32 [B, num_classes]
+
+
+class Layer(NamedTuple):
+    """An activation that heat is drawn of, for images of one size."""
+
+    address: str  # such as 'stages_3/blocks_2'
+    grid: tuple[int, int]  # its rows and columns: the heat is no finer
+    part: str = ""  # in words, of the score that passes it; '' for all of it
+
+    def __str__(self) -> str:
+        facts = [f"layer {self.address}", f"{self.grid[0]} x {self.grid[1]} grid"]
+        if min(self.grid) < _LEAST_SIDE:
+            facts.append(f"coarser than {_LEAST_SIDE} x {_LEAST_SIDE}")
+        return ", ".join([*facts, *([self.part] if self.part else [])])
 
 
 def gradcam(
@@ -87,14 +102,8 @@ def explain(
     """As `gradcam`, and returns what the model says of the images, too."""
     images = jnp.asarray(images)
     batch, height, width = images.shape[:3]
-    layer = layer or default_layer(model)
+    layer = layer_at(model, (height, width), layer).address
     taps = _taps(model, height, width)
-    if layer not in taps.shapes:
-        nearest = difflib.get_close_matches(layer, taps.shapes, n=3, cutoff=0.0)
-        raise LayerError(
-            f"There is no layer {layer!r}. The nearest: {', '.join(nearest)}. "
-            "explain.gradcam.layers(model) lists them all."
-        )
     wanted = np.asarray(_PREDICTED)
     if classes is not None:
         wanted = np.asarray(classes)
@@ -117,15 +126,53 @@ def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
     return tuple(_taps(model, image_size, image_size).shapes)
 
 
-def default_layer(model: nn.Module) -> str:
-    """The output of the last block, which pytorch-grad-cam recommends for convolutional networks.
+def default_layer(model: nn.Module, image_size: int | tuple[int, int] = _USUAL_SIZE) -> str:
+    """The output of the deepest block whose grid has at least 7 x 7 cells.
 
-    That is ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. A
-    block is what has tapped activations inside; a network without blocks has its last activation.
+    At 224 pixels that is the last block, which pytorch-grad-cam recommends for convolutional
+    networks: ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. Of
+    smaller images the last block's grid is too coarse to point at anything (2 x 2 of 64 pixels),
+    and an earlier one is taken. Where no grid is as large, it is the deepest block of the largest.
+    A block is what has tapped activations inside; a network without blocks has its activations.
+
+    Args:
+        model: a classifier, (images) -> logits [B, num_classes].
+        image_size: pixels of a side, or (height, width).
     """
-    addresses = layers(model)
-    blocks = [a for a in addresses if any(b.startswith(f"{a}/") for b in addresses)]
-    return (blocks or addresses)[-1]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    shapes = _taps(model, height, width).shapes
+    blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
+    sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
+    least = min(_LEAST_SIDE, max(sides.values()))
+    return [address for address in blocks if sides[address] >= least][-1]
+
+
+def layer_at(
+    model: nn.Module, image_size: int | tuple[int, int], address: str | None = None
+) -> Layer:
+    """The layer of an address, with its grid for images of a size.
+
+    Args:
+        model: a classifier, (images) -> logits [B, num_classes].
+        image_size: pixels of a side, or (height, width).
+        address: one of `layers`; `default_layer` if None.
+
+    Raises:
+        ValueError: no such layer (names the nearest).
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    shapes = _taps(model, height, width).shapes
+    address = address or default_layer(model, (height, width))
+    if address not in shapes:
+        nearest = difflib.get_close_matches(address, shapes, n=3, cutoff=0.0)
+        raise LayerError(
+            f"There is no layer {address!r}. The nearest: {', '.join(nearest)}. "
+            "explain.gradcam.layers(model) lists them all."
+        )
+    _, rows, columns, _ = shapes[address].shape
+    partial = getattr(model, "partial_layers", {})
+    part = next((part for prefix, part in partial.items() if address.startswith(prefix)), "")
+    return Layer(address, (rows, columns), part)
 
 
 class _Taps(NamedTuple):

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from egmae_jax.explain.panels import Panels, to_pixels
+from egmae_jax.lettering import fonts_of_all_letters
 
 REGIONS = ("core", "inside", "ring", "outside")
 _ROUNDING = 1e-5
@@ -166,6 +167,7 @@ def _tested(differences: Sequence[float | None], groups: Sequence[int]) -> dict[
     return {**_mean_sd(differences), "p": p}
 
 
+@fonts_of_all_letters()
 def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Entropy by region, the lesion's share of the noise against that of the area, enrichment.
 

@@ -11,14 +11,18 @@ import cv2
 import matplotlib
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from egmae_jax.lettering import fonts_of_all_letters, wrap
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
 _OUTLINE = (64, 224, 255)  # a colour that neither grey images nor the colormap have
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _PANEL = 2.0  # inches, a panel's side
 _DPI = 140
+_LINE = 29  # columns of text beside a panel
 
 
 def overlay(
@@ -50,11 +54,19 @@ def overlay(
 
 
 def write_overlay(
-    path: Path, image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None = None
+    path: Path,
+    image: np.ndarray,
+    heat: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    text: str = "",
 ) -> None:
-    """Writes the `overlay` as a PNG; makes its folder."""
+    """Writes the `overlay` as a PNG, `text` as its Description; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(overlay(image, heat, mask)).save(path, format="PNG")
+    about = PIL.PngImagePlugin.PngInfo()
+    if text:
+        about.add_text("Description", text)
+    PIL.Image.fromarray(overlay(image, heat, mask)).save(path, format="PNG", pnginfo=about)
 
 
 def picture_name(name: str) -> str:
@@ -91,15 +103,21 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def contact_sheet(rows: Sequence[Row], path: Path, *, colormap: str = COLORMAP) -> None:
+@fonts_of_all_letters()
+def contact_sheet(
+    rows: Sequence[Row], path: Path, *, colormap: str = COLORMAP, note: str = ""
+) -> None:
     """Writes a PNG: image, heat, overlay with the mask's outline, and what the model says.
 
-    More than four images stand in two columns.
+    More than four images stand in two columns. `note` stands above: of which layer the heat is.
     """
     columns = 2 if len(rows) > 4 else 1
     lines = math.ceil(len(rows) / columns)
     widths = [1.0, 1.0, 1.0, 0.95] * columns
-    figure = Figure(figsize=(_PANEL * sum(widths), _PANEL * lines + 0.3), dpi=_DPI)
+    head = 0.55 if note else 0.3  # inches
+    height = _PANEL * lines + head
+    figure = Figure(figsize=(_PANEL * sum(widths), height), dpi=_DPI)
+    figure.text(0.01, 1 - 0.05 / height, note, fontsize=9, va="top", parse_math=False)
     grid = figure.subplots(
         lines,
         len(widths),
@@ -107,7 +125,7 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, colormap: str = COLORMAP) 
         gridspec_kw={
             **{"width_ratios": widths, "wspace": 0.03, "hspace": 0.03},
             **{"left": 0.005, "right": 0.995, "bottom": 0.005},
-            "top": 1 - 0.3 / (_PANEL * lines + 0.3),
+            "top": 1 - head / height,
         },
     )
     for axes in grid.flat:
@@ -143,7 +161,9 @@ def _draw_row(panels: np.ndarray, row: Row, colormap: str) -> None:
     ]
     y = 0.92
     for entry, ink, weight in entries:
-        text.text(
-            0.05, y, entry, color=ink, weight=weight, fontsize=7.5, va="top", parse_math=False
-        )
-        y -= 0.12
+        for line in wrap(entry, _LINE, lines=3).splitlines():
+            text.text(
+                0.05, y, line, color=ink, weight=weight, fontsize=7.5, va="top", parse_math=False
+            )
+            y -= 0.08
+        y -= 0.04

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmae_jax import augment, pretrain
+from egmae_jax.lettering import fonts_of_all_letters
 
 _PANEL = 2.0  # inches of a side
 _OUTLINE = "#00e5ff"  # of lesions
@@ -88,6 +89,7 @@ def to_pixels(patch_values: np.ndarray, side: int) -> np.ndarray:
     return patch_values.repeat(patch, axis=0).repeat(patch, axis=1)
 
 
+@fonts_of_all_letters()
 def draw_sheet(
     panels: Sequence[Panels],
     captions: Sequence[str],

@@ -307,7 +307,8 @@ def _view_code(view: View) -> list[str]:
         wide = [
             'if image.mode.startswith("I;16"):  # from the range of the data set',
             f"    share = (np.asarray(image) - {low:g}) / {high - low:g}",
-            "    image = PIL.Image.fromarray(np.round(255 * np.clip(share, 0, 1)).astype(np.uint8))",
+            "    grey = np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)",
+            "    image = PIL.Image.fromarray(grey)",
         ]
     lines = [
         'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',

@@ -7,7 +7,7 @@ convolution with batch norm, as in ASFF (Liu, Huang and Wang 2019); the two weig
 a softmax.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,12 @@ class ASFFResNet(ResNet):
     """
 
     fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not give
+    # By the beginnings of layers' addresses: what passes these is one branch's part of the score.
+    partial_layers: ClassVar[dict[str, str]] = {
+        "layer4_": "high-level branch alone",
+        "fusion/high": "high-level branch alone",
+        "fusion/mid": "mid-level branch alone",
+    }
 
     def setup(self):
         super().setup()

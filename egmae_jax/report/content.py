@@ -17,6 +17,7 @@ from egmae_jax import calibration, metrics_log
 from egmae_jax import config as configs
 from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
+from egmae_jax.explain.gradcam import Layer
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
@@ -203,6 +204,12 @@ class Content:
         return tables
 
     @property
+    def confusion_digits(self) -> int:
+        """Digits of the largest count in `confusion`, which its columns must have room for."""
+        counts = [cell["count"] for t in self.confusion.values() for row in t for cell in row]
+        return len(str(max(counts)))
+
+    @property
     def calibrations(self) -> list[dict[str, Any]]:
         """A row a classifier: mean ECE before and after, the rounds' temperatures."""
         rounds = self.results["rounds"]
@@ -333,6 +340,12 @@ class Content:
             )
         except UserError as error:
             return self._missing("Grad-CAM", error)
+
+    @property
+    def heat_layer(self) -> Layer | None:
+        """The layer that the cases' heat is of; None where there are none."""
+        cases = {} if isinstance(self.cases, str) else self.cases
+        return next((case.layer for of_kind in cases.values() for case in of_kind), None)
 
     @functools.cached_property
     def reconstructions(self) -> tuple[str, list[str], str] | str | None:

@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from sklearn import metrics as sk
 
 from egmae_jax import calibration
+from egmae_jax.lettering import wrap
 
 _INK, _FAINT = "#010101", "#020202"
 _SERIES = tuple(f"#0{i}0{i}0{i}" for i in range(3, 9))  # as many as there are distinct colours
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
+_TITLE = 26  # columns of a line above a figure
 _GRID = np.linspace(0, 1, 101)
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters: they take the page's font and can be searched
@@ -83,7 +85,7 @@ def roc_curves(said: Mapping[str, Sequence[Said]], label: int, name: str) -> Mar
     with _figure(2.9, 3.2) as (figure, axes):
         axes.plot((0, 1), (0, 1), color=_FAINT, linewidth=0.8, linestyle=":")
         areas = _mean_curves(axes, said, curve, area, first=0.0)
-        axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=_short(name))
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=wrap(name, _TITLE))
         _legend(figure)
         return _to_svg(figure, f"ROC curves of {name} against the rest; area: {areas}.")
 
@@ -109,7 +111,7 @@ def precision_recall_curves(said: Mapping[str, Sequence[Said]], label: int, name
         share = float(np.mean([np.mean(x.labels == label) for x in next(iter(said.values()))]))
         axes.plot((0, 1), (share, share), color=_FAINT, linewidth=0.8, linestyle=":")
         areas = _mean_curves(axes, said, curve, area)
-        axes.set(xlabel="recall", ylabel="precision", title=_short(name))
+        axes.set(xlabel="recall", ylabel="precision", title=wrap(name, _TITLE))
         _legend(figure)
         return _to_svg(
             figure, f"Precision over recall of {name} against the rest; average precision: {areas}."
@@ -147,7 +149,7 @@ def reliability_diagram(said: Sequence[Said], name: str) -> Markup:
                 alpha=0.7,
                 linewidths=0,
             )
-        axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), title=_short(name))
+        axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), title=wrap(name, _TITLE))
         axes.set(xlabel="confidence", ylabel="accuracy")
         _legend(figure)
         return _to_svg(
@@ -191,7 +193,7 @@ def learning_curve(
             ends.append(f"{legend} from {means[0]:.3g} to {means[-1]:.3g}")
         if not ends:
             return None
-        axes.set(xlabel="epoch", ylabel=label, title=_short(title))
+        axes.set(xlabel="epoch", ylabel=label, title=wrap(title, _TITLE))
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, min_n_ticks=1))
         if len(metrics) > 1:
             _legend(figure)
@@ -230,7 +232,7 @@ def _mean_curves(
             *(x, y),
             **look,
             linewidth=1.8 if name == "ensemble" else 1.2,
-            label=f"{_short(name, 16)} {value}",
+            label=f"{wrap(name, 16, lines=1)} {value}",
         )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return ", ".join(words)
@@ -270,7 +272,3 @@ def _to_svg(figure: Figure, alt: str) -> Markup:
 
 def _number(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
-
-
-def _short(name: str, longest: int = 32) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"

@@ -44,14 +44,19 @@ def write_comparison(workdirs: Sequence[Path], out: Path) -> None:
     _write(out, "comparison.html.j2", comparison=comparison, title=f"{len(workdirs)} runs")
 
 
-def _write(out: Path, template: str, **context: Any) -> None:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The pages' templates: they escape all that they are given, and fail of what is not given."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("egmae_jax.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "p_value": p_value}
-    html = environment.get_template(template).render(METRICS=content.METRICS, **context)
+    found.filters |= {"number": number, "interval": interval, "p_value": p_value}
+    return found
+
+
+def _write(out: Path, template: str, **context: Any) -> None:
+    html = environment().get_template(template).render(METRICS=content.METRICS, **context)
     write_atomically(out, html.encode("utf-8", "backslashreplace"))

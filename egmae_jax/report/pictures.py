@@ -1,4 +1,4 @@
-"""Pictures of a run's images for the report: where networks look, what pre-training sees.
+"""Pictures of a run's images for the report: regions that raise a score, what pre-training sees.
 
 They need the images themselves, which may be elsewhere by now; then there are none.
 """
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from egmae_jax.branches import Branch
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations
+from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.explain.panels import common_scales, draw_sheet
 from egmae_jax.saved_run import SavedRun
@@ -29,6 +30,7 @@ class Case(NamedTuple):
 
     image: str  # data: address
     heat: str  # likewise, Grad-CAM of the predicted class over it
+    layer: Layer  # that the heat is of
     file: str
     true: str  # class
     predicted: str
@@ -96,6 +98,7 @@ def explain_cases(
         cases[found.example.file] = Case(
             image=embed(image),
             heat=embed(overlay(image, found.heat)),
+            layer=found.layer,
             file=found.example.file,
             true=classes[found.example.label],
             predicted=classes[found.predicted],

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from egmae_jax import evaluate
 from egmae_jax.evaluate import Predictions
 from egmae_jax.files import DamagedFileError, write_atomically, write_json
+from egmae_jax.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.saved_run import RunError, SavedRun
 from egmae_jax.sweep import sharing
@@ -351,6 +352,7 @@ def _short(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}".replace("0.", ".", 1)
 
 
+@fonts_of_all_letters()
 def draw(summary: Mapping[str, Any]) -> Figure:
     """Validation of all variants, test of those that are shown, and what differs on test images."""
     rows = [row for row in summary["variants"] if row["status"] == "complete"]

@@ -8,7 +8,14 @@ from flax import linen as nn
 
 from egmae_jax import models
 from egmae_jax.explain import gradcam as module
-from egmae_jax.explain.gradcam import LayerError, default_layer, explain, gradcam, layers
+from egmae_jax.explain.gradcam import (
+    LayerError,
+    default_layer,
+    explain,
+    gradcam,
+    layer_at,
+    layers,
+)
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.layers import Conv, tap
 
@@ -197,3 +204,52 @@ def test_what_cannot_be_is_refused(given, message, images, params):
 def test_a_model_without_taps_is_refused():
     with pytest.raises(ValueError, match="Plain taps no activation"):
         layers(Plain(tapped=False), 16)
+
+
+# Stage strides are 4, 8, 16, 32, rounded up; SqueezeNet's by its unpadded convolution and pooling.
+GRIDS = {
+    ("convnext_tiny", 224): ("stages_3/blocks_2", 7),
+    ("convnext_atto", 192): ("stages_2/blocks_5", 12),
+    ("convnext_atto", 96): ("stages_1/blocks_1", 12),
+    ("convnext_atto", 64): ("stages_1/blocks_1", 8),
+    ("convnext_atto", 32): ("stages_0/blocks_1", 8),
+    ("convnextv2_atto", 128): ("stages_2/blocks_5", 8),
+    ("resnet50", 224): ("layer4_2", 7),
+    ("resnet18", 193): ("layer4_1", 7),
+    ("resnet18", 192): ("layer3_1", 12),
+    ("resnet18", 64): ("layer2_1", 8),
+    ("squeezenet1_1", 224): ("features_12", 13),
+    ("squeezenet1_1", 96): ("features_7", 11),
+    ("squeezenet1_0", 64): ("features_10", 7),
+    ("asff_resnet18", 112): ("layer3_1", 7),
+    ("asff_resnet18", 64): ("layer2_1", 8),
+}
+
+
+@pytest.mark.parametrize(("name", "size"), GRIDS)
+def test_the_default_layer_is_the_deepest_block_of_seven_by_seven(name, size):
+    model = models.create(name, CLASSES)
+    address, side = GRIDS[name, size]
+    found = layer_at(model, size)
+    assert found == (address, (side, side), "")
+    assert str(found) == f"layer {address}, {side} x {side} grid"
+    assert default_layer(model, size) == address
+
+
+def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(images, params):
+    model = models.create("resnet18", CLASSES)
+    assert layer_at(model, (64, 224)) == ("layer2_1", (8, 28), "")
+    assert str(layer_at(model, 64, "layer4_1")) == (
+        "layer layer4_1, 2 x 2 grid, coarser than 7 x 7"
+    )
+    # All blocks of four by six: the last of them, and it is called coarse.
+    assert str(layer_at(Pooled(), (16, 24))) == "layer blocks_10, 4 x 6 grid, coarser than 7 x 7"
+    heat = gradcam(Pooled(), params, images)
+    np.testing.assert_array_equal(heat, gradcam(Pooled(), params, images, layer="blocks_10"))
+
+
+def test_what_passes_one_branch_of_an_asff_is_called_so():
+    model = models.create("asff_resnet50", CLASSES)
+    assert str(layer_at(model, 224)) == "layer layer4_2, 7 x 7 grid, high-level branch alone"
+    assert layer_at(model, 224, "fusion/mid/conv").part == "mid-level branch alone"
+    assert layer_at(model, 224, "layer3_5").part == ""

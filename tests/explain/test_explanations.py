@@ -107,7 +107,7 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
     assert (status, errors) == (0, "")
 
     found = json.loads((out / "gradcam.json").read_text())
-    assert found["layer"] == "stages_3/blocks_0"
+    assert (found["layer"], found["grid"]) == ("stages_1/blocks_0", [8, 8])
     assert (found["images"], len(found["files"])) == (9, 9)
     assert found["right"] == sum(row["true"] == row["predicted"] for row in found["files"])
     scored = [row for row in found["files"] if row["heat_in_mask"] is not None]
@@ -135,6 +135,7 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
             assert (picture.mode, picture.size) == ("RGB", (SIZE, SIZE))
     assert [path.name for path in out.glob("sheet_*.png")] == ["sheet_0.png"]
     assert "convnext_test, branch 'mae', round 0: 9 test images," in output
+    assert "layer stages_1/blocks_0, 8 x 8 grid\n" in output
     assert "Explained: the predicted class.\n" in output
     assert "Left out: 3 without lesion, 1 without mask, 1 unusable masks." in output
 
@@ -187,10 +188,10 @@ def test_a_data_set_without_masks_has_pictures_only(made, command, tmp_path):
 @pytest.mark.parametrize(
     ("branch", "layer"),
     [
-        (tiny.RESNET, "layer4_0"),
-        (tiny.ASFF, "layer4_0"),
-        ("squeezenet1_1", "features_12"),
-        ("imagenet", "stages_3/blocks_0"),
+        (tiny.RESNET, "layer2_0"),  # at 64 pixels 8 x 8, where the last block has 2 x 2
+        (tiny.ASFF, "layer2_0"),
+        ("squeezenet1_1", "features_7"),  # 7 x 7
+        ("imagenet", "stages_1/blocks_0"),
     ],
 )
 def test_any_branch_is_explained_with_its_own_model(branch, layer, made, tmp_path):
@@ -202,6 +203,12 @@ def test_any_branch_is_explained_with_its_own_model(branch, layer, made, tmp_pat
     )
     model = tiny.MODEL if branch == "imagenet" else branch
     assert (found["branch"], found["model"], found["layer"]) == (branch, model, layer)
+    side = 7 if branch == "squeezenet1_1" else 8
+    assert (found["grid"], found["part"]) == ([side, side], "")
+    (picture,) = (tmp_path / "out" / "overlays").rglob("*.png")
+    with PIL.Image.open(picture) as opened:
+        said = f"Grad-CAM at layer {layer}, {side} x {side} grid"
+        assert opened.info["Description"] == said
     assert found["weights"].endswith(f"round_0_{branch}.safetensors")
     assert found["images"] == 9
 
@@ -317,3 +324,11 @@ def test_the_module_is_a_command(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"
+
+
+def test_a_coarse_layer_that_is_chosen_is_called_so(made, command, tmp_path):
+    flags = {"workdir": made[0], "images": 1, "batch": 9, "layer": "stages_3/blocks_0"}
+    status, output, _ = command(out=tmp_path, **flags)
+    assert status == 0
+    assert json.loads((tmp_path / "gradcam.json").read_text())["grid"] == [2, 2]
+    assert "layer stages_3/blocks_0, 2 x 2 grid, coarser than 7 x 7\n" in output

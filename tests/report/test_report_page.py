@@ -21,6 +21,7 @@ from egmae_jax.report.complexity import of_network
 from egmae_jax.saved_run import RunError, SavedRun
 from tests import tiny
 from tests.conftest import REPOSITORY
+from tests.report.conftest import OVERFLOW
 
 CLASSES = {
     "benign": '<script>alert("a")<script>',
@@ -96,7 +97,7 @@ def test_names_that_are_html_stay_names(made, read):
     known |= {"text", "tspan", "clippath", "rect", "header", "section", "nav", "figure", "pre"}
     known |= {"h1", "h2", "h3", "p", "a", "b", "ul", "li", "dl", "dt", "dd", "table", "caption"}
     known |= {"thead", "tbody", "tr", "th", "td", "small", "div", "figcaption", "img", "br"}
-    known |= {"details", "summary", "code"}
+    known |= {"details", "summary", "code", "span"}
     assert {tag for tag, _ in read.tags} <= known
     assert not [name for _, attributes in read.tags for name in attributes if name[:2] == "on"]
     assert "49" not in re.sub(r"[\d.]{3,}", "", text)  # nothing was computed
@@ -368,3 +369,18 @@ def test_many_curves_are_told_apart_by_colour_or_dash():
     assert all("var(--series-0)" in x for x in (first, last))
     assert "dasharray" not in first
     assert "dasharray" in last
+
+
+def test_nothing_runs_over_the_edge_of_the_page(made, views):
+    for width, shown in views((made[0] / "report.html").read_text()):
+        assert shown.evaluate(OVERFLOW) == [], width
+
+
+def test_the_page_says_of_what_layer_and_grid_its_heat_is(read):
+    text = " ".join("".join(read.text).split())
+    # Of 32 pixels the last block has one cell.
+    assert (
+        "no finer than 8 x 8 cells on 32 x 32 pixels (layer stages_0/blocks_0, 8 x 8 grid)" in text
+    )
+    assert "regions that raise the score of the predicted class" in text
+    assert "where it looks" not in text.lower()
