@@ -10,7 +10,9 @@ import contextlib
 import contextvars
 import functools
 import os
+import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,7 +102,12 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     return jax.jit(traced, compiler_options=_options(), **kwargs)
 
 
-_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+DETERMINISTIC = "xla_gpu_deterministic_ops"  # a flag of XLA's
+_BOOLEANS = {
+    "": "true",
+    "1": "true",
+    "0": "false",
+}  # how else XLA takes them, a bare flag being true
 
 
 def make_deterministic() -> None:
@@ -109,12 +116,37 @@ def make_deterministic() -> None:
     Without it XLA times several kernels and takes the fastest, which need not be the same in the
     next process, and some add up in no fixed order. A CPU computes the same bits anyway.
     """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}"
+    os.environ["XLA_FLAGS"] = f"{_flag_text('XLA_FLAGS')} --{DETERMINISTIC}=true"
 
 
 def is_deterministic() -> bool:
     """Whether such programs are asked for."""
-    return _DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
+    return flags_of("XLA_FLAGS").get(DETERMINISTIC) == "true"
+
+
+def flags_of(variable: str) -> dict[str, str]:
+    """The flags in an environment variable, such as XLA_FLAGS, without their dashes.
+
+    As XLA reads them: the last of equal names counts, and a text that begins with no dash names a
+    file of flags.
+    """
+    text = _flag_text(variable)
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an open quote; XLA says so itself
+        words = text.split()
+    pairs = (word.lstrip("-").partition("=") for word in words if word.startswith("-"))
+    return {name: _BOOLEANS.get(value, value) for name, _, value in pairs}
+
+
+def _flag_text(variable: str) -> str:
+    text = os.environ.get(variable, "").strip()
+    if not text or text.startswith("-"):
+        return text
+    try:
+        return Path(text).read_text(errors="replace")
+    except OSError:  # which XLA passes over, too
+        return ""
 
 
 def subroutine(function: Callable, **kwargs: Any) -> Callable:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, sharding
+from egmae_jax import branches, environment, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
@@ -32,6 +32,7 @@ from egmae_jax.trackers import Tracker
 from egmae_jax.workdir import (
     Paths,
     has_begun,
+    has_record,
     local_folder,
     lock,
     record_config,
@@ -115,11 +116,12 @@ class Experiment:
         configs.check(config, jax.device_count())
         batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
-        require_same_run(workdir, config)
-        begun = has_begun(workdir)
-        sharding.wait_for_all("the workdir is as it was")
         frozen = FrozenConfigDict(config)
         paths = Paths(workdir, folds=config.rounds.kind == "folds")
+        require_same_run(workdir, config)
+        recorded, begun = has_record(workdir), has_begun(workdir)
+        environment.require_same(paths.environment, begun=recorded)
+        sharding.wait_for_all("the workdir is as it was")
         cache = Path(config.data.cache_dir).expanduser()
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
@@ -156,6 +158,7 @@ class Experiment:
         )
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
         record_intensity_range(paths, prepared.intensity, begun=begun)
+        environment.record(paths.environment, begun=recorded)
         record_config(workdir, config)
         self.imagenet.record()
         events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None

@@ -89,6 +89,11 @@ class Paths:
         return self.workdir / "audit.json"
 
     @property
+    def environment(self) -> Path:
+        """Settings that change numbers, which the run is held to, and the machines it was on."""
+        return self.workdir / "environment.json"
+
+    @property
     def metrics(self) -> Path:
         """A line an epoch."""
         return self.workdir / "metrics.jsonl"
@@ -150,6 +155,11 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         if {entry.name for entry in workdir.iterdir()} <= {path.name}:  # stopped before any work
             path.unlink(missing_ok=True)
             workdir.rmdir()
+
+
+def has_record(workdir: Path) -> bool:
+    """Whether the config of a run is there, if nothing else of it yet."""
+    return _record(workdir).exists()
 
 
 def has_begun(workdir: Path) -> bool:

@@ -268,12 +268,28 @@ class Content:
         if results["skipped_steps"]:
             count = len(results["skipped_steps"])
             found.append(f"Training steps that were not finite, left out: {count}.")
+        if len(self.machines) > 1:
+            found.append(
+                f"The run was on {len(self.machines)} machines or versions of its libraries, whose "
+                "numbers agree up to rounding: see How it was made."
+            )
         return found
 
     @property
     def made_with(self) -> dict[str, Any]:
         """Versions, devices and command; empty for results of an older version."""
         return self.results.get("made_with", {})
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines and versions that the run was on, in their order; empty for older ones."""
+        return [
+            ", ".join(
+                [found.get("processor", found["device"])]
+                + [f"{name} {version}" for name, version in found["versions"].items()]
+            )
+            for found in self.made_with.get("machines", [])
+        ]
 
     @property
     def config_text(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import calibration, console, evaluate, provenance
+from egmae_jax import calibration, console, environment, evaluate, provenance
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
@@ -54,7 +54,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
             for name in fusing
         }
-    results["made_with"] = provenance.describe()
+    results["made_with"] = provenance.describe() | environment.recorded(run.paths.environment)
     write_json(run.paths.audit, audit.audit(prepared))
     write_json(run.paths.results, results)
     for sentence in calibration.explain_rounds(results["rounds"], results["summary"]):

@@ -1,0 +1,219 @@
+"""What of a process and its machine changes the numbers of a run, beside its config.
+
+The same config gives other bits under `JAX_ENABLE_X64`, under another precision of matrix products
+or with a flag of XLA's. Such settings are recorded in the workdir's environment.json when a run
+begins, and a start under others is refused. What nobody can hold a run to, another kind of device,
+processor or version of a library, is recorded beside them, start by start, and said.
+"""
+
+import enum
+import importlib.metadata
+import logging
+import os
+import platform
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from egmae_jax import compilation, sharding
+from egmae_jax.config import ConfigError
+from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+
+# JAX's own, by the names that they are set by: jax.config.update("jax_enable_x64", True), or the
+# environment variable JAX_ENABLE_X64.
+_JAX_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_explicit_x64_dtypes",
+    "jax_allow_f16_reductions",
+    "jax_softmax_custom_jvp",
+    "jax_use_direct_linearize",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_high_dynamic_range_gumbel",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_optimization_level",
+    "jax_exec_time_optimization_effort",
+)
+_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)  # of the environment; cuBLAS and cuDNN read it themselves
+_FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Flags that only say where files are written to or read from, how many threads compile, or how many
+# devices a CPU is: a run may go on without them.
+_FREE_FLAGS = (
+    "xla_force_host_platform_device_count",
+    "xla_dump_",
+    "xla_gpu_dump_",
+    "xla_hlo_profile",
+    "xla_gpu_cuda_data_dir",
+    "xla_gpu_force_compilation_parallelism",
+    "xla_gpu_enable_llvm_module_compilation_parallelism",
+    "xla_gpu_kernel_cache_file",
+    "xla_gpu_per_fusion_autotune_cache_dir",
+    "xla_cpu_parallel_codegen_split_count",
+)
+_PACKAGES = (
+    "egmae_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+)
+_LISTED = 10  # differences that a message names
+
+logger = logging.getLogger(__name__)
+
+
+def settings() -> dict[str, Any]:
+    """Settings of this process that change numbers, JSON-like, by the names they are set by.
+
+    'deterministic' is `main.py --deterministic`; flags of XLA_FLAGS have their own names.
+    """
+    found: dict[str, Any] = {
+        name: _plain(getattr(jax.config, name))
+        for name in _JAX_SETTINGS
+        if hasattr(jax.config, name)
+    }
+    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    found["deterministic"] = compilation.is_deterministic()
+    for variable in _FLAG_VARIABLES:
+        for flag, value in sorted(compilation.flags_of(variable).items()):
+            if flag != compilation.DETERMINISTIC and not flag.startswith(_FREE_FLAGS):
+                found[f"--{flag}"] = value
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What computes: "platform", "device", "processor" of a CPU, "versions" by package."""
+    device = jax.devices()[0]
+    found: dict[str, Any] = {"platform": device.platform, "device": device.device_kind}
+    if device.platform == "cpu":
+        found["processor"] = _processor()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # of a checkout that is not installed
+            continue
+    return found | {"versions": versions}
+
+
+def require_same(path: Path, *, begun: bool) -> None:
+    """Refuses to go on under other settings than a run began with; says where it began elsewhere.
+
+    All hosts call it; their settings must be the same, too.
+
+    Args:
+        path: of environment.json, from `record`.
+        begun: whether there is a run to go on with.
+
+    Raises:
+        ConfigError: names every setting that differs, with both values.
+        DamagedFileError: the file cannot be read.
+    """
+    now = settings()
+    checksum = float(zlib.crc32(repr(now).encode()))
+    largest, smallest = sharding.agree(checksum, -checksum)
+    if largest != -smallest:
+        raise ConfigError(
+            "The hosts have different settings, which would give each other numbers; on this one: "
+            + ", ".join(f"{name}={value!r}" for name, value in now.items())
+        )
+    if not begun:
+        return
+    if not path.exists():
+        logger.warning(
+            "The workdir does not say under which settings of JAX and XLA its run began, being of "
+            "an older version: whether these are the same is not known. From now on they are held."
+        )
+        return
+    before, machines = _read(path)
+    if changes := _changes(before, now):
+        raise ConfigError(
+            "The workdir holds a run under other settings of JAX or XLA; going on would mix two "
+            "kinds of numbers. Use the same settings or another --workdir.\n  "
+            + "\n  ".join(changes)
+        )
+    here = machine()
+    if here not in machines:
+        logger.warning(
+            "The run has been on another machine or other versions: %s. It goes on, and what it "
+            "computes from here agrees with that up to rounding; results.json lists both.",
+            "; ".join(_changes(_flat(machines[-1]), _flat(here))),
+        )
+
+
+def record(path: Path, *, begun: bool) -> None:
+    """Writes environment.json, or adds this machine to the one of a run that has begun."""
+    machines = _read(path)[1] if begun and path.exists() else []
+    here = machine()
+    if here not in machines:
+        write_json(path, {"settings": settings(), "machines": [*machines, here]})
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """The content of environment.json: "settings", and the distinct "machines" in their order."""
+    before, machines = _read(path)
+    return {"settings": before, "machines": machines}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    content = read_json(path, RESTORE)
+    try:
+        before, machines = dict(content["settings"]), [dict(found) for found in content["machines"]]
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamagedFileError(path, error, RESTORE) from None
+    if not machines:
+        raise DamagedFileError(path, "it names no machine", RESTORE)
+    return before, machines
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Of each name that differs both values; ten of them, and how many more there are.
+
+    A setting of JAX's that only one version has is none that differs.
+    """
+    differing = [
+        name
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+        and not (name in _JAX_SETTINGS and (name not in before or name not in now))
+    ]
+    lines = [
+        f"{name}: {_shown(before, name)} in the workdir, {_shown(now, name)} now"
+        for name in differing[:_LISTED]
+    ]
+    more = len(differing) - len(lines)
+    return lines + ([f"and {more} more"] if more else [])
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "not set"
+
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in found.items() if k != "versions"} | dict(found.get("versions", {}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        value = value.value if isinstance(value.value, str) else value.name
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def _processor() -> str:
+    """The model's name where the system tells it: its vector units decide how sums are formed."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,205 @@
+"""A run goes on under the settings that it began with, and says where it has been."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from egmae_jax import compilation, environment, experiment, sharding
+from egmae_jax.config import ConfigError
+from egmae_jax.files import DamagedFileError
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+HERE = environment.machine
+
+
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    """The settings of the process that tests are run in are no part of the tests."""
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The record of a run that began under the settings of this process."""
+    found = tmp_path / "environment.json"
+    environment.require_same(found, begun=False)
+    environment.record(found, begun=False)
+    return found
+
+
+def under(monkeypatch, setting, value):
+    """A context in which a setting has a value."""
+    if setting == "--deterministic":
+        compilation.make_deterministic()  # changes the variable, which `no_flags` puts back
+        return contextlib.nullcontext()
+    if setting.isupper():
+        monkeypatch.setenv(setting, value)
+        return contextlib.nullcontext()
+    states = {
+        "jax_enable_x64": jax.enable_x64,
+        "jax_default_matmul_precision": jax.default_matmul_precision,
+        "jax_default_prng_impl": jax.default_prng_impl,
+        "jax_threefry_partitionable": jax.threefry_partitionable,
+        "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    }
+    return states[setting](value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("jax_enable_x64", True, "jax_enable_x64: False in the workdir, True now"),
+        (
+            *("jax_default_matmul_precision", "highest"),
+            "jax_default_matmul_precision: None in the workdir, 'highest' now",
+        ),
+        ("jax_default_prng_impl", "rbg", "jax_default_prng_impl: 'threefry2x32' in the workdir"),
+        ("jax_threefry_partitionable", False, "jax_threefry_partitionable: True in the workdir"),
+        ("jax_numpy_dtype_promotion", "strict", "jax_numpy_dtype_promotion: 'standard' in the"),
+        ("--deterministic", True, "deterministic: False in the workdir, True now"),
+        ("NVIDIA_TF32_OVERRIDE", "0", "NVIDIA_TF32_OVERRIDE: not set in the workdir, '0' now"),
+        (
+            *("XLA_FLAGS", "--xla_dump_to=/d --xla_cpu_enable_fast_math"),
+            "--xla_cpu_enable_fast_math: not set in the workdir, 'true' now",
+        ),
+        ("LIBTPU_INIT_ARGS", "--xla_tpu_x=2", "--xla_tpu_x: not set in the workdir, '2' now"),
+    ],
+)
+def test_a_setting_that_changes_numbers_is_held(path, monkeypatch, setting, value, message):
+    environment.require_same(path, begun=True)
+    with under(monkeypatch, setting, value):
+        with pytest.raises(ConfigError, match="under other settings") as caught:
+            environment.require_same(path, begun=True)
+        assert message in str(caught.value)
+        environment.record(path, begun=False)  # a run that begins so
+        environment.require_same(path, begun=True)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    with pytest.raises(ConfigError):
+        environment.require_same(path, begun=True)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_dump_to=/tmp/dump --xla_dump_hlo_as_text",
+        "--xla_gpu_cuda_data_dir=/usr/local/cuda --xla_gpu_force_compilation_parallelism=2",
+        "--xla_gpu_deterministic_ops=false",
+    ],
+)
+def test_flags_that_change_no_number_are_free(path, monkeypatch, flags):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    environment.require_same(path, begun=True)
+
+
+def test_equal_flags_are_equal_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=1 --xla_a=x  --xla_gpu_deterministic_ops=true")
+    expected = environment.settings()
+    assert expected["deterministic"] is True
+    (tmp_path / "flags").write_text("--xla_a=x\n--xla_b\n--xla_gpu_deterministic_ops=1\n")
+    for written in (
+        "--xla_a=x --xla_b=true --xla_gpu_deterministic_ops",
+        "--xla_a=y --xla_b --xla_a=x --xla_gpu_deterministic_ops=false "
+        "--xla_gpu_deterministic_ops=1",
+        "--xla_b=1 '--xla_a=x' --xla_gpu_deterministic_ops=1 --xla_dump_to='/a b'",
+        str(tmp_path / "flags"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", written)
+        assert environment.settings() == expected, written
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    compilation.make_deterministic()
+    assert environment.settings() == expected
+
+
+def test_another_machine_or_version_is_said_and_recorded(path, monkeypatch, caplog):
+    environment.record(path, begun=True)
+    assert environment.recorded(path)["machines"] == [HERE()]
+    assert not caplog.records
+    there = HERE() | {"device": "NVIDIA H100", "versions": HERE()["versions"] | {"jax": "0.7.1"}}
+    monkeypatch.setattr(environment, "machine", lambda: there)
+    environment.require_same(path, begun=True)
+    here = HERE()
+    assert f"device: {here['device']!r} in the workdir, 'NVIDIA H100' now" in caplog.text
+    assert f"jax: {jax.__version__!r} in the workdir, '0.7.1' now" in caplog.text
+    environment.record(path, begun=True)
+    environment.record(path, begun=True)
+    assert environment.recorded(path)["machines"] == [here, there]
+    caplog.clear()
+    environment.require_same(path, begun=True)  # back where it has been
+    assert not caplog.records
+
+
+def test_settings_that_only_another_version_of_jax_has_are_not_compared(path):
+    content = json.loads(path.read_text())
+    del content["settings"]["jax_use_direct_linearize"]
+    path.write_text(json.dumps(content))
+    environment.require_same(path, begun=True)
+
+
+def test_hosts_of_different_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "agree", lambda *values: tuple(value + 1 for value in values))
+    with pytest.raises(ConfigError, match="The hosts have different settings"):
+        environment.require_same(tmp_path / "environment.json", begun=False)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"settings": {}, "machines": []}'])
+def test_a_damaged_record_is_named(path, content):
+    path.write_text(content)
+    with pytest.raises(DamagedFileError, match=r"environment\.json is damaged"):
+        environment.require_same(path, begun=True)
+
+
+def test_a_run_is_held_to_its_settings_and_says_them(data, cache, tmp_path, caplog):
+    config = tiny.make_config(data, cache, branches=(tiny.MODEL,), rounds__count=1)
+    workdir = tmp_path / "run"
+    made_with = experiment.run(config, workdir)["made_with"]
+    assert made_with["settings"] == environment.settings()
+    assert made_with["settings"]["jax_enable_x64"] is False
+    assert made_with["machines"] == [HERE()]
+    with jax.default_matmul_precision("highest"), pytest.raises(ConfigError, match="'highest' now"):
+        experiment.run(config, workdir)
+    (workdir / "environment.json").unlink()  # as of an older version
+    with jax.default_matmul_precision("highest"):
+        experiment.run(config, workdir, stage="evaluate")
+    assert "under which settings of JAX and XLA its run began" in caplog.text
+    with pytest.raises(ConfigError, match="'highest' in the workdir, None now"):
+        experiment.run(config, workdir)
+
+
+@pytest.mark.slow
+def test_the_command_is_held_to_deterministic(data, cache, tmp_path):
+    fields = (
+        *("data.image_size=32", "data.store_size=40", "evaluation.report=False"),
+        *(f"data.dir={data}", f"data.cache_dir={cache}", "imagenet.weights=none"),
+        *("branches=('squeezenet1_1',)", "finetune.epochs=1", "rounds.count=1"),
+    )
+
+    def start(*flags):
+        return subprocess.run(
+            [
+                *(sys.executable, "main.py", "--config=configs/image_folder.py"),
+                *(f"--config.{field}" for field in fields),
+                f"--workdir={tmp_path / 'new'}",
+                *flags,
+            ],
+            cwd=REPOSITORY,
+            env=tiny.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert start("--deterministic").returncode == 0
+    done = start()
+    assert done.returncode == 1
+    assert "deterministic: True in the workdir, False now" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert start("--deterministic").returncode == 0
