@@ -158,7 +158,7 @@ def layer_at(
         address: one of `layers`; `default_layer` if None.
 
     Raises:
-        ValueError: no such layer (names the nearest).
+        LayerError: no such layer (names the nearest).
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     shapes = _taps(model, height, width).shapes
