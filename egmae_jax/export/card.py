@@ -306,9 +306,9 @@ def _view_code(view: View) -> list[str]:
     if low < high:
         wide = [
             'if image.mode.startswith("I;16"):  # from the range of the data set',
-            f"    share = (np.asarray(image) - {low:g}) / {high - low:g}",
-            "    grey = np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)",
-            "    image = PIL.Image.fromarray(grey)",
+            f"    share = (np.asarray(image, float) - {low:g}) / {high - low:g}",
+            "    scaled = np.round(255 * np.clip(share, 0, 1))",
+            "    image = PIL.Image.fromarray(scaled.astype(np.uint8))",
         ]
     lines = [
         'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',

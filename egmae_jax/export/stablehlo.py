@@ -13,6 +13,7 @@ import jax.export
 import numpy as np
 
 from egmae_jax import augment, compilation
+from egmae_jax.data import samples
 from egmae_jax.export.system import System
 from egmae_jax.files import write_atomically, write_json
 
@@ -41,7 +42,7 @@ def write(system: System, path: Path) -> None:
 
 
 def _description(system: System, program: jax.export.Exported, content: bytes) -> dict[str, Any]:
-    size, resize, color, resized = system.view
+    size, resize, color, resized, intensity = system.view
     output = {"shape": ["batch", len(system.classes)], "dtype": "float32"}
     return {
         "format": "jax.export.Exported, serialized",
@@ -56,6 +57,7 @@ def _description(system: System, program: jax.export.Exported, content: bytes) -
             "resize": resize,
             "resized_to": resized,
             "color": color,
+            "intensity_range": samples.to_json(intensity),
             "within": "pixel / 255, less the mean, divided by the standard deviation",
             "mean": augment.MEAN,
             "std": augment.STD,

@@ -49,12 +49,13 @@ class View(NamedTuple):
             how += f", {middle}"
         wide = {
             "type": "",
-            "declared": "values of more than 8 bits scaled from the range that the file declares; ",
-            "dataset": "values of more than 8 bits scaled from the range of the data set to 0 to "
-            f"255 ({samples.listed(self.intensity)}); ",
+            "declared": "; values of more than 8 bits first scaled from the range that their file "
+            "declares",
+            "dataset": "; values of more than 8 bits first scaled to 0 to 255 from the range of the "
+            f"data set ({samples.listed(self.intensity)})",
         }[self.intensity.rule]
-        steps = f"{wide}turned upright (EXIF), {grey}{how}"
-        return f"{steps}; resized by Pillow's BILINEAR; given as RGB"
+        steps = f"turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR"
+        return f"{steps}; given as RGB{wide}"
 
 
 class Network(NamedTuple):
