@@ -273,12 +273,12 @@ def test_a_model_card_reads_16_bits_as_the_run_did(tmp_path, monkeypatch):
     encoded = (tmp_path / "image.png").read_bytes()
     monkeypatch.chdir(tmp_path)
     for rule in (intensity, IntensityRange()):
-        view = View(24, "shorter_side", "rgb", rule)
+        view = View(24, "shorter_side", "rgb", 24, rule)
         names = {"np": np, "PIL": PIL}
         exec("\n".join(card._view_code(view)), names)
         expected = images.evaluation_view(images.decode(encoded, intensity=rule), view.resize, 24)
         np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(expected))
-    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", intensity).in_words()
+    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", 24, intensity).in_words()
 
 
 def test_a_jpeg_of_12_bits_stays_a_file_and_is_read_by_the_range(tmp_path):
