@@ -53,6 +53,9 @@ def test_results_are_complete(finished):
     assert dataset["protocol"] == "grouped"
     assert dataset["duplicate_groups"] == 0
     assert sum(sum(c.values()) for c in dataset["counts"].values()) == 36
+    parts = [f"{sum(dataset['counts'][part].values())} {part}" for part in splits.SPLITS]
+    assert dataset["account"] == f"36 images found: {', '.join(parts)}"
+    assert (dataset["found"], dataset["left_out"], dataset["other_classes"]) == (36, 0, {})
     assert results["pretraining_saw_test"] is False
     assert results["imagenet_weights"] == {"imagenet": "none"}
     assert results["config"]["rounds"]["count"] == 2
@@ -377,7 +380,10 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
     assert len(tested) == len(set(tested)) == 36
     counts = [sum(r["counts"]["test"].values()) for r in results["rounds"]]
     assert sum(counts) == 36
-    assert "36 test images (12 benign, 12 malignant, 12 normal)" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "36 test images (12 benign, 12 malignant, 12 normal)" in output
+    assert "36 images found: " in output
+    assert "(in round 0)." in output
 
 
 def test_copies_with_another_label_are_named(data, cache, tmp_path, caplog):

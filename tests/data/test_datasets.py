@@ -268,6 +268,32 @@ def test_isic_without_lesions_says_what_that_means(tmp_path, caplog):
     assert "LesionGroupings.csv nor HAM10000_metadata.csv: images of one lesion" in caplog.text
 
 
+def test_isic_says_what_its_tables_and_folders_do_not_share(tmp_path, caplog):
+    isic(tmp_path, "Training", ("ISIC_1", "MEL"), ("ISIC_2", "MEL"))
+    isic(tmp_path, "Test", ("ISIC_9", "NV"))
+    folder = tmp_path / "ISIC2018_Task3_Training_Input"
+    (folder / "ISIC_2.jpg").rename(folder / "ISIC_2.PNG")
+    touch(folder, "ISIC_3.jpg")
+    table = tmp_path / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    table.write_text("Image;Lesion ID\nISIC_1;L1\n")
+    (tmp_path / "ISIC2018_Task3_Test_Input").rename(tmp_path / "elsewhere")
+    found = listed("isic2018", tmp_path)
+    assert {name: row[1] for name, row in found.items()} == {
+        f"{folder.name}/ISIC_1.jpg": "L1",
+        f"{folder.name}/ISIC_2.PNG": None,
+    }
+    assert "1 images of" in caplog.text
+    assert "are not used: ISIC_3" in caplog.text
+    assert "1 images of the training part have no lesion" in caplog.text
+    assert "Test_GroundTruth.csv is not used: there is no folder" in caplog.text
+
+
+def test_a_part_that_is_not_known_is_told(tmp_path, caplog):
+    touch(tmp_path, *(f"{part}/{c}/1.jpg" for part in ("train", "valid", "test") for c in SKIN))
+    assert len(listed("skin_lesions", tmp_path)) == 4
+    assert f"Not read: {tmp_path / 'valid'}, which holds classes" in caplog.text
+
+
 def test_isic_names_what_is_wrong_with_its_tables(tmp_path):
     root = isic(tmp_path / "a", "Training", ("ISIC_1", "MEL"))
     table = next(root.rglob("*.csv"))

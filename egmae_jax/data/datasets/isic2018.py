@@ -43,7 +43,9 @@ def _list_images(root: Path) -> list[ImageFile]:
             raise DataError(
                 f"{root} has {folder.name}, but no ISIC2018_Task3_{part}_GroundTruth.csv."
             )
-        by_stem = {path.stem: path for path in image_files(folder) if path.parent == folder}
+        there = [path for path in image_files(folder) if path.parent == folder]
+        there.sort(key=lambda path: path.suffix == ".jpg")  # as published, before others of a name
+        by_stem = {path.stem: path for path in there}
         diagnoses = _diagnoses(truth)
         for name, label in diagnoses.items():
             file = by_stem.get(name, folder / f"{name}.jpg")
@@ -59,10 +61,9 @@ def _list_images(root: Path) -> list[ImageFile]:
             )
         if lesions and split == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
             logger.warning(
-                "%d images of %s have no lesion in the table of lesions; each counts as its own: "
-                "%s",
+                "%d images of the training part have no lesion in the table; each counts "
+                "as its own: %s",
                 len(alone),
-                folder,
                 listed(alone),
             )
     missing = [image.file for image in images if not (root / image.file).exists()]
