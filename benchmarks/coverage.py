@@ -34,6 +34,7 @@ class Population(NamedTuple):
     signal: float = 1.5  # in standard deviations of the noise
     seed_std: float = 0.1  # of a network's signal, between networks of a recipe
     case_share: float = 0.8  # of the noise's variance that is the case's, the same for all networks
+    alike: float = 1.0  # share of the noise's variance that all images of a group have in common
 
     def labels(self, groups: int) -> np.ndarray:
         """The classes of groups, int [G], in the shares of the population."""
@@ -41,23 +42,35 @@ class Population(NamedTuple):
         return np.repeat(np.arange(len(counts)), counts)
 
     def draw(
-        self, rng: np.random.Generator, labels: np.ndarray, networks: Sequence[float]
+        self,
+        rng: np.random.Generator,
+        labels: np.ndarray,
+        size: int,
+        networks: Sequence[float],
     ) -> list[np.ndarray]:
-        """What networks say of new cases: probabilities [G, C] each.
+        """What networks say of new cases: probabilities [G * size, C] each.
 
         Args:
             rng: draws cases, networks and what is neither's.
-            labels: int [G].
+            labels: int [G], of the groups.
+            size: images of a group.
             networks: the mean signal of the recipe of each.
         """
-        one_hot = np.eye(len(self.shares))[labels]
-        of_case = np.sqrt(self.case_share) * rng.normal(size=one_hot.shape)
+        shape = len(labels), len(self.shares)
+
+        def noise() -> np.ndarray:
+            common = np.repeat(rng.normal(size=shape), size, axis=0)
+            if self.alike == 1:
+                return common
+            own = rng.normal(size=common.shape)
+            return np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own
+
+        one_hot = np.repeat(np.eye(len(self.shares))[labels], size, axis=0)
+        of_case = np.sqrt(self.case_share) * noise()
         of_both = np.sqrt(1 - self.case_share)
         return [
             special.softmax(
-                (signal + self.seed_std * rng.normal()) * one_hot
-                + of_case
-                + of_both * rng.normal(size=one_hot.shape),
+                (signal + self.seed_std * rng.normal()) * one_hot + of_case + of_both * noise(),
                 axis=1,
             )
             for signal in networks
@@ -99,14 +112,14 @@ def of_networks(
         by_group: resamples groups; else images, as if they were independent.
     """
     population = population._replace(seed_std=0.0)
-    rng, truth = np.random.default_rng(0), population.truth(population.signal)
+    rng, truth = np.random.default_rng(size), population.truth(population.signal)
     labels, members = population.labels(groups), np.repeat(np.arange(groups), size)
     unit = members if by_group else np.arange(groups * size)
     held = dict.fromkeys(METRICS, 0)
     for trial in range(trials):
-        (said,) = population.draw(rng, labels, [population.signal])
+        (said,) = population.draw(rng, labels, size, [population.signal])
         found = evaluate.bootstrap_intervals(
-            labels[members], said[members], groups=unit, seed=trial, resamples=resamples
+            labels[members], said, groups=unit, seed=trial, resamples=resamples
         )
         for name in METRICS:
             held[name] += found[name][0] <= truth[name] <= found[name][1]
@@ -137,7 +150,7 @@ def of_recipes(
     Returns:
         {metric: share} each.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(size)
     signals = population.signal, population.signal * BETTER
     truths = [population.truth(signal) for signal in signals]
     labels = population.labels(groups // rounds if folds else groups)
@@ -145,16 +158,15 @@ def of_recipes(
     held = [dict.fromkeys(METRICS, 0) for _ in range(2)]
     for trial in range(trials):
         if folds:
-            said = [population.draw(rng, labels, signals) for _ in range(rounds)]
+            said = [population.draw(rng, labels, size, signals) for _ in range(rounds)]
         else:
-            each = population.draw(rng, labels, np.repeat(signals, rounds).tolist())
+            each = population.draw(rng, labels, size, np.repeat(signals, rounds).tolist())
             said = list(zip(each[:rounds], each[rounds:], strict=True))
         tested = []
         for index, pair in enumerate(said):
             first = index * len(members) if folds else 0
             ids = (first + np.arange(len(members))).astype(str)
-            probabilities = [one[members] for one in pair]
-            tested.append(Round(ids, labels[members], probabilities, first + members))
+            tested.append(Round(ids, labels[members], pair, first + members))
         found = Resampled(tested, resamples=resamples, seed=trial, random_rounds=True)
         for name in METRICS:
             value, difference = found.estimate(0, name), found.difference(0, 1, name)
@@ -177,6 +189,9 @@ def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]
             for size in (1, 2, 3) if groups == 60 else (2,):
                 call = functools.partial(of_networks, population, groups, size, **options)
                 yield f"network | {_described(population, size, groups)}", call
+    halves = Population(alike=0.5)
+    call = functools.partial(of_networks, halves, 60, 3, **options)
+    yield f"network, images of a group half alike | {_described(halves, 3, 60)}", call
     for size in (2, 3):
         call = functools.partial(of_networks, Population(), 60, size, by_group=False, **options)
         yield f"network, images resampled | {_described(Population(), size, 60)}", call

@@ -135,8 +135,11 @@ def print_results(results: Mapping[str, Any]) -> None:
     counts = collections.Counter[str]()
     for round_ in results["rounds"] if "counts" in results["rounds"][0] else [dataset]:
         counts.update(round_["counts"]["test"])
+    rounds_tested = results["rounds"] if "counts" in results["rounds"][0] else results["rounds"][:1]
+    groups = sum(row["groups"] for row in rounds_tested)
     _console.print(
-        f"{counts.total()} test images ({', '.join(f'{n} {c}' for c, n in counts.items())}), "
+        f"{counts.total()} test images in {groups} groups "
+        f"({', '.join(f'{n} {c}' for c, n in counts.items())}), "
         f"protocol {dataset['protocol']!r}; precision, recall and F1 are macro averages, AUC is "
         "one-vs-rest.",
         highlight=False,

@@ -52,6 +52,27 @@ class Evidence(NamedTuple):
         return float(len(counts) ** 2 / (1 / counts).sum())
 
 
+def too_few(evidence: Evidence, classes: Sequence[str]) -> str:
+    """A sentence where a test set has fewer groups than intervals need; else ''.
+
+    Args:
+        evidence: of the test set.
+        classes: names.
+    """
+    found = [
+        f"{name} {count}"
+        for name, count in zip(classes, evidence.by_class, strict=True)
+        if count < TRUSTED_GROUPS_OF_CLASS
+    ]
+    if evidence.groups >= TRUSTED_GROUPS and not found:
+        return ""
+    of_classes = f" ({', '.join(found[:10])}{', ...' if len(found) > 10 else ''})" if found else ""
+    return (
+        f"Few groups of test images: {evidence.groups}{of_classes}. Intervals were found to cover "
+        f"what they say from {TRUSTED_GROUPS} groups and {TRUSTED_GROUPS_OF_CLASS} of every class."
+    )
+
+
 class Interval(NamedTuple):
     """Of 95 %."""
 

@@ -11,7 +11,8 @@ from egmae_jax import calibration, evaluate, fusion
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 
 rng = np.random.default_rng(0)
-labels = rng.integers(0, 3, 300)
+labels = np.repeat(rng.integers(0, 3, 150), 2)
+patients = np.repeat(np.arange(150), 2)  # of whom each has two images
 first, second = (
     special.softmax(strength * np.eye(3)[labels] + rng.normal(size=(300, 3)), axis=1)
     for strength in (1.5, 2.0)
@@ -20,7 +21,9 @@ validation, test = slice(0, 100), slice(100, 300)
 
 # %% The paper's metrics and ours, with 95 % intervals.
 metrics = evaluate.compute_metrics(labels[test], first[test])
-intervals = evaluate.bootstrap_intervals(labels[test], first[test], seed=0, resamples=1000)
+intervals = evaluate.bootstrap_intervals(
+    labels[test], first[test], groups=patients[test], seed=0, resamples=1000
+)
 for name in ("accuracy", "f1", "auc"):
     low, high = intervals[name]
     print(f"{name:9} {metrics[name]:.3f} ({low:.3f} to {high:.3f})")
@@ -35,7 +38,8 @@ for name, p in (("before", first[test]), ("after", fit.scaling.apply(first[test]
     print(f"calibration error {name}: {calibration.expected_error(labels[test], p):.3f}")
 
 # %% Is the second better than the first, on the same images?
-rounds = [Round(np.arange(200).astype(str), labels[test], (first[test], second[test]))]
+names = np.arange(200).astype(str)
+rounds = [Round(names, labels[test], (first[test], second[test]), patients[test])]
 better = Resampled(rounds, resamples=1000).difference(0, 1, "auc")
 print(f"AUC higher by {better.mean:.3f} ({better.low:.3f} to {better.high:.3f})")
-print(f"McNemar's p: {mcnemar(labels[test], first[test], second[test]).p:.3f}")
+print(f"McNemar's p: {mcnemar(labels[test], first[test], second[test], patients[test]).p:.3f}")

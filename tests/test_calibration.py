@@ -77,8 +77,8 @@ def test_the_temperature_is_fitted_on_validation_alone():
     logits, labels = drawn(300, 3)
     ids = np.array([str(i) for i in range(300)])
     p = special.softmax(2 * logits, axis=1)
-    validation = {name: Predictions(ids, labels, p) for name in ("a", "b")}
-    test = {name: Predictions(ids, labels[::-1], p) for name in ("a", "b")}
+    validation = {name: Predictions(ids, labels, p, np.arange(300)) for name in ("a", "b")}
+    test = {name: Predictions(ids, labels[::-1], p, np.arange(300)) for name in ("a", "b")}
     found = evaluate.score(validation, test, classes=("x", "y", "z"), resamples=2)["calibration"]
     assert found.keys() == {"a", "b", "ensemble"}
     expected = calibration.fit_temperature(labels, p)

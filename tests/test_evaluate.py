@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from egmae_jax import evaluate, fusion
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions, bootstrap_intervals, compute_metrics, weighted_metrics
+from egmae_jax.files import DamagedFileError
 
 
 def random_predictions(seed, num_classes, count=120, *, coarse=False):
@@ -219,52 +220,76 @@ def test_weighted_metrics_of_a_class_that_is_never_predicted_are_finite():
 def test_intervals_contain_the_point_estimates_and_follow_the_seed():
     labels, probabilities = random_predictions(9, 3)
     point = compute_metrics(labels, probabilities)
-    intervals = bootstrap_intervals(labels, probabilities, seed=0, resamples=500)
-    assert set(intervals) == {"accuracy", "precision", "recall", "f1", "auc"}
+    options = {"groups": np.arange(len(labels)), "resamples": 500}
+    intervals = bootstrap_intervals(labels, probabilities, seed=0, **options)
+    assert tuple(intervals) == evaluate.WEIGHTED_METRICS
     for name, (low, high) in intervals.items():
         assert low < point[name] < high, name
     json.dumps(intervals)
-    assert bootstrap_intervals(labels, probabilities, seed=0, resamples=500) == intervals
-    assert bootstrap_intervals(labels, probabilities, seed=1, resamples=500) != intervals
+    assert bootstrap_intervals(labels, probabilities, seed=0, **options) == intervals
+    assert bootstrap_intervals(labels, probabilities, seed=1, **options) != intervals
 
 
-def test_intervals_are_the_quantiles_of_resamples_within_each_class():
-    labels, probabilities = random_predictions(10, 3, coarse=True)
-    rng = np.random.default_rng(11)
-    drawn = []
-    for _ in range(2000):
-        members = [np.flatnonzero(labels == c) for c in range(3)]
-        chosen = np.concatenate([rng.choice(m, len(m)) for m in members])
-        predicted = probabilities[chosen].argmax(axis=1)
-        drawn.append(np.mean(predicted == labels[chosen]))
-    expected = np.quantile(drawn, (0.025, 0.975))
-    intervals = bootstrap_intervals(labels, probabilities, seed=0, resamples=2000)
-    np.testing.assert_allclose(intervals["accuracy"], expected, atol=0.017)  # two images of 120
+def test_the_interval_of_the_accuracy_of_single_images_is_wilsons():
+    """The same share of every class is right, so that strata change nothing."""
+    labels = np.repeat([0, 1], 50)
+    said = np.where(np.arange(100) % 5 == 0, 1 - labels, labels)
+    found = bootstrap_intervals(
+        labels, np.eye(2)[said], groups=np.arange(100), seed=0, resamples=40_000
+    )
+    # Of n - 1 groups a class, as its variance is estimated, and with Student's t of 98.
+    size, t = 98, stats.t.ppf(0.975, 98)
+    center = (0.8 + t**2 / (2 * size)) / (1 + t**2 / size)
+    spread = t / (1 + t**2 / size) * np.sqrt(0.16 / size + t**2 / (4 * size**2))
+    np.testing.assert_allclose(found["accuracy"], [center - spread, center + spread], atol=1e-3)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """Two normal classes, two deviations apart: accuracy and AUC are known exactly."""
-    truth = {"accuracy": stats.norm.cdf(1.0), "auc": stats.norm.cdf(2 / np.sqrt(2))}
-    rng = np.random.default_rng(12)
-    labels = np.repeat([0, 1], 75)
-    covered = dict.fromkeys(truth, 0)
-    trials = 300
-    for trial in range(trials):
-        score = special.expit(2 * (rng.normal(size=150) + 2 * labels - 1))
-        probabilities = np.stack([1 - score, score], axis=1)
-        intervals = bootstrap_intervals(labels, probabilities, seed=trial, resamples=200)
-        for name, value in truth.items():
-            covered[name] += intervals[name][0] <= value <= intervals[name][1]
-    for name, count in covered.items():
-        # A percentile interval of 200 resamples of 150 images undershoots by a point or two.
-        assert 0.90 <= count / trials <= 0.99, (name, count / trials)
+def test_copies_of_images_are_no_evidence():
+    """Each image three times over as a group: the intervals of the images alone."""
+    labels, probabilities = random_predictions(10, 3)
+    alone = bootstrap_intervals(
+        labels, probabilities, groups=np.arange(len(labels)), seed=0, resamples=300
+    )
+    thrice = bootstrap_intervals(
+        *(np.repeat(labels, 3), np.repeat(probabilities, 3, axis=0)),
+        groups=np.repeat(np.arange(len(labels)), 3),
+        seed=0,
+        resamples=300,
+    )
+    for name, limits in alone.items():
+        np.testing.assert_allclose(thrice[name], limits, atol=1e-12, err_msg=name)
 
 
 def test_a_class_of_one_image_is_in_every_resample():
     labels = np.array([0] * 10 + [1] * 10 + [2])
     probabilities = special.softmax(np.random.default_rng(13).normal(size=(21, 3)), axis=1)
-    intervals = bootstrap_intervals(labels, probabilities, seed=0, resamples=100)
+    intervals = bootstrap_intervals(
+        labels, probabilities, groups=np.arange(21), seed=0, resamples=100
+    )
     assert np.isfinite(list(intervals.values())).all()
+
+
+def test_of_two_groups_nothing_is_known():
+    labels, probabilities = random_predictions(14, 2)
+    found = bootstrap_intervals(
+        labels, probabilities, groups=np.arange(len(labels)) % 2, seed=0, resamples=100
+    )
+    assert all(limits == [0, 1] for limits in found.values())
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "auc"])
+def test_perfect_figures_have_an_interval(name):
+    """Wilson's of n right of n: n / (n + t²); of macro averages n is that of the classes' mean."""
+    labels = np.array([0] * 40 + [1] * 10)
+    found = bootstrap_intervals(
+        labels, np.eye(2)[labels], groups=np.arange(50), seed=0, resamples=50
+    )
+    if name == "accuracy":
+        size, freedom = 50, 48
+    else:
+        size, freedom = 4 / (1 / 40 + 1 / 10), 0.125**2 / (1 / 40**2 / 39 + 1 / 10**2 / 9)
+    low = size / (size + stats.t.ppf(0.975, freedom) ** 2)
+    assert found[name] == pytest.approx([low, 1])
 
 
 # Batches, prediction, ensemble
@@ -312,7 +337,8 @@ def test_the_ensemble_is_the_mean_of_the_branches_in_double_precision():
 def branch(seed, labels):
     logits = np.random.default_rng(seed).normal(size=(len(labels), 3)) + np.eye(3)[labels]
     probabilities = special.softmax(logits, axis=1).astype(np.float32)
-    return Predictions(np.array([f"{i}.png" for i in range(len(labels))]), labels, probabilities)
+    ids = np.array([f"{i}.png" for i in range(len(labels))])
+    return Predictions(ids, labels, probabilities, np.arange(len(labels)) // 2)
 
 
 def test_the_score_holds_every_branch_and_the_ensemble():
@@ -321,7 +347,10 @@ def test_the_score_holds_every_branch_and_the_ensemble():
     result = evaluate.score(branches, branches, classes=("a", "b", "c"), resamples=50)
     assert set(result) == {
         *("test", "by_class", "intervals", "confusion", "calibration", "fusion"),
+        *("groups", "groups_by_class"),
     }
+    assert result["groups"] == 30
+    assert result["groups_by_class"] == {"a": 20, "b": 20, "c": 20}  # 0 and 1, 2 and 0, 1 and 2
     assert result["fusion"] == {"kind": "mean", "branches": ["imagenet", "mae"]}
     mean = (branches["imagenet"].probabilities.astype(float) + branches["mae"].probabilities) / 2
     for name, p in {
@@ -398,3 +427,19 @@ def test_the_same_predictions_are_the_same_bytes(tmp_path):
     # No clock is in it: the two were written within the two seconds of a zip file's time stamp.
     with zipfile.ZipFile(io.BytesIO(first)) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_predictions_of_an_older_version_take_their_groups_from_the_split(tmp_path):
+    saved = branch(0, np.arange(4) % 2)
+    old = {name: array for name, array in saved._asdict().items() if name != "groups"}
+    path = tmp_path / "old.npz"
+    np.savez(path, **old)
+    with pytest.raises(evaluate.NoGroupsError, match=r"old\.npz is damaged .it holds no groups"):
+        evaluate.load_predictions(path)
+    group_of = {"3.png": 8, "2.png": 9, "1.png": 8, "0.png": 7, "other.png": 1}
+    assert evaluate.load_predictions(path, group_of).groups.tolist() == [7, 8, 9, 8]
+    del group_of["2.png"]
+    with pytest.raises(DamagedFileError, match=r"splits\.json does not name '2\.png'"):
+        evaluate.load_predictions(path, group_of)
+    evaluate.save_predictions(path, saved)
+    assert evaluate.load_predictions(path, {}).groups.tolist() == [0, 0, 1, 1]  # its own

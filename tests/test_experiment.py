@@ -381,7 +381,7 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
     counts = [sum(r["counts"]["test"].values()) for r in results["rounds"]]
     assert sum(counts) == 36
     output = capsys.readouterr().out
-    assert "36 test images (12 benign, 12 malignant, 12 normal)" in output
+    assert "36 test images in 36 groups (12 benign, 12 malignant, 12 normal)" in output
     assert "36 images found: " in output
     assert "(in round 0)." in output
 

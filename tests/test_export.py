@@ -64,7 +64,9 @@ def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mea
 
     def predictions():
         made = rng.dirichlet(np.ones(len(classes)), len(of_part))
-        return Predictions(np.arange(len(of_part)).astype(str), of_part, made)
+        return Predictions(
+            np.arange(len(of_part)).astype(str), of_part, made, np.arange(len(of_part))
+        )
 
     rounds = [
         {

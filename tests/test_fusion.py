@@ -149,7 +149,7 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
     def predictions(probabilities, labels):
         ids = np.array([str(i) for i in range(len(labels))])
         return {
-            name: Predictions(ids, labels, x)
+            name: Predictions(ids, labels, x, np.arange(len(ids)))
             for name, x in zip(("a", "b"), probabilities, strict=True)
         }
 
@@ -179,7 +179,7 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
 
 def test_a_single_branch_has_no_ensemble(labels):
     (p,) = branches(3, labels, (1,))
-    one = {"a": Predictions(np.array([str(i) for i in range(len(labels))]), labels, p)}
+    one = {"a": Predictions(labels.astype(str), labels, p, np.arange(len(labels)))}
     scores = evaluate.score(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
     assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
     assert "fusion" not in scores

@@ -98,33 +98,50 @@ def test_a_variant_that_fails_is_named_and_the_others_go_on(finished):
     ]
     assert "not finite" in found[2]["error"]
     assert "diverging: failed (" in printed
-    table = printed[printed.index("Test, mean") :]
+    table = printed[printed.index("Validation, mean") :]
     shown = [line for line in table.splitlines() if not line.startswith(("diverging", "Error"))]
-    assert max(map(len, shown[:20])) <= 80
+    assert max(map(len, shown[:30])) <= 80
 
 
 @pytest.mark.slow
 def test_the_summary_is_of_the_predictions(finished):
     out, printed, _ = finished
-    found = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["variants"]}
-    accuracies = {}
-    for name, folder, branch in (("short", "short", "mae"), ("none", "none", "imagenet")):
-        said = [
-            load_predictions(out / folder / "predictions" / f"round_{i}_{branch}_test.npz")
-            for i in (0, 1)
-        ]
+    summary_ = json.loads((out / "summary.json").read_text())
+    found = {row["name"]: row for row in summary_["variants"]}
+    aucs, accuracies = {}, {}
+    for name, branch in (("short", "mae"), ("longer/4", "mae"), ("none", "imagenet")):
+        folder = out / name.replace("/", "_") / "predictions"
+        said = {
+            part: [load_predictions(folder / f"round_{i}_{branch}_{part}.npz") for i in (0, 1)]
+            for part in ("validation", "test")
+        }
         accuracies[name] = [
-            sklearn.metrics.accuracy_score(p.labels, p.probabilities.argmax(axis=1)) for p in said
+            sklearn.metrics.accuracy_score(p.labels, p.probabilities.argmax(axis=1))
+            for p in said["test"]
         ]
-        row = found[name]["metrics"]["accuracy"]
+        aucs[name] = np.mean(
+            [
+                sklearn.metrics.roc_auc_score(np.eye(3)[p.labels], p.probabilities)
+                for p in said["validation"]
+            ]
+        )
         assert found[name]["branch"] == branch
+        assert found[name]["validation"]["auc"]["mean"] == pytest.approx(aucs[name])
+    chosen = max(aucs, key=aucs.get)
+    assert summary_["chosen"] == chosen
+    assert [name for name, row in found.items() if row["is_chosen"]] == [chosen]
+    assert f"Chosen on validation: {chosen}" in printed
+    shown = {name for name, row in found.items() if "test" in row}
+    assert shown == {chosen, "none"}
+    for name in shown:
+        row = found[name]["test"]["accuracy"]
         assert row["rounds"] == pytest.approx(accuracies[name])
         assert row["std"] == pytest.approx(np.std(accuracies[name], ddof=1))
         assert f"{np.mean(accuracies[name]):.3f}".lstrip("0") in printed
-    difference = found["short"]["difference"]["accuracy"]
-    expected = np.mean(accuracies["short"]) - np.mean(accuracies["none"])
-    assert difference["mean"] == pytest.approx(expected)
-    assert difference["low"] <= difference["mean"] <= difference["high"]
+    if chosen != "none":
+        difference = found[chosen]["difference"]["accuracy"]
+        expected = np.mean(accuracies[chosen]) - np.mean(accuracies["none"])
+        assert difference["mean"] == pytest.approx(expected)
     assert "difference" not in found["none"]
 
 
@@ -135,8 +152,13 @@ def test_table_and_picture_are_of_all_variants(finished):
         rows = list(csv.DictReader(lines))
     assert [row["variant"] for row in rows] == list(CHANGES)
     assert [row["status"] for row in rows].count("complete") == 3
-    assert rows[2]["accuracy"] == rows[2]["auc_difference_low"] == rows[3]["f1_difference"] == ""
-    assert float(rows[0]["auc_difference_low"]) <= float(rows[0]["auc_difference_high"])
+    assert [row["chosen_on_validation"] for row in rows].count("true") == 1
+    assert rows[2]["validation_auc"] == rows[2]["test_auc_difference_low"] == ""
+    assert rows[3]["test_f1_difference"] == ""
+    for row in (rows[0], rows[1], rows[3]):
+        assert 0 <= float(row["validation_auc"]) <= 1
+        tested = row["chosen_on_validation"] == "true" or row["variant"] == "none"
+        assert (row["test_accuracy"] != "") == tested
     with PIL.Image.open(out / "summary.png") as image:
         assert image.width > 600
 
@@ -220,13 +242,93 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bits(finished, file, tmp_pa
         tiny.assert_same(tiny.outcome(tmp_path / folder), tiny.outcome(finished[0] / folder))
 
 
-# --- The bootstrap --------------------------------------------------------------------------------
+# --- Choice and differences -----------------------------------------------------------------------
 
 
-def predictions(rng, labels, quality):
+def predictions(rng, labels, quality, part="test"):
     logits = rng.normal(size=(len(labels), 2)) + quality * np.eye(2)[labels]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return Predictions(np.array([f"{i}.png" for i in range(len(labels))]), labels, probabilities)
+    ids = np.array([f"{part} {i}.png" for i in range(len(labels))])
+    return Predictions(ids, labels, probabilities, np.arange(len(labels)))
+
+
+@pytest.fixture
+def scored(monkeypatch, tmp_path):
+    """Makes a summary of variants by (quality on validation, on test), of three rounds each."""
+
+    def make(qualities, *, fusion=None, validation=None, **options):
+        names = list(qualities)
+        made = {}
+        for name, (on_validation, on_test) in qualities.items():
+            rng, labels = np.random.default_rng(5), np.repeat([0, 1], 60)
+            made[name] = summary.Scored(
+                "mae",
+                fusion,
+                [predictions(rng, labels, on_validation, (validation or {}).get(name, "v"))
+                 for _ in range(3)],
+                [predictions(rng, labels, on_test) for _ in range(3)],
+            )  # fmt: skip
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "results.json").touch()
+        monkeypatch.setattr(summary, "score", lambda workdir: made[workdir.name])
+        monkeypatch.setattr(summary.sharing, "taken_from", lambda *_: None)
+        sweep = variants.Sweep(tuple(variants.Variant(n, {}, None) for n in names), names[0])
+        return summary.summarize(sweep, tmp_path, {}, resamples=50, **options)
+
+    return make
+
+
+def test_the_best_on_test_is_not_chosen_and_its_test_figures_are_not_shown(scored, capsys):
+    found = scored({"base": (0.5, 0.5), "lucky": (0.8, 4.0), "careful": (1.5, 1.0)})
+    assert found["chosen"] == "careful"
+    rows = {row["name"]: row for row in found["variants"]}
+    assert {name for name, row in rows.items() if "test" in row} == {"base", "careful"}
+    assert {name for name, row in rows.items() if "difference" in row} == {"careful"}
+    aucs = {name: row["validation"]["auc"]["mean"] for name, row in rows.items()}
+    assert aucs["base"] < aucs["lucky"] < aucs["careful"]
+    summary.show(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Chosen on validation: the highest AUC there" in printed
+    assert "Chosen on validation: careful" in printed
+    assert "Validation figures flatter" in printed
+    assert printed.count("lucky") == 1  # in the table of validation
+    assert "images in 120 groups; the chosen and the baseline:" in printed
+    assert "nothing may be chosen" not in printed
+
+
+def test_all_variants_on_test_are_an_ablation_that_says_so(scored, capsys):
+    qualities = {"base": (0.5, 0.5), "lucky": (0.8, 4.0), "careful": (1.5, 1.0)}
+    found = scored(qualities, all_on_test=True)
+    assert found["chosen"] == "careful"
+    assert all("test" in row for row in found["variants"])
+    assert ["difference" in row for row in found["variants"]] == [False, True, True]
+    summary.show(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("for an ablation: nothing may be chosen from this") == 2
+    figure = summary.draw(found)
+    assert figure.get_suptitle() == "Chosen on validation: careful"
+    assert "nothing may be chosen" in figure.axes[4].get_xlabel()
+
+
+def test_the_baseline_can_be_chosen_and_is_compared_with_nobody(scored):
+    found = scored({"base": (2.0, 0.5), "other": (0.5, 2.0)})
+    assert found["chosen"] == "base"
+    assert [("test" in row, "difference" in row) for row in found["variants"]] == [
+        *((True, False), (False, False)),
+    ]
+    assert len(summary.draw(found).axes) == 6
+
+
+def test_what_makes_validation_flatter_more_is_said(scored):
+    qualities = {"base": (1.0, 1.0), "other": (1.0, 1.0)}
+    plain = scored(qualities)["selection"]
+    assert "fusion" not in plain
+    assert "other validation images" not in plain
+    fitted = scored(qualities, fusion="stacked")["selection"]
+    assert "More so those of base, other, whose fusion was fitted on these images." in fitted
+    assert "fusion" not in scored(qualities, fusion="mean")["selection"]
+    moved = scored(qualities, validation={"other": "w"})["selection"]
+    assert moved.endswith("of different images: other.")
 
 
 def test_the_interval_of_one_round_is_that_of_the_paired_images():
@@ -237,10 +339,26 @@ def test_the_interval_of_one_round_is_that_of_the_paired_images():
     right = [p.probabilities.argmax(axis=1) == labels for p in (ours, theirs)]
     each = right[0].astype(float) - right[1]
     by_class = [each[labels == c] for c in (0, 1)]
-    error = np.sqrt(sum(x.var() / len(x) for x in by_class)) / 2
+    error = np.sqrt(sum(x.var(ddof=1) / len(x) for x in by_class)) / 2
     assert found["mean"] == pytest.approx(each.mean())
-    assert found["low"] == pytest.approx(each.mean() - 1.96 * error, abs=0.003)
-    assert found["high"] == pytest.approx(each.mean() + 1.96 * error, abs=0.003)
+    assert found["low"] == pytest.approx(each.mean() - 1.963 * error, abs=0.003)
+    assert found["high"] == pytest.approx(each.mean() + 1.963 * error, abs=0.003)
+
+
+def test_the_interval_of_two_rounds_knows_that_they_are_two():
+    """Rounds that differ much and agree on the cases: nearly Student's t of one degree."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 2000)
+    theirs = predictions(rng, labels, 0.5)
+    ours = [predictions(rng, labels, quality) for quality in (0.7, 1.0)]
+    found = summary.paired_difference(ours, [theirs, theirs], resamples=200)["auc"]
+    gains = [
+        sklearn.metrics.roc_auc_score(labels, p.probabilities[:, 1])
+        - sklearn.metrics.roc_auc_score(labels, theirs.probabilities[:, 1])
+        for p in ours
+    ]
+    spread = 12.706 * np.std(gains, ddof=1) / np.sqrt(2)
+    assert found["mean"] == pytest.approx(np.mean(gains))
+    assert found["high"] - found["mean"] == pytest.approx(spread, rel=0.05)
 
 
 def test_rounds_that_disagree_widen_the_interval_and_equals_have_none():
@@ -277,10 +395,24 @@ def test_the_longest_name_fits_80_columns(monkeypatch, capsys):
         "name": "entropy_noise_0.18",
         "status": "complete",
         "is_baseline": False,
-        "metrics": dict.fromkeys(summary.METRICS, figures),
+        "is_chosen": True,
+        "rounds": 2,
+        "validation": dict.fromkeys(summary.METRICS, figures),
+        "test": dict.fromkeys(summary.METRICS, figures),
+        "test_groups": 147,
         "difference": dict.fromkeys(summary.METRICS, difference),
     }
-    summary.show({"baseline": "no_pretraining", "variants": [row]})
+    summary.show(
+        {
+            "baseline": "no_pretraining",
+            "chosen": row["name"],
+            "selection": "Chosen on validation.",
+            "all_on_test": False,
+            "test": "the chosen and the baseline",
+            "differences": "Differences.",
+            "variants": [row],
+        }
+    )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     (compared,) = [line for line in lines if "-.050" in line]

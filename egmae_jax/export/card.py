@@ -16,6 +16,7 @@ from egmae_jax.export.system import System, View
 from egmae_jax.files import REEVALUATE, DamagedFileError, write_atomically
 from egmae_jax.markup import markdown as text
 from egmae_jax.markup import printable
+from egmae_jax.resampling import Evidence, too_few
 from egmae_jax.saved_run import SavedRun
 
 _PAPER = (
@@ -169,7 +170,7 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
     return (
         "## Test figures\n\n"
         "Of this very model on the test images, which chose nothing: the epoch was chosen, and "
-        "everything fitted, on validation images. Intervals: 95 %, bootstrap over images.\n\n"
+        f"everything fitted, on validation images. {_intervals(results, row)}\n\n"
         + _table(["", "This model", "Interval", *spread], rows)
         + "\n\nEach class against the rest:\n\n"
         + _table(["Class", "Recall (sensitivity)", "Specificity", "Precision", "AUC"], by_class)
@@ -184,6 +185,25 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
         f"from {_figure(before)} to {_figure(calibrated['ece'])}."
         + (f" {limit}" if limit else "")
         + ("" if rounds > 1 else " One round was run: nothing is known of the spread over seeds.")
+    )
+
+
+def _intervals(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What the intervals are of."""
+    if "groups" not in row:
+        return (
+            "Intervals: 95 %, by an older version that took images for independent: **too short** "
+            "where images are of one patient, lesion or near-duplicates (main.py with "
+            "--stage=evaluate makes them anew)."
+        )
+    images = sum(row.get("counts", results["dataset"]["counts"])["test"].values())
+    classes = results["dataset"]["classes"]
+    evidence = Evidence(row["groups"], tuple(row["groups_by_class"][name] for name in classes))
+    few = too_few(evidence, [text(name) for name in classes])
+    return (
+        f"Intervals: 95 %, by a bootstrap of the {row['groups']} groups (patients, lesions, "
+        f"near-duplicates) of the {images} test images; they say nothing of other seeds."
+        + (f" **{few}**" if few else "")
     )
 
 

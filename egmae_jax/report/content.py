@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import calibration, metrics_log
+from egmae_jax import calibration, metrics_log, resampling
 from egmae_jax import config as configs
 from egmae_jax.errors import UserError
 from egmae_jax.evaluate import Predictions
@@ -21,6 +21,7 @@ from egmae_jax.explain.gradcam import Layer
 from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
+from egmae_jax.resampling import Evidence
 from egmae_jax.saved_run import RunError, SavedRun
 from egmae_jax.workdir import local_folder
 
@@ -239,6 +240,11 @@ class Content:
         parts = [r["counts"] for r in self.results["rounds"] if "counts" in r] or [self.counts]
         return {name: sum(counts["test"][name] for counts in parts) for name in self.classes}
 
+    @property
+    def evidence(self) -> Evidence:
+        """The groups of all test images; what intervals rest on."""
+        return self.resampled.evidence
+
     @functools.cached_property
     def audit(self) -> dict[str, Any] | None:
         """audit.json, where the run has left one."""
@@ -263,6 +269,8 @@ class Content:
                 f"{', '.join(at_random)} started from random weights instead of ImageNet's: these "
                 "are not the method's figures."
             )
+        if few := resampling.too_few(self.evidence, self.classes):
+            found.append(few)
         if dataset["skipped"]:
             found.append(f"Unreadable images, left out: {len(dataset['skipped'])}.")
         if results["skipped_steps"]:

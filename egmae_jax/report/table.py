@@ -219,6 +219,7 @@ def _columns(run: Content) -> dict[str, Any]:
     return {
         "dataset": run.results["dataset"]["title"],
         "test_images": sum(run.tested_counts.values()),
+        "test_groups": run.evidence.groups,
         "classes": len(run.classes),
         "split_protocol": run.results["dataset"]["protocol"],
         "rounds": len(run.results["rounds"]),
@@ -249,6 +250,7 @@ def _facts(run: Content) -> list[str]:
     each = ", ".join(f"{name} {count}" for name, count in counts.items())
     tested = f"{sum(counts.values())} test images"
     tested += f" ({each if len(counts) <= _MOST_CLASSES else f'{len(counts)} classes'})"
+    tested += f" in {run.evidence.groups} groups"
     if run.config["rounds"]["kind"] == "folds":
         tested += f", each in the test part of one of {len(results['rounds'])} folds"
     unseen = results["pretraining"] and not results["pretraining_saw_test"]
@@ -318,8 +320,8 @@ def _reading(groups: Sequence[_Group], apart: bool, intervals: bool) -> list[str
     found = ["Precision, recall and F1 are macro averages; AUC is one-vs-rest, macro."]
     if intervals:
         found.append(
-            "In brackets, 95 % intervals of a bootstrap over test images, drawn within each class; "
-            "they say nothing of other seeds."
+            "In brackets, 95 % intervals by a bootstrap of the groups of test images (patients, "
+            "lesions, near-duplicates); they say nothing of other seeds."
         )
     if any(cell.best for group in groups for row in group.rows for cell in row.cells.values()):
         bold = "The highest mean of each column is bold"

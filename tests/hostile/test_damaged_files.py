@@ -435,7 +435,9 @@ def test_what_is_not_sealed_is_damaged(file, content):
 
 # --- Predictions -------------------------------------------------------------------------------
 
-GOOD = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2, dtype=np.float32))
+GOOD = Predictions(
+    np.array(["a", "b"]), np.array([0, 1]), np.eye(2, dtype=np.float32), np.array([7, 7])
+)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +448,9 @@ GOOD = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2, dtype=np.fl
         {"labels": np.array([0.0, 1.0])},
         {"labels": np.array([0])},
         {"labels": np.array([["0", "1"]])},
+        {"groups": np.array([0.0, 1.0])},
+        {"groups": np.array([0])},
+        {"groups": np.array(0)},
         {"probabilities": np.eye(2, dtype=int)},
         {"probabilities": np.ones(2)},
         {"probabilities": np.ones((3, 2))},

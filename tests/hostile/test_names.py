@@ -159,7 +159,12 @@ def results_of(classes):
     labels = np.arange(6 * count) % count
     rng = np.random.default_rng(0)
     test = {
-        name: Predictions(labels.astype(str), labels, rng.dirichlet(np.ones(count), 6 * count))
+        name: Predictions(
+            labels.astype(str),
+            labels,
+            rng.dirichlet(np.ones(count), 6 * count),
+            np.arange(6 * count),
+        )
         for name in ("imagenet", "mae")
     }
     scores = evaluate.score(test, test, classes=classes, resamples=3)
@@ -333,6 +338,7 @@ class Data:
         files = ("a", "b", "c")
         labels = np.array([0, 1, 0])
         classes = ("x", "y")
+        groups = np.array([3, 3, 1])
 
     @staticmethod
     def indices(round_index, split):
@@ -356,7 +362,7 @@ def test_predictions_of_other_images_are_not_scored(tmp_path, changes, message):
             def predictions(*_):
                 return tmp_path / "p.npz"
 
-    good = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2))
+    good = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2), np.arange(2))
     evaluate.save_predictions(tmp_path / "p.npz", good)
     assert results._predictions(Run, "mae", 0, "test").ids.tolist() == ["a", "b"]
     evaluate.save_predictions(tmp_path / "p.npz", good._replace(**changes))

@@ -263,7 +263,10 @@ def test_results_of_other_predictions_are_refused(made, tmp_path):
 def test_cases_are_the_most_and_least_confident_and_none_is_shown_twice():
     p = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.95, 0.55])
     predictions = Predictions(
-        np.array(list("abcdefg")), np.array([0, 0, 0, 0, 0, 1, 1]), np.stack([p, 1 - p], axis=1)
+        np.array(list("abcdefg")),
+        np.array([0, 0, 0, 0, 0, 1, 1]),
+        np.stack([p, 1 - p], axis=1),
+        np.arange(7),
     )
     found = pictures.choose_cases(predictions, 2)
     assert found == {

@@ -1,33 +1,43 @@
-"""Intervals and tests against loops over scikit-learn and closed forms."""
+"""Intervals and tests against closed forms, enumeration and scipy."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from egmae_jax import evaluate
+from egmae_jax import resampling
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 
 
-def drawn_round(seed, strengths, labels):
+def drawn_round(seed, strengths, labels, groups=None):
     rng = np.random.default_rng(seed)
     truth = np.eye(3)[labels]
     probabilities = [
         special.softmax(s * truth + rng.normal(size=truth.shape), axis=1) for s in strengths
     ]
     ids = np.array([f"{i}.png" for i in range(len(labels))])
-    return Round(ids, labels, probabilities)
+    groups = np.arange(len(labels)) if groups is None else groups
+    return Round(ids, labels, probabilities, groups)
 
 
 LABELS = np.arange(90) % 3
+PAIRS = np.arange(90) // 6 * 3 + LABELS  # of two images of a class
 
 
-def test_estimates_are_means_over_rounds_with_quantiles_of_the_same_draws():
-    rounds = [drawn_round(seed, (1, 2), LABELS) for seed in range(2)]
+def wilson(mean, size, t):
+    """By the quadratic it solves: (mean - x)² = t² x (1 - x) / size."""
+    roots = np.roots([1 + t**2 / size, -(2 * mean + t**2 / size), mean**2])
+    return sorted(roots.real)
+
+
+def test_estimates_are_means_over_rounds_with_the_variance_of_the_same_draws():
+    rounds = [drawn_round(seed, (1, 2), LABELS, PAIRS) for seed in range(2)]
     found = Resampled(rounds, resamples=200, seed=5)
-    weights = evaluate.bootstrap_weights(LABELS, np.random.default_rng(5), 200)
+    weights = resampling.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 200)
+    freedom = {"accuracy": 45 - 3, "f1": 3 * 14}
     for metric, score in (
         ("accuracy", accuracy_score),
         ("f1", lambda *a, **k: f1_score(*a, average="macro", **k)),
@@ -39,23 +49,39 @@ def test_estimates_are_means_over_rounds_with_quantiles_of_the_same_draws():
                 plain[k] += score(LABELS, said) / 2
                 for i, w in enumerate(weights):
                     drawn[k, i] += score(LABELS, said, sample_weight=w) / 2
+        t = stats.t.ppf(0.975, freedom[metric])
         for k in (0, 1):
-            low, high = np.quantile(drawn[k], (0.025, 0.975))
-            assert found.estimate(k, metric) == pytest.approx((plain[k], low, high))
-        low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
-        expected = (plain[1] - plain[0], low, high)
-        assert found.difference(0, 1, metric) == pytest.approx(expected)
+            size = plain[k] * (1 - plain[k]) / drawn[k].var(ddof=1)
+            expected = (plain[k], *wilson(plain[k], size, t))
+            assert found.estimate(k, metric) == pytest.approx(expected)
+        error = t * (drawn[1] - drawn[0]).std(ddof=1)
+        mean = plain[1] - plain[0]
+        assert found.difference(0, 1, metric) == pytest.approx((mean, mean - error, mean + error))
 
 
 def test_rounds_on_the_same_images_draw_the_same_ones_and_others_their_own():
     once = drawn_round(0, (1, 2), LABELS)
-    elsewhere = once._replace(ids=np.array([f"other {i}" for i in range(90)]))
+    elsewhere = once._replace(
+        ids=np.array([f"other {i}" for i in range(90)]), groups=100 + np.arange(90)
+    )
     same = Resampled([once, once], resamples=400).estimate(0, "auc")
-    apart = Resampled([once, elsewhere], resamples=400).estimate(0, "auc")
+    apart = Resampled([once, elsewhere], resamples=400)
     alone = Resampled([once], resamples=400).estimate(0, "auc")
     assert same == pytest.approx(alone)
-    assert apart.mean == pytest.approx(alone.mean)
-    assert apart.high - apart.low < 0.85 * (same.high - same.low)  # twice the images
+    assert apart.evidence == (180, (60, 60, 60))
+    found = apart.estimate(0, "auc")
+    assert found.mean == pytest.approx(alone.mean)
+    assert found.high - found.low < 0.85 * (same.high - same.low)  # twice the images
+
+
+def test_groups_that_reach_across_folds_are_drawn_with_all_their_images():
+    """Folds that leak, of images split one by one: the second is a copy of the first."""
+    once = drawn_round(0, (1, 2), LABELS)
+    copy = once._replace(ids=np.array([f"copy {i}" for i in range(90)]))
+    alone = Resampled([once], resamples=2000).estimate(0, "accuracy")
+    both = Resampled([once, copy], resamples=2000)
+    assert both.evidence == (90, (30, 30, 30))
+    assert both.estimate(0, "accuracy") == pytest.approx(alone, abs=0.006)
 
 
 def test_pairing_tells_apart_what_intervals_alone_do_not():
@@ -63,7 +89,8 @@ def test_pairing_tells_apart_what_intervals_alone_do_not():
     better = base.copy()
     wrong = np.flatnonzero(base.argmax(axis=1) != LABELS)[:8]
     better[wrong] = np.eye(3)[LABELS[wrong]]
-    found = Resampled([Round(np.arange(90).astype(str), LABELS, (base, better))], resamples=500)
+    rounds = [Round(np.arange(90).astype(str), LABELS, (base, better), np.arange(90))]
+    found = Resampled(rounds, resamples=500)
     first, second = (found.estimate(k, "accuracy") for k in (0, 1))
     assert first.high > second.low
     assert found.difference(0, 1, "accuracy").low > 0
@@ -71,12 +98,54 @@ def test_pairing_tells_apart_what_intervals_alone_do_not():
     assert same == (0, 0, 0)
 
 
-def test_mcnemar_is_the_binomial_test_of_the_images_that_one_alone_has_right():
+def test_classifiers_that_are_never_right_apart_differ_by_no_more_than_was_seen():
+    """Agresti and Min: as if half a pair more were in each cell of the table."""
+    sure = np.eye(3)[LABELS]
+    rounds = [Round(np.arange(90).astype(str), LABELS, (sure, sure / 2 + 1 / 6), np.arange(90))]
+    found = Resampled(rounds, resamples=50).difference(0, 1, "accuracy")
+    assert found.mean == 0
+    assert found.high == -found.low == pytest.approx(stats.t.ppf(0.975, 87) / 92)
+
+
+def right(*each):
+    """Probabilities of two classes that are right (1) or wrong of labels 0."""
+    return np.array([[0.9, 0.1] if x else [0.1, 0.9] for x in each])
+
+
+def test_mcnemar_of_single_images_is_scipys_binomial_test():
     labels = np.zeros(20, int)
-    right, wrong = [0.9, 0.1], [0.1, 0.9]
-    first = np.array([right] * 9 + [wrong] * 11)
-    second = np.array([wrong] * 1 + [right] * 14 + [wrong] * 5)
-    found = mcnemar(labels, first, second)
-    assert (found.only_first, found.only_second) == (1, 6)
+    first, second = right(*[1] * 9, *[0] * 11), right(0, *[1] * 14, *[0] * 5)
+    found = mcnemar(labels, first, second, np.arange(20))
+    assert found[:3] == (1, 6, 7)
     assert found.p == pytest.approx(2 * sum(math.comb(7, k) for k in (0, 1)) / 2**7)
-    assert mcnemar(labels, first, first).p == 1
+    assert found.p == pytest.approx(stats.binomtest(1, 7).pvalue)
+    assert mcnemar(labels, first, first, np.arange(20)).p == 1
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = (right(*rng.integers(0, 2, 60)) for _ in range(2))
+        found = mcnemar(np.zeros(60, int), one, other, rng.permutation(60))
+        expected = stats.binomtest(found.only_first, found.only_first + found.only_second)
+        assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_mcnemar_exchanges_whole_groups():
+    """Against all ways to exchange the classifiers' answers for a group, one by one."""
+    rng = np.random.default_rng(1)
+    groups = np.sort(rng.integers(0, 9, 30))
+    one, other = rng.integers(0, 2, (2, 30))
+    found = mcnemar(np.zeros(30, int), right(*one), right(*other), groups)
+    seen = abs((other - one).sum())
+    as_far = [
+        abs(((other - one) * np.array(signs)[groups]).sum()) >= seen
+        for signs in itertools.product((-1, 1), repeat=9)
+    ]
+    assert found.p == pytest.approx(np.mean(as_far))
+
+
+def test_copies_of_discordant_images_are_no_evidence():
+    labels = np.zeros(8, int)
+    first, second = right(*[0] * 8), right(*[1] * 8)
+    single = mcnemar(labels, first, second, np.arange(8))
+    assert single.p == pytest.approx(2 / 2**8)
+    paired = mcnemar(labels, first, second, np.arange(8) // 4)
+    assert paired == (0, 8, 2, pytest.approx(2 / 2**2))

@@ -56,7 +56,8 @@ def make_run(
             [f"{ids}{index if kind == 'folds' else 0}/{k}" for k in range(len(labels))]
         )
         p = rng.dirichlet(np.ones(len(classes)), len(labels)) + np.eye(len(classes))[labels] / 3
-        return Predictions(files, labels, p / p.sum(axis=1, keepdims=True))
+        groups = np.arange(len(labels)) // 2 + (len(labels) * index if kind == "folds" else 0)
+        return Predictions(files, labels, p / p.sum(axis=1, keepdims=True), groups)
 
     counts = {"train": 30, "validation": EACH, "test": EACH}
     counts = {part: dict.fromkeys(classes, count) for part, count in counts.items()}
@@ -187,7 +188,7 @@ def test_numbers_are_those_of_results_json(made):
             assert float(found[f"{metric}_std"]) == row[metric]["std"]
 
 
-def test_intervals_are_those_of_a_bootstrap_over_test_images(made):
+def test_intervals_are_those_of_a_bootstrap_of_groups(made):
     run = SavedRun(made)
     rounds = []
     for index in run.rounds:
@@ -196,7 +197,8 @@ def test_intervals_are_those_of_a_bootstrap_over_test_images(made):
             for name in ("imagenet", "mae")
         ]
         p = [x.probabilities for x in each]
-        rounds.append(Round(each[0].ids, each[0].labels, [*p, np.mean(p, axis=0)]))
+        said = [*p, np.mean(p, axis=0)]
+        rounds.append(Round(each[0].ids, each[0].labels, said, each[0].groups))
     resampled = Resampled(rounds, resamples=2000)
     _, rows, _ = read_latex(write("tex", made))
     for k, found in enumerate(read_csv(write("csv", made))):
@@ -264,7 +266,10 @@ def test_folds_are_called_folds_and_their_images_are_counted_once(tmp_path):
     for suffix, read in (("tex", read_latex), ("md", read_markdown)):
         caption, _, notes = read(write(suffix, workdir))
         assert caption.endswith("BUSI, mean ± standard deviation over 4 folds.")
-        assert "144 test images (benign 48, malignant 48, normal 48), each in the test" in notes
+        assert (
+            "144 test images (benign 48, malignant 48, normal 48) in 72 groups, each in the test"
+            in notes
+        )
         assert "of one of 4 folds." in notes
         assert (
             "4 rounds (seeds 0 to 3), the folds of a cross-validation, each with a pre-training of "
@@ -286,7 +291,9 @@ def test_the_note_says_how_figures_came_to_be(made):
             "Results on the test images of BUSI, mean ± standard deviation over 3 seeds."
         )
         for sentence in (
-            "36 test images (benign 12, malignant 12, normal 12).",
+            "36 test images (benign 12, malignant 12, normal 12) in 18 groups.",
+            "Few groups of test images: 18 (benign 6, malignant 6, normal 6). Intervals were found "
+            "to cover what they say from 30 groups and 10 of every class.",
             "Grouped split (near-duplicates, and images of a patient or lesion where these are "
             "known, are in one part).",
             "3 rounds (seeds 0 to 2) on one split and one pre-training; deviations are the "
@@ -300,14 +307,22 @@ def test_the_note_says_how_figures_came_to_be(made):
             "The highest mean of each column is bold; that is no test of a difference.",
         ):
             assert sentence in notes
-        assert ("95 % intervals of a bootstrap over test images" in notes) == (suffix == "tex")
+        assert ("95 % intervals by a bootstrap of the groups of test images" in notes) == (
+            suffix == "tex"
+        )
     imagenet, mae, ensemble = read_csv(write("csv", made))
     assert imagenet["started_from"] == "random weights"
     assert (mae["model"], mae["started_from"]) == (
         *("convnext_test", "pre-training on the train images"),
     )
     assert (ensemble["model"], ensemble["started_from"]) == ("", "")
-    known = {"dataset": "BUSI", "test_images": "36", "classes": "3", "split_protocol": "grouped"}
+    known = {
+        "dataset": "BUSI",
+        "test_images": "36",
+        "test_groups": "18",
+        "classes": "3",
+        "split_protocol": "grouped",
+    }
     known |= {"rounds": "3", "rounds_kind": "seeds", "averages": "macro"}
     known |= {"pretraining_saw_test": "false"}
     assert known.items() <= ensemble.items()
@@ -354,7 +369,7 @@ def test_official_parts_may_leak(tmp_path, drop, said):
 def test_many_classes_are_counted_not_listed(tmp_path):
     classes = tuple(f"class {k:02}" for k in range(11))
     text = write("md", make_run(tmp_path / "run", branches=("mae",), classes=classes, rounds=1))
-    assert "132 test images (11 classes)." in text
+    assert "132 test images (11 classes) in 66 groups." in text
 
 
 # --- Several runs ---------------------------------------------------------------------------------
@@ -417,7 +432,7 @@ def test_names_stay_names(tmp_path):
     make_run(first, classes=HOSTILE, title=title, rounds=2)
     make_run(second, classes=HOSTILE, title=title, rounds=1)
     names = [first.name, second.name]
-    listed = f"36 test images ({', '.join(f'{name} 12' for name in HOSTILE)})."
+    listed = f"36 test images ({', '.join(f'{name} 12' for name in HOSTILE)}) in 18 groups."
     caption, rows, notes = read_latex(write("tex", first, second))
     assert title in caption
     assert [row[0] for row in rows if len(row) == 1] == names
