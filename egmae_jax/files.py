@@ -27,6 +27,7 @@ from egmae_jax.errors import UserError
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot
 REEVALUATE = "run main.py with --stage=evaluate, which makes it anew"  # for results.json
+logger = logging.getLogger(__name__)
 _MOST_INFLATED = 100  # times its file that an npz may unpack to: weights do not compress so well
 
 
@@ -39,6 +40,23 @@ class DamagedFileError(UserError):
         else:
             what = f"is damaged ({reason})" if os.path.exists(path) else "is missing"
         super().__init__(f"{path} {what}: {remedy}.")
+
+
+def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFileError:
+    """The error for a file whose content lacks, or has of another kind, what its use needs.
+
+    A field that is missing says that by itself. For what else went wrong the file is only suspect,
+    so the traceback is logged: the fault may be this program's.
+
+    Args:
+        path: of the file.
+        reason: what cannot be done with it.
+        error: what its use raised.
+        remedy: what to do.
+    """
+    if not isinstance(error, LookupError):
+        logger.error("%s: %s", path, reason, exc_info=error)
+    return DamagedFileError(path, f"{reason} ({error!r})", remedy)
 
 
 class AccessError(UserError):

@@ -26,7 +26,14 @@ from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.errors import ConfigError, UserError
 from egmae_jax.evaluate import Predictions
-from egmae_jax.files import REEVALUATE, RESTORE, DamagedFileError, read_json, storage_errors_told
+from egmae_jax.files import (
+    REEVALUATE,
+    RESTORE,
+    DamagedFileError,
+    damaged,
+    read_json,
+    storage_errors_told,
+)
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths, local_folder, read_intensity_range
@@ -224,8 +231,8 @@ class SavedRun:
             fusion = Fusion(row["fusion"]["kind"], fitted)
             fusion.apply([np.full((1, num_classes), 0.5)] * len(self.branches))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = f"it does not say how branches are fused and calibrated ({error!r})"
-            raise DamagedFileError(self.paths.results, reason, REEVALUATE) from None
+            reason = "it does not say how branches are fused and calibrated"
+            raise damaged(self.paths.results, reason, error, REEVALUATE) from error
         return Ensemble(fusion, scalings, limits)
 
     def results(self) -> dict[str, Any]:

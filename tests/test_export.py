@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -363,6 +364,38 @@ def test_the_module_is_a_command(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr == f"Error: {tmp_path} holds no run: there is no config.json in it.\n"
+
+
+@pytest.mark.parametrize("formats", [("timm",), ("stablehlo",), ("timm", "stablehlo")])
+def test_what_is_not_written_is_told_with_the_way_to_get_it(formats, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(command_line, "require", no_torch)
+    monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
+    workdir = make_run(tmp_path / "run", branches=("mae", tiny.ASFF))
+    export.export_run(workdir, tmp_path / "out", formats=formats)
+    for name in ("mae", tiny.ASFF, "ensemble"):
+        folder = tmp_path / "out" / name
+        text = (folder / "README.md").read_text()
+        for file in ("model.safetensors", "model.stablehlo", "model.onnx"):
+            absent = not (folder / file).exists()
+            assert absent == (f"- `{file}`: " in text), (name, file)
+            assert absent == (f"{name}/{file}" in caplog.text), (name, file)
+    told = (tmp_path / "out" / "mae" / "README.md").read_text()
+    assert "--formats=timm,stablehlo,onnx writes it, and needs pip install -e '.[onnx]'" in told
+    of_asff = (tmp_path / "out" / tiny.ASFF / "README.md").read_text()
+    assert f"no library of PyTorch's has {tiny.ASFF}" in of_asff
+
+
+def test_a_fault_of_the_cards_own_shows_its_traceback(tmp_path, caplog, monkeypatch):
+    def broken(*_):
+        raise ValueError("bug")
+
+    monkeypatch.setattr(card, "_limits", broken)
+    monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
+    with pytest.raises(DamagedFileError) as raised:
+        make_card(make_run(tmp_path / "run", branches=("mae",)))
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert "Traceback" in caplog.text
+    assert "ValueError: bug" in caplog.text
 
 
 @pytest.mark.slow

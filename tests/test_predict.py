@@ -1,6 +1,7 @@
 """New images through a small finished run: the table, the pictures, and from Python."""
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -299,12 +300,12 @@ def test_an_old_table_stays_where_a_new_one_fails(moved, command, tmp_path, monk
     out.write_text("file,predicted\nold,\n")
 
     def stop(*_):
-        raise OSError("the disk is gone")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(predict, "_rows", stop)
     status, rows, _, errors = command("--images", moved[1], out=out)
     assert (status, rows) == (1, [{"file": "old", "predicted": ""}])
-    assert "the disk is gone" in errors
+    assert "A file could not be written (Input/output error)" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 

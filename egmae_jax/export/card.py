@@ -13,7 +13,7 @@ from egmae_jax import calibration
 from egmae_jax.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
-from egmae_jax.files import REEVALUATE, DamagedFileError, write_atomically
+from egmae_jax.files import REEVALUATE, damaged, write_atomically
 from egmae_jax.markup import markdown as text
 from egmae_jax.markup import printable
 from egmae_jax.resampling import Evidence, too_few
@@ -67,8 +67,8 @@ def card(run: SavedRun, system: System, round_index: int, formats: Sequence[str]
             _citations(run, results),
         ]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"a model card cannot be made of it ({error!r})"
-        raise DamagedFileError(run.paths.results, reason, REEVALUATE) from None
+        reason = "a model card cannot be made of it"
+        raise damaged(run.paths.results, reason, error, REEVALUATE) from error
     return "\n\n".join(sections) + "\n"
 
 

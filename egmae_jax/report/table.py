@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jinja2
 
 from egmae_jax import markup
-from egmae_jax.files import REEVALUATE, DamagedFileError, require_output, write_atomically
+from egmae_jax.files import REEVALUATE, damaged, require_output, write_atomically
 from egmae_jax.report import content
 from egmae_jax.report.content import Comparison, Content
 from egmae_jax.report.formats import number
-from egmae_jax.saved_run import RunError
 
 _COLUMNS = {metric: content.METRICS[metric] for metric in content.WITH_INTERVALS}
 _MOST_CLASSES = 10  # that a note names
@@ -173,11 +172,9 @@ def _groups(comparison: Comparison) -> list[_Group]:
         try:
             rows = [_row(run, row) for row in run.summary]
             groups.append(_Group(name, rows, _facts(run), _columns(run)))
-        except (RunError, DamagedFileError):
-            raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = f"a table cannot be made of it ({error!r})"
-            raise DamagedFileError(run.run.paths.results, reason, REEVALUATE) from None
+            reason = "a table cannot be made of it"
+            raise damaged(run.run.paths.results, reason, error, REEVALUATE) from error
     if comparison.incomparable:
         return [marked for group in groups for marked in _with_best([group])]
     return _with_best(groups)
