@@ -1,7 +1,8 @@
 """Names in figures: wrapped to a width, and in a font that has their letters."""
 
 import contextlib
-import textwrap
+import functools
+import re
 import unicodedata
 from collections.abc import Iterator
 
@@ -27,11 +28,22 @@ def fonts_of_all_letters() -> Iterator[None]:
 
     matplotlib warns of a letter that none of them has, and draws a box.
     """
+    _find_new_fonts()
     installed = set(font_manager.get_font_names())
     found = (next((name for name in names if name in installed), None) for names in _FALLBACKS)
     family = [*matplotlib.rcParams["font.family"], *filter(None, found)]
     with matplotlib.rc_context({"font.family": family}):
         yield
+
+
+@functools.cache
+def _find_new_fonts() -> None:
+    """Makes fonts known that were installed after matplotlib listed those of this machine."""
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in font_manager.findSystemFonts():
+        if path not in known:
+            with contextlib.suppress(OSError, RuntimeError):  # not of a kind that it can draw
+                font_manager.fontManager.addfont(path)
 
 
 def columns(text: str) -> int:
@@ -49,9 +61,15 @@ def wrap(text: str, width: int, lines: int = 2) -> str:
     """
     broken: list[str] = []
     for paragraph in text.splitlines() or [""]:
-        words = textwrap.wrap(paragraph, width, break_long_words=False) or [""]
-        for word in words:
-            broken.extend(_pieces(word, width))
+        line = ""
+        for token in re.findall(r"[^\s-]*-+|[^\s-]+|\s+", paragraph):
+            if columns(line + token.rstrip()) > width:
+                broken.extend([line.rstrip()] if line.strip() else [])
+                *pieces, line = _pieces(token.lstrip(), width)
+                broken.extend(pieces)
+            elif line or token.strip():
+                line += token
+        broken.append(line.rstrip())
     if len(broken) <= lines:
         return "\n".join(broken)
     last = next(_pieces(broken[lines - 1], width - 1))

@@ -20,6 +20,8 @@ from egmae_jax.lettering import columns, fonts_of_all_letters, wrap
         ("abcdefghi", 1, "abcdefg\u2026"),
         ("良性腫瘍", 1, "良性腫瘍"),  # each two columns wide
         ("良性腫瘍の所見", 2, "良性腫瘍\nの所見"),
+        ("良性_4_an image", 3, "良性_4_a\nn image"),
+        ("良性 an image", 3, "良性 an\nimage"),
         ("a\nb", 2, "a\nb"),
     ],
 )

@@ -22,7 +22,7 @@ _OUTLINE = (64, 224, 255)  # a colour that neither grey images nor the colormap 
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _PANEL = 2.0  # inches, a panel's side
 _DPI = 140
-_LINE = 29  # columns of text beside a panel
+_LINE = 26  # columns of text beside a panel
 
 
 def overlay(
@@ -154,16 +154,14 @@ def _draw_row(panels: np.ndarray, row: Row, colormap: str) -> None:
     right = row.true == row.predicted
     said = f"{row.predicted} ({row.probability:.0%})"
     entries = [
-        (row.title, "black", "normal"),
-        (f"true: {row.true}", "black", "normal"),
-        (f"says: {said}", _RIGHT if right else _WRONG, "bold"),
-        *((line, "dimgrey", "normal") for line in row.note.splitlines()),
+        (row.title, "black"),
+        (f"true: {row.true}", "black"),
+        (f"says: {said}", _RIGHT if right else _WRONG),
+        *((line, "dimgrey") for line in row.note.splitlines()),
     ]
     y = 0.92
-    for entry, ink, weight in entries:
+    for entry, ink in entries:
         for line in wrap(entry, _LINE, lines=3).splitlines():
-            text.text(
-                0.05, y, line, color=ink, weight=weight, fontsize=7.5, va="top", parse_math=False
-            )
+            text.text(0.05, y, line, color=ink, fontsize=7.5, va="top", parse_math=False)
             y -= 0.08
         y -= 0.04
