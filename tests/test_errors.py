@@ -252,6 +252,21 @@ def test_places_that_take_no_files_are_told(folder):
         require_writable(files.Path(folder) / "a" / "b", "--out=x")
 
 
+def test_a_folder_that_cannot_be_listed_is_not_called_empty(tmp_path, monkeypatch):
+    (tmp_path / "a" / "locked").mkdir(parents=True)
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "a" / "1.png")
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(AccessError, match=r"a/locked cannot be used \(Permission denied\)"):
+        predict.find_images([tmp_path / "a"])
+
+
 def test_a_missing_library_of_the_users_is_told_by_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     dicom = bytes(128) + b"DICM"

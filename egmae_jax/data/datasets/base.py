@@ -6,14 +6,16 @@ import csv
 import dataclasses
 import io
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from egmae_jax.data import formats
 from egmae_jax.errors import UserError
+from egmae_jax.files import storage_errors_told
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +282,11 @@ def find_images(folder: Path) -> Found:
 
     Hidden files and folders and links to folders are not looked into. Files are told by their
     suffix, and where that is not known by their first bytes.
+
+    Raises:
+        AccessError: a folder cannot be listed.
     """
+    _require_listable(folder)
     found = Found()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -324,6 +330,17 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     """Names joined by commas: the first ten, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _require_listable(folder: Path) -> None:
+    """Raises AccessError for a folder that the system does not list: `rglob` leaves it out."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    with storage_errors_told(folder):
+        for _ in os.walk(folder, onerror=refuse):
+            pass
 
 
 def split_folders(
