@@ -472,7 +472,7 @@ def test_images_of_any_kind_are_seen_alike(moved, tmp_path):
         ([None], "a NoneType is no image"),
         ("absent.png", "^absent.png: No such file or directory$"),
         ([np.zeros((8, 8), np.uint8), b"x"], f"^image 1: {images.NOT_AN_IMAGE}$"),
-        (PIL.Image.new("F", (8, 8)), "^image 0: 'F' has 32 bits a value"),
+        (PIL.Image.new("F", (8, 8)), "^image 0: its values have 32 bits"),
     ],
 )
 def test_what_is_no_image_is_told(given, message, moved):

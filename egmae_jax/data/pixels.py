@@ -14,8 +14,8 @@ _SHOWN = 3  # files that the log names
 
 
 def levels(image: PIL.Image.Image) -> tuple[int, tuple[int, int]]:
-    """How many different values an 8-bit image has, in all channels; the least and the largest."""
-    used = np.flatnonzero(np.reshape(image.histogram(), (-1, 256)).any(axis=0))
+    """How many different values a grey image of 8 bits has; the least and the largest of them."""
+    used = np.flatnonzero(image.histogram())
     return len(used), (int(used[0]), int(used[-1]))
 
 
@@ -28,8 +28,8 @@ class PixelStatistics(NamedTuple):
         bits: int [N], bits of a value as the file declares them; of DICOM BitsStored.
         stored: float64 [N, 2], the least and largest value that the file stores; of at most 8 bits
             as decoded, from 0 to 255. DICOM's padding is left out.
-        levels: int [N], how many different values of 256 the decoded image has, in all channels.
-        greys: int [N, 2], the least and largest value of the decoded image, from 0 to 255.
+        levels: int [N], how many of 256 grey values (luma) the decoded image has.
+        greys: int [N, 2], the least and the largest of these, from 0 to 255.
     """
 
     types: np.ndarray
@@ -50,7 +50,7 @@ class PixelStatistics(NamedTuple):
 
     @property
     def has_few_levels(self) -> np.ndarray:
-        """bool [N], which decoded images have fewer than 32 different values."""
+        """bool [N], which decoded images have fewer than 32 grey levels."""
         return self.levels < FEW_LEVELS
 
     @property

@@ -760,7 +760,8 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         if len(packed_pixels) <= most:
             content, packed = packed_pixels, True
             digest = hashlib.sha256(content).hexdigest()
-    levels, greys = pixels.levels(decoded.image)
+    grey = decoded.image.convert("L")
+    levels, greys = pixels.levels(grey)
     return {
         "content": content,
         "path": file,
@@ -770,7 +771,7 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         "packed": packed,
         "digest": digest,
         "sha256": sha256,
-        "descriptor": duplicates.descriptor(decoded.image),
+        "descriptor": duplicates.descriptor(grey),
         "types": decoded.stored[0] if decoded.stored else "",
         "bits": np.int16(decoded.bits),
         "stored": np.array(decoded.stored[1:] if decoded.stored else greys, np.float64),

@@ -244,20 +244,26 @@ def _bounds(samples: Samples, intensity: IntensityRange) -> tuple[float, float] 
     return None
 
 
+def _require_bounded(pixels: int) -> None:
+    if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):  # as Pillow does
+        raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
+
+
 # --- PNG -----------------------------------------------------------------------------------------
 
 
 def _read_png(encoded: bytes) -> Samples:
-    import imagecodecs
-
-    values = imagecodecs.png_decode(encoded)
-    orientation = 1
     with PIL.Image.open(io.BytesIO(encoded), formats=("PNG",)) as image:
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise SamplesError(f"{frames} frames; one image is expected")
-        image.load()  # also reads the chunks that follow the pixels, and checks what lies there
+        image.load()
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
         mode = image.mode
+        values = np.asarray(image) if mode == "I;16" else None
+    if values is None:  # of colours of 16 bits Pillow keeps the high byte
+        import imagecodecs
+
+        values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last is alpha
         values = values[..., 0] if channels == 2 else values[..., :3]
@@ -292,12 +298,13 @@ _JPEG_KINDS = {
 
 
 def _read_jpeg(encoded: bytes) -> Samples | None:
-    precision, components, adobe, orientation, scan = 8, 0, False, 1, 0
+    precision, components, adobe, orientation, scan, pixels = 8, 0, False, 1, 0, 0
     for marker, start, content in _jpeg_segments(encoded):
         if marker in _JPEG_KINDS:
             raise SamplesError(f"{_JPEG_KINDS[marker]} is not supported; {_CONVERT}")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(content) > 5:
-            precision, components = content[0], content[5]
+            precision, height, width, components = struct.unpack_from(">BHHB", content)
+            pixels = height * width
         elif marker == 0xEE and content.startswith(b"Adobe"):
             adobe = True
         elif marker == 0xE1 and content.startswith(b"Exif\0\0"):
@@ -315,6 +322,7 @@ def _read_jpeg(encoded: bytes) -> Samples | None:
         return None
     if components not in (_GREY, _RGB):
         raise SamplesError(f"a JPEG of {precision} bits and {components} channels; {_CONVERT}")
+    _require_bounded(pixels)
     import imagecodecs
 
     if encoded.rfind(b"\xff\xd9") < scan or not scan:
@@ -471,15 +479,14 @@ def _require_supported(tags: _Tags) -> str:
     if tags.photometric == 3 and (formats[0] != 1 or bits[0] > 16 or 320 not in page.tags):
         raise SamplesError(f"{name} ({kind}) that are a palette's is not supported; {_CONVERT}")
     colours, samples = _COLOURS[tags.photometric], page.samplesperpixel
-    if samples < colours or (colours == _GREY and samples > 2):  # the second may be alpha
+    # Beyond its colours a pixel may have alpha; what more there is beside RGB is no colour.
+    if not colours <= samples <= (2 if colours == _GREY else 8):
         raise SamplesError(f"{name} of {samples} samples a pixel is not supported; {_CONVERT}")
     if tags.is_premultiplied:
         raise SamplesError(
             f"{name} whose colours are multiplied by their alpha is not supported; {_CONVERT}"
         )
-    pixels = page.imagewidth * page.imagelength
-    if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):
-        raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
+    _require_bounded(page.imagewidth * page.imagelength)
     if page.imagedepth > 1:
         raise SamplesError(f"a volume of {page.imagedepth} slices; one image is expected")
     partial = kind.startswith("int") and bits[0] not in (8, 16, 32, 64)

@@ -51,8 +51,8 @@ class View(NamedTuple):
             "type": "",
             "declared": "; values of more than 8 bits first scaled from the range that their file "
             "declares",
-            "dataset": "; values of more than 8 bits first scaled to 0 to 255 from the range of "
-            f"the data set ({samples.listed(self.intensity)})",
+            "dataset": "; values of more than 8 bits first scaled from the range of the data set "
+            f"({samples.listed(self.intensity)})",
         }[self.intensity.rule]
         steps = f"turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR"
         return f"{steps}; given as RGB{wide}"

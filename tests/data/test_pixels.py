@@ -67,9 +67,9 @@ def test_bits_used(bits, low, high, used):
     assert statistics.bits_used.tolist() == [used]
 
 
-def test_levels_are_those_of_all_channels():
-    array = np.zeros((4, 4, 3), np.uint8)
-    array[0, 0] = 7, 7, 200
+def test_levels_are_those_of_grey():
+    array = np.zeros((4, 4), np.uint8)
+    array[0, 0], array[1, :2] = 7, 200
     assert pixels.levels(PIL.Image.fromarray(array)) == (3, (0, 200))
 
 

@@ -258,7 +258,9 @@ def test_tiff_of_pillow(mode, compression):
             "inks other than CMYK",
         ),
         (lambda g: tiff(np.stack([g] * 3, -1), 8, tags={258: (3, [8, 8, 16])}), "differ by ch"),
+        (lambda g: tiff(np.stack([g] * 9, -1), 8, photometric=2, extra=(0,) * 6), "9 samples a p"),
         (lambda g: tiff(g, 16)[:-900], "truncated"),
+        (lambda g: tiff(g, 16, tags={256: (4, [60000]), 257: (4, [60000])}), "decompression bomb"),
         (lambda g: tiff(g * np.nan, 32, "float"), "no finite numbers"),
     ],
 )
@@ -281,6 +283,40 @@ def test_tiff_that_declares_its_range():
         np.testing.assert_allclose(steps(encoded, declared), RIGHT, atol=1)
         with pytest.raises(UnreadableImageError, match="declares values of -1000 to 3000 and hol"):
             images.decode(tiff(grey + 500, bits, kind, tags=tags), intensity=declared)
+
+
+def test_tiff_of_rgb_and_more():
+    grey = spread(ramp(0, 255))
+    encoded = tiff(
+        np.stack([grey, grey, grey, 255 - grey, grey], -1), 8, photometric=2, extra=(2, 0)
+    )
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["tiff", "palette", "deflated", "png", "jpeg", "dicom"])
+def test_damaged_bytes_bring_no_other_exception(kind):
+    values = spread(ramp(0, 4095))
+    encoded = {
+        "tiff": lambda: tiff(values, 12, planar=2),
+        "palette": lambda: tiff(values >> 4, 8, photometric=3, tags={320: (3, [9] * 768)}),
+        "deflated": lambda: tiff(values, 16, "int", deflate=True),
+        "png": lambda: png(np.stack([values] * 3, -1), 16, 2, [(b"sBIT", b"\x0c" * 3)]),
+        "jpeg": lambda: imagecodecs.jpeg8_encode(values.astype("u2"), bitspersample=12),
+        "dicom": lambda: dicom(values, bits=12, preamble=False, VOILUTSequence=[table([9], 0, 8)]),
+    }[kind]()
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(encoded, np.uint8)
+    for trial in range(150):
+        damaged = whole.copy()
+        damaged[rng.integers(len(whole), size=4)] = rng.integers(0, 256, 4)
+        damaged = damaged[: len(whole) if trial % 3 else rng.integers(len(whole))]
+        for rule in (IntensityRange(), IntensityRange("declared")):
+            try:
+                images.decode(damaged.tobytes(), intensity=rule)  # what still decodes is an image
+            except UnreadableImageError as error:
+                assert str(error)  # noqa: PT017 (either outcome is right)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
