@@ -198,6 +198,7 @@ OTHER_NAMES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 }
 _SPARSE = re.compile(r"\.dwconv\.kernel$")  # of Facebook's pre-training of ConvNeXt V2
 _SHOWN = 10  # tensors that an error names
+_STEM = re.compile(r": (.+[./])?(stem|conv1|features\.0|downsample_layers\.0|embeddings)\.")
 
 
 def load(
@@ -378,7 +379,8 @@ def _problems_by_prefix(
     tensors: Mapping[str, np.ndarray], model_name: str, classifier: bool
 ) -> dict[str, list[str]]:
     """{what the names of a model begin with: what does not fit without it}, where most fits."""
-    first = next(iter(_expected(model_name, 1)))
+    places = {path: key for key, (path, _, _) in _expected(model_name, 1).items()}
+    first = next(key for path, key in places.items() if path.startswith(("stem/", "features_0/")))
     anchors = [re.escape(first)]
     if models.family(model_name) == "convnext":
         anchors += [anchor for anchor, _ in OTHER_NAMES.values()]
@@ -397,12 +399,14 @@ def _problems_by_prefix(
 
 def _lines(problems: Sequence[str]) -> str:
     """At most ten of the problems, some of each kind, and how many more there are."""
+    if len(problems) > _SHOWN:  # then rather the first layer's, which tell what it is
+        problems = sorted(problems, key=lambda problem: not _STEM.search(problem))
     by_kind: dict[str, list[str]] = {}
     for problem in problems:
         by_kind.setdefault(problem.partition(":")[0], []).append(problem)
     in_turn = [x for each in itertools.zip_longest(*by_kind.values()) for x in each if x]
     shown = set(in_turn[:_SHOWN])
-    lines = [problem for problem in problems if problem in shown]
+    lines = [x for of_kind in by_kind.values() for x in of_kind if x in shown]
     rest = [
         f"{len(of_kind) - len(shown.intersection(of_kind))} {kind}"
         for kind, of_kind in by_kind.items()
@@ -554,11 +558,7 @@ def _expected(model_name: str, classes: int) -> _Expected:
     abstract = abstract_params(models.create(model_name, classes), image)
     mlp_layout = _DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else _DENSE
     expected = {}
-    leaves = traverse_util.flatten_dict(abstract, sep="/").items()
-    # From the first layer to the last, as errors name them.
-    for path, leaf in sorted(
-        leaves, key=lambda leaf: (not leaf[0].startswith("stem"), leaf[0].startswith("head"))
-    ):
+    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
         key, layout = _translate(path, models.family(model_name))
         layout = mlp_layout if layout is _MLP else layout
         # Broadcast zeros have the shape but take no memory.
