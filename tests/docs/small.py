@@ -72,6 +72,7 @@ PARSED_ONLY = ("benchmarks.soak",)
 _BENCHMARKS = {
     "calibration": "--draws=2",
     "corruption": "--batch=1 --image_size=16 --rounds=1 --repeats=1",
+    "coverage": "--trials=2 --resamples=20",
     "depthwise": "--batch=1 --shapes=4x3 --rounds=1",
     "gpu": "--minutes=.01",  # runs none of its benchmarks
     "input_pipeline": "--batch=16 --batches=5 --rounds=1 --only=decode",

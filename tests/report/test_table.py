@@ -516,3 +516,29 @@ def test_runs_that_are_not_evaluated_or_given_twice_are_refused(made, tmp_path):
     (workdir / "results.json").unlink()
     with pytest.raises(RunError, match="has not been evaluated"):
         write("md", workdir)
+
+
+# --- Runs of an older version ---------------------------------------------------------------------
+
+
+def test_predictions_without_groups_take_those_of_the_split(made, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(made, workdir)
+    expected = read_csv(write("csv", made))
+    files = {}
+    for path in sorted((workdir / "predictions").glob("*_test.npz")):
+        with np.load(path) as file:
+            arrays = dict(file)
+        files |= zip(arrays["ids"].tolist(), arrays.pop("groups").tolist(), strict=True)
+        np.savez(path, **arrays)
+    names, groups = list(files), np.array(list(files.values()))
+    labels = np.repeat(("benign", "malignant", "normal"), EACH).tolist()
+    parts = np.full(len(names), 2)
+    splits.write(workdir / "splits.json", names, labels, parts, groups, names)
+    assert read_csv(write("csv", workdir)) == [{**row, "run": "run"} for row in expected]
+    other = np.arange(len(names))
+    splits.write(workdir / "splits.json", names, labels, parts, other, names)
+    assert {row["test_groups"] for row in read_csv(write("csv", workdir))} == {"36"}
+    splits.write(workdir / "splits.json", names[1:], labels[1:], parts[1:], other[1:], names[1:])
+    with pytest.raises(DamagedFileError, match="it holds no groups and splits.json does not name"):
+        write("csv", workdir)
