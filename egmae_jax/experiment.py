@@ -189,13 +189,15 @@ def _require_earlier_stages(
 def _announce(run: Run) -> None:
     """Says what is about to run, and what of it is odd."""
     prepared = run.data.prepared
+    of_groups = np.unique(prepared.groups, return_counts=True)[1]
     logger.info(
-        "%d images in %d classes, %d groups of near-duplicates, %d of images that stay "
-        "together; protocol %s",
+        "%d images in %d classes and %d groups, which are not split: %d of several images, "
+        "%d of one; protocol %s",
         len(prepared.files),
         len(prepared.classes),
-        prepared.duplicate_groups,
-        int((np.bincount(prepared.groups) > 1).sum()),
+        len(of_groups),
+        int((of_groups > 1).sum()),
+        int((of_groups == 1).sum()),
         run.data.protocol,
     )
     logger.info("%s", run.data.account)

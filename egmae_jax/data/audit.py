@@ -1,52 +1,50 @@
 """What is wrong with a data set: python -m egmae_jax.data.audit --config=configs/busi.py
 
 Prints and saves what a split has to know and a reader of the results too: counts, copies within and
-across classes and official parts, groups, sizes, modes, whether size or mode alone tell the class,
-and contact sheets of each class and of copies with different labels.
+across classes and official parts, groups, sizes, modes, whether what is no disease tells the class
+alone, what to do about each finding, and contact sheets of each class and of all near-duplicates.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageOps
 import rich.console
 import rich.table
 import rich.text
 from absl import app, flags
 from ml_collections import config_flags
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.tree import DecisionTreeClassifier
 
 from egmae_jax import config as configs
 from egmae_jax import console
-from egmae_jax.data import duplicates, images, pixels, splits
+from egmae_jax.data import contact_sheets, duplicates, pixels, splits
+from egmae_jax.data.contact_sheets import Section
+from egmae_jax.data.findings import confounders, findings
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.files import require_writable, storage_errors_told, write_json
 
 _SHOWN = 20  # conflicts that are printed
-_TILE = 96  # pixels of a side in contact sheets
-_CAPTION = 12  # pixels below a tile
-_COLUMNS = 10
-_SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
+_OF_CLASS = 2 * contact_sheets.COLUMNS  # images of each class that are drawn
+_PAGES = 99  # of near-duplicates that are drawn: of more groups the gravest
+_MOST_PAIRS = 100_000  # that audit.json lists: some ten megabytes
 
 
 def audit(prepared: Prepared) -> dict[str, Any]:
     """Everything the audit says, as JSON-like values."""
     labels, names = prepared.labels, np.array(prepared.classes)
     identical = _groups(prepared.pixel_hashes)
-    similar = [members for members in _groups(_near_groups(prepared)) if len(members) > 1]
+    similar = near_duplicate_groups(prepared)
     folders = np.array([str(Path(file).parent) for file in prepared.files])
     crossing = splits.conflicts(labels, prepared.pairs)
     parts = np.array([part or "none" for part in prepared.official])
     leaks = prepared.pairs[parts[prepared.pairs[:, 0]] != parts[prepared.pairs[:, 1]]]
     sizes = collections.Counter(f"{w}x{h}" for h, w in prepared.sizes.tolist())
-    return {
+    of_groups = np.unique(prepared.groups, return_counts=True)[1]
+    found = {
         "dataset": prepared.title,
         "images": len(labels),
         "found": prepared.num_found,
@@ -71,10 +69,20 @@ def audit(prepared: Prepared) -> dict[str, Any]:
             "pairs_across_classes": len(crossing),
             "pairs_across_official_parts": len(leaks),
             "conflicts": [[prepared.files[i], prepared.files[j]] for i, j in crossing],
+            # In the order, and by the numbers from 1, of the contact sheets.
+            "members": [[prepared.files[i] for i in members] for members in similar],
+            "listed": [
+                [prepared.files[i], prepared.files[j]] for i, j in prepared.pairs[:_MOST_PAIRS]
+            ],
         },
+        # What is split: images of one patient or lesion and near-duplicates are one group, and
+        # every other image is one of its own.
         "groups": {
-            "number": len(np.unique(prepared.groups)),
-            "largest": int(np.bincount(prepared.groups).max()),
+            "number": len(of_groups),
+            "of_one": int((of_groups == 1).sum()),
+            "of_several": int((of_groups > 1).sum()),
+            "images_of_several": int(of_groups[of_groups > 1].sum()),
+            "largest": int(of_groups.max()),
         },
         "sizes": {
             "different": len(sizes),
@@ -89,61 +97,68 @@ def audit(prepared: Prepared) -> dict[str, Any]:
         "pixels": pixels.describe(prepared.files, prepared.pixels, prepared.intensity),
         "confounders": confounders(prepared),
     }
+    return found | {"findings": [each._asdict() for each in findings(prepared, found)]}
 
 
-def confounders(prepared: Prepared) -> dict[str, float]:
-    """How well size and mode alone tell the class: balanced accuracy, cross-validated.
+def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
+    """Indices of images that pairs of near-duplicates join, two or more each, the gravest first.
 
-    A shallow tree predicts the class from height, width and mode, from each alone and together.
-    Chance is 1 / number of classes; what lies far above it, a network can learn instead of the
-    disease.
+    First those of several classes, then those of several official parts, then the largest.
     """
-    _, modes = np.unique(prepared.modes, return_inverse=True)
-    features = {"size": prepared.sizes, "mode": np.eye(modes.max() + 1)[modes]}
-    features["size and mode"] = np.concatenate(list(features.values()), axis=1)
-    folds = min(5, int(np.bincount(prepared.labels).min()))
-    if folds < 2:
-        return {}
-    scores = {"chance": 1 / len(prepared.classes)}
-    for name, values in features.items():
-        tree = DecisionTreeClassifier(max_depth=6, class_weight="balanced", random_state=0)
-        split = StratifiedKFold(folds, shuffle=True, random_state=0)
-        predicted = cross_val_predict(tree, values, prepared.labels, cv=split)
-        scores[name] = float(balanced_accuracy_score(prepared.labels, predicted))
-    return scores
 
+    def rank(members: np.ndarray) -> tuple[bool, bool, int, int]:
+        classes, parts = prepared.labels[members], prepared.official[members]
+        alike = len(np.unique(classes)) == 1, len(np.unique(parts)) == 1
+        return (*alike, -len(members), int(members[0]))
 
-def contact_sheet(
-    prepared: Prepared, rows: Iterable[Sequence[int] | np.ndarray]
-) -> PIL.Image.Image:
-    """Thumbnails of images over their classes' names, a row for each sequence of indices."""
-    rows = [list(row) for row in rows]
-    width = max(map(len, rows), default=1)
-    height = _TILE + _CAPTION
-    sheet = PIL.Image.new("RGB", (width * _TILE, max(len(rows), 1) * height))
-    draw = PIL.ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, index in enumerate(row):
-            image = images.from_array(prepared.records.pixels(index))
-            sheet.paste(PIL.ImageOps.contain(image, (_TILE, _TILE)), (x * _TILE, y * height))
-            caption = prepared.classes[prepared.labels[index]][:15]
-            draw.text((x * _TILE + 2, y * height + _TILE), caption, fill="white")
-    return sheet
+    return sorted(_groups(_near_groups(prepared)), key=rank)
 
 
 def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
-    """Writes audit.json, classes.png and, if there are any, conflicts.png; returns the audit."""
+    """Writes audit.json and contact sheets, and returns the audit.
+
+    classes_01.png and those that follow show some images of each class, near_duplicates_01.png and
+    so on all groups of near-duplicates, those of several classes in red; of more than 99 pages the
+    first, which the audit says.
+    """
     found = audit(prepared)
+    folder.mkdir(parents=True, exist_ok=True)
+    sheets = list(
+        _save_sheets(folder, "classes", contact_sheets.pages(prepared, _classes(prepared), _PAGES))
+    )
+    similar = list(_similar(prepared))
+    drawn = _save_sheets(folder, "near_duplicates", contact_sheets.pages(prepared, similar, _PAGES))
+    found["sheets"] = [*sheets, *drawn]
     write_json(folder / "audit.json", found)
-    rng = np.random.default_rng(0)
-    of_class = [np.flatnonzero(prepared.labels == k) for k in range(len(prepared.classes))]
-    rows = [np.sort(rng.permutation(members)[:_COLUMNS]) for members in of_class]
-    contact_sheet(prepared, rows).save(folder / "classes.png")
-    conflicts = splits.conflicts(prepared.labels, prepared.pairs)
-    (folder / "conflicts.png").unlink(missing_ok=True)
-    if len(conflicts):
-        contact_sheet(prepared, conflicts[:50]).save(folder / "conflicts.png")
     return found
+
+
+def _classes(prepared: Prepared) -> Iterator[Section]:
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(prepared.classes):
+        members = np.flatnonzero(prepared.labels == label)
+        drawn = np.sort(rng.permutation(members)[:_OF_CLASS])
+        yield Section(f"{name}: {len(drawn)} of {len(members)} images", drawn.tolist())
+
+
+def _similar(prepared: Prepared) -> Iterator[Section]:
+    for number, members in enumerate(near_duplicate_groups(prepared), start=1):
+        across = len(np.unique(prepared.labels[members])) > 1
+        leaks = len(np.unique(prepared.official[members])) > 1
+        title = f"{number}: {len(members)} images"
+        title += ", different labels" if across else ", several parts" if leaks else ""
+        yield Section(title, members.tolist(), across)
+
+
+def _save_sheets(folder: Path, name: str, pages: Iterable[PIL.Image.Image]) -> Iterator[str]:
+    """Writes pages as <name>_01.png and so on, and deletes those of an earlier audit."""
+    for old in folder.glob("*.png"):
+        # 'classes.png' and 'conflicts.png' are an older version's.
+        if re.fullmatch(rf"{name}(_\d\d)?\.png|conflicts\.png", old.name):
+            old.unlink()
+    for number, page in enumerate(pages, start=1):
+        page.save(folder / f"{name}_{number:02}.png")
+        yield f"{name}_{number:02}.png"
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
@@ -174,8 +189,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
         f"near-duplicates: {near['pairs']} pairs in {near['groups']} groups, the largest of "
         f"{near['largest_group']}; {near['pairs_across_classes']} pairs join two classes, "
         f"{near['pairs_across_official_parts']} two official parts",
-        f"groups to keep together (patients, lesions, near-duplicates): "
-        f"{found['groups']['number']}, the largest of {found['groups']['largest']}",
+        _said_of_groups(found["groups"]),
         f"sizes: {sizes['different']} different, most often "
         + ", ".join(f"{size} ({n})" for size, n in sizes["most_frequent"].items()),
     ]
@@ -185,14 +199,38 @@ def show(found: dict[str, Any], folder: Path) -> None:
         terminal.print(f"  conflict: {first} | {second}", markup=False, soft_wrap=True)
     if len(near["conflicts"]) > _SHOWN:
         terminal.print(f"  and {len(near['conflicts']) - _SHOWN} more conflicts in audit.json")
-    chance = found["confounders"].get("chance", 1.0)
-    for name, score in found["confounders"].items():
-        if score > chance + _SUSPICIOUS:
-            terminal.print(
-                f"[bold yellow]The class shows in {name} alone[/]: balanced accuracy {score:.3f}, "
-                f"chance {chance:.3f}"
-            )
-    terminal.print(f"Saved in {folder}: audit.json and contact sheets", markup=False)
+    for each in found["findings"]:
+        terminal.print()
+        terminal.print(each["finding"], style="bold yellow", markup=False, soft_wrap=True)
+        terminal.print(f"  -> {each['advice']}", markup=False, soft_wrap=True)
+    terminal.print()
+    sheets = found["sheets"]
+    terminal.print(f"Saved in {folder}: audit.json, {', '.join(_ranges(sheets))}", markup=False)
+    if len([name for name in sheets if name.startswith("near")]) == _PAGES:
+        terminal.print(
+            f"Of {near['groups']} groups of near-duplicates the gravest are drawn; audit.json has "
+            "them all."
+        )
+    if near["pairs"] > len(near["listed"]):
+        terminal.print(
+            f"audit.json lists {len(near['listed'])} of {near['pairs']} pairs, but all groups."
+        )
+
+
+def _said_of_groups(groups: dict[str, int]) -> str:
+    return (
+        f"{groups['number']} groups, which a split keeps whole: {groups['of_several']} of several "
+        f"images (near-duplicates, or of one patient or lesion; {groups['images_of_several']} "
+        f"images, at most {groups['largest']} in one), {groups['of_one']} of one image"
+    )
+
+
+def _ranges(sheets: Sequence[str]) -> Iterator[str]:
+    """Of a sheet's pages the first and the last."""
+    for name in ("classes", "near_duplicates"):
+        of_name = [sheet for sheet in sheets if sheet.startswith(name)]
+        if of_name:
+            yield of_name[0] if len(of_name) == 1 else f"{of_name[0]} to {of_name[-1]}"
 
 
 def _show_pixels(found: dict[str, Any], terminal: rich.console.Console) -> None:

@@ -1,5 +1,6 @@
 """The audit finds what is wrong with a data set."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax.data import audit
+from egmae_jax.data import audit, contact_sheets
+from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.prepare import prepare
 from tests.conftest import REPOSITORY, SHARED_DATA, needs_shared_data
 
@@ -57,12 +59,27 @@ def test_every_flaw_is_found(flawed):
     assert near["groups"] == 2
     assert near["largest_group"] == 2
     assert near["conflicts"] == [["cat/1.png", "dog/crossing.png"]]
-    assert found["groups"] == {"number": 20, "largest": 2}
+    assert near["members"] == [["cat/1.png", "dog/crossing.png"], ["cat/0.png", "cat/copy.bmp"]]
+    assert sorted(near["listed"]) == sorted(near["members"])
+    assert found["groups"] == {
+        **{"number": 20, "of_one": 18, "of_several": 2, "images_of_several": 4, "largest": 2}
+    }
     assert found["modes"] == {"cat": {"RGB": 11}, "dog": {"L": 10, "RGB": 1}}
     assert found["sizes"]["most_frequent"] == {"40x40": 22}
     assert found["confounders"]["chance"] == 0.5
     assert found["confounders"]["mode"] > 0.9
     assert found["confounders"]["size"] == pytest.approx(0.5)
+    about = [each["about"] for each in found["findings"]]
+    assert about[:4] == ["unreadable", "labels", "mode", "near-duplicates"]
+    assert all(each["advice"].endswith(".") for each in found["findings"])
+    by_name = {each["about"]: each for each in found["findings"]}
+    assert "dog/broken.png" in by_name["unreadable"]["finding"]
+    assert "--config.data.on_error=skip" in by_name["unreadable"]["advice"]
+    assert "cat/1.png and dog/crossing.png" in by_name["labels"]["finding"]
+    assert "--config.data.on_conflict=drop" in by_name["labels"]["advice"]
+    assert "--config.data.color=grey" in by_name["mode"]["advice"]
+    assert "--config.data.deduplicate=True" in by_name["near-duplicates"]["advice"]
+    assert "--config.data.group_pattern" in by_name["patients"]["advice"]
 
 
 def test_size_as_a_confounder(tmp_path):
@@ -90,12 +107,14 @@ def test_the_command_prints_and_saves(flawed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "conflict: cat/1.png | dog/crossing.png" in done.stdout
     assert "The class shows in mode alone: balanced accuracy" in done.stdout
+    assert "-> --config.data.color=grey makes one channel" in done.stdout
+    assert "2 of several images" in " ".join(done.stdout.split())
     saved = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert saved["near_duplicates"]["pairs"] == 2
-    with PIL.Image.open(tmp_path / "audit" / "classes.png") as sheet:
-        assert sheet.size == (960, 216)
-    with PIL.Image.open(tmp_path / "audit" / "conflicts.png") as sheet:
-        assert sheet.size == (192, 108)
+    assert saved["sheets"] == ["classes_01.png", "near_duplicates_01.png"]
+    assert sorted(path.name for path in (tmp_path / "audit").iterdir()) == [
+        *("audit.json", "classes_01.png", "near_duplicates_01.png")
+    ]
 
 
 def test_a_folder_that_is_missing_ends_in_a_sentence(tmp_path):
@@ -139,3 +158,109 @@ def test_the_known_flaws_of_real_data(tmp_path, name, folder, expected):
         "identical": found["identical_pixels"]["groups"],
         "folders": found["identical_pixels"]["groups_across_folders"],
     } == expected
+
+
+def test_images_of_a_group_are_in_one_fold_where_confounders_are_looked_for(tmp_path):
+    """Each patient has a size of its own: it tells who it is, and nothing of the class."""
+    folder = tmp_path / "data"
+    for patient in range(20):
+        label = ("cat", "dog")[patient % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        side = 40 + np.random.default_rng(patient).permutation(200)[0]
+        for k in range(4):
+            seed = 100 * patient + k
+            picture(seed, (side, side)).save(folder / label / f"p{patient:02}_{k}.png")
+    known = prepare(
+        *("image_folder", folder, tmp_path / "cache"),
+        on_error="raise",
+        near_duplicate_threshold=0.99,
+        group_pattern=r"(p\d+)_",
+    )
+    scores = audit.confounders(known)
+    # An image's own patient tells its class where it is among those that are learned from.
+    unknown = dataclasses.replace(known, groups=np.arange(len(known.labels)))
+    assert audit.confounders(unknown)["size"] > 0.9
+    assert abs(scores["size"] - 0.5) < 0.35
+    error = np.sqrt(2 * 0.25 / 10) / 2  # of ten groups a class
+    assert scores["threshold"] == pytest.approx(0.5 + 2 * error)
+    assert not [x for x in audit.audit(known)["findings"] if x["about"] in ("size", "patients")]
+
+
+def test_a_class_of_one_group_has_nothing_to_be_tested_on(flawed):
+    data = prepared(flawed)
+    groups = np.where(data.labels == 0, 0, data.groups + 1)
+    lonely = dataclasses.replace(data, groups=groups)
+    assert audit.confounders(lonely) == {}
+    (told,) = [x for x in audit.audit(lonely)["findings"] if x["about"] == "confounders"]
+    assert "the images of cat are one group" in told["finding"]
+
+
+def test_unequal_and_small_classes_are_told(tmp_path):
+    for label, count in (("cat", 60), ("dog", 12)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(count):
+            picture(k + 100 * (label == "dog")).save(tmp_path / "data" / label / f"{k}.png")
+    told = {x["about"]: x["finding"] for x in audit.audit(prepared(tmp_path / "data"))["findings"]}
+    assert "60 images of cat, 12 of dog, 5.0 times fewer" in told["imbalance"]
+    assert "Always saying cat has accuracy 0.833" in told["imbalance"]
+    assert told["few images"].startswith("Of dog there are 12 groups")
+
+
+def test_groups_across_official_parts_are_told_with_what_they_cost(flawed):
+    data = prepared(flawed)
+    test = np.isin(data.files, ["cat/0.png", "dog/9.png"])
+    (told,) = [
+        x
+        for x in audit.audit(dataclasses.replace(data, official=np.where(test, "test", "train")))[
+            "findings"
+        ]
+        if x["about"] == "leaks"
+    ]
+    # cat/copy.bmp is cat/0.png again.
+    assert told["finding"].startswith("1 groups of images")
+    assert "1 of their images are in training" in told["finding"]
+    assert "data.drop_leaks" in told["advice"]
+
+
+def test_every_group_of_near_duplicates_is_drawn_with_names(flawed, tmp_path, monkeypatch):
+    data = prepared(flawed)
+    drawn = []
+    draw = contact_sheets._draw_tile
+
+    def note(sheet, pen, font, prepared, index, corner, alarming):
+        drawn.append((prepared.files[index], alarming))
+        draw(sheet, pen, font, prepared, index, corner, alarming)
+
+    monkeypatch.setattr(contact_sheets, "_draw_tile", note)
+    monkeypatch.setattr(contact_sheets, "_ROWS", 1)
+    (tmp_path / "out").mkdir()
+    for old in ("near_duplicates_07.png", "conflicts.png", "classes.png", "mine.png"):
+        (tmp_path / "out" / old).write_bytes(b"of an earlier audit")
+    found = audit.save(data, tmp_path / "out")
+    pairs = [("cat/1.png", True), ("dog/crossing.png", True)]
+    assert drawn[-4:] == [*pairs, ("cat/0.png", False), ("cat/copy.bmp", False)]
+    assert found["sheets"][-1] == "near_duplicates_01.png"  # both fit in one row
+    left = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert left == {*found["sheets"], "mine.png"}
+
+
+def test_pages_are_of_bounded_size_and_hold_everything(flawed):
+    data = prepared(flawed)
+    sections = [Section(f"{k}", [k % 22, (k + 1) % 22]) for k in range(100)]
+    sections += [Section("long", list(range(20)))]
+    pages = list(contact_sheets.pages(data, sections, most=99))
+    # Four pairs a row, 25 rows, and 20 images in three more; ten rows a page.
+    assert len(pages) == 3
+    assert all(page.width <= 1300 and page.height <= 2300 for page in pages)
+    assert len(list(contact_sheets.pages(data, sections, most=2))) == 2
+
+
+def test_names_are_shortened_in_the_middle_to_what_fits():
+    font = contact_sheets._font()
+    name = "a" * 60 + "(1)" + "b" * 60 + "_007.png"
+    lines = contact_sheets._fitted(name, 144, 2, font)
+    assert len(lines) == 2
+    assert all(font.getlength(line) <= 144 for line in lines)
+    assert "".join(lines).startswith("aaa")
+    assert "".join(lines).endswith("_007.png")
+    assert contact_sheets._fitted("short.png", 144, 2, font) == ["short.png"]
