@@ -6,7 +6,7 @@ import pytest
 
 from egmae_jax import augment, models
 from egmae_jax.data import images as decoding
-from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layers
+from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layer_at, layers
 from egmae_jax.interop import timm as interop
 from egmae_jax.models import asff
 from tests import torch_reference
@@ -22,6 +22,7 @@ QUESTIONS = (None, [0, 1, 2, 3], [4, 4, 4, 4])  # classes of four images; None: 
 HEIGHT, WIDTH = 96, 160  # unequal, so that sides that are swapped show
 # Our address: timm's module.
 LAYERS = {
+    "stages_1/blocks_0": "stages.1.blocks.0",  # the default of these images
     "stages_1/downsample/conv": "stages.1.downsample.1",
     "stages_2/blocks_1/depthwise": "stages.2.blocks.1.conv_dw",
     "stages_3/blocks_0": "stages.3.blocks.0",
@@ -115,6 +116,14 @@ def test_the_default_layer_is_the_one_their_readme_names(networks):
     assert theirs.get_submodule(LAYERS[default_layer(model)]) is theirs.stages[-1].blocks[-1]
 
 
+def test_the_default_heat_of_smaller_images_is_theirs_of_seven_by_seven(networks, images):
+    _, model, params = networks
+    address = next(iter(LAYERS))
+    assert layer_at(model, (HEIGHT, WIDTH)) == (address, (12, 20), "")
+    ours = gradcam(model, params, images[0])
+    np.testing.assert_array_equal(ours, gradcam(model, params, images[0], layer=address))
+
+
 def test_every_block_and_convolution_of_timms_has_an_address(networks):
     theirs, model, _ = networks
     spatial = [
@@ -136,24 +145,27 @@ RESNETS = {
     "resnet_shallow": ((1, 2, 1, 2), (64, 16, 24, 32), False, "timm/none"),
     "resnet_narrow": ((2, 1, 1, 1), (64, 8, 12, 16), True, "timm/none"),
 }
-# Ours: theirs. The first of each network is its default.
+# Ours: theirs. Of each network the first is its default at 224 pixels, the second that of images
+# of 96 x 160.
 OTHER_LAYERS = {
     "resnet_shallow": {
         "layer4_1": "layer4.1",
+        "layer2_1": "layer2.1",
         "layer4_1/conv2": "layer4.1.conv2",
         "layer4_0/downsample/conv": "layer4.0.downsample.0",
-        "layer2_1": "layer2.1",
         "layer1_0/conv1": "layer1.0.conv1",
         "stem/conv": "conv1",
     },
     "resnet_narrow": {
         "layer4_0": "layer4.0",
+        "layer2_0": "layer2.0",
         "layer3_0/downsample/conv": "layer3.0.downsample.0",
         "layer2_0/conv2": "layer2.0.conv2",
         "layer1_1": "layer1.1",
     },
     "asff_resnet_shallow": {
         "layer4_1": "layer4.1",
+        "layer2_1": "layer2.1",
         "fusion/high/conv": "fusion.high.conv",
         "fusion/mid/conv": "fusion.mid.conv",
         "layer3_0": "layer3.0",  # speaks by both branches
@@ -161,8 +173,8 @@ OTHER_LAYERS = {
     },
     "squeezenet1_1": {
         "features_12": "features.12",
-        "features_10/expand3x3": "features.10.expand3x3",
         "features_7": "features.7",
+        "features_10/expand3x3": "features.10.expand3x3",
         "features_4/squeeze": "features.4.squeeze",
         "features_0": "features.0",
     },
@@ -240,9 +252,11 @@ def test_the_heat_of_the_other_backbones_is_theirs(reference, other, images):
         assert_the_heat_is_theirs(networks, images, layer, module, reference, *QUESTIONS)
 
 
-def test_the_other_backbones_default_layer_is_their_last_block(other):
+def test_the_other_backbones_default_layer_is_the_deepest_block_of_seven_by_seven(other):
     name, (_, model, _) = other
-    assert default_layer(model) == next(iter(OTHER_LAYERS[name]))
+    at_224, here, *_ = OTHER_LAYERS[name]
+    assert default_layer(model) == at_224
+    assert default_layer(model, (HEIGHT, WIDTH)) == here
 
 
 @pytest.mark.skipif(not SQUEEZENET_WEIGHTS.is_file(), reason="the real weights are not at hand")
