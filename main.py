@@ -34,10 +34,11 @@ def main(argv: list[str]) -> None:
     console.set_up_logging()
     if _DETERMINISTIC.value:
         compilation.make_deterministic()
+    preemption.install()
     sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     sharding.require_devices()
     console.set_up_logging(quiet=not sharding.is_primary())
-    preemption.install()
+    preemption.install()  # again: JAX takes SIGTERM where hosts join
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     if argv[1:]:
         console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --stage=all.")
@@ -49,10 +50,8 @@ def main(argv: list[str]) -> None:
             if sharding.is_primary()
         ]
         experiment.run(_CONFIG.value, workdir, stage=_STAGE.value, trackers=told)
-    except KeyboardInterrupt:
-        console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
-    except preemption.Preempted:
-        console.fail("Stopped by SIGTERM; the same command goes on.", preemption.EXIT_STATUS)
+    except preemption.Preempted as stop:
+        stop.exit()
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
     except UserError as error:
         print("TOLD:", error)
         sys.exit(TOLD)
-    except preemption.Preempted:
-        sys.exit(preemption.EXIT_STATUS)
+    except preemption.Preempted as stop:
+        stop.exit()
 
 
 def _on_change(workdir: Path, do: Callable[[], None]) -> None:
@@ -209,7 +209,7 @@ def killed_at_a_file_operation(trial: Trial) -> str:
 def preempted(trial: Trial) -> str:
     """SIGTERM at a random moment: saves, ends with status 143."""
     status = trial.interrupt(signal.SIGTERM)
-    if status not in (0, preemption.EXIT_STATUS):
+    if status not in (0, 128 + signal.SIGTERM):
         return f"exit status {status}: {trial.said()}"
     return trial.ends_as_expected()
 

@@ -37,12 +37,13 @@ def get_config() -> ConfigDict:
     # for new images. DICOM tells by itself: its table or window, else each image's own extremes.
     data.intensity_range = "type"
     # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by
-    # Grain as they are needed; 'auto': resident where the decoded set takes no more than this many
-    # gigabytes (10^9 bytes). Of a streamed set, decoded images are kept in the host's memory up to
-    # host_gigabytes, and the others are decoded each time. Changes no number.
+    # Grain as they are needed; 'auto': resident where the decoded set takes no more than so many
+    # gigabytes (10^9 bytes); -1 is .3 of the device's memory, and of the host's that is free. Of a
+    # streamed set, decoded images are kept in the host's memory up to host_gigabytes, of which -1
+    # is .3 of what is free, and the others are decoded each time. Changes no number.
     data.feeding = "auto"
-    data.resident_gigabytes = 4.0
-    data.host_gigabytes = 8.0
+    data.resident_gigabytes = -1.0
+    data.host_gigabytes = -1.0
     data.image_size = 224  # pixels, [S 4.1]
     # [D] Aspect. 'shorter_side': resize it, then crop, as torchvision does. 'squash', 'pad' (black)
     # make the image square first.

@@ -102,6 +102,20 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     return jax.jit(traced, compiler_options=_options(), **kwargs)
 
 
+@contextlib.contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs in a folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        yield
+        return
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 DETERMINISTIC = "xla_gpu_deterministic_ops"  # a flag of XLA's
 _BOOLEANS = {
     "": "true",

@@ -255,8 +255,6 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
             yield f"{field} is {flat[field]}; it must be positive."
     not_negative = (
         "seed",
-        "data.resident_gigabytes",
-        "data.host_gigabytes",
         "data.split_seed",
         "corruption.threshold",
         "decoder.depth",
@@ -272,6 +270,9 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     for field in not_negative:
         if flat[field] < 0:
             yield f"{field} is {flat[field]}; it must not be negative."
+    for field in ("data.resident_gigabytes", "data.host_gigabytes"):
+        if flat[field] < 0 and flat[field] != -1:
+            yield f"{field} is {flat[field]}; it must not be negative, but for -1: what there is."
     below_one = (
         "data.test_share",
         "data.validation_share",

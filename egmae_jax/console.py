@@ -261,9 +261,26 @@ def user_errors(status: int = 1) -> Iterator[None]:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
+    _say("Error:", message)
+    sys.exit(status)
+
+
+def stopped(message: str) -> None:
+    """Says on the terminal that the program was stopped, such as 'by Ctrl-C: ...'."""
+    if _console.is_terminal:
+        _console.show_cursor(True)  # which a progress bar hides
+    _say("Stopped", message)
+
+
+def interrupted(left: str) -> NoReturn:
+    """Ends the program as Ctrl-C does, with a word on what it leaves instead of a traceback."""
+    stopped(f"by Ctrl-C: {left}")
+    sys.exit(130)
+
+
+def _say(heading: str, message: str) -> None:
     # File names may hold what rich takes for markup, and what a terminal takes for a command.
     shown = "".join(x if x == "\n" or unicodedata.category(x) != "Cc" else repr(x)[1:-1]
                     for x in message)  # fmt: skip
-    text = rich.text.Text.assemble(("Error:", "bold red"), " ", shown)
+    text = rich.text.Text.assemble((heading, "bold red"), " ", shown)
     rich.console.Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-    sys.exit(status)

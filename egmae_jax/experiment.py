@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, environment, sharding
+from egmae_jax import branches, compilation, environment, preemption, sharding
 from egmae_jax import config as configs
 from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
@@ -72,21 +72,29 @@ def run(
     workdir = local_folder(workdir)
     cache = Path(str(config.data.cache_dir)).expanduser()
     require_own_folder(workdir, config)
-    with storage_errors_told(workdir, cache), lock(workdir):
+    with (
+        preemption.outranks_errors(),
+        storage_errors_told(workdir, cache),
+        lock(workdir),
+        compilation.kept_in(cache / "compiled"),
+    ):
         experiment = Experiment(config, workdir, stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]
         if stage in ("all", "pretrain"):
             for split in experiment.run.pretrainings:
                 sharding.wait_for_all(f"pre-training {split}")
+                preemption.goes_on_from(f"pretrain, round {split}")
                 experiment.pretraining.train(split)
         if stage in ("all", "finetune"):
             sharding.wait_for_all("pre-training is complete")
             experiment.pretraining.require()
             for branch, round_index in each:
                 sharding.wait_for_all(f"fine-tuning {branch} {round_index}")
+                preemption.goes_on_from(f"finetune/{branch.name}, round {round_index}")
                 experiment.finetuning.train(branch, round_index)
         if stage in ("all", "evaluate"):
             sharding.wait_for_all("fine-tuning is complete")
+            preemption.goes_on_from("the evaluation")
             experiment.finetuning.require()
             for branch, round_index in each:
                 sharding.wait_for_all(f"prediction {branch} {round_index}")
@@ -123,8 +131,6 @@ class Experiment:
         environment.require_same(paths.environment, begun=recorded)
         sharding.wait_for_all("the workdir is as it was")
         cache = Path(config.data.cache_dir).expanduser()
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         chosen = branches.of(frozen)
         # What costs nothing comes first, then fetching weights, then reading all images.
         _require_earlier_stages(stage, chosen, frozen, paths)
@@ -157,10 +163,11 @@ class Experiment:
             intensity_range=config.data.intensity_range,
         )
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
-        record_intensity_range(paths, prepared.intensity, begun=begun)
-        environment.record(paths.environment, begun=recorded)
-        record_config(workdir, config)
-        self.imagenet.record()
+        if sharding.is_primary():
+            record_intensity_range(paths, prepared.intensity, begun=begun)
+            environment.record(paths.environment, begun=recorded)
+            record_config(workdir, config)
+            self.imagenet.record()
         events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None
         log = MetricsLog(paths.metrics, events, trackers)
         self.run = Run(frozen, paths, mesh, data, log)

@@ -21,7 +21,6 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-from egmae_jax import sharding
 from egmae_jax.errors import UserError
 
 REMAKE = "delete it and run again"  # for what the same command makes anew
@@ -73,13 +72,16 @@ _REFUSED = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
     | {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 )
+# Of libraries that raise no OSError: how TensorStore (by which Orbax writes) gives the number, and
+# Riegeli (by which array_record writes) the system's words alone.
+_TENSORSTORE = re.compile(r"\[os_error_code='(\d+)'\]")
+_RIEGELI = re.compile(r"\b(?:open|write|close|fsync|ftruncate)\(\) failed: (.+?); writing ")
 
 
 @contextlib.contextmanager
 def storage_errors_told(*folders: Path) -> Iterator[None]:
     """Turns the errors of full, broken, read-only and forbidden places into a sentence.
 
-    Those of disks are known by the system's words: not all libraries that write raise OSError.
     What the system refuses of a file is told only where the file lies in one of the folders.
 
     Args:
@@ -99,10 +101,10 @@ def storage_errors_told(*folders: Path) -> Iterator[None]:
                 f"{os.fsdecode(error.filename)} cannot be used ({error.strerror}): mend that, or "
                 "name another place."
             ) from error
-        reason = next((r for r in map(os.strerror, _STORAGE) if r in str(error)), None)
-        if reason is None or "NCCL" in str(error):  # whose shared memory is no disk
+        number = next((n for n in map(_error_number, _chain(error)) if n in _STORAGE), None)
+        if number is None:
             raise
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's, which says it again
+        reason = os.strerror(number)
         left = (f"{f} has {_free(f) / 1e9:.3g} GB left" for f in folders)
         raise StorageError(
             f"A file could not be written ({reason}): {', '.join(left)}. What was saved before is "
@@ -129,6 +131,24 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (whole, *whole.parents) if os.path.exists(place))
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of what went wrong with a file."""
+    if isinstance(error, OSError):
+        return error.errno
+    if match := _TENSORSTORE.search(str(error)):
+        return int(match[1])
+    if match := _RIEGELI.search(str(error)):
+        return next((n for n in _STORAGE if os.strerror(n) == match[1]), None)
+    return None
+
+
 def _free(folder: Path) -> int:
     """Bytes left where a folder is, or would be."""
     return shutil.disk_usage(_nearest(folder)).free
@@ -137,10 +157,8 @@ def _free(folder: Path) -> int:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes `content` to `path` so that no reader, and no crash, ever sees half of it.
 
-    Of several hosts one writes.
+    Of several hosts of a run each would write: the caller asks `sharding.is_primary` first.
     """
-    if not sharding.is_primary():
-        return
     with open_atomically(path, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from egmae_jax import sharding, trainable
+from egmae_jax import trainable
 from egmae_jax.files import DamagedFileError, read_sealed
 
 PyTree = Any
@@ -140,9 +140,6 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draws a bar a layer, from input to output, for a `report` with entropies."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-
-    if not sharding.is_primary():
-        return
 
     layers = result["layers"]
     colors = {True: "#d55e00", False: "#56b4e9"}

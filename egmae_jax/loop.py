@@ -114,6 +114,11 @@ class Plan:
         """Of all epochs."""
         return self.epochs * self.steps_per_epoch
 
+    def place(self, step: int) -> str:
+        """Where training goes on that has done `step` steps, in words."""
+        done = f"step {step} of {self.total_steps}" if step else "the beginning"
+        return f"{done} of {self.stage}, round {self.round_index}"
+
     @functools.cached_property
     def order(self) -> Order:
         """Which images each batch has."""
@@ -199,7 +204,7 @@ def train(
 
     Raises:
         NonFiniteError: a step is not finite, and `policy` does not leave it out.
-        Preempted: SIGTERM came; the steps done are saved.
+        Preempted: SIGTERM or Ctrl-C came, to any host; the steps done are saved.
     """
     best: Best | None = None
     epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
@@ -224,6 +229,7 @@ def train(
     step, total_steps, steps_per_epoch = int(state.step), plan.total_steps, plan.steps_per_epoch
     log.forget(plan.stage, plan.round_index, after_step=step)
     policy.forget(plan.stage, plan.round_index, after_step=step)
+    preemption.goes_on_from(plan.place(step))
 
     def save() -> None:
         best_params = best.params if best else sharding.to_host(state.params)
@@ -237,6 +243,7 @@ def train(
                 "skipped": skipped,
             },
         )
+        preemption.goes_on_from(plan.place(step))
 
     def add_up(history: dict[str, np.ndarray]) -> None:
         for name, values in history.items():
@@ -290,7 +297,7 @@ def train(
     last_save = time.monotonic()
     with (
         Progress(f"{plan.stage}, round {plan.round_index}", total_steps, step) as progress,
-        preemption.deferred() as stop_requested,
+        preemption.Deferral() as deferral,
     ):
         while step < total_steps:
             started = time.monotonic()
@@ -301,6 +308,7 @@ def train(
                 num_steps, batches = next_steps(step, wanted)
             history = {name: np.asarray(h)[:done] for name, h in history.items()}
             seconds = time.monotonic() - started
+            deferral.begin()  # all is compiled, and there are steps to save
             if nonfinite.is_finite(state, history["loss"]):
                 add_up(history)
                 save_is_due = time.monotonic() - last_save >= save_seconds
@@ -311,16 +319,6 @@ def train(
                     num_steps, batches = next_steps(step, _MIN_STEPS)
             images_per_second = done * plan.batch_size / seconds
             progress.update(step, history["loss"][-1], images_per_second)
-            # What the clock and signals say, all hosts must do alike.
-            wanted, stopping, must_save = map(
-                int,
-                sharding.agree(
-                    max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds)),
-                    stop_requested(),
-                    save_is_due,
-                ),
-            )
-
             if step % steps_per_epoch == 0:
                 epoch = step // steps_per_epoch
                 left_out = sum(step - steps_per_epoch <= s < step for s in skipped)
@@ -351,9 +349,17 @@ def train(
                 progress.epoch(epoch, plan.epochs, row)
                 if after_epoch is not None:
                     after_epoch(epoch, step, state.params)
+            # What the clock and signals say, all hosts must do alike.
+            wanted, stopping, must_save = map(
+                int,
+                sharding.agree(
+                    max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds)),
+                    deferral.requested,
+                    save_is_due,
+                ),
+            )
             if must_save or stopping or step == total_steps:
                 save()
                 last_save = time.monotonic()
-            if stopping:
-                break
+            deferral.stop(stopping)
     return state, best

@@ -50,6 +50,8 @@ class MetricsLog:
 
         A last line that was cut off by the kill goes too, and whatever is no line of this log.
         """
+        if not sharding.is_primary():
+            return
         kept, of_stage = [], []
         for line, row in read(self._path):
             this = (row["stage"], row["round"]) == (stage, round_index)

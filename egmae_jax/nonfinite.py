@@ -155,20 +155,19 @@ class Policy:
         culprit = "gradient" if math.isfinite(loss) else "loss"
         path = self.folder / self._name(stage, round_index, step)
         skipped = in_a_row < self.max_skipped
-        write_sealed(
-            path,
-            {
-                "stage": stage,
-                "round": round_index,
-                "step": step,
-                "epoch": epoch,
-                "not_finite": culprit,
-                "loss": loss if math.isfinite(loss) else str(loss),
-                "learning_rate": learning_rate,
-                "images": list(images),
-                "skipped": skipped,
-            },
-        )
+        description = {
+            "stage": stage,
+            "round": round_index,
+            "step": step,
+            "epoch": epoch,
+            "not_finite": culprit,
+            "loss": loss if math.isfinite(loss) else str(loss),
+            "learning_rate": learning_rate,
+            "images": list(images),
+            "skipped": skipped,
+        }
+        if sharding.is_primary():
+            write_sealed(path, description)
         value = "" if math.isfinite(loss) else f" ({loss})"
         what = f"The {culprit} of {stage} is not finite{value} at step {step} (epoch {epoch})"
         if skipped:

@@ -1,48 +1,251 @@
-"""SIGTERM, by which schedulers and clouds take a machine back: save, then stop.
+"""SIGTERM, by which schedulers take a machine back, and Ctrl-C: save, then stop.
 
-The signal ends whatever is under way as Ctrl-C does, since every file is whole or not there. Only
-while training is a checkpoint saved first; the step under way is finished for that.
+A signal ends whatever is under way, since every file is whole or not there. Only while training is
+a checkpoint saved first; the steps under way are finished for that. A second Ctrl-C ends at once.
+
+Of several hosts that train together, one may get the signal alone. It tells the others through
+JAX's coordination service, so each ends what it is doing, and while they train they agree on the
+step to save and stop at. A host that waits for one that has stopped cannot be interrupted: a thread
+ends it.
 """
 
 import contextlib
+import dataclasses
+import logging
+import os
+import select
 import signal
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
-EXIT_STATUS = 143  # 128 + SIGTERM, what a shell says of a program that it ends
+from egmae_jax import console, sharding
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Keys of the coordination service.
+_KEY = "egmae_jax/stop"  # the signal's number
+_ENDED = "egmae_jax/ended"  # the folder of a key for each host that had to be ended
+_POLL_SECONDS = 1.0  # between two looks at what other hosts say
+_GRACE_SECONDS = 10.0  # after which a host that waits for others without training is ended
+_PRIMARY_SECONDS = 20.0  # at most, that the first host waits for the others, which need its service
+logger = logging.getLogger(__name__)
 
 
 class Preempted(BaseException):
-    """The run was asked to stop; the same command goes on. No handler of errors may catch it."""
+    """The run was asked to stop; its text says where the same command goes on.
+
+    No handler of errors may catch it.
+
+    Args:
+        number: of the signal, SIGINT or SIGTERM.
+
+    Attributes:
+        status: exit status, 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
+        self.status = 128 + number
+        super().__init__(_words(number))
+
+    def exit(self) -> NoReturn:
+        """Says so, and ends the program with its status."""
+        _say(str(self))
+        sys.exit(self.status)
 
 
-_requested = False
-_deferred = False
+@dataclasses.dataclass
+class _State:
+    """What this process knows of signals."""
+
+    number: int = 0  # of the first signal that came, to this process or another; 0: none
+    deferred: bool = False  # the handler raises nothing
+    protected: bool = False  # steps are being done that are to be saved
+    is_said: bool = False  # on the terminal, that the program was stopped
+    place: str = "what the folder holds"  # where the same command goes on
+    run: str = ""  # which of several runs of one command is under way
+    writer: socket.socket | None = None  # wakes the thread
 
 
-def install() -> None:
-    """Makes SIGTERM raise Preempted in the main thread, or wait where it is `deferred`."""
-    signal.signal(signal.SIGTERM, _on_signal)
+_state = _State()
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _requested
-    _requested = True
-    if not _deferred:
-        raise Preempted
+def goes_on_from(place: str) -> None:
+    """Keeps where the same command would go on from now on, such as 'step 8 of 345 of pretrain'."""
+    _state.place = place
+
+
+def begins_run(name: str) -> None:
+    """Keeps which of several runs of one command begins, for the words."""
+    _state.run, _state.place = f", {name}", "what the folder holds"
+
+
+def install() -> Callable[[], None]:
+    """Makes SIGTERM and Ctrl-C raise Preempted in the main thread, or wait while it trains.
+
+    Called again it takes the signals back from whoever took them since, as `jax.distributed` does.
+
+    Returns:
+        A function that undoes it.
+    """
+    handlers = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before, _state.writer = _state.writer, writer
+    # The fd is written to by the system's handler, so the thread learns of a signal even while the
+    # main thread is in a library that does not come back for minutes, such as a compiler.
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    if before is not None:
+        before.close()  # which ends its thread
+    thread = threading.Thread(target=_watch, args=(reader, _state), name="signals", daemon=True)
+    thread.start()
+
+    def undo() -> None:
+        signal.set_wakeup_fd(-1)
+        writer.close()
+        thread.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    return undo
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Lets the signal wait; yields a function that says whether it came.
+def outranks_errors() -> Iterator[None]:
+    """Of several hosts: an error after a signal is taken for the end of another host.
 
-    At the end of the block a signal that came and was not heeded raises Preempted.
+    Raises:
+        Preempted: in place of such an error.
     """
-    global _deferred
-    _deferred = True
     try:
-        yield lambda: _requested
+        yield
+    except Exception as error:
+        if _state.number and sharding.has_hosts():
+            raise Preempted(_state.number) from error
+        raise
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    _state.number = _state.number or number
+    if not _state.deferred:
+        raise Preempted(_state.number)
+
+
+def _watch(reader: socket.socket, state: _State) -> None:
+    """Tells other hosts of a signal and learns of theirs; ends what cannot be interrupted."""
+    interrupts, said, told = 0, False, False
+    since = None  # when the main thread could have ended first
+    while True:
+        waits = sharding.has_hosts() or (state.number and not said)
+        ready, _, _ = select.select([reader], [], [], _POLL_SECONDS if waits else None)
+        received = reader.recv(4096) if ready else b""
+        if ready and not received:
+            return
+        for number in received:
+            if number in _SIGNALS:
+                state.number = state.number or number
+        interrupts += received.count(signal.SIGINT)
+        if interrupts > 1:
+            _end()
+        if sharding.has_hosts():
+            if state.number and not told:
+                sharding.tell_hosts(_KEY, str(state.number))
+            elif not state.number and (found := sharding.told_by_hosts(_KEY)):
+                state.number = int(found)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            told = bool(state.number)
+            if not state.number or state.protected:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif (late := time.monotonic() - since - _GRACE_SECONDS) > 0:
+                host, hosts = sharding.host()
+                if host:
+                    _end(f"{_ENDED}/{host}")
+                if sharding.count_told(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
+                    _end()
+        if state.number and not (said or state.is_said or ready):  # it has taken a while already
+            said = True
+            under_way = "the steps under way are saved" if state.protected else "this is over"
+            logger.warning(
+                "%s: stopping once %s; Ctrl-C again ends at once, and the same command then goes "
+                "on from %s%s",
+                _name(state.number),
+                under_way,
+                state.place,
+                state.run,
+            )
+
+
+def _end(key: str = "") -> None:
+    """Ends the process as a kill would, whatever its main thread is doing; leaves a key first."""
+    try:
+        _say(_words(_state.number))
+        if key:
+            sharding.tell_hosts(key, "")
     finally:
-        _deferred = False
-    if _requested:
-        raise Preempted
+        os._exit(128 + _state.number)
+
+
+def _say(words: str) -> None:
+    if not _state.is_said:
+        _state.is_said = True
+        console.stopped(words)
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _words(number: int) -> str:
+    return f"by {_name(number)}: the same command goes on from {_state.place}{_state.run}."
+
+
+class Deferral:
+    """A block of training, in which signals wait: with Deferral() as deferral: ...
+
+    It lets them wait from `begin` on. At its end a signal that came and was not heeded raises
+    Preempted, on all hosts or none.
+    """
+
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def __enter__(self) -> "Deferral":
+        return self
+
+    def begin(self) -> None:
+        """From here on there are steps to save; all hosts call it."""
+        if not self._has_begun:
+            self._has_begun = _state.deferred = True
+            sharding.wait_for_all("training has begun")  # one that has stopped never comes
+            _state.protected = True
+
+    @property
+    def requested(self) -> int:
+        """Number of the signal that came to this process or that it was told of; 0: none."""
+        return _state.number
+
+    def stop(self, number: int) -> None:
+        """Raises Preempted where `number`, which all hosts have agreed on, is a signal's."""
+        if number:
+            _state.number = number
+            raise Preempted(number)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._has_begun and kind is None:
+                self.stop(int(*sharding.agree(self.requested)))
+        finally:
+            _state.deferred = _state.protected = False
+        if self._has_begun and kind is None and _state.number:  # after all have agreed
+            raise Preempted(_state.number)

@@ -11,13 +11,18 @@ On several hosts every process runs the same program on its own devices. What on
 signal tells one of them goes through `agree`, and one of them writes the files (`is_primary`).
 """
 
+import contextlib
+import functools
 import math
 import os
+import socket
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the only way to the coordination service's keys and values
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -108,6 +113,48 @@ def is_primary() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def has_hosts() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def host() -> tuple[int, int]:
+    """Place of this process in the coordination service, which 0 runs, and how many there are.
+
+    Touches no device, which while JAX ends would start it anew.
+    """
+    if not has_hosts():
+        return 0, 1
+    return distributed.global_state.process_id, distributed.global_state.num_processes
+
+
+def tell_hosts(key: str, value: str) -> None:
+    """Leaves a word for the other processes at once, whatever they are doing; the last one stays.
+
+    From any thread; where the coordination service is gone nobody is told.
+    """
+    client = distributed.global_state.client
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if client is not None:
+            client.key_value_set(key, value, allow_overwrite=True)
+
+
+def told_by_hosts(key: str) -> str | None:
+    """What a process has left under `key`; None: nothing, or the service is gone."""
+    client = distributed.global_state.client
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # NOT_FOUND is one
+        return client.key_value_try_get(key) if client is not None else None
+    return None
+
+
+def count_told(folder: str) -> int:
+    """How many keys the processes have left that begin with 'folder/'."""
+    client = distributed.global_state.client
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        return len(client.key_value_dir_get(folder)) if client is not None else 0
+    return 0
+
+
 def wait_for_all(what: str) -> None:
     """Goes on when all processes are here; what one wrote before, all can read then."""
     if jax.distributed.is_initialized():
@@ -120,6 +167,15 @@ def agree(*values: float) -> tuple[float, ...]:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.float64))
     return tuple(np.asarray(gathered).reshape(-1, len(values)).max(axis=0).tolist())
+
+
+@functools.cache
+def processes_here() -> int:
+    """How many processes of the run share this machine's memory; all call it."""
+    if not has_hosts():
+        return 1
+    name = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int((multihost_utils.process_allgather(name) == name).sum())
 
 
 # --- Devices -------------------------------------------------------------------------------------

@@ -3,7 +3,11 @@
 import contextlib
 import errno
 import json
+import logging
 import os
+import re
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,12 +175,31 @@ def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path
     assert refused >= 8 * sum(x.nbytes for x in tensors.values())
 
 
+def raised_from(cause):
+    error = RuntimeError("the writer failed")
+    error.__cause__ = cause
+    return error
+
+
+# As tensorstore 0.1.86 and array_record 0.8.6 raise them on a full file system.
+TENSORSTORE = (
+    'RESOURCE_EXHAUSTED: Error writing "a/0" in OCDBT database at local file "/w/": Failed '
+    'writing: "/w/d/8e18": Failed to write 75442 bytes to file 7: No space left on device '
+    "[os_error_code='28']"
+)
+ARRAY_RECORD = "write() failed: No space left on device; writing /x.array_record; at byte 307200"
+
+
 @pytest.mark.parametrize(
     "error",
     [
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.ENOSPC, "Kein Speicherplatz mehr"),  # the number counts, not the words
         OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
-        ValueError("RESOURCE_EXHAUSTED: write failed [No space left on device]"),  # tensorstore
+        raised_from(OSError(errno.EDQUOT, "over quota")),
+        ValueError(TENSORSTORE),
+        raised_from(ValueError(TENSORSTORE)),
+        RuntimeError(ARRAY_RECORD),
     ],
 )
 def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
@@ -186,11 +209,55 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("space"), RuntimeError("NCCL failed: /dev/shm: No space left on device")]
+    "error",
+    [
+        KeyError("space"),
+        RuntimeError("NCCL failed: /dev/shm: No space left on device"),
+        ValueError("No image is called 'Input/output error'"),
+        OSError(errno.ENOENT, "No space left on device"),
+        DamagedFileError(Path("x"), "No space left on device"),
+    ],
 )
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)), storage_errors_told(tmp_path):
+    with pytest.raises(type(error)) as raised, storage_errors_told(tmp_path):
         raise error
+    assert raised.value is error
+
+
+def test_an_error_that_hides_a_full_disk_is_its_own(tmp_path):
+    error = KeyError("x")
+    error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
+    with pytest.raises(KeyError), storage_errors_told(tmp_path):
+        raise error
+
+
+def _save_checkpoint(folder):
+    with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"a": np.random.default_rng(0).random(30_000)}, {})
+
+
+def _write_records(folder):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(folder / "x.array_record"), "group_size:1")
+    for _ in range(40):
+        writer.write(os.urandom(10_000))
+    writer.close()
+
+
+@pytest.mark.parametrize("write", [_save_checkpoint, _write_records])
+def test_what_the_libraries_that_write_raise_is_known(tmp_path, write):
+    """Where no file may grow beyond 50 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    levels = {name: logging.getLogger(name).level for name in ("", "asyncio", "absl")}
+    told = pytest.raises(StorageError, match=re.escape(os.strerror(errno.EFBIG)))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        with told, storage_errors_told(tmp_path):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert levels == {name: logging.getLogger(name).level for name in levels}
 
 
 # --- metrics.jsonl -----------------------------------------------------------------------------

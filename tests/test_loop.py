@@ -1,6 +1,5 @@
 import json
 import os
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from egmae_jax import loop, nonfinite, preemption, rng, sharding
+from egmae_jax import loop, nonfinite, rng, sharding
 from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.files import DamagedFileError, read_sealed
@@ -363,45 +362,6 @@ def test_a_checkpoint_that_a_kill_cut_short_does_not_count(tmp_path, caplog):
         state, _ = _train(folder)
         assert np.array_equal(state.params["w"], expected.params["w"])
         assert "was not finished" in caplog.text
-
-
-# SIGTERM
-
-
-@pytest.fixture
-def preemptible(monkeypatch):
-    """SIGTERM as main.py has it."""
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(preemption, "_requested", False)
-    preemption.install()
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_sigterm_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, preemptible, monkeypatch):
-    expected, _ = _train(tmp_path / "whole")
-    evaluate = _evaluate
-
-    def evaluate_and_ask(params):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(params)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(globals(), "_evaluate", evaluate_and_ask)
-        with pytest.raises(preemption.Preempted):
-            _train(tmp_path / "run", save_seconds=1e9)  # no other checkpoint is due
-    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        (step,) = checkpoints.steps
-        assert 5 <= step < 20
-    preemption._requested = False
-    state, _ = _train(tmp_path / "run")
-    assert np.array_equal(state.params["w"], expected.params["w"])
-    assert _rows(tmp_path / "run") == _rows(tmp_path / "whole")
-
-
-def test_sigterm_outside_of_training_ends_what_is_under_way(preemptible):
-    with pytest.raises(preemption.Preempted):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Memory

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from egmae_jax import preemption, sharding
+from egmae_jax import sharding
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 
@@ -204,7 +204,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
+# Hosts compile all anew each time; these take half as long to.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def start_hosts(data, cache, workdir, *fields, hosts=1, devices=1, flags=""):
     """Starts tests.tiny on so many hosts."""
     port = free_port()
     return [
@@ -213,7 +217,7 @@ def start_hosts(data, cache, workdir, *fields, hosts=1, devices=1):
             cache,
             workdir,
             *fields,
-            XLA_FLAGS=DEVICES.format(devices),
+            XLA_FLAGS=f"{DEVICES.format(devices)} {flags}",
             **({"TINY_HOSTS": f"127.0.0.1:{port} {hosts} {i}"} if hosts > 1 else {}),
         )
         for i in range(hosts)
@@ -299,7 +303,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cach
                 break
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        finish(processes, preemption.EXIT_STATUS)
+        finish(processes, 128 + signal.SIGTERM)
     run_hosts(data, cache, tmp_path, *SHORT)
     expected = alone()
     for one, many in zip(losses(expected), losses(tmp_path), strict=True):
@@ -320,6 +324,88 @@ def test_where_one_host_dies_the_others_end_and_say_so(data, cache, tmp_path):
     assert processes[0].returncode != 0
     assert output
     processes[1].wait()
+
+
+STOPPED = ("branches=('mae',)", "rounds.count=1", "pretrain.epochs=300", "finetune.epochs=100")
+
+
+@pytest.mark.slow
+def test_one_signalled_host_of_two_stops_both_and_nothing_is_lost(data, cache, tmp_path):
+    """Each in turn, in pre-training and in fine-tuning; the bits are those of an unbroken run."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finals = {
+        "pretrain": run / "pretrain" / "autoencoder.safetensors",
+        "finetune/mae": run / "export" / "round_0_mae.safetensors",
+    }
+    for stage, epoch, host, number, name in (
+        ("pretrain", 15, 1, signal.SIGTERM, "SIGTERM"),
+        ("pretrain", 150, 0, signal.SIGTERM, "SIGTERM"),
+        ("finetune/mae", 5, 1, signal.SIGINT, "Ctrl-C"),
+        ("finetune/mae", 50, 0, signal.SIGTERM, "SIGTERM"),
+    ):
+        processes = start_hosts(data, cache, run, *STOPPED, hosts=2, flags=QUICK)
+        for line in processes[0].stdout:
+            if f"{stage}, round 0: epoch {epoch}/" in line:
+                break
+        processes[host].send_signal(number)
+        words = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+        assert [process.returncode for process in processes] == [128 + number] * 2, words
+        assert words[0] == words[1]
+        assert re.match(
+            rf"Stopped by {name}: the same command goes on from step \d+ of \d+ of {stage}, ",
+            words[0],
+        )
+        assert not finals[stage].exists()
+        assert not (run / "predictions").exists()
+    run_hosts(data, cache, run, *STOPPED, hosts=2, flags=QUICK)
+    run_hosts(data, cache, whole, *STOPPED, hosts=2, flags=QUICK)
+    assert_same(outcome(whole), outcome(run))
+    assert losses(whole) == losses(run)
+
+
+WAITING = """
+import sys, time
+from egmae_jax import preemption, sharding
+preemption.install()
+sharding.join_hosts(sys.argv[1], 2, int(sys.argv[2]))
+preemption.install()
+preemption._GRACE_SECONDS = 1.0
+try:
+    sharding.wait_for_all("both are here")
+    print("here", flush=True)
+    if sys.argv[2] == sys.argv[3]:
+        time.sleep(600)  # as one that still prepares its data
+    with preemption.outranks_errors():
+        sharding.wait_for_all("both are ready")  # which nothing interrupts
+except preemption.Preempted as stop:
+    stop.exit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [0, 1])
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_between_stages_too_one_signalled_host_stops_both(busy, signalled):
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, address, str(i), str(busy)],
+            env=tiny.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        for line in process.stdout:
+            if line == "here\n":
+                break
+    processes[signalled].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    for output in outputs:
+        assert "Stopped by SIGTERM: the same command goes on from what the folder holds." in output
 
 
 def test_large_arrays_are_split_along_their_longest_axis_that_can_be(monkeypatch):

@@ -83,8 +83,8 @@ def main(data: str, cache: str, workdir: str, *fields: str) -> None:
     preemption.install()
     try:
         experiment.run(config, workdir)
-    except preemption.Preempted:
-        sys.exit(preemption.EXIT_STATUS)
+    except preemption.Preempted as stop:
+        stop.exit()
 
 
 def _literal(text: str):

@@ -24,7 +24,6 @@ NOT_AN_IMAGE = "not an image in JPEG, PNG, TIFF, BMP, WebP or DICOM"  # why a fi
 _LOSSY = ("JPEG", "MPO", "WEBP")
 _CV2_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _CV2_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-cv2.setNumThreads(1)  # images are decoded by as many threads as there are cores already
 # Of an image longer than this many times its shorter side only the middle is used: a strip, resized
 # or padded as a whole, would fill the memory.
 _LONGEST = 16

@@ -161,9 +161,16 @@ def evaluation_view(
 
 def load(view: View, indices: np.ndarray) -> Images:
     """Decodes all images at `indices`, by as many threads as there are cores."""
-    chunks = np.array_split(indices, max(1, len(indices) // 16))
-    parts = list(read_ahead(lambda i: view.load(chunks[i]), 0, len(chunks)))
-    return Images(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    images, size = view.empty((len(indices),)), 16
+
+    def fill(i: int) -> int:
+        chunk = slice(size * i, size * (i + 1))
+        view.load_into(Images(*(x[chunk] for x in images)), indices[chunk], store=None)
+        return i
+
+    for _ in read_ahead(fill, 0, math.ceil(len(indices) / size)):
+        pass
+    return images
 
 
 # --- Training ------------------------------------------------------------------------------------

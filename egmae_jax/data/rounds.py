@@ -2,13 +2,14 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import sharding
+from egmae_jax import memory, sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.base import listed
@@ -40,11 +41,13 @@ class RoundData:
         self.prepared = prepared
         self._config = config
         self._mesh = mesh
-        self._store = HostStore(config.data.host_gigabytes * 1e9)
+        self._resident_bytes = _bytes(config.data.resident_gigabytes, memory.for_resident_images)
+        self._host_bytes = _bytes(config.data.host_gigabytes, memory.for_decoded_images)
+        self._store = HostStore(self._host_bytes)
         # Of this object, so that its images go when it does. All branches and seeds use the same
-        # ones; two sets at a time are kept on the devices.
+        # ones; of training sets one at a time is kept on the devices.
         self._stays_on_device = functools.lru_cache(self._decide_residence)
-        self._resident_images = functools.lru_cache(maxsize=2)(self._load_resident)
+        self._resident: tuple[tuple[int, tuple[str, ...]], Images] | None = None
         self._evaluation = functools.lru_cache(maxsize=2)(self._load_evaluation)
         if config.data.protocol == "official" and not begun:
             splits.require_official(prepared.official.tolist())
@@ -61,7 +64,7 @@ class RoundData:
                 raise DamagedFileError(path, "it is missing", RESTORE)
             if begun:
                 parts = _saved_parts(path, prepared, parts == splits.LEFT_OUT)
-            else:
+            elif sharding.is_primary():
                 labels = [prepared.classes[label] for label in prepared.labels]
                 splits.write(path, prepared.files, labels, parts, prepared.groups, prepared.sha256)
             self._parts.append(parts)
@@ -170,16 +173,21 @@ class RoundData:
 
     def _decide_residence(self, count: int, nbytes: int) -> bool:
         data = self._config.data
-        fits = nbytes <= data.resident_gigabytes * 1e9
+        fits = nbytes <= self._resident_bytes
         resident = fits if data.feeding == "auto" else data.feeding == "resident"
         logger.info(
-            "%d images, %.3f GB decoded (data.resident_gigabytes is %g): %s",
+            "%d images, %.3f GB decoded, %s (%s): %s",
             count,
             nbytes / 1e9,
-            data.resident_gigabytes,
+            f"of at most {self._resident_bytes / 1e9:.3g} on a device"
+            if data.feeding == "auto"
+            else f"data.feeding={data.feeding}",
+            f"{memory.SHARE:.0%} of its memory"
+            if data.resident_gigabytes < 0
+            else "data.resident_gigabytes",
             "kept on the device"
             if resident
-            else f"streamed, {data.host_gigabytes:g} GB kept in memory",
+            else f"streamed, {self._host_bytes / 1e9:.3g} GB kept in memory",
         )
         return resident
 
@@ -203,10 +211,14 @@ class RoundData:
             resized=self._config.evaluation.resize,
         )
 
-    def _load_resident(self, split: int, names: tuple[str, ...]) -> Images:
-        view = self._training_view(split, names)
-        images = pipeline.load(view, self.indices(split, *names))
-        return sharding.replicate(images, self._mesh)
+    def _resident_images(self, split: int, names: tuple[str, ...]) -> Images:
+        key = (split, names)
+        if self._resident is None or self._resident[0] != key:
+            self._resident = None  # first, to make room
+            view = self._training_view(split, names)
+            images = pipeline.load(view, self.indices(split, *names))
+            self._resident = key, sharding.replicate(images, self._mesh)
+        return self._resident[1]
 
     def _load_evaluation(self, split: int, name: str) -> Evaluation:
         view = self._evaluation_view()
@@ -298,6 +310,11 @@ class RoundData:
                 seed=config.split_seed,
             )
         return parts
+
+
+def _bytes(gigabytes: float, automatic: Callable[[], float]) -> float:
+    """Bytes of so many gigabytes; -1 takes what there is room for."""
+    return automatic() if gigabytes < 0 else gigabytes * 1e9
 
 
 def _saved_parts(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray:

@@ -79,7 +79,8 @@ class Finetuning:
                 evaluate=lambda params: self._validate(branch, params, round_index),
             )
         assert best is not None  # there is at least one epoch
-        timm.save(best.params, result, branch.model_name)
+        if sharding.is_primary():
+            timm.save(best.params, result, branch.model_name)
         delete_checkpoints(folder)
         logger.info(
             "%s, round %d: best epoch %d, validation AUC %.4f",
@@ -162,9 +163,11 @@ class Finetuning:
             )
             report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
             if entropies is not None:
-                layer_selection.plot(report, path.with_suffix(".png"))
                 console.print_layers(f"{branch.name}, round {round_index}", report)
-            write_sealed(path, report)
+            if sharding.is_primary():
+                if entropies is not None:
+                    layer_selection.plot(report, path.with_suffix(".png"))
+                write_sealed(path, report)
         sharding.wait_for_all(f"{path} is written")
         return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 

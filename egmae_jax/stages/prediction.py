@@ -45,9 +45,13 @@ class Prediction:
         params = timm.load(self._run.paths.finetuned(branch.name, round_index), branch.model_name)
         params = sharding.replicate(params, self._run.mesh)
         for split, path in paths.items():
-            evaluate.save_predictions(path, self.of(branch, params, round_index, split))
+            predictions = self.of(branch, params, round_index, split)
+            if sharding.is_primary():
+                evaluate.save_predictions(path, predictions)
         if fuses(branch):
-            write_sealed(weights, self._fusion_weights(branch, params, round_index))
+            by_class = self._fusion_weights(branch, params, round_index)
+            if sharding.is_primary():
+                write_sealed(weights, by_class)
 
     def of(self, branch: Branch, params: PyTree, round_index: int, split: str) -> Predictions:
         """What a branch with these parameters says of a split.

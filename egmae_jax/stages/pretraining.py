@@ -40,7 +40,9 @@ class Pretraining:
             delete_checkpoints(folder)  # a kill may have come before
             if not report.exists():
                 params = pretrain.load_autoencoder(result, self._autoencoder)
-                write_sealed(report, self._reconstruction_losses(params, split))
+                losses = self._reconstruction_losses(params, split)
+                if sharding.is_primary():
+                    write_sealed(report, losses)
             return
         config = self._run.config.pretrain
         plan = self._run.plan(
@@ -83,8 +85,10 @@ class Pretraining:
                 after_epoch=ReconstructionPanels(self._run, split, self._autoencoder),
             )
         losses = self._reconstruction_losses(state.params, split)
-        write_sealed(report, losses)
-        save_params(result, sharding.to_host(state.params))
+        params = sharding.to_host(state.params)
+        if sharding.is_primary():
+            write_sealed(report, losses)
+            save_params(result, params)
         delete_checkpoints(folder)
         logger.info(
             "Reconstruction loss on validation images %.4f; %.4f if it always said the mean colour",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import calibration, console, environment, evaluate, provenance
+from egmae_jax import calibration, console, environment, evaluate, provenance, sharding
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
@@ -55,8 +55,9 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             for name in fusing
         }
     results["made_with"] = provenance.describe() | environment.recorded(run.paths.environment)
-    write_json(run.paths.audit, audit.audit(prepared))
-    write_json(run.paths.results, results)
+    if sharding.is_primary():
+        write_json(run.paths.audit, audit.audit(prepared))
+        write_json(run.paths.results, results)
     for sentence in calibration.explain_rounds(results["rounds"], results["summary"]):
         logger.warning("%s", sentence)
     console.print_results(results)

@@ -59,10 +59,8 @@ def main(argv: list[str]) -> None:
                 sweep, out, failures, resamples=resamples, all_on_test=flags.FLAGS.all_on_test
             )
             summary.write(found, out)
-    except KeyboardInterrupt:
-        console.fail("Stopped. The same command goes on from the last checkpoint.", 130)
-    except preemption.Preempted:
-        console.fail("Stopped by SIGTERM; the same command goes on.", preemption.EXIT_STATUS)
+    except preemption.Preempted as stop:
+        stop.exit()
     summary.show(found)
     logger.info("Written to %s: summary.json, summary.csv and, of what is complete, .png", out)
     sys.exit(1 if any(row["status"] == "failed" for row in found["variants"]) else 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from egmae_jax import config as configs
-from egmae_jax import experiment
+from egmae_jax import experiment, preemption
 from egmae_jax.errors import UserError
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep
@@ -53,6 +53,7 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
             logger.info("%s: complete", place)
             continue
         logger.info("%s: %s", place, workdir)
+        preemption.begins_run(f"variant {variant.name}")
         try:
             sharing.take_pretraining(variant, list(sweep.variants), out)
             experiment.run(variant.config, workdir)

@@ -1,0 +1,177 @@
+"""SIGTERM and Ctrl-C: what is saved, what is said, where the same command goes on.
+
+Several hosts are in test_scale.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from egmae_jax import preemption
+from egmae_jax.checkpoint import Checkpoints
+from tests import test_loop, tiny
+
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+@pytest.fixture
+def handled(monkeypatch):
+    """Signals as main.py has them."""
+    monkeypatch.setattr(preemption, "_state", preemption._State())
+    undo = preemption.install()
+    yield
+    undo()
+
+
+@pytest.mark.parametrize("number", NAMES)
+def test_a_signal_saves_the_steps_done_and_the_same_call_goes_on(
+    tmp_path, handled, monkeypatch, number
+):
+    expected, _ = test_loop._train(tmp_path / "whole")
+
+    def evaluate(params):
+        os.kill(os.getpid(), number)
+        return test_loop._evaluate(params)
+
+    with pytest.raises(preemption.Preempted) as stop:
+        test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        (step,) = checkpoints.steps  # of five an epoch
+    assert step == 5
+    assert stop.value.status == 128 + number
+    assert str(stop.value) == (
+        f"by {NAMES[number]}: the same command goes on from step 5 of 20 of test, round 0."
+    )
+    monkeypatch.setattr(preemption, "_state", preemption._State())
+    state, _ = test_loop._train(tmp_path / "run")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
+
+
+def test_a_signal_in_the_last_step_stops_as_well_and_loses_nothing(tmp_path, handled, monkeypatch):
+    expected, best = test_loop._train(tmp_path / "whole")
+    asked = []
+
+    def evaluate(params):
+        asked.append(params)
+        if len(asked) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return test_loop._evaluate(params)
+
+    with pytest.raises(preemption.Preempted, match="step 20 of 20"):
+        test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
+    monkeypatch.setattr(preemption, "_state", preemption._State())
+    state, resumed = test_loop._train(tmp_path / "run")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert np.array_equal(best.params["w"], resumed.params["w"])
+    assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", NAMES)
+def test_outside_of_training_a_signal_ends_what_is_under_way(handled, number):
+    preemption.goes_on_from("the evaluation")
+    with pytest.raises(preemption.Preempted, match="goes on from the evaluation"):
+        os.kill(os.getpid(), number)
+
+
+def test_what_had_the_signals_before_has_them_again():
+    before = [signal.getsignal(number) for number in NAMES]
+    undo = preemption.install()
+    preemption.install()
+    undo()
+    preemption.install()()
+    assert [signal.getsignal(number) for number in NAMES] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+# As a process of its own, with the signals of a terminal
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+from egmae_jax import console, preemption
+from tests import test_loop
+console.set_up_logging()
+preemption.install()
+folder, where, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def wait(place):
+    if place == where:
+        (folder / "there").touch()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:  # as long as its steps take, whatever signals come
+            time.sleep(0.01)
+
+def evaluate(params):
+    wait("evaluating")
+    return test_loop._evaluate(params)
+
+def step(*arguments):
+    wait("compiling")
+    return test_loop._step(*arguments)
+
+try:
+    wait("before")
+    test_loop._train(folder, step=step, evaluate=evaluate, save_seconds=1e9, epochs=50)
+except preemption.Preempted as stop:
+    stop.exit()
+print("complete")
+"""
+
+
+def interrupt(folder, where, *numbers, seconds=60.0, pause=0.0):
+    """Sends signals to a training that is there; its status and all it says."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(folder), where, str(seconds)],
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (folder / "there").exists() and process.poll() is None:
+        time.sleep(0.02)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(pause)
+    output = process.communicate(timeout=120)[0]
+    assert "Traceback" not in output
+    return process.returncode, output
+
+
+def test_ctrl_c_waits_for_the_steps_under_way_and_says_so(tmp_path):
+    status, output = interrupt(tmp_path, "evaluating", signal.SIGINT, seconds=2.5)
+    assert status == 130
+    assert "Ctrl-C: stopping once the steps under way are saved; Ctrl-C again ends at" in output
+    assert "then goes on from the beginning of test, round 0" in output
+    assert output.endswith(
+        "Stopped by Ctrl-C: the same command goes on from step 5 of 250 of test, round 0.\n"
+    )
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == [5]
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_where_the_same_command_begins(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGINT)
+    status, output = interrupt(tmp_path, "evaluating", *numbers, pause=0.3)  # of 60 s
+    assert status == 130
+    assert output.endswith(
+        "Stopped by Ctrl-C: the same command goes on from the beginning of test, round 0.\n"
+    )
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == []
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [("before", "what the folder holds"), ("compiling", "the beginning of test, round 0")],
+)
+def test_where_nothing_is_saved_the_words_say_so(tmp_path, where, place):
+    status, output = interrupt(tmp_path, where, signal.SIGINT)
+    assert status == 130
+    assert output == f"Stopped by Ctrl-C: the same command goes on from {place}.\n"
