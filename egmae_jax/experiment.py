@@ -163,8 +163,8 @@ class Experiment:
             intensity_range=config.data.intensity_range,
         )
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
+        record_intensity_range(paths, prepared.intensity, begun=begun)
         if sharding.is_primary():
-            record_intensity_range(paths, prepared.intensity, begun=begun)
             environment.record(paths.environment, begun=recorded)
             record_config(workdir, config)
             self.imagenet.record()

@@ -208,6 +208,8 @@ def record_config(workdir: Path, config: ConfigDict) -> None:
 def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bool) -> None:
     """Writes which stored values are black and white, of which a run that has begun keeps its own.
 
+    All hosts call it, and one writes.
+
     Only with data.intensity_range='dataset'; otherwise the config says all.
 
     Raises:
@@ -217,7 +219,8 @@ def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bo
     if intensity.rule != "dataset":
         return
     if not begun:
-        write_json(paths.intensity_range, samples.to_json(intensity))
+        if sharding.is_primary():
+            write_json(paths.intensity_range, samples.to_json(intensity))
     elif (before := read_intensity_range(paths)) != intensity:
         raise DataError(
             f"The values of the images range over {samples.listed(intensity)}; the run began with "
