@@ -101,7 +101,7 @@ def bootstrap_weights(
     concentration (n - 2) / n, whose weighted mean of n values has the variance s²/n with s² of
     n - 1. No weight is zero, so every class is in every resample, whichever classes a group spans.
     Groups are stratified by the rarest class they hold, as splits are: the weights of a stratum add
-    up to its number of groups. Strata of fewer than three groups are joined to the next larger.
+    up to its number of groups. Strata of fewer than three groups are joined to others.
 
     Args:
         labels: int [N].
@@ -130,8 +130,10 @@ def _strata(labels: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
             strata[-1] = np.concatenate([strata[-1], stratum])
         else:
             strata.append(stratum)
-    if len(strata[-1]) < _FEWEST_IN_STRATUM:
+    if len(holds) < _FEWEST_IN_STRATUM:
         raise ValueError(f"{len(holds)} groups are too few to be resampled; it takes three.")
+    if len(strata[-1]) < _FEWEST_IN_STRATUM:
+        strata[-2:] = [np.concatenate(strata[-2:])]
     return strata
 
 

@@ -1,5 +1,7 @@
 """The groups' weights against formulas of sampling, the intervals against a known truth."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -48,6 +50,11 @@ def test_groups_of_several_classes_and_rare_classes_lose_none():
     weights = weights_of(labels, groups)
     for label in range(3):
         assert (weights[:, labels == label].sum(axis=1) > 0).all()
+    for counts in itertools.product((1, 2, 3, 4), repeat=3):
+        labels = np.repeat([0, 1, 2], counts)
+        weights = weights_of(labels, np.arange(len(labels)), 50)
+        assert (weights > 0).all()
+        np.testing.assert_allclose(weights.sum(axis=1), len(labels))
     with pytest.raises(ValueError, match="2 groups are too few"):
         weights_of([0, 1, 1], [0, 1, 1])
 
