@@ -1,12 +1,14 @@
 # make demo: the whole recipe on the embedded data set.
 # make test: the tests.   make test-slow: those that take more than ten seconds.
 # make test-essential: those of the slow tests that CI always runs.
+# make test-versions: a short set of tests on the lowest versions of the libraries that
+# requirements.txt allows, and on the newest.
 # make docs: the documentation, in docs/_build/html.
 # PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test test-slow test-essential lint docs venv clean
+.PHONY: demo test test-slow test-essential test-versions test-lowest test-newest lint docs venv clean
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
@@ -19,6 +21,24 @@ test-slow: .venv/installed-test
 
 test-essential: .venv/installed-test
 	$(VENV)/python -m pytest -n 2 --dist=worksteal -m essential
+
+# What an upgrade of a library breaks first: programs, arrays, checkpoints, images, files, whole runs.
+VERSIONS := tests/test_versions.py tests/test_loop.py tests/test_preemption.py tests/test_evaluate.py \
+  tests/test_tensorboard.py tests/data/test_pipeline.py tests/data/test_dicom.py tests/models/test_models.py
+
+test-versions: test-lowest test-newest
+
+# uv reads the lowest versions off requirements.txt itself; what those need comes as new as it may.
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet uv
+	.venv-$*/bin/uv pip install --quiet --upgrade --python .venv-$*/bin/python \
+	  --resolution $(RESOLUTION) --editable '.[dicom,demo]'
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python pytest hypothesis
+	.venv-$*/bin/uv pip list --python .venv-$*/bin/python
+	.venv-$*/bin/python -m pytest -m 'versions or not slow' $(VERSIONS)
 
 lint: .venv/installed-test
 	$(VENV)/ruff check .
@@ -46,4 +66,4 @@ venv: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs docs/_build
+	rm -rf .venv .venv-lowest .venv-newest runs docs/_build

@@ -247,8 +247,8 @@ def _mean_std(value: Mapping[str, float | None]) -> str:
 def user_errors(status: int = 1) -> Iterator[None]:
     """Ends the program with a sentence where the user can mend what is wrong; decorates a `main`.
 
-    Only the message of a `UserError` is shown. All other exceptions are faults of this program:
-    they pass, and Python shows their traceback.
+    Only the message of a `UserError` is shown, and that Ctrl-C stopped it, with status 130. All
+    other exceptions are faults of this program: they pass, and Python shows their traceback.
 
     Args:
         status: exit status of the program after such an error.
@@ -257,6 +257,9 @@ def user_errors(status: int = 1) -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), status)
+    except KeyboardInterrupt:
+        stopped("by Ctrl-C, before it was done.")
+        sys.exit(130)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -270,12 +273,6 @@ def stopped(message: str) -> None:
     if _console.is_terminal:
         _console.show_cursor(True)  # which a progress bar hides
     _say("Stopped", message)
-
-
-def interrupted(left: str) -> NoReturn:
-    """Ends the program as Ctrl-C does, with a word on what it leaves instead of a traceback."""
-    stopped(f"by Ctrl-C: {left}")
-    sys.exit(130)
 
 
 def _say(heading: str, message: str) -> None:

@@ -280,7 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         unreadable = _run(**options)
     except KeyboardInterrupt:
-        console.fail(f"Stopped: {options['out']} is not written.", 130)
+        console.stopped(f"by Ctrl-C: {options['out']} is not written.")
+        return 130
     if unreadable:
         count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)}"
         left_out = f"{count} cannot be read and {'are' if len(unreadable) > 1 else 'is'} left out:"

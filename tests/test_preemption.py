@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from egmae_jax import preemption
+from egmae_jax import console, preemption
 from egmae_jax.checkpoint import Checkpoints
 from tests import test_loop, tiny
 
@@ -87,6 +87,17 @@ def test_what_had_the_signals_before_has_them_again():
     preemption.install()()
     assert [signal.getsignal(number) for number in NAMES] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
+    @console.user_errors()
+    def command():
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C, before it was done.\n"
 
 
 # As a process of its own, with the signals of a terminal

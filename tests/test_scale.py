@@ -330,6 +330,7 @@ STOPPED = ("branches=('mae',)", "rounds.count=1", "pretrain.epochs=300", "finetu
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 def test_one_signalled_host_of_two_stops_both_and_nothing_is_lost(data, cache, tmp_path):
     """Each in turn, in pre-training and in fine-tuning; the bits are those of an unbroken run."""
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -383,6 +384,7 @@ except preemption.Preempted as stop:
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 @pytest.mark.parametrize("busy", [0, 1])
 @pytest.mark.parametrize("signalled", [0, 1])
 def test_between_stages_too_one_signalled_host_stops_both(busy, signalled):

@@ -1,0 +1,102 @@
+"""What `make test-versions` runs first on other versions of the libraries: all of it, once.
+
+The modules are imported, main.py trains, and the commands read what it has left.
+"""
+
+import csv
+import importlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from egmae_jax.evaluate import load_predictions
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.test_import import MODULES
+
+OPTIONAL = {"nicegui", "fastapi", "starlette", "uvicorn", "pydicom", "torch", "timm", "onnx"}
+FIELDS = (
+    *("data.image_size=32", "data.store_size=40", "finetune.resize=34", "decoder.dim=16"),
+    *("pretrain.epochs=2", "pretrain.warmup_epochs=1", "finetune.epochs=2"),
+    *("evaluation.bootstrap_resamples=20", "branches=('mae',)"),
+)
+
+
+def test_every_module_is_imported():
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            assert error.name in OPTIONAL, error
+
+
+def requirements():
+    """Names and least versions in requirements.txt."""
+    text = (REPOSITORY / "requirements.txt").read_text()
+    return re.findall(r"^([\w-]+)>=([\d.]+)", text, re.MULTILINE)
+
+
+def test_every_requirement_has_a_least_version_that_is_installed():
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    found = requirements()
+    assert len(found) == sum(bool(line) and not line.startswith("#") for line in lines)
+    for name, least in found:
+        version = importlib.metadata.version(name)
+        numbers = [[int(n) for n in re.findall(r"\d+", x)[:4]] for x in (version, least)]
+        assert numbers[0] >= numbers[1], (name, version, least)
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.versions
+def test_a_run_and_all_that_reads_it(tmp_path):
+    workdir, data = tmp_path / "run", tmp_path / "phantoms"
+    recipe = [
+        *("main.py", "--config=configs/demo.py", f"--workdir={workdir}"),
+        *(f"--config.{field}" for field in FIELDS),
+        *(f"--config.data.dir={data}", f"--config.data.cache_dir={tmp_path / 'cache'}"),
+    ]
+    command(*recipe)
+    results = json.loads((workdir / "results.json").read_text())
+    assert (workdir / "report.html").stat().st_size > 10_000
+    assert list((workdir / "tensorboard").rglob("events*"))
+    before = (workdir / "results.json").read_bytes()
+    assert "complete" in command(*recipe)  # and nothing is computed anew
+    assert json.loads(before)["rounds"] == results["rounds"]
+
+    test = load_predictions(workdir / "predictions" / "round_0_mae_test.npz")
+    images = [data / name for name in test.ids]
+    table = tmp_path / "table.csv"
+    command("-m", "egmae_jax.predict", f"--workdir={workdir}", "--uncalibrated",
+            f"--out={table}", "--images", *images)  # fmt: skip
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = {
+        row["file"]: [float(row[f"mae:{label}"]) for label in results["dataset"]["classes"]]
+        for row in rows
+    }
+    found = np.array([shown[str(image)] for image in images])
+    np.testing.assert_allclose(found, test.probabilities, atol=2e-5)
+
+    command("-m", "egmae_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'export'}")
+    assert list((tmp_path / "export").rglob("*.safetensors"))
+    command("-m", "egmae_jax.report", f"--workdir={workdir}", f"--table={tmp_path / 'table.tex'}")
+    assert "\\toprule" in (tmp_path / "table.tex").read_text()
