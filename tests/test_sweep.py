@@ -21,10 +21,12 @@ from egmae_jax import branches, experiment, loop
 from egmae_jax import config as configs
 from egmae_jax.config import ConfigError
 from egmae_jax.data.rounds import RoundData
+from egmae_jax.data.samples import IntensityRange
 from egmae_jax.evaluate import Predictions, load_predictions
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.saved_run import RunError
 from egmae_jax.sweep import run, sharing, summary, variants
+from egmae_jax.workdir import Paths, record_intensity_range
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[1]
@@ -550,3 +552,17 @@ def test_a_variant_of_another_image_size_is_evaluated_at_its_own(data, cache):
     attached = variants.attach(tiny.make_config(data, cache), changes, baseline="small")
     sweep = variants.read(attached)
     assert [v.config.evaluation.resize for v in sweep.variants] == [32, 64]
+
+
+def test_the_range_of_a_data_set_goes_with_the_pretraining_made_by_it(data, cache, tmp_path):
+    config = tiny.make_config(data, cache, data__intensity_range="dataset")
+    first, second = (variants.Variant(name, {}, config) for name in ("first", "second"))
+    paths = Paths(tmp_path / "first", folds=False)
+    for path in (paths.splits(0), paths.pretraining_report(0), paths.autoencoder(0)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[]")
+    intensity = IntensityRange("dataset", {"uint16": (0.0, 4095.0)})
+    record_intensity_range(paths, intensity, begun=False)
+    sharing.take_pretraining(second, [first, second], tmp_path)
+    target = Paths(tmp_path / "second", folds=False)
+    record_intensity_range(target, intensity, begun=True)  # is there, and the same

@@ -55,6 +55,8 @@ def take_pretraining(variant: Variant, others: list[Variant], out: Path) -> None
     with lock(target.workdir):
         record_config(target.workdir, variant.config)
         _copy_log(source, target)
+        if source.intensity_range.exists():
+            _copy(source.intensity_range, target.intensity_range)
         for split in _splits(variant.config):
             _copy(source.splits(split), target.splits(split))
             _copy(source.pretraining_report(split), target.pretraining_report(split))
