@@ -111,7 +111,7 @@ def test_the_audit_tells_bits_levels_and_files(tmp_path, capsys):
     assert first["stored"] == [arrays[0].min(), arrays[0].max()]
     assert first["grey_levels"] == len(np.unique(arrays[0] >> 8))
     capsys.readouterr()
-    audit.show(audit.audit(data), tmp_path)
+    audit.show(audit.save(data, tmp_path / "audit"), tmp_path)
     printed = capsys.readouterr().out
     assert "16 bits a value (8 images), used 12 (6), 16 (2)" in printed
     assert "75.0% of the images have fewer than 32" in printed
@@ -120,7 +120,7 @@ def test_the_audit_tells_bits_levels_and_files(tmp_path, capsys):
 
 def test_the_audit_names_some_and_counts_the_rest(tmp_path, capsys):
     data = prepared(write(tmp_path / "data", [scene(k, 300) for k in range(30)]))
-    found = audit.audit(data)
+    found = audit.save(data, tmp_path / "audit")
     assert len(found["pixels"]["odd"]) == 30
     audit.show(found, tmp_path)
     printed = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Preparing small trees: what is described, what is cached, what is refused."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -260,11 +261,17 @@ def test_a_record_of_other_bytes_is_named(tree):
         data.records.pixels(3)
 
 
-# array_record's own, and that of the other files.
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("write() failed: No space left on device; writing /x; at byte 9"),  # Riegeli's
+        OSError(errno.ENOSPC, "No space left on device"),  # of the other files
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch, error):
     def full(self, *_):
-        raise error("write() failed: No space left on device")
+        raise error
 
     with monkeypatch.context() as context:
         context.setattr(array_record_module.ArrayRecordWriter, "write", full)

@@ -253,7 +253,7 @@ def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
     groups = {"all": means, "right": means, "wrong": means, "left_out": left_out}
     content = {
         **{"model": "resnet18", "branch": "mae", "round": 0, "images": 2, "right": 1},
-        **{"layer": "layer4", "explained": "the class"},
+        **{"layer": "layer4", "grid": [7, 7], "part": "", "explained": "the class"},
         "masks": {**groups, "by_class": dict.fromkeys(NAMES, means)},
     }
     number = {"mean": 0.5, "sd": 0.1}
