@@ -444,6 +444,8 @@ def test_the_card_has_the_runs_figures(made):
     for sentence in (
         "- `resnet_test`: started from **random weights**",
         "(train) as an entropy-guided masked autoencoder. Pre-training did not see the test",
+        "by a bootstrap of the 6 groups (patients, lesions, near-duplicates) of the 6 test images",
+        "**Few groups of test images: 6 (benign 2, malignant 2",
         "**It is not a medical device**",
         "**License: not chosen.**",
         "- Al-Dhabyani et al., 2020\n- Florindo and Moura",
@@ -454,6 +456,19 @@ def test_the_card_has_the_runs_figures(made):
     assert huggingface_hub.ModelCard(of_mae).data.library_name == "timm"
     assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in of_mae
     assert "timm" not in text
+
+
+def test_intervals_of_an_older_version_are_said_to_be_too_short(tmp_path):
+    workdir = make_run(tmp_path / "run", branches=("mae",))
+
+    def change(results):
+        for row in results["rounds"]:
+            del row["groups"], row["groups_by_class"]
+
+    edit(workdir / "results.json", change)
+    text = make_card(workdir)
+    assert "by an older version that took images for independent: **too short**" in text
+    assert "--stage=evaluate" in text
 
 
 def test_the_card_says_what_else_one_must_know(tmp_path):
