@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite, rng
+from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite, rng, sharding
 from egmae_jax import config as configs
 from egmae_jax import workdir as workdirs
 from egmae_jax.data import splits
@@ -194,6 +194,25 @@ def test_a_disk_that_is_full_from_the_beginning_is_told(data, cache, tmp_path, m
     message = rf"{tmp_path}/new has .* GB left, {cache} has .* GB left"
     with pytest.raises(StorageError, match=message):
         experiment.run(tiny.make_config(data, cache), tmp_path / "new")
+
+
+def test_of_several_hosts_one_writes(finished, data, cache, tmp_path, monkeypatch):
+    """Every other leaves the folder as it is, but for checkpoints, which Orbax writes by all."""
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    for name in ("export", "predictions", "results.json", "audit.json"):
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(workdir / "round_1")
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    monkeypatch.setattr(sharding, "is_primary", lambda: False)
+    config = tiny.make_config(data, cache)
+    with pytest.raises(experiment.StageError, match="is not there"):  # the other would write it
+        experiment.run(config, workdir, stage="evaluate")
+    with pytest.raises(DamagedFileError, match=r"layers\.json is missing"):
+        experiment.run(config, workdir, stage="finetune")
+    found = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    assert {p for p in found if "checkpoints" not in p.parts} == set(before)
+    assert all(found[p] == content for p, content in before.items())
 
 
 def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):

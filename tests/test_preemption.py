@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from egmae_jax import console, preemption
+from egmae_jax import console, preemption, sharding
 from egmae_jax.checkpoint import Checkpoints
 from tests import test_loop, tiny
 
@@ -72,6 +72,28 @@ def test_a_signal_in_the_last_step_stops_as_well_and_loses_nothing(tmp_path, han
     assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("of_which", [2, 5])  # in the middle; when the last step is done
+def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkeypatch, of_which):
+    expected, _ = test_loop._train(tmp_path / "whole", epochs=2)
+    calls = []
+
+    def agree(*values):  # as in a run whose other host got SIGTERM
+        calls.append(values)
+        told = len(calls) == of_which
+        return (max(values[0], 15),) if len(values) == 1 else (4, 15 if told else 0, values[2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "agree", agree)
+        with pytest.raises(preemption.Preempted, match=r"by SIGTERM: .* goes on from step") as stop:
+            test_loop._train(tmp_path / "run", epochs=2, save_seconds=1e9)
+    assert stop.value.status == 143
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.steps == [{2: 5, 5: 10}[of_which]]
+    monkeypatch.setattr(preemption, "_state", preemption._State())
+    state, _ = test_loop._train(tmp_path / "run", epochs=2)
+    assert np.array_equal(state.params["w"], expected.params["w"])
+
+
 @pytest.mark.parametrize("number", NAMES)
 def test_outside_of_training_a_signal_ends_what_is_under_way(handled, number):
     preemption.goes_on_from("the evaluation")
@@ -105,7 +127,7 @@ def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
 TRAINING = """
 import sys, time
 from pathlib import Path
-from egmae_jax import console, preemption
+from egmae_jax import console, preemption, sharding
 from tests import test_loop
 console.set_up_logging()
 preemption.install()
