@@ -258,10 +258,13 @@ def _to_svg(figure: Figure, alt: str) -> Markup:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt"', svg, count=1)
     # Inside one page names must differ from figure to figure.
-    names = dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg))
+    names = set(re.findall(r'\bid="([^"]+)"', svg))
     unique = "f" + hashlib.sha256((alt + svg).encode()).hexdigest()[:8]
-    for name in names:
-        svg = re.sub(rf'(\bid="|"#|url\(#){re.escape(name)}(["\)])', rf"\1{unique}-{name}\2", svg)
+    svg = re.sub(
+        r'(\bid="|"#|url\(#)([^")]+)(?=["\)])',
+        lambda found: f"{found[1]}{unique}-{found[2]}" if found[2] in names else found[0],
+        svg,
+    )
     variables = {_INK: "--ink", _FAINT: "--faint"}
     variables |= {color: f"--series-{k}" for k, color in enumerate(_SERIES)}
     for color, variable in variables.items():
