@@ -79,7 +79,7 @@ def by_package(network, module, images, classes):
         return cam(input_tensor=images, targets=targets)
 
 
-def assert_the_heat_is_theirs(networks, images, layer, module, reference, *questions):
+def assert_the_heat_is_theirs(networks, images, layer, module, reference, *questions, atol=2e-5):
     """`questions`: the classes to explain; None, the predicted ones."""
     theirs, model, params = networks
     ours_images, their_images = images
@@ -88,7 +88,7 @@ def assert_the_heat_is_theirs(networks, images, layer, module, reference, *quest
         expected = reference(theirs, module, their_images, classes)
         ours = np.asarray(gradcam(model, params, ours_images, layer=layer, classes=classes))
         assert ours.shape == expected.shape == ours_images.shape[:3]
-        np.testing.assert_allclose(ours, expected, atol=2e-5, rtol=0)
+        np.testing.assert_allclose(ours, expected, atol=atol, rtol=0)
         for a, b in zip(ours, expected, strict=True):
             if b.max() > 0:  # something speaks for the class
                 correlations.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
@@ -279,4 +279,5 @@ def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     pair = ours_images, torch.from_numpy(ours_images.transpose(0, 3, 1, 2).copy())
     networks = theirs, models.create("squeezenet1_1", 1000), params
     for layer, module in OTHER_LAYERS["squeezenet1_1"].items():
-        assert_the_heat_is_theirs(networks, pair, layer, module, reference, None)
+        # The heat of one is a small difference of large activations: float32 leaves three digits.
+        assert_the_heat_is_theirs(networks, pair, layer, module, reference, None, atol=2e-3)
