@@ -2,12 +2,14 @@
 
 import ast
 import json
+import logging
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import egmae_jax
+from egmae_jax.quiet import quiet
 from tests import tiny
 
 PACKAGE = Path(egmae_jax.__file__).parent
@@ -98,3 +100,23 @@ def test_importing_the_package_changes_nothing_in_the_process():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+def test_a_logger_is_quiet_within_a_block_alone(caplog):
+    logger = logging.getLogger("a library")
+    with quiet("a library"):
+        logger.warning("within")
+    logger.warning("after")
+    assert [record.message for record in caplog.records] == ["after"]
+    assert logger.level == logging.NOTSET
+
+
+def test_no_module_silences_a_logger_of_others_for_good():
+    """Only the commands set up logging, and `quiet` scopes it."""
+    allowed = {PACKAGE / "console.py", PACKAGE / "quiet.py"}
+    calls = ("setLevel", "set_verbosity", "set_verbosity_error", "disable", "captureWarnings")
+    for path in set(PACKAGE.rglob("*.py")) - allowed:
+        names = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
+        assert not names & set(calls), path

@@ -1,7 +1,6 @@
 """What needs torch: loading the exported weights in timm or torchvision, and ONNX."""
 
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from egmae_jax import augment, calibration, models
 from egmae_jax.export.system import LUMA, System
 from egmae_jax.files import write_atomically
 from egmae_jax.interop.timm import read
+from egmae_jax.quiet import quiet
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:
@@ -55,8 +55,7 @@ def write_onnx(system: System, folder: Path, path: Path) -> None:
     classifier = _classifier(system, network(folder, branch.model_name, len(system.classes)))
     size = system.view.size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with quiet("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its own parts
         program = torch.onnx.export(
             classifier,

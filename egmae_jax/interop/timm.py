@@ -31,6 +31,7 @@ from egmae_jax.checkpoint import read_safetensors, write_safetensors
 from egmae_jax.errors import UserError
 from egmae_jax.files import read_npz, require_readable
 from egmae_jax.models.initialize import abstract_params
+from egmae_jax.quiet import quiet
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -507,9 +508,9 @@ def locate(source: str | os.PathLike) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     logger.info("Fetching %s from the Hugging Face hub", repo_id)
-    huggingface_hub.utils.logging.set_verbosity_error()  # our error says what its retries would
     try:
-        return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
+        with quiet("huggingface_hub"):  # our error says what its retries would
+            return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
     except RepositoryNotFoundError:
         raise MissingWeightsError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
     except EntryNotFoundError as error:
