@@ -30,7 +30,7 @@ _PROGRAMS = (
     *("python", "python3", "pytest", "pip", "uv", "make", "git", "gcloud", "srun", "sbatch"),
     *("scontrol", "sudo", "ssh", "hf", "tensorboard", "ruff", "mypy", "sphinx-build", "xdg-open"),
 )
-_IN_VENV = ("python", "pip", "pytest", "ruff", "mypy", "sphinx-build")
+_IN_VENV = ("python", "pip", "uv", "pytest", "ruff", "mypy", "sphinx-build")
 _PRETENDED = ("wandb", "mlflow")  # libraries that take any call
 # Config and data of a run that is needed, by its name; of any other they are busi and busi.
 _RUNS = {
@@ -109,7 +109,9 @@ class Sandbox:
             copy(REPOSITORY / name, self.root / name)
         for name in _LINKED:
             (self.root / name).symlink_to(REPOSITORY / name)
-        _write_programs(folder / "bin", self.root / ".venv" / "bin")
+        _write_programs(folder / "bin")
+        for name in (".venv", ".venv-lowest", ".venv-newest"):
+            _write_environment(self.root / name / "bin", folder / "bin")
         for name in ("installed", "installed-test", "installed-docs"):
             (self.root / ".venv" / name).touch()  # `make` need not
         for name in ("home", "share"):
@@ -258,9 +260,8 @@ def _is_closed(pipe: int) -> bool:
         return False
 
 
-def _write_programs(folder: Path, venv: Path) -> None:
+def _write_programs(folder: Path) -> None:
     folder.mkdir()
-    venv.mkdir(parents=True)
     for name in _REAL:
         if found := shutil.which(name):
             (folder / name).symlink_to(found)
@@ -270,6 +271,10 @@ def _write_programs(folder: Path, venv: Path) -> None:
         text = f'#!/bin/sh\nexec "{sys.executable}" -SE "{path}" {name} "$@"\n'
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
+
+
+def _write_environment(venv: Path, programs: Path) -> None:
+    venv.mkdir(parents=True)
     for name in _IN_VENV:
-        (venv / name).symlink_to(folder / name)
+        (venv / name).symlink_to(programs / name)
     (venv / "activate").touch()
