@@ -186,7 +186,7 @@ def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]
     ):
         population = Population(shares, signal)
         for groups in all_groups:
-            for size in (1, 2, 3) if groups == 60 else (2,):
+            for size in (1, 2, 3) if (signal, groups, shares) == (1.5, 60, BALANCED) else (2,):
                 call = functools.partial(of_networks, population, groups, size, **options)
                 yield f"network | {_described(population, size, groups)}", call
     halves = Population(alike=0.5)

@@ -16,7 +16,7 @@ from scipy import special, stats
 # A stratum needs as many for weights that vary as independent draws do; fewer are joined to others.
 _FEWEST_IN_STRATUM = 3
 # Between Satterthwaite's (2) and Cochran's and Cox's approximation (about 1.6), see `_critical`.
-_EXPONENT = 1.7
+_EXPONENT = 1.8
 # From how many groups an interval covers .93 to .97 (docs/decisions.md): in all, and of each class.
 TRUSTED_GROUPS = 30
 TRUSTED_GROUPS_OF_CLASS = 10
@@ -239,7 +239,7 @@ def _critical(variance: Variance, degrees_of_freedom: float) -> float:
     Where the share r of the first is 0 or 1 Student's t is exact; between them Satterthwaite's
     degrees of freedom make intervals too short (.88 of two rounds at r = .8) and Cochran's and
     Cox's mean of the two t too long (.98 at r = .2). The squares are joined by r to the power of
-    1.7, which covers .935 to .971 for all r, of two rounds, and .945 to .962 of three.
+    1.8, which covers .933 to .968 for all r, of two rounds, and .944 to .959 of three.
     """
     of_cases = stats.t.ppf(0.975, degrees_of_freedom)
     if variance.rounds <= 0:
