@@ -204,6 +204,9 @@ def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]
             call = functools.partial(of_recipes, population, 60, 2, rounds, **options)
             said = ", ".join(f"{name} {value}" for name, value in changes.items())
             yield f"recipe, {rounds} rounds, {said} | {_described(population, 2, 60)}", call
+    population = Population(signal=2.5)
+    call = functools.partial(of_recipes, population, 240, 2, 3, **options)
+    yield f"recipe, 3 rounds, signal 2.5 | {_described(population, 2, 240)}", call
     for folds in (3, 5):
         call = functools.partial(of_recipes, Population(), 150, 2, folds, folds=True, **options)
         yield f"recipe, {folds} folds | {_described(Population(), 2, 150)}", call
