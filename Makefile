@@ -24,7 +24,7 @@ test-essential: .venv/installed-test
 
 # What an upgrade of a library breaks first: programs, arrays, checkpoints, images, files, whole runs.
 VERSIONS := tests/test_versions.py tests/test_loop.py tests/test_preemption.py tests/test_evaluate.py \
-  tests/test_tensorboard.py tests/data/test_pipeline.py tests/data/test_dicom.py tests/models/test_models.py
+  tests/data/test_pipeline.py tests/data/test_dicom.py tests/models/test_models.py
 
 test-versions: test-lowest test-newest
 
@@ -36,9 +36,10 @@ test-lowest test-newest: test-%:
 	.venv-$*/bin/pip install --quiet uv
 	.venv-$*/bin/uv pip install --quiet --upgrade --python .venv-$*/bin/python \
 	  --resolution $(RESOLUTION) --editable '.[dicom,demo]'
-	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python pytest hypothesis
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python \
+	  pytest pytest-xdist hypothesis
 	.venv-$*/bin/uv pip list --python .venv-$*/bin/python
-	.venv-$*/bin/python -m pytest -m 'versions or not slow' $(VERSIONS)
+	.venv-$*/bin/python -m pytest -n 2 --dist=worksteal -m 'versions or not slow' $(VERSIONS)
 
 lint: .venv/installed-test
 	$(VENV)/ruff check .
