@@ -123,7 +123,7 @@ def outranks_errors() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of JAX and what it calls: their connection to a host is lost
         if _state.number and sharding.has_hosts():
             raise Preempted(_state.number) from error
         raise
