@@ -44,7 +44,7 @@ def _of_the_host(root: Path = Path("/")) -> float:
     if not limits:
         try:
             limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]  # macOS
-        except (AttributeError, ValueError, OSError):  # Windows
+        except (AttributeError, ValueError):  # Windows
             limits = [_UNKNOWN]
     return min(limits)
 
@@ -77,11 +77,14 @@ def _free_in_cgroups(root: Path) -> list[float]:
         for group in (inner, *inner.parents):  # in a container the path may be the host's
             folder = mount / group
             try:
-                most, used = (float((folder / name).read_text()) for name in (limit, usage))
+                most, used = ((folder / name).read_text().strip() for name in (limit, usage))
                 stat = (folder / "memory.stat").read_text().splitlines()
-            except (OSError, ValueError):  # no such group, or 'max'
+            except OSError:  # no such group
+                continue
+            if most == "max":
                 continue
             cached = {name: float(n) for name, n in (row.split() for row in stat)}
             files = cached.get("inactive_file", cached.get("total_inactive_file", 0.0))
-            left.append(max(0.0, most - used + files))  # files that were read give way
+            # Files that were read give way.
+            left.append(max(0.0, float(most) - float(used) + files))
     return left
