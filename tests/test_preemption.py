@@ -4,6 +4,7 @@ Several hosts are in test_scale.py.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,5 +208,5 @@ def test_a_second_ctrl_c_ends_at_once_and_says_where_the_same_command_begins(tmp
 def test_where_nothing_is_saved_the_words_say_so(tmp_path, where, place):
     status, output = interrupt(tmp_path, where, signal.SIGINT)
     assert status == 130
-    assert output.endswith(f"Stopped by Ctrl-C: the same command goes on from {place}.\n")
-    assert "Traceback" not in output
+    ours = re.sub(r"^[EWI]\d{4} .*\n", "", output, flags=re.MULTILINE)  # without XLA's log
+    assert ours == f"Stopped by Ctrl-C: the same command goes on from {place}.\n"
