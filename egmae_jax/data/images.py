@@ -117,7 +117,7 @@ def stored_range(encoded: bytes) -> tuple[str, float, float] | None:
         None where they are of at most 8 bits, or DICOM's, which tell what is black and white.
 
     Raises:
-        UnreadableImageError, ImportError: as `examine`, though not for every damage.
+        UnreadableImageError: as `examine`, though not for every damage.
     """
     if dicom.is_dicom(encoded):
         return None

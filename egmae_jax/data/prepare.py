@@ -700,7 +700,7 @@ def _range_of_dataset(
     def look(image: ImageFile) -> tuple[str, float, float] | None:
         try:
             return images.stored_range((folder / image.file).read_bytes())
-        except (OSError, ImportError, images.UnreadableImageError):
+        except (OSError, images.UnreadableImageError):
             return None  # told when it is read
 
     ranges: dict[str, tuple[float, float]] = {}

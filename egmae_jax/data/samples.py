@@ -5,23 +5,22 @@ polarity and range values have is what the file declares (TIFF 6.0, sections 8 a
 sBIT; JPEG's precision), never the mode that a library gives them. All else Pillow reads.
 """
 
-import contextlib
-import functools
 import io
-import logging
 import math
 import struct
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
+import imagecodecs
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageFile
 import PIL.ImageOps
+import tifffile
 
 from egmae_jax.errors import UserError
+from egmae_jax.quiet import unlogged
 
 Rule = Literal["type", "declared", "dataset"]
 RULES = get_args(Rule)
@@ -145,7 +144,6 @@ def read(encoded: bytes) -> Samples | None:
 
     Raises:
         SamplesError: the file's values are of a kind that is not supported; names it.
-        ImportError: reading TIFF needs tifffile, some compressions imagecodecs.
     """
     if encoded.startswith(_PNG):
         return _read_png(encoded) if encoded[24:25] == b"\x10" else None
@@ -261,8 +259,6 @@ def _read_png(encoded: bytes) -> Samples:
         mode = image.mode
         values = np.asarray(image) if mode == "I;16" else None
     if values is None:  # of colours of 16 bits Pillow keeps the high byte
-        import imagecodecs
-
         values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last is alpha
@@ -323,8 +319,6 @@ def _read_jpeg(encoded: bytes) -> Samples | None:
     if components not in (_GREY, _RGB):
         raise SamplesError(f"a JPEG of {precision} bits and {components} channels; {_CONVERT}")
     _require_bounded(pixels)
-    import imagecodecs
-
     if encoded.rfind(b"\xff\xd9") < scan or not scan:
         raise SamplesError("damaged or truncated: the end of the JPEG is missing")
     values = imagecodecs.jpeg8_decode(encoded)
@@ -364,7 +358,6 @@ def read_tiff(encoded: bytes) -> Samples:
     Raises:
         SamplesError: the values are of a kind that is not supported; names it. Or the file is cut
             short, holds several images, or too many pixels.
-        ImportError: tifffile, or imagecodecs for its compression, is not installed.
     """
     with unlogged("tifffile"):
         return _read_page(encoded, _open_tiff(encoded))
@@ -375,8 +368,6 @@ def _read_tiff(encoded: bytes) -> Samples | None:
     with unlogged("tifffile"):
         try:
             tags = _open_tiff(encoded)
-        except ImportError:
-            raise
         except Exception:  # Pillow says what is wrong, or copes
             return None
         page = tags.page
@@ -397,10 +388,6 @@ class _Tags(NamedTuple):
 
 
 def _open_tiff(encoded: bytes) -> _Tags:
-    try:
-        import tifffile
-    except ImportError:
-        raise ImportError("reading TIFF needs tifffile: pip install tifffile") from None
     file = tifffile.TiffFile(io.BytesIO(encoded))
     page = file.pages.first
     tags = page.tags
@@ -419,14 +406,7 @@ def _read_page(encoded: bytes, tags: _Tags) -> Samples:
         raise SamplesError("damaged or truncated: pixels are missing")
     if 0 in page.databytecounts[: len(ends)]:
         raise SamplesError("damaged: some of its strips or tiles are empty")
-    try:
-        values = page.asarray(maxworkers=1)
-    except ValueError as error:
-        if "requires the 'imagecodecs' package" in str(error):
-            raise ImportError(
-                "reading TIFF in this compression needs imagecodecs: pip install imagecodecs"
-            ) from None
-        raise
+    values = page.asarray(maxworkers=1)
     separate, _, height, width, together = page.shaped
     values = values.reshape(separate, height, width, together)
     values = np.moveaxis(values, 0, -1).reshape(height, width, -1)[..., :colours]
@@ -544,48 +524,3 @@ def of_pillow(image: PIL.Image.Image) -> Samples | None:
     if image.mode == "L" and kind == "int":
         return Samples(np.asarray(image).view(np.int8), "int8", white, mode="L")
     return None
-
-
-# --- logs of libraries ---------------------------------------------------------------------------
-
-
-class _ThisThread(logging.Filter):
-    """Drops what is logged in a thread that reads a file of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._local = threading.local()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self._local, "reading", False)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        self._local.reading = True
-        try:
-            yield
-        finally:
-            self._local.reading = False
-
-
-@functools.cache
-def _filter_of(logger: str) -> _ThisThread:
-    made = _ThisThread()
-    logging.getLogger(logger).addFilter(made)
-    return made
-
-
-@contextlib.contextmanager
-def unlogged(*loggers: str) -> Iterator[None]:
-    """Keeps libraries from logging what they find in a file, in this thread and block only.
-
-    The error that is raised says it once, with the file's name. The loggers themselves, their
-    levels and what other threads log stay as they are.
-
-    Args:
-        loggers: names of the libraries' loggers.
-    """
-    with contextlib.ExitStack() as stack:
-        for logger in loggers:
-            stack.enter_context(_filter_of(logger).reading())
-        yield
