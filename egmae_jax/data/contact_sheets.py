@@ -1,5 +1,7 @@
 """Contact sheets: thumbnails of images with their names, in pages of bounded size."""
 
+import bisect
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -118,24 +120,36 @@ def _draw_tile(
 
 def _fitted(text: str, width: int, lines: int, font: PIL.ImageFont.FreeTypeFont) -> list[str]:
     """The text in at most so many lines, without its middle if it is longer."""
-    broken = _broken(text, width, font)
-    kept = len(text)
-    while len(broken) > lines:
-        kept -= 1
-        head = (kept + 1) // 2
-        broken = _broken(f"{text[:head]}…{text[len(text) - (kept - head) :]}", width, font)
-    return broken or [""]
+    whole = _broken(text, width, font)
+    if len(whole) <= lines:
+        return whole or [""]
+
+    def shortened(kept: int) -> list[str]:
+        tail = text[len(text) - kept // 2 :]
+        return _broken(f"{text[: (kept + 1) // 2]}…{tail}", width, font)
+
+    too_many = bisect.bisect(range(len(text)), lines, key=lambda kept: len(shortened(kept)))
+    return shortened(too_many - 1)
 
 
 def _broken(text: str, width: int, font: PIL.ImageFont.FreeTypeFont) -> list[str]:
-    lines = [""] if text else []
+    lines, taken = ([""] if text else []), 0.0
     for letter in text:
-        if lines[-1] and font.getlength(lines[-1] + letter) > width:
+        wide = _width(letter, font)
+        if lines[-1] and taken + wide > width:
             lines.append("")
+            taken = 0.0
         lines[-1] += letter
+        taken += wide
     return lines
 
 
+@functools.cache
+def _width(letter: str, font: PIL.ImageFont.FreeTypeFont) -> float:
+    return font.getlength(letter)
+
+
+@functools.cache
 def _font() -> PIL.ImageFont.FreeTypeFont:
     """DejaVu, which matplotlib brings, for the letters that names are written in."""
     import matplotlib  # for a path: not where no sheet is drawn
