@@ -23,7 +23,7 @@ from egmae_jax.interop import pytorch
 from egmae_jax.interop import timm as interop
 from egmae_jax.report import __main__ as report
 from egmae_jax.sweep import __main__ as sweep
-from tests import tiny
+from tests import commands, tiny
 from tests.conftest import REPOSITORY
 
 main = importlib.import_module("main")
@@ -329,14 +329,7 @@ def flags_of(tmp_path, text, *more):
     """Starts main.py with a config file of the user's."""
     (tmp_path / "mine.py").write_text(text)
     arguments = [f"--config={tmp_path / 'mine.py'}{more[0] if more else ''}", *more[1:]]
-    done = subprocess.run(
-        [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", *arguments],
-        cwd=REPOSITORY,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("main.py", f"--workdir={tmp_path / 'run'}", *arguments)
     return done.returncode, done.stderr
 
 

@@ -32,8 +32,7 @@ from egmae_jax.files import DamagedFileError, write_json
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.saved_run import RunError, SavedRun
-from tests import tiny, torch_reference
-from tests.conftest import REPOSITORY
+from tests import commands, tiny, torch_reference
 
 CLASSES = ("benign", "malignant", "normal")
 SIZE, RESIZED = 32, 36
@@ -355,13 +354,7 @@ def test_an_asff_has_no_onnx(tmp_path, monkeypatch):
 
 def test_the_module_is_a_command(tmp_path):
     flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "egmae_jax.export", *flags],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=tiny.environment(),
-    )
+    done = commands.run("-m", "egmae_jax.export", *flags)
     assert done.returncode == 1
     assert done.stderr == f"Error: {tmp_path} holds no run: there is no config.json in it.\n"
 

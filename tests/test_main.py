@@ -3,16 +3,11 @@
 Whole runs are in test_experiment.py.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import PIL.Image
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from tests import commands
 
 
 def start(tmp_path, *arguments, workdir=True):
@@ -26,15 +21,7 @@ def start(tmp_path, *arguments, workdir=True):
         "JAX_PLATFORMS": "cpu",
     }
     before = set(tmp_path.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = commands.run("main.py", *arguments, **variables)
     output = done.stdout + done.stderr
     assert done.returncode not in (0, None), output
     assert "Traceback" not in output, output

@@ -24,8 +24,7 @@ from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import RunError, SavedRun
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import commands, tiny
 
 BRANCHES = ("imagenet", "mae")
 
@@ -360,17 +359,9 @@ def test_probabilities_that_are_no_numbers_are_refused(moved, monkeypatch):
 
 
 def test_the_module_is_a_command(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "egmae_jax.predict", "--workdir=absent"),
-            *("--images", str(write_image(tmp_path / "x.png")), f"--out={tmp_path / 'out.csv'}"),
-        ],
-        cwd=REPOSITORY,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    done = commands.run(
+        *("-m", "egmae_jax.predict", "--workdir=absent"),
+        *("--images", str(write_image(tmp_path / "x.png")), f"--out={tmp_path / 'out.csv'}"),
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"

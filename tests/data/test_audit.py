@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -12,7 +10,8 @@ import pytest
 from egmae_jax.data import audit, contact_sheets
 from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.prepare import prepare
-from tests.conftest import REPOSITORY, SHARED_DATA, needs_shared_data
+from tests import commands
+from tests.conftest import SHARED_DATA, needs_shared_data
 
 
 def picture(seed, size=(40, 40)):
@@ -91,18 +90,11 @@ def test_size_as_a_confounder(tmp_path):
 
 
 def test_the_command_prints_and_saves(flawed, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            *("-m", "egmae_jax.data.audit", "--config=configs/image_folder.py"),
-            f"--config.data.dir={flawed}",
-            f"--config.data.cache_dir={tmp_path / 'cache'}",
-            f"--out={tmp_path / 'audit'}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = commands.run(
+        *("-m", "egmae_jax.data.audit", "--config=configs/image_folder.py"),
+        f"--config.data.dir={flawed}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+        f"--out={tmp_path / 'audit'}",
     )
     assert done.returncode == 0, done.stderr
     assert "conflict: cat/1.png | dog/crossing.png" in done.stdout
@@ -118,15 +110,9 @@ def test_the_command_prints_and_saves(flawed, tmp_path):
 
 
 def test_a_folder_that_is_missing_ends_in_a_sentence(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "egmae_jax.data.audit", "--config=configs/busi.py"),
-            f"--config.data.dir={tmp_path / 'nowhere'}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = commands.run(
+        *("-m", "egmae_jax.data.audit", "--config=configs/busi.py"),
+        f"--config.data.dir={tmp_path / 'nowhere'}",
     )
     assert done.returncode == 1
     assert "There is no folder" in done.stderr

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -19,8 +17,9 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.explain import entropy_maps, lesions, panels
 from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import RunError
-from tests.conftest import REPOSITORY, SHARED_DATA, needs_shared_data
-from tests.tiny import environment, make_config, make_data
+from tests import commands
+from tests.conftest import SHARED_DATA, needs_shared_data
+from tests.tiny import make_config, make_data
 
 SIDE, PATCH = 64, 16
 KEY = jax.random.key(3)
@@ -293,14 +292,7 @@ def test_a_workdir_without_the_branch_mae_ends_in_a_sentence(run, tmp_path):
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "egmae_jax.explain.entropy_maps", *arguments],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run("-m", "egmae_jax.explain.entropy_maps", *arguments)
 
 
 @needs_shared_data

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,8 +15,7 @@ from egmae_jax.explain import explanations
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.saved_run import SavedRun
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import commands, tiny
 
 CLASSES = ("benign", "malignant", "normal")
 SIZE = 64
@@ -310,18 +307,7 @@ def test_a_config_without_what_is_needed_is_named(change, message, run, command,
 
 
 def test_the_module_is_a_command(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "egmae_jax.explain.gradcam"),
-            *("--workdir=absent", f"--out={tmp_path}"),
-        ],
-        cwd=REPOSITORY,
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = commands.run("-m", "egmae_jax.explain.gradcam", "--workdir=absent", f"--out={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"
 
