@@ -359,7 +359,7 @@ def test_the_module_is_a_command(tmp_path):
     assert done.stderr == f"Error: {tmp_path} holds no run: there is no config.json in it.\n"
 
 
-@pytest.mark.parametrize("formats", [("timm",), ("stablehlo",), ("timm", "stablehlo")])
+@pytest.mark.parametrize("formats", [("timm",), ("stablehlo",)])
 def test_what_is_not_written_is_told_with_the_way_to_get_it(formats, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(command_line, "require", no_torch)
     monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)

@@ -18,7 +18,7 @@ ESSENTIAL = [pytest.mark.slow, pytest.mark.essential]
 STAGES = [
     ("pretrain", tiny.MODEL),
     pytest.param("finetune", tiny.MODEL, marks=ESSENTIAL),
-    ("finetune", tiny.ASFF),
+    pytest.param("finetune", tiny.ASFF, marks=ESSENTIAL),
     pytest.param("finetune", "squeezenet1_1", marks=ESSENTIAL),
 ]
 

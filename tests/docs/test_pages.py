@@ -88,6 +88,8 @@ def test_links_lead_to_files_and_headings():
     assert not dead, "\n".join(dead)
 
 
+@pytest.mark.essential
+@pytest.mark.slow
 def test_every_command_is_accepted(server: Server, tmp_path: Path):
     """Programs, flags, config fields and presets are known, values in order; nothing is run."""
     found: list[str] = []

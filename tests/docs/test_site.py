@@ -18,6 +18,8 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.essential
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     pytest.importorskip("furo")
