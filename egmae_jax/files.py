@@ -263,10 +263,12 @@ def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
         DamagedFileError: it is none; the message ends with the `remedy`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except ValueError as error:
-        raise DamagedFileError(path, error, remedy) from None
+        encoded = path.read_bytes()
     except OSError as error:
+        raise DamagedFileError(path, error, remedy) from None
+    try:
+        content = json.loads(encoded.decode(), parse_constant=_no_number)
+    except ValueError as error:
         raise DamagedFileError(path, error, remedy) from None
     except RecursionError:
         raise DamagedFileError(path, "it is nested too deeply", remedy) from None
