@@ -1,4 +1,6 @@
-"""The base of every error that a user can mend, and those that several modules raise."""
+"""The base of every error that a user can mend, and what several modules' errors share."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -15,3 +17,9 @@ class ConfigError(UserError):
 
 class MissingExtraError(UserError):
     """A library is not there, or does not work; the message says which and how to get it."""
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """Names joined by commas: the first ten, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -47,7 +47,7 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.pixels import PixelStatistics
 from egmae_jax.data.samples import IntensityRange, Rule
 from egmae_jax.data.threads import read_ahead
-from egmae_jax.errors import MissingExtraError
+from egmae_jax.errors import MissingExtraError, some_of
 from egmae_jax.files import (
     AccessError,
     DamagedFileError,
@@ -71,7 +71,6 @@ _SPLIT = "images"  # TFDS's name for all of them
 _SHARD = 10_000  # images of a file
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 _PATTERN_SECONDS = 10  # that group_pattern may take; honest ones take milliseconds
-_SHOWN = 10  # how many files an error or warning names
 # Pixels are packed if they are not larger than this, and than so many times the file. It bounds the
 # memory while preparing, and the records.
 _PACKED_BYTES, _PACKED_TIMES = 16e6, 8
@@ -258,7 +257,7 @@ def describe(
     if skipped and on_error == "raise":  # written where they were left out
         raise _unreadable(folder, skipped, len(listed))
     if skipped:
-        logger.warning("%d unreadable images are left out: %s", len(skipped), _some(skipped))
+        logger.warning("%d unreadable images are left out: %s", len(skipped), some_of(skipped))
 
     records = Records(data_dir, index)
     intensity = _intensity(index)
@@ -337,7 +336,7 @@ def _choose_classes(
             for names in alike
         ]
         raise DataError(
-            f"{folder} has classes whose names look alike: {_some(each)}. Write those alike that "
+            f"{folder} has classes whose names look alike: {some_of(each)}. Write those alike that "
             "are one class, and give the others names that differ by more."
         )
     by_key = {lookalikes.key(name): name for name in counts}
@@ -378,7 +377,7 @@ def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
         "%d groups (patients, lesions) are spelled in several ways, and all images of each are "
         "kept together: %s. If they are different ones, give them names that differ by more.",
         len(alike),
-        _some([lookalikes.shown(names) for names in alike]),
+        some_of([lookalikes.shown(names) for names in alike]),
     )
     name_of: dict[str | None, str] = {name: names[0] for names in alike for name in names}
     return [image._replace(group=name_of.get(image.group, image.group)) for image in images]
@@ -414,7 +413,7 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
             "images counts as its own group unless the data set tells another: %s",
             len(without),
             len(listed),
-            _some(without),
+            some_of(without),
         )
     if len(groups) == len(listed) - len(without):
         logger.warning(
@@ -687,7 +686,7 @@ def _write(
 def _unreadable(folder: Path, files: Sequence[str], count: int) -> DataError:
     remedy = ", or leave them out by --config.data.on_error=skip" if len(files) < count else ""
     return DataError(
-        f"{len(files)} of {count} images in {folder} cannot be read: {_some(files)}. Mend or "
+        f"{len(files)} of {count} images in {folder} cannot be read: {some_of(files)}. Mend or "
         f"remove them{remedy}."
     )
 
@@ -778,9 +777,3 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         "levels": np.int16(levels),
         "greys": np.array(greys, np.int16),
     }
-
-
-def _some(items: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more

@@ -12,9 +12,9 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import memory, sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.datasets.base import listed
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
+from egmae_jax.errors import some_of
 from egmae_jax.files import RESTORE, DamagedFileError
 from egmae_jax.workdir import Paths
 
@@ -264,7 +264,7 @@ class RoundData:
         if not of_class.any():
             raise DataError(
                 f"No image of the class {name!r} can be read; unreadable are "
-                f"{listed(data.skipped)}. Mend them, or leave the class out by "
+                f"{some_of(data.skipped)}. Mend them, or leave the class out by "
                 "--config.data.classes."
             )
         if excluded[of_class].all():

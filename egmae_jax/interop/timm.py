@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 
 from egmae_jax import models
 from egmae_jax.checkpoint import read_safetensors, write_safetensors
-from egmae_jax.errors import UserError
+from egmae_jax.errors import UserError, some_of
 from egmae_jax.files import read_npz, require_readable
 from egmae_jax.models.initialize import abstract_params
 from egmae_jax.quiet import quiet
@@ -360,7 +360,9 @@ def _cause(
     if fitting:
         (prefix,) = fitting
         others = [key for key in tensors if not key.startswith(prefix)]
-        alone = f", and without the {len(others)} others ({_some(others)})" if others else ""
+        alone = (
+            f", and without the {len(others)} others ({some_of(others, most=3)})" if others else ""
+        )
         return (
             f"{source} has the tensors of {model_name} under names that begin with {prefix!r}: "
             f"save them without it{alone} (docs/pytorch.md)."
@@ -416,10 +418,6 @@ def _lines(problems: Sequence[str]) -> str:
     if rest:
         lines.append(f"and {len(problems) - len(lines)} more: {', '.join(rest)}")
     return "\n  ".join(lines)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from egmae_jax.data import formats
-from egmae_jax.errors import UserError
+from egmae_jax.errors import UserError, some_of
 from egmae_jax.files import storage_errors_told
 
 logger = logging.getLogger(__name__)
@@ -229,13 +229,13 @@ def _warn_of_others(folder: Path, classes: Sequence[str]) -> None:
     folders = sorted(_shown(p.name) for p in beside if p.is_dir() and p.name not in classes)
     loose = sorted(_shown(p.name) for p in beside if p.is_file() and formats.is_image(p))
     if folders:
-        logger.warning("Not read in %s, being no classes of it: %s", folder, listed(folders))
+        logger.warning("Not read in %s, being no classes of it: %s", folder, some_of(folders))
     if loose:
         logger.warning(
             "Not read in %s, being in no class folder: %d images (%s)",
             folder,
             len(loose),
-            listed(loose),
+            some_of(loose),
         )
 
 
@@ -323,13 +323,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _kinds(counts: collections.Counter[str]) -> str:
-    return listed([f"{count} {kind}" for kind, count in counts.most_common()])
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Names joined by commas: the first ten, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return some_of([f"{count} {kind}" for kind, count in counts.most_common()])
 
 
 def _require_listable(folder: Path) -> None:

@@ -4,7 +4,8 @@ import logging
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders, listed
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ def _list_images(root: Path) -> list[ImageFile]:
         found = ", ".join(classes) or "none"
         tables = sorted(p.name for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
         hint = (
-            f" It holds {listed(tables)}: a table that lists the images is read as manifest.csv by "
-            "--config.data.name=manifest."
+            f" It holds {some_of(tables)}: a table that lists the images is read as manifest.csv "
+            "by --config.data.name=manifest."
         )
         raise DataError(
             f"{root} must hold a folder for each of two or more classes; found: {found}."

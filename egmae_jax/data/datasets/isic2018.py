@@ -13,9 +13,9 @@ from egmae_jax.data.datasets.base import (
     Dataset,
     ImageFile,
     image_files,
-    listed,
     read_table,
 )
+from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ def _list_images(root: Path) -> list[ImageFile]:
                 len(unlisted),
                 folder,
                 truth.name,
-                listed(unlisted),
+                some_of(unlisted),
             )
         if lesions and split == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
             logger.warning(
                 "%d images of the training part have no lesion in the table; each counts "
                 "as its own: %s",
                 len(alone),
-                listed(alone),
+                some_of(alone),
             )
     missing = [image.file for image in images if not (root / image.file).exists()]
     if missing:

@@ -18,9 +18,9 @@ from egmae_jax.data.datasets.base import (
     Dataset,
     ImageFile,
     column_key,
-    listed,
     open_table,
 )
+from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _find_table(root: Path) -> Path:
         return alike[0]
     suffixes = (".csv", ".tsv", ".txt", ".xlsx", ".xls")
     others = sorted(path.name for path in root.iterdir() if path.suffix.lower() in suffixes)
-    hint = f"; it has {listed(others)}" if others else ""
+    hint = f"; it has {some_of(others)}" if others else ""
     raise DataError(f"{root} has no {_FILE}{hint}.")
 
 
@@ -144,7 +144,7 @@ def _columns(
         if len(found) > 1:
             stays = ", by whose values images must stay together" if column == "group" else ""
             raise DataError(
-                f"{table} has {len(found)} columns that could be the {column}: {listed(found)}. "
+                f"{table} has {len(found)} columns that could be the {column}: {some_of(found)}. "
                 f"Call the one that is meant {column!r}{stays}."
             )
         by_column[column] = found
@@ -169,14 +169,14 @@ def _warn_of_unused(table: Path, used: dict[str, str], values: dict[str, list[st
     if not unused:
         return
     notes = [note for name in unused for note in _notes(name, used, values)]
-    logger.warning("%s: not used: %s%s", table, listed(unused, most=20), "".join(notes))
+    logger.warning("%s: not used: %s%s", table, some_of(unused, most=20), "".join(notes))
 
 
 def _notes(name: str, used: dict[str, str], values: dict[str, list[str]]) -> Iterator[str]:
     """What should be known of a column that is not used."""
     key = column_key(name)
     if key in _SYNONYMS["split"] or key == "split":
-        shown = listed(sorted(set(values[name]) - {""}), most=5)
+        shown = some_of(sorted(set(values[name]) - {""}), most=5)
         yield (
             f"; {name!r} holds {shown}, which are no names of parts (train, validation, test)"
             + (
@@ -271,7 +271,7 @@ def _instead(path: Path) -> str:
     alike = [x for x in names if x.casefold() == key or Path(x).stem.casefold() == key]
     stem = [x for x in names if Path(x).stem.casefold() == path.stem.casefold()]
     found = sorted(alike or stem)
-    return f"; there is {listed(found, most=3)}" if found else ""
+    return f"; there is {some_of(found, most=3)}" if found else ""
 
 
 DATASET = Dataset(
