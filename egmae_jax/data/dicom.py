@@ -1,6 +1,6 @@
 """DICOM files as 8-bit images (needs pydicom: pip install -e '.[dicom]')."""
 
-import importlib.util
+import importlib.metadata
 import io
 import struct
 import zlib
@@ -18,12 +18,17 @@ from egmae_jax.quiet import unlogged
 _FIRST = {2: (0x00, 0x01, 0x02), 8: (0x00, 0x01, 0x05, 0x06, 0x08, 0x10, 0x12, 0x14, 0x16, 0x18)}
 _REPRESENTATIONS = (b"UL", b"OB", b"CS", b"UI", b"SH", b"LO", b"DA", b"TM", b"RET", b"LT")
 _LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")
+_DECODERS = (
+    *("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
+    *("pyjpegls", "python-gdcm"),
+)
 _TABLED = 1 << 16  # of values that so many differ at most, each is computed once
 _REQUIRED = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "PixelRepresentation"),
 )
-_GREY = ("MONOCHROME1", "MONOCHROME2")
+_SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}  # PS3.3, C.8.11.3.1.2
+_GREY = tuple(_SHAPES)
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -62,9 +67,16 @@ def _is_bare(encoded: bytes) -> bool:
 
 
 def decoders() -> list[str]:
-    """Those packages for compressed DICOM that are installed, and pydicom itself."""
-    known = ("pydicom", "pylibjpeg", "libjpeg", "openjpeg", "rle", "gdcm")
-    return [name for name in known if importlib.util.find_spec(name)]
+    """Those packages for compressed DICOM that are installed, and pydicom, with their versions."""
+    installed = ((name, _version(name)) for name in _DECODERS)
+    return [f"{name} {version}" for name, version in installed if version]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def decode(encoded: bytes) -> DicomImage:
@@ -146,6 +158,8 @@ def _require_supported(dataset: Any) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise DicomError(f"{frames} frames; one image is expected, so export the one you mean")
+    if "NumberOfFrames" in dataset:
+        dataset.NumberOfFrames = frames  # pydicom warns of 0 and of an empty one
     for keyword in ("FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:
             raise DicomError(
@@ -153,7 +167,7 @@ def _require_supported(dataset: Any) -> None:
                 "save them as integers with RescaleSlope and RescaleIntercept"
             )
     if "PixelData" not in dataset:
-        raise DicomError("this DICOM file holds no pixels (PixelData)")
+        raise DicomError("this DICOM file holds no pixels (PixelData), or is cut short before them")
     for keyword in _REQUIRED:
         if not _given(dataset, keyword):
             raise DicomError(f"this DICOM file lacks {keyword}")
@@ -181,10 +195,11 @@ def _require_supported(dataset: Any) -> None:
         )
     if _given(dataset, "PresentationLUTSequence"):
         raise DicomError("a PresentationLUTSequence is not supported")
-    if dataset.get("PresentationLUTShape") == "INVERSE" and colours == "MONOCHROME2":
+    shape = dataset.get("PresentationLUTShape")
+    if colours in _GREY and shape in _SHAPES.values() and shape != _SHAPES[colours]:
         raise DicomError(
-            "PhotometricInterpretation MONOCHROME2 (more is brighter) and PresentationLUTShape "
-            "INVERSE contradict each other"
+            f"PhotometricInterpretation {colours} and PresentationLUTShape {shape} contradict each "
+            f"other: {_SHAPES[colours]} is expected (DICOM PS3.3, C.8.11.3.1.2)"
         )
 
 
@@ -212,12 +227,12 @@ def _module(dataset: Any, macro: str) -> Any:
 
 
 def _shown(dataset: Any) -> DicomImage:
-    stored = _stored(dataset)
-    bits = int(dataset.BitsStored)
+    cells = _cells(dataset)
+    stored, bits = _stored(dataset, cells), int(dataset.BitsStored)
     if dataset.SamplesPerPixel == 3:
         image = PIL.Image.fromarray(_high_byte(stored, bits))
         return DicomImage(image, bits, (stored.min().item(), stored.max().item()))
-    outside = _padding(dataset, stored)
+    outside = _padding(dataset, cells, stored)
     inside = stored if outside is None else stored[~outside]
     if not inside.size:
         return DicomImage(PIL.Image.fromarray(np.zeros(stored.shape, np.uint8)), bits, (0, 0))
@@ -237,14 +252,20 @@ def _shown(dataset: Any) -> DicomImage:
     return DicomImage(PIL.Image.fromarray(pixels), bits, (low, high))
 
 
-def _stored(dataset: Any) -> np.ndarray:
-    """The values as they are stored, without the bits of a cell that are not theirs.
+def _cells(dataset: Any) -> np.ndarray:
+    """The values with all bits of their cells, signed where PixelRepresentation says so.
 
-    Signed where PixelRepresentation says so; YBR is converted to RGB. [H, W] or [H, W, 3].
+    YBR is converted to RGB. [H, W] or [H, W, 3].
     """
-    from pydicom import pixels, uid
+    from pydicom import pixels
 
-    array = pixels.pixel_array(dataset, correct_unused_bits=False)
+    return np.asarray(pixels.pixel_array(dataset, correct_unused_bits=False))
+
+
+def _stored(dataset: Any, array: np.ndarray) -> np.ndarray:
+    """The values of cells, without the bits that are not theirs."""
+    from pydicom import uid
+
     allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if allocated == bits or allocated == 1:
         return array
@@ -256,8 +277,11 @@ def _stored(dataset: Any) -> np.ndarray:
     return np.asarray(array >> (8 * array.itemsize - bits))
 
 
-def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
-    """bool [H, W], which stored values are padding; None: none can be."""
+def _padding(dataset: Any, cells: np.ndarray, stored: np.ndarray) -> np.ndarray | None:
+    """bool [H, W], which stored values are padding; None: none is.
+
+    It may be a value of the whole cell, of more bits than are stored.
+    """
     if not _given(dataset, "PixelPaddingValue"):
         return None
     if dataset.PhotometricInterpretation not in _GREY:
@@ -265,10 +289,21 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
     names = ["PixelPaddingValue"]
     if _given(dataset, "PixelPaddingRangeLimit"):
         names.append("PixelPaddingRangeLimit")
-    bits, signed = int(dataset.BitsAllocated), dataset.PixelRepresentation == 1
-    ends = [_signed(int(dataset[name].value), bits, signed) for name in names]
+    allocated, signed = int(dataset.BitsAllocated), dataset.PixelRepresentation == 1
+    ends = [_signed(int(dataset[name].value), allocated, signed) for name in names]
     outside = (stored >= min(ends)) & (stored <= max(ends))
-    return outside if outside.any() else None
+    outside |= (cells >= min(ends)) & (cells <= max(ends))
+    if outside.any():
+        return outside
+    bits = int(dataset.BitsStored)
+    for name, end in zip(names, ends, strict=True):
+        cut = _signed(end, bits, signed)
+        if cut != end and (stored == cut).any():
+            raise DicomError(
+                f"{name} {end} has more bits than BitsStored, {bits}, and there are pixels of "
+                f"{cut}, which is the rest of it: whether they are padding is not known"
+            )
+    return None
 
 
 def _signed(value: int, bits: int, signed: bool) -> int:
@@ -331,6 +366,8 @@ def _windowed(
     if not (_given(module, "WindowWidth") and _given(module, "WindowCenter")):
         return _between(values, values[used].min(), values[used].max())
     center, width = (float(_first(module.get(n))) for n in ("WindowCenter", "WindowWidth"))
+    if not (np.isfinite(center) and np.isfinite(width)):
+        raise DicomError(f"WindowCenter {center:g} and WindowWidth {width:g} are no finite numbers")
     function = str(module.get("VOILUTFunction") or "LINEAR").upper()
     least = 1 if function == "LINEAR" else 0
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
@@ -421,8 +458,11 @@ def _palette(dataset: Any) -> _Show:
             raise DicomError(f"a palette of {count} entries of 8 bits in segments is not supported")
         colours = pixels.apply_color_lut(first + np.arange(count), dataset)
     bits = int(dataset[f"{names[0]}Descriptor"].value[2])
-    # Entries of 8 bits may be stored in 16, some in the high byte; what they hold tells.
+    # Entries of 8 bits may be stored in 16, some in the high byte, and 16 be declared of those that
+    # have 8: what they hold tells.
     if colours.max() >= 1 << bits:
         bits = 8 * colours.itemsize
+    elif colours.max() < 1 << 8:
+        bits = 8
     shown = _high_byte(colours[..., :3], bits)
     return lambda stored, used: shown[_places(stored, first, len(shown))]

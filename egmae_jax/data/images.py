@@ -48,8 +48,8 @@ class Decoded(NamedTuple):
     kind: str
     lossy: bool  # the format is: the file is much smaller than what `pack` makes of its pixels
     bits: int = 8  # of a value, as the file declares them
-    # Type of the values ('uint16'), the least and the largest of them; None where they are at most
-    # 8 unsigned bits, or DICOM's, whose type is 'DICOM'.
+    # Type of the values ('uint16'; 'DICOM'; '' for at most 8 bits), the least and the largest that
+    # the file stores; None where these are the image's own.
     stored: tuple[str, float, float] | None = None
 
 
@@ -100,13 +100,14 @@ def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
             return _of_samples(values, intensity)
         _load(image)
         mode, kind, lossy = image.mode, _kind(image), image.format in _LOSSY
-        bits = samples.plain_bits(encoded, image)
-        return Decoded(_upright_rgb(image), mode, kind, lossy, bits)
+        bits, ends = samples.plain_bits(encoded, image), samples.plain_range(encoded, image)
+        image = _upright_rgb(image)
+        return Decoded(image, mode, kind, lossy, bits, None if ends is None else ("", *ends))
 
 
 def _of_samples(values: samples.Samples, intensity: IntensityRange) -> Decoded:
     image = samples.to_image(values, intensity).convert("RGB")
-    stored = (values.type, *values.extremes) if values.bits > 8 else None
+    stored = (values.type if values.bits > 8 else "", *values.extremes)
     return Decoded(image, values.mode, "", values.lossy, values.bits, stored)
 
 

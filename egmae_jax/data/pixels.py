@@ -24,10 +24,10 @@ class PixelStatistics(NamedTuple):
 
     Attributes:
         types: str [N], the type of the stored values, such as 'uint16'; 'DICOM', whose files say
-            themselves what is black and white; '' for at most 8 unsigned bits.
+            themselves what is black and white; '' for at most 8 bits.
         bits: int [N], bits of a value as the file declares them; of DICOM BitsStored.
-        stored: float64 [N, 2], the least and largest value that the file stores; of at most 8 bits
-            as decoded, from 0 to 255. DICOM's padding is left out.
+        stored: float64 [N, 2], the least and largest value that the file stores; of 8-bit colours
+            their luma's. DICOM's padding is left out.
         levels: int [N], how many of 256 grey values (luma) the decoded image has.
         greys: int [N, 2], the least and the largest of these, from 0 to 255.
     """
@@ -113,7 +113,7 @@ def findings(files: Sequence[str], pixels: PixelStatistics, intensity: Intensity
         found.append(
             f"{len(odd)} of {len(files)} images have fewer than {FEW_LEVELS} grey levels or less "
             f"than a tenth of the range from black to white: {', '.join(named)}{more}. Look at "
-            "them: they may be masks, or of values that come out dark"
+            "them: they may be masks, or use few of the values of their type"
         )
     used = pixels.bits_used
     for kind in np.unique(pixels.types).tolist():
@@ -124,8 +124,8 @@ def findings(files: Sequence[str], pixels: PixelStatistics, intensity: Intensity
             low, high = pixels.stored[of_kind, 0].min(), pixels.stored[of_kind, 1].max()
             found.append(
                 f"{int(of_kind.sum())} files of {kind} use {most} of {bits} bits (values {low:g} "
-                f"to {high:g}), so they come out dark: --config.data.intensity_range=dataset makes "
-                "black and white of these two values"
+                f"to {high:g}), so they fill little of the range from black to white: "
+                "--config.data.intensity_range=dataset makes black and white of these two values"
             )
     return found
 

@@ -56,7 +56,7 @@ from egmae_jax.files import (
     storage_errors_told,
 )
 
-_VERSION = "8.0.0"  # of the records; raise it when what they hold changes
+_VERSION = "9.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # of the index: kind of values, shape of one
     **dict.fromkeys(("path", "mode", "sha256", "pixel_hash", "digest", "skipped"), ("U", ())),
@@ -387,8 +387,13 @@ def _group_by_name(listed: list[ImageFile], pattern: str) -> list[ImageFile]:
     """The images with the groups that their names tell.
 
     Raises:
-        DataError: no name tells any.
+        DataError: no name tells any, or the pattern is none.
     """
+    try:
+        if not re.compile(pattern).groups:
+            raise DataError(f"data.group_pattern {pattern!r} has no (group).")
+    except re.error as error:
+        raise DataError(f"data.group_pattern {pattern!r}: {error}.") from None
     with _time_limit(
         _PATTERN_SECONDS,
         f"data.group_pattern {pattern!r} takes more than {_PATTERN_SECONDS} seconds to match the "

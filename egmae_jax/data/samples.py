@@ -159,6 +159,20 @@ def is_tiff(encoded: bytes) -> bool:
     return encoded.startswith(_TIFF)
 
 
+def plain_range(encoded: bytes, image: PIL.Image.Image) -> tuple[float, float] | None:
+    """The least and the largest value that a grey file of at most 8 bits stores, which Pillow read.
+
+    Returns:
+        None where they are those of the image: of colours, and of 8 bits of which 0 is black.
+    """
+    most = (1 << plain_bits(encoded, image)) - 1
+    white = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
+    if image.mode not in ("1", "L") or (most == 255 and not white):
+        return None
+    low, high = (round(int(end) * most / 255) for end in np.ravel(image.getextrema()))
+    return (most - high, most - low) if white else (low, high)
+
+
 def plain_bits(encoded: bytes, image: PIL.Image.Image) -> int:
     """Bits of a value, as the file of an image declares them that Pillow has opened: 1, 2, 4 or 8.
 
@@ -259,15 +273,47 @@ def _read_png(encoded: bytes) -> Samples:
         mode = image.mode
         values = np.asarray(image) if mode == "I;16" else None
     if values is None:  # of colours of 16 bits Pillow keeps the high byte
-        values = imagecodecs.png_decode(encoded)
+        with unlogged("imagecodecs"):
+            values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last is alpha
         values = values[..., 0] if channels == 2 else values[..., :3]
     if mode != "I;16":  # Pillow's names of colours do not tell 8 bits from 16
         mode += ";16"
-    bits = max(_significant_bits(encoded, channels), default=16)
-    declared = (0, (1 << bits) - 1) if bits < 16 else None
+    declared = _range_of_significant(values, _significant_bits(encoded, channels))
     return Samples(values, "uint16", declared=declared, orientation=orientation, mode=mode)
+
+
+def _range_of_significant(values: np.ndarray, bits: list[int]) -> tuple[float, float] | None:
+    """The range that sBIT declares, or None: the whole of 16 bits.
+
+    PNG (section 11.3.2.4) has values scaled to the whole range, their significant bits on top, so
+    that sBIT changes none. Many writers leave the bits at the bottom: where values are not scaled
+    so and the significant bits hold them, those are the range.
+    """
+    if not bits or min(bits) == 16:
+        return None
+    per_channel = np.array(bits if values.ndim == 3 else bits[0], np.uint16)
+    unused = np.uint16(16) - per_channel
+    top = values >> unused
+    if ((values == top << unused) | (values == _replicated(top, per_channel))).all():
+        return None
+    if len(set(bits)) > 1:
+        raise SamplesError(
+            f"sBIT has {', '.join(map(str, bits))} significant bits of red, green and blue, and "
+            f"the values are not scaled to 16 bits; {_CONVERT}"
+        )
+    return 0, (1 << bits[0]) - 1
+
+
+def _replicated(top: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """16-bit values that begin with `bits` bits and go on with the same again (section 13.12)."""
+    wide, width = top.astype(np.uint64), bits.astype(np.uint64)
+    result = np.zeros_like(wide)
+    for place in range(16):  # of each bit, from the highest
+        source = width - 1 - place % width
+        result = result << np.uint64(1) | (wide >> source & np.uint64(1))
+    return result.astype(np.uint16)
 
 
 def _significant_bits(encoded: bytes, channels: int) -> list[int]:
@@ -349,7 +395,9 @@ _PHOTOMETRICS = {
 }
 _FORMATS = {1: "uint", 2: "int", 3: "float"}  # TIFF's SampleFormat
 _COLOURS = {0: _GREY, 1: _GREY, 2: _RGB, 3: _GREY, 5: _CMYK}  # samples of a pixel, by photometric
-_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA, Zstandard
+# Compressions of 8 bits that need nothing of libtiff: none, LZW, Deflate, PackBits, LZMA,
+# Zstandard, WebP.
+_OURS = (1, 5, 8, 32773, 32946, 34925, 50000, 50001)
 
 
 def read_tiff(encoded: bytes) -> Samples:
@@ -373,7 +421,8 @@ def _read_tiff(encoded: bytes) -> Samples | None:
         page = tags.page
         plain = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
         known = tags.photometric in (*_COLOURS, None) and not tags.is_premultiplied
-        if plain and tags.images == 1 and not (known and page.compression in _LOSSLESS):
+        if plain and tags.images == 1 and not (known and page.compression in _OURS):
+            _require_of_pillow(tags)
             return None
         return _read_page(encoded, tags)
 
@@ -385,6 +434,28 @@ class _Tags(NamedTuple):
     formats: tuple[int, ...]  # SampleFormat, likewise
     photometric: int | None  # PhotometricInterpretation
     is_premultiplied: bool  # colours are multiplied by their alpha
+
+
+def _require_of_pillow(tags: _Tags) -> None:
+    """Raises SamplesError, by name, for what Pillow would read wrongly or call damaged."""
+    page = tags.page
+    kind = _PHOTOMETRICS.get(tags.photometric or 0) or "of colours multiplied by their alpha"
+    if page.planarconfig == 2 and not (tags.photometric in _COLOURS and not tags.is_premultiplied):
+        raise SamplesError(f"a TIFF {kind} in separate planes is not supported; {_CONVERT}")
+    if tags.photometric != 6 or page.compression != 1:
+        return
+    # Of uncompressed YCbCr Pillow takes no notice of how it is coded; of other, libtiff does.
+    full, sampling = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0), page.tags.get(530)
+    for name, found, read in (
+        ("YCbCrCoefficients", _ratios(page.tags.get(529)), (0.299, 0.587, 0.114)),
+        ("YCbCrSubSampling", sampling.value if sampling else (2, 2), (1, 1)),
+        ("ReferenceBlackWhite", _ratios(page.tags.get(532)), full),
+    ):
+        if found and (len(found) != len(read) or not np.allclose(found, read, atol=1e-3)):
+            raise SamplesError(
+                f"an uncompressed TIFF of YCbCr whose {name} is {found} is not supported; "
+                f"{_CONVERT}"
+            )
 
 
 def _open_tiff(encoded: bytes) -> _Tags:
@@ -417,14 +488,16 @@ def _read_page(encoded: bytes, tags: _Tags) -> Samples:
         table = np.asarray(page.tags[320].value).reshape(3, -1)  # 16 bits a colour
         if values.max() >= table.shape[1]:
             raise SamplesError("damaged: it has colours beyond its palette")
-        values, kind, mode = (table.T >> 8).astype(np.uint8)[values], "uint8", "P"
-    low, high = (_each(page.tags.get(code), None)[0] for code in (340, 341))
+        table = table if table.max() < 256 else table >> 8  # some write 8 bits, as libtiff knows
+        values, kind, mode = table.T.astype(np.uint8)[values], "uint8", "P"
+    lows, highs = (_each(page.tags.get(code), None) for code in (340, 341))  # of each channel
+    declares = None not in (*lows, *highs)
     orientation = _each(page.tags.get(274), 1)[0]
     return Samples(
         values,
         kind,
         min_is_white=tags.photometric == 0,
-        declared=(float(low), float(high)) if low is not None and high is not None else None,
+        declared=(float(min(lows)), float(max(highs))) if declares else None,
         orientation=orientation if orientation in range(1, 9) else 1,
         mode=mode,
     )
@@ -456,6 +529,14 @@ def _require_supported(tags: _Tags) -> str:
         )
     if tags.photometric == 5 and _each(page.tags.get(332), 1)[0] != 1:
         raise SamplesError(f"{name} of inks other than CMYK is not supported; {_CONVERT}")
+    black_white = _ratios(page.tags.get(532))
+    if tags.photometric == 2 and black_white and black_white != (0, (1 << bits[0]) - 1) * 3:
+        raise SamplesError(
+            f"{name} of RGB whose ReferenceBlackWhite is {black_white} is not supported; {_CONVERT}"
+        )
+    dots = _each(page.tags.get(336), 0)
+    if tags.photometric == 5 and 336 in page.tags and dots[:2] != (0, (1 << bits[0]) - 1):
+        raise SamplesError(f"{name} of CMYK whose DotRange is {dots} is not supported; {_CONVERT}")
     if tags.photometric == 3 and (formats[0] != 1 or bits[0] > 16 or 320 not in page.tags):
         raise SamplesError(f"{name} ({kind}) that are a palette's is not supported; {_CONVERT}")
     colours, samples = _COLOURS[tags.photometric], page.samplesperpixel
@@ -496,6 +577,14 @@ def _each(tag: Any, default: Any) -> tuple[Any, ...]:
     if tag is None:
         return (default,)
     return tag.value if isinstance(tag.value, tuple) else (tag.value,)
+
+
+def _ratios(tag: Any) -> tuple[float, ...]:
+    """A tag of rational numbers, each of two integers; nothing where it is missing."""
+    if tag is None:
+        return ()
+    above, below = tag.value[::2], tag.value[1::2]
+    return tuple(round(a / b, 4) if b else math.inf for a, b in zip(above, below, strict=True))
 
 
 # --- images of Pillow ----------------------------------------------------------------------------

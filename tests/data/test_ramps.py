@@ -115,7 +115,7 @@ def tiff(
         **dict(tags),
     }
     entries = {tag: entry for tag, entry in sorted(entries.items()) if entry[1]}
-    letters = {3: "H", 4: "I", 8: "h", 9: "i", 11: "f", 12: "d"}
+    letters = {3: "H", 4: "I", 5: "I", 8: "h", 9: "i", 11: "f", 12: "d"}
     after = start + 2 + 12 * len(entries) + 4
     directory, longer = struct.pack(f"{order}H", len(entries)), b""
     for tag, (form, content) in entries.items():
@@ -125,7 +125,8 @@ def tiff(
             longer += packed + b"\0" * (len(packed) % 2)
         else:
             field = packed.ljust(4, b"\0")
-        directory += struct.pack(f"{order}HHI", tag, form, len(content)) + field
+        count = len(content) // 2 if form == 5 else len(content)  # ratios are of two each
+        directory += struct.pack(f"{order}HHI", tag, form, count) + field
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", start)
     body = b"".join(strip + b"\0" * (len(strip) % 2) for strip in strips)
     return head + body + directory + b"\0\0\0\0" + longer
@@ -239,6 +240,40 @@ def test_tiff_of_pillow(mode, compression):
     np.testing.assert_array_equal(steps(file.getvalue()), RIGHT)
 
 
+STUDIO = [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1]  # of ReferenceBlackWhite
+
+
+def uncompressed_ycbcr(grey, ratios=None):
+    """Of the sampling that Pillow reads, where other tags, of ratios, are given."""
+    values = np.stack([grey, np.full_like(grey, 128), np.full_like(grey, 128)], -1)
+    tags = {tag: (5, content) for tag, content in (ratios or {}).items()}
+    return tiff(values, 8, photometric=6, tags=tags | ({530: (3, [1, 1])} if ratios else {}))
+
+
+def test_uncompressed_ycbcr_that_pillow_reads_right():
+    usual = {
+        529: [299, 1000, 587, 1000, 114, 1000],
+        532: [0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1],
+    }
+    np.testing.assert_array_equal(steps(uncompressed_ycbcr(spread(RIGHT), usual)), RIGHT)
+
+
+def test_tiff_of_webp():
+    file = io.BytesIO()
+    rgb = np.stack([spread(RIGHT).astype(np.uint8)] * 3, axis=-1)
+    options = {"compression": "webp", "compressionargs": {"lossless": True}}
+    tifffile.imwrite(file, rgb, photometric="rgb", **options)
+    np.testing.assert_array_equal(steps(file.getvalue()), RIGHT)
+
+
+def test_tiff_palette_of_8_bits_written_as_16():
+    table = np.stack([RIGHT, RIGHT[::-1], RIGHT])
+    table = np.pad(table, ((0, 0), (0, 8))).ravel().tolist()
+    encoded = tiff(spread(np.arange(8)), 4, photometric=3, tags={320: (3, table)})
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+    np.testing.assert_array_equal(steps(encoded, channel=1), RIGHT[::-1])
+
+
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
@@ -259,6 +294,18 @@ def test_tiff_of_pillow(mode, compression):
         ),
         (lambda g: tiff(np.stack([g] * 3, -1), 8, tags={258: (3, [8, 8, 16])}), "differ by ch"),
         (lambda g: tiff(np.stack([g] * 9, -1), 8, photometric=2, extra=(0,) * 6), "9 samples a p"),
+        (lambda g: uncompressed_ycbcr(g), r"YCbCrSubSampling is \(2, 2\)"),  # which is the default
+        (lambda g: uncompressed_ycbcr(g, {529: [2126, 10000, 7152, 10000, 722, 10000]}), "Coeff"),
+        (lambda g: uncompressed_ycbcr(g, {532: STUDIO}), "ReferenceBlackWhite is .16"),
+        (lambda g: tiff(np.stack([g] * 3, -1), 8, photometric=6, planar=2), "separate planes"),
+        (
+            lambda g: tiff(np.stack([g] * 3, -1), 8, photometric=2, tags={532: (5, STUDIO)}),
+            "ReferenceBlackWhite is .16",
+        ),
+        (
+            lambda g: tiff(np.stack([g] * 4, -1), 8, photometric=5, tags={336: (3, [255, 0])}),
+            r"DotRange is \(255, 0\)",
+        ),
         (lambda g: tiff(g, 16)[:-900], "truncated"),
         (lambda g: tiff(g, 16, tags={256: (4, [60000]), 257: (4, [60000])}), "decompression bomb"),
         (lambda g: tiff(g * np.nan, 32, "float"), "no finite numbers"),
@@ -421,11 +468,16 @@ def test_png_that_uses_some_of_its_16_bits(bits, colour_type):
     declared = IntensityRange("declared")
     np.testing.assert_allclose(steps(with_sbit, declared), RIGHT, atol=1)
     np.testing.assert_array_equal(steps(plain, declared), row >> 8)
-    full = np.repeat(spread(ramp(0, 65535))[..., None], channels, axis=-1)  # as PNG asks for it
-    scaled = png(full, 16, colour_type, [(b"sBIT", bytes([bits] * channels))])
-    np.testing.assert_array_equal(steps(scaled), RIGHT)
+    # PNG (13.12) asks for the significant bits on top, and below them the same again or nothing.
+    for low in (row >> (2 * bits - 16), 0):
+        full = np.repeat(spread(row << (16 - bits) | low)[..., None], channels, axis=-1)
+        scaled = png(full, 16, colour_type, [(b"sBIT", bytes([bits] * channels))])
+        for intensity in (IntensityRange("type"), declared):
+            np.testing.assert_allclose(steps(scaled, intensity), RIGHT, atol=1)
+    full[0] = 4099  # is neither
+    odd = png(full, 16, colour_type, [(b"sBIT", bytes([bits] * channels))])
     with pytest.raises(UnreadableImageError, match=r"declares values of 0 to .* and holds 0 to 6"):
-        images.decode(scaled, intensity=declared)
+        images.decode(odd, intensity=declared)
     for color in images.COLORS:  # not yet read, it is as the file
         opened = PIL.Image.open(io.BytesIO(plain))
         intensity = of_dataset("uint16", 0, 2**bits - 1)
@@ -843,6 +895,48 @@ def test_dicom_that_is_padding_all_over_is_black():
     assert (found == 0).all()
 
 
+def padded(row, cell, value):
+    """A DICOM file of 12 bits in cells of 16, the first of them `cell`, with this padding."""
+    from pydicom.dataelem import DataElement
+
+    dataset = pydicom.dcmread(io.BytesIO(dicom(spread(row), bits=12)))
+    cells = np.frombuffer(dataset.PixelData, "<u2").copy()
+    cells[cells == row[0]] = cell
+    dataset.PixelData = cells.tobytes()
+    dataset.add(DataElement(0x00280120, "US", value))
+    file = io.BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def test_dicom_padding_of_more_bits_than_are_stored():
+    row = np.array([0x830, 0, 100, 200, 300, 400, 500, 700])
+    expected = [0, *np.round(255 * row[1:] / 700)]
+    for cell in (0xF830, 0x830):  # where it is written with these bits
+        np.testing.assert_allclose(steps(padded(row, cell, cell)), expected, atol=1)
+    row[0] = 4095
+    with pytest.raises(UnreadableImageError, match="PixelPaddingValue 65535 has more bits than"):
+        images.decode(padded(row, 4095, 65535))
+    row[0] = 0  # no pixel could be it
+    np.testing.assert_allclose(steps(padded(row, 0, 65535)), np.round(255 * row / 700), atol=1)
+
+
+def test_dicom_palette_of_8_bits_declared_as_16():
+    elements = {}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [8, 0, 16]
+        elements[f"{name}PaletteColorLookupTableData"] = RIGHT.astype("<u2").tobytes()
+    encoded = dicom(spread(np.arange(8)), colours="PALETTE COLOR", **elements)
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+
+
+@pytest.mark.parametrize("frames", [0, ""])
+@pytest.mark.filterwarnings("error")
+def test_dicom_without_a_number_of_frames_has_one(frames):
+    encoded = dicom(spread(ramp(0, 65535)), NumberOfFrames=frames)
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+
+
 @pytest.mark.parametrize("first", [0, 200, 1000])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("count", [8, 300])
@@ -942,6 +1036,11 @@ def with_float_pixels():
         ),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope is 0"),
         ({"PresentationLUTShape": "INVERSE"}, "contradict each other"),
+        (
+            {"PresentationLUTShape": "IDENTITY", "colours": "MONOCHROME1"},
+            "contradict each other: INVERSE is expected",
+        ),
+        ({"WindowCenter": 5, "WindowWidth": "9e9999"}, "WindowWidth inf are no finite numbers"),
         ({"bits": 12, "allocated": 16, "high": 10}, "HighBit 10.*contradict"),
         ({"colours": "HSV"}, "HSV of 1 samples a pixel is not supported"),
         ({"colours": "RGB"}, "RGB of 1 samples"),
