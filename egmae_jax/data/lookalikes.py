@@ -25,6 +25,9 @@ _SIGN = re.compile(r"(?:^|(?<=[\s_(,]))-(?=\d)")  # of a negative number
 _BETWEEN = r"[-_\s]+"
 _JOINTS = re.compile(rf"(?<=[^\W\d_]){_BETWEEN}(?=\w)|(?<=\w){_BETWEEN}(?=[^\W\d_])")
 _GAPS = re.compile(rf"(?<=\d){_BETWEEN}(?=\d)")
+_INVISIBLE = "\u115f\u1160\u2800"  # Hangul fillers, an empty Braille cell
+_AROUND = re.compile(r"\s+(?=[^\w\s\0])|(?<=[^\w\s\0])\s+")  # spaces beside what is no letter
+_NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)")
 _ZEROS_BEFORE = re.compile(r"(?<![\d.])0+(?=\d)")
 _ZEROS_BEHIND = re.compile(r"(?<![\d.])(\d+)(?:\.0*|(\.\d*?[1-9])0+)(?![\d.])")
 
@@ -34,8 +37,8 @@ def key(name: str) -> str:
 
     Not told apart are case, composed and decomposed letters and accents, letters that compatible
     forms or other alphabets write alike, invisible letters, spaces before, after and between,
-    hyphens and underscores between letters, and ways to write a number (0, 00, 0.0). Signs of
-    numbers are (-1, 1), and so is what stands at the end (HER2+, HER2-).
+    hyphens and underscores between letters, and ways to write a number (0, 00, 0.0, -0, +0; .5 and
+    0,50). Told apart are -1 and 1, and what stands at the end (HER2+, HER2-).
     """
     text = unicodedata.normalize("NFKD", name).casefold()
     text = unicodedata.normalize("NFKD", text)
@@ -45,12 +48,23 @@ def key(name: str) -> str:
         if unicodedata.category(x) != "Cf"
         and not "\u0300" <= x <= "\u036f"
         and not "\ufe00" <= x <= "\ufe0f"
+        and x not in _INVISIBLE
     )
     text = " ".join(text.translate(_SAME).split())
+    if _NUMBER.fullmatch(text):
+        return _number(text.replace(",", "."))
     text = _SIGN.sub("\0", text)  # no hyphen between words
-    text = _GAPS.sub(" ", _JOINTS.sub("", text)).strip("_ ")
+    text = _GAPS.sub(" ", _AROUND.sub("", _JOINTS.sub("", text))).strip("_ ")
     text = _ZEROS_BEHIND.sub(r"\1\2", _ZEROS_BEFORE.sub("", text))
     return text.replace("\0", "-")
+
+
+def _number(text: str) -> str:
+    """The shortest way to write a decimal number."""
+    whole, _, fraction = text.lstrip("+-").partition(".")
+    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    shortest = f"{whole}.{fraction}" if fraction else whole
+    return f"-{shortest}" if text.startswith("-") and shortest != "0" else shortest
 
 
 def is_missing(value: str) -> bool:

@@ -250,12 +250,15 @@ class RoundData:
         try:
             return self._split_of(index, np.flatnonzero(~excluded))
         except DataError as error:
-            if not excluded.any():
-                raise
-            raise DataError(
-                f"{error} Before, {excluded.sum()} images were left out as copies or as "
-                "near-duplicates with different labels (data.deduplicate, data.on_conflict)."
-            ) from None
+            before, skipped = "", self.prepared.skipped
+            if excluded.any():
+                before += (
+                    f" Before, {excluded.sum()} images were left out as copies or as "
+                    "near-duplicates with different labels (data.deduplicate, data.on_conflict)."
+                )
+            if skipped:
+                before += f" Not read could be {len(skipped)} images: {some_of(skipped)}."
+            raise DataError(f"{error}{before}") from None
 
     def _require_images(self, label: int, name: str, excluded: np.ndarray) -> None:
         """Raises DataError where a class has no image left, and says why."""

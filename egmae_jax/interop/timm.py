@@ -352,6 +352,12 @@ def _cause(
         )
     by_prefix = _problems_by_prefix(tensors, model_name, classifier)
     fitting = [prefix for prefix, left in by_prefix.items() if not left]
+    if "" in fitting:
+        others = [key for key in tensors if key.startswith(tuple(by_prefix.keys() - {""}))]
+        return (
+            f"{source} has the tensors of {model_name} and {len(others)} others "
+            f"({some_of(others, most=3)}): save it without these (docs/pytorch.md)."
+        )
     if len(fitting) > 1:
         return (
             f"{source} has the tensors of {model_name} several times, under names that begin with "
@@ -381,7 +387,10 @@ def _cause(
 def _problems_by_prefix(
     tensors: Mapping[str, np.ndarray], model_name: str, classifier: bool
 ) -> dict[str, list[str]]:
-    """{what the names of a model begin with: what does not fit without it}, where most fits."""
+    """{what the names of a model begin with: what does not fit without it}, where most fits.
+
+    With '' of the names that begin with none of the others, where there are others.
+    """
     places = {path: key for key, (path, _, _) in _expected(model_name, 1).items()}
     first = next(key for path, key in places.items() if path.startswith(("stem/", "features_0/")))
     anchors = [re.escape(first)]
@@ -389,8 +398,15 @@ def _problems_by_prefix(
         anchors += [anchor for anchor, _ in OTHER_NAMES.values()]
     ends = re.compile(rf"(.+?[./])(?:{'|'.join(anchors)})")
     found = {}
-    for prefix in dict.fromkeys(match[1] for match in map(ends.fullmatch, tensors) if match):
-        without = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    prefixes = tuple(dict.fromkeys(match[1] for match in map(ends.fullmatch, tensors) if match))
+    for prefix in (*prefixes, ""):
+        without = {
+            k.removeprefix(prefix): x
+            for k, x in tensors.items()
+            if k.startswith(prefix or prefixes) == bool(prefix)
+        }
+        if not prefixes or not without:
+            continue
         _, without = as_timm(without, model_name)
         if not classifier:
             without = _with_classifier(without, model_name)
@@ -423,8 +439,10 @@ def _lines(problems: Sequence[str]) -> str:
 def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[str]:
     counters = _counters(expected)
     tensors = {key: x for key, x in tensors.items() if key not in counters}
-    problems = [
-        f"missing: {key} {shape}" for key, (_, shape, _) in expected.items() if key not in tensors
+    problems = [  # a classifier that is missing does not say of how many classes
+        f"missing: {key}" + f" {shape}" * (not path.startswith("head/fc/"))
+        for key, (path, shape, _) in expected.items()
+        if key not in tensors
     ]
     problems += [
         f"extra: {key} {tuple(x.shape)}" for key, x in tensors.items() if key not in expected

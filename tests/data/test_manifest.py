@@ -69,7 +69,7 @@ def test_spreadsheets_of_any_country_are_read(listed, delimiter, encoding, newli
 def test_excels_line_before_the_header_is_passed_over(listed):
     text = table(("path", "label", "group", "split"), delimiter=";")
     assert listed(f"sep=;\r\n{text}") == EXPECTED
-    with pytest.raises(DataError, match="line 5: expected 4 values"):
+    with pytest.raises(DataError, match="line 5 has 2 values; its first line names 4 columns"):
         listed(f"sep=;\r\n{text}3.png;cat\n")
 
 
@@ -143,11 +143,19 @@ def test_columns_between_which_nobody_can_choose_stop(listed, columns, message):
         listed(table(columns))
 
 
-def test_the_documented_name_wins_and_patients_that_it_parts_are_told(listed, caplog):
+@pytest.mark.parametrize("other", ["patient_id", "Group"])
+def test_the_documented_name_wins_and_patients_that_it_parts_are_told(listed, caplog, other):
     rows = (("1.png", "cat", "a", "P1"), ("2.png", "dog", "b", "P1"))
-    found = listed(table(("path", "label", "group", "patient_id"), rows))
+    found = listed(table(("path", "label", "group", other), rows))
     assert [x[1] for x in found.values()] == ["a", "b"]
-    assert "1 of 1 values of 'patient_id' have images in several groups of 'group'" in caplog.text
+    assert f"1 of 1 values of {other!r} have images in several groups of 'group'" in caplog.text
+
+
+def test_quotes_after_a_space_and_empty_lines_above_are_no_part_of_the_table(listed):
+    found = listed('\n\r\npath, "label"\n1.png, "cat"\n2.png, dog\n')
+    assert [x[0] for x in found.values()] == ["cat", "dog"]
+    with pytest.raises(DataError, match="line 3 has 1 values"):
+        listed("\npath,label\n1.png\n")
 
 
 def test_images_without_a_group_are_counted(listed, tmp_path, caplog):

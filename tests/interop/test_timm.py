@@ -588,6 +588,16 @@ def test_several_networks_under_prefixes_are_named(atto_tensors):
         timm.convert(tensors, "convnext_atto", "mine")
 
 
+def test_a_network_and_its_average_are_told_apart(atto_tensors):
+    tensors = atto_tensors | {f"ema.{key}": x for key, x in atto_tensors.items()}
+    count = len(atto_tensors)
+    with pytest.raises(
+        CheckpointError, match=rf"convnext_atto and {count} others \(ema\."
+    ) as error:
+        timm.convert(tensors, "convnext_atto", "mine")
+    assert "save it without these" in str(error.value)
+
+
 def test_a_prefix_of_another_size_is_told_with_what_differs(atto_tensors):
     tensors = {f"model.{key}": x for key, x in atto_tensors.items()}
     with pytest.raises(CheckpointError, match=r"begin with 'model\.', and without it does not fit"):

@@ -19,6 +19,13 @@ from egmae_jax.files import storage_errors_told
 
 logger = logging.getLogger(__name__)
 
+# What the parts of a data set are called, as `column_key` has it.
+SPLIT_NAMES = {
+    "train": ("train", "training", "trainset", "trainingset", "trn"),
+    "validation": ("validation", "valid", "val", "validationset", "validset", "valset", "dev"),
+    "test": ("test", "testing", "testset", "testingset", "tst"),
+}
+
 
 class DataError(UserError):
     """The data cannot be used as they are; the message names the folder, file or class."""
@@ -105,6 +112,11 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         yield number, dict(zip(names, values, strict=True))
 
 
+def split_of(name: str) -> str | None:
+    """The part that a name usually stands for: 'train', 'validation', 'test'; None for others."""
+    return next((split for split, keys in SPLIT_NAMES.items() if column_key(name) in keys), None)
+
+
 def open_table(
     path: Path, known: Container[str]
 ) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -124,15 +136,22 @@ def open_table(
     # Excel writes such a line where it was told what parts the values.
     told = re.match(r'"?sep=([,;\t|])"?\r?\n', text)
     text = text[told.end() :] if told else text
-    delimiter = told[1] if told else _delimiter(text.partition("\n")[0], known)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = text.lstrip("\r\n")
+    above = bool(told) + text[: len(text) - len(first)].count("\n")
+    delimiter = told[1] if told else _delimiter(first.partition("\n")[0], known)
+    reader = csv.reader(
+        io.StringIO(first, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
             for values in reader:
-                number = reader.line_num + bool(told)
+                number = reader.line_num + above
                 if values and len(values) != len(names):
-                    raise DataError(f"{path}, line {number}: expected {len(names)} values.")
+                    raise DataError(
+                        f"{path}, line {number} has {len(values)} values; its first line names "
+                        f"{len(names)} columns: {some_of(names)}."
+                    )
                 if values:
                     yield number, [value.strip() for value in values]
         except csv.Error as error:

@@ -4,13 +4,12 @@ import logging
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders, split_of
 from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 
 _MASK = re.compile(r"_mask(_\d+)?$")
-_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def _list_images(root: Path) -> list[ImageFile]:
@@ -27,7 +26,7 @@ def _list_images(root: Path) -> list[ImageFile]:
             f"{root} must hold a folder for each of two or more classes; found: {found}."
             + (hint if tables else "")
         )
-    splits = [name for name in classes if name.lower() in _SPLITS]
+    splits = [name for name in classes if split_of(name)]
     if len(splits) > 1:
         raise DataError(
             f"{root} holds {', '.join(splits)}: these are splits, not classes. The folders on top "

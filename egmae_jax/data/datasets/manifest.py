@@ -14,11 +14,13 @@ from pathlib import Path, PurePosixPath
 
 from egmae_jax.data import formats, lookalikes
 from egmae_jax.data.datasets.base import (
+    SPLIT_NAMES,
     DataError,
     Dataset,
     ImageFile,
     column_key,
     open_table,
+    split_of,
 )
 from egmae_jax.errors import some_of
 
@@ -49,12 +51,6 @@ _SYNONYMS = {
         *("trainvaltest", "trainvalidtest"),
     ),
 }
-_SPLITS = {
-    "train": ("train", "training", "trainset", "trainingset", "trn"),
-    "validation": ("validation", "valid", "val", "validationset", "validset", "valset", "dev"),
-    "test": ("test", "testing", "testset", "testingset", "tst"),
-}
-_SPLIT_OF = {key: split for split, keys in _SPLITS.items() for key in keys}
 _NEAR = 0.8  # difflib's ratio from which an unknown column's name may be a slip
 
 
@@ -140,7 +136,7 @@ def _columns(
         if not found:
             found = [name for name in names if column_key(name) in synonyms]
             if column == "split":  # a part may be of the body, a set a collection
-                found = [name for name in found if any(map(_is_split, values[name]))]
+                found = [name for name in found if any(map(split_of, values[name]))]
         if len(found) > 1:
             stays = ", by whose values images must stay together" if column == "group" else ""
             raise DataError(
@@ -185,7 +181,7 @@ def _notes(name: str, used: dict[str, str], values: dict[str, list[str]]) -> Ite
                 else ""
             )
         )
-    elif key in _SYNONYMS["group"] and "group" in used:
+    elif key in ("group", *_SYNONYMS["group"]) and "group" in used:
         groups: dict[str, set[str]] = {}
         for one, group in zip(values[name], values[used["group"]], strict=True):
             if one:
@@ -211,16 +207,12 @@ def _near(column: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def _is_split(value: str) -> bool:
-    return column_key(value) in _SPLIT_OF
-
-
 def _split(value: str, where: str, renamed: collections.Counter[str]) -> str | None:
     if lookalikes.is_missing(value):
         return None
-    split = _SPLIT_OF.get(column_key(value))
+    split = split_of(value)
     if split is None:
-        raise DataError(f"{where}: the split is {value!r}; it can be {', '.join(_SPLITS)}.")
+        raise DataError(f"{where}: the split is {value!r}; it can be {', '.join(SPLIT_NAMES)}.")
     if value != split:
         renamed[f"the split {value!r} is read as {split}"] += 1
     return split
