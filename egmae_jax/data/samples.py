@@ -308,12 +308,10 @@ def _range_of_significant(values: np.ndarray, bits: list[int]) -> tuple[float, f
 
 def _replicated(top: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """16-bit values that begin with `bits` bits and go on with the same again (section 13.12)."""
-    wide, width = top.astype(np.uint64), bits.astype(np.uint64)
-    result = np.zeros_like(wide)
-    for place in range(16):  # of each bit, from the highest
-        source = width - 1 - place % width
-        result = result << np.uint64(1) | (wide >> source & np.uint64(1))
-    return result.astype(np.uint16)
+    values = top << (np.uint16(16) - bits)
+    for times in np.uint16([1, 2, 4, 8]):
+        values = values | values >> times * bits  # beyond 16 bits nothing is left
+    return np.asarray(values)
 
 
 def _significant_bits(encoded: bytes, channels: int) -> list[int]:
