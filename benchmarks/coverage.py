@@ -35,11 +35,21 @@ class Population(NamedTuple):
     seed_std: float = 0.1  # of a network's signal, between networks of a recipe
     case_share: float = 0.8  # of the noise's variance that is the case's, the same for all networks
     alike: float = 1.0  # share of the noise's variance that all images of a group have in common
+    bias: float = 0.0  # of every score of the first class, which is the easier for it
 
-    def labels(self, groups: int) -> np.ndarray:
-        """The classes of groups, int [G], in the shares of the population."""
-        counts = np.round(np.array(self.shares) * groups).astype(int)
-        return np.repeat(np.arange(len(counts)), counts)
+    def labels(self, groups: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The classes of groups, int [G]: drawn, each at least once, or in the exact shares."""
+        count = len(self.shares)
+        if rng is None:
+            return np.repeat(np.arange(count), np.round(np.array(self.shares) * groups).astype(int))
+        while len(np.unique(labels := rng.choice(count, groups, p=self.shares))) < count:
+            pass
+        return labels
+
+    def scores(self, labels: np.ndarray, signal: float, noise: np.ndarray) -> np.ndarray:
+        """What a network says: probabilities [N, C], of labels [N] and noise [N, C]."""
+        one_hot = np.eye(len(self.shares))
+        return special.softmax(signal * one_hot[labels] + self.bias * one_hot[0] + noise, axis=1)
 
     def draw(
         self,
@@ -65,13 +75,11 @@ class Population(NamedTuple):
             own = rng.normal(size=common.shape)
             return np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own
 
-        one_hot = np.repeat(np.eye(len(self.shares))[labels], size, axis=0)
-        of_case = np.sqrt(self.case_share) * noise()
+        of_images, of_case = np.repeat(labels, size), np.sqrt(self.case_share) * noise()
         of_both = np.sqrt(1 - self.case_share)
         return [
-            special.softmax(
-                (signal + self.seed_std * rng.normal()) * one_hot + of_case + of_both * noise(),
-                axis=1,
+            self.scores(
+                of_images, signal + self.seed_std * rng.normal(), of_case + of_both * noise()
             )
             for signal in networks
         ]
@@ -84,8 +92,7 @@ class Population(NamedTuple):
         noise = np.random.default_rng(1).normal(size=(len(labels), len(self.shares)))
         found = dict.fromkeys(METRICS, 0.0)
         for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-            one_hot = np.eye(len(self.shares))[labels]
-            said = special.softmax((signal + self.seed_std * node) * one_hot + noise, axis=1)
+            said = self.scores(labels, signal + self.seed_std * node, noise)
             values = evaluate.weighted_metrics(labels, said, np.ones((1, len(labels))))
             for name in METRICS:
                 found[name] += float(weight * values[name][0])
@@ -113,10 +120,11 @@ def of_networks(
     """
     population = population._replace(seed_std=0.0)
     rng, truth = np.random.default_rng(size), population.truth(population.signal)
-    labels, members = population.labels(groups), np.repeat(np.arange(groups), size)
+    members = np.repeat(np.arange(groups), size)
     unit = members if by_group else np.arange(groups * size)
     held = dict.fromkeys(METRICS, 0)
     for trial in range(trials):
+        labels = population.labels(groups, rng)
         (said,) = population.draw(rng, labels, size, [population.signal])
         found = evaluate.bootstrap_intervals(
             labels[members], said, groups=unit, seed=trial, resamples=resamples
@@ -153,20 +161,20 @@ def of_recipes(
     rng = np.random.default_rng(size)
     signals = population.signal, population.signal * BETTER
     truths = [population.truth(signal) for signal in signals]
-    labels = population.labels(groups // rounds if folds else groups)
-    members = np.repeat(np.arange(len(labels)), size)
+    members = np.repeat(np.arange(groups // rounds if folds else groups), size)
     held = [dict.fromkeys(METRICS, 0) for _ in range(2)]
     for trial in range(trials):
+        labels = [population.labels(members[-1] + 1, rng) for _ in range(rounds if folds else 1)]
         if folds:
-            said = [population.draw(rng, labels, size, signals) for _ in range(rounds)]
+            said = [population.draw(rng, own, size, signals) for own in labels]
         else:
-            each = population.draw(rng, labels, size, np.repeat(signals, rounds).tolist())
+            each = population.draw(rng, labels[0], size, np.repeat(signals, rounds).tolist())
             said = list(zip(each[:rounds], each[rounds:], strict=True))
         tested = []
         for index, pair in enumerate(said):
-            first = index * len(members) if folds else 0
+            first, own = (index * len(members), labels[index]) if folds else (0, labels[0])
             ids = (first + np.arange(len(members))).astype(str)
-            tested.append(Round(ids, labels[members], pair, first + members))
+            tested.append(Round(ids, own[members], pair, first + members))
         found = Resampled(tested, resamples=resamples, seed=trial, random_rounds=True)
         for name in METRICS:
             value, difference = found.estimate(0, name), found.difference(0, 1, name)
@@ -189,6 +197,10 @@ def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]
             for size in (1, 2, 3) if (signal, groups, shares) == (1.5, 60, BALANCED) else (2,):
                 call = functools.partial(of_networks, population, groups, size, **options)
                 yield f"network | {_described(population, size, groups)}", call
+    for shares, bias, groups in (((0.5, 0.5), 2.0, 80), ((0.7, 0.3), 1.0, 80), (BALANCED, 1.0, 60)):
+        population = Population(shares, bias=bias)
+        call = functools.partial(of_networks, population, groups, 2, **options)
+        yield f"network, bias {bias} | {_described(population, 2, groups)}", call
     halves = Population(alike=0.5)
     call = functools.partial(of_networks, halves, 60, 3, **options)
     yield f"network, images of a group half alike | {_described(halves, 3, 60)}", call
@@ -199,7 +211,10 @@ def _rows(trials: int, resamples: int) -> Iterator[tuple[str, functools.partial]
         for size in (1, 2, 3):
             call = functools.partial(of_recipes, Population(), 60, size, rounds, **options)
             yield f"recipe, {rounds} rounds | {_described(Population(), size, 60)}", call
-        for changes in ({"seed_std": 0.3}, {"seed_std": 0.0, "case_share": 0.5}, {"signal": 2.5}):
+        for changes in (
+            *({"seed_std": 0.3}, {"seed_std": 0.0, "case_share": 0.5}, {"signal": 2.5}),
+            {"bias": 1.0},
+        ):
             population = Population()._replace(**changes)  # type: ignore[arg-type]
             call = functools.partial(of_recipes, population, 60, 2, rounds, **options)
             said = ", ".join(f"{name} {value}" for name, value in changes.items())

@@ -39,7 +39,7 @@ class Evidence(NamedTuple):
         A macro average hangs on its smallest class, accuracy on all groups.
         """
         if metric == "accuracy":
-            return max(self.groups - len(self.by_class), 1)
+            return max(self.groups - 1, 1)
         counts = np.maximum(self.by_class, 1)
         parts = 1 / counts
         return float(parts.sum() ** 2 / (parts**2 / np.maximum(counts - 1, 1)).sum())
@@ -100,8 +100,10 @@ def bootstrap_weights(
     It is the Bayesian bootstrap (Rubin 1981) of the groups: Dirichlet weights, here with the
     concentration (n - 2) / n, whose weighted mean of n values has the variance s²/n with s² of
     n - 1. No weight is zero, so every class is in every resample, whichever classes a group spans.
-    Groups are stratified by the rarest class they hold, as splits are: the weights of a stratum add
-    up to its number of groups. Strata of fewer than three groups are joined to others.
+    Weights are drawn in two stages, of strata and of the groups within each, where strata are
+    groups with the same rarest class: the shares of the classes vary as they would in another test
+    set from the same population, and within a class, too, the variance is unbiased. Strata of fewer
+    than three groups are joined to others.
 
     Args:
         labels: int [N].
@@ -110,11 +112,19 @@ def bootstrap_weights(
         resamples: R.
     """
     _, members = np.unique(groups, return_inverse=True)
+    strata = _strata(labels, members)
     weights = np.empty((resamples, members.max() + 1))
-    for stratum in _strata(labels, members):
-        n = len(stratum)
-        weights[:, stratum] = n * rng.dirichlet(np.full(n, (n - 2) / n), size=resamples)
+    shares = _dirichlet(rng, np.array([len(stratum) for stratum in strata]), resamples)
+    for stratum, share in zip(strata, shares.T, strict=True):
+        within = _dirichlet(rng, np.ones(len(stratum)), resamples)
+        weights[:, stratum] = share[:, None] * within * weights.shape[1]
     return weights[:, members]
+
+
+def _dirichlet(rng: np.random.Generator, counts: np.ndarray, resamples: int) -> np.ndarray:
+    """Shares of parts that were counted, whose variance is p (1 - p) / (n - 1): [R, parts]."""
+    n = counts.sum()
+    return rng.dirichlet(counts * (n - 2) / n, size=resamples)
 
 
 def _strata(labels: np.ndarray, members: np.ndarray) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from egmae_jax import resampling
+from egmae_jax import evaluate, resampling
 from egmae_jax.resampling import Evidence, Variance
 
 
@@ -16,7 +16,7 @@ def weights_of(labels, groups, resamples=4000):
     return resampling.bootstrap_weights(np.array(labels), np.array(groups), rng, resamples)
 
 
-def test_a_group_is_drawn_as_a_whole_and_strata_keep_their_size():
+def test_a_group_is_drawn_as_a_whole():
     labels = np.repeat([0, 0, 1, 1, 0, 1, 0, 1], [1, 3, 2, 1, 2, 2, 1, 1])
     groups = np.repeat([7, 3, 9, 4, 0, 8, 5, 6], [1, 3, 2, 1, 2, 2, 1, 1])
     weights = weights_of(labels, groups)
@@ -24,23 +24,34 @@ def test_a_group_is_drawn_as_a_whole_and_strata_keep_their_size():
     by_group = {group: weights[:, groups == group] for group in groups}
     for columns in by_group.values():
         assert (columns == columns[:, :1]).all()
-    for members in ((7, 3, 0, 5), (9, 4, 8, 6)):
-        total = sum(by_group[group][:, 0] for group in members)
-        np.testing.assert_allclose(total, 4)
+    np.testing.assert_allclose(sum(columns[:, 0] for columns in by_group.values()), 8)
     assert len(np.unique(weights[:, 0])) == 4000
 
 
-def test_a_stratums_mean_varies_as_that_of_a_sample_does():
-    """s² / n of sampling theory, with s² of n - 1; strata add up by their sizes."""
+def test_means_vary_as_those_of_samples_do():
+    """s² / n of sampling theory, with s² of n - 1: of all groups, and of those of a class."""
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1], [40, 10])
     values = rng.normal(size=50) + 3 * labels
     weights = weights_of(labels, np.arange(50), 60_000)
-    expected = sum(
-        (count / 50) ** 2 * values[labels == label].var(ddof=1) / count
-        for label, count in ((0, 40), (1, 10))
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.03)
+    assert (weights @ values / 50).var() == pytest.approx(values.var(ddof=1) / 50, rel=0.03)
+    for label, count in ((0, 40), (1, 10)):
+        of_class, own = weights[:, labels == label], values[labels == label]
+        means = of_class @ own / of_class.sum(axis=1)
+        assert means.var() == pytest.approx(own.var(ddof=1) / count, rel=0.03)
+
+
+def test_accuracy_varies_by_the_shares_of_the_classes():
+    """All right in one class and wrong in the other: a proportion of single images."""
+    labels = np.repeat([0, 1], 50)
+    said = np.tile([0.9, 0.1], (100, 1))
+    found = evaluate.bootstrap_intervals(
+        labels, said, groups=np.arange(100), seed=0, resamples=4000
     )
-    assert (weights @ values / 50).var() == pytest.approx(expected, rel=0.03)
+    size, t = 99, stats.t.ppf(0.975, 99)
+    spread = t * (0.25 / size + t**2 / (4 * size**2)) ** 0.5 / (1 + t**2 / size)
+    np.testing.assert_allclose(found["accuracy"], [0.5 - spread, 0.5 + spread], atol=0.004)
 
 
 def test_groups_of_several_classes_and_rare_classes_lose_none():
@@ -75,7 +86,7 @@ def test_a_macro_average_hangs_on_its_smallest_class():
     variances = np.array([1 / 95, 1 / 5])
     welch = variances.sum() ** 2 / (variances**2 / np.array([94, 4])).sum()
     assert evidence.degrees_of_freedom("f1") == pytest.approx(welch)
-    assert evidence.degrees_of_freedom("accuracy") == 98
+    assert evidence.degrees_of_freedom("accuracy") == 99
     assert evidence.size("auc") == pytest.approx(4 / variances.sum())
     assert evidence.size("accuracy") == 100
 

@@ -309,8 +309,8 @@ def _range_of_significant(values: np.ndarray, bits: list[int]) -> tuple[float, f
 def _replicated(top: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """16-bit values that begin with `bits` bits and go on with the same again (section 13.12)."""
     values = top << (np.uint16(16) - bits)
-    for times in np.uint16([1, 2, 4, 8]):
-        values = values | values >> times * bits  # beyond 16 bits nothing is left
+    for times in (1, 2, 4, 8):
+        values = values | values >> np.uint16(times) * bits  # beyond 16 bits nothing is left
     return np.asarray(values)
 
 
