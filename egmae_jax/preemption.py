@@ -1,7 +1,7 @@
 """SIGTERM, by which schedulers take a machine back, and Ctrl-C: save, then stop.
 
 A signal ends whatever is under way, since every file is whole or not there. Only while training is
-a checkpoint saved first; the steps under way are finished for that. A second Ctrl-C ends at once.
+a checkpoint saved first; the steps under way are finished for that. Ctrl-C after it ends at once.
 
 Of several hosts that train together, one may get the signal alone. It tells the others through
 JAX's coordination service, so each ends what it is doing, and while they train they agree on the
@@ -137,7 +137,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _watch(reader: socket.socket, state: _State) -> None:
     """Tells other hosts of a signal and learns of theirs; ends what cannot be interrupted."""
-    interrupts, said, told = 0, False, False
+    heard, said, told = False, False, False
     since = None  # when the main thread could have ended first
     while True:
         waits = sharding.has_hosts() or (state.number and not said)
@@ -145,12 +145,11 @@ def _watch(reader: socket.socket, state: _State) -> None:
         received = reader.recv(4096) if ready else b""
         if ready and not received:
             return
-        for number in received:
-            if number in _SIGNALS:
-                state.number = state.number or number
-        interrupts += received.count(signal.SIGINT)
-        if interrupts > 1:
-            _end()
+        for number in filter(_SIGNALS.__contains__, received):
+            state.number = state.number or number
+            if heard and number == signal.SIGINT:
+                _end()
+            heard = True
         if sharding.has_hosts():
             if state.number and not told:
                 sharding.tell_hosts(_KEY, str(state.number))
@@ -172,10 +171,11 @@ def _watch(reader: socket.socket, state: _State) -> None:
             said = True
             under_way = "the steps under way are saved" if state.protected else "this is over"
             logger.warning(
-                "%s: stopping once %s; Ctrl-C again ends at once, and the same command then goes "
-                "on from %s%s",
+                "%s: stopping once %s; Ctrl-C%s ends at once, and the same command then goes on "
+                "from %s%s",
                 _name(state.number),
                 under_way,
+                " again" if state.number == signal.SIGINT else "",
                 state.place,
                 state.run,
             )

@@ -190,12 +190,18 @@ def test_ctrl_c_waits_for_the_steps_under_way_and_says_so(tmp_path):
         assert checkpoints.steps == [5]
 
 
-def test_a_second_ctrl_c_ends_at_once_and_says_where_the_same_command_begins(tmp_path):
-    numbers = (signal.SIGINT, signal.SIGINT)
-    status, output = interrupt(tmp_path, "evaluating", *numbers, pause=0.3)  # of 60 s
-    assert status == 130
+@pytest.mark.parametrize(
+    ("first", "status", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
+)
+def test_ctrl_c_after_a_signal_ends_at_once_and_says_where_the_same_command_begins(
+    tmp_path, first, status, name
+):
+    numbers = (first, signal.SIGINT)
+    ended, output = interrupt(tmp_path, "evaluating", *numbers, pause=0.3)  # of 60 s
+    assert ended == status
     assert output.endswith(
-        "Stopped by Ctrl-C: the same command goes on from the beginning of test, round 0.\n"
+        f"Stopped by {name}: the same command goes on from the beginning of test, round 0.\n"
     )
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps == []
