@@ -285,7 +285,7 @@ def test_perfect_figures_have_an_interval(name):
         labels, np.eye(2)[labels], groups=np.arange(50), seed=0, resamples=50
     )
     if name == "accuracy":
-        size, freedom = 50, 48
+        size, freedom = 50, 49
     else:
         size, freedom = 4 / (1 / 40 + 1 / 10), 0.125**2 / (1 / 40**2 / 39 + 1 / 10**2 / 9)
     low = size / (size + stats.t.ppf(0.975, freedom) ** 2)
