@@ -397,16 +397,15 @@ def _problems_by_prefix(
     if models.family(model_name) == "convnext":
         anchors += [anchor for anchor, _ in OTHER_NAMES.values()]
     ends = re.compile(rf"(.+?[./])(?:{'|'.join(anchors)})")
-    found = {}
     prefixes = tuple(dict.fromkeys(match[1] for match in map(ends.fullmatch, tensors) if match))
-    for prefix in (*prefixes, ""):
-        without = {
-            k.removeprefix(prefix): x
-            for k, x in tensors.items()
-            if k.startswith(prefix or prefixes) == bool(prefix)
-        }
-        if not prefixes or not without:
-            continue
+    parts = {
+        prefix: {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        for prefix in prefixes
+    }
+    if prefixes:
+        parts[""] = {k: x for k, x in tensors.items() if not k.startswith(prefixes)}
+    found = {}
+    for prefix, without in parts.items():
         _, without = as_timm(without, model_name)
         if not classifier:
             without = _with_classifier(without, model_name)
