@@ -729,7 +729,7 @@ def test_grad_cam_explains_a_run_of_one_other_branch(companions, tmp_path):
     _, workdir, results = companions
     found = explanations.explain_run(workdir, tmp_path, max_images=2, batch=2)
     assert (found["branch"], found["model"]) == ("squeezenet1_1", "squeezenet1_1")
-    assert found["layer"] == "features_12"
+    assert (found["layer"], found["grid"]) == ("features_7", [7, 7])
     assert found["images"] == 2
     assert "finetune.input_noise=0.1" in found["explained"]
     assert {row["true"] for row in found["files"]} < set(results["dataset"]["classes"])

@@ -55,6 +55,7 @@ _CAPS = {
     "finetune.calibration_images": 8,
     "rounds.count": 2,
     "evaluation.batch_size": 8,
+    "evaluation.resize": 32,
     "evaluation.bootstrap_resamples": 20,
     "mesh.fsdp": 1,
 }
