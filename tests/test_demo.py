@@ -171,8 +171,12 @@ class Tab:
         return [element.text for element in shown if isinstance(element, ui.label)]
 
     def waits_for(self, text):
+        self.waits_until(lambda texts: any(text in shown for shown in texts))
+
+    def waits_until(self, holds):
+        """Elements come one by one: `holds` is asked of the texts until it is true."""
         deadline = time.monotonic() + 30
-        while not any(text in shown for shown in self.texts()):
+        while not holds(self.texts()):
             assert time.monotonic() < deadline, self.texts()
             time.sleep(0.02)
 
@@ -276,9 +280,12 @@ def test_tabs_do_not_mix(client, predictor, files):
     for file, tab in tabs.items():
         found = examine(predictor, file.read_bytes())
         tab.waits_for(f"{file.name}: {found.predicted}, ")
-        shown = [text for text in tab.texts() if re.fullmatch(r"\d\.\d{3}", text)]
-        expected = np.concatenate(list(found.probabilities.values()))
-        assert shown == [f"{p:.3f}" for p in expected]
+        expected = [f"{p:.3f}" for x in found.probabilities.values() for p in x]
+        tab.waits_until(
+            lambda texts, expected=expected: (
+                expected == [text for text in texts if re.fullmatch(r"\d\.\d{3}", text)]
+            )
+        )
 
 
 # --- The command ---------------------------------------------------------------------------------
