@@ -214,5 +214,7 @@ def test_ctrl_c_after_a_signal_ends_at_once_and_says_where_the_same_command_begi
 def test_where_nothing_is_saved_the_words_say_so(tmp_path, where, place):
     status, output = interrupt(tmp_path, where, signal.SIGINT)
     assert status == 130
-    ours = re.sub(r"^[EWI]\d{4} .*\n", "", output, flags=re.MULTILINE)  # without XLA's log
-    assert ours == f"Stopped by Ctrl-C: the same command goes on from {place}.\n"
+    # XLA may log that the machine is slow, in a line, in stars, or with an empty line after it.
+    of_xla = re.compile(r"[EWI]\d{4} |\*+$|\[Compiling module |$")
+    ours = [line for line in output.splitlines() if not of_xla.match(line)]
+    assert ours == [f"Stopped by Ctrl-C: the same command goes on from {place}."]
