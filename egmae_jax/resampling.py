@@ -17,7 +17,8 @@ from scipy import special, stats
 _FEWEST_IN_STRATUM = 3
 # Between Satterthwaite's (2) and Cochran's and Cox's approximation (about 1.6), see `_critical`.
 _EXPONENT = 1.8
-# From how many groups an interval covers .93 to .97 (docs/decisions.md): in all, and of each class.
+# From how many groups, in all and of each class, an interval covers at least .93; of so few it may
+# be rather too long (docs/results.md).
 TRUSTED_GROUPS = 30
 TRUSTED_GROUPS_OF_CLASS = 10
 

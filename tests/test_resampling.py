@@ -43,15 +43,17 @@ def test_means_vary_as_those_of_samples_do():
 
 
 def test_accuracy_varies_by_the_shares_of_the_classes():
-    """All right in one class and wrong in the other: a proportion of single images."""
-    labels = np.repeat([0, 1], 50)
+    """Nearly all right in one class and all wrong in the other: a proportion of single images."""
+    labels, accuracy = np.repeat([0, 1], 50), 0.47
     said = np.tile([0.9, 0.1], (100, 1))
+    said[:3] = 0.1, 0.9  # or no resample would differ where shares do not
     found = evaluate.bootstrap_intervals(
         labels, said, groups=np.arange(100), seed=0, resamples=4000
     )
-    size, t = 99, stats.t.ppf(0.975, 99)
-    spread = t * (0.25 / size + t**2 / (4 * size**2)) ** 0.5 / (1 + t**2 / size)
-    np.testing.assert_allclose(found["accuracy"], [0.5 - spread, 0.5 + spread], atol=0.004)
+    share = stats.t.ppf(0.975, 99) ** 2 / 99  # Wilson's, of the unbiased variance
+    center = (accuracy + share / 2) / (1 + share)
+    spread = (share * (accuracy * (1 - accuracy) + share / 4)) ** 0.5 / (1 + share)
+    np.testing.assert_allclose(found["accuracy"], [center - spread, center + spread], atol=0.004)
 
 
 def test_groups_of_several_classes_and_rare_classes_lose_none():

@@ -26,8 +26,8 @@ class PixelStatistics(NamedTuple):
         types: str [N], the type of the stored values, such as 'uint16'; 'DICOM', whose files say
             themselves what is black and white; '' for at most 8 bits.
         bits: int [N], bits of a value as the file declares them; of DICOM BitsStored.
-        stored: float64 [N, 2], the least and largest value that the file stores; of 8-bit colours
-            their luma's. DICOM's padding is left out.
+        stored: float64 [N, 2], the least and largest value that the file stores; of most
+            8-bit colours their luma's. DICOM's padding is left out.
         levels: int [N], how many of 256 grey values (luma) the decoded image has.
         greys: int [N, 2], the least and the largest of these, from 0 to 255.
     """

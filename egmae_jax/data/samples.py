@@ -238,6 +238,8 @@ def _bounds(samples: Samples, intensity: IntensityRange) -> tuple[float, float] 
     if intensity.rule == "declared" and wide and samples.declared is not None:
         low, high = samples.declared
         least, largest = samples.extremes
+        if math.isnan(high):
+            raise SamplesError(f"it declares another range for each of its colours; {_CONVERT}")
         if not low < high:
             raise SamplesError(f"it declares the range {low:g} to {high:g}, which is none")
         if least < low or largest > high:
@@ -298,12 +300,8 @@ def _range_of_significant(values: np.ndarray, bits: list[int]) -> tuple[float, f
     top = values >> unused
     if ((values == top << unused) | (values == _replicated(top, per_channel))).all():
         return None
-    if len(set(bits)) > 1:
-        raise SamplesError(
-            f"sBIT has {', '.join(map(str, bits))} significant bits of red, green and blue, and "
-            f"the values are not scaled to 16 bits; {_CONVERT}"
-        )
-    return 0, (1 << bits[0]) - 1
+    # Another range for each colour is none: refused where the declared one is asked for.
+    return 0, (1 << bits[0]) - 1 if len(set(bits)) == 1 else math.nan
 
 
 def _replicated(top: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -437,9 +435,11 @@ class _Tags(NamedTuple):
 def _require_of_pillow(tags: _Tags) -> None:
     """Raises SamplesError, by name, for what Pillow would read wrongly or call damaged."""
     page = tags.page
-    kind = _PHOTOMETRICS.get(tags.photometric or 0) or "of colours multiplied by their alpha"
+    kind = _PHOTOMETRICS.get(tags.photometric or 0) or "multiplied by their alpha"
     if page.planarconfig == 2 and not (tags.photometric in _COLOURS and not tags.is_premultiplied):
-        raise SamplesError(f"a TIFF {kind} in separate planes is not supported; {_CONVERT}")
+        raise SamplesError(
+            f"a TIFF whose colours are {kind} in separate planes is not supported; {_CONVERT}"
+        )
     if tags.photometric != 6 or page.compression != 1:
         return
     # Of uncompressed YCbCr Pillow takes no notice of how it is coded; of other, libtiff does.

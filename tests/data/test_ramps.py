@@ -485,6 +485,14 @@ def test_png_that_uses_some_of_its_16_bits(bits, colour_type):
         assert found.tobytes() == images.decode(plain, color, intensity).tobytes()
 
 
+def test_another_range_for_each_colour_is_refused_where_it_is_asked_for():
+    values = np.stack([spread(ramp(0, most)) for most in (31, 63, 31)], -1).astype(int)
+    encoded = png(values, 16, 2, [(b"sBIT", b"\5\6\5")])
+    np.testing.assert_array_equal(steps(encoded), 0)  # by type
+    with pytest.raises(UnreadableImageError, match="another range for each of its colours"):
+        images.decode(encoded, intensity=IntensityRange("declared"))
+
+
 def test_a_type_of_which_the_data_set_has_none_is_refused():
     encoded = tiff(spread(ramp(-100, 100)), 16, "int")
     with pytest.raises(UnreadableImageError, match=r"int16.*has none.*uint16 from 0 to 4095"):
