@@ -5,8 +5,9 @@ import gc
 from absl import app, flags
 from ml_collections import config_flags
 
-from egmae_jax import compilation, console, experiment, preemption, sharding, trackers
 from egmae_jax import config as configs
+from egmae_jax import experiment, trackers
+from egmae_jax.core import console, platform, preemption, sharding
 from egmae_jax.workdir import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
     console.set_up_logging()
     if _DETERMINISTIC.value:
-        compilation.make_deterministic()
+        platform.make_deterministic()
     preemption.install()
     sharding.join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     sharding.require_devices()

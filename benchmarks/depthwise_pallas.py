@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton  # deprecated since JAX 0.11, without a date
 
-from egmae_jax.compilation import for_cpu
+from egmae_jax.core.platform import for_cpu
 
 ROWS, COLUMNS, CHANNELS = 7, 8, 32
 

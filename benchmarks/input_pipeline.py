@@ -48,7 +48,8 @@ import rich.table
 from benchmarks import memory, torch_loader
 from benchmarks.resize import write_resized
 from configs import default
-from egmae_jax import augment, compilation, finetune, models, optim, sharding
+from egmae_jax import augment, finetune, models, optim
+from egmae_jax.core import platform, sharding
 from egmae_jax.data import datasets, images, pipeline
 from egmae_jax.data.images import Color
 from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
@@ -122,7 +123,7 @@ def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> di
     workers, mesh = os.cpu_count() or 1, sharding.make_mesh()
     batch, count, color = arguments.batch, arguments.batches, arguments.color
     indices, view = np.arange(len(data.files)), make_view(data, color)
-    crops = compilation.jit(functools.partial(our_crops, mesh=mesh))
+    crops = platform.jit(functools.partial(our_crops, mesh=mesh))
     store = HostStore(64e9)
 
     def stream(store: HostStore | None = None) -> Stream:
@@ -158,8 +159,8 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
         )[0]
 
     whole, crops = (
-        compilation.jit(step),
-        compilation.jit(lambda state, steps, key: our_crops(steps, 0, key, mesh)),
+        platform.jit(step),
+        platform.jit(lambda state, steps, key: our_crops(steps, 0, key, mesh)),
     )
     times: dict[str, list[float]] = {"step_ms": [], "crops_ms": []}
     for number in range(rounds + 1):  # the first compiles

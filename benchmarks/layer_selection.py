@@ -26,7 +26,8 @@ from ml_collections import FrozenConfigDict
 from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
 from configs import default
-from egmae_jax import augment, finetune, layer_selection, loop, models, optim, sharding, trainable
+from egmae_jax import augment, finetune, layer_selection, loop, models, optim, trainable
+from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params

@@ -32,8 +32,9 @@ import rich.console
 import rich.table
 import safetensors
 
-from egmae_jax import checkpoint, preemption
-from egmae_jax.errors import UserError
+from egmae_jax import checkpoint
+from egmae_jax.core import preemption
+from egmae_jax.core.errors import UserError
 from tests import tiny
 
 FIELDS = {
@@ -68,7 +69,8 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (armed["file_bytes"], armed["file_bytes"]))
     if "clock" in armed:
         turn_back(armed["clock"])
-    from egmae_jax import console, experiment
+    from egmae_jax import experiment
+    from egmae_jax.core import console
 
     console.set_up_logging()
     preemption.install()

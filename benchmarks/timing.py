@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax import compilation
+from egmae_jax.core import platform
 
 
 def default_repeats() -> int:
@@ -50,7 +50,7 @@ def repeated(function: Callable[..., Any], repeats: int) -> Callable[..., Any]:
         # All results are returned, so that none is left out.
         return lax.fori_loop(0, repeats // per_turn, turn, (arguments, [zeros] * per_turn))[1]
 
-    return compilation.jit(program)
+    return platform.jit(program)
 
 
 def median_ms(

@@ -45,7 +45,8 @@ from benchmarks.inputs import NUM_CLASSES, make_images
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
 from configs import default
-from egmae_jax import compilation, finetune, loop, models, optim, pretrain, sharding
+from egmae_jax import finetune, loop, models, optim, pretrain
+from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
@@ -146,7 +147,7 @@ def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     params = jax.device_put(initial_params(classifier, 0, image))
     crops = jnp.asarray(images.pixels[:, :size, :size])
-    predict = compilation.jit(functools.partial(finetune.class_probabilities, model=classifier))
+    predict = platform.jit(functools.partial(finetune.class_probabilities, model=classifier))
     return lambda: jax.block_until_ready(predict(params, crops))
 
 
@@ -318,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := set(peers) - set(PEERS) or set(arguments.work.split(",")) - set(WORKS):
         parser.error(f"there is no {', '.join(unknown)}; here are {', '.join([*PEERS, *WORKS])}")
     if arguments.deterministic:
-        compilation.make_deterministic()  # of the processes that are started from here
+        platform.make_deterministic()  # of the processes that are started from here
     result: dict[str, Any] = {
         "batch": arguments.batch,
         "dtype": arguments.dtype,

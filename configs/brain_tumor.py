@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from egmae_jax import layer_selection, models
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 
 # Shares of the parameters that the source trains: about 10 % and 18 % fewer than all.
 _SHARES = {"resnet18": 0.90, "resnet34": 0.82}

@@ -8,7 +8,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ its training part alone: --config.data.protocol=grouped.
 from ml_collections import ConfigDict
 
 from configs import default
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 
 BASELINES = ("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1")
 

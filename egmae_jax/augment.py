@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.compilation import for_cpu, materialize
+from egmae_jax.core.platform import for_cpu, materialize
 
 # Of ImageNet, in units of pixel value / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)

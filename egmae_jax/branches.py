@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax import models
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 
 
 class Branch(NamedTuple):

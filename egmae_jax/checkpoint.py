@@ -18,8 +18,8 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from egmae_jax import sharding
-from egmae_jax.files import DamagedFileError, read_json, write_atomically, write_json
+from egmae_jax.core import sharding
+from egmae_jax.core.files import DamagedFileError, read_json, write_atomically, write_json
 
 PyTree = Any
 ON_DAMAGE = ("previous", "raise")

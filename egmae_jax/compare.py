@@ -31,12 +31,12 @@ import rich.console
 import rich.table
 from scipy.special import softmax
 
-from egmae_jax import augment, compilation, console, models
+from egmae_jax import augment, models
+from egmae_jax.core import console, extras, platform
+from egmae_jax.core.errors import MissingExtraError, UserError
+from egmae_jax.core.files import require_output, storage_errors_told, write_json
 from egmae_jax.data import images
 from egmae_jax.data.datasets.base import find_images
-from egmae_jax.errors import MissingExtraError, UserError
-from egmae_jax.files import require_output, storage_errors_told, write_json
-from egmae_jax.interop import pytorch
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
@@ -182,7 +182,7 @@ def compare(
         raise CompareError(f"image_size is {image_size}; it must be {rule}.")
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
-    pytorch.require("torch", "torchvision", "timm", extra="parity")
+    extras.require("torch", "torchvision", "timm", extra="parity")
     library, tensors = interop.as_timm(_read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
@@ -396,7 +396,7 @@ def _our_program(
             (outputs[name],) = module["__call__"]
         return outputs
 
-    compiled = compilation.jit(program)
+    compiled = platform.jit(program)
     params = jax.device_put(params)
 
     def run(normalized: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,19 +12,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import (
-    branches,
-    checkpoint,
-    console,
-    corruption,
-    fusion,
-    layer_selection,
-    models,
-    sharding,
-)
+from egmae_jax import branches, checkpoint, corruption, fusion, layer_selection, models
+from egmae_jax.core import console, sharding
+from egmae_jax.core.errors import ConfigError, UserError
+from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.data import datasets, images, samples, splits
-from egmae_jax.errors import ConfigError, UserError
-from egmae_jax.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
-from egmae_jax.compilation import for_cpu
+from egmae_jax.core.platform import for_cpu
 
 KINDS = ("entropy_noise", "entropy_topk", "entropy_sampled", "random_mask", "uniform_noise")
 COLORS = ("per_channel", "joint", "luma")

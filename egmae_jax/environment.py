@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 
-from egmae_jax import compilation, sharding
 from egmae_jax.config import ConfigError
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.core import sharding
+from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json
+from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
 
 # JAX's own, by the names that they are set by: jax.config.update("jax_enable_x64", True), or the
 # environment variable JAX_ENABLE_X64.
@@ -83,10 +84,10 @@ def settings() -> dict[str, Any]:
         if hasattr(jax.config, name)
     }
     found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    found["deterministic"] = compilation.is_deterministic()
+    found["deterministic"] = is_deterministic()
     for variable in _FLAG_VARIABLES:
-        for flag, value in sorted(compilation.flags_of(variable).items()):
-            if flag != compilation.DETERMINISTIC and not flag.startswith(_FREE_FLAGS):
+        for flag, value in sorted(flags_of(variable).items()):
+            if flag != DETERMINISTIC and not flag.startswith(_FREE_FLAGS):
                 found[f"--{flag}"] = value
     return found
 

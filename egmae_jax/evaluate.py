@@ -9,8 +9,8 @@ import numpy as np
 from sklearn import metrics as sk
 
 from egmae_jax import calibration, fusion, resampling
+from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
 from egmae_jax.data.pipeline import Evaluation
-from egmae_jax.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
 from egmae_jax.resampling import Variance
 
 PyTree = Any

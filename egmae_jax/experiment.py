@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, compilation, environment, preemption, sharding
+from egmae_jax import branches, environment
 from egmae_jax import config as configs
+from egmae_jax.core import platform, preemption, sharding
+from egmae_jax.core.files import storage_errors_told
 from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
 from egmae_jax.data.rounds import RoundData
-from egmae_jax.files import storage_errors_told
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.stages import results
@@ -76,7 +77,7 @@ def run(
         preemption.outranks_errors(),
         storage_errors_told(workdir, cache),
         lock(workdir),
-        compilation.kept_in(cache / "compiled"),
+        platform.kept_in(cache / "compiled"),
     ):
         experiment = Experiment(config, workdir, stage, trackers)
         each = [(b, r) for r in experiment.run.rounds for b in experiment.run.branches]

@@ -9,7 +9,7 @@ from typing import Any
 from egmae_jax import config as configs
 from egmae_jax import models
 from egmae_jax.branches import Branch
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
+from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
 from egmae_jax.interop import timm
 
 PyTree = Any

@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax import trainable
-from egmae_jax.files import DamagedFileError, read_sealed
+from egmae_jax.core.files import DamagedFileError, read_sealed
 
 PyTree = Any
 MODES = ("all", "head", "low_entropy", "random")

@@ -20,9 +20,10 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import compilation, nonfinite, preemption, rng, sharding, trainable
+from egmae_jax import nonfinite, trainable
 from egmae_jax.checkpoint import Checkpoints
-from egmae_jax.console import Progress
+from egmae_jax.core import platform, preemption, rng, sharding
+from egmae_jax.core.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.metrics_log import MetricsLog
 
@@ -147,7 +148,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     number of steps is data, not shape: one compilation serves all of them.
     """
 
-    @functools.partial(compilation.jit, donate_argnums=0)
+    @functools.partial(platform.jit, donate_argnums=0)
     def run(state, steps, key, num_steps):
         @jax.jit  # traced once, for the metrics' shapes and for the loop
         def one_step(i, state):

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from egmae_jax import sharding
-from egmae_jax.files import write_atomically
+from egmae_jax.core import sharding
+from egmae_jax.core.files import write_atomically
 from egmae_jax.tensorboard import EventFiles, numbers
 from egmae_jax.trackers import Guarded, Tracker
 

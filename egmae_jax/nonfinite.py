@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import sharding
-from egmae_jax.errors import UserError
-from egmae_jax.files import RESTORE, read_sealed, write_sealed
+from egmae_jax.core import sharding
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.files import RESTORE, read_sealed, write_sealed
 
 PyTree = Any
 

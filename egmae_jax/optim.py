@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from egmae_jax import compilation, trainable
-from egmae_jax.errors import ConfigError
+from egmae_jax import trainable
+from egmae_jax.core import platform
+from egmae_jax.core.errors import ConfigError
 
 PyTree = Any
 
@@ -63,7 +64,7 @@ def adamw(
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         # Else the CPU compiler computes them again in the update of every parameter.
-        rate, *corrections = compilation.materialize(
+        rate, *corrections = platform.materialize(
             (schedule(state.count), *(_one_minus_power(beta, count) for beta in betas))
         )
         rates = jax.tree.map(lambda _: rate, params)

@@ -30,11 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from egmae_jax import console
-from egmae_jax.data.datasets.base import Found
-from egmae_jax.data.datasets.base import find_images as find_below
-from egmae_jax.explain.overlay import picture_name, write_overlay
-from egmae_jax.files import (
+from egmae_jax.core import console
+from egmae_jax.core.files import (
     natural_key,
     open_atomically,
     require_output,
@@ -42,6 +39,9 @@ from egmae_jax.files import (
     require_writable,
     storage_errors_told,
 )
+from egmae_jax.data.datasets.base import Found
+from egmae_jax.data.datasets.base import find_images as find_below
+from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.predictor import Part, Predictions, Predictor
 from egmae_jax.saved_run import RunError
 

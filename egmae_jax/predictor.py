@@ -23,12 +23,13 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from egmae_jax import augment, compilation, finetune, models, sharding
+from egmae_jax import augment, finetune, models
+from egmae_jax.core import platform, sharding
+from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images, samples
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.explain import gradcam
-from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import Classifier, RunError, SavedRun
 
 # A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].
@@ -314,7 +315,7 @@ class Predictor:
 def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax.Array]:
     """Compiled once for all branches and rounds of a model."""
 
-    @compilation.jit
+    @platform.jit
     def program(params, pixels):
         split = sharding.split_batch(pixels, mesh)
         return sharding.gather(finetune.class_probabilities(params, split, model=model), mesh)

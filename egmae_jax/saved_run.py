@@ -22,11 +22,8 @@ from egmae_jax import branches, calibration, evaluate, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
 from egmae_jax.calibration import Scaling
-from egmae_jax.data import splits
-from egmae_jax.data.samples import IntensityRange
-from egmae_jax.errors import ConfigError, UserError
-from egmae_jax.evaluate import Predictions
-from egmae_jax.files import (
+from egmae_jax.core.errors import ConfigError, UserError
+from egmae_jax.core.files import (
     REEVALUATE,
     RESTORE,
     DamagedFileError,
@@ -34,6 +31,9 @@ from egmae_jax.files import (
     read_json,
     storage_errors_told,
 )
+from egmae_jax.data import splits
+from egmae_jax.data.samples import IntensityRange
+from egmae_jax.evaluate import Predictions
 from egmae_jax.fusion import Fusion
 from egmae_jax.interop import timm
 from egmae_jax.workdir import Paths, local_folder, read_intensity_range

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from egmae_jax.files import write_atomically
+from egmae_jax.core.files import write_atomically
 
 # tensorboardX is imported where it is used: it imports torch where there is one, which takes long.
 

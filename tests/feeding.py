@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
 from egmae_jax.data.pixels import PixelStatistics

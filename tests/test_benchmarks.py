@@ -17,7 +17,8 @@ from scipy import stats
 
 from benchmarks import calibration as bench_calibration
 from benchmarks import corruption, depthwise, layer_selection, scaling, timing
-from egmae_jax import compilation, models, trainable
+from egmae_jax import models, trainable
+from egmae_jax.core import platform
 from egmae_jax.data import phantoms
 from egmae_jax.models.initialize import abstract_params
 from tests import tiny
@@ -64,7 +65,7 @@ def test_the_kernels_can_be_lowered_for_a_gpu_that_is_not_here(dtype, height):
     h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=h200)
     x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in ((2, height, height, 96), (7, 7, 1, 96)))
-    with compilation.tracing_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
+    with platform.tracing_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(conv_and_gradients).trace(x, kernel, x)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3

@@ -9,21 +9,12 @@ import PIL.Image
 import pytest
 from flax import traverse_util
 
-from egmae_jax import (
-    augment,
-    evaluate,
-    experiment,
-    finetune,
-    fusion,
-    layer_selection,
-    loop,
-    models,
-    sharding,
-)
+from egmae_jax import augment, evaluate, experiment, finetune, fusion, layer_selection, loop, models
 from egmae_jax import config as configs
+from egmae_jax.core import sharding
+from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import load_predictions
-from egmae_jax.files import read_sealed
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny

@@ -8,9 +8,10 @@ import sys
 import jax
 import pytest
 
-from egmae_jax import compilation, environment, experiment, sharding
+from egmae_jax import environment, experiment
 from egmae_jax.config import ConfigError
-from egmae_jax.files import DamagedFileError
+from egmae_jax.core import platform, sharding
+from egmae_jax.core.files import DamagedFileError
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -36,7 +37,7 @@ def path(tmp_path):
 def under(monkeypatch, setting, value):
     """A context in which a setting has a value."""
     if setting == "--deterministic":
-        compilation.make_deterministic()  # changes the variable, which `no_flags` puts back
+        platform.make_deterministic()  # changes the variable, which `no_flags` puts back
         return contextlib.nullcontext()
     if setting.isupper():
         monkeypatch.setenv(setting, value)
@@ -115,7 +116,7 @@ def test_equal_flags_are_equal_however_they_are_written(tmp_path, monkeypatch):
         monkeypatch.setenv("XLA_FLAGS", written)
         assert environment.settings() == expected, written
     monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
-    compilation.make_deterministic()
+    platform.make_deterministic()
     assert environment.settings() == expected
 
 

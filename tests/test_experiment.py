@@ -20,14 +20,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite, rng, sharding
+from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite
 from egmae_jax import config as configs
 from egmae_jax import workdir as workdirs
+from egmae_jax.core import rng, sharding
+from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, explanations
-from egmae_jax.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.interop import timm
 from egmae_jax.models.initialize import initial_params
 from tests import tiny

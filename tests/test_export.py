@@ -21,14 +21,14 @@ import pytest
 
 from egmae_jax import augment, evaluate, experiment, export, finetune, fusion, models
 from egmae_jax.calibration import Scaling
+from egmae_jax.core.errors import MissingExtraError
+from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
-from egmae_jax.errors import MissingExtraError
 from egmae_jax.evaluate import Predictions
 from egmae_jax.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.export import run as command_line
 from egmae_jax.export.system import View
-from egmae_jax.files import DamagedFileError, write_json
 from egmae_jax.interop import timm as interop
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.saved_run import RunError, SavedRun

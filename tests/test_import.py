@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import egmae_jax
-from egmae_jax.quiet import quiet
+from egmae_jax.core.quiet import quiet
 from tests import tiny
 
 PACKAGE = Path(egmae_jax.__file__).parent
@@ -113,7 +113,7 @@ def test_a_logger_is_quiet_within_a_block_alone(caplog):
 
 def test_no_module_silences_a_logger_of_others_for_good():
     """Only the commands set up logging, and `quiet` scopes it."""
-    allowed = {PACKAGE / "console.py", PACKAGE / "quiet.py"}
+    allowed = {PACKAGE / "core" / "console.py", PACKAGE / "core" / "quiet.py"}
     calls = ("setLevel", "set_verbosity", "set_verbosity_error", "captureWarnings")
     for path in set(PACKAGE.rglob("*.py")) - allowed:
         names = {

@@ -8,7 +8,8 @@ import pytest
 from flax import traverse_util
 
 from configs import default
-from egmae_jax import compilation, finetune, loop, models, optim, pretrain, sharding
+from egmae_jax import finetune, loop, models, optim, pretrain
+from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -23,7 +24,7 @@ STAGES = [
 ]
 
 
-def trace(stage, name, dtype, platform):
+def trace(stage, name, dtype, target):
     """A training step by a platform's forms, not yet lowered, and what it is called with."""
     jax.clear_caches()  # of what was traced for another platform
     tiny.register()
@@ -56,7 +57,7 @@ def trace(stage, name, dtype, platform):
         1,
     )
     step = functools.partial(step, model=model, optimizer=optimizer, config=config)
-    with compilation.tracing_for(platform):
+    with platform.tracing_for(target):
         return loop.compile_steps(step, mesh).trace(*arguments), arguments
 
 
@@ -64,8 +65,8 @@ def trace(stage, name, dtype, platform):
 @pytest.mark.parametrize(("stage", "name"), STAGES)
 def test_the_forms_of_a_gpu_train_as_those_of_a_cpu(stage, name):
     runs = []
-    for platform in ("cpu", "gpu"):
-        traced, arguments = trace(stage, name, np.float32, platform)
+    for target in ("cpu", "gpu"):
+        traced, arguments = trace(stage, name, np.float32, target)
         state, metrics = traced.lower().compile()(*arguments)
         # The first moments are the gradients, whose scale AdamW's step would not tell.
         gradients = traverse_util.flatten_dict(state.opt_state.mu)
@@ -81,15 +82,12 @@ def test_the_forms_of_a_gpu_train_as_those_of_a_cpu(stage, name):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype"),
+    ("target", "dtype"),
     [("gpu", jax.numpy.float32), ("gpu", jax.numpy.bfloat16), ("tpu", jax.numpy.bfloat16)],
 )
 @pytest.mark.parametrize(("stage", "name"), STAGES)
-def test_training_steps_can_be_lowered_for_a_platform_that_is_not_here(
-    stage, name, platform, dtype
-):
-    traced, _ = trace(stage, name, dtype, platform)
-    target = "cuda" if platform == "gpu" else platform
-    text = traced.lower(lowering_platforms=(target,)).as_text()
+def test_training_steps_can_be_lowered_for_a_platform_that_is_not_here(stage, name, target, dtype):
+    traced, _ = trace(stage, name, dtype, target)
+    text = traced.lower(lowering_platforms=("cuda" if target == "gpu" else target,)).as_text()
     assert "optimization_barrier" not in text  # a form of CPUs
     assert ("feature_group_count = 8" in text) == (name == tiny.MODEL)

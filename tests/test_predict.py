@@ -18,11 +18,11 @@ import pytest
 
 import egmae_jax
 from egmae_jax import augment, calibration, evaluate, experiment, predict, predictor
+from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
-from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import RunError, SavedRun
 from tests import commands, tiny
 
@@ -230,9 +230,9 @@ def test_hostile_names_are_data(command, tmp_path, monkeypatch):
 
 def test_the_batch_changes_nothing_and_a_network_is_compiled_once(moved, command, monkeypatch):
     compiled = []
-    plain = predictor.compilation.jit
+    plain = predictor.platform.jit
     monkeypatch.setattr(
-        predictor.compilation, "jit", lambda f, **k: compiled.append(plain(f, **k)) or compiled[-1]
+        predictor.platform, "jit", lambda f, **k: compiled.append(plain(f, **k)) or compiled[-1]
     )
     predictor._program.cache_clear()
     _, seven, *_ = command("--batch=7", "--images", moved[1])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 
@@ -110,7 +110,8 @@ import re
 import jax, numpy as np, optax
 from functools import partial
 from ml_collections import FrozenConfigDict
-from egmae_jax import finetune, loop, models, pretrain, rng, sharding
+from egmae_jax import finetune, loop, models, pretrain
+from egmae_jax.core import rng, sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -366,7 +367,7 @@ def test_one_signalled_host_of_two_stops_both_and_nothing_is_lost(data, cache, t
 
 WAITING = """
 import sys, time
-from egmae_jax import preemption, sharding
+from egmae_jax.core import preemption, sharding
 preemption.install()
 sharding.join_hosts(sys.argv[1], 2, int(sys.argv[2]))
 preemption.install()

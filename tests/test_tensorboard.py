@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from egmae_jax import experiment, sharding, trackers
+from egmae_jax import experiment, trackers
 from egmae_jax.config import ConfigError
+from egmae_jax.core import sharding
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.tensorboard import EventFiles
 from tests import tiny

@@ -11,16 +11,8 @@ import pytest
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import (
-    compilation,
-    finetune,
-    layer_selection,
-    loop,
-    models,
-    optim,
-    sharding,
-    trainable,
-)
+from egmae_jax import finetune, layer_selection, loop, models, optim, trainable
+from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models import perceptron
 from egmae_jax.models.initialize import initial_params
@@ -150,7 +142,7 @@ class Setting:
 
     def compile(self):
         """The step, optimised by XLA but not by LLVM, which would take most of the time."""
-        options = compilation._options() | {"xla_backend_optimization_level": 0}
+        options = platform._options() | {"xla_backend_optimization_level": 0}
         program = jax.jit(self.step, compiler_options=options)
         return program.lower(self.state, self.batch, jax.random.key(0)).compile()
 

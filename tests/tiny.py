@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from egmae_jax import console, experiment, models, preemption, sharding
+from egmae_jax import experiment, models
+from egmae_jax.core import console, preemption, sharding
 from egmae_jax.data import phantoms
 from egmae_jax.evaluate import load_predictions
 

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 
-from egmae_jax.errors import MissingExtraError
-from egmae_jax.interop.pytorch import require
+from egmae_jax.core.errors import MissingExtraError
+from egmae_jax.core.extras import require
 
 
 def _module(name):

@@ -12,7 +12,7 @@ import re
 from ml_collections import ConfigDict
 
 from configs.sweeps import recipes
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.sweep import variants
 
 FIGURE_2 = ((100, 30), (100, 45), (500, 30), (500, 45), (1000, 15))

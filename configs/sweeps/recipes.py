@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 
 _CONFIGS = Path(__file__).parents[1]
 

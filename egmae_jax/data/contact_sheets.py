@@ -11,9 +11,9 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
+from egmae_jax.core.markup import printable
 from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
-from egmae_jax.markup import printable
 
 COLUMNS = 8
 _TILE = 144  # pixels of a side

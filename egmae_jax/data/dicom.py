@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from egmae_jax.errors import MissingExtraError, UserError
-from egmae_jax.quiet import unlogged
+from egmae_jax.core.errors import MissingExtraError, UserError
+from egmae_jax.core.quiet import unlogged
 
 # Of files without the preamble: elements that a data set begins with, and representations of values
 # (PS3.5, 6.2) that stand in them.

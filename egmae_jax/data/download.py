@@ -20,17 +20,17 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 
-from egmae_jax import console
-from egmae_jax.data import datasets
-from egmae_jax.data.datasets import Archive, DataError
-from egmae_jax.errors import UserError
-from egmae_jax.files import (
+from egmae_jax.core import console
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.files import (
     DamagedFileError,
     read_json,
     require_writable,
     storage_errors_told,
     write_json,
 )
+from egmae_jax.data import datasets
+from egmae_jax.data.datasets import Archive, DataError
 
 logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
 

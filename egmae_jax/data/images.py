@@ -11,9 +11,9 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.data import dicom, samples
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
-from egmae_jax.errors import MissingExtraError, UserError
 
 Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]

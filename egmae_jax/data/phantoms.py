@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from egmae_jax.errors import UserError
+from egmae_jax.core.errors import UserError
 
 CLASSES = ("benign", "malignant", "normal")
 VERSION = 1  # to be raised with every change that alters an image: stale folders are then refused

@@ -19,7 +19,7 @@ import PIL.Image
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.data.threads import read_ahead

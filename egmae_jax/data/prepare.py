@@ -33,6 +33,14 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
+from egmae_jax.core.errors import MissingExtraError, some_of
+from egmae_jax.core.files import (
+    AccessError,
+    DamagedFileError,
+    StorageError,
+    read_npz,
+    storage_errors_told,
+)
 from egmae_jax.data import (
     datasets,
     dicom,
@@ -47,14 +55,6 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 from egmae_jax.data.pixels import PixelStatistics
 from egmae_jax.data.samples import IntensityRange, Rule
 from egmae_jax.data.threads import read_ahead
-from egmae_jax.errors import MissingExtraError, some_of
-from egmae_jax.files import (
-    AccessError,
-    DamagedFileError,
-    StorageError,
-    read_npz,
-    storage_errors_told,
-)
 
 _VERSION = "9.0.0"  # of the records; raise it when what they hold changes
 _INDEX = "index.npz"

@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import memory, sharding
+from egmae_jax.core import memory, sharding
+from egmae_jax.core.errors import some_of
+from egmae_jax.core.files import RESTORE, DamagedFileError
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
-from egmae_jax.errors import some_of
-from egmae_jax.files import RESTORE, DamagedFileError
 from egmae_jax.workdir import Paths
 
 logger = logging.getLogger(__name__)

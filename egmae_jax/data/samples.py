@@ -19,8 +19,8 @@ import PIL.ImageFile
 import PIL.ImageOps
 import tifffile
 
-from egmae_jax.errors import UserError
-from egmae_jax.quiet import unlogged
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.quiet import unlogged
 
 Rule = Literal["type", "declared", "dataset"]
 RULES = get_args(Rule)

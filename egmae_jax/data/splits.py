@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_atomically
 from egmae_jax.data.datasets import DataError
-from egmae_jax.files import RESTORE, DamagedFileError, read_json, write_atomically
 
 SPLITS = ("train", "validation", "test")
 PROTOCOLS = ("grouped", "official", "image_level")

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import PIL.Image
 
-from egmae_jax import console
+from egmae_jax.core import console
+from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.demo.examine import examine
-from egmae_jax.errors import MissingExtraError
 from egmae_jax.predictor import Predictor
 from egmae_jax.saved_run import RunError
 

@@ -18,8 +18,8 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 
+from egmae_jax.core.errors import UserError
 from egmae_jax.demo.examine import Examined, examine, greatest_entropy
-from egmae_jax.errors import UserError
 from egmae_jax.explain.overlay import COLORMAP
 from egmae_jax.predictor import Predictor
 

@@ -25,8 +25,16 @@ import rich.text
 from absl import app, flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from egmae_jax import branches, compilation, console, pretrain, rng
+from egmae_jax import branches, pretrain
 from egmae_jax import config as configs
+from egmae_jax.core import console, platform, rng
+from egmae_jax.core.files import (
+    RESTORE,
+    DamagedFileError,
+    require_writable,
+    storage_errors_told,
+    write_json,
+)
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
@@ -39,13 +47,6 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.files import (
-    RESTORE,
-    DamagedFileError,
-    require_writable,
-    storage_errors_told,
-    write_json,
-)
 from egmae_jax.saved_run import RunError
 from egmae_jax.workdir import Paths, local_folder, require_same_run
 
@@ -97,7 +98,7 @@ class Source:
         self._reconstruct = self._program(params, model)
 
     def _program(self, params: Any, model: Any) -> Callable:
-        program = compilation.jit(
+        program = platform.jit(
             lambda params, pixels, key: pretrain.reconstruct(
                 params, pixels, key, model=model, config=self.config
             )

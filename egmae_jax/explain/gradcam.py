@@ -22,8 +22,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from egmae_jax import compilation
-from egmae_jax.errors import UserError
+from egmae_jax.core import platform
+from egmae_jax.core.errors import UserError
 from egmae_jax.models.initialize import abstract_params
 
 PyTree = Any
@@ -212,7 +212,7 @@ def _address(path: tuple[str, ...]) -> str:
 
 @functools.cache
 def _program() -> Callable[..., Explanation]:
-    return compilation.jit(_explain, static_argnames=("model", "layer", "upsample"))
+    return platform.jit(_explain, static_argnames=("model", "layer", "upsample"))
 
 
 def _explain(

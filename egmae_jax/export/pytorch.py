@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from egmae_jax import augment, calibration, models
+from egmae_jax.core.files import write_atomically
+from egmae_jax.core.quiet import quiet
 from egmae_jax.export.system import LUMA, System
-from egmae_jax.files import write_atomically
 from egmae_jax.interop.timm import read
-from egmae_jax.quiet import quiet
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:

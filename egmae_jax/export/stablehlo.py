@@ -12,10 +12,11 @@ import jax
 import jax.export
 import numpy as np
 
-from egmae_jax import augment, compilation
+from egmae_jax import augment
+from egmae_jax.core import platform
+from egmae_jax.core.files import write_atomically, write_json
 from egmae_jax.data import samples
 from egmae_jax.export.system import System
-from egmae_jax.files import write_atomically, write_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -25,7 +26,7 @@ def lower(system: System) -> jax.export.Exported:
     (batch,) = jax.export.symbolic_shape("batch")
     size = system.view.size
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
-    with compilation.portable(), jax.default_matmul_precision("highest"):
+    with platform.portable(), jax.default_matmul_precision("highest"):
         return jax.export.export(jax.jit(system.probabilities), platforms=PLATFORMS)(images)
 
 

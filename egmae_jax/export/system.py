@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax import augment, calibration, compilation, fusion
+from egmae_jax import augment, calibration, fusion
 from egmae_jax.branches import Branch
 from egmae_jax.calibration import Scaling
+from egmae_jax.core import platform
 from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
@@ -143,7 +144,7 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
 def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
     """Of uint8 images [B, S, S, 3 or 1], by our own programs in full float32; [B, C]."""
 
-    @compilation.jit
+    @platform.jit
     def program(params, images):
         return network.model.apply({"params": params}, augment.normalize(images))
 

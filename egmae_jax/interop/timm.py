@@ -28,10 +28,10 @@ from huggingface_hub.errors import (
 
 from egmae_jax import models
 from egmae_jax.checkpoint import read_safetensors, write_safetensors
-from egmae_jax.errors import UserError, some_of
-from egmae_jax.files import read_npz, require_readable
+from egmae_jax.core.errors import UserError, some_of
+from egmae_jax.core.files import read_npz, require_readable
+from egmae_jax.core.quiet import quiet
 from egmae_jax.models.initialize import abstract_params
-from egmae_jax.quiet import quiet
 
 PyTree = Any
 logger = logging.getLogger(__name__)

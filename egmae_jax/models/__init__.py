@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet

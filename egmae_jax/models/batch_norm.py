@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from egmae_jax.compilation import materialize
+from egmae_jax.core.platform import materialize
 from egmae_jax.models.module import Module
 from egmae_jax.models.operations import column_sums
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax.compilation import materialize
+from egmae_jax.core.platform import materialize
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module

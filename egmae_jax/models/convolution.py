@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import for_cpu, materialize
+from egmae_jax.core.platform import for_cpu, materialize
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

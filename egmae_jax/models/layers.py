@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from egmae_jax import compilation
+from egmae_jax.core import platform
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convolution import conv2d
 from egmae_jax.models.module import Module
@@ -96,7 +96,7 @@ def max_pool(x: jax.Array, padding: Padding) -> jax.Array:
         x: what is pooled.
         padding: pixels added, that no maximum is of.
     """
-    pool = _max_pool if compilation.is_deterministic() else _library_max_pool
+    pool = _max_pool if platform.is_deterministic() else _library_max_pool
     return pool(x, padding)
 
 

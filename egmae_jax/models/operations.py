@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import for_cpu, materialize
+from egmae_jax.core.platform import for_cpu, materialize
 
 EPSILON = 1e-6  # of the norms; timm's
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from egmae_jax.compilation import for_cpu, materialize, subroutine
+from egmae_jax.core.platform import for_cpu, materialize, subroutine
 from egmae_jax.models.operations import (
     gelu,
     global_response_norm,

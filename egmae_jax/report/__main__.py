@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from egmae_jax import console
-from egmae_jax.files import require_output, storage_errors_told
+from egmae_jax.core import console
+from egmae_jax.core.files import require_output, storage_errors_told
 from egmae_jax.report import write_comparison, write_report, write_table
 from egmae_jax.report.table import SUFFIXES
 

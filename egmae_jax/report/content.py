@@ -15,10 +15,10 @@ import numpy as np
 
 from egmae_jax import calibration, metrics_log, resampling
 from egmae_jax import config as configs
-from egmae_jax.errors import UserError
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain.gradcam import Layer
-from egmae_jax.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 from egmae_jax.resampling import Evidence

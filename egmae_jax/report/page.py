@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from egmae_jax.files import write_atomically
+from egmae_jax.core.files import write_atomically
 from egmae_jax.report import content
 from egmae_jax.report.formats import interval, number, p_value
 from egmae_jax.saved_run import SavedRun

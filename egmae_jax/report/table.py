@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from egmae_jax import markup
-from egmae_jax.files import REEVALUATE, damaged, require_output, write_atomically
+from egmae_jax.core import markup
+from egmae_jax.core.files import REEVALUATE, damaged, require_output, write_atomically
 from egmae_jax.report import content
 from egmae_jax.report.content import Comparison, Content
 from egmae_jax.report.formats import number

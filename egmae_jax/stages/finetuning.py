@@ -9,20 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax import (
-    augment,
-    console,
-    evaluate,
-    finetune,
-    layer_selection,
-    loop,
-    optim,
-    pretrain,
-    sharding,
-)
+from egmae_jax import augment, evaluate, finetune, layer_selection, loop, optim, pretrain
 from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import delete_checkpoints
-from egmae_jax.files import write_sealed
+from egmae_jax.core import console, sharding
+from egmae_jax.core.files import write_sealed
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
 from egmae_jax.layer_selection import Selection

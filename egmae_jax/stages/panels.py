@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from egmae_jax import compilation, pretrain, rng, sharding
+from egmae_jax import pretrain
+from egmae_jax.core import platform, rng, sharding
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.stages.run import Run
 
@@ -71,6 +72,6 @@ class ReconstructionPanels:
 
     @functools.cached_property
     def _program(self) -> Callable:
-        return compilation.jit(
+        return platform.jit(
             functools.partial(pretrain.reconstruct, model=self._model, config=self._run.config)
         )

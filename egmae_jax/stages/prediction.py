@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import augment, compilation, evaluate, finetune, models, rng, sharding
+from egmae_jax import augment, evaluate, finetune, models
 from egmae_jax.branches import Branch
+from egmae_jax.core import platform, rng, sharding
+from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.files import write_sealed
 from egmae_jax.interop import timm
 from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run
@@ -91,7 +92,7 @@ class Prediction:
         return fusion_weights.by_class(values, labels, prepared.classes)
 
     def _make_probabilities_program(self, branch: Branch) -> Callable:
-        @compilation.jit
+        @platform.jit
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             model = self._run.classifier(branch)
@@ -101,7 +102,7 @@ class Prediction:
         return program
 
     def _make_weights_program(self, branch: Branch) -> Callable:
-        @compilation.jit
+        @platform.jit
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise

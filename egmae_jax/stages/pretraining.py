@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import compilation, loop, optim, pretrain, rng, sharding
+from egmae_jax import loop, optim, pretrain
 from egmae_jax.checkpoint import delete_checkpoints, save_params
-from egmae_jax.files import write_sealed
+from egmae_jax.core import platform, rng, sharding
+from egmae_jax.core.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.panels import ReconstructionPanels
@@ -97,7 +98,7 @@ class Pretraining:
         )
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
-        @compilation.jit
+        @platform.jit
         def program(params, pixels, valid, key):
             sums = pretrain.reconstruction_sums(
                 params, pixels, valid, key, model=self._autoencoder, config=self._run.config

@@ -14,8 +14,8 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import branches, models
 from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import Checkpoints
+from egmae_jax.core.errors import UserError
 from egmae_jax.data.rounds import RoundData
-from egmae_jax.errors import UserError
 from egmae_jax.loop import Plan
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax import branches
 from egmae_jax.config import FREE_FIELDS, flatten
-from egmae_jax.files import read_json, write_atomically, write_json
+from egmae_jax.core.files import read_json, write_atomically, write_json
 from egmae_jax.sweep.variants import Variant
 from egmae_jax.workdir import Paths, lock, record_config
 

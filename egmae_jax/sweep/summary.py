@@ -19,8 +19,8 @@ import rich.text
 from matplotlib.figure import Figure
 
 from egmae_jax import evaluate
+from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
 from egmae_jax.evaluate import Predictions
-from egmae_jax.files import DamagedFileError, write_atomically, write_json
 from egmae_jax.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.saved_run import RunError, SavedRun

@@ -11,9 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.datasets import Archive, DataError
 from egmae_jax.data.download import download
-from egmae_jax.files import DamagedFileError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 from egmae_jax.data import images, pipeline, threads
 from egmae_jax.data.pipeline import Order
 from tests import feeding, tiny

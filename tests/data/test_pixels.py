@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import experiment, predictor
+from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import audit, images, pixels
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.masks import MaskError, read_mask
@@ -18,7 +19,6 @@ from egmae_jax.data.samples import IntensityRange
 from egmae_jax.explain import explanations
 from egmae_jax.export import card
 from egmae_jax.export.system import View
-from egmae_jax.files import DamagedFileError
 from egmae_jax.saved_run import SavedRun
 from egmae_jax.workdir import Paths, read_intensity_range, record_intensity_range
 from tests import tiny

@@ -14,10 +14,10 @@ import PIL.Image
 import pytest
 from array_record.python import array_record_module
 
+from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import _fast, prepare
-from egmae_jax.files import DamagedFileError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -497,7 +497,7 @@ _PREPARE = """
 import sys
 from pathlib import Path
 from egmae_jax.data.prepare import prepare
-from egmae_jax.files import DamagedFileError
+from egmae_jax.core.files import DamagedFileError
 folder = Path(sys.argv[1])
 data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
                near_duplicate_threshold=0.99)

@@ -30,7 +30,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from egmae_jax import config as configs
-from egmae_jax import experiment, models, sharding
+from egmae_jax import experiment, models
+from egmae_jax.core import sharding
 from egmae_jax.data import datasets, phantoms
 from egmae_jax.interop import timm
 from egmae_jax.sweep import variants

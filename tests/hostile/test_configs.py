@@ -13,9 +13,9 @@ from configs import default
 from egmae_jax import config as configs
 from egmae_jax import layer_selection, models
 from egmae_jax.config import ConfigError
+from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import prepare
 from egmae_jax.data.datasets import DataError
-from egmae_jax.files import DamagedFileError, write_json
 
 FIELDS = configs.flatten(default.get_config())
 ANYTHING = (

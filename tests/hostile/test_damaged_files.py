@@ -24,9 +24,7 @@ from configs import default
 from egmae_jax import evaluate, layer_selection, pretrain
 from egmae_jax.checkpoint import Checkpoints, load_params, save_params
 from egmae_jax.config import ConfigError
-from egmae_jax.data import splits
-from egmae_jax.evaluate import Predictions
-from egmae_jax.files import (
+from egmae_jax.core.files import (
     DamagedFileError,
     read_json,
     read_npz,
@@ -34,6 +32,8 @@ from egmae_jax.files import (
     write_json,
     write_sealed,
 )
+from egmae_jax.data import splits
+from egmae_jax.evaluate import Predictions
 from egmae_jax.interop import timm
 from egmae_jax.interop.timm import CheckpointError
 from egmae_jax.metrics_log import MetricsLog

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import datasets, download, images
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
-from egmae_jax.files import DamagedFileError, write_json
 from tests.hostile.test_damaged_files import damaged, little_memory
 
 # What the libraries say of odd files.

@@ -17,7 +17,9 @@ import rich.console
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from egmae_jax import console, evaluate
+from egmae_jax import evaluate
+from egmae_jax.core import console
+from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.data import audit, images, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
@@ -25,7 +27,6 @@ from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
-from egmae_jax.files import DamagedFileError, read_json, write_json
 from egmae_jax.stages import results
 
 # What the libraries say of odd files.

@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import finetune, models
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.initialize import abstract_params, initial_params
 from egmae_jax.models.resnet import BasicBlock, ResNet
@@ -191,7 +191,7 @@ def test_models_have_the_published_number_of_parameters(name, count):
 
 _EIGHT_DEVICES = """
 import functools, jax, numpy as np
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 from egmae_jax.models.resnet import BasicBlock
 
 assert jax.device_count() == 8

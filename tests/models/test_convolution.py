@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from egmae_jax import compilation
+from egmae_jax.core import platform
 from egmae_jax.models.convolution import conv2d
 from egmae_jax.models.layers import max_pool
 
@@ -152,7 +152,7 @@ def test_in_a_loop_the_results_are_the_same_and_every_convolution_is_in_order(si
 
     def program(conv):
         function = functools.partial(descend, conv, strides=strides, padding=size // 2)
-        return compilation.jit(function).lower(x, kernels, count=3).compile()
+        return platform.jit(function).lower(x, kernels, count=3).compile()
 
     ours, theirs = program(conv2d), program(plain)
     for a, b in zip(ours(x, kernels, count=3), theirs(x, kernels, count=3), strict=True):
@@ -169,7 +169,7 @@ def test_laxs_own_gradient_is_out_of_order_which_the_search_would_find():
     """Where this fails, XLA's compiler may have learned to do it: then ours is not needed."""
     x, kernels = layers(12, 3)
     function = functools.partial(descend, plain, strides=1, padding=1)
-    text = compilation.jit(function).lower(x, kernels, count=3).compile().as_text()
+    text = platform.jit(function).lower(x, kernels, count=3).compile().as_text()
     assert set(re.findall(r"dim_labels=([\w>-]+)", text)) - {IN_ORDER}
 
 
@@ -187,7 +187,7 @@ def test_deterministic_max_pooling_gives_the_gradient_to_the_first_of_equal_maxi
     gradient = jnp.asarray(draw.normal(size=usual.shape), jnp.float32)
     (expected,) = pull(gradient)
     monkeypatch.setenv("XLA_FLAGS", "")
-    compilation.make_deterministic()
+    platform.make_deterministic()
     pooled, pull = jax.vjp(lambda x: max_pool(x, padding), x)
     np.testing.assert_array_equal(pooled, usual)
     np.testing.assert_allclose(pull(gradient)[0], expected, rtol=1e-6)

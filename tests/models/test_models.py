@@ -12,7 +12,7 @@ from jax import lax
 from scipy import stats
 
 from egmae_jax import models
-from egmae_jax.errors import ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.models import mae
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales

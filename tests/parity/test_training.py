@@ -13,19 +13,9 @@ import pytest
 from flax import linen, traverse_util
 
 from configs import default
-from egmae_jax import (
-    augment,
-    compilation,
-    finetune,
-    layer_selection,
-    loop,
-    models,
-    optim,
-    pretrain,
-    sharding,
-    trainable,
-)
+from egmae_jax import augment, finetune, layer_selection, loop, models, optim, pretrain, trainable
 from egmae_jax.config import ConfigError
+from egmae_jax.core import platform, sharding
 from egmae_jax.corruption import patch_entropy
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.interop import timm as interop
@@ -221,7 +211,7 @@ def autoencoder_params(state_dict, name):
 def forms(request):
     """Of our programs: a platform's, run here."""
     jax.clear_caches()  # of what was traced for another
-    with compilation.tracing_for(request.param):
+    with platform.tracing_for(request.param):
         yield
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from egmae_jax.core.errors import UserError, some_of
+from egmae_jax.core.files import storage_errors_told
 from egmae_jax.data import formats
-from egmae_jax.errors import UserError, some_of
-from egmae_jax.files import storage_errors_told
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import logging
 import re
 from pathlib import Path
 
+from egmae_jax.core.errors import some_of
 from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders, split_of
-from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from egmae_jax.core.errors import some_of
 from egmae_jax.data.datasets.base import (
     Archive,
     DataError,
@@ -15,7 +16,6 @@ from egmae_jax.data.datasets.base import (
     image_files,
     read_table,
 )
-from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 

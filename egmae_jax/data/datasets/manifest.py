@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from egmae_jax.core.errors import some_of
 from egmae_jax.data import formats, lookalikes
 from egmae_jax.data.datasets.base import (
     SPLIT_NAMES,
@@ -22,7 +23,6 @@ from egmae_jax.data.datasets.base import (
     open_table,
     split_of,
 )
-from egmae_jax.errors import some_of
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from egmae_jax import markup
+from egmae_jax.core import markup
 from tests import latex
 
 SPECIAL = "_ & % $ # { } ~ ^ \\ < > | \" ` [ ] * ± -- ''' ,, ?` @ : ! $x^2$ \\input{x} %"

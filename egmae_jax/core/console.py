@@ -16,7 +16,7 @@ import rich.progress
 import rich.table
 import rich.text
 
-from egmae_jax.errors import UserError
+from egmae_jax.core.errors import UserError
 
 # Names of classes and files are printed as they are: neither :cat: nor [red] means anything.
 _console = rich.console.Console(emoji=False)

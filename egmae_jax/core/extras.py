@@ -5,7 +5,7 @@ import logging
 import re
 from typing import Any
 
-from egmae_jax.errors import MissingExtraError
+from egmae_jax.core.errors import MissingExtraError
 
 logger = logging.getLogger(__name__)
 

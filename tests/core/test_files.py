@@ -14,7 +14,7 @@ import pytest
 import safetensors
 
 from egmae_jax import checkpoint, metrics_log
-from egmae_jax.files import (
+from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
     StorageError,

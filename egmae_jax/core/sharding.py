@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from egmae_jax.errors import UserError
+from egmae_jax.core.errors import UserError
 
 PyTree = Any
 _BATCH = P(("data", "fsdp"))  # of arrays whose first axis is the batch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from egmae_jax import sharding
+from egmae_jax.core import sharding
 
 SHARE = 0.3  # of the memory for images of one kind; the rest is for the network and its gradients
 _UNKNOWN = 8e9  # bytes, where the system does not say

@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-from egmae_jax.errors import UserError
+from egmae_jax.core.errors import UserError
 
 REMAKE = "delete it and run again"  # for what the same command makes anew
 RESTORE = "restore it, or start in another --workdir"  # for what it cannot

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from egmae_jax import console, sharding
+from egmae_jax.core import console, sharding
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Keys of the coordination service.

@@ -11,15 +11,15 @@ import types
 import PIL.Image
 import pytest
 
-from egmae_jax import compare, files, predict, predictor
+from egmae_jax import compare, predict, predictor
+from egmae_jax.core import extras, files
+from egmae_jax.core.errors import MissingExtraError, UserError
+from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
 from egmae_jax.data import audit, datasets, download, prepare
 from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.demo import __main__ as demo
-from egmae_jax.errors import MissingExtraError, UserError
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.export import run as export
-from egmae_jax.files import AccessError, require_writable, storage_errors_told
-from egmae_jax.interop import pytorch
 from egmae_jax.interop import timm as interop
 from egmae_jax.report import __main__ as report
 from egmae_jax.sweep import __main__ as sweep
@@ -372,9 +372,9 @@ BROAD = {
     "egmae_jax/compare.py": 1,  # torch.load
     "egmae_jax/demo/page.py": 1,  # told with its traceback
     "egmae_jax/demo/server.py": 1,  # raised again
-    "egmae_jax/files.py": 3,  # raised again, twice; numpy's reader of archives
+    "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives
     "egmae_jax/interop/timm.py": 1,  # the hub's HTTP library
-    "egmae_jax/preemption.py": 1,  # raised again
+    "egmae_jax/core/preemption.py": 1,  # raised again
     "egmae_jax/sweep/run.py": 1,  # told with its traceback
     "egmae_jax/trackers.py": 2,  # the user's own code
 }
@@ -448,15 +448,15 @@ def test_torchvision_of_another_build_is_taken_and_told(monkeypatch, caplog):
                 raise RuntimeError(f"operator torchvision::{operator} does not exist")
         return types.SimpleNamespace(__version__="1.0")
 
-    monkeypatch.setattr(pytorch.importlib, "import_module", find)
-    monkeypatch.setattr(pytorch.logger, "propagate", True)
-    pytorch.require("torch", "torchvision", extra="parity")
+    monkeypatch.setattr(extras.importlib, "import_module", find)
+    monkeypatch.setattr(extras.logger, "propagate", True)
+    extras.require("torch", "torchvision", extra="parity")
     assert defined == ["torchvision::nms", "torchvision::roi_align"]
     assert "torchvision 1.0 was built for another torch than 2.0" in caplog.text
 
     def broken(name):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(pytorch.importlib, "import_module", broken)
+    monkeypatch.setattr(extras.importlib, "import_module", broken)
     with pytest.raises(MissingExtraError, match="not built for each other"):
-        pytorch.require("torchvision", extra="parity")
+        extras.require("torchvision", extra="parity")

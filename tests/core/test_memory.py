@@ -7,7 +7,8 @@ import weakref
 import jax
 import pytest
 
-from egmae_jax import experiment, memory
+from egmae_jax import experiment
+from egmae_jax.core import memory
 from egmae_jax.data.pipeline import Order, Resident, Stream
 from tests import tiny
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from egmae_jax import compilation, models
-from egmae_jax.compilation import materialize
+from egmae_jax import models
+from egmae_jax.core import platform
+from egmae_jax.core.platform import materialize
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.depthwise import depthwise_conv
 from egmae_jax.models.initialize import initial_params
@@ -21,7 +22,7 @@ def test_what_is_materialized_is_computed_once_on_cpu():
         y = materialize(jnp.exp(x))
         return y.sum(axis=0), y.sum(axis=1), y + 1
 
-    compiled = compilation.jit(program).lower(jnp.ones((64, 64))).compile()
+    compiled = platform.jit(program).lower(jnp.ones((64, 64))).compile()
     assert compiled.as_text().count("exponential(") == 1
     assert "opt-barrier" in compiled.as_text()
 
@@ -36,14 +37,14 @@ def test_a_model_gives_the_same_with_the_options_and_without():
     def loss(params, images):
         return jnp.square(model.apply({"params": params}, images, train=True)).sum()
 
-    ours = compilation.jit(jax.value_and_grad(loss))(params, images)
+    ours = platform.jit(jax.value_and_grad(loss))(params, images)
     plain = jax.jit(jax.value_and_grad(loss))(params, images)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
 def test_options_unknown_to_this_xla_are_left_out():
-    assert not compilation._works({"xla_no_such_option": 1})
+    assert not platform._works({"xla_no_such_option": 1})
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -77,7 +78,7 @@ def gradient_program(*, rematerialize=False, batch=4):
     def loss(params):
         return jnp.square(model.apply({"params": params}, images, train=True)).sum()
 
-    return params, compilation.jit(jax.grad(loss)).lower(params).compile()
+    return params, platform.jit(jax.grad(loss)).lower(params).compile()
 
 
 def assert_close(ours, theirs):
@@ -111,14 +112,14 @@ def test_a_barrier_over_several_arrays_in_a_small_loop_does_not_crash():
 
         return jax.lax.fori_loop(0, 3, body, (x, 2 * x))
 
-    first, second = compilation.jit(program)(jnp.ones(4))
+    first, second = platform.jit(program)(jnp.ones(4))
     np.testing.assert_array_equal(first, 4)
     np.testing.assert_array_equal(second, 5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms merge the calls")
 def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
-    @compilation.subroutine
+    @platform.subroutine
     def layer(x, w):
         return jnp.where(x > 0, jnp.tanh(x @ w), x)
 
@@ -128,7 +129,7 @@ def test_a_subroutine_is_merged_into_a_program_only_after_it_was_optimized():
         return x.sum()
 
     w, x = jnp.full((8, 8), 0.1), jnp.ones((4, 8))
-    program = compilation.jit(jax.grad(loss)).lower(w, x)
+    program = platform.jit(jax.grad(loss)).lower(w, x)
     calls = re.findall(r" call\(.*inlineable=.false", program.compile().as_text())
     assert len(calls) == 6  # three forward and three backward; what a subroutine calls is merged
     np.testing.assert_allclose(program.compile()(w, x), jax.grad(loss)(w, x), rtol=1e-6)
@@ -148,8 +149,8 @@ def test_the_rules_of_a_derivative_share_a_trace():
         return shared(x)
 
     double.defvjp(lambda x: (shared(x), None), lambda _, gradient: (shared(gradient),))
-    layer = compilation.subroutine(lambda x: double(x))
-    compilation.jit(jax.grad(lambda x: layer(layer(x)).sum())).lower(jnp.ones(3))
+    layer = platform.subroutine(lambda x: double(x))
+    platform.jit(jax.grad(lambda x: layer(layer(x)).sum())).lower(jnp.ones(3))
     assert shapes == [(3,)]
 
 
@@ -167,7 +168,7 @@ def fused_programs(depth):
         images, rngs = jnp.ones((4, 32, 32, 3)), {"drop_path": key}
         return jnp.square(model.apply({"params": params}, images, train=True, rngs=rngs)).sum()
 
-    program = compilation.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile()
+    program = platform.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile()
     notes = r"(, (metadata|frontend_attributes|backend_config)=\{.*?\})+$"
     text = re.sub(notes, "", program.as_text(), flags=re.MULTILINE)
     bodies = re.findall(r"\n%fused_computation.*?\{\n(.*?)\n\}", text, re.DOTALL)
@@ -189,10 +190,10 @@ def test_a_portable_program_has_each_platforms_own_convolution():
     arrays = jnp.ones((2, 8, 8, 4)), jnp.ones((7, 7, 1, 4)), jnp.ones(4)
     expected = depthwise_conv(*arrays)  # traced for the CPU, with the same shapes
 
-    def lowered(platform):
-        return export.export(jax.jit(depthwise_conv), platforms=(platform,))(*arrays).mlir_module()
+    def lowered(target):
+        return export.export(jax.jit(depthwise_conv), platforms=(target,))(*arrays).mlir_module()
 
-    with compilation.portable():
+    with platform.portable():
         on_cpu, on_tpu = lowered("cpu"), lowered("tpu")
         both = export.export(jax.jit(depthwise_conv), platforms=("cpu", "tpu"))(*arrays)
     assert "optimization_barrier" in on_cpu
@@ -204,8 +205,8 @@ def test_a_portable_program_has_each_platforms_own_convolution():
 
 
 def test_what_is_traced_within_a_portable_program_has_the_forms_of_no_platform():
-    assert compilation.for_cpu() == (jax.default_backend() == "cpu")
-    with compilation.portable():
-        assert not compilation.for_cpu()
-        found = jax.make_jaxpr(lambda x: compilation.materialize(x) + 1)(1.0)
+    assert platform.for_cpu() == (jax.default_backend() == "cpu")
+    with platform.portable():
+        assert not platform.for_cpu()
+        found = jax.make_jaxpr(lambda x: platform.materialize(x) + 1)(1.0)
     assert "optimization_barrier" not in str(found)

@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from egmae_jax import console, preemption, sharding
 from egmae_jax.checkpoint import Checkpoints
+from egmae_jax.core import console, preemption, sharding
 from tests import test_loop, tiny
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -128,7 +128,7 @@ def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
 TRAINING = """
 import sys, time
 from pathlib import Path
-from egmae_jax import console, preemption, sharding
+from egmae_jax.core import console, preemption, sharding
 from tests import test_loop
 console.set_up_logging()
 preemption.install()
