@@ -48,13 +48,14 @@ import rich.table
 from benchmarks import memory, torch_loader
 from benchmarks.resize import write_resized
 from configs import default
-from egmae_jax import augment, finetune, models, optim
+from egmae_jax import finetune, models, optim
 from egmae_jax.core import platform, sharding
 from egmae_jax.data import datasets, images, pipeline
 from egmae_jax.data.images import Color
 from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.loop import TrainState
+from egmae_jax.method import augment
 from egmae_jax.models.initialize import initial_params
 
 SIZE, STORE, SCALE, RATIO = 224, 448, (0.2, 1.0), (3 / 4, 4 / 3)

@@ -26,10 +26,11 @@ from ml_collections import FrozenConfigDict
 from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
 from configs import default
-from egmae_jax import augment, finetune, layer_selection, loop, models, optim, trainable
+from egmae_jax import finetune, loop, models, optim, trainable
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.interop import timm
+from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models.initialize import initial_params
 
 MODES = ("all", "low_entropy", "random", "head")
@@ -60,7 +61,7 @@ class Training:
     def __init__(
         self,
         name: str,
-        selection: layer_selection.Selection,
+        selection: layer_entropy.Selection,
         params: PyTree,
         images: Images,
         config: FrozenConfigDict,
@@ -104,13 +105,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     params = start(model, name, arguments.weights)
     size = arguments.image_size
     seen = augment.normalize(jnp.asarray(images.pixels[:, :size, :size]))
-    entropies = layer_selection.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
+    entropies = layer_entropy.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
     runs = {}
     for mode in MODES:
-        chosen = layer_selection.select(
+        chosen = layer_entropy.select(
             mode, model.layers, params, share=arguments.share, entropies=entropies
         )
-        selection = layer_selection.selection(model.layers, chosen)
+        selection = layer_entropy.selection(model.layers, chosen)
         runs[mode] = Training(name, selection, params, images, config, arguments.steps)
         jax.block_until_ready(runs[mode]())  # the first run warms up
     times = timing.median_ms(runs, arguments.rounds, arguments.steps)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from egmae_jax.augment import MEAN, STD
+from egmae_jax.method.augment import MEAN, STD
 from tests import torch_reference
 
 FORMS = ("PIL", "tensors")

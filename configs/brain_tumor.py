@@ -20,8 +20,9 @@ it is and leaves its copies out of Training; --config.data.drop_leaks=False keep
 from ml_collections import ConfigDict
 
 from configs import default
-from egmae_jax import layer_selection, models
+from egmae_jax import models
 from egmae_jax.core.errors import ConfigError
+from egmae_jax.method import layer_entropy
 
 # Shares of the parameters that the source trains: about 10 % and 18 % fewer than all.
 _SHARES = {"resnet18": 0.90, "resnet34": 0.82}
@@ -36,7 +37,7 @@ def get_config(words: str | None = None) -> ConfigDict:
     config.data.deduplicate = True
     chosen = words.split(",") if words else []
     networks = [word for word in chosen if word in (*models.names(), "egmae")] or ["resnet18"]
-    modes = [word for word in chosen if word in layer_selection.MODES]
+    modes = [word for word in chosen if word in layer_entropy.MODES]
     if len(networks) > 1 or len(modes) > 1:
         raise ConfigError(f"{', '.join(max(networks, modes, key=len))} exclude each other.")
     if networks == ["egmae"]:
@@ -58,7 +59,7 @@ def get_config(words: str | None = None) -> ConfigDict:
         if name == "noise":
             config.finetune.input_noise = _number(word, value)
         elif word not in (*networks, *modes, "cpu"):
-            known = (*layer_selection.MODES, "noise=<std>", "cpu", "egmae", *models.names())
+            known = (*layer_entropy.MODES, "noise=<std>", "cpu", "egmae", *models.names())
             raise ConfigError(f"There is no preset {word!r}. Words: {', '.join(known)}.")
     return config
 

@@ -12,11 +12,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, checkpoint, corruption, fusion, layer_selection, models
+from egmae_jax import branches, checkpoint, models
 from egmae_jax.core import console, sharding
 from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.data import datasets, images, samples, splits
+from egmae_jax.method import corruption, fusion, layer_entropy
 from egmae_jax.models.initialize import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
@@ -188,7 +189,7 @@ def _problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
         "corruption.kind": corruption.KINDS,
         "model.kernel_init": KERNEL_INITS,
         "rounds.kind": ("seeds", "folds"),
-        "finetune.trainable": layer_selection.MODES,
+        "finetune.trainable": layer_entropy.MODES,
         "fusion.kind": fusion.KINDS,
         "checkpoint.on_damage": checkpoint.ON_DAMAGE,
     }

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax import calibration, fusion, resampling
+from egmae_jax import calibration, resampling
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
 from egmae_jax.data.pipeline import Evaluation
+from egmae_jax.method import fusion
 from egmae_jax.resampling import Variance
 
 PyTree = Any

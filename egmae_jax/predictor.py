@@ -23,13 +23,14 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from egmae_jax import augment, finetune, models
+from egmae_jax import finetune, models
 from egmae_jax.core import platform, sharding
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images, samples
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.explain import gradcam
+from egmae_jax.method import augment
 from egmae_jax.saved_run import Classifier, RunError, SavedRun
 
 # A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].

@@ -7,8 +7,8 @@ python examples/corruption.py        # or cell by cell in an editor that knows `
 import jax
 import numpy as np
 
-from egmae_jax import augment, corruption
 from egmae_jax.data.phantoms import phantom
+from egmae_jax.method import augment, corruption
 
 grey = phantom(np.random.default_rng(0), "malignant", 224, 224)
 images = np.repeat(grey[None, :, :, None], 3, axis=-1)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import augment, models
+from egmae_jax import models
 from egmae_jax.data.phantoms import phantom
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import overlay
+from egmae_jax.method import augment
 from egmae_jax.models.initialize import initial_params
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon

@@ -9,13 +9,14 @@ import PIL.Image
 import pytest
 from flax import traverse_util
 
-from egmae_jax import augment, evaluate, experiment, finetune, fusion, layer_selection, loop, models
 from egmae_jax import config as configs
+from egmae_jax import evaluate, experiment, finetune, loop, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.interop import timm
+from egmae_jax.method import augment, fusion, layer_entropy
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
@@ -130,9 +131,7 @@ def test_a_selection_that_was_interrupted_ends_in_the_same_bits(
     layers = tmp_path / "round_0" / "imagenet" / "layers.json"
     assert layers.exists()
     assert not (tmp_path / "export").exists()
-    monkeypatch.setattr(
-        layer_selection, "layer_entropies", lambda *_: pytest.fail("measured again")
-    )
+    monkeypatch.setattr(layer_entropy, "layer_entropies", lambda *_: pytest.fail("measured again"))
     resumed = experiment.run(make(data, cache), tmp_path)
     assert resumed["rounds"] == results["rounds"]
     assert_same(outcome(workdir), outcome(tmp_path))

@@ -10,10 +10,11 @@ import pytest
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from egmae_jax import evaluate, fusion
+from egmae_jax import evaluate
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions, bootstrap_intervals, compute_metrics, weighted_metrics
+from egmae_jax.method import fusion
 
 
 def random_predictions(seed, num_classes, count=120, *, coarse=False):

@@ -20,8 +20,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import augment, evaluate, experiment, loop, models, nonfinite
 from egmae_jax import config as configs
+from egmae_jax import evaluate, experiment, loop, models, nonfinite
 from egmae_jax import workdir as workdirs
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
@@ -30,6 +30,7 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.interop import timm
+from egmae_jax.method import augment
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process

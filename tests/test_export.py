@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import augment, evaluate, experiment, export, finetune, fusion, models
+from egmae_jax import evaluate, experiment, export, finetune, models
 from egmae_jax.calibration import Scaling
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.files import DamagedFileError, write_json
@@ -30,6 +30,7 @@ from egmae_jax.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.export import run as command_line
 from egmae_jax.export.system import View
 from egmae_jax.interop import timm as interop
+from egmae_jax.method import augment, fusion
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.saved_run import RunError, SavedRun
 from tests import commands, tiny, torch_reference

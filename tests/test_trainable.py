@@ -11,9 +11,10 @@ import pytest
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import finetune, layer_selection, loop, models, optim, trainable
+from egmae_jax import finetune, loop, models, optim, trainable
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
+from egmae_jax.method import layer_entropy
 from egmae_jax.models import perceptron
 from egmae_jax.models.initialize import initial_params
 from tests import tiny
@@ -120,7 +121,7 @@ class Setting:
             sep="/",
         )
         layers = list(full.layers)
-        selection = layer_selection.selection(full.layers, [layers[i] for i in chosen(layers)])
+        selection = layer_entropy.selection(full.layers, [layers[i] for i in chosen(layers)])
         self.layers, self.selection = full.layers, selection
         self.trained = trainable.split(params, selection.prefixes)[0]
         self.optimizer = optim.adamw(lambda step: 1e-2, self.trained, weight_decay=0.05)

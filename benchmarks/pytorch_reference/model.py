@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from egmae_jax.augment import MEAN, STD
+from egmae_jax.method.augment import MEAN, STD
 from tests import torch_reference
 
 STRIDE = 32  # input pixels, along each side, per feature of the encoder's last stage

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.sweeps import recipes
-from egmae_jax import corruption
+from egmae_jax.method import corruption
 from egmae_jax.sweep import variants
 
 # 1 is the paper's equation 4, 0.18 = 1 / ln 256 brings the entropy to [0, 1].

@@ -14,13 +14,13 @@ import rich.table
 import rich.text
 from scipy.special import softmax
 
-from egmae_jax import augment
 from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, storage_errors_told
 from egmae_jax.export import card, pytorch, stablehlo, weights
 from egmae_jax.export.system import System, branch_logits, systems
+from egmae_jax.method import augment
 from egmae_jax.saved_run import SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")

@@ -12,11 +12,11 @@ import jax
 import jax.export
 import numpy as np
 
-from egmae_jax import augment
 from egmae_jax.core import platform
 from egmae_jax.core.files import write_atomically, write_json
 from egmae_jax.data import samples
 from egmae_jax.export.system import System
+from egmae_jax.method import augment
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

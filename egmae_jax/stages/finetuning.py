@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax import augment, evaluate, finetune, layer_selection, loop, optim, pretrain
+from egmae_jax import evaluate, finetune, loop, optim, pretrain
 from egmae_jax.branches import Branch
 from egmae_jax.checkpoint import delete_checkpoints
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.interop import timm
-from egmae_jax.layer_selection import Selection
+from egmae_jax.method import augment, layer_entropy
+from egmae_jax.method.layer_entropy import Selection
 from egmae_jax.stages.prediction import Prediction
 from egmae_jax.stages.run import Run, require
 
@@ -144,7 +145,7 @@ class Finetuning:
             entropies = None
             if config.trainable == "low_entropy":
                 entropies = self.layer_entropies(branch, round_index, params)
-            chosen = layer_selection.select(
+            chosen = layer_entropy.select(
                 config.trainable,
                 layers,
                 params,
@@ -152,22 +153,22 @@ class Finetuning:
                 entropies=entropies,
                 seed=self._run.config.seed + round_index,
             )
-            report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
+            report = layer_entropy.report(config.trainable, layers, params, chosen, entropies)
             if entropies is not None:
                 console.print_layers(f"{branch.name}, round {round_index}", report)
             if sharding.is_primary():
                 if entropies is not None:
-                    layer_selection.plot(report, path.with_suffix(".png"))
+                    layer_entropy.plot(report, path.with_suffix(".png"))
                 write_sealed(path, report)
         sharding.wait_for_all(f"{path} is written")
-        return layer_selection.selection(layers, layer_selection.read_report(path, layers))
+        return layer_entropy.selection(layers, layer_entropy.read_report(path, layers))
 
     def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:
         """Of training images, in the evaluation view; in nats."""
         run = self._run
         images = run.data.calibration(round_index, run.config.finetune.calibration_images)
         take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
-        return layer_selection.layer_entropies(
+        return layer_entropy.layer_entropies(
             run.classifier(branch),
             sharding.replicate(params, sharding.local_mesh()),
             (

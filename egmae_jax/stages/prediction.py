@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import augment, evaluate, finetune, models
+from egmae_jax import evaluate, finetune, models
 from egmae_jax.branches import Branch
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
@@ -16,6 +16,7 @@ from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.interop import timm
+from egmae_jax.method import augment
 from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run
 

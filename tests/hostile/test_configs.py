@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from configs import default
 from egmae_jax import config as configs
-from egmae_jax import layer_selection, models
+from egmae_jax import models
 from egmae_jax.config import ConfigError
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import prepare
 from egmae_jax.data.datasets import DataError
+from egmae_jax.method import layer_entropy
 
 FIELDS = configs.flatten(default.get_config())
 ANYTHING = (
@@ -116,7 +117,7 @@ WORDS = {
     **dict.fromkeys(("busi", "isic2018", "kvasir", "skin_lesions", "demo"), ("cpu",)),
     "covid": ("cpu", "covid2"),
     "skin_asff": ("cpu", "compare"),
-    "brain_tumor": ("cpu", "egmae", *layer_selection.MODES, *models.names()),
+    "brain_tumor": ("cpu", "egmae", *layer_entropy.MODES, *models.names()),
 }
 
 

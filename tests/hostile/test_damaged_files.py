@@ -21,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from egmae_jax import evaluate, layer_selection, pretrain
+from egmae_jax import evaluate, pretrain
 from egmae_jax.checkpoint import Checkpoints, load_params, save_params
 from egmae_jax.config import ConfigError
 from egmae_jax.core.files import (
@@ -36,6 +36,7 @@ from egmae_jax.data import splits
 from egmae_jax.evaluate import Predictions
 from egmae_jax.interop import timm
 from egmae_jax.interop.timm import CheckpointError
+from egmae_jax.method import layer_entropy
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.initialize import initial_params
 from egmae_jax.workdir import lock
@@ -423,7 +424,7 @@ def test_splits_json_of_another_structure_is_damaged(file, content):
 def test_layers_json_decides_for_every_layer_or_is_damaged(file, content):
     (write_sealed if isinstance(content, dict) else write_json)(file, content)
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
-        layer_selection.read_report(file, ["a", "b"])
+        layer_entropy.read_report(file, ["a", "b"])
 
 
 @given(JSON)

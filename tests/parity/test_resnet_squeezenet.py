@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from egmae_jax import augment, models
+from egmae_jax import models
 from egmae_jax.data import images as decoding
 from egmae_jax.interop import timm as interop
+from egmae_jax.method import augment
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy import stats
 from skimage.measure import shannon_entropy
 
-from egmae_jax import corruption
-from egmae_jax.corruption import (
+from egmae_jax.method import corruption
+from egmae_jax.method.corruption import (
     KINDS,
     _compared,
     _scattered,

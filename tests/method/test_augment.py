@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from egmae_jax import augment
-from egmae_jax.augment import Crop
+from egmae_jax.method import augment
+from egmae_jax.method.augment import Crop
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 

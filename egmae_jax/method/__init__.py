@@ -1,0 +1,1 @@
+"""The papers, as pure functions of arrays: no config, no files. Read this first."""
