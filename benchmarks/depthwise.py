@@ -26,7 +26,7 @@ import rich.table
 from jax import lax
 
 from benchmarks import timing
-from egmae_jax.models.depthwise import depthwise_conv
+from egmae_jax.models.kernels.depthwise import depthwise_conv
 
 SIZE = 7
 SHAPES = "56x96,28x192,14x384,7x768"  # of ConvNeXt-Tiny's stages at 224 pixels: height, channels

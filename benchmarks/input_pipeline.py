@@ -56,7 +56,7 @@ from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.loop import TrainState
 from egmae_jax.method import augment
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 
 SIZE, STORE, SCALE, RATIO = 224, 448, (0.2, 1.0), (3 / 4, 4 / 3)
 _IN_FLIGHT = 4  # batches of crops

@@ -29,9 +29,9 @@ from configs import default
 from egmae_jax import finetune, loop, models, optim, trainable
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.interop import timm
 from egmae_jax.method import augment, layer_entropy
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
 
 MODES = ("all", "low_entropy", "random", "head")
 PyTree = Any

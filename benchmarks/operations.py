@@ -5,8 +5,8 @@ python -m benchmarks.operations [--batch=16] [--shapes=56x96,28x192,14x384,7x768
 
 Forward is the operation, both is forward and all gradients. The floor of GELU and LayerNorm is the
 memory they must move, that of the products (C -> 4C) the fastest product measured in the same run.
-Ours are the functions of `egmae_jax.models.operations`, each as a program of its own: in a network
-the compiler joins some of them with their neighbours. The depthwise convolution has
+Ours are the functions of `egmae_jax.models.kernels.operations`, each as a program of its own: in a
+network the compiler joins some of them with their neighbours. The depthwise convolution has
 `benchmarks.depthwise`.
 """
 
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import timing
-from egmae_jax.models import operations
+from egmae_jax.models.kernels import operations
 
 SHAPES = "56x96,28x192,14x384,7x768"  # of ConvNeXt-Tiny's stages at 224 pixels: height, channels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

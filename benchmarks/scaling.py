@@ -35,7 +35,7 @@ from configs import default
 from egmae_jax import branches, finetune, loop, models, optim, pretrain
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.init import abstract_params
 
 PyTree = Any
 WORKS = ("pretrain", "finetune")

@@ -48,7 +48,7 @@ from configs import default
 from egmae_jax import finetune, loop, models, optim, pretrain
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
 
 _program: Callable[[], Any]  # of a contestant's process

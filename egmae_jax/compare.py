@@ -37,8 +37,8 @@ from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import require_output, storage_errors_told, write_json
 from egmae_jax.data import images
 from egmae_jax.data.datasets.base import find_images
-from egmae_jax.interop import timm as interop
 from egmae_jax.method import augment
+from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
 

@@ -18,7 +18,7 @@ from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.method import corruption, fusion, layer_entropy
-from egmae_jax.models.initialize import KERNEL_INITS
+from egmae_jax.models.init import KERNEL_INITS
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
 # are evaluated. The data themselves are held to splits.json by the hashes of their files, which are

@@ -10,7 +10,7 @@ from egmae_jax import config as configs
 from egmae_jax import models
 from egmae_jax.branches import Branch
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
-from egmae_jax.interop import timm
+from egmae_jax.models import timm
 
 PyTree = Any
 

@@ -19,7 +19,7 @@ from egmae_jax.finetune import start_from
 from egmae_jax.loop import TrainState
 from egmae_jax.method import augment
 from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
-from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.init import abstract_params
 from egmae_jax.models.mae import MaskedAutoencoder
 
 PyTree = Any

@@ -34,8 +34,8 @@ from egmae_jax.core.files import (
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.evaluate import Predictions
-from egmae_jax.interop import timm
 from egmae_jax.method.fusion import Fusion
+from egmae_jax.models import timm
 from egmae_jax.workdir import Paths, local_folder, read_intensity_range
 
 PyTree = Any

@@ -13,7 +13,7 @@ from egmae_jax.data.phantoms import phantom
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
 params = initial_params(

@@ -3,7 +3,7 @@
 python examples/interop.py
 """
 
-# %% A file as timm writes it. Online, `interop.timm.load("timm/convnext_atto.d2_in1k",
+# %% A file as timm writes it. Online, `models.timm.load("timm/convnext_atto.d2_in1k",
 # "convnext_atto")` fetches ImageNet weights; here random ones stand in for them.
 import tempfile
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from egmae_jax import models
-from egmae_jax.interop import timm
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
 
 model = models.create("convnext_atto", num_classes=3)
 params = initial_params(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))

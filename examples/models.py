@@ -10,7 +10,7 @@ import optax
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
 image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

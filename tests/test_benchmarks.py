@@ -20,7 +20,7 @@ from benchmarks import corruption, depthwise, layer_selection, scaling, timing
 from egmae_jax import models, trainable
 from egmae_jax.core import platform
 from egmae_jax.data import phantoms
-from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.init import abstract_params
 from tests import tiny
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")

@@ -15,9 +15,9 @@ from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import load_predictions
-from egmae_jax.interop import timm
 from egmae_jax.method import augment, fusion, layer_entropy
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 

@@ -29,9 +29,9 @@ from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, explanations
-from egmae_jax.interop import timm
 from egmae_jax.method import augment
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 

@@ -29,9 +29,9 @@ from egmae_jax.evaluate import Predictions
 from egmae_jax.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.export import run as command_line
 from egmae_jax.export.system import View
-from egmae_jax.interop import timm as interop
 from egmae_jax.method import augment, fusion
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm as interop
+from egmae_jax.models.init import initial_params
 from egmae_jax.saved_run import RunError, SavedRun
 from tests import commands, tiny, torch_reference
 

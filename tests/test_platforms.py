@@ -11,7 +11,7 @@ from configs import default
 from egmae_jax import finetune, loop, models, optim, pretrain
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from tests import tiny
 
 SIZE, BATCH = 32, 8

@@ -113,7 +113,7 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import finetune, loop, models, pretrain
 from egmae_jax.core import rng, sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from tests import tiny
 
 sharding._SPLIT_ELEMENTS = 64

@@ -15,8 +15,8 @@ from egmae_jax import finetune, loop, models, optim, trainable
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import layer_entropy
-from egmae_jax.models import perceptron
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
+from egmae_jax.models.kernels import mlp
 from tests import tiny
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -241,7 +241,7 @@ def test_below_the_lowest_layer_that_trains_no_gradient_is_computed(name):
 @pytest.mark.slow
 def test_frozen_blocks_cost_nothing_where_parts_of_a_batch_are_computed_in_turn(monkeypatch):
     """On CPU wide activations of ConvNeXt are computed in a loop, and again for the gradients."""
-    monkeypatch.setattr(perceptron, "_BLOCK_BYTES", 1.0)
+    monkeypatch.setattr(mlp, "_BLOCK_BYTES", 1.0)
     jax.clear_caches()  # blocks that were traced before
     compiled = {c: Setting(tiny.MODEL, CHOICES[c]).compile() for c in ("head", "first")}
     jax.clear_caches()

@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from egmae_jax.core import platform
 from egmae_jax.core.errors import UserError
-from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.init import abstract_params
 
 PyTree = Any
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it

@@ -284,7 +284,7 @@ def _timm_usage(view: View, model_name: str, num_classes: int) -> str:
         return (
             f"`model.safetensors` holds the weights. {text(model_name)} is in no other library: "
             "its backbone's tensors have timm's names of a ResNet, `fusion.*` and `head.*` are of "
-            "egmae_jax, whose `interop.timm.load` reads the file."
+            "egmae_jax, whose `models.timm.load` reads the file."
         )
     if not weights.in_timm(model_name):
         return "`model.safetensors` holds the weights in torchvision's names:\n\n" + _code(

@@ -11,8 +11,8 @@ from egmae_jax import calibration, models
 from egmae_jax.core.files import write_atomically
 from egmae_jax.core.quiet import quiet
 from egmae_jax.export.system import LUMA, System
-from egmae_jax.interop.timm import read
 from egmae_jax.method import augment
+from egmae_jax.models.timm import read
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:

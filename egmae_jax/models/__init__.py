@@ -130,7 +130,7 @@ def imagenet_model(name: str) -> str:
 def default_weights(name: str) -> str:
     """Hub id of the ImageNet weights for the model `imagenet_model(name)`.
 
-    For SqueezeNet the address of a pickle; `interop.timm.locate` says how to convert it.
+    For SqueezeNet the address of a pickle; `models.timm.locate` says how to convert it.
     """
     table: dict[str, Any] = {**_CONVNEXT, **_RESNET, **_SQUEEZENET}
     return table[imagenet_model(name)][-1]

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax import lax
 
 from egmae_jax.core.platform import materialize
+from egmae_jax.models.kernels.operations import column_sums
 from egmae_jax.models.module import Module
-from egmae_jax.models.operations import column_sums
 
 
 class BatchNorm(Module):

@@ -4,7 +4,7 @@ And ConvNeXt V2 (Woo et al. 2023): global response normalization in place of the
 
 Channels last throughout. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
 pool -> norm -> linear, drop path grows linearly with depth. Submodules carry timm's names, so that
-`egmae_jax.interop.timm` is a table of patterns.
+`egmae_jax.models.timm` is a table of patterns.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ import numpy as np
 from flax import linen as nn
 
 from egmae_jax.core.platform import materialize
-from egmae_jax.models.depthwise import depthwise_conv
+from egmae_jax.models.kernels.depthwise import depthwise_conv
+from egmae_jax.models.kernels.mlp import Perceptron, perceptron
+from egmae_jax.models.kernels.operations import layer_norm, linear
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module
-from egmae_jax.models.operations import layer_norm, linear
-from egmae_jax.models.perceptron import Perceptron, perceptron
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from egmae_jax.core import platform
 from egmae_jax.models.batch_norm import BatchNorm
-from egmae_jax.models.convolution import conv2d
+from egmae_jax.models.kernels.convolution import conv2d
 from egmae_jax.models.module import Module
 
 

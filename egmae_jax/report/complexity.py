@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from egmae_jax import models
-from egmae_jax.models.initialize import abstract_params
+from egmae_jax.models.init import abstract_params
 
 
 class Complexity(NamedTuple):

@@ -15,9 +15,9 @@ from egmae_jax.checkpoint import delete_checkpoints
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.imagenet import ImagenetWeights
-from egmae_jax.interop import timm
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.method.layer_entropy import Selection
+from egmae_jax.models import timm
 from egmae_jax.stages.prediction import Prediction
 from egmae_jax.stages.run import Run, require
 

@@ -15,8 +15,8 @@ from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.interop import timm
 from egmae_jax.method import augment
+from egmae_jax.models import timm
 from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run
 

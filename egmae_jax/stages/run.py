@@ -18,7 +18,7 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.loop import Plan
 from egmae_jax.metrics_log import MetricsLog
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from egmae_jax.nonfinite import Policy
 from egmae_jax.workdir import Paths
 

@@ -20,7 +20,7 @@ from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.demo import __main__ as demo
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.export import run as export
-from egmae_jax.interop import timm as interop
+from egmae_jax.models import timm as interop
 from egmae_jax.report import __main__ as report
 from egmae_jax.sweep import __main__ as sweep
 from tests import commands, tiny
@@ -373,7 +373,7 @@ BROAD = {
     "egmae_jax/demo/page.py": 1,  # told with its traceback
     "egmae_jax/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives
-    "egmae_jax/interop/timm.py": 1,  # the hub's HTTP library
+    "egmae_jax/models/timm.py": 1,  # the hub's HTTP library
     "egmae_jax/core/preemption.py": 1,  # raised again
     "egmae_jax/sweep/run.py": 1,  # told with its traceback
     "egmae_jax/trackers.py": 2,  # the user's own code

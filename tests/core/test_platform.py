@@ -12,9 +12,9 @@ from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.core.platform import materialize
 from egmae_jax.models.convnext import ConvNeXt
-from egmae_jax.models.depthwise import depthwise_conv
-from egmae_jax.models.initialize import initial_params
-from egmae_jax.models.perceptron import _num_blocks
+from egmae_jax.models.init import initial_params
+from egmae_jax.models.kernels.depthwise import depthwise_conv
+from egmae_jax.models.kernels.mlp import _num_blocks
 
 
 def test_what_is_materialized_is_computed_once_on_cpu():
@@ -50,7 +50,7 @@ def test_options_unknown_to_this_xla_are_left_out():
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("batch", [1, 7, 8])
 def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, train, monkeypatch):
-    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
     model = models.create("convnext_atto", 3)
     shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
@@ -99,7 +99,7 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
 def test_gradients_do_not_depend_on_the_parts_that_a_batch_is_computed_in(monkeypatch):
     params, whole = gradient_program()
-    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
     _, parts = gradient_program()
     assert_close(parts(params), whole(params))
 

@@ -33,7 +33,7 @@ from egmae_jax import config as configs
 from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.data import datasets, phantoms
-from egmae_jax.interop import timm
+from egmae_jax.models import timm
 from egmae_jax.sweep import variants
 from tests import tiny, torch_reference
 from tests.docs import trees, weights

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from egmae_jax import models
-from egmae_jax.interop import timm
+from egmae_jax.models import timm
 
 CLASSES = 1000  # ImageNet's
 

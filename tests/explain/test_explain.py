@@ -16,7 +16,7 @@ from egmae_jax.explain.gradcam import (
     layer_at,
     layers,
 )
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from egmae_jax.models.layers import Conv, tap
 
 CLASSES = 3

@@ -12,8 +12,8 @@ import pytest
 from egmae_jax import models
 from egmae_jax.data import splits
 from egmae_jax.explain import explanations
-from egmae_jax.interop import timm
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
 from egmae_jax.saved_run import SavedRun
 from tests import commands, tiny
 

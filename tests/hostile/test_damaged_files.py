@@ -34,11 +34,11 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data import splits
 from egmae_jax.evaluate import Predictions
-from egmae_jax.interop import timm
-from egmae_jax.interop.timm import CheckpointError
 from egmae_jax.method import layer_entropy
 from egmae_jax.metrics_log import MetricsLog
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models import timm
+from egmae_jax.models.init import initial_params
+from egmae_jax.models.timm import CheckpointError
 from egmae_jax.workdir import lock
 
 # What the libraries say of odd files.

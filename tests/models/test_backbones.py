@@ -13,7 +13,7 @@ from flax import traverse_util
 from egmae_jax import finetune, models
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
-from egmae_jax.models.initialize import abstract_params, initial_params
+from egmae_jax.models.init import abstract_params, initial_params
 from egmae_jax.models.resnet import BasicBlock, ResNet
 from tests.conftest import REPOSITORY
 from tests.tiny import environment

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from egmae_jax.core import platform
-from egmae_jax.models.convolution import conv2d
+from egmae_jax.models.kernels.convolution import conv2d
 from egmae_jax.models.layers import max_pool
 
 SIZES, STRIDES = (1, 3, 5, 7), (1, 2, 3)

@@ -16,10 +16,10 @@ from egmae_jax.core.errors import ConfigError
 from egmae_jax.models import mae
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
-from egmae_jax.models.depthwise import depthwise_conv
-from egmae_jax.models.initialize import abstract_params, initial_params
+from egmae_jax.models.init import abstract_params, initial_params
+from egmae_jax.models.kernels.depthwise import depthwise_conv
+from egmae_jax.models.kernels.operations import global_response_norm
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
-from egmae_jax.models.operations import global_response_norm
 from egmae_jax.models.resnet import ResNet
 
 SMALL = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 8, 12, 16), num_classes=3)
@@ -264,7 +264,7 @@ def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
     images = random(0, 3, 64, 64, 3)
     images[1] *= 5
     together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    monkeypatch.setattr("egmae_jax.models.perceptron._BLOCK_BYTES", 1.0)
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
     alone = jax.jit(lambda p, x: model.apply({"params": p}, x[None])[0])
     for image, logits in zip(images, together, strict=True):
         np.testing.assert_allclose(alone(params, image), logits, atol=1e-4)

@@ -6,7 +6,7 @@ import pytest
 from flax import errors
 
 from egmae_jax import models
-from egmae_jax.models.initialize import initial_params
+from egmae_jax.models.init import initial_params
 from tests import tiny
 
 

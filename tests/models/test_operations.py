@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from egmae_jax.models.depthwise import depthwise_conv
-from egmae_jax.models.operations import EPSILON, layer_norm, linear, vector_product
+from egmae_jax.models.kernels.depthwise import depthwise_conv
+from egmae_jax.models.kernels.operations import EPSILON, layer_norm, linear, vector_product
 
 
 def plain_layer_norm(x, scale, bias):

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.interop import timm as interop
+from egmae_jax.models import timm as interop
 from tests import torch_reference
 
 torch = torch_reference.torch()

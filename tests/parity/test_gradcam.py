@@ -8,9 +8,9 @@ import pytest
 from egmae_jax import models
 from egmae_jax.data import images as decoding
 from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layer_at, layers
-from egmae_jax.interop import timm as interop
 from egmae_jax.method import augment
 from egmae_jax.models import asff
+from egmae_jax.models import timm as interop
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 

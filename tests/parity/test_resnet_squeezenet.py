@@ -10,8 +10,8 @@ from flax import traverse_util
 
 from egmae_jax import models
 from egmae_jax.data import images as decoding
-from egmae_jax.interop import timm as interop
 from egmae_jax.method import augment
+from egmae_jax.models import timm as interop
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 
@@ -244,7 +244,7 @@ def test_new_networks_are_distributed_as_pytorchs():
     for name in ("resnet18", "squeezenet1_1"):
         theirs = flatten(ours(empty(name), name))
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-        fresh = flatten(models.initialize.initial_params(models.create(name, CLASSES), 0, image))
+        fresh = flatten(models.init.initial_params(models.create(name, CLASSES), 0, image))
         assert fresh.keys() == theirs.keys()
         for path, x in theirs.items():
             if path == "head/fc/bias":  # uniform in nn.Linear, zeros here

@@ -17,9 +17,9 @@ from egmae_jax import finetune, loop, models, optim, pretrain, trainable
 from egmae_jax.config import ConfigError
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.interop import timm as interop
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.method.corruption import patch_entropy
+from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
 from tests import torch_reference

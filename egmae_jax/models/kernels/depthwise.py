@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from egmae_jax.core.platform import by_platform, materialize, subroutine
-from egmae_jax.models.operations import column_sums
+from egmae_jax.models.kernels.operations import column_sums
 
 _MAX_ROWS = 7  # of the image, summed at a time by the kernel's gradient
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from egmae_jax.core.platform import for_cpu, materialize, subroutine
-from egmae_jax.models.operations import (
+from egmae_jax.models.kernels.operations import (
     gelu,
     global_response_norm,
     linear,

@@ -13,8 +13,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.interop import timm
-from egmae_jax.interop.timm import CheckpointError
+from egmae_jax.models import timm
+from egmae_jax.models.timm import CheckpointError
 
 ATTO = ((2, 2, 6, 2), (40, 80, 160, 320))
 TINY = ((3, 3, 9, 3), (96, 192, 384, 768))

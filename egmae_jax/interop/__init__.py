@@ -1,1 +1,0 @@
-"""Parameters from and for other libraries."""

@@ -1,0 +1,1 @@
+"""Forms that are faster on a platform, each behind one function."""
