@@ -48,15 +48,16 @@ import rich.table
 from benchmarks import memory, torch_loader
 from benchmarks.resize import write_resized
 from configs import default
-from egmae_jax import finetune, models, optim
+from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data import datasets, images, pipeline
 from egmae_jax.data.images import Color
 from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
-from egmae_jax.loop import TrainState
 from egmae_jax.method import augment
 from egmae_jax.models.init import initial_params
+from egmae_jax.training import finetune, optim
+from egmae_jax.training.loop import TrainState
 
 SIZE, STORE, SCALE, RATIO = 224, 448, (0.2, 1.0), (3 / 4, 4 / 3)
 _IN_FLIGHT = 4  # batches of crops

@@ -26,12 +26,13 @@ from ml_collections import FrozenConfigDict
 from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
 from configs import default
-from egmae_jax import finetune, loop, models, optim, trainable
+from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.training import finetune, loop, optim, trainable
 
 MODES = ("all", "low_entropy", "random", "head")
 PyTree = Any

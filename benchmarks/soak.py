@@ -32,9 +32,9 @@ import rich.console
 import rich.table
 import safetensors
 
-from egmae_jax import checkpoint
 from egmae_jax.core import preemption
 from egmae_jax.core.errors import UserError
+from egmae_jax.training import checkpoint
 from tests import tiny
 
 FIELDS = {

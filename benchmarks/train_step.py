@@ -45,11 +45,12 @@ from benchmarks.inputs import NUM_CLASSES, make_images
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
 from configs import default
-from egmae_jax import finetune, loop, models, optim, pretrain
+from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.training import finetune, loop, optim, pretrain
 
 _program: Callable[[], Any]  # of a contestant's process
 WORKS = ("train", "pretrain", "inference")

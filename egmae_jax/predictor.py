@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from egmae_jax import finetune, models
+from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images, samples
@@ -32,6 +32,7 @@ from egmae_jax.data.threads import read_ahead
 from egmae_jax.explain import gradcam
 from egmae_jax.method import augment
 from egmae_jax.saved_run import Classifier, RunError, SavedRun
+from egmae_jax.training import finetune
 
 # A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].
 Source = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray

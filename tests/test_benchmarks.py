@@ -17,10 +17,11 @@ from scipy import stats
 
 from benchmarks import calibration as bench_calibration
 from benchmarks import corruption, depthwise, layer_selection, scaling, timing
-from egmae_jax import models, trainable
+from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.data import phantoms
 from egmae_jax.models.init import abstract_params
+from egmae_jax.training import trainable
 from tests import tiny
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, finetune, loop, models
+from egmae_jax import evaluate, experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
@@ -18,6 +18,7 @@ from egmae_jax.evaluate import load_predictions
 from egmae_jax.method import augment, fusion, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.training import finetune, loop
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 

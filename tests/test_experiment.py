@@ -21,7 +21,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, loop, models, nonfinite
+from egmae_jax import evaluate, experiment, models
 from egmae_jax import workdir as workdirs
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
@@ -32,6 +32,7 @@ from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.training import loop, nonfinite
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 

@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import evaluate, experiment, export, finetune, models
+from egmae_jax import evaluate, experiment, export, models
 from egmae_jax.calibration import Scaling
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.files import DamagedFileError, write_json
@@ -33,6 +33,7 @@ from egmae_jax.method import augment, fusion
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import initial_params
 from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.training import finetune
 from tests import commands, tiny, torch_reference
 
 CLASSES = ("benign", "malignant", "normal")

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax import pretrain
 from egmae_jax.lettering import fonts_of_all_letters
 from egmae_jax.method import augment
+from egmae_jax.training import pretrain
 
 _PANEL = 2.0  # inches of a side
 _OUTLINE = "#00e5ff"  # of lesions

@@ -17,8 +17,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from egmae_jax import trainable
 from egmae_jax.core.files import DamagedFileError, read_sealed
+from egmae_jax.training import trainable
 
 PyTree = Any
 MODES = ("all", "head", "low_entropy", "random")

@@ -18,8 +18,8 @@ class BatchNorm(Module):
 
     The running statistics are leaves `mean` and `var` beside `scale` and `bias`, as in a PyTorch
     state dict: loading, saving and averaging weights treat them like parameters. No gradient and no
-    optimizer may touch them (`egmae_jax.trainable`); a training call returns what they become in
-    the collection 'batch_stats', in a tree of the same paths, if it is mutable.
+    optimizer may touch them (`egmae_jax.training.trainable`); a training call returns what they
+    become in the collection `batch_stats`, in a tree of the same paths, if it is mutable.
 
     Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
 

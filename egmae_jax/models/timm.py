@@ -27,11 +27,11 @@ from huggingface_hub.errors import (
 )
 
 from egmae_jax import models
-from egmae_jax.checkpoint import read_safetensors, write_safetensors
 from egmae_jax.core.errors import UserError, some_of
 from egmae_jax.core.files import read_npz, require_readable
 from egmae_jax.core.quiet import quiet
 from egmae_jax.models.init import abstract_params
+from egmae_jax.training.checkpoint import read_safetensors, write_safetensors
 
 PyTree = Any
 logger = logging.getLogger(__name__)

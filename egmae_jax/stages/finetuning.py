@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax import evaluate, finetune, loop, optim, pretrain
+from egmae_jax import evaluate
 from egmae_jax.branches import Branch
-from egmae_jax.checkpoint import delete_checkpoints
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.imagenet import ImagenetWeights
@@ -20,6 +19,8 @@ from egmae_jax.method.layer_entropy import Selection
 from egmae_jax.models import timm
 from egmae_jax.stages.prediction import Prediction
 from egmae_jax.stages.run import Run, require
+from egmae_jax.training import finetune, loop, optim, pretrain
+from egmae_jax.training.checkpoint import delete_checkpoints
 
 PyTree = Any
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from egmae_jax import pretrain
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.stages.run import Run
+from egmae_jax.training import pretrain
 
 PyTree = Any
 _IMAGES = 4

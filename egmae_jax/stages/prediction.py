@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import evaluate, finetune, models
+from egmae_jax import evaluate, models
 from egmae_jax.branches import Branch
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
@@ -17,8 +17,9 @@ from egmae_jax.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.method import augment
 from egmae_jax.models import timm
-from egmae_jax.nonfinite import HINT, NonFiniteError
 from egmae_jax.stages.run import Run
+from egmae_jax.training import finetune
+from egmae_jax.training.nonfinite import HINT, NonFiniteError
 
 PyTree = Any
 

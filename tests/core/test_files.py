@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from egmae_jax import checkpoint, metrics_log
+from egmae_jax import metrics_log
 from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
@@ -27,6 +27,7 @@ from egmae_jax.core.files import (
     write_sealed,
 )
 from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.training import checkpoint
 
 
 def names(folder):

@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.core import console, preemption, sharding
-from tests import test_loop, tiny
+from egmae_jax.training.checkpoint import Checkpoints
+from tests.training import test_loop, tiny
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
@@ -129,7 +129,7 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from egmae_jax.core import console, preemption, sharding
-from tests import test_loop
+from tests.training import test_loop
 console.set_up_logging()
 preemption.install()
 folder, where, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])

@@ -319,5 +319,5 @@ def _only_listing(arguments: list[str]) -> list[str]:
     if _is_only_to_be_accepted():
         raise SystemExit(0)
     # All tests take long to collect; this file has slow and fast ones.
-    chosen = [] if paths else ["tests/test_loop.py"]
+    chosen = [] if paths else ["tests/training/test_loop.py"]
     return [*arguments, "--collect-only", "-q", "-p", "no:cacheprovider", *chosen]

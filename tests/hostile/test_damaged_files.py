@@ -21,8 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from egmae_jax import evaluate, pretrain
-from egmae_jax.checkpoint import Checkpoints, load_params, save_params
+from egmae_jax import evaluate
 from egmae_jax.config import ConfigError
 from egmae_jax.core.files import (
     DamagedFileError,
@@ -39,6 +38,8 @@ from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.timm import CheckpointError
+from egmae_jax.training import pretrain
+from egmae_jax.training.checkpoint import Checkpoints, load_params, save_params
 from egmae_jax.workdir import lock
 
 # What the libraries say of odd files.

@@ -10,12 +10,13 @@ import PIL.Image
 import pytest
 from flax import linen as nn
 
-from egmae_jax import models, trainable
+from egmae_jax import models
 from egmae_jax.method import layer_entropy
 from egmae_jax.method.layer_entropy import layer_entropies, select
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import abstract_params
 from egmae_jax.models.layers import tap
+from egmae_jax.training import trainable
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 

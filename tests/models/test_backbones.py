@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from egmae_jax import finetune, models
+from egmae_jax import models
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.init import abstract_params, initial_params
 from egmae_jax.models.resnet import BasicBlock, ResNet
+from egmae_jax.training import finetune
 from tests.conftest import REPOSITORY
 from tests.tiny import environment
 

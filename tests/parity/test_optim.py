@@ -8,7 +8,8 @@ import optax
 import pytest
 from flax import traverse_util
 
-from egmae_jax import models, optim, trainable
+from egmae_jax import models
+from egmae_jax.training import optim, trainable
 from tests import torch_reference
 
 torch = torch_reference.torch()

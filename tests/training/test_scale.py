@@ -17,7 +17,7 @@ from egmae_jax.core import sharding
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 DEVICES = "--xla_force_host_platform_device_count={}"
 
 
@@ -110,7 +110,8 @@ import re
 import jax, numpy as np, optax
 from functools import partial
 from ml_collections import FrozenConfigDict
-from egmae_jax import finetune, loop, models, pretrain
+from egmae_jax.training import finetune, loop, pretrain
+from egmae_jax import models
 from egmae_jax.core import rng, sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.models.init import initial_params

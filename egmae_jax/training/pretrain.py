@@ -11,16 +11,16 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
-from egmae_jax.checkpoint import load_params
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
-from egmae_jax.finetune import start_from
-from egmae_jax.loop import TrainState
 from egmae_jax.method import augment
 from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
 from egmae_jax.models.init import abstract_params
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.training.checkpoint import load_params
+from egmae_jax.training.finetune import start_from
+from egmae_jax.training.loop import TrainState
 
 PyTree = Any
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from egmae_jax import trainable
 from egmae_jax.core import platform
 from egmae_jax.core.errors import ConfigError
+from egmae_jax.training import trainable
 
 PyTree = Any
 

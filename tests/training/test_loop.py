@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from egmae_jax import loop, nonfinite
-from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.training import loop, nonfinite
+from egmae_jax.training.checkpoint import Checkpoints
 
 _OPTIMIZER = optax.adam(0.1)
 
@@ -98,7 +98,7 @@ def _rows(folder):
 
 _CREATE = """
 import jax, numpy, optax
-from egmae_jax import loop
+from egmae_jax.training import loop
 from egmae_jax.core import sharding
 mesh = sharding.make_mesh()
 state = loop.TrainState.create({"w": numpy.ones(3, numpy.float32)}, optax.adam(0.1), mesh)

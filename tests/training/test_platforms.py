@@ -8,10 +8,11 @@ import pytest
 from flax import traverse_util
 
 from configs import default
-from egmae_jax import finetune, loop, models, optim, pretrain
+from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.models.init import initial_params
+from egmae_jax.training import finetune, loop, optim, pretrain
 from tests import tiny
 
 SIZE, BATCH = 32, 8

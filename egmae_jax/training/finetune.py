@@ -8,11 +8,11 @@ import optax
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import trainable
 from egmae_jax.data.pipeline import Images
-from egmae_jax.loop import TrainState
 from egmae_jax.method import augment
 from egmae_jax.models import Model
+from egmae_jax.training import trainable
+from egmae_jax.training.loop import TrainState
 
 PyTree = Any
 

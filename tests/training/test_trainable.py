@@ -11,12 +11,13 @@ import pytest
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import finetune, loop, models, optim, trainable
+from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import layer_entropy
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.kernels import mlp
+from egmae_jax.training import finetune, loop, optim, trainable
 from tests import tiny
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -86,7 +87,7 @@ def test_statistics_are_no_parameters():
 # torchvision's documented numbers of parameters.
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_counts_are_the_published_ones(name, count):
-    shapes = models.initialize.abstract_params(models.create(name, 1000), IMAGE)
+    shapes = models.init.abstract_params(models.create(name, 1000), IMAGE)
     assert trainable.count(shapes) == count
 
 

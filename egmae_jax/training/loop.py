@@ -20,12 +20,12 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from egmae_jax import nonfinite, trainable
-from egmae_jax.checkpoint import Checkpoints
 from egmae_jax.core import platform, preemption, rng, sharding
 from egmae_jax.core.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.training import nonfinite, trainable
+from egmae_jax.training.checkpoint import Checkpoints
 
 PyTree = Any
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The training loop and what each of the two stages does in a step."""
