@@ -5,9 +5,9 @@ python -m benchmarks.calibration [--draws=100] [--json=FILE]
 Networks of known truth: labels are drawn from the softmax of random logits, which is what a perfect
 temperature gives, whatever the network multiplied its logits by. By how much is the cross-entropy
 of new images above that, in nats, when probabilities are scaled by the likeliest temperature of n
-validation images, or by what `egmae_jax.calibration` fits to them, also from fewer than it asks
-for? And when they are left as a network gives them that multiplied its logits by 1.5, or by 3? Mean
-over the draws of the n images; a probability of 0 counts as 1e-12.
+validation images, or by what `egmae_jax.evaluation.calibration` fits to them, also from fewer than
+it asks for? And when they are left as a network gives them that multiplied its logits by 1.5, or
+by 3? Mean over the draws of the n images; a probability of 0 counts as 1e-12.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import rich.console
 import rich.table
 from scipy import special
 
-from egmae_jax import calibration
+from egmae_jax.evaluation import calibration
 
 COUNTS = (5, 10, 20, 30, 50, 100, 300)
 _NETWORKS = ((2, 2.0), (3, 3.0), (8, 5.0))  # classes, spread of logits: right four times of five

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from egmae_jax import evaluate
+from egmae_jax.evaluation import evaluate
 from egmae_jax.report.significance import Resampled, Round
 
 METRICS = ("accuracy", "f1", "auc")

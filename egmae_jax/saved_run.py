@@ -18,10 +18,9 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, calibration, evaluate, models
+from egmae_jax import branches, models
 from egmae_jax import config as configs
 from egmae_jax.branches import Branch
-from egmae_jax.calibration import Scaling
 from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import (
     REEVALUATE,
@@ -33,7 +32,9 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import calibration, evaluate
+from egmae_jax.evaluation.calibration import Scaling
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models import timm
 from egmae_jax.workdir import Paths, local_folder, read_intensity_range

@@ -7,7 +7,7 @@ python examples/evaluate.py
 import numpy as np
 from scipy import special
 
-from egmae_jax import calibration, evaluate
+from egmae_jax.evaluation import calibration, evaluate
 from egmae_jax.method import fusion
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 

@@ -10,11 +10,12 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, models
+from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluate import load_predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import load_predictions
 from egmae_jax.method import augment, fusion, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params

@@ -21,13 +21,14 @@ import PIL.Image
 import pytest
 
 from egmae_jax import config as configs
-from egmae_jax import evaluate, experiment, models
+from egmae_jax import experiment, models
 from egmae_jax import workdir as workdirs
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.evaluate import load_predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import load_predictions
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.method import augment
 from egmae_jax.models import timm

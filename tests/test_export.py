@@ -19,13 +19,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import evaluate, experiment, export, models
-from egmae_jax.calibration import Scaling
+from egmae_jax import experiment, export, models
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.calibration import Scaling
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.export import run as command_line
 from egmae_jax.export.system import View

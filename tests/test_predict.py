@@ -17,10 +17,11 @@ import PIL.Image
 import pytest
 
 import egmae_jax
-from egmae_jax import calibration, evaluate, experiment, predict, predictor
+from egmae_jax import experiment, predict, predictor
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.evaluation import calibration, evaluate
 from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment

@@ -22,7 +22,7 @@ from egmae_jax import config as configs
 from egmae_jax.config import ConfigError
 from egmae_jax.data.rounds import RoundData
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.evaluate import Predictions, load_predictions
+from egmae_jax.evaluation.evaluate import Predictions, load_predictions
 from egmae_jax.models.init import initial_params
 from egmae_jax.saved_run import RunError
 from egmae_jax.sweep import run, sharing, summary, variants

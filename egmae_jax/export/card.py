@@ -9,14 +9,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from egmae_jax import calibration
 from egmae_jax.core.files import REEVALUATE, damaged, write_atomically
 from egmae_jax.core.markup import markdown as text
 from egmae_jax.core.markup import printable
-from egmae_jax.evaluate import METRICS
+from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.bootstrap import Evidence, too_few
+from egmae_jax.evaluation.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
-from egmae_jax.resampling import Evidence, too_few
 from egmae_jax.saved_run import SavedRun
 
 _PAPER = (

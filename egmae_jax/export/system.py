@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax import calibration
 from egmae_jax.branches import Branch
-from egmae_jax.calibration import Scaling
 from egmae_jax.core import platform
 from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
+from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.method import augment, fusion
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.saved_run import SavedRun

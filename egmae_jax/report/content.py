@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import calibration, metrics_log, resampling
 from egmae_jax import config as configs
+from egmae_jax import metrics_log
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import bootstrap, calibration
+from egmae_jax.evaluation.bootstrap import Evidence
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
-from egmae_jax.resampling import Evidence
 from egmae_jax.saved_run import RunError, SavedRun
 from egmae_jax.workdir import local_folder
 
@@ -269,7 +270,7 @@ class Content:
                 f"{', '.join(at_random)} started from random weights instead of ImageNet's: these "
                 "are not the method's figures."
             )
-        if few := resampling.too_few(self.evidence, self.classes):
+        if few := bootstrap.too_few(self.evidence, self.classes):
             found.append(few)
         if dataset["skipped"]:
             found.append(f"Unreadable images, left out: {len(dataset['skipped'])}.")

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import metrics as sk
 
-from egmae_jax import calibration
+from egmae_jax.evaluation import calibration
 from egmae_jax.lettering import wrap
 
 _INK, _FAINT = "#010101", "#020202"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from egmae_jax.branches import Branch
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from egmae_jax import evaluate, resampling
-from egmae_jax.resampling import Evidence
+from egmae_jax.evaluation import bootstrap, evaluate
+from egmae_jax.evaluation.bootstrap import Evidence
 
 
 class Round(NamedTuple):
@@ -78,7 +78,7 @@ class Resampled:
         """Of accuracy, precision, recall, f1 or auc."""
         values = self._of_rounds(metric)[classifier]
         mean = float(values[:, 0].mean())
-        limits = resampling.interval(metric, mean, self._variance(values), self.evidence)
+        limits = bootstrap.interval(metric, mean, self._variance(values), self.evidence)
         return Estimate(mean, *limits)
 
     def difference(self, first: int, second: int, metric: str) -> Estimate:
@@ -89,7 +89,7 @@ class Resampled:
         of_rounds = self._of_rounds(metric)
         values = of_rounds[second] - of_rounds[first]
         mean = float(values[:, 0].mean())
-        limits = resampling.interval_of_difference(
+        limits = bootstrap.interval_of_difference(
             metric, mean, self._variance(values), self.evidence
         )
         return Estimate(mean, *limits)
@@ -98,12 +98,12 @@ class Resampled:
         """[classifiers, rounds, 1 + R]."""
         return np.stack([values[metric] for values in self._values], axis=1)
 
-    def _variance(self, values: np.ndarray) -> resampling.Variance:
+    def _variance(self, values: np.ndarray) -> bootstrap.Variance:
         """Of the mean over rounds of values [rounds, 1 + R]."""
-        covariance = resampling.covariance(values[:, 1:], self._draws)
+        covariance = bootstrap.covariance(values[:, 1:], self._draws)
         if self._random_rounds:
-            return resampling.of_recipe(values[:, 0], covariance)
-        return resampling.of_networks(covariance)
+            return bootstrap.of_recipe(values[:, 0], covariance)
+        return bootstrap.of_networks(covariance)
 
 
 def _resample(
@@ -120,7 +120,7 @@ def _resample(
     test_sets = dict(zip(keys, rounds, strict=True))
     num_groups = [len(np.unique(tested.groups)) for tested in test_sets.values()]
     in_all = len(np.unique(np.concatenate([tested.groups for tested in test_sets.values()])))
-    together = in_all < sum(num_groups) or not all(map(resampling.can_resample, num_groups))
+    together = in_all < sum(num_groups) or not all(map(bootstrap.can_resample, num_groups))
     names = list(test_sets)
     weights: dict[bytes, np.ndarray] = {}
     found: list[Evidence] = []
@@ -130,11 +130,11 @@ def _resample(
             for field in ("labels", "groups")
         )
         num_classes = rounds[0].probabilities[0].shape[1]
-        evidence = resampling.count_groups(labels, groups, num_classes)
+        evidence = bootstrap.count_groups(labels, groups, num_classes)
         each = np.ones((3, len(labels)))  # of which no interval is made
-        if resampling.can_resample(evidence.groups):
+        if bootstrap.can_resample(evidence.groups):
             each = np.concatenate(
-                [each[:1], resampling.bootstrap_weights(labels, groups, rng, resamples)]
+                [each[:1], bootstrap.bootstrap_weights(labels, groups, rng, resamples)]
             )
         ends = np.cumsum([len(test_sets[name].labels) for name in drawn])[:-1]
         weights |= zip(drawn, np.split(each, ends, axis=1), strict=True)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax import evaluate
 from egmae_jax.branches import Branch
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
+from egmae_jax.evaluation import evaluate
 from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.method.layer_entropy import Selection

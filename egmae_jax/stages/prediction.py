@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import evaluate, models
+from egmae_jax import models
 from egmae_jax.branches import Branch
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.method import augment
 from egmae_jax.models import timm

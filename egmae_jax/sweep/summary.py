@@ -18,9 +18,9 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
-from egmae_jax import evaluate
 from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.saved_run import RunError, SavedRun
@@ -205,7 +205,7 @@ def paired_difference(
     """How much better ours are, round by round of the same images, with a 95 % interval.
 
     The interval is of what two recipes differ by, over rounds and cases that might have been
-    others: `resampling.of_recipe`.
+    others: `bootstrap.of_recipe`.
 
     Args:
         ours: one a round.

@@ -15,7 +15,8 @@ import pytest
 
 from egmae_jax.core import console, preemption, sharding
 from egmae_jax.training.checkpoint import Checkpoints
-from tests.training import test_loop, tiny
+from tests import tiny
+from tests.training import test_loop
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 

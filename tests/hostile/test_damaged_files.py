@@ -21,7 +21,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from egmae_jax import evaluate
 from egmae_jax.config import ConfigError
 from egmae_jax.core.files import (
     DamagedFileError,
@@ -32,7 +31,8 @@ from egmae_jax.core.files import (
     write_sealed,
 )
 from egmae_jax.data import splits
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.method import layer_entropy
 from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models import timm

@@ -17,13 +17,13 @@ import rich.console
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from egmae_jax import evaluate
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.data import audit, images, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet

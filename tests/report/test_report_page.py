@@ -14,7 +14,7 @@ import pytest
 from egmae_jax import experiment, report, saved_run
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, read_json
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.predictor import Predictor
 from egmae_jax.report import content, figures, formats, pictures, published
 from egmae_jax.report.__main__ import main

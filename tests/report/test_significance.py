@@ -8,7 +8,7 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from egmae_jax import resampling
+from egmae_jax.evaluation import bootstrap
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 
 
@@ -36,7 +36,7 @@ def wilson(mean, size, t):
 def test_estimates_are_means_over_rounds_with_the_variance_of_the_same_draws():
     rounds = [drawn_round(seed, (1, 2), LABELS, PAIRS) for seed in range(2)]
     found = Resampled(rounds, resamples=200, seed=5)
-    weights = resampling.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 200)
+    weights = bootstrap.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 200)
     freedom = {"accuracy": 45 - 1, "f1": 3 * 14}
     for metric, score in (
         ("accuracy", accuracy_score),

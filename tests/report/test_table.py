@@ -11,11 +11,12 @@ import markdown_it
 import numpy as np
 import pytest
 
-from egmae_jax import evaluate, report
+from egmae_jax import report
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.saved_run import RunError, SavedRun

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax import calibration, resampling
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
 from egmae_jax.data.pipeline import Evaluation
+from egmae_jax.evaluation import bootstrap, calibration
+from egmae_jax.evaluation.bootstrap import Variance
 from egmae_jax.method import fusion
-from egmae_jax.resampling import Variance
 
 PyTree = Any
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
@@ -136,7 +136,7 @@ def bootstrap_intervals(
 ) -> dict[str, list[float]]:
     """95 % intervals of accuracy, precision, recall, F1 and AUC: how sure they are for a network.
 
-    Groups are resampled, not images (`resampling.bootstrap_weights`). Of fewer than three groups
+    Groups are resampled, not images (`bootstrap.bootstrap_weights`). Of fewer than three groups
     nothing is known: an interval is 0 to 1.
 
     Args:
@@ -147,16 +147,16 @@ def bootstrap_intervals(
         seed: of the resamples.
         resamples: of the groups.
     """
-    evidence = resampling.count_groups(labels, groups, probabilities.shape[1])
-    if not resampling.can_resample(evidence.groups):
+    evidence = bootstrap.count_groups(labels, groups, probabilities.shape[1])
+    if not bootstrap.can_resample(evidence.groups):
         return {name: [0.0, 1.0] for name in WEIGHTED_METRICS}
     rng = np.random.default_rng(seed)
-    weights = resampling.bootstrap_weights(labels, groups, rng, resamples)
+    weights = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
     drawn = weighted_metrics(labels, probabilities, weights)
     whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))))
     return {
         name: list(
-            resampling.interval(
+            bootstrap.interval(
                 name, float(whole[name][0]), Variance(float(values.var(ddof=1))), evidence
             )
         )
@@ -238,7 +238,7 @@ def score(
     }
     labels, of_validation = (next(iter(part.values())).labels for part in (test, validation))
     groups = next(iter(test.values())).groups
-    evidence = resampling.count_groups(labels, groups, len(classes))
+    evidence = bootstrap.count_groups(labels, groups, len(classes))
     scores: dict[str, Any] = {
         "groups": evidence.groups,
         "groups_by_class": dict(zip(classes, evidence.by_class, strict=True)),

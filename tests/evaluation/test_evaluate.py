@@ -10,10 +10,15 @@ import pytest
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from egmae_jax import evaluate
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluate import Predictions, bootstrap_intervals, compute_metrics, weighted_metrics
+from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.evaluate import (
+    Predictions,
+    bootstrap_intervals,
+    compute_metrics,
+    weighted_metrics,
+)
 from egmae_jax.method import fusion
 
 

@@ -8,8 +8,8 @@ from scipy import optimize, special
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from egmae_jax import calibration, evaluate
-from egmae_jax.evaluate import Predictions
+from egmae_jax.evaluation import calibration, evaluate
+from egmae_jax.evaluation.evaluate import Predictions
 
 
 def drawn(count, classes, seed=0):

@@ -7,13 +7,13 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from egmae_jax import evaluate, resampling
-from egmae_jax.resampling import Evidence, Variance
+from egmae_jax.evaluation import bootstrap, evaluate
+from egmae_jax.evaluation.bootstrap import Evidence, Variance
 
 
 def weights_of(labels, groups, resamples=4000):
     rng = np.random.default_rng(0)
-    return resampling.bootstrap_weights(np.array(labels), np.array(groups), rng, resamples)
+    return bootstrap.bootstrap_weights(np.array(labels), np.array(groups), rng, resamples)
 
 
 def test_a_group_is_drawn_as_a_whole():
@@ -74,12 +74,12 @@ def test_groups_of_several_classes_and_rare_classes_lose_none():
 
 def test_groups_are_counted_in_all_and_by_class():
     labels, groups = np.array([0, 0, 0, 1, 1, 2]), np.array([5, 5, 6, 6, 7, 7])
-    found = resampling.count_groups(labels, groups, 4)
+    found = bootstrap.count_groups(labels, groups, 4)
     assert found == (3, (2, 2, 1, 0))
     assert found.joined(found) == (6, (4, 4, 2, 0))
-    sentence = resampling.too_few(found, "abcd")
+    sentence = bootstrap.too_few(found, "abcd")
     assert sentence.startswith("Few groups of test images: 3 (a 2, b 2, c 1, d 0). ")
-    assert resampling.too_few(Evidence(30, (10, 20)), "ab") == ""
+    assert bootstrap.too_few(Evidence(30, (10, 20)), "ab") == ""
 
 
 def test_a_macro_average_hangs_on_its_smallest_class():
@@ -103,11 +103,11 @@ def test_the_variance_of_a_recipe_is_that_of_crossed_random_effects():
         + rng.normal(0, of_both**0.5, (trials, rounds))
     )
     covariance = of_cases + of_both * np.eye(rounds)
-    found = np.mean([resampling.of_recipe(x, covariance).total for x in values[:4000]])
+    found = np.mean([bootstrap.of_recipe(x, covariance).total for x in values[:4000]])
     assert found == pytest.approx(values.mean(axis=1).var(), rel=0.05)
     assert found == pytest.approx(of_cases + (of_rounds + of_both) / rounds, rel=0.05)
-    assert resampling.of_networks(covariance).total == pytest.approx(of_cases + of_both / rounds)
-    assert resampling.of_recipe(values[0, :1], covariance[:1, :1]) == Variance(1.25)
+    assert bootstrap.of_networks(covariance).total == pytest.approx(of_cases + of_both / rounds)
+    assert bootstrap.of_recipe(values[0, :1], covariance[:1, :1]) == Variance(1.25)
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 5])
@@ -115,16 +115,16 @@ def test_the_critical_value_covers_whatever_the_share_of_the_rounds(rounds):
     """Normal cases of known variance, rounds of a variance that is estimated from few."""
     rng, trials = np.random.default_rng(rounds), 40_000
     shares = np.linspace(0, 1, 400)
-    critical = [resampling._critical(Variance(1 - r, r, rounds), 1e6) for r in shares]
+    critical = [bootstrap._critical(Variance(1 - r, r, rounds), 1e6) for r in shares]
     for share in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95):
         of_rounds = share * rng.chisquare(rounds - 1, trials) / (rounds - 1)
         total = of_rounds + 1 - share
         limit = np.interp(of_rounds / total, shares, critical) * total**0.5
         held = np.mean(np.abs(rng.normal(size=trials)) <= limit)
         assert 0.93 <= held <= 0.973, share
-    alone = resampling._critical(Variance(0.0, 1.0, rounds), 50)
+    alone = bootstrap._critical(Variance(0.0, 1.0, rounds), 50)
     assert alone == pytest.approx(stats.t.ppf(0.975, rounds - 1))
-    assert resampling._critical(Variance(1.0), 50) == pytest.approx(stats.t.ppf(0.975, 50))
+    assert bootstrap._critical(Variance(1.0), 50) == pytest.approx(stats.t.ppf(0.975, 50))
 
 
 # --- Coverage -------------------------------------------------------------------------------------
