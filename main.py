@@ -5,10 +5,11 @@ import gc
 from absl import app, flags
 from ml_collections import config_flags
 
-from egmae_jax import config as configs
-from egmae_jax import experiment, trackers
+from egmae_jax import experiment
 from egmae_jax.core import console, platform, preemption, sharding
-from egmae_jax.workdir import local_folder
+from egmae_jax.run import config as configs
+from egmae_jax.run import trackers
+from egmae_jax.run.workdir import local_folder
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py:cpu.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all results; resumes what is in it.")

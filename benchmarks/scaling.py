@@ -32,10 +32,11 @@ from ml_collections import FrozenConfigDict
 
 from benchmarks.inputs import NUM_CLASSES, make_images
 from configs import default
-from egmae_jax import branches, models
+from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.models.init import abstract_params
+from egmae_jax.run import branches
 from egmae_jax.training import finetune, loop, optim, pretrain
 
 PyTree = Any

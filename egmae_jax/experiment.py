@@ -14,23 +14,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax import branches, environment
-from egmae_jax import config as configs
 from egmae_jax.core import platform, preemption, sharding
 from egmae_jax.core.files import storage_errors_told
 from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
-from egmae_jax.data.rounds import RoundData
-from egmae_jax.imagenet import ImagenetWeights
-from egmae_jax.metrics_log import MetricsLog
-from egmae_jax.stages import results
-from egmae_jax.stages.finetuning import Finetuning
-from egmae_jax.stages.prediction import Prediction
-from egmae_jax.stages.pretraining import Pretraining
-from egmae_jax.stages.run import Run, StageError, require
-from egmae_jax.tensorboard import EventFiles
-from egmae_jax.trackers import Tracker
-from egmae_jax.workdir import (
+from egmae_jax.run import branches, environment, results
+from egmae_jax.run import config as configs
+from egmae_jax.run.context import Run, StageError, require
+from egmae_jax.run.finetuning import Finetuning
+from egmae_jax.run.imagenet import ImagenetWeights
+from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.prediction import Prediction
+from egmae_jax.run.pretraining import Pretraining
+from egmae_jax.run.rounds import RoundData
+from egmae_jax.run.tensorboard import EventFiles
+from egmae_jax.run.trackers import Tracker
+from egmae_jax.run.workdir import (
     Paths,
     has_begun,
     has_record,

@@ -43,7 +43,7 @@ from egmae_jax.data.datasets.base import Found
 from egmae_jax.data.datasets.base import find_images as find_below
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.predictor import Part, Predictions, Predictor
-from egmae_jax.saved_run import RunError
+from egmae_jax.run.saved_run import RunError
 
 UNREADABLE = 3  # exit status
 _FIRST_COLUMNS = ["file", "predicted"]

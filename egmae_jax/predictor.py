@@ -31,7 +31,7 @@ from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
 from egmae_jax.explain import gradcam
 from egmae_jax.method import augment
-from egmae_jax.saved_run import Classifier, RunError, SavedRun
+from egmae_jax.run.saved_run import Classifier, RunError, SavedRun
 from egmae_jax.training import finetune
 
 # A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].

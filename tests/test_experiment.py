@@ -20,9 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import config as configs
 from egmae_jax import experiment, models
-from egmae_jax import workdir as workdirs
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
@@ -33,6 +31,8 @@ from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import config as configs
+from egmae_jax.run import workdir as workdirs
 from egmae_jax.training import loop, nonfinite
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process

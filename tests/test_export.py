@@ -33,7 +33,7 @@ from egmae_jax.export.system import View
 from egmae_jax.method import augment, fusion
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import initial_params
-from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
 from tests import commands, tiny, torch_reference
 

@@ -25,7 +25,7 @@ from egmae_jax.evaluation import calibration, evaluate
 from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
-from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import commands, tiny
 
 BRANCHES = ("imagenet", "mae")

@@ -17,17 +17,18 @@ import sklearn.metrics
 
 from configs.sweeps import corruption as corruption_sweep
 from configs.sweeps import epochs as epochs_sweep
-from egmae_jax import branches, experiment
-from egmae_jax import config as configs
-from egmae_jax.config import ConfigError
-from egmae_jax.data.rounds import RoundData
+from egmae_jax import experiment
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.evaluation.evaluate import Predictions, load_predictions
 from egmae_jax.models.init import initial_params
-from egmae_jax.saved_run import RunError
+from egmae_jax.run import branches
+from egmae_jax.run import config as configs
+from egmae_jax.run.config import ConfigError
+from egmae_jax.run.rounds import RoundData
+from egmae_jax.run.saved_run import RunError
+from egmae_jax.run.workdir import Paths, record_intensity_range
 from egmae_jax.sweep import run, sharing, summary, variants
 from egmae_jax.training import loop
-from egmae_jax.workdir import Paths, record_intensity_range
 from tests import tiny
 
 REPOSITORY = Path(__file__).parents[1]

@@ -19,13 +19,13 @@ import rich.text
 from absl import app, flags
 from ml_collections import config_flags
 
-from egmae_jax import config as configs
 from egmae_jax.core import console
 from egmae_jax.core.files import require_writable, storage_errors_told, write_json
 from egmae_jax.data import contact_sheets, duplicates, pixels, splits
 from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.findings import confounders, findings
 from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.run import config as configs
 
 _SHOWN = 20  # conflicts that are printed
 _OF_CLASS = 2 * contact_sheets.COLUMNS  # images of each class that are drawn

@@ -26,7 +26,7 @@ from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.demo.examine import examine
 from egmae_jax.predictor import Predictor
-from egmae_jax.saved_run import RunError
+from egmae_jax.run.saved_run import RunError
 
 logger = logging.getLogger("egmae_jax.demo")  # __name__ is __main__ by -m
 

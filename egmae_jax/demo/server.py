@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from egmae_jax.demo.page import Page
 from egmae_jax.predictor import Predictor
-from egmae_jax.saved_run import RunError
+from egmae_jax.run.saved_run import RunError
 
 HOST = "127.0.0.1"
 _FRAMING = 64 * 1024  # bytes that the form of an upload may have beside the file

@@ -25,8 +25,6 @@ import rich.text
 from absl import app, flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from egmae_jax import branches
-from egmae_jax import config as configs
 from egmae_jax.core import console, platform, rng
 from egmae_jax.core.files import (
     RESTORE,
@@ -47,9 +45,11 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.saved_run import RunError
+from egmae_jax.run import branches
+from egmae_jax.run import config as configs
+from egmae_jax.run.saved_run import RunError
+from egmae_jax.run.workdir import Paths, local_folder, require_same_run
 from egmae_jax.training import pretrain
-from egmae_jax.workdir import Paths, local_folder, require_same_run
 
 logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
 

@@ -26,15 +26,15 @@ import rich.table
 import rich.text
 from ml_collections import ConfigDict
 
-from egmae_jax.branches import Branch
 from egmae_jax.core import console
 from egmae_jax.core.files import natural_key, require_writable, storage_errors_told, write_json
 from egmae_jax.data import datasets, images, masks
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
 from egmae_jax.method import augment
-from egmae_jax.saved_run import Classifier, RunError, SavedRun
-from egmae_jax.workdir import local_folder
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.saved_run import Classifier, RunError, SavedRun
+from egmae_jax.run.workdir import local_folder
 
 PyTree = Any
 _PAGE = 8  # images of a contact sheet

@@ -17,7 +17,7 @@ from egmae_jax.evaluation.bootstrap import Evidence, too_few
 from egmae_jax.evaluation.evaluate import METRICS
 from egmae_jax.export import weights
 from egmae_jax.export.system import System, View
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.saved_run import SavedRun
 
 _PAPER = (
     "Florindo and Moura, Entropy-Guided Self-Supervised Learning for Medical Image "

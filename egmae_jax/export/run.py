@@ -21,7 +21,7 @@ from egmae_jax.core.files import require_writable, storage_errors_told
 from egmae_jax.export import card, pytorch, stablehlo, weights
 from egmae_jax.export.system import System, branch_logits, systems
 from egmae_jax.method import augment
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.saved_run import SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
 _TOLERANCES = {"timm": 1e-4, "stablehlo": 1e-5, "onnx": 1e-4}

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax.branches import Branch
 from egmae_jax.core import platform
 from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
@@ -21,7 +20,8 @@ from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.method import augment, fusion
 from egmae_jax.method.fusion import Fusion
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.saved_run import SavedRun
 
 PyTree = Any
 # Pillow's grey value is floor((w . rgb) / 65536 + 1/2), which float32 computes without an error.

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import config as configs
-from egmae_jax import metrics_log
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.evaluation import bootstrap, calibration
@@ -23,8 +21,10 @@ from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar
-from egmae_jax.saved_run import RunError, SavedRun
-from egmae_jax.workdir import local_folder
+from egmae_jax.run import config as configs
+from egmae_jax.run import logs
+from egmae_jax.run.saved_run import RunError, SavedRun
+from egmae_jax.run.workdir import local_folder
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -329,7 +329,7 @@ class Content:
     def learning_curves(self) -> list[Any]:
         """Of every stage: its loss, and what it reached in validation."""
         stages: dict[str, list[dict[str, Any]]] = {}
-        for _, row in metrics_log.read(self.run.paths.metrics):
+        for _, row in logs.read(self.run.paths.metrics):
             if isinstance(row.get("epoch"), int):
                 stages.setdefault(row["stage"], []).append(row)
         found = []

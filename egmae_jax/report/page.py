@@ -9,7 +9,7 @@ import jinja2
 from egmae_jax.core.files import write_atomically
 from egmae_jax.report import content
 from egmae_jax.report.formats import interval, number, p_value
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.saved_run import SavedRun
 
 
 def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> None:

@@ -13,13 +13,13 @@ import PIL.Image
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from egmae_jax.branches import Branch
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.explain.panels import common_scales, draw_sheet
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.saved_run import SavedRun
 
 _SIDE = 192  # pixels of a picture: on a page it is shown smaller
 _QUALITY = 82

@@ -10,7 +10,7 @@ import numpy as np
 
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.stages.run import Run
+from egmae_jax.run.context import Run
 from egmae_jax.training import pretrain
 
 PyTree = Any

@@ -15,10 +15,10 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from egmae_jax import config as configs
 from egmae_jax.core import console, preemption
+from egmae_jax.run import config as configs
+from egmae_jax.run.workdir import local_folder, lock
 from egmae_jax.sweep import run, summary, variants
-from egmae_jax.workdir import local_folder, lock
 
 logger = logging.getLogger("egmae_jax.sweep")
 

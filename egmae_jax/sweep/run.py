@@ -6,13 +6,13 @@ from pathlib import Path
 
 import jax
 
-from egmae_jax import config as configs
 from egmae_jax import experiment
 from egmae_jax.core import preemption
 from egmae_jax.core.errors import UserError
+from egmae_jax.run import config as configs
+from egmae_jax.run.workdir import require_same_run
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep
-from egmae_jax.workdir import require_same_run
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from egmae_jax import branches
-from egmae_jax.config import FREE_FIELDS, flatten
 from egmae_jax.core.files import read_json, write_atomically, write_json
+from egmae_jax.run import branches
+from egmae_jax.run.config import FREE_FIELDS, flatten
+from egmae_jax.run.workdir import Paths, lock, record_config
 from egmae_jax.sweep.variants import Variant
-from egmae_jax.workdir import Paths, lock, record_config
 
 _ELSEWHERE = ("finetune.", "imagenet.", "fusion.", "evaluation.", "tensorboard.")
 _NOTE = "taken_from.json"

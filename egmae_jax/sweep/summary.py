@@ -23,7 +23,7 @@ from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
-from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep, Variant
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from egmae_jax.config import ConfigError, flatten
+from egmae_jax.run.config import ConfigError, flatten
 
 
 class Variant(NamedTuple):

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from egmae_jax.core import platform, preemption, rng, sharding
 from egmae_jax.core.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
-from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import nonfinite, trainable
 from egmae_jax.training.checkpoint import Checkpoints
 

@@ -376,7 +376,7 @@ BROAD = {
     "egmae_jax/models/timm.py": 1,  # the hub's HTTP library
     "egmae_jax/core/preemption.py": 1,  # raised again
     "egmae_jax/sweep/run.py": 1,  # told with its traceback
-    "egmae_jax/trackers.py": 2,  # the user's own code
+    "egmae_jax/run/trackers.py": 2,  # the user's own code
 }
 
 
@@ -419,7 +419,7 @@ def test_commands_make_sentences_of_the_users_errors_alone():
     }
     stopped = {"KeyboardInterrupt", "preemption.Preempted"}
     others = {row for row in failing if not set(row[1:]) <= stopped}
-    parsing = "egmae_jax/config.py"  # of flags: it raises again what is no mistake in them
+    parsing = "egmae_jax/run/config.py"  # of flags: it raises again what is no mistake in them
     assert {row[0] for row in others} <= {parsing}
 
 

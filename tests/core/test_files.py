@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors
 
-from egmae_jax import metrics_log
 from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
@@ -26,7 +25,8 @@ from egmae_jax.core.files import (
     write_json,
     write_sealed,
 )
-from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.run import logs
+from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import checkpoint
 
 
@@ -306,8 +306,8 @@ ODD_LINES = [
 def test_what_is_no_line_of_the_log_is_not_read(log):
     own = log._path.read_bytes().splitlines()
     log._path.write_bytes(b"\n".join([*ODD_LINES[:4], *own, *ODD_LINES[4:]]))
-    assert list(metrics_log.read(log._path)) == list(zip(own, ROWS, strict=True))
-    assert list(metrics_log.read(log._path.with_name("none.jsonl"))) == []
+    assert list(logs.read(log._path)) == list(zip(own, ROWS, strict=True))
+    assert list(logs.read(log._path.with_name("none.jsonl"))) == []
 
 
 def test_forget_drops_the_later_lines_of_that_stage_and_round_only(log):

@@ -8,14 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import config as configs
 from egmae_jax import predict
-from egmae_jax import workdir as workdirs
 from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.base import find_images
 from egmae_jax.data.prepare import prepare
-from egmae_jax.saved_run import RunError
+from egmae_jax.run import config as configs
+from egmae_jax.run import workdir as workdirs
+from egmae_jax.run.saved_run import RunError
 from tests import tiny
 
 

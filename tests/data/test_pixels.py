@@ -19,8 +19,8 @@ from egmae_jax.data.samples import IntensityRange
 from egmae_jax.explain import explanations
 from egmae_jax.export import card
 from egmae_jax.export.system import View
-from egmae_jax.saved_run import SavedRun
-from egmae_jax.workdir import Paths, read_intensity_range, record_intensity_range
+from egmae_jax.run.saved_run import SavedRun
+from egmae_jax.run.workdir import Paths, read_intensity_range, record_intensity_range
 from tests import tiny
 from tests.data.test_ramps import png, tiff
 

@@ -3,7 +3,7 @@
 import sys
 
 from configs import default
-from egmae_jax import config
+from egmae_jax.run import config
 
 if unknown := set(sys.argv[1:]) - config.flatten(default.get_config()).keys():
     sys.exit(f"There is no config field {', '.join(sorted(unknown))}.")

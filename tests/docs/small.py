@@ -29,11 +29,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import config as configs
 from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.data import datasets, phantoms
 from egmae_jax.models import timm
+from egmae_jax.run import config as configs
 from egmae_jax.sweep import variants
 from tests import tiny, torch_reference
 from tests.docs import trees, weights

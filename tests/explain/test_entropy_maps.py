@@ -11,13 +11,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from scipy import stats
 
 from egmae_jax import experiment
-from egmae_jax.config import ConfigError
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import datasets, masks
 from egmae_jax.data.datasets import DataError
 from egmae_jax.explain import entropy_maps, lesions, panels
 from egmae_jax.method import augment, corruption
-from egmae_jax.saved_run import RunError
+from egmae_jax.run.config import ConfigError
+from egmae_jax.run.saved_run import RunError
 from egmae_jax.training import pretrain
 from tests import commands
 from tests.conftest import SHARED_DATA, needs_shared_data

@@ -14,7 +14,7 @@ from egmae_jax.data import splits
 from egmae_jax.explain import explanations
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
-from egmae_jax.saved_run import SavedRun
+from egmae_jax.run.saved_run import SavedRun
 from tests import commands, tiny
 
 CLASSES = ("benign", "malignant", "normal")

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default
-from egmae_jax import config as configs
 from egmae_jax import models
-from egmae_jax.config import ConfigError
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import prepare
 from egmae_jax.data.datasets import DataError
 from egmae_jax.method import layer_entropy
+from egmae_jax.run import config as configs
+from egmae_jax.run.config import ConfigError
 
 FIELDS = configs.flatten(default.get_config())
 ANYTHING = (

@@ -21,7 +21,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import default
-from egmae_jax.config import ConfigError
 from egmae_jax.core.files import (
     DamagedFileError,
     read_json,
@@ -34,13 +33,14 @@ from egmae_jax.data import splits
 from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.method import layer_entropy
-from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.timm import CheckpointError
+from egmae_jax.run.config import ConfigError
+from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.workdir import lock
 from egmae_jax.training import pretrain
 from egmae_jax.training.checkpoint import Checkpoints, load_params, save_params
-from egmae_jax.workdir import lock
 
 # What the libraries say of odd files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

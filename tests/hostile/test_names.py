@@ -27,7 +27,7 @@ from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import entropy_maps, explanations, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
-from egmae_jax.stages import results
+from egmae_jax.run import results
 
 # What the libraries say of odd files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,7 +14,6 @@ from flax import linen, traverse_util
 
 from configs import default
 from egmae_jax import models
-from egmae_jax.config import ConfigError
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.method import augment, layer_entropy
@@ -22,6 +21,7 @@ from egmae_jax.method.corruption import patch_entropy
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.run.config import ConfigError
 from egmae_jax.training import finetune, loop, optim, pretrain, trainable
 from tests import torch_reference
 

@@ -19,7 +19,7 @@ from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.report.__main__ import main
 from egmae_jax.report.significance import Resampled, Round
-from egmae_jax.saved_run import RunError, SavedRun
+from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import latex, tiny
 
 METRICS = ("accuracy", "precision", "recall", "f1", "auc")

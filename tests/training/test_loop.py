@@ -14,7 +14,7 @@ import pytest
 from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.metrics_log import MetricsLog
+from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import loop, nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
 

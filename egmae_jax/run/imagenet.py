@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from egmae_jax import config as configs
 from egmae_jax import models
-from egmae_jax.branches import Branch
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
 from egmae_jax.models import timm
+from egmae_jax.run import config as configs
+from egmae_jax.run.branches import Branch
 
 PyTree = Any
 

@@ -18,9 +18,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, models
-from egmae_jax import config as configs
-from egmae_jax.branches import Branch
+from egmae_jax import models
 from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import (
     REEVALUATE,
@@ -37,7 +35,10 @@ from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models import timm
-from egmae_jax.workdir import Paths, local_folder, read_intensity_range
+from egmae_jax.run import branches
+from egmae_jax.run import config as configs
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.workdir import Paths, local_folder, read_intensity_range
 
 PyTree = Any
 # What is read here and by those who use a run; a damaged config.json is told by these.

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import models
-from egmae_jax.branches import Branch
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
@@ -18,7 +17,8 @@ from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.method import augment
 from egmae_jax.models import timm
-from egmae_jax.stages.run import Run
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.context import Run
 from egmae_jax.training import finetune
 from egmae_jax.training.nonfinite import HINT, NonFiniteError
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import filelock
 from ml_collections import ConfigDict
 
-from egmae_jax.config import ConfigError, require_same
 from egmae_jax.core import sharding
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_writable, write_json
 from egmae_jax.data import formats, samples
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.samples import IntensityRange
+from egmae_jax.run.config import ConfigError, require_same
 
 
 @dataclasses.dataclass(frozen=True)

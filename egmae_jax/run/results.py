@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import environment
 from egmae_jax.core import console, provenance, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluation import calibration, evaluate
 from egmae_jax.evaluation.evaluate import Predictions
 from egmae_jax.explain import fusion_weights
-from egmae_jax.imagenet import ImagenetWeights
-from egmae_jax.stages.prediction import fuses
-from egmae_jax.stages.run import Run
+from egmae_jax.run import environment
+from egmae_jax.run.context import Run
+from egmae_jax.run.imagenet import ImagenetWeights
+from egmae_jax.run.prediction import fuses
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import jax
 
-from egmae_jax.config import ConfigError
 from egmae_jax.core import sharding
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
+from egmae_jax.run.config import ConfigError
 
 # JAX's own, by the names that they are set by: jax.config.update("jax_enable_x64", True), or the
 # environment variable JAX_ENABLE_X64.

@@ -8,10 +8,11 @@ import sys
 import jax
 import pytest
 
-from egmae_jax import environment, experiment
-from egmae_jax.config import ConfigError
+from egmae_jax import experiment
 from egmae_jax.core import platform, sharding
 from egmae_jax.core.files import DamagedFileError
+from egmae_jax.run import environment
+from egmae_jax.run.config import ConfigError
 from tests import tiny
 from tests.conftest import REPOSITORY
 

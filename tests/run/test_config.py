@@ -10,11 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from egmae_jax import branches
-from egmae_jax import config as configs
-from egmae_jax.config import ConfigError
+from egmae_jax.run import branches
+from egmae_jax.run import config as configs
+from egmae_jax.run.config import ConfigError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 CONFIG_FILES = sorted(
     path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
 )

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-from egmae_jax.config import ConfigError
+from egmae_jax.run.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

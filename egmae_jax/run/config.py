@@ -12,13 +12,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax import branches, models
+from egmae_jax import models
 from egmae_jax.core import console, sharding
 from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.method import corruption, fusion, layer_entropy
 from egmae_jax.models.init import KERNEL_INITS
+from egmae_jax.run import branches
 from egmae_jax.training import checkpoint
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time

@@ -9,11 +9,12 @@ import PIL.Image
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from egmae_jax import experiment, trackers
-from egmae_jax.config import ConfigError
+from egmae_jax import experiment
 from egmae_jax.core import sharding
-from egmae_jax.metrics_log import MetricsLog
-from egmae_jax.tensorboard import EventFiles
+from egmae_jax.run import trackers
+from egmae_jax.run.config import ConfigError
+from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.tensorboard import EventFiles
 from tests import tiny
 
 

@@ -9,7 +9,6 @@ import PIL.Image
 import pytest
 from flax import traverse_util
 
-from egmae_jax import config as configs
 from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
@@ -19,6 +18,7 @@ from egmae_jax.evaluation.evaluate import load_predictions
 from egmae_jax.method import augment, fusion, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import config as configs
 from egmae_jax.training import finetune, loop
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process

@@ -7,8 +7,8 @@ from typing import Any
 
 from egmae_jax.core import sharding
 from egmae_jax.core.files import write_atomically
-from egmae_jax.tensorboard import EventFiles, numbers
-from egmae_jax.trackers import Guarded, Tracker
+from egmae_jax.run.tensorboard import EventFiles, numbers
+from egmae_jax.run.trackers import Guarded, Tracker
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
-from egmae_jax.workdir import Paths
+from egmae_jax.run.workdir import Paths
 
 logger = logging.getLogger(__name__)
 

@@ -11,16 +11,17 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from egmae_jax import branches, models
-from egmae_jax.branches import Branch
+from egmae_jax import models
 from egmae_jax.core.errors import UserError
-from egmae_jax.data.rounds import RoundData
-from egmae_jax.metrics_log import MetricsLog
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import branches
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.rounds import RoundData
+from egmae_jax.run.workdir import Paths
 from egmae_jax.training.checkpoint import Checkpoints
 from egmae_jax.training.loop import Plan
 from egmae_jax.training.nonfinite import Policy
-from egmae_jax.workdir import Paths
 
 PyTree = Any
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax.branches import Branch
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation import evaluate
-from egmae_jax.imagenet import ImagenetWeights
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.method.layer_entropy import Selection
 from egmae_jax.models import timm
-from egmae_jax.stages.prediction import Prediction
-from egmae_jax.stages.run import Run, require
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.context import Run, require
+from egmae_jax.run.imagenet import ImagenetWeights
+from egmae_jax.run.prediction import Prediction
 from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.checkpoint import delete_checkpoints
 
