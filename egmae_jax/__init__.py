@@ -3,8 +3,10 @@
 import os
 from typing import TYPE_CHECKING, Literal
 
+__path__ = [*__path__, os.path.join(__path__[0], "commands")]  # python -m egmae_jax.predict
+
 if TYPE_CHECKING:
-    from egmae_jax.predictor import Predictor
+    from egmae_jax.deploy.predictor import Predictor
 
 
 def load(
@@ -18,6 +20,6 @@ def load(
 
     See `predictor.Predictor` for the arguments. Only the workdir is read.
     """
-    from egmae_jax.predictor import Predictor  # imports JAX: not before it is needed
+    from egmae_jax.deploy.predictor import Predictor  # imports JAX: not before it is needed
 
     return Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)

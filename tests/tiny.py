@@ -63,7 +63,7 @@ def make_config(data: Path, cache: Path, **changes):
         "evaluation.batch_size": 8,
         "evaluation.bootstrap_resamples": 20,
         "evaluation.report": False,
-        "tensorboard.events": False,  # tests/test_tensorboard.py has them
+        "tensorboard.events": False,  # tests/run/test_tensorboard.py has them
     }
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     config.update_from_flattened_dict(fields)

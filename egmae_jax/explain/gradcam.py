@@ -262,6 +262,6 @@ def _scale(heat: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    from egmae_jax.explain.explanations import main
+    from egmae_jax.explain.cam_study import main
 
     sys.exit(main())

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from egmae_jax.explain.lettering import fonts_of_all_letters
 from egmae_jax.explain.panels import Panels, to_pixels
-from egmae_jax.lettering import fonts_of_all_letters
 
 REGIONS = ("core", "inside", "ring", "outside")
 _ROUNDING = 1e-5

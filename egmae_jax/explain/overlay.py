@@ -15,7 +15,7 @@ import PIL.PngImagePlugin
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.lettering import fonts_of_all_letters, wrap
+from egmae_jax.explain.lettering import fonts_of_all_letters, wrap
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
 _OUTLINE = (64, 224, 255)  # a colour that neither grey images nor the colormap have

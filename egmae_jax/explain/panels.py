@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.lettering import fonts_of_all_letters
+from egmae_jax.explain.lettering import fonts_of_all_letters
 from egmae_jax.method import augment
 from egmae_jax.training import pretrain
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from sklearn import metrics as sk
 
 from egmae_jax.evaluation import calibration
-from egmae_jax.lettering import wrap
+from egmae_jax.explain.lettering import wrap
 
 _INK, _FAINT = "#010101", "#020202"
 _SERIES = tuple(f"#0{i}0{i}0{i}" for i in range(3, 9))  # as many as there are distinct colours

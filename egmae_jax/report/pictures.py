@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from egmae_jax.evaluation.evaluate import Predictions
-from egmae_jax.explain import entropy_maps, explanations
+from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.explain.panels import common_scales, draw_sheet
@@ -90,7 +90,7 @@ def explain_cases(
     chosen = choose_cases(predictions, count)
     wanted = {str(predictions.ids[i]) for members in chosen.values() for i in members}
     rows = [row for row in run.split(round_index) if row["file"] in wanted]
-    explained = explanations.explain_images(run, branch, round_index, rows, data_dir)
+    explained = cam_study.explain_images(run, branch, round_index, rows, data_dir)
     cases = {}
     classes = run.classes()
     for found in explained:

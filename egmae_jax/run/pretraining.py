@@ -10,9 +10,9 @@ import numpy as np
 
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
+from egmae_jax.explain.pretraining_panels import ReconstructionPanels
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run.context import Run, require
-from egmae_jax.stages.panels import ReconstructionPanels
 from egmae_jax.training import loop, optim, pretrain
 from egmae_jax.training.checkpoint import delete_checkpoints, save_params
 from egmae_jax.training.nonfinite import HINT, NonFiniteError

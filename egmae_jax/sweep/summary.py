@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
 from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
-from egmae_jax.lettering import fonts_of_all_letters
+from egmae_jax.explain.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import sharing

@@ -11,19 +11,17 @@ import types
 import PIL.Image
 import pytest
 
-from egmae_jax import compare, predict, predictor
+from egmae_jax.commands import compare, demo, predict, report, sweep
 from egmae_jax.core import extras, files
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
 from egmae_jax.data import audit, datasets, download, prepare
 from egmae_jax.data.samples import BY_TYPE
-from egmae_jax.demo import __main__ as demo
-from egmae_jax.explain import entropy_maps, explanations
-from egmae_jax.export import run as export
+from egmae_jax.deploy import predictor
+from egmae_jax.deploy.export import run as export
+from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.models import timm as interop
-from egmae_jax.report import __main__ as report
-from egmae_jax.sweep import __main__ as sweep
-from tests import commands, tiny
+from tests import forks, tiny
 from tests.conftest import REPOSITORY
 
 main = importlib.import_module("main")
@@ -43,7 +41,7 @@ COMMANDS = {
         ("--workdir=run", "--workdir=b", "--out=out/c.html"),
     ),
     "export": (export, "export_run", ("--workdir=run", "--out=out/models")),
-    "gradcam": (explanations, "explain_run", ("--workdir=run", "--out=out/heat")),
+    "gradcam": (cam_study, "explain_run", ("--workdir=run", "--out=out/heat")),
     "demo": (demo, "_serve", ("--workdir=run", "--no-open")),
     "compare": (
         compare,
@@ -142,7 +140,7 @@ def test_what_a_user_can_mend_is_a_sentence(name, command, work_raises):
 def test_a_traceback_is_what_python_shows_and_status_1(tmp_path):
     program = """if True:
         import sys
-        from egmae_jax.report import __main__ as report
+        from egmae_jax.commands import report
         def broken(*_, **__):
             raise ValueError("bug")
         report.write_report = broken
@@ -329,7 +327,7 @@ def flags_of(tmp_path, text, *more):
     """Starts main.py with a config file of the user's."""
     (tmp_path / "mine.py").write_text(text)
     arguments = [f"--config={tmp_path / 'mine.py'}{more[0] if more else ''}", *more[1:]]
-    done = commands.run("main.py", f"--workdir={tmp_path / 'run'}", *arguments)
+    done = forks.run("main.py", f"--workdir={tmp_path / 'run'}", *arguments)
     return done.returncode, done.stderr
 
 
@@ -369,9 +367,9 @@ BROAD = {
     "egmae_jax/data/images.py": 1,  # Pillow
     "egmae_jax/data/prepare.py": 2,  # TFDS, array_record, protobuf
     "egmae_jax/data/samples.py": 1,  # tifffile; Pillow then says what is wrong
-    "egmae_jax/compare.py": 1,  # torch.load
-    "egmae_jax/demo/page.py": 1,  # told with its traceback
-    "egmae_jax/demo/server.py": 1,  # raised again
+    "egmae_jax/commands/compare.py": 1,  # torch.load
+    "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
+    "egmae_jax/deploy/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives
     "egmae_jax/models/timm.py": 1,  # the hub's HTTP library
     "egmae_jax/core/preemption.py": 1,  # raised again

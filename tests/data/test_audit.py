@@ -10,7 +10,7 @@ import pytest
 from egmae_jax.data import audit, contact_sheets
 from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.prepare import prepare
-from tests import commands
+from tests import forks
 from tests.conftest import SHARED_DATA, needs_shared_data
 
 
@@ -90,7 +90,7 @@ def test_size_as_a_confounder(tmp_path):
 
 
 def test_the_command_prints_and_saves(flawed, tmp_path):
-    done = commands.run(
+    done = forks.run(
         *("-m", "egmae_jax.data.audit", "--config=configs/image_folder.py"),
         f"--config.data.dir={flawed}",
         f"--config.data.cache_dir={tmp_path / 'cache'}",
@@ -110,7 +110,7 @@ def test_the_command_prints_and_saves(flawed, tmp_path):
 
 
 def test_a_folder_that_is_missing_ends_in_a_sentence(tmp_path):
-    done = commands.run(
+    done = forks.run(
         *("-m", "egmae_jax.data.audit", "--config=configs/busi.py"),
         f"--config.data.dir={tmp_path / 'nowhere'}",
     )

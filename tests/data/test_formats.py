@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import predict
+from egmae_jax.commands import predict
 from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.base import find_images

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import experiment, predictor
+from egmae_jax import experiment
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import audit, images, pixels
 from egmae_jax.data.datasets import DataError
@@ -16,9 +16,10 @@ from egmae_jax.data.masks import MaskError, read_mask
 from egmae_jax.data.pixels import PixelStatistics
 from egmae_jax.data.prepare import prepare
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.explain import explanations
-from egmae_jax.export import card
-from egmae_jax.export.system import View
+from egmae_jax.deploy import predictor
+from egmae_jax.deploy.export import card
+from egmae_jax.deploy.export.system import View
+from egmae_jax.explain import cam_study
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.run.workdir import Paths, read_intensity_range, record_intensity_range
 from tests import tiny
@@ -233,7 +234,7 @@ def test_new_images_are_read_by_the_range_of_the_run(run, tmp_path, caplog):
     for source in (file, file.read_bytes(), PIL.Image.open(file), loaded):
         np.testing.assert_array_equal(found.predict(source).probabilities["imagenet"], right)
     rows = [{**row, "split": "test"}]
-    (explained,) = explanations.explain_images(saved, saved.branch(), 0, rows, data)
+    (explained,) = cam_study.explain_images(saved, saved.branch(), 0, rows, data)
     view = images.evaluation_view(PIL.Image.fromarray(expected), "shorter_side", 32)
     np.testing.assert_array_equal(explained.example.pixels, np.asarray(view))
 

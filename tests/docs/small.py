@@ -40,8 +40,8 @@ from tests.docs import trees, weights
 
 # What commands import besides, and would import anew in each process.
 _PRELOADED = (
-    *("compare", "data.audit", "explain.entropy_maps", "explain.gradcam", "export.run", "predict"),
-    *("report.page", "sweep.run"),
+    *("commands.compare", "commands.predict", "data.audit", "deploy.export.run"),
+    *("explain.entropy_maps", "explain.gradcam", "report.page", "sweep.run"),
 )
 # The most that a field may be.
 _CAPS = {
@@ -285,7 +285,7 @@ class _Shrunk(functools.partial):
 
 def _visit_the_page() -> None:
     """Asks the demo for its page until it answers, and then ends it as Ctrl-C would."""
-    from egmae_jax.demo import server
+    from egmae_jax.deploy.demo import server
 
     listen, ports = server.listen, []
 

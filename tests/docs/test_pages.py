@@ -26,7 +26,12 @@ PAGES = pages()
 # Languages of fences that would not be run, though a user may type what they hold.
 FORBIDDEN = ("sh", "shell", "console", "shell-session", "zsh", "pycon", "python3", "ipython", "py")
 # What pages ask for that not every installation has.
-EXTRAS = {"egmae_jax.demo": "nicegui", "benchmarks.": "torch", "timm": "timm", "onnx": "onnx"}
+EXTRAS = {
+    "egmae_jax.demo": "nicegui",
+    "benchmarks.": "torch",
+    "timm": "timm",
+    "onnx": "onnx",
+}
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {
     "main.py": "main.py",
     "egmae_jax.data.audit": "egmae_jax/data/audit.py",
-    "egmae_jax.sweep": "egmae_jax/sweep/__main__.py",
+    "egmae_jax.sweep": "egmae_jax/commands/sweep.py",
     "egmae_jax.explain.entropy_maps": "egmae_jax/explain/entropy_maps.py",
 }
 

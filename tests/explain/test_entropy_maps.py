@@ -19,7 +19,7 @@ from egmae_jax.method import augment, corruption
 from egmae_jax.run.config import ConfigError
 from egmae_jax.run.saved_run import RunError
 from egmae_jax.training import pretrain
-from tests import commands
+from tests import forks
 from tests.conftest import SHARED_DATA, needs_shared_data
 from tests.tiny import make_config, make_data
 
@@ -294,7 +294,7 @@ def test_a_workdir_without_the_branch_mae_ends_in_a_sentence(run, tmp_path):
 
 
 def command(*arguments):
-    return commands.run("-m", "egmae_jax.explain.entropy_maps", *arguments)
+    return forks.run("-m", "egmae_jax.explain.entropy_maps", *arguments)
 
 
 @needs_shared_data

@@ -24,7 +24,7 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
-from egmae_jax.explain import entropy_maps, explanations, lesions
+from egmae_jax.explain import cam_study, entropy_maps, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
 from egmae_jax.run import results
@@ -249,7 +249,7 @@ def test_the_audit_shows_names_as_they_are(prepared, tmp_path):
 
 def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "300")
-    means = {"images": 2, **dict.fromkeys(explanations._SCORES, 0.5)}
+    means = {"images": 2, **dict.fromkeys(cam_study._SCORES, 0.5)}
     left_out = {"without_lesion": 0, "unusable_masks": ["[/]"]}
     groups = {"all": means, "right": means, "wrong": means, "left_out": left_out}
     content = {
@@ -268,7 +268,7 @@ def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
         "images": {"all": row, "by_class": dict.fromkeys(NAMES, row)},
         "lesions": {"all": lesion, "by_class": dict.fromkeys(NAMES, lesion)},
     }
-    for show in (lambda: explanations.show(content, tmp_path), lambda: entropy_maps.show(maps)):
+    for show in (lambda: cam_study.show(content, tmp_path), lambda: entropy_maps.show(maps)):
         with terminal() as lines:
             show()
         for name in NAMES:
@@ -323,7 +323,7 @@ def test_pictures_of_long_names_that_begin_alike_are_two():
 
 def test_numbers_in_names_sort_only_where_they_are_numbers():
     files = ["a²1.png", "²1.png", "a\u0663.png", "a (10).png", "a (2).png", "①.png"]
-    rows = sorted(({"file": file, "label": "x"} for file in files), key=explanations._by_class)
+    rows = sorted(({"file": file, "label": "x"} for file in files), key=cam_study._by_class)
     assert [row["file"] for row in rows].index("a (2).png") + 1 == [
         row["file"] for row in rows
     ].index("a (10).png")

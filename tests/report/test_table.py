@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from egmae_jax import report
+from egmae_jax.commands.report import main
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
 from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.evaluate import Predictions
-from egmae_jax.report.__main__ import main
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import latex, tiny

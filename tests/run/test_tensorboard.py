@@ -291,9 +291,9 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, cap
         ("mine", "must be module:function"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("tests.tiny:f", "tests.tiny has no 'f'"),
-        ("tests.test_tensorboard:crc32c", "failed at its start: TypeError"),
+        ("tests.run.test_tensorboard:crc32c", "failed at its start: TypeError"),
         ("builtins:max", "failed at its start: TypeError"),
-        ("tests.test_tensorboard:no_tracker", "made a dict, which has no log"),
+        ("tests.run.test_tensorboard:no_tracker", "made a dict, which has no log"),
     ],
 )
 def test_a_tracker_that_cannot_be_made_is_told_before_work_starts(config, tmp_path, name, message):
@@ -306,7 +306,7 @@ def no_tracker(config, workdir):
 
 
 def test_a_tracker_is_made_from_config_and_workdir(config, tmp_path):
-    made = trackers.load("tests.test_tensorboard:Made", config, tmp_path)
+    made = trackers.load("tests.run.test_tensorboard:Made", config, tmp_path)
     assert (made.config["model"]["name"], made.workdir) == (tiny.MODEL, tmp_path)
 
 

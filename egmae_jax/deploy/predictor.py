@@ -338,8 +338,8 @@ def _sources(given: Any) -> list[Source]:
     """
     if isinstance(given, (str, os.PathLike)) and os.path.isdir(given):
         raise UnreadableImageError(
-            f"{os.fspath(given)} is a folder; egmae_jax.predict.find_images([Path(folder)]) gives "
-            "its images"
+            f"{os.fspath(given)} is a folder; egmae_jax.commands.predict.find_images("
+            "[Path(folder)]) gives its images"
         )
     if isinstance(given, (str, os.PathLike, bytes, PIL.Image.Image)):
         return [given]

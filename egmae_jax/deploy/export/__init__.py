@@ -13,6 +13,6 @@ branch, and 'ensemble' where there are several. In it are README.md, the model c
 Every file is loaded again and its outputs are compared with ours.
 """
 
-from egmae_jax.export.run import FORMATS, ExportedFile, ExportError, export_run
+from egmae_jax.deploy.export.run import FORMATS, ExportedFile, ExportError, export_run
 
 __all__ = ["FORMATS", "ExportError", "ExportedFile", "export_run"]

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method.corruption import patch_entropy
-from egmae_jax.predictor import Predictor
 
 
 class Examined(NamedTuple):

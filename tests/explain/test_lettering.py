@@ -5,7 +5,7 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from egmae_jax.lettering import columns, fonts_of_all_letters, wrap
+from egmae_jax.explain.lettering import columns, fonts_of_all_letters, wrap
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, storage_errors_told
-from egmae_jax.export import card, pytorch, stablehlo, weights
-from egmae_jax.export.system import System, branch_logits, systems
+from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
+from egmae_jax.deploy.export.system import System, branch_logits, systems
 from egmae_jax.method import augment
 from egmae_jax.run.saved_run import SavedRun
 
@@ -27,7 +27,7 @@ FORMATS = ("timm", "stablehlo", "onnx")
 _TOLERANCES = {"timm": 1e-4, "stablehlo": 1e-5, "onnx": 1e-4}
 _COMPARED = 2  # images
 
-logger = logging.getLogger("egmae_jax.export")
+logger = logging.getLogger("egmae_jax.deploy.export")
 
 
 class ExportError(UserError):

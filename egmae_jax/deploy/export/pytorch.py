@@ -10,8 +10,8 @@ import numpy as np
 from egmae_jax import models
 from egmae_jax.core.files import write_atomically
 from egmae_jax.core.quiet import quiet
+from egmae_jax.deploy.export.system import LUMA, System
 from egmae_jax.evaluation import calibration
-from egmae_jax.export.system import LUMA, System
 from egmae_jax.method import augment
 from egmae_jax.models.timm import read
 

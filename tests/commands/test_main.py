@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests import commands
+from tests import forks
 
 
 def start(tmp_path, *arguments, workdir=True):
@@ -21,7 +21,7 @@ def start(tmp_path, *arguments, workdir=True):
         "JAX_PLATFORMS": "cpu",
     }
     before = set(tmp_path.rglob("*"))
-    done = commands.run("main.py", *arguments, **variables)
+    done = forks.run("main.py", *arguments, **variables)
     output = done.stdout + done.stderr
     assert done.returncode not in (0, None), output
     assert "Traceback" not in output, output

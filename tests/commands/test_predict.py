@@ -17,16 +17,18 @@ import PIL.Image
 import pytest
 
 import egmae_jax
-from egmae_jax import experiment, predict, predictor
+from egmae_jax import experiment
+from egmae_jax.commands import predict
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.deploy import predictor
 from egmae_jax.evaluation import calibration, evaluate
 from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
 from egmae_jax.run.saved_run import RunError, SavedRun
-from tests import commands, tiny
+from tests import forks, tiny
 
 BRANCHES = ("imagenet", "mae")
 
@@ -361,7 +363,7 @@ def test_probabilities_that_are_no_numbers_are_refused(moved, monkeypatch):
 
 
 def test_the_module_is_a_command(tmp_path):
-    done = commands.run(
+    done = forks.run(
         *("-m", "egmae_jax.predict", "--workdir=absent"),
         *("--images", str(write_image(tmp_path / "x.png")), f"--out={tmp_path / 'out.csv'}"),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from egmae_jax import models
 from egmae_jax.core.files import write_atomically, write_json
-from egmae_jax.export.system import System
+from egmae_jax.deploy.export.system import System
 from egmae_jax.method import augment
 
 # timm's names of the first convolution and of the classifier, which it replaces on request.

@@ -16,13 +16,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import egmae_jax.demo
 from egmae_jax import experiment
+from egmae_jax.commands import demo
 from egmae_jax.data.images import NOT_AN_IMAGE, UnreadableImageError
-from egmae_jax.demo import __main__ as demo
-from egmae_jax.demo.examine import examine, greatest_entropy
+from egmae_jax.deploy import demo as package
+from egmae_jax.deploy.demo.examine import examine, greatest_entropy
+from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.explain.overlay import overlay
-from egmae_jax.predictor import Predictor
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -144,7 +144,7 @@ def client(predictor):
     pytest.importorskip("nicegui")
     from starlette.testclient import TestClient
 
-    from egmae_jax.demo import server
+    from egmae_jax.deploy.demo import server
 
     app = server.make_app(predictor, branch="mae", max_megabytes=4)
     with TestClient(app, base_url=f"http://{HOST}") as client:
@@ -261,10 +261,10 @@ def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkey
         def fail(*_):
             raise RuntimeError("unforeseen")
 
-        patch.setattr("egmae_jax.demo.page.examine", fail)
+        patch.setattr("egmae_jax.deploy.demo.page.examine", fail)
         tab.send("b.png", files[0].read_bytes())
         tab.waits_for("b.png: it could not be classified; the terminal says why")
-        patch.setattr("egmae_jax.demo.page.examine", examine)
+        patch.setattr("egmae_jax.deploy.demo.page.examine", examine)
         patch.setitem(sys.modules, "pydicom", None)
         tab.send("c.dcm", bytes(128) + b"DICM" + bytes(200))
         tab.waits_for("c.dcm: reading DICOM needs pydicom")
@@ -308,8 +308,8 @@ def refused(monkeypatch, capsys):
 def test_says_how_to_install_what_is_missing(refused, workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "nicegui", None)
     for name in ("page", "server"):
-        monkeypatch.delitem(sys.modules, f"egmae_jax.demo.{name}", raising=False)
-        monkeypatch.delattr(egmae_jax.demo, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"egmae_jax.deploy.demo.{name}", raising=False)
+        monkeypatch.delattr(package, name, raising=False)
     assert "pip install -e '.[demo]'" in refused(workdir)
 
 
@@ -336,7 +336,7 @@ def served(workdir):
     pytest.importorskip("nicegui")
     pytest.importorskip("playwright.sync_api")
     start = "import sys; from tests import tiny; tiny.register(); "
-    start += "from egmae_jax.demo.__main__ import main; sys.exit(main())"
+    start += "from egmae_jax.commands.demo import main; sys.exit(main())"
     flags = (f"--workdir={workdir}", "--port=0", "--no-open", "--max_megabytes=1")
     process = subprocess.Popen(
         [sys.executable, "-c", start, *flags],

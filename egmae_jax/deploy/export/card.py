@@ -12,11 +12,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from egmae_jax.core.files import REEVALUATE, damaged, write_atomically
 from egmae_jax.core.markup import markdown as text
 from egmae_jax.core.markup import printable
+from egmae_jax.deploy.export import weights
+from egmae_jax.deploy.export.system import System, View
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.bootstrap import Evidence, too_few
 from egmae_jax.evaluation.evaluate import METRICS
-from egmae_jax.export import weights
-from egmae_jax.export.system import System, View
 from egmae_jax.run.saved_run import SavedRun
 
 _PAPER = (

@@ -18,8 +18,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from egmae_jax.demo.page import Page
-from egmae_jax.predictor import Predictor
+from egmae_jax.deploy.demo.page import Page
+from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.run.saved_run import RunError
 
 HOST = "127.0.0.1"

@@ -31,7 +31,7 @@ from egmae_jax.sweep import run, sharing, summary, variants
 from egmae_jax.training import loop
 from tests import tiny
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 # Of which 'longer' pre-trains as 'short' does, and 'diverging' cannot be trained.
 CHANGES = {
     "short": {"finetune.epochs": 3},

@@ -45,7 +45,7 @@ from egmae_jax.models.resnet import ResNet
 PyTree = Any
 Tensors = Mapping[str, np.ndarray]
 Program = Callable[[np.ndarray], dict[str, np.ndarray]]  # images -> output of each layer
-logger = logging.getLogger("egmae_jax.compare")  # __name__ is __main__ by -m
+logger = logging.getLogger("egmae_jax.commands.compare")  # __name__ is __main__ by -m
 
 _NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 _PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, torch.compile, Lightning

@@ -2,7 +2,7 @@
 
 import sys
 
-from egmae_jax.export.run import main
+from egmae_jax.deploy.export.run import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,11 +11,11 @@ import pytest
 
 from egmae_jax import models
 from egmae_jax.data import splits
-from egmae_jax.explain import explanations
+from egmae_jax.explain import cam_study
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.run.saved_run import SavedRun
-from tests import commands, tiny
+from tests import forks, tiny
 
 CLASSES = ("benign", "malignant", "normal")
 SIZE = 64
@@ -82,11 +82,11 @@ def run(made, tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs the command and returns its exit status, output and errors."""
-    monkeypatch.setattr(explanations.console, "set_up_logging", lambda: None)  # global
+    monkeypatch.setattr(cam_study.console, "set_up_logging", lambda: None)  # global
 
     def start(**flags):
         try:
-            status = explanations.main([f"--{name}={value}" for name, value in flags.items()])
+            status = cam_study.main([f"--{name}={value}" for name, value in flags.items()])
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
@@ -140,13 +140,11 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
 def test_the_figures_do_not_depend_on_the_batch_or_the_pictures(run, tmp_path):
     workdir, _ = run
     found = [
-        explanations.explain_run(workdir, tmp_path / str(k), max_images=k, batch=4)["files"]
+        cam_study.explain_run(workdir, tmp_path / str(k), max_images=k, batch=4)["files"]
         for k in (1, 4)
     ]
     assert found[0] == found[1]
-    tolerant = explanations.explain_run(
-        workdir, tmp_path / "c", batch=4, max_images=1, tolerance=99
-    )
+    tolerant = cam_study.explain_run(workdir, tmp_path / "c", batch=4, max_images=1, tolerance=99)
     lesions = [row for row in tolerant["files"] if row["heat_in_mask"] is not None]
     assert {row["pointing_game"] for row in lesions} == {1.0}
     assert {row["pointing_game_chance"] for row in lesions} == {1.0}
@@ -156,7 +154,7 @@ def test_all_rounds_are_pooled(run, tmp_path):
     workdir, _ = run
     first = workdir / "export" / "round_0_mae.safetensors"
     shutil.copy(first, first.with_name("round_1_mae.safetensors"))
-    found = explanations.explain_rounds(workdir, tmp_path / "out", max_images=3, batch=4)
+    found = cam_study.explain_rounds(workdir, tmp_path / "out", max_images=3, batch=4)
     one, other = (
         json.loads((tmp_path / "out" / f"round_{i}" / "gradcam.json").read_text()) for i in (0, 1)
     )
@@ -195,9 +193,7 @@ def test_any_branch_is_explained_with_its_own_model(branch, layer, made, tmp_pat
     _, data = made
     of_run = ("resnet18", branch)
     workdir = make_run(tmp_path / "run", data, branches=of_run, exported=(branch,))
-    found = explanations.explain_run(
-        workdir, tmp_path / "out", branch=branch, max_images=1, batch=9
-    )
+    found = cam_study.explain_run(workdir, tmp_path / "out", branch=branch, max_images=1, batch=9)
     model = tiny.MODEL if branch == "imagenet" else branch
     assert (found["branch"], found["model"], found["layer"]) == (branch, model, layer)
     side = 7 if branch == "squeezenet1_1" else 8
@@ -235,15 +231,15 @@ def test_noise_of_the_run_is_not_on_the_image_that_is_explained(made, command, t
         "(finetune.input_noise=0.2)"
     )
     assert explained in " ".join(output.split())
-    clean = explanations.explain_run(made[0], tmp_path / "clean", max_images=1, batch=9)
+    clean = cam_study.explain_run(made[0], tmp_path / "clean", max_images=1, batch=9)
     assert clean["files"] == json.loads((out / "gradcam.json").read_text())["files"]
 
 
 def test_images_are_spread_over_classes_and_files():
     labels = ["a"] * 10 + ["b"] * 2
-    assert explanations.spread(labels, 6) == [0, 3, 6, 9, 10, 11]
-    assert explanations.spread(labels, 1) == [0]
-    assert explanations.spread(labels, 99) == list(range(12))
+    assert cam_study.spread(labels, 6) == [0, 3, 6, 9, 10, 11]
+    assert cam_study.spread(labels, 1) == [0]
+    assert cam_study.spread(labels, 99) == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +303,7 @@ def test_a_config_without_what_is_needed_is_named(change, message, run, command,
 
 
 def test_the_module_is_a_command(tmp_path):
-    done = commands.run("-m", "egmae_jax.explain.gradcam", "--workdir=absent", f"--out={tmp_path}")
+    done = forks.run("-m", "egmae_jax.explain.gradcam", "--workdir=absent", f"--out={tmp_path}")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: absent holds no run: there is no config.json in it.\n"
 

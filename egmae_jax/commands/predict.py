@@ -41,13 +41,13 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data.datasets.base import Found
 from egmae_jax.data.datasets.base import find_images as find_below
+from egmae_jax.deploy.predictor import Part, Predictions, Predictor
 from egmae_jax.explain.overlay import picture_name, write_overlay
-from egmae_jax.predictor import Part, Predictions, Predictor
 from egmae_jax.run.saved_run import RunError
 
 UNREADABLE = 3  # exit status
 _FIRST_COLUMNS = ["file", "predicted"]
-logger = logging.getLogger("egmae_jax.predict")  # __name__ is __main__ by -m
+logger = logging.getLogger("egmae_jax.commands.predict")  # __name__ is __main__ by -m
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 

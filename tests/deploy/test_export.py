@@ -19,23 +19,24 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import experiment, export, models
+from egmae_jax import experiment, models
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
+from egmae_jax.deploy import export
+from egmae_jax.deploy.export import card, pytorch, stablehlo, system, weights
+from egmae_jax.deploy.export import run as command_line
+from egmae_jax.deploy.export.system import View
 from egmae_jax.evaluation import evaluate
 from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.evaluation.evaluate import Predictions
-from egmae_jax.export import card, pytorch, stablehlo, system, weights
-from egmae_jax.export import run as command_line
-from egmae_jax.export.system import View
 from egmae_jax.method import augment, fusion
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import initial_params
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
-from tests import commands, tiny, torch_reference
+from tests import forks, tiny, torch_reference
 
 CLASSES = ("benign", "malignant", "normal")
 SIZE, RESIZED = 32, 36
@@ -357,7 +358,7 @@ def test_an_asff_has_no_onnx(tmp_path, monkeypatch):
 
 def test_the_module_is_a_command(tmp_path):
     flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
-    done = commands.run("-m", "egmae_jax.export", *flags)
+    done = forks.run("-m", "egmae_jax.export", *flags)
     assert done.returncode == 1
     assert done.stderr == f"Error: {tmp_path} holds no run: there is no config.json in it.\n"
 

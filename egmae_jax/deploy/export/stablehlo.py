@@ -15,7 +15,7 @@ import numpy as np
 from egmae_jax.core import platform
 from egmae_jax.core.files import write_atomically, write_json
 from egmae_jax.data import samples
-from egmae_jax.export.system import System
+from egmae_jax.deploy.export.system import System
 from egmae_jax.method import augment
 
 PLATFORMS = ("cpu", "cuda", "tpu")

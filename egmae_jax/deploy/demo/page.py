@@ -19,9 +19,9 @@ from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 
 from egmae_jax.core.errors import UserError
-from egmae_jax.demo.examine import Examined, examine, greatest_entropy
+from egmae_jax.deploy.demo.examine import Examined, examine, greatest_entropy
+from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.explain.overlay import COLORMAP
-from egmae_jax.predictor import Predictor
 
 _STYLE = Path(__file__).with_suffix(".css")
 _PRIMARY = "#0b62b0"  # white on it has a contrast of 6

@@ -24,11 +24,11 @@ import PIL.Image
 
 from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError
-from egmae_jax.demo.examine import examine
-from egmae_jax.predictor import Predictor
+from egmae_jax.deploy.demo.examine import examine
+from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.run.saved_run import RunError
 
-logger = logging.getLogger("egmae_jax.demo")  # __name__ is __main__ by -m
+logger = logging.getLogger("egmae_jax.deploy.demo")  # __name__ is __main__ by -m
 
 
 def _serve(
@@ -38,7 +38,7 @@ def _serve(
     try:
         import uvicorn
 
-        from egmae_jax.demo import server
+        from egmae_jax.deploy.demo import server
     except ImportError as error:
         raise MissingExtraError(
             f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."

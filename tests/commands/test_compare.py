@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import compare
+from egmae_jax.commands import compare
 from egmae_jax.data.images import NOT_AN_IMAGE
 from tests import torch_reference
 from tests.conftest import REPOSITORY

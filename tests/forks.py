@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["egmae_jax.experiment", "tests.commands"])
+_CONTEXT.set_forkserver_preload(["egmae_jax.experiment", "tests.forks"])
 
 
 def run(*arguments: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,50 @@
+"""Command line of the report."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from egmae_jax.core import console
+from egmae_jax.core.files import require_output, storage_errors_told
+from egmae_jax.report import write_comparison, write_report, write_table
+from egmae_jax.report.table import SUFFIXES
+
+
+@console.user_errors()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status, 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.report",
+        description="Writes report.html of a finished run, a comparison of several, or the table "
+        "of either.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, action="append", type=Path, metavar="FOLDER",
+        help="of a run; several are compared")  # fmt: skip
+    written = parser.add_mutually_exclusive_group().add_argument
+    written("--out", type=Path, metavar="FILE",
+        help="default: report.html in the workdir, of several comparison.html here")  # fmt: skip
+    written("--table", type=Path, metavar="FILE",
+        help="the table of results instead of the page: LaTeX for booktabs (.tex), Markdown (.md) "
+        "or .csv")  # fmt: skip
+    add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
+    options = parser.parse_args(arguments)
+    console.set_up_logging()
+    first, *others = options.workdir
+    page = Path("comparison.html") if others else first / "report.html"
+    out = options.table or options.out or page
+    require_output(out, SUFFIXES if options.table else (".html", ".htm"))
+    with storage_errors_told(*options.workdir, out.parent):
+        if options.table:
+            write_table(options.workdir, out)
+        elif others:
+            write_comparison(options.workdir, out)
+        else:
+            write_report(first, out, data_dir=options.data_dir)
+    print(f"Written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A finished run at work: predictor, exports, demo page."""
