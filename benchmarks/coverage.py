@@ -4,7 +4,7 @@
 
 A population of cases (groups of images that networks judge alike) and of networks is known, so its
 accuracy, macro F1 and macro AUC are. Test sets and networks are drawn from it; printed is how often
-`evaluate.bootstrap_intervals` and the sweep's interval held the truth, and what the first would if
+`bootstrap_intervals` and the sweep's interval held the truth, and what the first would if
 it took images for independent. --trials=200 is a look, the default takes minutes.
 """
 
@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.metrics import weighted_metrics
+from egmae_jax.evaluation.scores import bootstrap_intervals
 from egmae_jax.report.significance import Resampled, Round
 
 METRICS = ("accuracy", "f1", "auc")
@@ -93,7 +94,7 @@ class Population(NamedTuple):
         found = dict.fromkeys(METRICS, 0.0)
         for node, weight in zip(nodes, weights / weights.sum(), strict=True):
             said = self.scores(labels, signal + self.seed_std * node, noise)
-            values = evaluate.weighted_metrics(labels, said, np.ones((1, len(labels))))
+            values = weighted_metrics(labels, said, np.ones((1, len(labels))))
             for name in METRICS:
                 found[name] += float(weight * values[name][0])
         return found
@@ -126,7 +127,7 @@ def of_networks(
     for trial in range(trials):
         labels = population.labels(groups, rng)
         (said,) = population.draw(rng, labels, size, [population.signal])
-        found = evaluate.bootstrap_intervals(
+        found = bootstrap_intervals(
             labels[members], said, groups=unit, seed=trial, resamples=resamples
         )
         for name in METRICS:

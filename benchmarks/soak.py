@@ -32,9 +32,8 @@ import rich.console
 import rich.table
 import safetensors
 
-from egmae_jax.core import preemption
+from egmae_jax.core import preemption, tensors
 from egmae_jax.core.errors import UserError
-from egmae_jax.training import checkpoint
 from tests import tiny
 
 FIELDS = {
@@ -264,7 +263,7 @@ def file_damaged(trial: Trial) -> str:
     if status == 0:
         if path.suffix == ".safetensors" and path.exists():  # it was not needed: is it refused?
             try:
-                checkpoint.read_safetensors(path)
+                tensors.read_safetensors(path)
             except (safetensors.SafetensorError, ValueError):
                 expected = trial.folder.parent / "unbroken" / path.relative_to(trial.folder)
                 shutil.copy(expected, path)

@@ -3,12 +3,13 @@
 python examples/evaluate.py
 """
 
-# %% Probabilities of two classifiers. Of a run: evaluate.load_predictions("W/predictions/….npz").
+# %% Probabilities of two classifiers. Of a run: load_predictions("W/predictions/….npz").
 import numpy as np
 from scipy import special
 
-from egmae_jax.evaluation import calibration, evaluate
-from egmae_jax.method import fusion
+from egmae_jax.evaluation import calibration, ensemble
+from egmae_jax.evaluation.metrics import compute_metrics
+from egmae_jax.evaluation.scores import bootstrap_intervals
 from egmae_jax.report.significance import Resampled, Round, mcnemar
 
 rng = np.random.default_rng(0)
@@ -21,8 +22,8 @@ first, second = (
 validation, test = slice(0, 100), slice(100, 300)
 
 # %% The paper's metrics and ours, with 95 % intervals.
-metrics = evaluate.compute_metrics(labels[test], first[test])
-intervals = evaluate.bootstrap_intervals(
+metrics = compute_metrics(labels[test], first[test])
+intervals = bootstrap_intervals(
     labels[test], first[test], groups=patients[test], seed=0, resamples=1000
 )
 for name in ("accuracy", "f1", "auc"):
@@ -30,7 +31,7 @@ for name in ("accuracy", "f1", "auc"):
     print(f"{name:9} {metrics[name]:.3f} ({low:.3f} to {high:.3f})")
 
 # %% Fused and calibrated on validation, measured on test.
-fused = fusion.fit("weighted", labels[validation], [first[validation], second[validation]])
+fused = ensemble.fit("weighted", labels[validation], [first[validation], second[validation]])
 together = fused.apply([first[test], second[test]])
 print("weights", np.round(fused.fitted["weights"], 2))
 fit = calibration.fit(labels[validation], first[validation])

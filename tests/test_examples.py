@@ -32,7 +32,7 @@ def test_the_library_is_imported_without_flags_or_a_config():
         "known = set(flags.FLAGS)\n"
         "from egmae_jax import models\n"
         "from egmae_jax.method import corruption, fusion\n"
-        "from egmae_jax.evaluation import calibration, evaluate\n"
+        "from egmae_jax.evaluation import calibration, ensemble, metrics\n"
         "from egmae_jax.models import timm\n"
         "from egmae_jax.explain import entropy_maps, gradcam, localization, overlay\n"
         "import sys\n"

@@ -25,13 +25,14 @@ from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import load_predictions
+from egmae_jax.evaluation.metrics import compute_metrics
+from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.run import config as configs
+from egmae_jax.run import prediction
 from egmae_jax.run import workdir as workdirs
 from egmae_jax.training import loop, nonfinite
 from tests import tiny
@@ -96,7 +97,7 @@ def test_the_ensemble_is_recomputed_from_the_predictions(finished):
             np.testing.assert_allclose(p.probabilities.sum(axis=1), 1, rtol=1e-5)
         mean = (predictions[0].probabilities + predictions[1].probabilities) / 2
         assert np.mean(mean.argmax(axis=1) == labels) == scores["test"]["ensemble"]["accuracy"]
-        metrics = evaluate.compute_metrics(labels, mean)
+        metrics = compute_metrics(labels, mean)
         assert metrics["auc"] == pytest.approx(scores["test"]["ensemble"]["auc"])
 
 
@@ -106,7 +107,7 @@ def test_the_reported_epoch_is_the_best_on_validation(finished, data, cache):
     rows = [r for r in rows if (r["stage"], r["round"]) == ("finetune/mae", 1)]
     best = max(rows, key=lambda r: (r["validation_auc"], -r["validation_loss"]))
     saved = load_predictions(workdir / "predictions" / "round_1_mae_validation.npz")
-    metrics = evaluate.compute_metrics(saved.labels, saved.probabilities)
+    metrics = compute_metrics(saved.labels, saved.probabilities)
     assert metrics["auc"] == pytest.approx(best["validation_auc"])
     assert metrics["accuracy"] == pytest.approx(best["validation_accuracy"])
 
@@ -712,7 +713,7 @@ def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monk
     name = f"predictions/round_0_{tiny.ASFF}_fusion_weights.json"
     (workdir / name).unlink()
     assert experiment.run(config, workdir) == results  # made again
-    monkeypatch.setattr(evaluate, "predict", lambda *_: pytest.fail("predicted again"))
+    monkeypatch.setattr(prediction, "predict", lambda *_: pytest.fail("predicted again"))
     capsys.readouterr()
     assert experiment.run(config, workdir) == results
     output = capsys.readouterr().out

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from egmae_jax.evaluation.evaluate import load_predictions
+from egmae_jax.evaluation.predictions import load_predictions
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.test_import import MODULES

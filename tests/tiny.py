@@ -16,7 +16,7 @@ import safetensors.numpy
 from egmae_jax import experiment, models
 from egmae_jax.core import console, preemption, sharding
 from egmae_jax.data import phantoms
-from egmae_jax.evaluation.evaluate import load_predictions
+from egmae_jax.evaluation.predictions import load_predictions
 
 MODEL = "convnext_test"
 ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")

@@ -30,8 +30,8 @@ from egmae_jax import models
 from egmae_jax.core.errors import UserError, some_of
 from egmae_jax.core.files import read_npz, require_readable
 from egmae_jax.core.quiet import quiet
+from egmae_jax.core.tensors import read_safetensors, write_safetensors
 from egmae_jax.models.init import abstract_params
-from egmae_jax.training.checkpoint import read_safetensors, write_safetensors
 
 PyTree = Any
 logger = logging.getLogger(__name__)

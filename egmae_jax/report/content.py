@@ -17,7 +17,7 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.evaluation import bootstrap, calibration
 from egmae_jax.evaluation.bootstrap import Evidence
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.report import complexity, figures, pictures, published
 from egmae_jax.report.significance import Resampled, Round, mcnemar

@@ -13,7 +13,7 @@ import PIL.Image
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.explain.overlay import overlay

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from egmae_jax.evaluation import bootstrap, evaluate
+from egmae_jax.evaluation import bootstrap
 from egmae_jax.evaluation.bootstrap import Evidence
+from egmae_jax.evaluation.metrics import weighted_metrics
 
 
 class Round(NamedTuple):
@@ -69,9 +70,7 @@ class Resampled:
         self._draws, weights_of, self.evidence = _resample(rounds, rng, resamples)
         self._values: list[dict[str, np.ndarray]] = []  # of each round [classifiers, 1 + R]
         for tested, weights in zip(rounds, weights_of, strict=True):
-            each = [
-                evaluate.weighted_metrics(tested.labels, p, weights) for p in tested.probabilities
-            ]
+            each = [weighted_metrics(tested.labels, p, weights) for p in tested.probabilities]
             self._values.append({name: np.stack([m[name] for m in each]) for name in each[0]})
 
     def estimate(self, classifier: int, metric: str) -> Estimate:

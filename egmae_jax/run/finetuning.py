@@ -11,7 +11,7 @@ import optax
 
 from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
-from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.method.layer_entropy import Selection
 from egmae_jax.models import timm
@@ -183,8 +183,8 @@ class Finetuning:
     ) -> tuple[tuple[float, ...], dict[str, float]]:
         """Score (validation AUC; of equal ones the lower loss) and metrics to log."""
         predictions = self._prediction.of(branch, params, round_index, "validation")
-        metrics = evaluate.compute_metrics(predictions.labels, predictions.probabilities)
-        loss = evaluate.cross_entropy(predictions.labels, predictions.probabilities)
+        metrics = compute_metrics(predictions.labels, predictions.probabilities)
+        loss = cross_entropy(predictions.labels, predictions.probabilities)
         row = {
             "validation_auc": metrics["auc"],
             "validation_accuracy": metrics["accuracy"],

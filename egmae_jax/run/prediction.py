@@ -11,9 +11,8 @@ import numpy as np
 from egmae_jax import models
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
-from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.data.pipeline import Evaluation, Images
+from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.explain import fusion_weights
 from egmae_jax.method import augment
 from egmae_jax.models import timm
@@ -51,7 +50,7 @@ class Prediction:
         for split, path in paths.items():
             predictions = self.of(branch, params, round_index, split)
             if sharding.is_primary():
-                evaluate.save_predictions(path, predictions)
+                save_predictions(path, predictions)
         if fuses(branch):
             by_class = self._fusion_weights(branch, params, round_index)
             if sharding.is_primary():
@@ -81,7 +80,7 @@ class Prediction:
     def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:
         config = self._run.config
         key = rng.stage_key(config.seed + round_index, f"noise/{split}")
-        return evaluate.predict(
+        return predict(
             lambda *batch: program(params, *batch, key),
             self._run.data.evaluation(round_index, split),
             sharding.divisible(config.evaluation.batch_size, self._run.mesh),
@@ -129,6 +128,22 @@ class Prediction:
             shape = (*batch.pixels.shape[1:3], 3)
             noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
         return batch.pixels, noise
+
+
+def predict(program: Callable, images: Evaluation, batch_size: int) -> np.ndarray:
+    """Class probabilities of all images, float32 [N, num_classes].
+
+    Args:
+        program: jitted, (images, indices [B], place of the first in the split) -> probabilities
+            [B, num_classes].
+        images: to classify.
+        batch_size: of one call.
+    """
+    batches = [
+        program(batch, indices, i * batch_size)
+        for i, (batch, indices, _) in enumerate(images.batches(batch_size))
+    ]
+    return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
 
 def fuses(branch: Branch) -> bool:

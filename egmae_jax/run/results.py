@@ -8,8 +8,9 @@ import numpy as np
 from egmae_jax.core import console, provenance, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
-from egmae_jax.evaluation import calibration, evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.predictions import Predictions, load_predictions
+from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
 from egmae_jax.explain import fusion_weights
 from egmae_jax.run import environment
 from egmae_jax.run.context import Run
@@ -49,8 +50,8 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "skipped_steps": run.policy.skipped(),
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
-    results["summary"] = evaluate.summarize(results["rounds"])
-    results["summary_by_class"] = evaluate.summarize_classes(results["rounds"])
+    results["summary"] = summarize(results["rounds"])
+    results["summary_by_class"] = summarize_classes(results["rounds"])
     if fusing := [branch.name for branch in run.branches if fuses(branch)]:
         results["fusion_weights"] = {
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
@@ -71,7 +72,7 @@ def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predict
     path = run.paths.predictions(branch, round_index, split)
     prepared, indices = run.data.prepared, run.data.indices(round_index, split)
     group_of = dict(zip(prepared.files, prepared.groups.tolist(), strict=True))
-    found = evaluate.load_predictions(path, group_of)
+    found = load_predictions(path, group_of)
     if found.ids.tolist() != [prepared.files[i] for i in indices]:
         raise DamagedFileError(path, f"its images are not those of the {split} part")
     if not np.array_equal(found.labels, prepared.labels[indices]):
@@ -87,7 +88,7 @@ def _score(run: Run, round_index: int) -> dict[str, Any]:
         split: {name: _predictions(run, name, round_index, split) for name in names}
         for split in ("validation", "test")
     }
-    scores = evaluate.score(
+    scores = score_branches(
         predictions["validation"],
         predictions["test"],
         classes=run.data.prepared.classes,

@@ -30,9 +30,9 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.evaluation import calibration, evaluate
+from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import NoGroupsError, Predictions, load_predictions
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models import timm
 from egmae_jax.run import branches
@@ -177,10 +177,10 @@ class SavedRun:
         self.require_round(round_index)
         path = self.paths.predictions(branch.name, round_index, split)
         try:
-            return evaluate.load_predictions(path)
-        except evaluate.NoGroupsError:
+            return load_predictions(path)
+        except NoGroupsError:
             group_of = {row["file"]: row["group"] for row in self.split(round_index)}
-            return evaluate.load_predictions(path, group_of)
+            return load_predictions(path, group_of)
 
     def classes(self) -> tuple[str, ...]:
         """Their names, in the order of the networks' outputs; raises as `split`."""

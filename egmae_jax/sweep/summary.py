@@ -19,8 +19,8 @@ import rich.text
 from matplotlib.figure import Figure
 
 from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.metrics import compute_metrics
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.explain.lettering import fonts_of_all_letters
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
@@ -131,7 +131,7 @@ def score(workdir: Path) -> Scored:
 
 def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
     """{metric of METRICS: {"mean", "std" (n - 1, None for one round), "rounds"}}."""
-    each = [evaluate.compute_metrics(said.labels, said.probabilities) for said in rounds]
+    each = [compute_metrics(said.labels, said.probabilities) for said in rounds]
     found = {}
     for name in METRICS:
         values = [metrics[name] for metrics in each]

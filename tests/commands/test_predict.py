@@ -23,7 +23,9 @@ from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.deploy import predictor
-from egmae_jax.evaluation import calibration, evaluate
+from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
+from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.explain import gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
@@ -87,9 +89,7 @@ def write_image(path, seed=0, size=(40, 50)):
 def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     workdir, folder = moved
     saved = {
-        name: evaluate.load_predictions(
-            SavedRun(workdir).paths.predictions(name, round_index, "test")
-        )
+        name: load_predictions(SavedRun(workdir).paths.predictions(name, round_index, "test"))
         for name in BRANCHES
     }
     files = [folder / name for name in saved["mae"].ids]
@@ -103,7 +103,7 @@ def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     # The ensemble, its class and its calibration are those that were scored.
     labels, classes = saved["mae"].labels, SavedRun(workdir).classes()
     scores = SavedRun(workdir).results()["rounds"][round_index]
-    found = evaluate.compute_metrics(labels, of_branch(rows, "ensemble"))
+    found = compute_metrics(labels, of_branch(rows, "ensemble"))
     assert found == pytest.approx(scores["test"]["ensemble"], abs=1e-5)
     predicted = [classes.index(row["predicted"]) for row in rows]
     assert np.mean(predicted == labels) == scores["test"]["ensemble"]["accuracy"]
@@ -111,7 +111,7 @@ def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     for name in (*BRANCHES, "ensemble"):
         scaled = of_branch(calibrated, name)
         expected = scores["calibration"][name]
-        assert evaluate.cross_entropy(labels, scaled) == pytest.approx(expected["loss"], abs=1e-5)
+        assert cross_entropy(labels, scaled) == pytest.approx(expected["loss"], abs=1e-5)
         assert calibration.expected_error(labels, scaled) == pytest.approx(expected["ece"])
     assert [row["predicted"] for row in calibrated] == [row["predicted"] for row in rows]
     assert f"{len(files)} images in " in output

@@ -25,6 +25,7 @@ from egmae_jax.core.files import (
     write_json,
     write_sealed,
 )
+from egmae_jax.core.tensors import read_safetensors, write_safetensors
 from egmae_jax.run import logs
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import checkpoint
@@ -152,7 +153,7 @@ def test_no_flipped_bit_of_a_sealed_file_changes_a_number_silently(tmp_path):
 def test_equal_tensors_make_equal_files(tmp_path):
     tensors = {"é": np.ones((2, 3), np.float32), "b": np.zeros((), np.int64)}
     for k in range(12):
-        checkpoint.write_safetensors(tmp_path / str(k), tensors)
+        write_safetensors(tmp_path / str(k), tensors)
     assert len({(tmp_path / str(k)).read_bytes() for k in range(12)}) == 1
     found = safetensors.numpy.load_file(tmp_path / "0")
     assert {name: x.tolist() for name, x in found.items()} == {"é": [[1.0] * 3] * 2, "b": 0}
@@ -161,13 +162,13 @@ def test_equal_tensors_make_equal_files(tmp_path):
 def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"a/w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
-    checkpoint.write_safetensors(path, tensors)
+    write_safetensors(path, tensors)
     content = path.read_bytes()
     refused = 0
     for bit in range(8 * len(content)):
         path.write_bytes(flipped(content, bit))
         try:
-            found = checkpoint.read_safetensors(path)
+            found = read_safetensors(path)
         except (ValueError, safetensors.SafetensorError):
             refused += 1
             continue

@@ -28,9 +28,10 @@ from egmae_jax.deploy import export
 from egmae_jax.deploy.export import card, pytorch, stablehlo, system, weights
 from egmae_jax.deploy.export import run as command_line
 from egmae_jax.deploy.export.system import View
-from egmae_jax.evaluation import evaluate
+from egmae_jax.evaluation import ensemble
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.method import augment, fusion
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import initial_params
@@ -75,7 +76,7 @@ def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mea
     rounds = [
         {
             **{"round": index, "seed": index},
-            **evaluate.score(
+            **score_branches(
                 {name: predictions() for name in names},
                 {name: predictions() for name in names},
                 classes=classes,
@@ -96,7 +97,7 @@ def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mea
         "imagenet_weights": {name: "none" for name in names if name != "mae"},
         "imagenet_sha256": {},
         "rounds": rounds,
-        "summary": evaluate.summarize(rounds),
+        "summary": summarize(rounds),
     }
     write_json(workdir / "results.json", results)
     return workdir
@@ -246,8 +247,8 @@ def test_branches_are_fused_as_in_the_run(kind, num_classes):
     labels = rng.integers(0, max(2, num_classes - 1), 40)  # of four classes one is not there
     seen = rng.dirichlet(np.ones(num_classes), (3, 40)).astype(np.float32)
     seen[0, 0] = np.eye(num_classes)[0]  # logarithms of nothing
-    how = fusion.fit(kind, labels, list(seen))
-    found = system.fuse(how, list(jnp.asarray(seen)))
+    how = ensemble.fit(kind, labels, list(seen))
+    found = how.apply(list(jnp.asarray(seen)))
     np.testing.assert_allclose(found, how.apply(list(seen)), atol=1e-6)
 
 

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from egmae_jax.evaluation import bootstrap, evaluate
+from egmae_jax.evaluation import bootstrap
 from egmae_jax.evaluation.bootstrap import Evidence, Variance
+from egmae_jax.evaluation.scores import bootstrap_intervals
 
 
 def weights_of(labels, groups, resamples=4000):
@@ -47,9 +48,7 @@ def test_accuracy_varies_by_the_shares_of_the_classes():
     labels, accuracy = np.repeat([0, 1], 50), 0.47
     said = np.tile([0.9, 0.1], (100, 1))
     said[:3] = 0.1, 0.9  # or no resample would differ where shares do not
-    found = evaluate.bootstrap_intervals(
-        labels, said, groups=np.arange(100), seed=0, resamples=4000
-    )
+    found = bootstrap_intervals(labels, said, groups=np.arange(100), seed=0, resamples=4000)
     share = stats.t.ppf(0.975, 99) ** 2 / 99  # Wilson's, of the unbiased variance
     center = (accuracy + share / 2) / (1 + share)
     spread = (share * (accuracy * (1 - accuracy) + share / 4)) ** 0.5 / (1 + share)

@@ -8,8 +8,9 @@ from scipy import optimize, special
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from egmae_jax.evaluation import calibration, evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.scores import score_branches
 
 
 def drawn(count, classes, seed=0):
@@ -79,7 +80,7 @@ def test_the_temperature_is_fitted_on_validation_alone():
     p = special.softmax(2 * logits, axis=1)
     validation = {name: Predictions(ids, labels, p, np.arange(300)) for name in ("a", "b")}
     test = {name: Predictions(ids, labels[::-1], p, np.arange(300)) for name in ("a", "b")}
-    found = evaluate.score(validation, test, classes=("x", "y", "z"), resamples=2)["calibration"]
+    found = score_branches(validation, test, classes=("x", "y", "z"), resamples=2)["calibration"]
     assert found.keys() == {"a", "b", "ensemble"}
     expected = calibration.fit_temperature(labels, p)
     assert found["a"]["temperature"] == expected
@@ -183,7 +184,7 @@ def test_groups_of_the_predictions_are_what_counts():
     logits, labels = drawn(80, 2)
     p = special.softmax(logits, axis=1)
     part = {"a": Grouped(np.arange(80).astype(str), labels, p, np.arange(80) // 2)}
-    found = evaluate.score(part, part, classes=("x", "y"), resamples=2)["calibration"]["a"]
+    found = score_branches(part, part, classes=("x", "y"), resamples=2)["calibration"]["a"]
     assert found["evidence"] == 40
 
 

@@ -30,8 +30,7 @@ from egmae_jax.core.files import (
     write_sealed,
 )
 from egmae_jax.data import splits
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.method import layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
@@ -189,7 +188,7 @@ def test_an_npz_that_lies_is_refused_at_once(tmp_path, lie):
     with little_memory(), pytest.raises(CheckpointError, match=r"weights\.npz is not an npz"):
         timm.read(path)
     with little_memory(), pytest.raises(DamagedFileError, match=r"weights\.npz is damaged"):
-        evaluate.load_predictions(path)
+        load_predictions(path)
 
 
 @given(damaged(saved(**TENSORS)))
@@ -465,14 +464,14 @@ GOOD = Predictions(
 def test_predictions_of_wrong_types_or_sizes_are_damaged(file, changes):
     file.write_bytes(saved(**{**GOOD._asdict(), **changes}))
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
-        evaluate.load_predictions(file)
+        load_predictions(file)
 
 
 @given(damaged(saved(**GOOD._asdict())))
 def test_predictions_are_what_was_saved_or_damaged(file, content):
     file.write_bytes(content)
     with little_memory(), either_right_or(DamagedFileError, file):
-        found = evaluate.load_predictions(file)
+        found = load_predictions(file)
         for values, expected in zip(found, GOOD, strict=True):
             np.testing.assert_array_equal(values, expected)
 

@@ -22,8 +22,8 @@ from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.data import audit, images, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions, save_predictions
+from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
 from egmae_jax.explain import cam_study, entropy_maps, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
@@ -168,15 +168,15 @@ def results_of(classes):
         )
         for name in ("imagenet", "mae")
     }
-    scores = evaluate.score(test, test, classes=classes, resamples=3)
+    scores = score_branches(test, test, classes=classes, resamples=3)
     weights = {name: {k: {"mean": 0.5, "std": 0.1} for k in ("mid", "high")} for name in classes}
     counts = {split: dict.fromkeys(classes, 6) for split in splits.SPLITS}
     dataset = {"title": "images", "counts": counts, "protocol": "grouped", "skipped": []}
     return {
         "dataset": dataset,
         "rounds": [scores],
-        "summary": evaluate.summarize([scores]),
-        "summary_by_class": evaluate.summarize_classes([scores]),
+        "summary": summarize([scores]),
+        "summary_by_class": summarize_classes([scores]),
         "fusion_weights": {"asff_resnet50": weights},
         "imagenet_weights": {},
         "pretraining_saw_test": False,
@@ -364,9 +364,9 @@ def test_predictions_of_other_images_are_not_scored(tmp_path, changes, message):
                 return tmp_path / "p.npz"
 
     good = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2), np.arange(2))
-    evaluate.save_predictions(tmp_path / "p.npz", good)
+    save_predictions(tmp_path / "p.npz", good)
     assert results._predictions(Run, "mae", 0, "test").ids.tolist() == ["a", "b"]
-    evaluate.save_predictions(tmp_path / "p.npz", good._replace(**changes))
+    save_predictions(tmp_path / "p.npz", good._replace(**changes))
     with pytest.raises(DamagedFileError, match=rf"p\.npz is damaged \({message}"):
         results._predictions(Run, "mae", 0, "test")
 

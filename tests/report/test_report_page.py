@@ -16,7 +16,7 @@ from egmae_jax.commands.report import main
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, read_json
 from egmae_jax.deploy.predictor import Predictor
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.report import content, figures, formats, pictures, published
 from egmae_jax.report.complexity import of_network
 from egmae_jax.run import saved_run

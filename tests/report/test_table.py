@@ -16,8 +16,8 @@ from egmae_jax.commands.report import main
 from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation.predictions import Predictions, load_predictions, save_predictions
+from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import latex, tiny
@@ -71,8 +71,8 @@ def make_run(
         splits.write(run.paths.splits(index), *rows)
         validation, test = ({name: predictions(index) for name in names} for _ in range(2))
         for name, found in test.items():
-            evaluate.save_predictions(run.paths.predictions(name, index, "test"), found)
-        scores = evaluate.score(
+            save_predictions(run.paths.predictions(name, index, "test"), found)
+        scores = score_branches(
             validation, test, classes=classes, fusion_kind=config.fusion.kind, resamples=9
         )
         of_fold = {"counts": counts} if kind == "folds" else {}
@@ -89,7 +89,7 @@ def make_run(
         "imagenet_weights": {name: "none" for name in names if name != "mae"},
         "skipped_steps": [],
         "rounds": scored,
-        "summary": evaluate.summarize(scored),
+        "summary": summarize(scored),
     }
     write_json(workdir / "results.json", results)
     return workdir
@@ -195,7 +195,7 @@ def test_intervals_are_those_of_a_bootstrap_of_groups(made):
     rounds = []
     for index in run.rounds:
         each = [
-            evaluate.load_predictions(run.paths.predictions(name, index, "test"))
+            load_predictions(run.paths.predictions(name, index, "test"))
             for name in ("imagenet", "mae")
         ]
         p = [x.probabilities for x in each]

@@ -13,9 +13,10 @@ from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import load_predictions
-from egmae_jax.method import augment, fusion, layer_entropy
+from egmae_jax.evaluation import ensemble
+from egmae_jax.evaluation.metrics import compute_metrics
+from egmae_jax.evaluation.predictions import load_predictions
+from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.run import config as configs
@@ -255,14 +256,14 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
         for split in ("validation", "test")
     }
     labels = of["validation"][0].labels
-    fused = fusion.fit("weighted", labels, [p.probabilities for p in of["validation"]])
+    fused = ensemble.fit("weighted", labels, [p.probabilities for p in of["validation"]])
     assert row["fusion"] == {
         "kind": "weighted",
         "branches": list(results["branches"]),
         "weights": fused.fitted["weights"],
     }
     mixed = fused.apply([p.probabilities for p in of["test"]])
-    assert row["test"]["ensemble"] == evaluate.compute_metrics(of["test"][0].labels, mixed)
+    assert row["test"]["ensemble"] == compute_metrics(of["test"][0].labels, mixed)
 
 
 def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):

@@ -19,7 +19,7 @@ from configs.sweeps import corruption as corruption_sweep
 from configs.sweeps import epochs as epochs_sweep
 from egmae_jax import experiment
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.evaluation.evaluate import Predictions, load_predictions
+from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.models.init import initial_params
 from egmae_jax.run import branches
 from egmae_jax.run import config as configs

@@ -16,7 +16,7 @@ from egmae_jax.deploy.export import weights
 from egmae_jax.deploy.export.system import System, View
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.bootstrap import Evidence, too_few
-from egmae_jax.evaluation.evaluate import METRICS
+from egmae_jax.evaluation.metrics import METRICS
 from egmae_jax.run.saved_run import SavedRun
 
 _PAPER = (

@@ -4,7 +4,7 @@
 same as the run was evaluated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -18,7 +18,7 @@ from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment, fusion
+from egmae_jax.method import augment
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import SavedRun
@@ -93,7 +93,7 @@ class System(NamedTuple):
             jax.nn.softmax(cast(jax.Array, model.apply({"params": params}, normalized)))
             for _, model, params in self.networks
         ]
-        fused = found[0] if self.fusion is None else fuse(self.fusion, found)
+        fused = found[0] if self.fusion is None else self.fusion.apply(found)
         temperature, least = self.scaling
         logits = jnp.log(jnp.maximum(fused, calibration.TINY))
         share = 1 - len(self.classes) * least
@@ -151,23 +151,3 @@ def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
 
     with jax.default_matmul_precision("highest"):  # which the exported programs have everywhere
         return np.asarray(program(network.params, images))
-
-
-def fuse(how: Fusion, probabilities: Sequence[jax.Array]) -> jax.Array:
-    """`Fusion.apply` in JAX: the branches' probabilities, [B, C] each, -> fused [B, C]."""
-    stacked = jnp.stack(probabilities)  # [K, B, C]
-    if how.kind == "mean":
-        return stacked.mean(axis=0)
-    fitted = {name: np.asarray(value) for name, value in how.fitted.items()}
-    if how.kind == "weighted":
-        weights = fitted["weights"].astype(np.float32)
-        return (weights[:, None, None] * stacked).sum(axis=0)
-    count, _, num_classes = stacked.shape
-    logs = jnp.log(jnp.maximum(stacked, fusion.TINY))
-    coefficients = fitted["coefficients"].astype(np.float32).reshape(-1, count, num_classes)
-    scores = jnp.einsum("kbc,skc->bs", logs, coefficients)
-    scores += fitted["intercepts"].astype(np.float32)
-    if scores.shape[1] == 1:  # of two classes scikit-learn has the second's
-        scores = jnp.pad(scores, ((0, 0), (1, 0)))
-    places = np.eye(num_classes, dtype=np.float32)[fitted["classes"]]
-    return jax.nn.softmax(scores) @ places  # a class that validation lacks stays at 0

@@ -12,14 +12,28 @@ from sklearn import metrics as sk
 
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import (
-    Predictions,
-    bootstrap_intervals,
+from egmae_jax.evaluation import ensemble
+from egmae_jax.evaluation.metrics import (
+    METRICS,
+    WEIGHTED_METRICS,
     compute_metrics,
+    confusion_matrix,
+    cross_entropy,
     weighted_metrics,
 )
-from egmae_jax.method import fusion
+from egmae_jax.evaluation.predictions import (
+    NoGroupsError,
+    Predictions,
+    load_predictions,
+    save_predictions,
+)
+from egmae_jax.evaluation.scores import (
+    bootstrap_intervals,
+    score_branches,
+    summarize,
+    summarize_classes,
+)
+from egmae_jax.run.prediction import predict
 
 
 def random_predictions(seed, num_classes, count=120, *, coarse=False):
@@ -89,7 +103,7 @@ def metrics_by_loops(labels, probabilities):
 def test_metrics_are_those_of_loops_over_classes(num_classes, coarse):
     labels, probabilities = random_predictions(num_classes, num_classes, coarse=coarse)
     ours = compute_metrics(labels, probabilities)
-    assert tuple(ours) == evaluate.METRICS
+    assert tuple(ours) == METRICS
     assert ours == pytest.approx(metrics_by_loops(labels, probabilities), abs=1e-12)
     assert all(type(value) is float for value in ours.values())
     json.dumps(ours)
@@ -152,11 +166,11 @@ def test_the_bins_of_the_calibration_error_are_open_below_and_closed_above():
 def test_cross_entropy_is_the_mean_negative_log_of_the_true_class():
     labels, probabilities = random_predictions(3, 4)
     expected = -np.mean([np.log(p[y]) for p, y in zip(probabilities, labels, strict=True)])
-    assert evaluate.cross_entropy(labels, probabilities) == pytest.approx(expected)
+    assert cross_entropy(labels, probabilities) == pytest.approx(expected)
 
 
 def test_confusion_matrix_has_true_classes_in_rows_and_classes_that_never_occur():
-    matrix = evaluate.confusion_matrix(np.array([0, 0, 2]), np.array([0, 2, 2]), 4)
+    matrix = confusion_matrix(np.array([0, 0, 2]), np.array([0, 2, 2]), 4)
     assert matrix.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
@@ -228,7 +242,7 @@ def test_intervals_contain_the_point_estimates_and_follow_the_seed():
     point = compute_metrics(labels, probabilities)
     options = {"groups": np.arange(len(labels)), "resamples": 500}
     intervals = bootstrap_intervals(labels, probabilities, seed=0, **options)
-    assert tuple(intervals) == evaluate.WEIGHTED_METRICS
+    assert tuple(intervals) == WEIGHTED_METRICS
     for name, (low, high) in intervals.items():
         assert low < point[name] < high, name
     json.dumps(intervals)
@@ -322,14 +336,14 @@ def test_predictions_come_in_order_and_without_padding(batch_size):
                 wanted = np.arange(start, start + size)
                 yield images, np.where(wanted < 5, wanted, 0), wanted < 5
 
-    result = evaluate.predict(program, Split(), batch_size)
+    result = predict(program, Split(), batch_size)
     assert (result.shape, result.dtype) == ((5, 2), np.float32)
     np.testing.assert_allclose(result[:, 0], 0.1 * np.arange(5), rtol=1e-6)
 
 
 def test_the_ensemble_is_the_mean_of_the_branches_in_double_precision():
     branches = [random_predictions(s, 4)[1].astype(np.float32) for s in range(3)]
-    result = fusion.fit("mean", np.zeros(120, int), branches).apply(branches)
+    result = ensemble.fit("mean", np.zeros(120, int), branches).apply(branches)
     assert result.dtype == np.float64
     for i, c in itertools.product(range(0, 120, 17), range(4)):
         expected = sum(float(b[i, c]) for b in branches) / 3
@@ -350,7 +364,7 @@ def branch(seed, labels):
 def test_the_score_holds_every_branch_and_the_ensemble():
     labels = np.arange(60) % 3
     branches = {"imagenet": branch(0, labels), "mae": branch(1, labels)}
-    result = evaluate.score(branches, branches, classes=("a", "b", "c"), resamples=50)
+    result = score_branches(branches, branches, classes=("a", "b", "c"), resamples=50)
     assert set(result) == {
         *("test", "by_class", "intervals", "confusion", "calibration", "fusion"),
         *("groups", "groups_by_class"),
@@ -377,26 +391,26 @@ def test_the_score_holds_every_branch_and_the_ensemble():
 
 
 def rounds_of(*accuracies):
-    others = dict.fromkeys(evaluate.METRICS, 0.5)
+    others = dict.fromkeys(METRICS, 0.5)
     return [{"test": {"mae": {**others, "accuracy": a}}} for a in accuracies]
 
 
 def test_the_summary_has_mean_and_sample_deviation():
-    summary = evaluate.summarize(rounds_of(0.7, 0.8, 0.84))
+    summary = summarize(rounds_of(0.7, 0.8, 0.84))
     assert summary["mae"]["accuracy"]["mean"] == pytest.approx(0.78)
     variance = ((0.7 - 0.78) ** 2 + (0.8 - 0.78) ** 2 + (0.84 - 0.78) ** 2) / 2
     assert summary["mae"]["accuracy"]["std"] == pytest.approx(variance**0.5)
     assert summary["mae"]["ece"] == {"mean": 0.5, "std": 0.0}
-    assert set(summary["mae"]) == set(evaluate.METRICS)
+    assert set(summary["mae"]) == set(METRICS)
 
 
 def test_the_summary_of_the_classes_is_over_rounds():
     labels = np.arange(60) % 3
     rounds = [
-        evaluate.score(one, one, classes=("a", "b", "c"), resamples=2)
+        score_branches(one, one, classes=("a", "b", "c"), resamples=2)
         for one in ({"mae": branch(seed, labels)} for seed in (0, 1))
     ]
-    summary = evaluate.summarize_classes(rounds)
+    summary = summarize_classes(rounds)
     assert list(summary["mae"]) == ["a", "b", "c"]
     recalls = [
         np.mean(branch(seed, labels).probabilities.argmax(axis=1)[labels == 1] == 1)
@@ -407,7 +421,7 @@ def test_the_summary_of_the_classes_is_over_rounds():
 
 
 def test_the_summary_of_one_round_has_no_deviation():
-    summary = evaluate.summarize(rounds_of(0.7))
+    summary = summarize(rounds_of(0.7))
     assert summary["mae"]["accuracy"] == {"mean": 0.7, "std": None}
 
 
@@ -416,8 +430,8 @@ def test_predictions_survive_saving_with_names_of_any_script(tmp_path):
     ids = np.array(["benign (1).png", "médecin/ü.png", "超音波.png", "a", "b", "c", "d" * 300])
     predictions = branch(0, labels)._replace(ids=ids)
     path = tmp_path / "folder" / "predictions.npz"
-    evaluate.save_predictions(path, predictions)
-    loaded = evaluate.load_predictions(path)
+    save_predictions(path, predictions)
+    loaded = load_predictions(path)
     for name, before, after in zip(Predictions._fields, predictions, loaded, strict=True):
         assert after.dtype == before.dtype, name
         np.testing.assert_array_equal(after, before)
@@ -427,7 +441,7 @@ def test_predictions_survive_saving_with_names_of_any_script(tmp_path):
 def test_the_same_predictions_are_the_same_bytes(tmp_path):
     labels = np.arange(7) % 3
     for name in ("first.npz", "second.npz"):
-        evaluate.save_predictions(tmp_path / name, branch(0, labels))
+        save_predictions(tmp_path / name, branch(0, labels))
     first = (tmp_path / "first.npz").read_bytes()
     assert first == (tmp_path / "second.npz").read_bytes()
     # No clock is in it: the two were written within the two seconds of a zip file's time stamp.
@@ -440,12 +454,12 @@ def test_predictions_of_an_older_version_take_their_groups_from_the_split(tmp_pa
     old = {name: array for name, array in saved._asdict().items() if name != "groups"}
     path = tmp_path / "old.npz"
     np.savez(path, **old)
-    with pytest.raises(evaluate.NoGroupsError, match=r"old\.npz is damaged .it holds no groups"):
-        evaluate.load_predictions(path)
+    with pytest.raises(NoGroupsError, match=r"old\.npz is damaged .it holds no groups"):
+        load_predictions(path)
     group_of = {"3.png": 8, "2.png": 9, "1.png": 8, "0.png": 7, "other.png": 1}
-    assert evaluate.load_predictions(path, group_of).groups.tolist() == [7, 8, 9, 8]
+    assert load_predictions(path, group_of).groups.tolist() == [7, 8, 9, 8]
     del group_of["2.png"]
     with pytest.raises(DamagedFileError, match=r"splits\.json does not name '2\.png'"):
-        evaluate.load_predictions(path, group_of)
-    evaluate.save_predictions(path, saved)
-    assert evaluate.load_predictions(path, {}).groups.tolist() == [0, 0, 1, 1]  # its own
+        load_predictions(path, group_of)
+    save_predictions(path, saved)
+    assert load_predictions(path, {}).groups.tolist() == [0, 0, 1, 1]  # its own

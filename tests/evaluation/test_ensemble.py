@@ -8,8 +8,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from egmae_jax.evaluation import evaluate
-from egmae_jax.evaluation.evaluate import Predictions
+from egmae_jax.evaluation import ensemble
+from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.scores import score_branches
 from egmae_jax.method import fusion
 
 
@@ -33,7 +34,7 @@ def labels():
 
 def test_the_mean_is_the_mean_and_fits_nothing(labels):
     p = branches(3, labels, (1, 2, 3))
-    fused = fusion.fit("mean", labels, p)
+    fused = ensemble.fit("mean", labels, p)
     np.testing.assert_allclose(fused.apply(p), sum(x.astype(float) for x in p) / 3, rtol=1e-12)
     assert fused.fitted == {}
 
@@ -41,7 +42,7 @@ def test_the_mean_is_the_mean_and_fits_nothing(labels):
 @pytest.mark.parametrize("strengths", [(1.0, 1.5), (2.0, 2.0), (0.1, 2.0)])
 def test_weights_of_two_branches_are_those_of_a_grid_search(labels, strengths):
     p = branches(3, labels, strengths)
-    (first, second) = fusion.fit("weighted", labels, p).fitted["weights"]
+    (first, second) = ensemble.fit("weighted", labels, p).fitted["weights"]
     grid = np.linspace(0, 1, 2001)
     a, b = (x[np.arange(len(labels)), labels].astype(float) for x in p)
     losses = [-np.log(w * a + (1 - w) * b).mean() for w in grid]
@@ -51,7 +52,7 @@ def test_weights_of_two_branches_are_those_of_a_grid_search(labels, strengths):
 
 def test_weights_of_three_branches_are_no_worse_than_any_of_a_grid(labels):
     p = branches(3, labels, (0.5, 1.5, 1.0))
-    fused = fusion.fit("weighted", labels, p)
+    fused = ensemble.fit("weighted", labels, p)
     weights = fused.fitted["weights"]
     assert len(weights) == 3
     assert min(weights) >= 0
@@ -76,21 +77,21 @@ def test_weights_of_three_branches_are_no_worse_than_any_of_a_grid(labels):
 def test_a_perfect_branch_has_all_the_weight(labels):
     perfect = np.eye(3)[labels]
     p = [*branches(3, labels, (1, 2)), perfect]
-    fused = fusion.fit("weighted", labels, p)
+    fused = ensemble.fit("weighted", labels, p)
     np.testing.assert_allclose(fused.fitted["weights"], [0, 0, 1], atol=1e-6)
     np.testing.assert_allclose(fused.apply(p), perfect, atol=1e-6)
 
 
 def test_equal_branches_keep_equal_weights(labels):
     p = branches(3, labels, (1,)) * 3
-    np.testing.assert_allclose(fusion.fit("weighted", labels, p).fitted["weights"], 1 / 3)
+    np.testing.assert_allclose(ensemble.fit("weighted", labels, p).fitted["weights"], 1 / 3)
 
 
 @pytest.mark.parametrize(("count", "strengths"), [(2, (1, 2)), (3, (1, 2)), (4, (0.5, 1, 2))])
 def test_stacking_is_scikit_learns_regression_on_log_probabilities(count, strengths):
     labels = np.random.default_rng(2).integers(0, count, 200)
     p, others = (branches(count, labels, strengths, seed=s) for s in (0, 1))
-    fused = fusion.fit("stacked", labels, p)
+    fused = ensemble.fit("stacked", labels, p)
 
     def features(probabilities):  # an image's row: the classes of the first branch, then the next
         return np.array(
@@ -114,7 +115,7 @@ def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, 
     wrong = labels[:20]
     for x in p:
         x[:20] = np.eye(3)[(wrong + 1) % 3]
-    fused = fusion.fit(kind, labels, p).apply(p)
+    fused = ensemble.fit(kind, labels, p).apply(p)
     assert np.isfinite(fused).all()
     assert fused.min() >= 0
     np.testing.assert_allclose(fused.sum(axis=1), 1, rtol=1e-6)
@@ -125,7 +126,7 @@ def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, 
 def test_what_results_json_keeps_fuses_to_the_same_bits(kind, count):
     labels = np.random.default_rng(3).integers(0, count, 100)
     p, others = (branches(count, labels, (1, 2), seed=s) for s in (0, 1))
-    fused = fusion.fit(kind, labels, p)
+    fused = ensemble.fit(kind, labels, p)
     kept = fusion.Fusion(kind, json.loads(json.dumps(fused.fitted)))
     np.testing.assert_array_equal(kept.apply(others), fused.apply(others))
 
@@ -133,14 +134,14 @@ def test_what_results_json_keeps_fuses_to_the_same_bits(kind, count):
 def test_stacking_leaves_a_class_that_validation_lacks_at_zero(labels):
     p = branches(3, labels, (1, 2))
     seen = labels != 1
-    fused = fusion.fit("stacked", labels[seen], [x[seen] for x in p]).apply(p)
+    fused = ensemble.fit("stacked", labels[seen], [x[seen] for x in p]).apply(p)
     assert not fused[:, 1].any()
     np.testing.assert_allclose(fused.sum(axis=1), 1)
 
 
 def test_an_unknown_fusion_is_refused(labels):
     with pytest.raises(ValueError, match=r"fusion\.kind must be one of mean, weighted, stacked"):
-        fusion.fit("median", labels, branches(3, labels, (1, 2)))
+        ensemble.fit("median", labels, branches(3, labels, (1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["weighted", "stacked"])
@@ -155,7 +156,7 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
         }
 
     def score(validation_labels, test_labels):
-        scores = evaluate.score(
+        scores = score_branches(
             predictions(p, validation_labels),
             predictions(q, test_labels),
             classes=("a", "b", "c"),
@@ -167,8 +168,8 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
         return fitted, scores["confusion"]["ensemble"]
 
     fitted, confusion = score(labels, labels)
-    assert fitted == fusion.fit(kind, labels, p).fitted
-    fused = fusion.fit(kind, labels, p).apply(q)
+    assert fitted == ensemble.fit(kind, labels, p).fitted
+    fused = ensemble.fit(kind, labels, p).apply(q)
     assert np.sum(np.diag(confusion)) == np.sum(fused.argmax(axis=1) == labels)
     other_labels = np.random.default_rng(5).permutation(labels)
     refitted, other = score(labels, other_labels)
@@ -181,7 +182,7 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
 def test_a_single_branch_has_no_ensemble(labels):
     (p,) = branches(3, labels, (1,))
     one = {"a": Predictions(labels.astype(str), labels, p, np.arange(len(labels)))}
-    scores = evaluate.score(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
+    scores = score_branches(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
     assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
     assert "fusion" not in scores
 
@@ -190,7 +191,7 @@ def test_stacking_knows_no_class_that_validation_lacks():
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2  # of three classes
     branches = [rng.dirichlet(np.ones(3), 40) for _ in range(2)]
-    result = fusion.fit("stacked", labels, branches).apply(branches)
+    result = ensemble.fit("stacked", labels, branches).apply(branches)
     assert result.shape == (40, 3)
     np.testing.assert_allclose(result.sum(axis=1), 1)
     assert not result[:, 2].any()
