@@ -32,7 +32,7 @@ from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
-from egmae_jax.training import finetune, loop, optim, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim, trainable
 
 MODES = ("all", "low_entropy", "random", "head")
 PyTree = Any
@@ -62,7 +62,7 @@ class Training:
     def __init__(
         self,
         name: str,
-        selection: layer_entropy.Selection,
+        selection: layer_selection.Selection,
         params: PyTree,
         images: Images,
         config: FrozenConfigDict,
@@ -106,13 +106,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     params = start(model, name, arguments.weights)
     size = arguments.image_size
     seen = augment.normalize(jnp.asarray(images.pixels[:, :size, :size]))
-    entropies = layer_entropy.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
+    sizes = layer_selection.sizes(model.layers, params)
+    entropies = layer_selection.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
     runs = {}
     for mode in MODES:
         chosen = layer_entropy.select(
-            mode, model.layers, params, share=arguments.share, entropies=entropies
+            mode, sizes, trainable.count(params), share=arguments.share, entropies=entropies
         )
-        selection = layer_entropy.selection(model.layers, chosen)
+        selection = layer_selection.selection(model.layers, chosen)
         runs[mode] = Training(name, selection, params, images, config, arguments.steps)
         jax.block_until_ready(runs[mode]())  # the first run warms up
     times = timing.median_ms(runs, arguments.rounds, arguments.steps)

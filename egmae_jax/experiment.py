@@ -18,6 +18,8 @@ from egmae_jax.core import platform, preemption, sharding
 from egmae_jax.core.files import storage_errors_told
 from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
+from egmae_jax.explain import layer_selection
+from egmae_jax.explain.pretraining_panels import ReconstructionPanels
 from egmae_jax.run import branches, environment, results
 from egmae_jax.run import config as configs
 from egmae_jax.run.context import Run, StageError, require
@@ -173,8 +175,10 @@ class Experiment:
         self.run = Run(frozen, paths, mesh, data, log)
         log.complete_events(self.run.stages)
         self.prediction = Prediction(self.run)
-        self.pretraining = Pretraining(self.run)
-        self.finetuning = Finetuning(self.run, self.imagenet, self.prediction)
+        self.pretraining = Pretraining(self.run, make_panels=ReconstructionPanels)
+        self.finetuning = Finetuning(
+            self.run, self.imagenet, self.prediction, draw_layers=layer_selection.plot
+        )
         _announce(self.run)
 
 

@@ -193,7 +193,7 @@ def _print_classes(summary: Mapping[str, Any]) -> None:
 
 
 def _print_fusion_weights(branch: str, weights: Mapping[str, Any], rounds: int) -> None:
-    """Of one branch, as `explain.fusion_weights.average` gives them."""
+    """Of one branch, as `evaluation.fusion_weights.average` gives them."""
     over = f", averaged over {rounds} rounds" if rounds > 1 else ""
     _console.print(
         f"\n{branch}: fusion weights, mean ± standard deviation over a class's test images{over}",

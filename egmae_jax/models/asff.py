@@ -7,6 +7,7 @@ convolution with batch norm, as in ASFF (Liu, Huang and Wang 2019); the two weig
 a softmax.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -67,3 +68,19 @@ class ASFFResNet(ResNet):
         *_, mid, high = self.stages(images, train=train)
         fused = self.fusion(mid, high, train=train)
         return self.head(fused[:, None, None])  # the head pools; this is one pixel
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def fusion_weights(model: ASFFResNet, params: Any, images: jax.Array) -> jax.Array:
+    """Weights of the third stage and of the fourth for each image; they sum to 1.
+
+    Args:
+        model: the network.
+        params: its parameters.
+        images: normalised, [B, H, W, 3].
+
+    Returns:
+        float32 [B, 2].
+    """
+    _, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    return state["intermediates"]["fusion"]["weights"]

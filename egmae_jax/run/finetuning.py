@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,14 +14,14 @@ from egmae_jax.core import console, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
-from egmae_jax.method.layer_entropy import Selection
 from egmae_jax.models import timm
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run, require
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.prediction import Prediction
-from egmae_jax.training import finetune, loop, optim, pretrain
+from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain, trainable
 from egmae_jax.training.checkpoint import delete_checkpoints
+from egmae_jax.training.layer_selection import Selection
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -29,8 +30,16 @@ logger = logging.getLogger(__name__)
 class Finetuning:
     """Leaves export/round_<i>_<branch>.safetensors, the best epoch's, and which layers trained."""
 
-    def __init__(self, run: Run, imagenet: ImagenetWeights, prediction: Prediction):
+    def __init__(
+        self,
+        run: Run,
+        imagenet: ImagenetWeights,
+        prediction: Prediction,
+        draw_layers: Callable[[Mapping[str, Any], Path], None],
+    ):
+        """Sets up the stage; `draw_layers` draws what layers.json says into a picture's file."""
         self._run = run
+        self._draw_layers = draw_layers
         self._imagenet = imagenet
         self._prediction = prediction
         self._program = functools.cache(self._make_program)
@@ -148,28 +157,28 @@ class Finetuning:
                 entropies = self.layer_entropies(branch, round_index, params)
             chosen = layer_entropy.select(
                 config.trainable,
-                layers,
-                params,
+                layer_selection.sizes(layers, params),
+                trainable.count(params),
                 share=config.trainable_share,
                 entropies=entropies,
                 seed=self._run.config.seed + round_index,
             )
-            report = layer_entropy.report(config.trainable, layers, params, chosen, entropies)
+            report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
             if entropies is not None:
                 console.print_layers(f"{branch.name}, round {round_index}", report)
             if sharding.is_primary():
                 if entropies is not None:
-                    layer_entropy.plot(report, path.with_suffix(".png"))
+                    self._draw_layers(report, path.with_suffix(".png"))
                 write_sealed(path, report)
         sharding.wait_for_all(f"{path} is written")
-        return layer_entropy.selection(layers, layer_entropy.read_report(path, layers))
+        return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 
     def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:
         """Of training images, in the evaluation view; in nats."""
         run = self._run
         images = run.data.calibration(round_index, run.config.finetune.calibration_images)
         take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
-        return layer_entropy.layer_entropies(
+        return layer_selection.layer_entropies(
             run.classifier(branch),
             sharding.replicate(params, sharding.local_mesh()),
             (

@@ -12,10 +12,10 @@ from egmae_jax import models
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Evaluation, Images
+from egmae_jax.evaluation import fusion_weights
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
-from egmae_jax.explain import fusion_weights
 from egmae_jax.method import augment
-from egmae_jax.models import timm
+from egmae_jax.models import asff, timm
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.training import finetune
@@ -108,7 +108,7 @@ class Prediction:
         def program(params, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise
-            found = fusion_weights.fusion_weights(self._run.classifier(branch), params, normalized)
+            found = asff.fusion_weights(self._run.classifier(branch), params, normalized)
             return sharding.gather(found, self._run.mesh)
 
         return program

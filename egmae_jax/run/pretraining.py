@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
-from egmae_jax.explain.pretraining_panels import ReconstructionPanels
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run.context import Run, require
 from egmae_jax.training import loop, optim, pretrain
@@ -24,8 +24,20 @@ logger = logging.getLogger(__name__)
 class Pretraining:
     """Leaves pretrain/autoencoder.safetensors and what it reaches, report.json."""
 
-    def __init__(self, run: Run):
+    def __init__(
+        self,
+        run: Run,
+        make_panels: Callable[[Run, int, MaskedAutoencoder], Callable[[int, int, PyTree], None]],
+    ):
+        """Sets up the stage.
+
+        Args:
+            run: the run.
+            make_panels: given the run, a split and the network, makes what draws reconstructions,
+                which is called after each epoch with the epoch, the step and the parameters.
+        """
         self._run = run
+        self._make_panels = make_panels
 
     @functools.cached_property
     def _autoencoder(self) -> MaskedAutoencoder:
@@ -83,7 +95,7 @@ class Pretraining:
                 save_seconds=self._run.config.checkpoint.save_seconds,
                 log=self._run.log,
                 policy=self._run.policy,
-                after_epoch=ReconstructionPanels(self._run, split, self._autoencoder),
+                after_epoch=self._make_panels(self._run, split, self._autoencoder),
             )
         losses = self._reconstruction_losses(state.params, split)
         params = sharding.to_host(state.params)

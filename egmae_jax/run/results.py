@@ -8,10 +8,9 @@ import numpy as np
 from egmae_jax.core import console, provenance, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
-from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation import calibration, fusion_weights
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.explain import fusion_weights
 from egmae_jax.run import environment
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from egmae_jax.core import platform, preemption, rng, sharding
 from egmae_jax.core.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
-from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import nonfinite, trainable
 from egmae_jax.training.checkpoint import Checkpoints
 
@@ -131,6 +130,16 @@ class Plan:
         return rng.stage_key(self.seed, self.stage)
 
 
+class Log(Protocol):
+    """Takes the metrics of every epoch; `run.logs.MetricsLog` writes them to metrics.jsonl."""
+
+    def write(self, **row: Any) -> None:
+        """Takes one epoch's stage, round, epoch, step, time and metrics."""
+
+    def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
+        """Drops a stage's epochs after a step, which will be trained again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Best:
     """The best epoch so far, by validation score."""
@@ -180,7 +189,7 @@ def train(
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
     save_seconds: float,
-    log: MetricsLog,
+    log: Log,
     policy: nonfinite.Policy,
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
     after_epoch: Callable[[int, int, PyTree], None] | None = None,

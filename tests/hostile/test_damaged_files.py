@@ -31,14 +31,13 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data import splits
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
-from egmae_jax.method import layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.timm import CheckpointError
 from egmae_jax.run.config import ConfigError
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.run.workdir import lock
-from egmae_jax.training import pretrain
+from egmae_jax.training import layer_selection, pretrain
 from egmae_jax.training.checkpoint import Checkpoints, load_params, save_params
 
 # What the libraries say of odd files.
@@ -424,7 +423,7 @@ def test_splits_json_of_another_structure_is_damaged(file, content):
 def test_layers_json_decides_for_every_layer_or_is_damaged(file, content):
     (write_sealed if isinstance(content, dict) else write_json)(file, content)
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
-        layer_entropy.read_report(file, ["a", "b"])
+        layer_selection.read_report(file, ["a", "b"])
 
 
 @given(JSON)

@@ -16,13 +16,13 @@ from configs import default
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.method import augment, layer_entropy
+from egmae_jax.method import augment
 from egmae_jax.method.corruption import patch_entropy
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run.config import ConfigError
-from egmae_jax.training import finetune, loop, optim, pretrain, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain, trainable
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -305,7 +305,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
         module.eval().requires_grad_(False)
     params = classifier_params(tensors(classifier), name)
     layers = models.create(name, CLASSES).layers
-    prefixes, still = layer_entropy.selection(layers, set(layers) - set(frozen))
+    prefixes, still = layer_selection.selection(layers, set(layers) - set(frozen))
     optimizer = our_adamw(params, section)
     model = models.create(name, CLASSES, frozen=still)
     step_fn = functools.partial(

@@ -16,11 +16,11 @@ from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluation import ensemble
 from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
-from egmae_jax.method import augment, layer_entropy
+from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.run import config as configs
-from egmae_jax.training import finetune, loop
+from egmae_jax.training import finetune, layer_selection, loop
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 
@@ -134,7 +134,9 @@ def test_a_selection_that_was_interrupted_ends_in_the_same_bits(
     layers = tmp_path / "round_0" / "imagenet" / "layers.json"
     assert layers.exists()
     assert not (tmp_path / "export").exists()
-    monkeypatch.setattr(layer_entropy, "layer_entropies", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        layer_selection, "layer_entropies", lambda *_: pytest.fail("measured again")
+    )
     resumed = experiment.run(make(data, cache), tmp_path)
     assert resumed["rounds"] == results["rounds"]
     assert_same(outcome(workdir), outcome(tmp_path))

@@ -14,10 +14,9 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
-from egmae_jax.method import layer_entropy
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.kernels import mlp
-from egmae_jax.training import finetune, loop, optim, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim, trainable
 from tests import tiny
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -122,7 +121,7 @@ class Setting:
             sep="/",
         )
         layers = list(full.layers)
-        selection = layer_entropy.selection(full.layers, [layers[i] for i in chosen(layers)])
+        selection = layer_selection.selection(full.layers, [layers[i] for i in chosen(layers)])
         self.layers, self.selection = full.layers, selection
         self.trained = trainable.split(params, selection.prefixes)[0]
         self.optimizer = optim.adamw(lambda step: 1e-2, self.trained, weight_decay=0.05)

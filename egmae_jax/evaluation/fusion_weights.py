@@ -1,33 +1,21 @@
 """How an ASFF weighs mid-level detail against high-level semantics, image by image and by class.
 
-A run gives those of its test images by class in results.json (`stages/prediction.py`).
+`models.asff.fusion_weights` computes them; a run gives those of its test images in results.json.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from egmae_jax.models.asff import ASFFResNet
-
-PyTree = Any
 BRANCHES = ("mid", "high")  # of the network: its third stage and its fourth
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def fusion_weights(model: ASFFResNet, params: PyTree, images: jax.Array) -> jax.Array:
-    """Normalised images [B, H, W, 3] -> float32 [B, 2] by BRANCHES; each image's sum to 1."""
-    _, state = model.apply({"params": params}, images, mutable=["intermediates"])
-    return state["intermediates"]["fusion"]["weights"]
 
 
 def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Mean and sample deviation of the weights over the images of each true class.
 
     Args:
-        weights: [N, 2], see `fusion_weights`.
+        weights: [N, 2] by BRANCHES; each image's sum to 1.
         labels: int [N].
         classes: their names; those without an image are left out.
 

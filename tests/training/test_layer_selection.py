@@ -11,12 +11,13 @@ import pytest
 from flax import linen as nn
 
 from egmae_jax import models
+from egmae_jax.explain import layer_selection as drawing
 from egmae_jax.method import layer_entropy
-from egmae_jax.method.layer_entropy import layer_entropies, select
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import abstract_params
 from egmae_jax.models.layers import tap
-from egmae_jax.training import trainable
+from egmae_jax.training import layer_selection, trainable
+from egmae_jax.training.layer_selection import layer_entropies
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 
@@ -211,6 +212,11 @@ LAYERS = {"a": ("a/",), "b": ("b/", "b_norm/"), "c": ("c/",)}
 ENTROPIES = {"a": 3.0, "b": 1.0, "c": 2.0}
 
 
+def select(mode, layers, params, **options):
+    sizes = layer_selection.sizes(layers, params)
+    return layer_entropy.select(mode, sizes, trainable.count(params), **options)
+
+
 def toy_params():
     """100 parameters: 10 of the head, 20, 30 and 40 of the layers; statistics do not count."""
     return {
@@ -223,7 +229,7 @@ def toy_params():
 
 
 def test_sizes_hold_a_layers_norm_but_not_its_statistics():
-    assert layer_entropy.sizes(LAYERS, toy_params()) == {"a": 20, "b": 30, "c": 40}
+    assert layer_selection.sizes(LAYERS, toy_params()) == {"a": 20, "b": 30, "c": 40}
 
 
 @pytest.mark.parametrize(
@@ -273,9 +279,9 @@ def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
     assert len({tuple(draw) for draw in draws}) == 4
     total = trainable.count(params)
     for chosen in draws:
-        prefixes = layer_entropy.selection(model.layers, chosen).prefixes
+        prefixes = layer_selection.selection(model.layers, chosen).prefixes
         trained = trainable.count(trainable.split(params, prefixes)[0])
-        last = layer_entropy.sizes(model.layers, params)[chosen[-1]]
+        last = layer_selection.sizes(model.layers, params)[chosen[-1]]
         assert 0.5 * total <= trained < 0.5 * total + last
         assert len(set(chosen)) == len(chosen)
     firsts = {select("random", LAYERS, toy_params(), share=0.2, seed=s)[0] for s in range(20)}
@@ -283,32 +289,32 @@ def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
 
 
 def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
-    found = layer_entropy.selection(LAYERS, ["b"])
+    found = layer_selection.selection(LAYERS, ["b"])
     assert found.frozen == {"a", "c"}
     assert set(found.prefixes) == {"b/", "b_norm/", "head/", "fusion/"}
     # In whatever order they were chosen: one compiled program serves them.
-    assert layer_entropy.selection(LAYERS, ["c", "a"]) == layer_entropy.selection(
+    assert layer_selection.selection(LAYERS, ["c", "a"]) == layer_selection.selection(
         LAYERS, ["a", "c"]
     )
-    everything = layer_entropy.selection(LAYERS, ["c", "b", "a"])
+    everything = layer_selection.selection(LAYERS, ["c", "b", "a"])
     assert everything == (trainable.EVERYTHING, frozenset())
 
 
 def test_the_fusion_of_an_asff_trains_with_its_head():
     model = models.create("asff_resnet18", 3)
     params = abstract_params(model, IMAGE)
-    trained = trainable.split(params, layer_entropy.selection(model.layers, []).prefixes)[0]
+    trained = trainable.split(params, layer_selection.selection(model.layers, []).prefixes)[0]
     assert trained.keys() == {"fusion", "head"}
 
 
 def test_the_report_holds_every_layer_and_what_trains():
-    found = layer_entropy.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
+    found = layer_selection.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
     assert found["trainable"] == "low_entropy"
     assert (found["trainable_parameters"], found["parameters"]) == (10 + 30, 100)
     assert [row["layer"] for row in found["layers"]] == ["a", "b", "c"]
     assert found["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
     assert not found["layers"][2]["trains"]
-    without = layer_entropy.report("all", LAYERS, toy_params(), list(LAYERS), None)
+    without = layer_selection.report("all", LAYERS, toy_params(), list(LAYERS), None)
     assert without["trainable_parameters"] == without["parameters"] == 100
     assert {row["entropy"] for row in without["layers"]} == {None}
 
@@ -327,7 +333,7 @@ def test_the_plot_is_a_picture_as_high_as_it_has_layers(tmp_path):
             "layers": rows,
         }
         path = tmp_path / "new" / f"{count}.png"
-        layer_entropy.plot(report, path)
+        drawing.plot(report, path)
         with PIL.Image.open(path) as image:
             image.load()
             heights.append(image.height)
