@@ -12,57 +12,12 @@ Exit status: 0; 1 where the page cannot be shown, and a sentence says why.
 
 import argparse
 import contextlib
-import io
-import logging
 import sys
-import threading
-import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-import PIL.Image
-
 from egmae_jax.core import console
-from egmae_jax.core.errors import MissingExtraError
-from egmae_jax.deploy.demo.examine import examine
-from egmae_jax.deploy.predictor import Predictor
-from egmae_jax.run.saved_run import RunError
-
-logger = logging.getLogger("egmae_jax.deploy.demo")  # __name__ is __main__ by -m
-
-
-def _serve(
-    workdir: Path, *, which: str, branch: str | None, port: int, max_megabytes: int, browse: bool
-) -> None:
-    """Shows the page until it is interrupted; raises as what it calls."""
-    try:
-        import uvicorn
-
-        from egmae_jax.deploy.demo import server
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."
-        ) from None
-    if max_megabytes < 1:
-        raise RunError(f"--max_megabytes is {max_megabytes}; it must be at least 1.")
-    with server.listen(port) as listener:
-        predictor = Predictor(
-            workdir,
-            round_index=int(which) if which.isdecimal() else which,  # type: ignore[arg-type]
-        )
-        shown_first = predictor.run.branch(branch).name
-        logger.info("Compiling the networks, so that the first image need not wait ...")
-        blank = io.BytesIO()
-        PIL.Image.new("L", (64, 64)).save(blank, "PNG")
-        examine(predictor, blank.getvalue())
-        app = server.make_app(predictor, branch=shown_first, max_megabytes=max_megabytes)
-        url = f"http://{server.HOST}:{listener.getsockname()[1]}"
-        logger.info("The page is at %s. Ctrl-C ends it.", url)
-        if browse:
-            # In a thread, as it waits for some browsers to end.
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])
+from egmae_jax.deploy.demo import launch
 
 
 @console.user_errors()
@@ -88,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     console.set_up_logging()
     with contextlib.suppress(KeyboardInterrupt):
-        _serve(**options)
+        which = options.pop("which")
+        launch.serve(round_index=int(which) if which.isdecimal() else which, **options)
     return 0
 
 

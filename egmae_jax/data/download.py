@@ -1,4 +1,4 @@
-"""Fetches a data set that may be fetched: python -m egmae_jax.data.download kvasir data/kvasir.
+"""Fetches a data set that may be fetched.
 
 Files are fetched by pooch, which shows progress. Their SHA-256 is compared with the one the project
 knows; where the publisher tells none, it is written to the folder's checksums.json at the first
@@ -7,32 +7,29 @@ of the folder, or is a link, or would fill the disk, stops the unpacking before 
 unpacked appears when all of it is whole.
 """
 
-import argparse
 import functools
 import logging
+import runpy
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import pooch
 
-from egmae_jax.core import console
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import (
     DamagedFileError,
     read_json,
-    require_writable,
     storage_errors_told,
     write_json,
 )
-from egmae_jax.data import datasets
 from egmae_jax.data.datasets import Archive, DataError
 
-logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
+logger = logging.getLogger(__name__)
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 _MOST_INFLATED = 200  # times its size that an archive may unpack to: images hardly compress
@@ -147,22 +144,5 @@ def _require_none(path: Path, members: list[str]) -> None:
         )
 
 
-@console.user_errors()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: name of the data set, folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.data.download", description="Fetches a data set."
-    )
-    fetchable = [n for n in datasets.names() if datasets.get(n).archives]
-    parser.add_argument("name", choices=fetchable)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
-    console.set_up_logging()
-    require_writable(options.folder, str(options.folder))
-    with storage_errors_told(options.folder):
-        download(datasets.get(options.name).archives, options.folder)
-    logger.info("Done; give --config.data.dir=%s", options.folder)
-
-
 if __name__ == "__main__":
-    main()
+    runpy.run_module("egmae_jax.commands.download", run_name="__main__")

@@ -1,14 +1,10 @@
 """Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
 
-python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER [--branch=NAME] [--layer=ADDRESS]
-    [--round=I|all]
-
-Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
+Writes, into a folder: overlays/ with a PNG for each of some test images, spread over the classes;
 sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
-masks of the lesions, all test images are scored, whatever --images says.
+masks of the lesions, all test images are scored, however many are drawn.
 """
 
-import argparse
 import hashlib
 import itertools
 import logging
@@ -26,8 +22,7 @@ import rich.table
 import rich.text
 from ml_collections import ConfigDict
 
-from egmae_jax.core import console
-from egmae_jax.core.files import natural_key, require_writable, storage_errors_told, write_json
+from egmae_jax.core.files import natural_key, write_json
 from egmae_jax.data import datasets, images, masks
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
@@ -436,39 +431,3 @@ def show(content: Mapping[str, Any], out: Path) -> None:
         terminal.print("Heat that knows nothing of the lesions scores their area.")
         terminal.print(f"Left out: {', '.join(said) or 'none'}.", markup=False)
     terminal.print(f"Pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
-
-
-@console.user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.explain.gradcam",
-        description="Grad-CAM of a finished run's test images: pictures, and the share of heat in "
-        "the lesions where the data set has masks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
-    add("--branch", metavar="NAME", help="of the run; mae, or without it the first, if not given")
-    add("--round", default="0", metavar="I", help="of the run; 'all' pools the scores of all")
-    add("--layer", metavar="ADDRESS",
-        help="such as stages_2/blocks_8; if not given, the deepest block with a grid of at least "
-        "7 x 7 cells")  # fmt: skip
-    add("--images", type=int, default=24, metavar="N", dest="max_images", help="with pictures")
-    add("--batch", type=int, default=16, metavar="N", help="images at a time")
-    add("--tolerance", type=float, default=0, metavar="X", help="of the pointing game, in pixels")
-    add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
-    options = vars(parser.parse_args(arguments))
-    console.set_up_logging()
-    workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
-    if which != "all" and not which.isdecimal():
-        raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
-    require_writable(out, f"--out={out}")
-    with storage_errors_told(workdir, out):
-        if which == "all":
-            content = explain_rounds(workdir, out, **options)
-        else:
-            content = explain_run(workdir, out, round_index=int(which), **options)
-    show(content, out)
-    return 0

@@ -7,12 +7,12 @@ package `pytorch-grad-cam`, which a test holds the figures to: the gradient is t
 channel weighs as the mean of its gradient; the weighted sum is cut off below 0 and scaled to [0, 1]
 for each image; it is resized as OpenCV's linear interpolation does, and scaled once more.
 
-Of a run: python -m egmae_jax.explain.gradcam --workdir=FOLDER --out=FOLDER
+Of a run: egmae explain --workdir=FOLDER --out=FOLDER
 """
 
 import difflib
 import functools
-import sys
+import runpy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -262,6 +262,4 @@ def _scale(heat: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    from egmae_jax.explain.cam_study import main
-
-    sys.exit(main())
+    runpy.run_module("egmae_jax.commands.explain", run_name="__main__")

@@ -11,15 +11,15 @@ import types
 import PIL.Image
 import pytest
 
-from egmae_jax.commands import compare, demo, predict, report, sweep
+from egmae_jax.commands import compare, demo, download, explain, export, predict, report, sweep
 from egmae_jax.core import extras, files
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
-from egmae_jax.data import audit, datasets, download, prepare
+from egmae_jax.data import audit, datasets, prepare
+from egmae_jax.data.datasets.base import find_given
 from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.deploy import predictor
-from egmae_jax.deploy.export import run as export
-from egmae_jax.explain import cam_study, entropy_maps
+from egmae_jax.explain import entropy_maps
 from egmae_jax.models import timm as interop
 from tests import forks, tiny
 from tests.conftest import REPOSITORY
@@ -32,7 +32,11 @@ COMMANDS = {
     "sweep": (sweep, "variants.read", None),
     "audit": (audit, "prepare", None),
     "entropy_maps": (entropy_maps, "run", None),
-    "predict": (predict, "find_images", ("--workdir=run", "--images=a.png", "--out=out/t.csv")),
+    "predict": (
+        predict,
+        "predictions.find_given",
+        ("--workdir=run", "--images=a.png", "--out=out/t.csv"),
+    ),
     "report": (report, "write_report", ("--workdir=run", "--out=out/report.html")),
     "table": (report, "write_table", ("--workdir=run", "--table=out/table.tex")),
     "comparison": (
@@ -40,15 +44,15 @@ COMMANDS = {
         "write_comparison",
         ("--workdir=run", "--workdir=b", "--out=out/c.html"),
     ),
-    "export": (export, "export_run", ("--workdir=run", "--out=out/models")),
-    "gradcam": (cam_study, "explain_run", ("--workdir=run", "--out=out/heat")),
-    "demo": (demo, "_serve", ("--workdir=run", "--no-open")),
+    "export": (export, "run.export_run", ("--workdir=run", "--out=out/models")),
+    "gradcam": (explain, "cam_study.explain_run", ("--workdir=run", "--out=out/heat")),
+    "demo": (demo, "launch.serve", ("--workdir=run", "--no-open")),
     "compare": (
         compare,
-        "compare",
+        "compare.compare",
         ("--checkpoint=a.pth", "--images=images", "--json=out/found.json"),
     ),
-    "download": (download, "download", ("kvasir", "out/kvasir")),
+    "download": (download, "download.download", ("kvasir", "out/kvasir")),
 }
 OWN_STATUS = {"compare": 2}
 
@@ -168,9 +172,9 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(
 ):
     if name == "predict":  # which first finds its images, one of which must not be its output
         PIL.Image.new("L", (8, 8)).save(tmp_path / "a.png")
-        monkeypatch.setattr(predict, "Predictor", AssertionError("begun"))
+        monkeypatch.setattr(predict.predictions, "Predictor", AssertionError("begun"))
     elif name == "export":  # whose function for Python asks, too
-        monkeypatch.setattr(export, "SavedRun", AssertionError("begun"))
+        monkeypatch.setattr(export.run, "SavedRun", AssertionError("begun"))
     else:
         work_raises(name, AssertionError("begun"))
     if how == "forbidden":  # root is forbidden nothing
@@ -263,7 +267,7 @@ def test_a_folder_that_cannot_be_listed_is_not_called_empty(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(AccessError, match=r"a/locked cannot be used \(Permission denied\)"):
-        predict.find_images([tmp_path / "a"])
+        find_given([tmp_path / "a"])
 
 
 def test_a_missing_library_of_the_users_is_told_by_its_extra(monkeypatch):
@@ -367,7 +371,7 @@ BROAD = {
     "egmae_jax/data/images.py": 1,  # Pillow
     "egmae_jax/data/prepare.py": 2,  # TFDS, array_record, protobuf
     "egmae_jax/data/samples.py": 1,  # tifffile; Pillow then says what is wrong
-    "egmae_jax/commands/compare.py": 1,  # torch.load
+    "egmae_jax/deploy/compare.py": 1,  # torch.load
     "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
     "egmae_jax/deploy/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives

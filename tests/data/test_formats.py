@@ -8,14 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax.commands import predict
 from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.datasets.base import find_images
+from egmae_jax.data.datasets.base import find_given, find_images
 from egmae_jax.data.prepare import prepare
 from egmae_jax.run import config as configs
 from egmae_jax.run import workdir as workdirs
-from egmae_jax.run.saved_run import RunError
 from tests import tiny
 
 
@@ -113,15 +111,15 @@ def test_a_folder_of_another_format_is_not_called_empty_without_a_word(tmp_path)
         (tmp_path / name).write_bytes(encoded("PNG" if "png" in name else "GIF"))
     with pytest.raises(DataError, match=r"'dog' is empty.*DICOM\); there are 2 GIF \.gif\."):
         datasets.get("image_folder").list_images(tmp_path)
-    with pytest.raises(RunError, match=r"no image in .*there are 2 GIF \.gif\."):
-        predict.find_images([tmp_path / "dog"])
+    with pytest.raises(DataError, match=r"no image in .*there are 2 GIF \.gif\."):
+        find_given([tmp_path / "dog"])
 
 
 def test_what_is_predicted_of_a_folder_is_told_by_bytes_too(tmp_path):
     (tmp_path / "scan").write_bytes(READ["DICOM"])
     (tmp_path / "b.jfif").write_bytes(READ["JPEG"])
     (tmp_path / "notes").write_text("no image")
-    assert predict.find_images([tmp_path]) == [tmp_path / "b.jfif", tmp_path / "scan"]
+    assert find_given([tmp_path]) == [tmp_path / "b.jfif", tmp_path / "scan"]
 
 
 def test_a_workdir_with_images_of_any_name_is_refused(tmp_path):

@@ -20,13 +20,14 @@ import PIL.Image
 import pytest
 
 from egmae_jax import experiment, models
+from egmae_jax.commands import export as command_line
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import images as decoding
 from egmae_jax.data import splits
 from egmae_jax.deploy import export
 from egmae_jax.deploy.export import card, pytorch, stablehlo, system, weights
-from egmae_jax.deploy.export import run as command_line
+from egmae_jax.deploy.export import run as exporting
 from egmae_jax.deploy.export.system import View
 from egmae_jax.evaluation import ensemble
 from egmae_jax.evaluation.calibration import Scaling
@@ -121,7 +122,7 @@ def made(tmp_path_factory):
         evaluation__resize=RESIZED,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "require", no_torch)
+        patch.setattr(exporting, "require", no_torch)
         files = export.export_run(workdir, folder / "out")
     return workdir, folder / "out", files
 
@@ -134,7 +135,7 @@ def no_torch(*libraries, extra):
 def command(monkeypatch, capsys):
     """Runs the command and returns its exit status, output and errors."""
     monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
-    monkeypatch.setattr(command_line, "require", no_torch)
+    monkeypatch.setattr(exporting, "require", no_torch)
     monkeypatch.setenv("COLUMNS", "80")
 
     def start(**flags):
@@ -350,7 +351,7 @@ def test_results_that_lack_what_a_card_needs_are_named(tmp_path):
 
 
 def test_an_asff_has_no_onnx(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "require", lambda *libraries, extra: None)
+    monkeypatch.setattr(exporting, "require", lambda *libraries, extra: None)
     tiny.register()
     workdir = make_run(tmp_path / "run", branches=(tiny.ASFF,))
     with pytest.raises(export.ExportError, match=f"no library has {tiny.ASFF}"):
@@ -366,7 +367,7 @@ def test_the_module_is_a_command(tmp_path):
 
 @pytest.mark.parametrize("formats", [("timm",), ("stablehlo",)])
 def test_what_is_not_written_is_told_with_the_way_to_get_it(formats, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(command_line, "require", no_torch)
+    monkeypatch.setattr(exporting, "require", no_torch)
     monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
     workdir = make_run(tmp_path / "run", branches=("mae", tiny.ASFF))
     export.export_run(workdir, tmp_path / "out", formats=formats)
@@ -398,7 +399,7 @@ def test_a_fault_of_the_cards_own_shows_its_traceback(tmp_path, caplog, monkeypa
 
 @pytest.mark.slow
 def test_a_run_from_its_beginning_to_its_export(data, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(command_line, "require", no_torch)
+    monkeypatch.setattr(exporting, "require", no_torch)
     workdir = tmp_path / "run"
     experiment.run(
         tiny.make_config(data, cache, rounds__kind="folds", rounds__count=3), str(workdir)

@@ -40,7 +40,7 @@ from tests.docs import trees, weights
 
 # What commands import besides, and would import anew in each process.
 _PRELOADED = (
-    *("commands.compare", "commands.predict", "data.audit", "deploy.export.run"),
+    *("deploy.compare", "deploy.predictions", "data.audit", "deploy.export.run"),
     *("explain.entropy_maps", "explain.gradcam", "report.page", "sweep.run"),
 )
 # The most that a field may be.

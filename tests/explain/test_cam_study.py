@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import models
+from egmae_jax.commands import explain as command_line
 from egmae_jax.data import splits
 from egmae_jax.explain import cam_study
 from egmae_jax.models import timm
@@ -82,11 +83,11 @@ def run(made, tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs the command and returns its exit status, output and errors."""
-    monkeypatch.setattr(cam_study.console, "set_up_logging", lambda: None)  # global
+    monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
 
     def start(**flags):
         try:
-            status = cam_study.main([f"--{name}={value}" for name, value in flags.items()])
+            status = command_line.main([f"--{name}={value}" for name, value in flags.items()])
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from egmae_jax.core.errors import UserError, some_of
-from egmae_jax.core.files import storage_errors_told
+from egmae_jax.core.files import natural_key, storage_errors_told
 from egmae_jax.data import formats
 
 logger = logging.getLogger(__name__)
@@ -332,6 +332,35 @@ def find_images(folder: Path) -> Found:
             else:
                 found.ignored[f"{kind} {named}" if kind else named] += 1
     return found
+
+
+def find_given(given: Sequence[Path]) -> list[Path]:
+    """The files that are given and those below the folders that are, each once.
+
+    Files below a folder come in natural order; they are told by their suffix or, where that is
+    not known, by their bytes. A file that is named itself may have any.
+
+    Raises:
+        DataError: something given is not there, or there is no image in all.
+    """
+    found: dict[str, Path] = {}  # by what it is called however it is spelled
+    folders = Found()
+    for path in given:
+        if path.is_dir():
+            of_folder = find_images(path)
+            of_folder.report(path)
+            folders += of_folder
+            below = sorted(of_folder.images, key=lambda p: [*map(natural_key, p.parts)])
+        elif path.is_file():
+            below = [path]
+        else:
+            kind = "is neither a file nor a folder" if path.exists() else "is not there"
+            raise DataError(f"{path} {kind} (--images).")
+        for file in below:
+            found.setdefault(os.path.abspath(file), file)
+    if not found:
+        raise DataError(f"There is no image in {', '.join(map(str, given))} {folders.nothing}.")
+    return list(found.values())
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Writes the exported folders, and compares what is in them with what evaluated the run."""
 
-import argparse
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ import rich.table
 import rich.text
 from scipy.special import softmax
 
-from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.extras import require
-from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.core.files import require_writable
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
 from egmae_jax.deploy.export.system import System, branch_logits, systems
 from egmae_jax.method import augment
@@ -214,34 +212,3 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
         markup=False,
     )
     terminal.print(f"The folders are in {out}", markup=False, soft_wrap=True)
-
-
-@console.user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 1 where a file computes something else."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.export",
-        description="A finished run's models for timm, JAX without this package, and ONNX; each "
-        "file is loaded again and compared with the run.",
-    )
-    add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="gets a folder for each model")
-    add("--branch", metavar="NAME", help="to export alone; without it all, and their ensemble")
-    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run; 0")
-    add(
-        "--formats",
-        default="timm,stablehlo",
-        metavar="LIST",
-        help=f"of {', '.join(FORMATS)}; timm,stablehlo if not given. onnx needs "
-        "pip install -e '.[onnx]' and brings timm's files along",
-    )
-    options = vars(parser.parse_args(arguments))
-    console.set_up_logging()
-    out, formats = options["out"], options.pop("formats")
-    with storage_errors_told(options["workdir"], out):
-        files = export_run(formats=[x for x in formats.split(",") if x], **options)
-    show(files, out)
-    if wrong := [str(file.path) for file in files if file.wrong]:
-        console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")
-    return 0

@@ -12,8 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax.commands import compare
+from egmae_jax.commands import compare as command_line
 from egmae_jax.data.images import NOT_AN_IMAGE
+from egmae_jax.deploy import compare
 from tests import torch_reference
 from tests.conftest import REPOSITORY
 from tests.tiny import environment
@@ -291,12 +292,12 @@ def test_of_several_state_dicts_the_trained_one_is_compared_and_told(tmp_path, c
 @pytest.fixture
 def command(checkpoint, folder, monkeypatch, capsys):
     """Runs the command and returns its exit status, output and errors; flags replace the usual."""
-    monkeypatch.setattr(compare.console, "set_up_logging", lambda: None)  # global
+    monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
 
     def start(**changes):
         flags = {"checkpoint": checkpoint, "images": folder, "model": NAME, "image_size": SIZE}
         try:
-            status = compare.main([f"--{k}={v}" for k, v in {**flags, **changes}.items()])
+            status = command_line.main([f"--{k}={v}" for k, v in {**flags, **changes}.items()])
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()

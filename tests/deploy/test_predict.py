@@ -305,7 +305,7 @@ def test_an_old_table_stays_where_a_new_one_fails(moved, command, tmp_path, monk
     def stop(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(predict, "_rows", stop)
+    monkeypatch.setattr(predict.predictions, "_rows", stop)
     status, rows, _, errors = command("--images", moved[1], out=out)
     assert (status, rows) == (1, [{"file": "old", "predicted": ""}])
     assert "A file could not be written (Input/output error)" in errors
@@ -476,7 +476,7 @@ def test_what_is_no_image_is_told(given, message, moved):
 
 
 def test_a_folder_is_no_image(moved, tmp_path):
-    with pytest.raises(UnreadableImageError, match=f"^{tmp_path} is a folder; .*find_images"):
+    with pytest.raises(UnreadableImageError, match=f"^{tmp_path} is a folder; .*find_given"):
         egmae_jax.load(moved[0]).predict(tmp_path)
 
 

@@ -1,0 +1,33 @@
+"""Fetches a data set that may be fetched: python -m egmae_jax.data.download kvasir data/kvasir."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from egmae_jax.core import console
+from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.data import datasets, download
+
+logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
+
+
+@console.user_errors()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: name of the data set, folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m egmae_jax.data.download", description="Fetches a data set."
+    )
+    fetchable = [n for n in datasets.names() if datasets.get(n).archives]
+    parser.add_argument("name", choices=fetchable)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    console.set_up_logging()
+    require_writable(options.folder, str(options.folder))
+    with storage_errors_told(options.folder):
+        download.download(datasets.get(options.name).archives, options.folder)
+    logger.info("Done; give --config.data.dir=%s", options.folder)
+
+
+if __name__ == "__main__":
+    main()

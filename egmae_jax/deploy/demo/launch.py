@@ -1,0 +1,67 @@
+"""Shows the page of a finished run on this machine until it is interrupted."""
+
+import io
+import logging
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+
+from egmae_jax.core.errors import MissingExtraError
+from egmae_jax.deploy.demo.examine import examine
+from egmae_jax.deploy.predictor import Predictor
+from egmae_jax.run.saved_run import RunError
+
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    workdir: Path,
+    *,
+    round_index: int | Literal["all"],
+    branch: str | None,
+    port: int,
+    max_megabytes: int,
+    browse: bool,
+) -> None:
+    """Shows the page until it is interrupted.
+
+    Args:
+        workdir: of the run.
+        round_index: of the run; 'all' averages the probabilities of all.
+        branch: whose Grad-CAM is shown first; None: as `SavedRun.branch`.
+        port: to listen on; 0: any free one.
+        max_megabytes: the most that a file may have.
+        browse: whether the page is opened in the browser.
+
+    Raises:
+        MissingExtraError: there is no NiceGUI.
+        RunError: the run cannot be shown, or nobody can listen on the port.
+    """
+    try:
+        import uvicorn
+
+        from egmae_jax.deploy.demo import server
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."
+        ) from None
+    if max_megabytes < 1:
+        raise RunError(f"--max_megabytes is {max_megabytes}; it must be at least 1.")
+    with server.listen(port) as listener:
+        predictor = Predictor(workdir, round_index=round_index)
+        shown_first = predictor.run.branch(branch).name
+        logger.info("Compiling the networks, so that the first image need not wait ...")
+        blank = io.BytesIO()
+        PIL.Image.new("L", (64, 64)).save(blank, "PNG")
+        examine(predictor, blank.getvalue())
+        app = server.make_app(predictor, branch=shown_first, max_megabytes=max_megabytes)
+        url = f"http://{server.HOST}:{listener.getsockname()[1]}"
+        logger.info("The page is at %s. Ctrl-C ends it.", url)
+        if browse:
+            # In a thread, as it waits for some browsers to end.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.Server(config).run(sockets=[listener])
