@@ -54,7 +54,7 @@ venv: .venv/installed
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt constraints.txt pyproject.toml | .venv/bin/python
+.venv/installed: requirements.txt constraints.txt pyproject.toml setup.py | .venv/bin/python
 	$(VENV)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 

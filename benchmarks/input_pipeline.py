@@ -47,7 +47,6 @@ import rich.table
 
 from benchmarks import memory, torch_loader
 from benchmarks.resize import write_resized
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data import datasets, images, pipeline
@@ -56,6 +55,7 @@ from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.method import augment
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import default_config
 from egmae_jax.training import finetune, optim
 from egmae_jax.training.loop import TrainState
 
@@ -146,7 +146,7 @@ def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> di
 
 def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[str, float]:
     """Milliseconds of a ConvNeXt-Tiny training step from resident images, and of its crops."""
-    config = default.get_config()
+    config = default_config.get_config()
     mesh = sharding.make_mesh()
     feed = resident(make_view(data, color), batch, mesh)
     model = models.create(config.model.name, len(data.classes))

@@ -25,13 +25,13 @@ from ml_collections import FrozenConfigDict
 
 from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import default_config
 from egmae_jax.training import finetune, layer_selection, loop, optim, trainable
 
 MODES = ("all", "low_entropy", "random", "head")
@@ -40,8 +40,8 @@ PyTree = Any
 
 def make_config(model: str, image_size: int) -> FrozenConfigDict:
     """The default recipe for one backbone at another size."""
-    config = default.get_config()
-    default.set_companion(config, model)
+    config = default_config.get_config()
+    default_config.set_companion(config, model)
     config.data.image_size = image_size
     config.finetune.resize = round(image_size * 236 / 224)
     return FrozenConfigDict(config)

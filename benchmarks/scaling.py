@@ -31,12 +31,11 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from benchmarks.inputs import NUM_CLASSES, make_images
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.models.init import abstract_params
-from egmae_jax.run import branches
+from egmae_jax.run import branches, default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
 
 PyTree = Any
@@ -85,7 +84,7 @@ class Step:
 
 def make_config(model: str, image_size: int, dtype: str) -> FrozenConfigDict:
     """The default recipe at another size."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.update_from_flattened_dict(
         {
             "model.name": model,

@@ -44,12 +44,12 @@ from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.run import default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
 
 _program: Callable[[], Any]  # of a contestant's process
@@ -82,7 +82,7 @@ class SameBatch:
 
 def make_config(model: str, image_size: int, **model_fields: Any) -> FrozenConfigDict:
     """The default recipe at another size; `model_fields` such as dtype='bfloat16'."""
-    config = default.get_config()
+    config = default_config.get_config()
     with config.unlocked():
         config.model.name = model
         config.model.update(model_fields)

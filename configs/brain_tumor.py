@@ -19,10 +19,10 @@ it is and leaves its copies out of Training; --config.data.drop_leaks=False keep
 
 from ml_collections import ConfigDict
 
-from configs import default
 from egmae_jax import models
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.method import layer_entropy
+from egmae_jax.run import default_config
 
 # Shares of the parameters that the source trains: about 10 % and 18 % fewer than all.
 _SHARES = {"resnet18": 0.90, "resnet34": 0.82}
@@ -30,7 +30,7 @@ _SHARES = {"resnet18": 0.90, "resnet34": 0.82}
 
 def get_config(words: str | None = None) -> ConfigDict:
     """The layer selection on a ResNet-18, changed by the words, in whatever order; see above."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "brain_tumor"
     config.data.dir = "data/brain_tumor_mri"
     config.data.color = "grey"  # files are grey or RGB, and which of them tells the class
@@ -43,11 +43,11 @@ def get_config(words: str | None = None) -> ConfigDict:
     if networks == ["egmae"]:
         modes = modes or ["all"]
     else:
-        default.set_companion(config, networks[0])
+        default_config.set_companion(config, networks[0])
         config.finetune.trainable_share = _SHARES.get(networks[0], 0.5)
     config.finetune.trainable = (modes or ["low_entropy"])[0]
     if "cpu" in chosen and networks == ["egmae"]:
-        default.set_cpu(config)
+        default_config.set_cpu(config)
     elif "cpu" in chosen:
         config.data.image_size = 96
         config.data.store_size = 112

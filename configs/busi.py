@@ -7,13 +7,13 @@ python main.py --config=configs/busi.py:100/30 ...      (paper figure 2: 100/30 
 
 from ml_collections import ConfigDict
 
-from configs import default
+from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The paper's recipe on BUSI; presets 'cpu' and '<pre-training>/<fine-tuning epochs>'."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "busi"
     config.data.dir = "data/busi"
     config.data.color = "grey"  # ultrasound; colour are only callipers and marks
-    return default.apply_preset(config, preset)
+    return default_config.apply_preset(config, preset)

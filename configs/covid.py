@@ -9,16 +9,16 @@ classes is our reading of the name; all four are the default.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The paper's recipe; presets as in configs/busi.py, and 'covid2'."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "covid"
     config.data.dir = "data/covid"
     config.data.color = "grey"  # X-rays; some files are stored as colour
     if preset == "covid2":
         config.data.classes = ("COVID", "Normal")
         return config
-    return default.apply_preset(config, preset)
+    return default_config.apply_preset(config, preset)

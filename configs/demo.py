@@ -5,13 +5,13 @@ python main.py --config=configs/demo.py --workdir=runs/demo      (what `make dem
 
 from ml_collections import ConfigDict
 
-from configs import default
+from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The CPU preset, shortened; offline, so the ImageNet branch starts from random weights."""
-    config = default.get_config()
-    default.set_cpu(config)
+    config = default_config.get_config()
+    default_config.set_cpu(config)
     config.data.name = "phantoms"
     config.data.dir = "runs/phantoms"
     config.data.image_size = 64
@@ -21,4 +21,4 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.pretrain.epochs = 30
     config.finetune.epochs = 25
     config.rounds.count = 1
-    return default.apply_preset(config, preset)
+    return default_config.apply_preset(config, preset)

@@ -9,16 +9,16 @@ is what most people have: --config.data.protocol=grouped.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The paper's recipe; presets as in configs/busi.py."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "isic2018"
     config.data.dir = "data/isic2018"
     config.data.protocol = "official"
-    default.apply_preset(config, preset)
+    default_config.apply_preset(config, preset)
     if preset == "cpu":  # ten times the images of BUSI
         config.pretrain.epochs, config.pretrain.warmup_epochs = 2, 1
         config.finetune.epochs, config.finetune.warmup_epochs = 3, 1

@@ -13,19 +13,19 @@ its training part alone: --config.data.protocol=grouped.
 
 from ml_collections import ConfigDict
 
-from configs import default
 from egmae_jax.core.errors import ConfigError
+from egmae_jax.run import default_config
 
 BASELINES = ("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1")
 
 
 def get_config(words: str | None = None) -> ConfigDict:
     """The ASFF-ResNet-50 from a ResNet-50's ImageNet weights; words: 'compare', 'cpu'."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "isic2018_binary"
     config.data.dir = "data/isic2018"
     config.data.protocol = "official"
-    default.set_companion(config, "asff_resnet50")
+    default_config.set_companion(config, "asff_resnet50")
     config.branches = ("asff_resnet50",)
     for word in words.split(",") if words else ():
         if word == "compare":

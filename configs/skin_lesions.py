@@ -5,12 +5,12 @@ python main.py --config=configs/skin_lesions.py --config.data.dir=<folder> --wor
 
 from ml_collections import ConfigDict
 
-from configs import default
+from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
     """The paper's recipe; presets as in configs/busi.py."""
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.name = "skin_lesions"
     config.data.dir = "data/skin_lesions"
-    return default.apply_preset(config, preset)
+    return default_config.apply_preset(config, preset)

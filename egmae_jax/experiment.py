@@ -57,7 +57,7 @@ def run(
     """Runs the recipe, or one stage of it, resuming whatever the workdir holds.
 
     Args:
-        config: with the fields of configs/default.py.
+        config: with the fields of run/default_config.py.
         workdir: folder for everything the run leaves.
         stage: one of STAGES. 'pretrain' and 'finetune' stop after theirs; 'evaluate' makes
             predictions and results anew from what fine-tuning left.

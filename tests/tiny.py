@@ -39,10 +39,10 @@ def register() -> None:
 
 def make_config(data: Path, cache: Path, **changes):
     """The default config, shrunk; `changes` are fields with __ for the dot."""
-    from configs import default
+    from egmae_jax.run import default_config
 
     register()
-    config = default.get_config()
+    config = default_config.get_config()
     fields = {
         "data.name": "image_folder",
         "data.dir": str(data),

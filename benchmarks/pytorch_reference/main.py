@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
-from configs import default
+from egmae_jax.run import default_config
 from tests import torch_reference
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     torch_reference.torchvision()
     from torchvision.transforms import v2
 
-    config, size = default.get_config(), arguments.image_size
+    config, size = default_config.get_config(), arguments.image_size
     resize = round(size * config.finetune.resize / config.data.image_size)
     whole = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
     data = functools.partial(training.loader, batch_size=arguments.batch, workers=arguments.workers)

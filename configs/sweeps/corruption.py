@@ -12,9 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import recipes
 from egmae_jax.method import corruption
-from egmae_jax.sweep import variants
+from egmae_jax.sweep import recipes, variants
 
 # 1 is the paper's equation 4, 0.18 = 1 / ln 256 brings the entropy to [0, 1].
 SCALES = (1.0, 0.18, 0.05)

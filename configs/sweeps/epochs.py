@@ -11,9 +11,8 @@ import re
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import recipes
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.sweep import variants
+from egmae_jax.sweep import recipes, variants
 
 FIGURE_2 = ((100, 30), (100, 45), (500, 30), (500, 45), (1000, 15))
 BASELINE = (1000, 15)  # the best in the paper

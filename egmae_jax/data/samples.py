@@ -39,7 +39,7 @@ class IntensityRange(NamedTuple):
     """Which values of files with more than 8 bits a value become black and white.
 
     Attributes:
-        rule: 'type', 'declared' or 'dataset'; see data.intensity_range in configs/default.py.
+        rule: 'type', 'declared' or 'dataset'; see data.intensity_range in run/default_config.py.
         of_dataset: with 'dataset', the least and largest value of the set's files by the type of
             their values, such as {'uint16': (0, 4095)}.
     """

@@ -53,7 +53,7 @@ _ADDED: dict[str, Any] = {
     "tensorboard.panel_epochs": 100,
 }
 
-# What every field is of; a test holds this to configs/default.py.
+# What every field is of; a test holds this to run/default_config.py.
 _TYPES: dict[str, tuple[str, ...]] = {
     "text": (
         *("data.name", "data.dir", "data.cache_dir", "data.group_pattern", "data.on_error"),
@@ -119,7 +119,7 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
     """Checks every field that could stop a run later, and names all that are wrong at once.
 
     Args:
-        config: of `configs/default.py`'s fields.
+        config: of `run/default_config.py`'s fields.
         num_devices: of all hosts.
         section: only its fields are told, such as 'data.'; all if empty.
 
@@ -458,9 +458,9 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise  # what the file itself opens
         console.fail(f"There is no config file {path} that can be read.")
     except (AttributeError, KeyError, TypeError, OverflowError):
-        from configs import default
+        from egmae_jax.run import default_config
 
-        explanation = explain_unknown_field(argv, default.get_config())
+        explanation = explain_unknown_field(argv, default_config.get_config())
         if explanation is None:
             raise
         console.fail(explanation)

@@ -335,7 +335,7 @@ def flags_of(tmp_path, text, *more):
     return done.returncode, done.stderr
 
 
-DEFAULT = "from configs import default\ndef get_config():\n    return default.get_config()\n"
+DEFAULT = "from egmae_jax.run.default_config import get_config\n"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import sys
 
-from configs import default
-from egmae_jax.run import config
+from egmae_jax.run import config, default_config
 
-if unknown := set(sys.argv[1:]) - config.flatten(default.get_config()).keys():
+if unknown := set(sys.argv[1:]) - config.flatten(default_config.get_config()).keys():
     sys.exit(f"There is no config field {', '.join(sorted(unknown))}.")

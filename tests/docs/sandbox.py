@@ -18,7 +18,7 @@ from tests.docs import trees
 from tests.docs.pages import REPOSITORY, Page
 
 _COPIED = ("configs", "main.py", "pyproject.toml", "Makefile", "requirements.txt", "README.md")
-_LINKED = ("egmae_jax", "benchmarks", "examples", "tests", "docs", "constraints.txt")
+_LINKED = ("egmae_jax", "benchmarks", "examples", "tests", "docs", "constraints.txt", "setup.py")
 # Programs that are themselves; programs.py has the others, and what neither has is not found.
 _REAL = (
     *("bash", "basename", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env", "find"),

@@ -9,16 +9,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs import default
 from egmae_jax import models
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import prepare
 from egmae_jax.data.datasets import DataError
 from egmae_jax.method import layer_entropy
 from egmae_jax.run import config as configs
+from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
 
-FIELDS = configs.flatten(default.get_config())
+FIELDS = configs.flatten(default_config.get_config())
 ANYTHING = (
     st.none()
     | st.booleans()
@@ -33,7 +33,7 @@ ANYTHING = (
 def test_the_types_are_those_of_the_default_config():
     kinds = {field: kind for kind, fields in configs._TYPES.items() for field in fields}
     assert kinds.keys() == FIELDS.keys()
-    assert not list(configs.type_problems(default.get_config()))
+    assert not list(configs.type_problems(default_config.get_config()))
 
 
 def nested(flat):

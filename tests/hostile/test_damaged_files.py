@@ -20,7 +20,6 @@ from flax import traverse_util
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from configs import default
 from egmae_jax.core.files import (
     DamagedFileError,
     read_json,
@@ -34,6 +33,7 @@ from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.models import timm
 from egmae_jax.models.init import initial_params
 from egmae_jax.models.timm import CheckpointError
+from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.run.workdir import lock
@@ -305,7 +305,7 @@ def test_an_autoencoder_of_this_network_is_read(tmp_path, autoencoder):
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    config = default.get_config()
+    config = default_config.get_config()
     config.model.name, config.decoder.dim = "convnext_atto", 8
     model = pretrain.create_autoencoder(config, 2)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import linen, traverse_util
 
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
@@ -21,6 +20,7 @@ from egmae_jax.method.corruption import patch_entropy
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain, trainable
 from tests import torch_reference
@@ -39,7 +39,7 @@ MEDIAN, OUTLIER, OUTLIERS = 0.01, 0.1, 0.005
 
 
 def make_config(name):
-    config = default.get_config()
+    config = default_config.get_config()
     with config.unlocked():
         config.model.name = name
         config.data.image_size = SIZE

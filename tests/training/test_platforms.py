@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import default
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.models.init import initial_params
+from egmae_jax.run import default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
 from tests import tiny
 
@@ -29,7 +29,7 @@ def trace(stage, name, dtype, target):
     """A training step by a platform's forms, not yet lowered, and what it is called with."""
     jax.clear_caches()  # of what was traced for another platform
     tiny.register()
-    config = default.get_config()
+    config = default_config.get_config()
     config.data.image_size, config.finetune.resize, config.decoder.dim = SIZE, SIZE + 2, 16
     section, model = config[stage], models.create(name, 3, dtype=dtype)
     inputs = [jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)]

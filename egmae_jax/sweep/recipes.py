@@ -1,13 +1,9 @@
 """The recipe that a sweep varies: the words behind the colon name a config and its own words."""
 
-import importlib
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from egmae_jax.core.errors import ConfigError
-
-_CONFIGS = Path(__file__).parents[1]
+from egmae_jax.run import config_files
 
 
 def base(words: str | None) -> ConfigDict:
@@ -16,14 +12,14 @@ def base(words: str | None) -> ConfigDict:
     Raises:
         ConfigError: there is no such config, or it pre-trains nothing.
     """
-    known = sorted({path.stem for path in _CONFIGS.glob("*.py")} - {"__init__", "default"})
+    known = config_files.names()
     name, _, rest = (words or "").partition(",")
     if name not in known:
         raise ConfigError(
             f"A sweep needs a recipe behind the colon, such as configs/sweeps/epochs.py:busi,cpu; "
             f"{name!r} is none of {', '.join(known)}."
         )
-    config = importlib.import_module(f"configs.{name}").get_config(rest or None)
+    config = config_files.load(name, rest or None)
     if "mae" not in config.branches:
         raise ConfigError(f"configs/{name}.py{':' * bool(rest)}{rest} has no branch 'mae' to vary.")
     return config
