@@ -54,10 +54,10 @@ from egmae_jax.data.images import Color
 from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.method import augment
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import default_config
 from egmae_jax.training import finetune, optim
-from egmae_jax.training.loop import TrainState
+from egmae_jax.training.state import TrainState
 
 SIZE, STORE, SCALE, RATIO = 224, 448, (0.2, 1.0), (3 / 4, 4 / 3)
 _IN_FLIGHT = 4  # batches of crops
@@ -150,7 +150,7 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
     mesh = sharding.make_mesh()
     feed = resident(make_view(data, color), batch, mesh)
     model = models.create(config.model.name, len(data.classes))
-    params = initial_params(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
+    params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
     optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
     state = TrainState.create(params, optimizer, mesh)
 

@@ -30,9 +30,10 @@ from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import default_config
-from egmae_jax.training import finetune, layer_selection, loop, optim, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim
+from egmae_jax.training.state import TrainState, count_parameters, partition
 
 MODES = ("all", "low_entropy", "random", "head")
 PyTree = Any
@@ -49,7 +50,7 @@ def make_config(model: str, image_size: int) -> FrozenConfigDict:
 
 def start(model: models.Model, name: str, weights: str | None) -> PyTree:
     """Parameters to train from: fresh, or those of a file below a fresh head."""
-    fresh = initial_params(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    fresh = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
     if weights is None:
         return fresh
     pretrained = timm.load(weights, models.imagenet_model(name))
@@ -70,7 +71,7 @@ class Training:
     ):
         mesh = sharding.make_mesh()
         optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
-        self._state = loop.TrainState.create(params, optimizer, mesh, selection.prefixes)
+        self._state = TrainState.create(params, optimizer, mesh, selection.prefixes)
         step = functools.partial(
             finetune.finetune_step,
             model=models.create(name, NUM_CLASSES, frozen=selection.frozen),
@@ -84,9 +85,9 @@ class Training:
             loop.compile_steps(step, mesh).lower(self._state, *self._arguments).compile()
         )
         memory = self._program.memory_analysis()
-        trained = trainable.split(params, selection.prefixes)[0]
+        trained = partition(params, selection.prefixes)[0]
         self.figures: dict[str, Any] = {
-            "parameters": trainable.count(trained),
+            "parameters": count_parameters(trained),
             "flops": (self._program.cost_analysis() or {}).get("flops"),
             "optimizer_bytes": sum(x.nbytes for x in jax.tree.leaves(self._state.opt_state)),
             "temporary_bytes": memory.temp_size_in_bytes if memory else None,
@@ -111,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     runs = {}
     for mode in MODES:
         chosen = layer_entropy.select(
-            mode, sizes, trainable.count(params), share=arguments.share, entropies=entropies
+            mode, sizes, count_parameters(params), share=arguments.share, entropies=entropies
         )
         selection = layer_selection.selection(model.layers, chosen)
         runs[mode] = Training(name, selection, params, images, config, arguments.steps)

@@ -34,9 +34,10 @@ from benchmarks.inputs import NUM_CLASSES, make_images
 from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 from egmae_jax.run import branches, default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
+from egmae_jax.training.state import TrainState
 
 PyTree = Any
 WORKS = ("pretrain", "finetune")
@@ -78,7 +79,7 @@ class Step:
     """A step function and the shapes of its state."""
 
     function: Callable
-    state: loop.TrainState
+    state: TrainState
     config: FrozenConfigDict
 
 
@@ -107,12 +108,12 @@ def make_step(work: str, config: FrozenConfigDict) -> Step:
     else:
         model = branches.classifier(branches.Branch("mae", config.model.name), config, NUM_CLASSES)
         inputs, function = (image,), finetune.finetune_step
-    params, section = abstract_params(model, *inputs), config[work]
+    params, section = abstract_variables(model, *inputs), config[work]
     schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**6, warmup_steps=10)
     optimizer = optim.adamw(
         schedule, params, weight_decay=section.weight_decay, betas=section.betas
     )
-    state = loop.TrainState(
+    state = TrainState(
         jax.ShapeDtypeStruct((), np.int32), params, jax.eval_shape(optimizer.init, params)
     )
     function = functools.partial(function, model=model, optimizer=optimizer, config=config)

@@ -47,10 +47,11 @@ from benchmarks.pytorch_reference import training
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run import default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
+from egmae_jax.training.state import TrainState
 
 _program: Callable[[], Any]  # of a contestant's process
 WORKS = ("train", "pretrain", "inference")
@@ -114,12 +115,12 @@ class OurTraining:
         self._mesh, self._steps = sharding.make_mesh(), steps
         self._feed = SameBatch(jax.device_put(images))
         started = time.perf_counter()
-        params = initial_params(module, 0, *inputs)
+        params = initial_variables(module, 0, *inputs)
         schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**6, warmup_steps=10)
         optimizer = optim.adamw(
             schedule, params, weight_decay=section.weight_decay, betas=section.betas
         )
-        self._state = loop.TrainState.create(params, optimizer, self._mesh)
+        self._state = TrainState.create(params, optimizer, self._mesh)
         jax.block_until_ready(self._state)
         self.init_s = time.perf_counter() - started
         self._step = functools.partial(step, model=module, optimizer=optimizer, config=config)
@@ -146,7 +147,7 @@ def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]
     size = config.data.image_size
     classifier = models.create(config.model.name, NUM_CLASSES, dtype=jnp.dtype(config.model.dtype))
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    params = jax.device_put(initial_params(classifier, 0, image))
+    params = jax.device_put(initial_variables(classifier, 0, image))
     crops = jnp.asarray(images.pixels[:, :size, :size])
     predict = platform.jit(functools.partial(finetune.class_probabilities, model=classifier))
     return lambda: jax.block_until_ready(predict(params, crops))

@@ -13,10 +13,10 @@ from egmae_jax.data.phantoms import phantom
 from egmae_jax.explain import gradcam, localization
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
-params = initial_params(
+params = initial_variables(
     model, 0, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32), kernel_init="fan_in"
 )
 grey = phantom(np.random.default_rng(0), "benign", 96, 96)

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 
 from egmae_jax import models
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 
 model = models.create("convnext_atto", num_classes=3)
-params = initial_params(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name) / "model.safetensors"
 timm.save(params, path, "convnext_atto")

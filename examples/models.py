@@ -10,11 +10,11 @@ import optax
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
 image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-params = initial_params(model, 0, image)  # 0 is the seed
+params = initial_variables(model, 0, image)["params"]  # 0 is the seed
 print(f"{len(models.names())} models, such as {', '.join(models.names()[:4])}")
 print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters")
 

@@ -20,8 +20,8 @@ from benchmarks import corruption, depthwise, layer_selection, scaling, timing
 from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.data import phantoms
-from egmae_jax.models.init import abstract_params
-from egmae_jax.training import trainable
+from egmae_jax.models.init import abstract_variables
+from egmae_jax.training.state import count_parameters
 from tests import tiny
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
@@ -175,10 +175,10 @@ def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys
     )
     rows = json.loads(path.read_text())
     assert list(rows) == ["all", "low_entropy", "random", "head"]
-    shapes = abstract_params(
+    shapes = abstract_variables(
         models.create(tiny.RESNET, 4), jax.ShapeDtypeStruct((1, 32, 32, 3), "f4")
     )
-    everything, head = trainable.count(shapes), 8 * 4 + 4
+    everything, head = count_parameters(shapes), 8 * 4 + 4
     assert rows["all"]["parameters"] == everything
     assert rows["head"]["parameters"] == head
     for mode, row in rows.items():

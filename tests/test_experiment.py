@@ -30,7 +30,7 @@ from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.method import augment
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import config as configs
 from egmae_jax.run import prediction
 from egmae_jax.run import workdir as workdirs
@@ -598,7 +598,7 @@ def test_flat_images_mask_nothing_and_are_refused(cache, tmp_path):
 
 def write_imagenet_weights(path, seed):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(models.create(tiny.MODEL, 1000), seed, image)
+    params = initial_variables(models.create(tiny.MODEL, 1000), seed, image)
     timm.save(params, path, tiny.MODEL)
     return params
 

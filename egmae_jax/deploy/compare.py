@@ -185,11 +185,11 @@ def compare(
     library, tensors = interop.as_timm(_read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
-    params = _convert(tensors, model, checkpoint)
+    variables = _convert(tensors, model, checkpoint)
     num_classes = len(tensors[interop.classifier_bias(model)])
     if weights is not None:
-        params = interop.load(weights, model, finite=False)
-        if (ours := len(params["head"]["fc"]["bias"])) != num_classes:
+        variables = interop.load(weights, model, finite=False)
+        if (ours := len(variables["params"]["head"]["fc"]["bias"])) != num_classes:
             raise CompareError(
                 f"{weights} has {ours} classes, {checkpoint} {num_classes}; they must be the same."
             )
@@ -199,7 +199,7 @@ def compare(
     network = models.create(model, num_classes)
     layers = _layer_paths(network)
     errors, our_logits, their_logits = _run(
-        _our_program(network, params, layers),
+        _our_program(network, variables, layers),
         _their_program(model, num_classes, tensors, tuple(layers)),
         pixels,
         min(batch, len(files)),
@@ -378,13 +378,13 @@ def _layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
 
 
 def _our_program(
-    network: models.Model, params: PyTree, paths: Mapping[str, tuple[str, ...]]
+    network: models.Model, variables: PyTree, paths: Mapping[str, tuple[str, ...]]
 ) -> Program:
     """Of normalised images [B, H, W, 3]."""
 
-    def program(params: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
+    def program(variables: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
         _, state = network.apply(
-            {"params": params},
+            variables,
             normalized,
             capture_intermediates=lambda module, _: module.path in paths.values(),
             mutable=["intermediates"],
@@ -396,12 +396,12 @@ def _our_program(
         return outputs
 
     compiled = platform.jit(program)
-    params = jax.device_put(params)
+    variables = jax.device_put(variables)
 
     def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
         # A GPU's default, TF32, is farther from float32 than what is looked for.
         with jax.default_matmul_precision("highest"):
-            return jax.device_get(compiled(params, normalized))
+            return jax.device_get(compiled(variables, normalized))
 
     return run
 

@@ -187,7 +187,7 @@ class Predictor:
         classifier = self._classifiers[self.run.branch(branch).name][0]
         found = gradcam.gradcam(
             classifier.model,
-            classifier.params,
+            classifier.variables,
             augment.normalize(jnp.asarray(_filled(part.pixels, part.batch))),
             classes=_filled(part.predictions.labels, part.batch),
         )
@@ -254,7 +254,7 @@ class Predictor:
             yield sentence, list(dict.fromkeys(name for name, each in told if each == sentence))
 
     def _placed(self, classifier: Classifier) -> Classifier:
-        return classifier._replace(params=sharding.replicate(classifier.params, self._mesh))
+        return classifier._replace(variables=sharding.replicate(classifier.variables, self._mesh))
 
     def _batch_size(self, count: int) -> int:
         """Of few images the next power of two, so that they need not wait for a whole batch."""
@@ -273,7 +273,7 @@ class Predictor:
         pixels = np.stack([seen for _, seen in readable])
         filled = _filled(pixels, size)
         running = {
-            name: [_program(x.model, self._mesh)(x.params, filled) for x in classifiers]
+            name: [_program(x.model, self._mesh)(x.variables, filled) for x in classifiers]
             for name, classifiers in self._classifiers.items()
         }
         count = len(pixels)
@@ -318,9 +318,9 @@ def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax
     """Compiled once for all branches and rounds of a model."""
 
     @platform.jit
-    def program(params, pixels):
+    def program(variables, pixels):
         split = sharding.split_batch(pixels, mesh)
-        return sharding.gather(finetune.class_probabilities(params, split, model=model), mesh)
+        return sharding.gather(finetune.class_probabilities(variables, split, model=model), mesh)
 
     return program
 

@@ -291,7 +291,7 @@ def _explain(
         found = jax.device_get(
             gradcam.explain(
                 classifier.model,
-                classifier.params,
+                classifier.variables,
                 augment.normalize(jnp.asarray(pixels[indices])),
                 layer=layer.address,
             )

@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from egmae_jax.core import platform
 from egmae_jax.core.errors import UserError
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 
 PyTree = Any
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
@@ -61,7 +61,7 @@ class Layer(NamedTuple):
 
 def gradcam(
     model: nn.Module,
-    params: PyTree,
+    variables: PyTree,
     images: jax.typing.ArrayLike,
     *,
     layer: str | None = None,
@@ -74,7 +74,7 @@ def gradcam(
 
     Args:
         model: a classifier, (images) -> logits [B, num_classes].
-        params: its parameters.
+        variables: its variables, `{"params": ..., "batch_stats": ...}`.
         images: float32 [B, H, W, 3] as the model takes them (`augment.normalize`).
         layer: the address of an activation, one of `layers`; `default_layer` if None.
         classes: to explain, one for each image or one for all; the predicted ones if None.
@@ -87,12 +87,12 @@ def gradcam(
         LayerError: no such layer; names the nearest.
         ValueError: no such class.
     """
-    return explain(model, params, images, layer=layer, classes=classes, upsample=upsample).heat
+    return explain(model, variables, images, layer=layer, classes=classes, upsample=upsample).heat
 
 
 def explain(
     model: nn.Module,
-    params: PyTree,
+    variables: PyTree,
     images: jax.typing.ArrayLike,
     *,
     layer: str | None = None,
@@ -118,7 +118,7 @@ def explain(
                 f"{taps.num_classes - 1}."
             )
     wanted = np.broadcast_to(wanted, (batch,)).astype(np.int32)
-    return _program()(params, images, wanted, model=model, layer=layer, upsample=upsample)
+    return _program()(variables, images, wanted, model=model, layer=layer, upsample=upsample)
 
 
 def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
@@ -191,13 +191,13 @@ def _taps(model: nn.Module, height: int, width: int) -> _Taps:
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     order: list[tuple[str, ...]] = []
 
-    def run(params: PyTree, images: jax.Array) -> tuple[jax.Array, dict]:
-        logits, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    def run(variables: PyTree, images: jax.Array) -> tuple[jax.Array, dict]:
+        logits, state = model.apply(variables, images, mutable=["intermediates"])
         found = traverse_util.flatten_dict(dict(state).get("intermediates", {}))
         order.extend(found)  # JAX sorts what it returns: blocks_10 before blocks_2
         return logits, found
 
-    logits, found = jax.eval_shape(run, abstract_params(model, image), image)
+    logits, found = jax.eval_shape(run, abstract_variables(model, image), image)
     paths = {_address(path): path for path in order if found[path].ndim == 4}
     if not paths:
         raise ValueError(f"{type(model).__name__} taps no activation (models.layers.tap).")
@@ -216,7 +216,7 @@ def _program() -> Callable[..., Explanation]:
 
 
 def _explain(
-    params: PyTree,
+    variables: PyTree,
     images: jax.Array,
     classes: jax.Array,
     *,
@@ -229,11 +229,9 @@ def _explain(
     path, shape = taps.paths[layer], taps.shapes[layer]
 
     def score(perturbation):
-        variables = {
-            "params": params,
-            "perturbations": traverse_util.unflatten_dict({path: perturbation}),
-        }
-        logits, state = model.apply(variables, images, mutable=["intermediates"])
+        perturbations = traverse_util.unflatten_dict({path: perturbation})
+        perturbed = {**variables, "perturbations": perturbations}
+        logits, state = model.apply(perturbed, images, mutable=["intermediates"])
         logits = cast(jax.Array, logits)
         predicted = logits.argmax(axis=-1).astype(jnp.int32)
         chosen = jnp.where(classes == _PREDICTED, predicted, classes)

@@ -29,13 +29,13 @@ class ReconstructionPanels:
     def __init__(self, run: Run, split: int, model: MaskedAutoencoder):
         self._run, self._split, self._model = run, split, model
 
-    def __call__(self, epoch: int, step: int, params: PyTree) -> None:
+    def __call__(self, epoch: int, step: int, variables: PyTree) -> None:
         """Draws them if they are due; all hosts call it.
 
         Args:
             epoch: the one that has ended.
             step: its last.
-            params: of the masked autoencoder.
+            variables: of the masked autoencoder.
         """
         config = self._run.config
         every = config.tensorboard.panel_epochs
@@ -43,7 +43,7 @@ class ReconstructionPanels:
             return
         if epoch % every and epoch != config.pretrain.epochs:
             return
-        params = sharding.to_host(params)
+        params = sharding.to_host(variables["params"])
         if sharding.is_primary():
             png = self._draw(params)
             self._run.log.write_picture("pretrain", self._split, step, "reconstructions", png)

@@ -71,16 +71,16 @@ class ASFFResNet(ResNet):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def fusion_weights(model: ASFFResNet, params: Any, images: jax.Array) -> jax.Array:
+def fusion_weights(model: ASFFResNet, variables: Any, images: jax.Array) -> jax.Array:
     """Weights of the third stage and of the fourth for each image; they sum to 1.
 
     Args:
         model: the network.
-        params: its parameters.
+        variables: its variables.
         images: normalised, [B, H, W, 3].
 
     Returns:
         float32 [B, 2].
     """
-    _, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    _, state = model.apply(variables, images, mutable=["intermediates"])
     return state["intermediates"]["fusion"]["weights"]

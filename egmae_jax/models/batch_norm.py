@@ -16,10 +16,9 @@ from egmae_jax.models.module import Module
 class BatchNorm(Module):
     """PyTorch's BatchNorm2d.
 
-    The running statistics are leaves `mean` and `var` beside `scale` and `bias`, as in a PyTorch
-    state dict: loading, saving and averaging weights treat them like parameters. No gradient and no
-    optimizer may touch them (`egmae_jax.training.trainable`); a training call returns what they
-    become in the collection `batch_stats`, in a tree of the same paths, if it is mutable.
+    The running statistics, `mean` and `var`, are in the collection 'batch_stats', which a call in
+    training updates: `mutable=["batch_stats"]`. Unlike Flax's own batch norm, and like PyTorch's,
+    the running variance averages unbiased ones.
 
     Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
 
@@ -41,19 +40,19 @@ class BatchNorm(Module):
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.param("mean", nn.initializers.zeros, channels)
-        var = self.param("var", nn.initializers.ones, channels)
-        if not train or self.frozen or self.is_initializing():
-            multiplier = scale * lax.rsqrt(var + self.epsilon)
-            y = x.astype(jnp.float32) * multiplier + (bias - mean * multiplier)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        if not train or self.frozen:
+            multiplier = scale * lax.rsqrt(var.value + self.epsilon)
+            y = x.astype(jnp.float32) * multiplier + (bias - mean.value * multiplier)
             return y.astype(self.dtype)
         y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)
         count = x.size // x.shape[-1]
         # PyTorch normalises by the biased variance and keeps the unbiased one.
         batch_var *= count / max(count - 1, 1)
-        for name, old, new in (("mean", mean, batch_mean), ("var", var, batch_var)):
-            value = (1 - self.momentum) * old + self.momentum * new
-            self.sow("batch_stats", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        if not self.is_initializing():
+            for running, new in ((mean, batch_mean), (var, batch_var)):
+                running.value = (1 - self.momentum) * running.value + self.momentum * new
         return y.astype(self.dtype)
 
 

@@ -23,19 +23,19 @@ _CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "mask_token": 
 _CONSTANTS |= {"grn_scale": 0.0, "grn_bias": 0.0}
 
 
-def abstract_params(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
-    """Shapes and dtypes of the parameters that `module.init` would make for these inputs."""
-    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)["params"]
+def abstract_variables(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
+    """Shapes and dtypes of the variables that `module.init` would make for these inputs."""
+    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
 
 
-def initial_params(
+def initial_variables(
     module: nn.Module,
     seed: int,
     *inputs: jax.ShapeDtypeStruct,
     kernel_init: str = "timm",
     layer_scale: float = 1e-6,
 ) -> PyTree:
-    """Fresh parameters, a nested dict of float32 numpy arrays.
+    """Fresh variables, as `module.init` gives them: float32 numpy arrays in nested dicts.
 
     Args:
         module: the model. Where it has a method `initial_std(path, shape)` that gives a number,
@@ -46,6 +46,9 @@ def initial_params(
             else 0.02. 'fan_in' draws it with fan_in ** -0.5, but for the layers that predict
             classes or pixels: narrow networks are next to linear with 0.02, and learn slowly.
         layer_scale: what every block's gamma starts from; ConvNeXt V2 has none.
+
+    Returns:
+        {"params": ..., "batch_stats": ...}, the latter of networks with batch norms only.
     """
     module_std = getattr(module, "initial_std", lambda path, shape: None)
 
@@ -68,8 +71,9 @@ def initial_params(
             return np.full(shape, _CONSTANTS[name], np.float32)
         raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
 
-    flat = traverse_util.flatten_dict(abstract_params(module, *inputs), sep="/")
+    flat = traverse_util.flatten_dict(abstract_variables(module, *inputs))
+    paths = ["/".join(path) for _, *path in flat]  # within 'params' or 'batch_stats'
     shapes = [leaf.shape for leaf in flat.values()]
     with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy draws without the GIL
-        values = dict(zip(flat, pool.map(value, flat, shapes), strict=True))
-    return traverse_util.unflatten_dict(values, sep="/")
+        values = dict(zip(flat, pool.map(value, paths, shapes), strict=True))
+    return traverse_util.unflatten_dict(values)

@@ -31,7 +31,7 @@ from egmae_jax.core.errors import UserError, some_of
 from egmae_jax.core.files import read_npz, require_readable
 from egmae_jax.core.quiet import quiet
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -221,8 +221,9 @@ def load(
             zeros.
 
     Returns:
-        Parameters, a nested dict of float32 numpy arrays. The classifier keeps the checkpoint's
-        number of classes.
+        Variables for `model.apply`: {"params": ..., "batch_stats": ...}, nested dicts of float32
+        numpy arrays, the latter of networks with batch norms only. The classifier keeps the
+        checkpoint's number of classes.
 
     Raises:
         MissingWeightsError: nothing to be had at `source`; the message says how to get it.
@@ -230,15 +231,15 @@ def load(
         AccessError: the system does not let the file be read.
     """
     path = locate(source)
-    params = convert(read(path), model_name, path, classifier=classifier)
-    leaves = traverse_util.flatten_dict(params, sep="/").items()
+    variables = convert(read(path), model_name, path, classifier=classifier)
+    leaves = _flatten(variables).items()
     bad = [name for name, leaf in leaves if not np.isfinite(leaf).all()]
     if finite and bad:
         raise CheckpointError(
             f"{path} holds values that are NaN, infinite or too large for float32, in {len(bad)} "
             f"tensors: {', '.join(bad[:10])}{', ...' * (len(bad) > 10)}."
         )
-    return params
+    return variables
 
 
 def convert(
@@ -248,7 +249,7 @@ def convert(
     *,
     classifier: bool = True,
 ) -> PyTree:
-    """Tensors in PyTorch's names and layouts -> our parameters.
+    """Converts tensors in PyTorch's names and layouts into our variables.
 
     Args:
         tensors: of every parameter of the model, and no others but batch norm's counters.
@@ -257,7 +258,7 @@ def convert(
         classifier: refuses tensors without one; else its place is taken by zeros.
 
     Returns:
-        Parameters, a nested dict of float32 numpy arrays.
+        Variables, as of `load`.
 
     Raises:
         CheckpointError: the tensors do not fit the model; says why, and names those that differ.
@@ -277,7 +278,7 @@ def convert(
             our_path: np.ascontiguousarray(layout.to_jax(tensors[key]), np.float32)
             for key, (our_path, _, layout) in expected.items()
         }
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return _unflatten(flat)
 
 
 def as_timm(
@@ -459,13 +460,13 @@ def _problems(tensors: Mapping[str, np.ndarray], expected: _Expected) -> list[st
     return problems
 
 
-def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
-    """Writes a classifier's parameters as a safetensors file that PyTorch's model loads strictly.
+def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
+    """Writes a classifier's variables as a safetensors file that PyTorch's model loads strictly.
 
     Raises:
-        CheckpointError: the parameters are not those of `model_name`; names all that differ.
+        CheckpointError: the variables are not those of `model_name`; names all that differ.
     """
-    flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
+    flat = {name: np.asarray(leaf) for name, leaf in _flatten(variables).items()}
     classes = flat["head/fc/bias"].shape[0] if "head/fc/bias" in flat else 1
     expected = _expected(model_name, classes)
     leaves = {our_path: (key, shape, layout) for key, (our_path, shape, layout) in expected.items()}
@@ -480,7 +481,7 @@ def save(params: PyTree, path: str | os.PathLike, model_name: str) -> None:
             if tensors[key].shape != shape:
                 problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
     if problems:
-        raise CheckpointError(f"these are not parameters of {model_name}:\n  {_lines(problems)}")
+        raise CheckpointError(f"these are not the variables of {model_name}:\n  {_lines(problems)}")
     tensors |= dict.fromkeys(_counters(expected), np.zeros((), np.int64))
     write_safetensors(Path(path), tensors)
 
@@ -571,16 +572,34 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def _expected(model_name: str, classes: int) -> _Expected:
     """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    abstract = abstract_params(models.create(model_name, classes), image)
+    abstract = abstract_variables(models.create(model_name, classes), image)
     mlp_layout = _DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else _DENSE
     expected = {}
-    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+    for path, leaf in _flatten(abstract).items():
         key, layout = _translate(path, models.family(model_name))
         layout = mlp_layout if layout is _MLP else layout
         # Broadcast zeros have the shape but take no memory.
         their_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         expected[key] = (path, their_shape, layout)
     return expected
+
+
+def _flatten(variables: PyTree) -> dict[str, Any]:
+    """Leaves of all collections by path, 'stem/bn/scale', 'stem/bn/mean', as PyTorch keeps them."""
+    return {
+        path: leaf
+        for collection in variables.values()
+        for path, leaf in traverse_util.flatten_dict(collection, sep="/").items()
+    }
+
+
+def _unflatten(flat: Mapping[str, Any]) -> PyTree:
+    """The inverse of `_flatten`."""
+    statistics = {path: x for path, x in flat.items() if path.endswith(("/mean", "/var"))}
+    variables = {"params": {path: x for path, x in flat.items() if path not in statistics}}
+    if statistics:
+        variables["batch_stats"] = statistics
+    return {name: traverse_util.unflatten_dict(x, sep="/") for name, x in variables.items()}
 
 
 def classifier_bias(model_name: str) -> str:

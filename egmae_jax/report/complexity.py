@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from egmae_jax import models
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 
 
 class Complexity(NamedTuple):
@@ -24,12 +24,7 @@ def of_network(name: str, num_classes: int, image_size: int) -> Complexity:
     """
     model = models.create(name, num_classes)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    params = abstract_params(model, image)
-
-    def logits(params, images):
-        return model.apply({"params": params}, images)
-
-    cost: Any = jax.jit(logits).lower(params, image).cost_analysis()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    trained = [x.size for path, x in leaves if path[-1].key not in ("mean", "var")]
-    return Complexity(sum(trained), cost["flops"] / 2)
+    variables = abstract_variables(model, image)
+    cost: Any = jax.jit(model.apply).lower(variables, image).cost_analysis()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return Complexity(parameters, cost["flops"] / 2)

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
 from egmae_jax.core.errors import UserError
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import branches
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.logs import MetricsLog
@@ -92,11 +92,11 @@ class Run:
             branch, self.config, len(self.data.prepared.classes), frozen=frozen
         )
 
-    def initial_params(
+    def initial_variables(
         self, network: nn.Module, seed: int, *inputs: jax.ShapeDtypeStruct
     ) -> PyTree:
-        """Random parameters of a network, of inputs of those shapes."""
-        return initial_params(
+        """Fresh variables of a network for inputs of those shapes, by config.model."""
+        return initial_variables(
             network,
             seed,
             *inputs,

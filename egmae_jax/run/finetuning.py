@@ -19,9 +19,10 @@ from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run, require
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.prediction import Prediction
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
 from egmae_jax.training.checkpoint import delete_checkpoints
 from egmae_jax.training.layer_selection import Selection
+from egmae_jax.training.state import TrainState, count_parameters
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -60,15 +61,15 @@ class Finetuning:
             batch_size=config.batch_size,
             epochs=config.epochs,
         )
-        params = self.start_of(branch, round_index, plan.seed)
-        selection = self._select_layers(branch, round_index, params)
+        variables = self.start_of(branch, round_index, plan.seed)
+        selection = self._select_layers(branch, round_index, variables)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
         with self._run.checkpoints(folder) as checkpoints:
             _, best = loop.train(
                 plan,
                 program=program,
-                create=lambda: loop.TrainState.create(
-                    params, optimizer, self._run.mesh, selection.prefixes
+                create=lambda: TrainState.create(
+                    variables, optimizer, self._run.mesh, selection.prefixes
                 ),
                 feed=lambda: self._run.data.feed(
                     round_index, ("train",), plan.order, total_steps=plan.total_steps
@@ -78,11 +79,11 @@ class Finetuning:
                 save_seconds=self._run.config.checkpoint.save_seconds,
                 log=self._run.log,
                 policy=self._run.policy,
-                evaluate=lambda params: self._validate(branch, params, round_index),
+                evaluate=lambda variables: self._validate(branch, variables, round_index),
             )
         assert best is not None  # there is at least one epoch
         if sharding.is_primary():
-            timm.save(best.params, result, branch.model_name)
+            timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
         logger.info(
             "%s, round %d: best epoch %d, validation AUC %.4f",
@@ -102,7 +103,7 @@ class Finetuning:
         require(found, "finetune")
 
     def start_of(self, branch: Branch, round_index: int, seed: int) -> PyTree:
-        """Where a branch starts from: pre-trained parameters below a fresh head."""
+        """The variables that a branch starts from: pre-trained ones below a fresh head."""
         fresh = self._fresh(branch, seed)
         if branch.is_mae:
             split = self._run.data.split_of(round_index)
@@ -110,15 +111,17 @@ class Finetuning:
             classes = len(self._run.data.prepared.classes)
             model = pretrain.create_autoencoder(self._run.config, classes)
             encoder = pretrain.load_autoencoder(path, model)["encoder"]
-            return finetune.start_from(fresh, encoder, keep_fresh=("head/",))
-        if branch.name not in self._imagenet.params:
+            return finetune.start_from(fresh, {"params": encoder}, keep_fresh=("head/",))
+        if branch.name not in self._imagenet.variables:
             return fresh
         keep_fresh = self._run.classifier(branch).fresh_prefixes
-        return finetune.start_from(fresh, self._imagenet.params[branch.name], keep_fresh=keep_fresh)
+        return finetune.start_from(
+            fresh, self._imagenet.variables[branch.name], keep_fresh=keep_fresh
+        )
 
     def _fresh(self, branch: Branch, seed: int) -> PyTree:
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        return self._run.initial_params(self._run.classifier(branch), seed, image)
+        return self._run.initial_variables(self._run.classifier(branch), seed, image)
 
     def _make_program(
         self, branch: Branch, selection: Selection, steps_per_epoch: int
@@ -132,7 +135,7 @@ class Finetuning:
         )
         optimizer = optim.adamw(
             schedule,
-            self._fresh(branch, seed=0),
+            self._fresh(branch, seed=0)["params"],
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
@@ -146,19 +149,19 @@ class Finetuning:
         )
         return schedule, optimizer, loop.compile_steps(step, self._run.mesh)
 
-    def _select_layers(self, branch: Branch, round_index: int, params: PyTree) -> Selection:
+    def _select_layers(self, branch: Branch, round_index: int, variables: PyTree) -> Selection:
         """Which layers of a branch train; decided once, in round_<i>/<branch>/layers.json."""
-        config = self._run.config.finetune
+        config, params = self._run.config.finetune, variables["params"]
         layers = self._run.classifier(branch).layers
         path = self._run.paths.layers(branch.name, round_index)
         if not path.exists():
             entropies = None
             if config.trainable == "low_entropy":
-                entropies = self.layer_entropies(branch, round_index, params)
+                entropies = self.layer_entropies(branch, round_index, variables)
             chosen = layer_entropy.select(
                 config.trainable,
                 layer_selection.sizes(layers, params),
-                trainable.count(params),
+                count_parameters(params),
                 share=config.trainable_share,
                 entropies=entropies,
                 seed=self._run.config.seed + round_index,
@@ -173,14 +176,16 @@ class Finetuning:
         sharding.wait_for_all(f"{path} is written")
         return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 
-    def layer_entropies(self, branch: Branch, round_index: int, params: PyTree) -> dict[str, float]:
-        """Of training images, in the evaluation view; in nats."""
+    def layer_entropies(
+        self, branch: Branch, round_index: int, variables: PyTree
+    ) -> dict[str, float]:
+        """Entropy of each layer's output, in nats, for training images in the evaluation view."""
         run = self._run
         images = run.data.calibration(round_index, run.config.finetune.calibration_images)
         take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
         return layer_selection.layer_entropies(
             run.classifier(branch),
-            sharding.replicate(params, sharding.local_mesh()),
+            sharding.replicate(variables, sharding.local_mesh()),
             (
                 (take(batch, indices), jnp.asarray(valid))
                 for batch, indices, valid in images.batches(run.config.evaluation.batch_size)
@@ -188,10 +193,10 @@ class Finetuning:
         )
 
     def _validate(
-        self, branch: Branch, params: PyTree, round_index: int
+        self, branch: Branch, variables: PyTree, round_index: int
     ) -> tuple[tuple[float, ...], dict[str, float]]:
         """Score (validation AUC; of equal ones the lower loss) and metrics to log."""
-        predictions = self._prediction.of(branch, params, round_index, "validation")
+        predictions = self._prediction.of(branch, variables, round_index, "validation")
         metrics = compute_metrics(predictions.labels, predictions.probabilities)
         loss = cross_entropy(predictions.labels, predictions.probabilities)
         row = {

@@ -22,7 +22,7 @@ class ImagenetWeights:
 
     Attributes:
         sources: by branch a hub id, a file, or 'none' for random weights.
-        params: by branch what it starts from, once `load` has read it; nothing for random weights.
+        variables: by branch what it starts from, once `load` has read it; none for random weights.
     """
 
     def __init__(self, weights: str, branches: Iterable[Branch], record: Path):
@@ -38,7 +38,7 @@ class ImagenetWeights:
         self.sources = {
             name: _source(weights, branch.model_name) for name, branch in self._branches.items()
         }
-        self.params: dict[str, PyTree] = {}
+        self.variables: dict[str, PyTree] = {}
         self._record = record
         self._sha256: dict[str, str] = {}
         if self._branches and weights == "none":
@@ -82,7 +82,7 @@ class ImagenetWeights:
                     f"is in {self._record}. Give that file, or start in another --workdir."
                 )
             model_name = models.imagenet_model(self._branches[name].model_name)
-            self.params[name] = timm.load(path, model_name, classifier=False)
+            self.variables[name] = timm.load(path, model_name, classifier=False)
 
     def record(self) -> None:
         """Writes down which files `load` has read, if any."""

@@ -45,18 +45,20 @@ class Prediction:
         needed = [*paths.values(), *([weights] if fuses(branch) else [])]
         if not again and all(path.exists() for path in needed):
             return
-        params = timm.load(self._run.paths.finetuned(branch.name, round_index), branch.model_name)
-        params = sharding.replicate(params, self._run.mesh)
+        variables = timm.load(
+            self._run.paths.finetuned(branch.name, round_index), branch.model_name
+        )
+        variables = sharding.replicate(variables, self._run.mesh)
         for split, path in paths.items():
-            predictions = self.of(branch, params, round_index, split)
+            predictions = self.of(branch, variables, round_index, split)
             if sharding.is_primary():
                 save_predictions(path, predictions)
         if fuses(branch):
-            by_class = self._fusion_weights(branch, params, round_index)
+            by_class = self._fusion_weights(branch, variables, round_index)
             if sharding.is_primary():
                 write_sealed(weights, by_class)
 
-    def of(self, branch: Branch, params: PyTree, round_index: int, split: str) -> Predictions:
+    def of(self, branch: Branch, variables: PyTree, round_index: int, split: str) -> Predictions:
         """What a branch with these parameters says of a split.
 
         Raises:
@@ -64,7 +66,7 @@ class Prediction:
         """
         prepared = self._run.data.prepared
         indices = self._run.data.indices(round_index, split)
-        found = self._over(self._probabilities_program(branch), params, round_index, split)
+        found = self._over(self._probabilities_program(branch), variables, round_index, split)
         if not np.isfinite(found).all():
             raise NonFiniteError(
                 f"The {split} predictions of finetune/{branch.name}, round {round_index}, are not "
@@ -77,38 +79,42 @@ class Prediction:
             groups=prepared.groups[indices],
         )
 
-    def _over(self, program: Callable, params: PyTree, round_index: int, split: str) -> np.ndarray:
+    def _over(
+        self, program: Callable, variables: PyTree, round_index: int, split: str
+    ) -> np.ndarray:
         config = self._run.config
         key = rng.stage_key(config.seed + round_index, f"noise/{split}")
         return predict(
-            lambda *batch: program(params, *batch, key),
+            lambda *batch: program(variables, *batch, key),
             self._run.data.evaluation(round_index, split),
             sharding.divisible(config.evaluation.batch_size, self._run.mesh),
         )
 
-    def _fusion_weights(self, branch: Branch, params: PyTree, round_index: int) -> dict[str, Any]:
+    def _fusion_weights(
+        self, branch: Branch, variables: PyTree, round_index: int
+    ) -> dict[str, Any]:
         """Of the test images, by class."""
-        values = self._over(self._weights_program(branch), params, round_index, "test")
+        values = self._over(self._weights_program(branch), variables, round_index, "test")
         prepared = self._run.data.prepared
         labels = prepared.labels[self._run.data.indices(round_index, "test")]
         return fusion_weights.by_class(values, labels, prepared.classes)
 
     def _make_probabilities_program(self, branch: Branch) -> Callable:
         @platform.jit
-        def program(params, images, indices, first, key):
+        def program(variables, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             model = self._run.classifier(branch)
-            found = finetune.class_probabilities(params, pixels, noise, model=model)
+            found = finetune.class_probabilities(variables, pixels, noise, model=model)
             return sharding.gather(found, self._run.mesh)
 
         return program
 
     def _make_weights_program(self, branch: Branch) -> Callable:
         @platform.jit
-        def program(params, images, indices, first, key):
+        def program(variables, images, indices, first, key):
             pixels, noise = self._tested(images, indices, first, key)
             normalized = augment.normalize(pixels) + noise
-            found = asff.fusion_weights(self._run.classifier(branch), params, normalized)
+            found = asff.fusion_weights(self._run.classifier(branch), variables, normalized)
             return sharding.gather(found, self._run.mesh)
 
         return program

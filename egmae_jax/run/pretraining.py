@@ -16,6 +16,7 @@ from egmae_jax.run.context import Run, require
 from egmae_jax.training import loop, optim, pretrain
 from egmae_jax.training.checkpoint import delete_checkpoints, save_params
 from egmae_jax.training.nonfinite import HINT, NonFiniteError
+from egmae_jax.training.state import TrainState
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Pretraining:
         Args:
             run: the run.
             make_panels: given the run, a split and the network, makes what draws reconstructions,
-                which is called after each epoch with the epoch, the step and the parameters.
+                which is called after each epoch with the epoch, the step and the variables.
         """
         self._run = run
         self._make_panels = make_panels
@@ -72,9 +73,9 @@ class Pretraining:
         )
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-        fresh = self._run.initial_params(self._autoencoder, plan.seed, image, mask)
+        fresh = self._run.initial_variables(self._autoencoder, plan.seed, image, mask)
         optimizer = optim.adamw(
-            schedule, fresh, weight_decay=config.weight_decay, betas=config.betas
+            schedule, fresh["params"], weight_decay=config.weight_decay, betas=config.betas
         )
         step = functools.partial(
             pretrain.pretrain_step,
@@ -86,7 +87,7 @@ class Pretraining:
             state, _ = loop.train(
                 plan,
                 program=loop.compile_steps(step, self._run.mesh),
-                create=lambda: loop.TrainState.create(fresh, optimizer, self._run.mesh),
+                create=lambda: TrainState.create(fresh, optimizer, self._run.mesh),
                 feed=lambda: self._run.data.feed(
                     split, config.splits, plan.order, total_steps=plan.total_steps
                 ),

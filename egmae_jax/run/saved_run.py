@@ -60,7 +60,7 @@ class Classifier(NamedTuple):
     """A fine-tuned branch."""
 
     model: nn.Module
-    params: PyTree
+    variables: PyTree
     weights: Path
 
 
@@ -206,10 +206,10 @@ class SavedRun:
             )
         name = branch.model_name
         model = models.create(name, num_classes, dtype=jnp.dtype(self.config.model.dtype))
-        params = timm.load(weights, name)
-        if (width := len(params["head"]["fc"]["bias"])) != num_classes:
+        variables = timm.load(weights, name)
+        if (width := len(variables["params"]["head"]["fc"]["bias"])) != num_classes:
             raise RunError(f"{weights} has {width} classes, the run's images {num_classes}.")
-        return Classifier(model, jax.device_put(params), weights)
+        return Classifier(model, jax.device_put(variables), weights)
 
     def ensemble(self, round_index: int) -> Ensemble:
         """How a round fuses and calibrates what its branches say.

@@ -11,8 +11,7 @@ from ml_collections import FrozenConfigDict
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import augment
 from egmae_jax.models import Model
-from egmae_jax.training import trainable
-from egmae_jax.training.loop import TrainState
+from egmae_jax.training.state import EVERYTHING, TrainState, merge, partition
 
 PyTree = Any
 
@@ -25,7 +24,7 @@ def finetune_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
-    prefixes: tuple[str, ...] = trainable.EVERYTHING,
+    prefixes: tuple[str, ...] = EVERYTHING,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step: resize, crop, flip, classify, update (equations 8-10).
 
@@ -52,11 +51,11 @@ def finetune_step(
     if config.finetune.input_noise > 0:
         images += augment.pixel_noise(noise_key, images.shape, config.finetune.input_noise)
     rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
-    trained, fixed = trainable.split(state.params, prefixes)
+    trained, frozen = partition(state.params, prefixes)
 
     def loss_fn(trained):
         logits, changes = model.apply(  # equation 8
-            {"params": trainable.merge(fixed, trained)},
+            {"params": merge(frozen, trained), "batch_stats": state.batch_stats},
             images,
             train=True,
             rngs=rngs,
@@ -66,21 +65,21 @@ def finetune_step(
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, changes.get("batch_stats"))
+        return loss, (logits, changes.get("batch_stats", {}))
 
-    (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
-    state = state.update(optimizer, gradients, statistics)
+    state = state.update(optimizer, gradients, batch_stats)
     return state, {"loss": loss, "accuracy": accuracy}
 
 
 def class_probabilities(
-    params: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: Model
+    variables: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: Model
 ) -> jax.Array:
-    """Of the evaluation view (equation 9).
+    """Class probabilities of images in the evaluation view (equation 9).
 
     Args:
-        params: of the classifier.
+        variables: of the classifier.
         pixels: uint8 [B, H, W, 3 or 1].
         noise: added to the normalised images.
         model: the classifier.
@@ -89,41 +88,35 @@ def class_probabilities(
         [B, num_classes].
     """
     images = augment.normalize(pixels) + noise
-    logits = cast(jax.Array, model.apply({"params": params}, images))
+    logits = cast(jax.Array, model.apply(variables, images))
     return jax.nn.softmax(logits, axis=-1)
 
 
 def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) -> PyTree:
-    """Parameters to start fine-tuning from: the pre-trained ones below a fresh head.
+    """Variables to start fine-tuning from: the pre-trained ones below a fresh head.
 
     Args:
-        fresh: initial parameters of the classifier.
-        pretrained: what pre-training left.
+        fresh: initial variables of the classifier, {"params": ..., "batch_stats": ...}.
+        pretrained: the variables that pre-training left.
         keep_fresh: path prefixes of the leaves that stay fresh, such as 'head/'. All others must be
             in `pretrained`, with the same shape, and nothing else may be.
 
     Raises:
         ValueError: names every leaf that is missing, extra or of another shape.
     """
-    prefixes = tuple(keep_fresh)
-    ours = traverse_util.flatten_dict(fresh, sep="/")
-    theirs = {
-        path: leaf
-        for path, leaf in traverse_util.flatten_dict(pretrained, sep="/").items()
-        if not path.startswith(prefixes)
-    }
-    needed = {path: leaf for path, leaf in ours.items() if not path.startswith(prefixes)}
-    problems = [
-        f"missing: {path} {leaf.shape}" for path, leaf in needed.items() if path not in theirs
-    ]
+    kept = tuple(f"{collection}/{prefix}" for collection in fresh for prefix in keep_fresh)
+    ours, theirs = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, pretrained))
+    needed, given = (
+        {path: leaf for path, leaf in flat.items() if not path.startswith(kept)}
+        for flat in (ours, theirs)
+    )
+    problems = [f"missing: {path} {x.shape}" for path, x in needed.items() if path not in given]
+    problems += [f"extra: {path} {x.shape}" for path, x in given.items() if path not in needed]
     problems += [
-        f"extra: {path} {leaf.shape}" for path, leaf in theirs.items() if path not in needed
-    ]
-    problems += [
-        f"shape: {path} is {theirs[path].shape}, the model's is {leaf.shape}"
+        f"shape: {path} is {given[path].shape}, the model's is {leaf.shape}"
         for path, leaf in needed.items()
-        if path in theirs and theirs[path].shape != leaf.shape
+        if path in given and given[path].shape != leaf.shape
     ]
     if problems:
         raise ValueError("The pre-trained parameters do not fit:\n  " + "\n  ".join(problems))
-    return traverse_util.unflatten_dict(ours | theirs, sep="/")
+    return traverse_util.unflatten_dict(ours | given, sep="/")

@@ -13,7 +13,7 @@ from flax import traverse_util
 from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.method import layer_entropy
 from egmae_jax.method.layer_entropy import Histogram
-from egmae_jax.training import trainable
+from egmae_jax.training.state import EVERYTHING, count_parameters, partition
 
 PyTree = Any
 HEAD = ("head/", "fusion/")  # parameters of no layer: they always train
@@ -28,10 +28,7 @@ class Selection(NamedTuple):
 
 def sizes(layers: Mapping[str, Sequence[str]], params: PyTree) -> dict[str, int]:
     """The number of parameters of each layer."""
-    flat = {
-        path: leaf.size
-        for path, leaf in traverse_util.flatten_dict(trainable.split(params)[0], sep="/").items()
-    }
+    flat = {path: leaf.size for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
     return {
         layer: sum(size for path, size in flat.items() if path.startswith(tuple(prefixes)))
         for layer, prefixes in layers.items()
@@ -42,7 +39,7 @@ def selection(layers: Mapping[str, Sequence[str]], chosen: Iterable[str]) -> Sel
     """What trains where `chosen` layers and the head do."""
     chosen = set(chosen)
     if chosen == set(layers):
-        return Selection(trainable.EVERYTHING, frozenset())
+        return Selection(EVERYTHING, frozenset())
     prefixes = [prefix for layer in layers if layer in chosen for prefix in layers[layer]]
     return Selection((*prefixes, *HEAD), frozenset(layers) - chosen)
 
@@ -56,8 +53,8 @@ def report(
 ) -> dict[str, Any]:
     """The selection as JSON: parameters that train, and every layer from input to output."""
     counts = sizes(layers, params)
-    total = trainable.count(params)
-    trained = trainable.count(trainable.split(params, selection(layers, chosen).prefixes)[0])
+    total = count_parameters(params)
+    trained = count_parameters(partition(params, selection(layers, chosen).prefixes)[0])
     return {
         "trainable": mode,
         "trainable_parameters": trained,
@@ -90,7 +87,7 @@ def read_report(path: Path, layers: Iterable[str]) -> list[str]:
 
 
 def layer_entropies(
-    model: nn.Module, params: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
+    model: nn.Module, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
 ) -> dict[str, float]:
     """Mean entropy of the channels of every layer's output, in nats, from 0 to ln 256 = 5.545.
 
@@ -101,7 +98,7 @@ def layer_entropies(
 
     Args:
         model: with `layers`.
-        params: of the model.
+        variables: of the model.
         batches: normalised images [B, H, W, 3] and validity [B], 0 for padding.
 
     Returns:
@@ -113,11 +110,11 @@ def layer_entropies(
     state: dict[str, Histogram] | None = None
     for images, valid in batches:
         if state is None:
-            shapes = jax.eval_shape(lambda x: _activations(model, params, x), images)
+            shapes = jax.eval_shape(lambda x: _activations(model, variables, x), images)
             state = {
                 layer: layer_entropy.empty_histogram(x.shape[-1]) for layer, x in shapes.items()
             }
-        state = _update(state, params, images, valid, model=model)
+        state = _update(state, variables, images, valid, model=model)
     if state is None:
         raise ValueError("Layer entropies need at least one image.")
     return {
@@ -128,8 +125,8 @@ def layer_entropies(
     }
 
 
-def _activations(model: nn.Module, params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-    _, state = model.apply({"params": params}, images, mutable=["intermediates"])
+def _activations(model: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    _, state = model.apply(variables, images, mutable=["intermediates"])
     tapped = traverse_util.flatten_dict(state["intermediates"], sep="/")
     tapped = {path.removesuffix("/output"): x for path, x in tapped.items()}
     return {layer: tapped[layer] for layer in model.layers}
@@ -138,11 +135,11 @@ def _activations(model: nn.Module, params: PyTree, images: jax.Array) -> dict[st
 @functools.partial(jax.jit, static_argnames="model", donate_argnums=0)
 def _update(
     state: dict[str, Histogram],
-    params: PyTree,
+    variables: PyTree,
     images: jax.Array,
     valid: jax.Array,
     *,
     model: nn.Module,
 ) -> dict[str, Histogram]:
-    activations = _activations(model, params, images)
+    activations = _activations(model, variables, images)
     return {layer: layer_entropy.add(state[layer], x, valid) for layer, x in activations.items()}

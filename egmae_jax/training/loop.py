@@ -17,75 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax.sharding import Mesh
 
 from egmae_jax.core import platform, preemption, rng, sharding
 from egmae_jax.core.console import Progress
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
-from egmae_jax.training import nonfinite, trainable
+from egmae_jax.training import nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
+from egmae_jax.training.state import TrainState
 
 PyTree = Any
 logger = logging.getLogger(__name__)
 _DISPATCH_SECONDS = 1.0  # aimed at, with at least
 _MIN_STEPS = 4  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
-
-
-@struct.dataclass
-class TrainState:
-    """Everything that a step changes."""
-
-    step: jax.Array  # int32, steps done
-    params: PyTree  # all of them, and the statistics of batch norms
-    opt_state: PyTree  # of those that train
-
-    @classmethod
-    def create(
-        cls,
-        params: PyTree,
-        optimizer: optax.GradientTransformation,
-        mesh: Mesh,
-        prefixes: tuple[str, ...] = trainable.EVERYTHING,
-    ) -> "TrainState":
-        """The state before the first step, on the devices.
-
-        Args:
-            params: all of them.
-            optimizer: of those that train.
-            mesh: the devices.
-            prefixes: of the paths of those that train.
-        """
-        step = sharding.replicate(np.int32(0), mesh)
-        params = sharding.place(params, sharding.state_shardings(params, mesh))
-        # Jitted, it is one program instead of one for every shape. It runs once.
-        trained = trainable.split(params, prefixes)[0]
-        shapes = jax.eval_shape(optimizer.init, trained)
-        init = jax.jit(
-            optimizer.init,
-            out_shardings=sharding.state_shardings(shapes, mesh),
-            compiler_options={"xla_backend_optimization_level": 0},
-        )
-        return cls(step, params, init(trained))
-
-    def update(
-        self,
-        optimizer: optax.GradientTransformation,
-        gradients: PyTree,
-        statistics: PyTree | None = None,
-    ) -> "TrainState":
-        """The state after one step of the optimizer.
-
-        Args:
-            optimizer: of the parameters that train.
-            gradients: of those parameters.
-            statistics: new values of batch norms' statistics.
-        """
-        trained = trainable.restrict(self.params, gradients)
-        updates, opt_state = optimizer.update(gradients, self.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
-        params = trainable.merge(self.params, trained, statistics or {})
-        return TrainState(self.step + 1, params, opt_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +88,7 @@ class Log(Protocol):
 class Best:
     """The best epoch so far, by validation score."""
 
-    params: PyTree  # on the host
+    variables: PyTree  # on the host
     epoch: int
     score: tuple[float, ...]  # compared from the left
 
@@ -206,8 +150,8 @@ def train(
         save_seconds: least time between two checkpoints; the last step is always saved.
         log: metrics.jsonl.
         policy: for steps that are not finite.
-        evaluate: after each epoch, params -> (score, metrics to log); the best score wins.
-        after_epoch: called with the epoch, the step and params, once the epoch is logged.
+        evaluate: after each epoch, variables -> (score, metrics to log); the best score wins.
+        after_epoch: called with the epoch, the step and variables, once the epoch is logged.
 
     Returns:
         The last state and the best epoch (None without `evaluate`).
@@ -224,28 +168,28 @@ def train(
         """The newest checkpoint's state, with its notes; or the initial one."""
         state = create()
         if checkpoints.steps:
-            host_params = sharding.to_host(state.params)
-            found = checkpoints.restore({"state": state, "best_params": host_params})
+            host = sharding.to_host(state.variables)
+            found = checkpoints.restore({"state": state, "best": host})
             if found is not None:
                 saved, notes = found
-                return saved["state"], notes | {"best_params": saved["best_params"]}
+                return saved["state"], notes | {"best": saved["best"]}
         return state, None
 
     state, notes = begin()
     if notes is not None:
         epoch_metrics, skipped = notes["epoch_metrics"], notes["skipped"]
         if notes["best_epoch"] is not None:
-            best = Best(notes["best_params"], notes["best_epoch"], tuple(notes["best_score"]))
+            best = Best(notes["best"], notes["best_epoch"], tuple(notes["best_score"]))
     step, total_steps, steps_per_epoch = int(state.step), plan.total_steps, plan.steps_per_epoch
     log.forget(plan.stage, plan.round_index, after_step=step)
     policy.forget(plan.stage, plan.round_index, after_step=step)
     preemption.goes_on_from(plan.place(step))
 
     def save() -> None:
-        best_params = best.params if best else sharding.to_host(state.params)
+        kept = best.variables if best else sharding.to_host(state.variables)
         checkpoints.save(
             step,
-            {"state": state, "best_params": best_params},
+            {"state": state, "best": kept},
             {
                 "epoch_metrics": epoch_metrics,
                 "best_epoch": best.epoch if best else None,
@@ -340,10 +284,10 @@ def train(
                     row["skipped_steps"] = left_out
                 epoch_metrics = {}
                 if evaluate is not None:
-                    score, validation = evaluate(state.params)
+                    score, validation = evaluate(state.variables)
                     row |= validation
                     if best is None or score > best.score:
-                        best = Best(sharding.to_host(state.params), epoch, score)
+                        best = Best(sharding.to_host(state.variables), epoch, score)
                 row |= {
                     "learning_rate": float(schedule(step - 1)),
                     "images_per_second": images_per_second,
@@ -358,7 +302,7 @@ def train(
                 )
                 progress.epoch(epoch, plan.epochs, row)
                 if after_epoch is not None:
-                    after_epoch(epoch, step, state.params)
+                    after_epoch(epoch, step, state.variables)
             # What the clock and signals say, all hosts must do alike.
             wanted, stopping, must_save = map(
                 int,

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from egmae_jax.core import platform
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.training import trainable
+from egmae_jax.training.state import restrict
 
 PyTree = Any
 
@@ -69,7 +69,7 @@ def adamw(
         )
         rates = jax.tree.map(lambda _: rate, params)
         if scales is not None:
-            rates = jax.tree.map(lambda x: rate * x, trainable.restrict(scales, params))
+            rates = jax.tree.map(lambda x: rate * x, restrict(scales, params))
 
         def of_one(decays: bool, *leaf: jax.Array) -> tuple[jax.Array, ...]:
             decay = weight_decay if decays else 0.0

@@ -16,11 +16,11 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import augment
 from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.training.checkpoint import load_params
 from egmae_jax.training.finetune import start_from
-from egmae_jax.training.loop import TrainState
+from egmae_jax.training.state import TrainState
 
 PyTree = Any
 
@@ -55,7 +55,7 @@ def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
     mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
     params = load_params(path)
     try:
-        start_from(abstract_params(model, image, mask), params, keep_fresh=())
+        start_from(abstract_variables(model, image, mask), {"params": params}, keep_fresh=())
     except ValueError as error:
         raise DamagedFileError(path, error) from None
     if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):

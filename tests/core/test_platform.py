@@ -12,7 +12,7 @@ from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.core.platform import materialize
 from egmae_jax.models.convnext import ConvNeXt
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.kernels.depthwise import depthwise_conv
 from egmae_jax.models.kernels.mlp import _num_blocks
 
@@ -31,7 +31,7 @@ def test_what_is_materialized_is_computed_once_on_cpu():
 def test_a_model_gives_the_same_with_the_options_and_without():
     model = models.create("convnext_atto", 3)
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
     images = np.random.default_rng(0).standard_normal((3, 64, 64, 3)).astype(np.float32)
 
     def loss(params, images):
@@ -53,7 +53,7 @@ def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, tr
     monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
     model = models.create("convnext_atto", 3)
     shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
     images = np.random.default_rng(0).standard_normal((batch, 32, 32, 3)).astype(np.float32)
     together = jax.jit(lambda p, x: model.apply({"params": p}, x, train=train))(params, images)
     monkeypatch.undo()
@@ -72,7 +72,7 @@ def gradient_program(*, rematerialize=False, batch=4):
     """Parameters, and the compiled gradient of a loss."""
     model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, rematerialize=rematerialize)
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    params = initial_params(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
+    params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
     images = np.random.default_rng(0).standard_normal((batch, 64, 64, 3)).astype(np.float32)
 
     def loss(params):
@@ -162,7 +162,7 @@ def without_names(body):
 def fused_programs(depth):
     """The text of each that a gradient's program is made of; and the shapes of products."""
     model = ConvNeXt((depth,), (8,), 3, drop_path_rate=0.5)
-    params = initial_params(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))["params"]
 
     def loss(params, key):
         images, rngs = jnp.ones((4, 32, 32, 3)), {"drop_path": key}

@@ -35,7 +35,7 @@ from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.method import augment, fusion
 from egmae_jax.models import timm as interop
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
 from tests import forks, tiny, torch_reference
@@ -47,7 +47,7 @@ SIZE, RESIZED = 32, 36
 def random_params(model_name, num_classes, seed):
     model = models.create(model_name, num_classes)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    return initial_params(model, seed, image, kernel_init="fan_in", layer_scale=1.0)
+    return initial_variables(model, seed, image, kernel_init="fan_in", layer_scale=1.0)
 
 
 def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mean", **changes):

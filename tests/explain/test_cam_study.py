@@ -14,7 +14,7 @@ from egmae_jax.commands import explain as command_line
 from egmae_jax.data import splits
 from egmae_jax.explain import cam_study
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run.saved_run import SavedRun
 from tests import forks, tiny
 
@@ -59,7 +59,7 @@ def make_run(workdir, data, name="busi", branches=("imagenet", "mae"), exported=
     for branch in exported:
         model_name = tiny.MODEL if branch in ("imagenet", "mae") else branch
         model = models.create(model_name, len(CLASSES))
-        params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+        params = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
         timm.save(params, workdir / "export" / f"round_0_{branch}.safetensors", model_name)
     return workdir
 

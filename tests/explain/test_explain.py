@@ -16,7 +16,7 @@ from egmae_jax.explain.gradcam import (
     layer_at,
     layers,
 )
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.layers import Conv, tap
 
 CLASSES = 3
@@ -170,7 +170,7 @@ def test_every_address_of_a_convnext_can_be_given():
     assert addresses[:3] == ("stem/conv", "stages_0/blocks_0/depthwise", "stages_0/blocks_0")
     assert default_layer(model) == addresses[-1] == "stages_3/blocks_1"
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+    params = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
     shape = jax.ShapeDtypeStruct((2, 64, 32, 3), np.float32)
     for address in addresses:  # traced, not compiled
         heat = jax.eval_shape(

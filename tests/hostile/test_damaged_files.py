@@ -31,7 +31,7 @@ from egmae_jax.core.files import (
 from egmae_jax.data import splits
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.timm import CheckpointError
 from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
@@ -310,7 +310,7 @@ def autoencoder():
     model = pretrain.create_autoencoder(config, 2)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     mask = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
-    return model, initial_params(model, 0, image, mask)
+    return model, initial_variables(model, 0, image, mask)["params"]
 
 
 # --- Checkpoints -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from flax import traverse_util
 from egmae_jax import models
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
-from egmae_jax.models.init import abstract_params, initial_params
+from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.resnet import BasicBlock, ResNet
 from egmae_jax.training import finetune
 from tests.conftest import REPOSITORY
@@ -34,7 +34,7 @@ def flatten(tree):
 @functools.cache
 def params_of(network):
     """Initial ones, but for scales of zero, which would hide the branches."""
-    flat = flatten(initial_params(network(*SHAPE), 0, IMAGE))
+    flat = flatten(initial_variables(network(*SHAPE), 0, IMAGE))
     flat = {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flat.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -42,7 +42,7 @@ def params_of(network):
 @pytest.mark.parametrize("name", models.names())
 def test_every_parameter_of_the_body_is_in_one_layer_and_every_layer_is_tapped(name):
     model = models.create(name, 3)
-    paths = list(flatten(abstract_params(model, IMAGE)))
+    paths = list(flatten(abstract_variables(model, IMAGE)))
     for path in paths:
         owners = [a for a, prefixes in model.layers.items() if path.startswith(prefixes)]
         assert len(owners) == (not path.startswith(("head/", "fusion/"))), (path, owners)
@@ -57,7 +57,7 @@ def test_every_parameter_of_the_body_is_in_one_layer_and_every_layer_is_tapped(n
         _, state = model.apply({"params": params}, images, mutable=["intermediates"])
         tapped.extend(flatten(state["intermediates"]))  # in the order of computation
 
-    jax.eval_shape(program, abstract_params(model, IMAGE), IMAGE)
+    jax.eval_shape(program, abstract_variables(model, IMAGE), IMAGE)
     tapped = [path.removesuffix("/output") for path in tapped]
     assert [path for path in tapped if path in model.layers] == list(model.layers)
 
@@ -130,7 +130,7 @@ def test_drop_path_and_dropout_are_of_training_only(name):
         without = dropping.copy(drop_path_rate=0.0)
     else:
         dropping = models.create("squeezenet1_1", 2)
-        params, without = initial_params(dropping, 0, IMAGE), dropping.copy(dropout_rate=0.0)
+        params, without = initial_variables(dropping, 0, IMAGE), dropping.copy(dropout_rate=0.0)
     images = random(0, 4, 32, 32, 3)
 
     @jax.jit
@@ -151,7 +151,7 @@ def test_drop_path_and_dropout_are_of_training_only(name):
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "asff_resnet50"])
 def test_bfloat16_compute_keeps_parameters_and_logits_in_float32(name):
     model = models.create(name, 3, dtype=jnp.bfloat16)
-    shapes = abstract_params(model, IMAGE)
+    shapes = abstract_variables(model, IMAGE)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
     apply = functools.partial(jax.eval_shape, model.apply, {"params": shapes}, IMAGE)
     assert apply().dtype == jnp.float32
@@ -186,7 +186,7 @@ def test_options_that_a_model_does_not_have_are_refused():
     ],
 )
 def test_models_have_the_published_number_of_parameters(name, count):
-    leaves = flatten(abstract_params(models.create(name, 1000), IMAGE)).items()
+    leaves = flatten(abstract_variables(models.create(name, 1000), IMAGE)).items()
     assert sum(x.size for k, x in leaves if not k.endswith(("/mean", "/var"))) == count
 
 

@@ -16,7 +16,7 @@ from egmae_jax.core.errors import ConfigError
 from egmae_jax.models import mae
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
-from egmae_jax.models.init import abstract_params, initial_params
+from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.kernels.depthwise import depthwise_conv
 from egmae_jax.models.kernels.operations import global_response_norm
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
@@ -144,7 +144,7 @@ def test_a_block_scales_the_branch_of_each_example(dtype):
 
 def test_every_block_gets_its_scales_and_only_in_training():
     model = ConvNeXt(depths=(2, 1, 1, 1), dims=(2, 3, 4, 5), num_classes=2, drop_path_rate=0.9)
-    variables = {"params": redrawn(abstract_params(model, image_shape()))}
+    variables = {"params": redrawn(abstract_variables(model, image_shape())["params"])}
     images = random(1, 40, 32, 32, 3)
     seen = []
 
@@ -196,7 +196,7 @@ def test_initial_parameters_are_distributed_as_the_modules_declare(case):
     arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs()]
     key = jax.random.key(0, impl="unsafe_rbg")  # another generator: it compiles in no time
     theirs = flatten(jax.jit(module.init)(key, *arrays)["params"])
-    ours = flatten(initial_params(module, 0, *inputs()))
+    ours = flatten(initial_variables(module, 0, *inputs())["params"])
     assert list(ours) == list(theirs)
     for path, x in theirs.items():
         y = ours[path]
@@ -212,9 +212,9 @@ def test_initial_parameters_are_distributed_as_the_modules_declare(case):
 
 
 def test_initial_parameters_depend_on_seed_and_path_alone():
-    first = flatten(initial_params(SMALL, 0, image_shape()))
-    again = flatten(initial_params(SMALL, 0, image_shape(64, 96, batch=5)))
-    other = flatten(initial_params(SMALL, 1, image_shape()))
+    first = flatten(initial_variables(SMALL, 0, image_shape())["params"])
+    again = flatten(initial_variables(SMALL, 0, image_shape(64, 96, batch=5))["params"])
+    other = flatten(initial_variables(SMALL, 1, image_shape())["params"])
     kernels = [path for path in first if path.endswith("kernel")]
     for path in first:
         np.testing.assert_array_equal(first[path], again[path])
@@ -226,14 +226,18 @@ def test_initial_parameters_depend_on_seed_and_path_alone():
 
 def test_initial_parameters_of_the_encoder_are_those_of_the_classifier_under_another_path():
     # Not the same values: the path is part of the seed. The same names and shapes, but the head.
-    encoder = flatten(initial_params(MaskedAutoencoder(SMALL), 0, *autoencoder_inputs())["encoder"])
-    classifier = flatten(initial_params(SMALL, 0, image_shape()))
+    encoder = flatten(
+        initial_variables(MaskedAutoencoder(SMALL), 0, *autoencoder_inputs())["params"]["encoder"]
+    )
+    classifier = flatten(initial_variables(SMALL, 0, image_shape())["params"])
     body = {path: x.shape for path, x in classifier.items() if not path.startswith("head/")}
     assert {path: x.shape for path, x in encoder.items()} == body
 
 
 def test_fan_in_keeps_the_variance_of_what_goes_through():
-    params = initial_params(atto(), 0, image_shape(), kernel_init="fan_in", layer_scale=0.1)
+    params = initial_variables(atto(), 0, image_shape(), kernel_init="fan_in", layer_scale=0.1)[
+        "params"
+    ]
     for path, x in flatten(params).items():
         if path == "head/fc/kernel":
             assert x.std() == pytest.approx(0.02, rel=0.1)
@@ -251,7 +255,7 @@ def test_an_unknown_kind_of_parameter_is_refused():
             return x * self.param("temperature", nn.initializers.ones, ())
 
     with pytest.raises(NotImplementedError, match="'temperature'"):
-        initial_params(Strange(), 0, image_shape())
+        initial_variables(Strange(), 0, image_shape())["params"]
 
 
 # ConvNeXt V2
@@ -260,7 +264,7 @@ def test_an_unknown_kind_of_parameter_is_refused():
 @pytest.mark.slow
 def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
     model = SMALL.clone(response_norm=True)
-    params = redrawn(initial_params(model, 0, image_shape()))
+    params = redrawn(initial_variables(model, 0, image_shape())["params"])
     images = random(0, 3, 64, 64, 3)
     images[1] *= 5
     together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
@@ -307,7 +311,7 @@ def test_channels_without_any_response_have_a_finite_gradient():
     ],
 )
 def test_models_have_the_published_number_of_parameters(name, count):
-    shapes = abstract_params(models.create(name, 1000), image_shape())
+    shapes = abstract_variables(models.create(name, 1000), image_shape())["params"]
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert total == (count if isinstance(count, int) else pytest.approx(count, rel=0.01))
 
@@ -329,7 +333,7 @@ def apply_small(params, images):
 
 
 def test_logits_have_the_batch_and_the_classes_and_do_not_mix_examples():
-    params = redrawn(abstract_params(SMALL, image_shape()))
+    params = redrawn(abstract_variables(SMALL, image_shape())["params"])
     images = random(0, 3, 64, 96, 3)
     logits = apply_small(params, images)
     assert (logits.shape, logits.dtype) == ((3, 3), jnp.float32)
@@ -340,12 +344,12 @@ def test_logits_have_the_batch_and_the_classes_and_do_not_mix_examples():
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 33)])
 def test_image_sides_that_the_stride_does_not_divide_are_refused(height, width):
     with pytest.raises(ValueError, match=f"divisible by 32; got {height}x{width}"):
-        abstract_params(SMALL, image_shape(height, width))
+        abstract_variables(SMALL, image_shape(height, width))["params"]
 
 
 def test_bfloat16_compute_keeps_parameters_logits_and_gradients_in_float32():
     half = SMALL.copy(dtype=jnp.bfloat16)
-    shapes = abstract_params(half, image_shape())
+    shapes = abstract_variables(half, image_shape())["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
     params, images = redrawn(shapes), random(0, 2, 32, 32, 3)
     features = jax.eval_shape(
@@ -363,7 +367,7 @@ def test_bfloat16_compute_keeps_parameters_logits_and_gradients_in_float32():
 
 
 def test_bfloat16_compute_is_float32_to_three_digits():
-    params = redrawn(abstract_params(SMALL, image_shape()))
+    params = redrawn(abstract_variables(SMALL, image_shape())["params"])
     images = random(0, 3, 64, 96, 3)
     half = SMALL.copy(dtype=jnp.bfloat16)
     logits = jax.jit(half.apply)({"params": params}, images)
@@ -389,7 +393,7 @@ def test_the_autoencoder_gives_an_image_whatever_the_patch_size(patch_size):
 
 def test_the_autoencoder_in_bfloat16_gives_float32():
     model = MaskedAutoencoder(SMALL.copy(dtype=jnp.bfloat16), decoder_dim=16)
-    shapes = abstract_params(model, *autoencoder_inputs())
+    shapes = abstract_variables(model, *autoencoder_inputs())["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
     result = jax.eval_shape(model.apply, {"params": shapes}, *autoencoder_inputs())
     assert result.dtype == jnp.float32
@@ -446,7 +450,7 @@ def test_the_decoder_is_told_the_masked_share_of_every_cell():
 
 def test_every_parameter_of_the_autoencoder_matters():
     model = MaskedAutoencoder(SMALL, decoder_dim=16)
-    params = flatten(redrawn(abstract_params(model, *autoencoder_inputs())))
+    params = flatten(redrawn(abstract_variables(model, *autoencoder_inputs())["params"]))
     images, mask = random(0, 2, 32, 32, 3), np.ones((2, 2, 2), np.float32)
 
     @jax.jit

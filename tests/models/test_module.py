@@ -6,7 +6,7 @@ import pytest
 from flax import errors
 
 from egmae_jax import models
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def registered(monkeypatch):
 def test_a_parameter_of_another_shape_is_named(name, path):
     model = models.create(name, 3)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(model, 0, image)
+    params = initial_variables(model, 0, image)["params"]
     layer = params
     for part in path.split("/"):
         layer = layer[part]

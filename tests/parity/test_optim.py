@@ -9,7 +9,8 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.training import optim, trainable
+from egmae_jax.training import optim
+from egmae_jax.training.state import partition, restrict
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -108,10 +109,10 @@ def test_leaves_that_train_alone_step_as_they_do_among_all():
     prefixes = ("stages_0/blocks_0/", "stages_1/blocks_0/", "head/")
     optimizer = optim.adamw(schedule, nested(toy(0)), weight_decay=0.3, layer_decay=0.7)
     together = run_ours(optimizer, 5)
-    params = trainable.split(nested(toy(0)), prefixes)[0]
+    params = partition(nested(toy(0)), prefixes)[0]
     state = optimizer.init(params)
     for step in range(5):
-        gradients = trainable.restrict(nested(toy(step + 1)), params)
+        gradients = restrict(nested(toy(step + 1)), params)
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     alone = traverse_util.flatten_dict(params, sep="/")

@@ -244,7 +244,7 @@ def test_new_networks_are_distributed_as_pytorchs():
     for name in ("resnet18", "squeezenet1_1"):
         theirs = flatten(ours(empty(name), name))
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-        fresh = flatten(models.init.initial_params(models.create(name, CLASSES), 0, image))
+        fresh = flatten(models.init.initial_variables(models.create(name, CLASSES), 0, image))
         assert fresh.keys() == theirs.keys()
         for path, x in theirs.items():
             if path == "head/fc/bias":  # uniform in nn.Linear, zeros here

@@ -22,7 +22,8 @@ from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain, trainable
+from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
+from egmae_jax.training.state import EVERYTHING, TrainState, partition
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -63,11 +64,11 @@ def make_images(steps):
     )
 
 
-def run_ours(step_fn, params, optimizer, images, key, prefixes=trainable.EVERYTHING):
+def run_ours(step_fn, params, optimizer, images, key, prefixes=EVERYTHING):
     """Parameters after each of STEPS, and the losses of all steps."""
     mesh = sharding.make_mesh()
     program = loop.compile_steps(step_fn, mesh)
-    state = loop.TrainState.create(params, optimizer, mesh, prefixes)
+    state = TrainState.create(params, optimizer, mesh, prefixes)
     snapshots, losses, done = {}, [], 0
     for step in STEPS[: sum(s <= len(images.labels) for s in STEPS)]:
         state, metrics = program(state, StreamedSteps(images, done), key, step - done)
@@ -430,9 +431,7 @@ def test_the_groups_of_layer_decay_are_timms(name):
     shapes = traverse_util.unflatten_dict(expected, sep="/")
     ours = flat(optim.layer_scales(shapes, LAYER_DECAY))
     assert ours.keys() == expected.keys()
-    for path, factor in flat(
-        trainable.split(traverse_util.unflatten_dict(ours, sep="/"))[0]
-    ).items():
+    for path, factor in flat(partition(traverse_util.unflatten_dict(ours, sep="/"))[0]).items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
 
 

@@ -18,9 +18,10 @@ from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.method import augment
 from egmae_jax.models import timm
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import config as configs
 from egmae_jax.training import finetune, layer_selection, loop
+from egmae_jax.training.state import TrainState
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
 
@@ -51,7 +52,7 @@ def selection_config(data, cache, **changes):
 
 def write_weights(path, name, seed):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_params(models.create(name, 1000), seed, image)
+    params = initial_variables(models.create(name, 1000), seed, image)
     timm.save(params, path, name)
     return params
 
@@ -193,7 +194,7 @@ def test_training_sees_the_input_noise(std):
     )
     optimizer = optax.sgd(0.1)
     params = {"kernel": np.zeros((3, 3), np.float32)}
-    state = loop.TrainState.create(params, optimizer, sharding.make_mesh())
+    state = TrainState.create(params, optimizer, sharding.make_mesh())
     finetune.finetune_step(
         state, batch, jax.random.key(1), model=Watching(), optimizer=optimizer, config=config
     )

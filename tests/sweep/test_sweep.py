@@ -20,7 +20,7 @@ from configs.sweeps import epochs as epochs_sweep
 from egmae_jax import experiment
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import branches
 from egmae_jax.run import config as configs
 from egmae_jax.run.config import ConfigError
@@ -464,7 +464,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
         model = variant.config.model
         options = {"kernel_init": model.kernel_init, "layer_scale": model.layer_scale}
-        starts.append(initial_params(network, 0, image, **options))
+        starts.append(initial_variables(network, 0, image, **options))
         budget = ("epochs", "batch_size", "learning_rate", "layer_decay", "drop_path_rate")
         assert [variant.config.finetune[x] for x in budget] == [
             sweep.variants[2].config.finetune[x] for x in budget

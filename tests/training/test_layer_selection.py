@@ -14,10 +14,11 @@ from egmae_jax import models
 from egmae_jax.explain import layer_selection as drawing
 from egmae_jax.method import layer_entropy
 from egmae_jax.models import timm as interop
-from egmae_jax.models.init import abstract_params
+from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.layers import tap
-from egmae_jax.training import layer_selection, trainable
+from egmae_jax.training import layer_selection
 from egmae_jax.training.layer_selection import layer_entropies
+from egmae_jax.training.state import EVERYTHING, count_parameters, partition
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 
@@ -214,7 +215,7 @@ ENTROPIES = {"a": 3.0, "b": 1.0, "c": 2.0}
 
 def select(mode, layers, params, **options):
     sizes = layer_selection.sizes(layers, params)
-    return layer_entropy.select(mode, sizes, trainable.count(params), **options)
+    return layer_entropy.select(mode, sizes, count_parameters(params), **options)
 
 
 def toy_params():
@@ -269,7 +270,7 @@ def test_less_than_all_never_trains_all():
 
 def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
     model = models.create("squeezenet1_1", 3)
-    params = abstract_params(model, IMAGE)
+    params = abstract_variables(model, IMAGE)
     draws = [
         select("random", model.layers, params, share=0.5, seed=seed, entropies=entropies)
         for seed in (0, 0, 1, 2, 3)
@@ -277,10 +278,10 @@ def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
     ]
     assert draws[0] == draws[1]
     assert len({tuple(draw) for draw in draws}) == 4
-    total = trainable.count(params)
+    total = count_parameters(params)
     for chosen in draws:
         prefixes = layer_selection.selection(model.layers, chosen).prefixes
-        trained = trainable.count(trainable.split(params, prefixes)[0])
+        trained = count_parameters(partition(params, prefixes)[0])
         last = layer_selection.sizes(model.layers, params)[chosen[-1]]
         assert 0.5 * total <= trained < 0.5 * total + last
         assert len(set(chosen)) == len(chosen)
@@ -297,13 +298,13 @@ def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
         LAYERS, ["a", "c"]
     )
     everything = layer_selection.selection(LAYERS, ["c", "b", "a"])
-    assert everything == (trainable.EVERYTHING, frozenset())
+    assert everything == (EVERYTHING, frozenset())
 
 
 def test_the_fusion_of_an_asff_trains_with_its_head():
     model = models.create("asff_resnet18", 3)
-    params = abstract_params(model, IMAGE)
-    trained = trainable.split(params, layer_selection.selection(model.layers, []).prefixes)[0]
+    params = abstract_variables(model, IMAGE)
+    trained = partition(params, layer_selection.selection(model.layers, []).prefixes)[0]
     assert trained.keys() == {"fusion", "head"}
 
 

@@ -17,6 +17,7 @@ from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import loop, nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
+from egmae_jax.training.state import TrainState
 
 _OPTIMIZER = optax.adam(0.1)
 
@@ -79,7 +80,7 @@ def _train(
         return loop.train(
             plan,
             program=loop.compile_steps(step, mesh),
-            create=lambda: loop.TrainState.create(params, _OPTIMIZER, mesh),
+            create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
             feed=lambda: Resident(sharding.replicate(images, mesh), plan.order),
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
@@ -101,7 +102,7 @@ import jax, numpy, optax
 from egmae_jax.training import loop
 from egmae_jax.core import sharding
 mesh = sharding.make_mesh()
-state = loop.TrainState.create({"w": numpy.ones(3, numpy.float32)}, optax.adam(0.1), mesh)
+state = TrainState.create({"w": numpy.ones(3, numpy.float32)}, optax.adam(0.1), mesh)
 for leaf in jax.tree.leaves(state):
     print(len(leaf.sharding.device_set), leaf.is_fully_replicated)
 """
@@ -120,7 +121,7 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
     mesh = sharding.make_mesh()
     images = sharding.replicate(_images(), mesh)
     order, key = Order(20, 4, (0,)), rng.stage_key(0, "test")
-    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
+    start = TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
 
     one_by_one = start
     for step in range(7):
@@ -160,7 +161,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
         again, again_best = loop.train(
             _plan(_images(), 4),
             program=loop.compile_steps(_step, mesh),
-            create=lambda: loop.TrainState.create(params, _OPTIMIZER, mesh),
+            create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
             feed=no_images,
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
@@ -186,7 +187,7 @@ def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     mesh = sharding.make_mesh()
     plan = _plan(_images(), 1)
     resident = Resident(sharding.replicate(_images(), mesh), plan.order)
-    start = loop.TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
+    start = TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
     _, history = loop.compile_steps(_step, mesh)(start, resident.steps(0, 5)[1], plan.key, 5)
     assert _rows(tmp_path)[0]["loss"] == pytest.approx(
         np.mean(np.asarray(history["loss"])[:5]), rel=1e-6

@@ -10,9 +10,10 @@ from flax import traverse_util
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.run import default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
+from egmae_jax.training.state import TrainState
 from tests import tiny
 
 SIZE, BATCH = 32, 8
@@ -38,7 +39,7 @@ def trace(stage, name, dtype, target):
         model = pretrain.MaskedAutoencoder(model, config.decoder.dim, config.decoder.depth)
         inputs.append(jax.ShapeDtypeStruct((1, 2, 2), np.float32))
         step = pretrain.pretrain_step
-    params = initial_params(model, 0, *inputs, kernel_init="fan_in", layer_scale=0.5)
+    params = initial_variables(model, 0, *inputs, kernel_init="fan_in", layer_scale=0.5)
     optimizer = optim.adamw(
         optim.cosine_schedule(1e-3, total_steps=9, warmup_steps=1),
         params,
@@ -52,7 +53,7 @@ def trace(stage, name, dtype, target):
         rng.integers(0, 3, (1, BATCH)).astype(np.int32),
     )
     arguments = (
-        loop.TrainState.create(params, optimizer, mesh),
+        TrainState.create(params, optimizer, mesh),
         StreamedSteps(images, 0),
         jax.random.key(1),
         1,

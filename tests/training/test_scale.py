@@ -114,7 +114,7 @@ from egmae_jax.training import finetune, loop, pretrain
 from egmae_jax import models
 from egmae_jax.core import rng, sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from tests import tiny
 
 sharding._SPLIT_ELEMENTS = 64
@@ -134,9 +134,9 @@ if stage == "pretrain":
     inputs, step = (image, jax.ShapeDtypeStruct((1, 1, 1), np.float32)), pretrain.pretrain_step
 else:
     model, inputs, step = models.create(tiny.MODEL, 3), (image,), finetune.finetune_step
-params = initial_params(model, 0, *inputs)
+params = initial_variables(model, 0, *inputs)
 program = loop.compile_steps(partial(step, model=model, optimizer=optimizer, config=config), mesh)
-state = loop.TrainState.create(params, optimizer, mesh)
+state = TrainState.create(params, optimizer, mesh)
 source = Resident(sharding.replicate(images, mesh), Order(50, 16, (0,)))
 _, steps = source.steps(0, 2)
 # The forms that accelerators run: a CPU's go through a batch image by image.

@@ -14,9 +14,10 @@ from ml_collections import FrozenConfigDict
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
-from egmae_jax.models.init import initial_params
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.kernels import mlp
-from egmae_jax.training import finetune, layer_selection, loop, optim, trainable
+from egmae_jax.training import finetune, layer_selection, optim
+from egmae_jax.training.state import TrainState, count_parameters, merge, partition, restrict
 from tests import tiny
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -49,7 +50,7 @@ def tree():
 
 
 def test_statistics_never_train_and_every_leaf_is_in_one_of_the_parts():
-    trained, fixed = trainable.split(tree())
+    trained, fixed = partition(tree())
     assert flatten(trained).keys() == {
         "stem/conv/kernel",
         "stem/bn/scale",
@@ -60,40 +61,40 @@ def test_statistics_never_train_and_every_leaf_is_in_one_of_the_parts():
 
 
 def test_prefixes_with_a_slash_are_whole_names():
-    trained, fixed = trainable.split(tree(), ("stem/", "head/"))
+    trained, fixed = partition(tree(), ("stem/", "head/"))
     assert flatten(trained).keys() == {"stem/conv/kernel", "stem/bn/scale", "head/fc/kernel"}
     assert flatten(fixed).keys() == {"stem/bn/mean", "stem/bn/var", "stem_2/conv/kernel"}
 
 
 def test_merging_the_parts_gives_the_whole_and_the_last_tree_wins():
-    whole = trainable.merge(*trainable.split(tree(), ("head/",)))
+    whole = merge(*partition(tree(), ("head/",)))
     assert flatten(whole).keys() == flatten(tree()).keys()
-    changed = trainable.merge(whole, {"stem": {"bn": {"mean": np.full(3, 7.0)}}})
+    changed = merge(whole, {"stem": {"bn": {"mean": np.full(3, 7.0)}}})
     assert changed["stem"]["bn"]["mean"].tolist() == [7, 7, 7]
     assert changed["stem"]["bn"]["var"].tolist() == [1, 1, 1]
     assert whole["stem"]["bn"]["mean"].tolist() == [0, 0, 0]  # what was merged is as before
 
 
 def test_restrict_takes_the_leaves_of_another_tree():
-    trained, _ = trainable.split(tree(), ("stem_2/",))
-    assert flatten(trainable.restrict(tree(), trained)).keys() == {"stem_2/conv/kernel"}
+    trained, _ = partition(tree(), ("stem_2/",))
+    assert flatten(restrict(tree(), trained)).keys() == {"stem_2/conv/kernel"}
 
 
 def test_statistics_are_no_parameters():
-    assert trainable.count(tree()) == 2 * 3 + 3 + 3 * 4 + 4 * 2
+    assert count_parameters(tree()) == 2 * 3 + 3 + 3 * 4 + 4 * 2
 
 
 # torchvision's documented numbers of parameters.
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_counts_are_the_published_ones(name, count):
-    shapes = models.init.abstract_params(models.create(name, 1000), IMAGE)
-    assert trainable.count(shapes) == count
+    shapes = models.init.abstract_variables(models.create(name, 1000), IMAGE)
+    assert count_parameters(shapes) == count
 
 
 def test_an_update_moves_what_trains_and_takes_new_statistics():
     prefixes = ("head/",)
     optimizer = optax.sgd(0.5)
-    state = loop.TrainState.create(tree(), optimizer, sharding.make_mesh(), prefixes)
+    state = TrainState.create(tree(), optimizer, sharding.make_mesh(), prefixes)
     gradients = {"head": {"fc": {"kernel": np.full((4, 2), 4.0)}}}
     state = state.update(optimizer, gradients, {"stem": {"bn": {"mean": np.full(3, 0.25)}}})
     after = flatten(state.params)
@@ -114,7 +115,7 @@ class Setting:
     def __init__(self, name, chosen):
         config = tiny.make_config("data", "cache")
         full = models.create(name, 3)
-        fresh = initial_params(full, 0, IMAGE, kernel_init="fan_in", layer_scale=0.1)
+        fresh = initial_variables(full, 0, IMAGE, kernel_init="fan_in", layer_scale=0.1)
         # No scale of zero, as new residual blocks have: nothing would reach what lies before it.
         params = traverse_util.unflatten_dict(
             {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flatten(fresh).items()},
@@ -123,10 +124,10 @@ class Setting:
         layers = list(full.layers)
         selection = layer_selection.selection(full.layers, [layers[i] for i in chosen(layers)])
         self.layers, self.selection = full.layers, selection
-        self.trained = trainable.split(params, selection.prefixes)[0]
+        self.trained = partition(params, selection.prefixes)[0]
         self.optimizer = optim.adamw(lambda step: 1e-2, self.trained, weight_decay=0.05)
         mesh = sharding.make_mesh()
-        self.state = loop.TrainState.create(params, self.optimizer, mesh, selection.prefixes)
+        self.state = TrainState.create(params, self.optimizer, mesh, selection.prefixes)
         self.step = functools.partial(
             finetune.finetune_step,
             model=models.create(name, 3, frozen=selection.frozen),
@@ -183,7 +184,7 @@ def test_the_optimizer_holds_two_moments_of_what_trains_and_no_more(name, choice
     sizes = [leaf.size for leaf in jax.tree.leaves(setting.state.opt_state)]
     trained = jax.tree.leaves(setting.trained)
     assert len(sizes) == 2 * len(trained) + 1  # and the number of steps
-    assert sum(sizes) == 2 * trainable.count(setting.trained) + 1
+    assert sum(sizes) == 2 * count_parameters(setting.trained) + 1
 
 
 def operations(compiled, name):

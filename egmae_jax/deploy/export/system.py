@@ -65,7 +65,7 @@ class Network(NamedTuple):
 
     branch: Branch
     model: nn.Module
-    params: PyTree
+    variables: PyTree
 
 
 class System(NamedTuple):
@@ -90,8 +90,8 @@ class System(NamedTuple):
             pixels = jnp.floor(luma / 65536 + 0.5)
         normalized = augment.normalize(pixels)
         found = [
-            jax.nn.softmax(cast(jax.Array, model.apply({"params": params}, normalized)))
-            for _, model, params in self.networks
+            jax.nn.softmax(cast(jax.Array, model.apply(variables, normalized)))
+            for _, model, variables in self.networks
         ]
         fused = found[0] if self.fusion is None else self.fusion.apply(found)
         temperature, least = self.scaling
@@ -128,8 +128,8 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
     chosen = run.branches if branch is None else (run.branch(branch),)
     networks = []
     for each in chosen:
-        model, params, _ = run.classifier(each, round_index)
-        networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(params)))
+        model, variables, _ = run.classifier(each, round_index)
+        networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(variables)))
     data, classes = run.config.data, run.classes()
     resized = run.config.evaluation.resize
     view = View(data.image_size, data.resize, data.color, resized, run.intensity)
@@ -146,8 +146,8 @@ def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
     """Of uint8 images [B, S, S, 3 or 1], by our own programs in full float32; [B, C]."""
 
     @platform.jit
-    def program(params, images):
-        return network.model.apply({"params": params}, augment.normalize(images))
+    def program(variables, images):
+        return network.model.apply(variables, augment.normalize(images))
 
     with jax.default_matmul_precision("highest"):  # which the exported programs have everywhere
-        return np.asarray(program(network.params, images))
+        return np.asarray(program(network.variables, images))

@@ -77,12 +77,12 @@ def write(system: System, weights: Path, folder: Path) -> None:
 
 def _config(system: System) -> dict[str, Any]:
     """As timm's `save_config_for_hf` writes it."""
-    ((branch, _, params),) = system.networks
+    ((branch, _, variables),) = system.networks
     num_classes, size = len(system.classes), system.view.size
     config = {
         "architecture": branch.model_name,
         "num_classes": num_classes,
-        "num_features": params["head"]["fc"]["kernel"].shape[0],
+        "num_features": variables["params"]["head"]["fc"]["kernel"].shape[0],
         "global_pool": "avg",
         "label_names": list(system.classes),
         "pretrained_cfg": {
