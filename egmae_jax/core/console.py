@@ -45,7 +45,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
     project.propagate = False
 
 
-class Progress:
+class ProgressBar:
     """Progress of one stage: a bar with images/s, loss and time left, or a line an epoch.
 
     The bar needs a terminal; into a file or a pipe goes one line an epoch instead.
@@ -66,7 +66,7 @@ class Progress:
             title, total=total_steps, completed=first_step, status="compiling"
         )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 

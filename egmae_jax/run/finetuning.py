@@ -65,7 +65,7 @@ class Finetuning:
         selection = self._select_layers(branch, round_index, variables)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
         with self._run.checkpoints(folder) as checkpoints:
-            _, best = loop.train(
+            stage = loop.Stage(
                 plan,
                 program=program,
                 create=lambda: TrainState.create(
@@ -81,6 +81,7 @@ class Finetuning:
                 policy=self._run.policy,
                 evaluate=lambda variables: self._validate(branch, variables, round_index),
             )
+            _, best = loop.train(stage)
         assert best is not None  # there is at least one epoch
         if sharding.is_primary():
             timm.save(best.variables, result, branch.model_name)

@@ -84,7 +84,7 @@ class Pretraining:
             config=self._run.config,
         )
         with self._run.checkpoints(folder) as checkpoints:
-            state, _ = loop.train(
+            stage = loop.Stage(
                 plan,
                 program=loop.compile_steps(step, self._run.mesh),
                 create=lambda: TrainState.create(fresh, optimizer, self._run.mesh),
@@ -98,6 +98,7 @@ class Pretraining:
                 policy=self._run.policy,
                 after_epoch=self._make_panels(self._run, split, self._autoencoder),
             )
+            state, _ = loop.train(stage)
         losses = self._reconstruction_losses(state.params, split)
         params = sharding.to_host(state.params)
         if sharding.is_primary():

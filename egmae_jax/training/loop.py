@@ -10,8 +10,8 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from egmae_jax.core import platform, preemption, rng, sharding
-from egmae_jax.core.console import Progress
+from egmae_jax.core.console import ProgressBar
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.training import nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
@@ -45,32 +45,32 @@ class Plan:
 
     @property
     def section(self) -> str:
-        """Of the config."""
+        """Config section of this stage: 'pretrain' or 'finetune'."""
         return self.stage.split("/")[0]
 
     @property
     def steps_per_epoch(self) -> int:
-        """At least one."""
+        """Optimizer steps per epoch, at least one."""
         return max(1, len(self.files) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Of all epochs."""
+        """Total optimizer steps over all epochs."""
         return self.epochs * self.steps_per_epoch
 
     def place(self, step: int) -> str:
-        """Where training goes on that has done `step` steps, in words."""
+        """Says where training goes on after `step` steps, such as 'step 8 of 345 of pretrain'."""
         done = f"step {step} of {self.total_steps}" if step else "the beginning"
         return f"{done} of {self.stage}, round {self.round_index}"
 
     @functools.cached_property
     def order(self) -> Order:
-        """Which images each batch has."""
+        """The order of training: which images each batch has."""
         return Order(len(self.files), self.batch_size, (self.seed, rng.stage_id(self.stage)))
 
     @property
     def key(self) -> jax.Array:
-        """Of the stage; a step's is folded in."""
+        """Random key of the stage, into which each step folds its number."""
         return rng.stage_key(self.seed, self.stage)
 
 
@@ -85,7 +85,25 @@ class Log(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class Stage:
+    """What a stage of training is made of."""
+
+    plan: Plan
+    program: Callable  # of `compile_steps`
+    create: Callable[[], TrainState]  # makes the initial state, on the devices
+    feed: Callable[[], Resident | Stream]  # makes what feeds the steps; called if there are any
+    schedule: optax.Schedule  # the learning rate, for the log
+    checkpoints: Checkpoints
+    save_seconds: float  # least time between two checkpoints; the last step is always saved
+    log: Log
+    policy: nonfinite.Policy  # for steps that are not finite
+    # After each epoch: variables -> (score, metrics to log). The best score wins.
+    evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None
+    # Called with the epoch, the step and the variables, once the epoch is logged.
+    after_epoch: Callable[[int, int, PyTree], None] | None = None
+
+
+class Best(NamedTuple):
     """The best epoch so far, by validation score."""
 
     variables: PyTree  # on the host
@@ -93,12 +111,247 @@ class Best:
     score: tuple[float, ...]  # compared from the left
 
 
+@dataclasses.dataclass
+class Progress:
+    """How far a stage has come: what a checkpoint holds."""
+
+    state: TrainState
+    step: int  # of `state`, on the host
+    best: Best | None = None
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the epoch under way
+    skipped: list[int] = dataclasses.field(default_factory=list)  # steps left out
+
+    def add(self, history: Mapping[str, np.ndarray]) -> None:
+        """Adds the metrics of steps, arrays [steps], to those of the epoch under way."""
+        for name, values in history.items():
+            for value in values.tolist():  # one by one: the sum must not depend on the dispatches
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def train(stage: Stage) -> tuple[TrainState, Best | None]:
+    """Trains from the newest checkpoint, or from the beginning, to the last epoch.
+
+    Returns:
+        The last state and the best epoch (None without `stage.evaluate`).
+
+    Raises:
+        NonFiniteError: a step is not finite, and `stage.policy` does not leave it out.
+        Preempted: SIGTERM or Ctrl-C came, to any host; the steps done are saved.
+    """
+    plan, progress = stage.plan, restore(stage)
+    if progress.step == plan.total_steps:
+        return progress.state, progress.best
+    feeder = Feeder(stage.feed(), plan)
+    saved_at = time.monotonic()
+    with (
+        ProgressBar(
+            f"{plan.stage}, round {plan.round_index}", plan.total_steps, progress.step
+        ) as bar,
+        preemption.Deferral() as deferral,
+    ):
+        while progress.step < plan.total_steps:
+            steps = dispatch(stage, progress, feeder)
+            deferral.begin()  # all is compiled, and there are steps to save
+            is_finite = nonfinite.is_finite(progress.state, steps.history["loss"])
+            if is_finite:
+                progress.add(steps.history)
+            else:
+                leave_out_bad_step(stage, progress, feeder, first=steps.first)
+            bar.update(progress.step, steps.history["loss"][-1], steps.images_per_second)
+            if progress.step % plan.steps_per_epoch == 0:
+                end_epoch(stage, progress, bar, steps.images_per_second)
+            is_due = not is_finite or time.monotonic() - saved_at >= stage.save_seconds
+            # What the clock and signals say, all hosts must do alike.
+            feeder.wanted, stopping, must_save = map(
+                int, sharding.agree(steps.wanted, deferral.requested, is_due)
+            )
+            if must_save or stopping or progress.step == plan.total_steps:
+                save(stage, progress)
+                saved_at = time.monotonic()
+            deferral.stop(stopping)
+    return progress.state, progress.best
+
+
+class Feeder:
+    """The batches of each dispatch, which are made ready while the device still works.
+
+    Attributes:
+        wanted: steps of the next dispatch, at most; it ends with the epoch.
+    """
+
+    def __init__(self, source: Resident | Stream, plan: Plan):
+        self.wanted = (
+            _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
+        )
+        self._source, self._plan = source, plan
+        self._ready: tuple[int, tuple[int, Any]] | None = None
+
+    def prepare(self, step: int) -> None:
+        """Makes the batches from a step on ready, unless it is the end."""
+        if step < self._plan.total_steps:
+            self._ready = step, self.take(step, self.wanted)
+
+    def take(self, step: int, at_most: int | None = None) -> tuple[int, Any]:
+        """How many steps the dispatch from `step` on has, and their batches."""
+        if at_most is None:
+            if self._ready is not None and self._ready[0] == step:
+                return self._ready[1]
+            at_most = _MIN_STEPS
+        left = self._plan.steps_per_epoch - step % self._plan.steps_per_epoch
+        return self._source.steps(step, min(at_most, left))
+
+
+class Steps(NamedTuple):
+    """Steps that one dispatch has done."""
+
+    first: int  # number of the first
+    history: dict[str, np.ndarray]  # their metrics, [steps] each
+    images_per_second: float
+    wanted: int  # steps that would take `_DISPATCH_SECONDS`
+
+
+def dispatch(stage: Stage, progress: Progress, feeder: Feeder) -> Steps:
+    """Runs the next steps and makes those after them ready meanwhile."""
+    started, first = time.monotonic(), progress.step
+    count, batches = feeder.take(first)
+    progress.state, history = stage.program(progress.state, batches, stage.plan.key, count)
+    progress.step += count
+    feeder.prepare(progress.step)
+    history = {name: np.asarray(values)[:count] for name, values in history.items()}  # waits
+    seconds = time.monotonic() - started
+    wanted = max(_MIN_STEPS, round(count * _DISPATCH_SECONDS / seconds))
+    return Steps(first, history, count * stage.plan.batch_size / seconds, wanted)
+
+
+def end_epoch(
+    stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float
+) -> None:
+    """Evaluates, keeps the best, and logs the means of the epoch that has ended."""
+    plan, epoch = stage.plan, progress.step // stage.plan.steps_per_epoch
+    left_out = sum(
+        progress.step - plan.steps_per_epoch <= s < progress.step for s in progress.skipped
+    )
+    steps = plan.steps_per_epoch - left_out
+    row = {name: total / steps for name, total in progress.sums.items()}
+    if left_out:
+        row["skipped_steps"] = left_out
+    progress.sums = {}
+    if stage.evaluate is not None:
+        score, validation = stage.evaluate(progress.state.variables)
+        row |= validation
+        if progress.best is None or score > progress.best.score:
+            progress.best = Best(sharding.to_host(progress.state.variables), epoch, score)
+    row["learning_rate"] = float(stage.schedule(progress.step - 1))
+    row["images_per_second"] = images_per_second
+    stage.log.write(
+        stage=plan.stage,
+        round=plan.round_index,
+        epoch=epoch,
+        step=progress.step,
+        time=time.time(),  # seconds since 1970
+        **row,
+    )
+    bar.epoch(epoch, plan.epochs, row)
+    if stage.after_epoch is not None:
+        stage.after_epoch(epoch, progress.step, progress.state.variables)
+
+
+def restore(stage: Stage) -> Progress:
+    """The progress that the newest checkpoint holds, or that of the beginning."""
+    plan, progress = stage.plan, _newest(stage)
+    stage.log.forget(plan.stage, plan.round_index, after_step=progress.step)
+    stage.policy.forget(plan.stage, plan.round_index, after_step=progress.step)
+    preemption.goes_on_from(plan.place(progress.step))
+    return progress
+
+
+def _newest(stage: Stage) -> Progress:
+    state = stage.create()
+    if not stage.checkpoints.steps:
+        return Progress(state, 0)
+    found = stage.checkpoints.restore({"state": state, "best": sharding.to_host(state.variables)})
+    if found is None:
+        return Progress(state, 0)
+    saved, notes = found
+    best = None
+    if notes["best_epoch"] is not None:
+        best = Best(saved["best"], notes["best_epoch"], tuple(notes["best_score"]))
+    step = int(saved["state"].step)
+    return Progress(saved["state"], step, best, notes["epoch_metrics"], notes["skipped"])
+
+
+def save(stage: Stage, progress: Progress) -> None:
+    """Saves a checkpoint."""
+    best = progress.best
+    variables = best.variables if best else sharding.to_host(progress.state.variables)
+    stage.checkpoints.save(
+        progress.step,
+        {"state": progress.state, "best": variables},
+        {
+            "epoch_metrics": progress.sums,
+            "best_epoch": best.epoch if best else None,
+            "best_score": list(best.score) if best else None,
+            "skipped": progress.skipped,
+        },
+    )
+    preemption.goes_on_from(stage.plan.place(progress.step))
+
+
+def leave_out_bad_step(
+    stage: Stage, progress: Progress, feeder: Feeder, *, first: int
+) -> None:
+    """Finds the first step that is not finite, of those from `first` on; goes on after it.
+
+    Raises:
+        NonFiniteError: it may not be left out, or the device does not compute the same twice.
+    """
+    plan = stage.plan
+
+    def run(state: TrainState, at_most: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        count, batches = feeder.take(int(state.step), at_most)
+        state, history = stage.program(state, batches, plan.key, count)
+        return state, {name: np.asarray(values)[:count] for name, values in history.items()}
+
+    bad = nonfinite.find(_newest(stage).state, run, first=first, last=progress.step)
+    if bad is None:
+        raise nonfinite.NonFiniteError(
+            f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but when they "
+            "were repeated it was otherwise: the device does not compute the same twice. The same "
+            "command goes on from the last checkpoint."
+        )
+    progress.add(bad.history)
+    progress.state, progress.step = bad.before, int(bad.before.step)
+    if progress.step not in stage.checkpoints.steps:
+        save(stage, progress)
+    warning = stage.policy.leave_out(
+        stage=plan.stage,
+        round_index=plan.round_index,
+        step=progress.step + 1,
+        epoch=progress.step // plan.steps_per_epoch + 1,
+        loss=bad.loss,
+        learning_rate=float(stage.schedule(progress.step)),
+        images=[plan.files[i] for i in plan.order[progress.step]],
+        in_a_row=next(
+            n for n in itertools.count() if progress.step - 1 - n not in progress.skipped
+        ),
+    )
+    logger.warning(warning)
+    progress.skipped.append(progress.step)
+    progress.state = dataclasses.replace(progress.state, step=progress.state.step + 1)
+    progress.step += 1
+
+
 def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     """Makes the program that runs many steps in one dispatch.
 
-    `step_fn(state, batch, key) -> (state, metrics)`. The program takes (state, ResidentSteps or
-    StreamedSteps, stage key, number of steps) and returns the state and metrics [MAX_STEPS]. The
-    number of steps is data, not shape: one compilation serves all of them.
+    Args:
+        step_fn: (state, batch, key) -> (state, metrics), one training step.
+        mesh: the devices.
+
+    Returns:
+        A jitted function (state, ResidentSteps or StreamedSteps, stage key, number of steps) ->
+        (state, metrics [MAX_STEPS]). The number of steps is data, not shape: one compilation serves
+        all of them.
     """
 
     @functools.partial(platform.jit, donate_argnums=0)
@@ -122,198 +375,3 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
         return state, sharding.gather(history, mesh)
 
     return run
-
-
-def train(
-    plan: Plan,
-    *,
-    program: Callable,
-    create: Callable[[], TrainState],
-    feed: Callable[[], Resident | Stream],
-    schedule: optax.Schedule,
-    checkpoints: Checkpoints,
-    save_seconds: float,
-    log: Log,
-    policy: nonfinite.Policy,
-    evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None,
-    after_epoch: Callable[[int, int, PyTree], None] | None = None,
-) -> tuple[TrainState, Best | None]:
-    """Trains from the newest checkpoint, or from the beginning, to the last epoch.
-
-    Args:
-        plan: of the stage.
-        program: of `compile_steps`.
-        create: makes the initial state, on the devices.
-        feed: gives what feeds the steps; called if there are any to do.
-        schedule: the learning rate, for the log.
-        checkpoints: of this stage.
-        save_seconds: least time between two checkpoints; the last step is always saved.
-        log: metrics.jsonl.
-        policy: for steps that are not finite.
-        evaluate: after each epoch, variables -> (score, metrics to log); the best score wins.
-        after_epoch: called with the epoch, the step and variables, once the epoch is logged.
-
-    Returns:
-        The last state and the best epoch (None without `evaluate`).
-
-    Raises:
-        NonFiniteError: a step is not finite, and `policy` does not leave it out.
-        Preempted: SIGTERM or Ctrl-C came, to any host; the steps done are saved.
-    """
-    best: Best | None = None
-    epoch_metrics: dict[str, float] = {}  # summed over the steps of the epoch under way
-    skipped: list[int] = []  # steps left out
-
-    def begin() -> tuple[TrainState, dict[str, Any] | None]:
-        """The newest checkpoint's state, with its notes; or the initial one."""
-        state = create()
-        if checkpoints.steps:
-            host = sharding.to_host(state.variables)
-            found = checkpoints.restore({"state": state, "best": host})
-            if found is not None:
-                saved, notes = found
-                return saved["state"], notes | {"best": saved["best"]}
-        return state, None
-
-    state, notes = begin()
-    if notes is not None:
-        epoch_metrics, skipped = notes["epoch_metrics"], notes["skipped"]
-        if notes["best_epoch"] is not None:
-            best = Best(notes["best"], notes["best_epoch"], tuple(notes["best_score"]))
-    step, total_steps, steps_per_epoch = int(state.step), plan.total_steps, plan.steps_per_epoch
-    log.forget(plan.stage, plan.round_index, after_step=step)
-    policy.forget(plan.stage, plan.round_index, after_step=step)
-    preemption.goes_on_from(plan.place(step))
-
-    def save() -> None:
-        kept = best.variables if best else sharding.to_host(state.variables)
-        checkpoints.save(
-            step,
-            {"state": state, "best": kept},
-            {
-                "epoch_metrics": epoch_metrics,
-                "best_epoch": best.epoch if best else None,
-                "best_score": list(best.score) if best else None,
-                "skipped": skipped,
-            },
-        )
-        preemption.goes_on_from(plan.place(step))
-
-    def add_up(history: dict[str, np.ndarray]) -> None:
-        for name, values in history.items():
-            for value in values.tolist():  # one by one: the sum must not depend on the dispatches
-                epoch_metrics[name] = epoch_metrics.get(name, 0.0) + value
-
-    if step == total_steps:
-        return state, best
-    source, key = feed(), plan.key
-
-    def next_steps(step: int, wanted: int) -> tuple[int, Any]:
-        """How many steps the next dispatch has, and their batches; it ends with the epoch."""
-        return source.steps(step, min(wanted, steps_per_epoch - step % steps_per_epoch))
-
-    def run_again(state: TrainState, at_most: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-        count, batches = next_steps(int(state.step), at_most)
-        state, history = program(state, batches, key, count)
-        return state, {name: np.asarray(h)[:count] for name, h in history.items()}
-
-    def leave_out_bad_step(first: int) -> None:
-        """Finds the first step that is not finite, of those from `first` on; goes on after it."""
-        nonlocal state, step
-        state, _ = begin()
-        bad = nonfinite.find(state, run_again, first=first, last=step)
-        if bad is None:
-            raise nonfinite.NonFiniteError(
-                f"Steps {first + 1} to {step} of {plan.stage} were not finite, but when they were "
-                "repeated it was otherwise: the device does not compute the same twice. The same "
-                "command goes on from the last checkpoint."
-            )
-        add_up(bad.history)
-        state, step = bad.before, int(bad.before.step)
-        if step not in checkpoints.steps:
-            save()
-        told = policy.leave_out(
-            stage=plan.stage,
-            round_index=plan.round_index,
-            step=step + 1,
-            epoch=step // steps_per_epoch + 1,
-            loss=bad.loss,
-            learning_rate=float(schedule(step)),
-            images=[plan.files[i] for i in plan.order[step]],
-            in_a_row=next(n for n in itertools.count() if step - 1 - n not in skipped),
-        )
-        logger.warning(told)
-        skipped.append(step)
-        state, step = state.replace(step=state.step + 1), step + 1
-
-    wanted = _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
-    num_steps, batches = next_steps(step, wanted)
-    last_save = time.monotonic()
-    with (
-        Progress(f"{plan.stage}, round {plan.round_index}", total_steps, step) as progress,
-        preemption.Deferral() as deferral,
-    ):
-        while step < total_steps:
-            started = time.monotonic()
-            state, history = program(state, batches, key, num_steps)
-            done, first = num_steps, step
-            step += num_steps
-            if step < total_steps:  # while the device works
-                num_steps, batches = next_steps(step, wanted)
-            history = {name: np.asarray(h)[:done] for name, h in history.items()}
-            seconds = time.monotonic() - started
-            deferral.begin()  # all is compiled, and there are steps to save
-            if nonfinite.is_finite(state, history["loss"]):
-                add_up(history)
-                save_is_due = time.monotonic() - last_save >= save_seconds
-            else:
-                leave_out_bad_step(first)
-                save_is_due = True
-                if step < total_steps:
-                    num_steps, batches = next_steps(step, _MIN_STEPS)
-            images_per_second = done * plan.batch_size / seconds
-            progress.update(step, history["loss"][-1], images_per_second)
-            if step % steps_per_epoch == 0:
-                epoch = step // steps_per_epoch
-                left_out = sum(step - steps_per_epoch <= s < step for s in skipped)
-                row = {
-                    name: total / (steps_per_epoch - left_out)
-                    for name, total in epoch_metrics.items()
-                }
-                if left_out:
-                    row["skipped_steps"] = left_out
-                epoch_metrics = {}
-                if evaluate is not None:
-                    score, validation = evaluate(state.variables)
-                    row |= validation
-                    if best is None or score > best.score:
-                        best = Best(sharding.to_host(state.variables), epoch, score)
-                row |= {
-                    "learning_rate": float(schedule(step - 1)),
-                    "images_per_second": images_per_second,
-                }
-                log.write(
-                    stage=plan.stage,
-                    round=plan.round_index,
-                    epoch=epoch,
-                    step=step,
-                    time=time.time(),  # seconds since 1970
-                    **row,
-                )
-                progress.epoch(epoch, plan.epochs, row)
-                if after_epoch is not None:
-                    after_epoch(epoch, step, state.variables)
-            # What the clock and signals say, all hosts must do alike.
-            wanted, stopping, must_save = map(
-                int,
-                sharding.agree(
-                    max(_MIN_STEPS, round(done * _DISPATCH_SECONDS / seconds)),
-                    deferral.requested,
-                    save_is_due,
-                ),
-            )
-            if must_save or stopping or step == total_steps:
-                save()
-                last_save = time.monotonic()
-            deferral.stop(stopping)
-    return state, best

@@ -77,7 +77,7 @@ def _train(
                     raise KeyboardInterrupt
 
             checkpoints.save = counted
-        return loop.train(
+        stage = loop.Stage(
             plan,
             program=loop.compile_steps(step, mesh),
             create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
@@ -89,6 +89,7 @@ def _train(
             policy=nonfinite.Policy(folder / "nonfinite", max_skipped),
             evaluate=evaluate or _evaluate,
         )
+        return loop.train(stage)
 
 
 def _rows(folder):
@@ -158,7 +159,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
     mesh = sharding.make_mesh()
     params = {"w": np.zeros(12, np.float32)}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        again, again_best = loop.train(
+        stage = loop.Stage(
             _plan(_images(), 4),
             program=loop.compile_steps(_step, mesh),
             create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
@@ -170,6 +171,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
             policy=nonfinite.Policy(tmp_path / "nonfinite"),
             evaluate=_evaluate,
         )
+        again, again_best = loop.train(stage)
     assert np.array_equal(state.params["w"], again.params["w"])
     assert best.epoch == again_best.epoch
     assert _rows(tmp_path) == before
