@@ -45,6 +45,7 @@ lint: .venv/installed-test
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/lint-imports
 
 docs: .venv/installed-docs
 	$(VENV)/sphinx-build -W --keep-going -b html docs docs/_build/html
