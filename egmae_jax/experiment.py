@@ -20,8 +20,7 @@ from egmae_jax.data import splits
 from egmae_jax.data.prepare import describe, list_files
 from egmae_jax.explain import layer_selection
 from egmae_jax.explain.pretraining_panels import ReconstructionPanels
-from egmae_jax.run import branches, environment, results
-from egmae_jax.run import config as configs
+from egmae_jax.run import branches, environment, results, rules
 from egmae_jax.run.context import Run, StageError, require
 from egmae_jax.run.finetuning import Finetuning
 from egmae_jax.run.imagenet import ImagenetWeights
@@ -123,7 +122,7 @@ class Experiment:
         stage: str = "all",
         trackers: Sequence[Tracker] = (),
     ):
-        configs.check(config, jax.device_count())
+        rules.check(config, jax.device_count())
         batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
         frozen = FrozenConfigDict(config)

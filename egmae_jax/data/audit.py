@@ -26,6 +26,7 @@ from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.findings import confounders, findings
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.run import config as configs
+from egmae_jax.run import rules
 
 _SHOWN = 20  # conflicts that are printed
 _OF_CLASS = 2 * contact_sheets.COLUMNS  # images of each class that are drawn
@@ -295,7 +296,7 @@ def main(_: list[str]) -> None:
     config = flags.FLAGS.config
     data = config.data
     folder = Path(flags.FLAGS.out or Path("runs") / "audit" / data.name)
-    configs.check(config, num_devices=1, section="data.")
+    rules.check(config, num_devices=1, section="data.")
     require_writable(folder, f"--out={folder}")
     with storage_errors_told(folder):
         prepared = prepare(

@@ -45,7 +45,7 @@ from egmae_jax.explain.lesions import (
 )
 from egmae_jax.explain.overlay import picture_name
 from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw_sheet
-from egmae_jax.run import branches
+from egmae_jax.run import branches, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.saved_run import RunError
 from egmae_jax.run.workdir import Paths, local_folder, require_same_run
@@ -63,7 +63,7 @@ class Source:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path | None):
-        configs.check(config, num_devices=1)
+        rules.check(config, num_devices=1)
         self.config = FrozenConfigDict(config)
         self.root = Path(config.data.dir).expanduser()
         params, model = None, None

@@ -35,7 +35,7 @@ from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.evaluation.predictions import NoGroupsError, Predictions, load_predictions
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models import timm
-from egmae_jax.run import branches
+from egmae_jax.run import branches, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.workdir import Paths, local_folder, read_intensity_range
@@ -281,7 +281,7 @@ def _read_config(workdir: Path) -> ConfigDict:
                 raise DamagedFileError(path, f"it has no {section}.{field}", RESTORE) from None
     names = {f"{section}.{field}" for section, fields in _FIELDS.items() for field in fields}
     names |= {"branches"} & set(config)
-    for problem in configs.type_problems(config, names):
+    for problem in rules.type_problems(config, names):
         raise DamagedFileError(path, problem.removesuffix("."), RESTORE)
     try:
         branches.of(config)

@@ -10,6 +10,7 @@ from egmae_jax import experiment
 from egmae_jax.core import preemption
 from egmae_jax.core.errors import UserError
 from egmae_jax.run import config as configs
+from egmae_jax.run import rules
 from egmae_jax.run.workdir import require_same_run
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep
@@ -30,7 +31,7 @@ def check(sweep: Sweep, out: Path) -> None:
     """
     for variant in sweep.variants:
         try:
-            configs.check(variant.config, jax.device_count())
+            rules.check(variant.config, jax.device_count())
         except configs.ConfigError as error:
             raise configs.ConfigError(f"Of the variant {variant.name!r}: {error}") from None
         require_same_run(out / variant.folder, variant.config)

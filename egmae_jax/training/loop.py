@@ -223,9 +223,7 @@ def dispatch(stage: Stage, progress: Progress, feeder: Feeder) -> Steps:
     return Steps(first, history, count * stage.plan.batch_size / seconds, wanted)
 
 
-def end_epoch(
-    stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float
-) -> None:
+def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float) -> None:
     """Evaluates, keeps the best, and logs the means of the epoch that has ended."""
     plan, epoch = stage.plan, progress.step // stage.plan.steps_per_epoch
     left_out = sum(
@@ -297,9 +295,7 @@ def save(stage: Stage, progress: Progress) -> None:
     preemption.goes_on_from(stage.plan.place(progress.step))
 
 
-def leave_out_bad_step(
-    stage: Stage, progress: Progress, feeder: Feeder, *, first: int
-) -> None:
+def leave_out_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: int) -> None:
     """Finds the first step that is not finite, of those from `first` on; goes on after it.
 
     Raises:

@@ -15,7 +15,7 @@ from egmae_jax.data import prepare
 from egmae_jax.data.datasets import DataError
 from egmae_jax.method import layer_entropy
 from egmae_jax.run import config as configs
-from egmae_jax.run import default_config
+from egmae_jax.run import default_config, rules
 from egmae_jax.run.config import ConfigError
 
 FIELDS = configs.flatten(default_config.get_config())
@@ -28,12 +28,6 @@ ANYTHING = (
     | st.lists(st.none() | st.integers(-9, 9) | st.text(max_size=3) | st.just([1]), max_size=3)
     | st.dictionaries(st.text(max_size=3), st.integers(), max_size=1)
 )
-
-
-def test_the_types_are_those_of_the_default_config():
-    kinds = {field: kind for kind, fields in configs._TYPES.items() for field in fields}
-    assert kinds.keys() == FIELDS.keys()
-    assert not list(configs.type_problems(default_config.get_config()))
 
 
 def nested(flat):
@@ -68,7 +62,7 @@ def test_a_value_of_another_kind_than_its_fields_is_refused_by_the_fields_name(f
     config = ConfigDict(nested({**FIELDS, "data.dir": "x", field: value}))
     refused = ""
     try:
-        configs.check(config, num_devices=1)
+        rules.check(config, num_devices=1)
     except ConfigError as error:
         refused = str(error)
         assert field.split(".")[-1] in refused
@@ -90,19 +84,19 @@ def test_a_value_of_another_kind_than_its_fields_is_refused_by_the_fields_name(f
 def test_a_value_of_the_right_kind_that_no_run_can_have_is_refused(field, value):
     config = ConfigDict(nested({**FIELDS, "data.dir": "x", field: value}))
     with pytest.raises(ConfigError, match=re.escape(field)):
-        configs.check(config, num_devices=1)
+        rules.check(config, num_devices=1)
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS))
 def test_a_field_that_is_missing_is_named(field):
     config = ConfigDict(nested({name: x for name, x in FIELDS.items() if name != field}))
     with pytest.raises(ConfigError, match=f"{field} is missing"):
-        configs.check(config, num_devices=1)
+        rules.check(config, num_devices=1)
 
 
 def test_a_section_that_is_a_number_lacks_its_fields():
     with pytest.raises(ConfigError, match=r"data\.dir is missing"):
-        configs.check(ConfigDict({**nested(FIELDS), "data": 7}), num_devices=1)
+        rules.check(ConfigDict({**nested(FIELDS), "data": 7}), num_devices=1)
 
 
 @pytest.mark.parametrize("content", [7, [], "x", None, {"a.b": 1}])
@@ -141,7 +135,7 @@ def test_only_words_that_a_config_knows_make_one(name, words):
     try:
         config = module.get_config(words)
         config.data.dir = "x"
-        configs.check(config, num_devices=1)
+        rules.check(config, num_devices=1)
     except ConfigError:
         return
     except ValueError as error:
@@ -169,7 +163,7 @@ def test_only_words_that_a_config_knows_make_one(name, words):
 def test_the_words_that_a_config_knows_are_accepted(name, words):
     config = importlib.import_module(f"configs.{name}").get_config(words)
     config.data.dir = "x"
-    configs.check(config, num_devices=1)
+    rules.check(config, num_devices=1)
 
 
 @pytest.mark.parametrize("pattern", [r"((a+)+)$", r"(\w*\w*\w*\w*\w*\w*)-", r"((.*)*)x"])

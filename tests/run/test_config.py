@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from egmae_jax.run import branches, default_config
+from egmae_jax.run import branches, default_config, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.config import ConfigError
 
@@ -35,7 +35,7 @@ def changed(**fields):
 def problems(config, num_devices=1):
     """The lines of the error, one a problem."""
     with pytest.raises(ConfigError) as caught:
-        configs.check(config, num_devices)
+        rules.check(config, num_devices)
     first, *lines = str(caught.value).split("\n")
     assert first == "The config cannot be run:"
     return [line.strip() for line in lines]
@@ -53,13 +53,13 @@ def usable(name, *preset):
 @pytest.mark.parametrize("name", CONFIG_FILES)
 def test_every_config_file_passes(name):
     for num_devices in (1, 2, 8):
-        configs.check(usable(name), num_devices)
+        rules.check(usable(name), num_devices)
 
 
 @pytest.mark.parametrize("name", WITH_PRESETS)
 @pytest.mark.parametrize("preset", ["cpu", "1000/15", "100/30"])
 def test_presets_pass(name, preset):
-    configs.check(usable(name, preset), 1)
+    rules.check(usable(name, preset), 1)
 
 
 def test_epoch_presets_set_pretraining_and_fine_tuning_epochs():
@@ -109,7 +109,7 @@ def test_layer_selection_trains_the_sources_share_of_a_resnet():
 )
 def test_words_change_the_layer_selection(words, fields):
     config = usable("brain_tumor", words)
-    configs.check(config, 1)
+    rules.check(config, 1)
     flat = configs.flatten(config)
     assert flat.keys() == configs.flatten(default_config.get_config()).keys()
     assert {field: flat[field] for field in fields} == fields
@@ -121,7 +121,7 @@ def test_words_change_the_layer_selection(words, fields):
 )
 def test_words_change_the_asff_recipe(words, count, image_size):
     config = usable("skin_asff", words)
-    configs.check(config, 1)
+    rules.check(config, 1)
     chosen = branches.of(config)
     assert chosen[0].model_name == "asff_resnet50"
     assert len(chosen) == count
@@ -159,7 +159,7 @@ def test_branches_are_networks_by_their_own_name_or_by_the_papers():
 
 
 def test_without_pretraining_or_a_convnext_their_demands_do_not_count():
-    configs.check(changed(branches=("resnet18",), data__image_size=90, finetune__resize=90), 1)
+    rules.check(changed(branches=("resnet18",), data__image_size=90, finetune__resize=90), 1)
     small = changed(branches=("squeezenet1_1",), data__image_size=31)
     assert any("networks need at least 32" in line for line in problems(small))
     odd = changed(branches=("convnext_tiny",), data__image_size=90)
@@ -327,14 +327,14 @@ def test_zero_and_negative_numbers_are_refused(field, value):
 @pytest.mark.parametrize("field", NOT_NEGATIVE)
 def test_negative_numbers_are_refused_where_zero_is_right(field):
     kind = type(configs.flatten(default_config.get_config())[field])
-    configs.check(changed(**{field: kind(0)}), 1)
+    rules.check(changed(**{field: kind(0)}), 1)
     (line,) = problems(changed(**{field: kind(-1)}))
     assert re.search(rf"^{field} is -1(\.0)?; it must not be negative", line)
 
 
 def test_batches_need_not_divide_among_the_devices_unless_the_mesh_is_given():
     for field in ("pretrain.batch_size", "finetune.batch_size", "evaluation.batch_size"):
-        configs.check(changed(**{field: 20}), 8)
+        rules.check(changed(**{field: 20}), 8)
     (line,) = problems(changed(finetune__batch_size=20, mesh__data=8), 8)
     assert line == "mesh: batches of 16, 20 images do not divide into 8 parts."
     (line,) = problems(changed(mesh__fsdp=3), 8)
@@ -362,7 +362,7 @@ def test_following_the_advice_on_the_image_side_helps(image_size, patch_size):
     }
     for line in problems(changed(data__image_size=image_size, **fields)):
         nearest = int(re.search(r"nearest is (\d+)", line)[1])
-        configs.check(changed(data__image_size=nearest, **fields), 1)
+        rules.check(changed(data__image_size=nearest, **fields), 1)
 
 
 def test_folds_that_leave_nothing_to_train_on_are_refused():

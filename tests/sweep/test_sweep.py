@@ -21,7 +21,7 @@ from egmae_jax import experiment
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.models.init import initial_variables
-from egmae_jax.run import branches
+from egmae_jax.run import branches, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.config import ConfigError
 from egmae_jax.run.rounds import RoundData
@@ -435,7 +435,7 @@ def test_figure_2_is_five_pairs_of_epochs_of_the_recipe():
         config = variant.config
         assert f"{config.pretrain.epochs}/{config.finetune.epochs}" == variant.name
         assert (config.data.name, config.model.name) == ("busi", "convnext_atto")
-        configs.check(config, 1)
+        rules.check(config, 1)
     keys = [sharing.pretraining_of(variant.config) for variant in sweep.variants]
     assert keys[0] == keys[1] != keys[2] == keys[3] != keys[4]
     divided = variants.read(epochs_sweep.get_config("demo,divide=5"))
@@ -458,7 +458,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
     }
     starts = []
     for variant in (sweep.variants[0], sweep.variants[1]):
-        configs.check(variant.config, 1)
+        rules.check(variant.config, 1)
         (branch,) = branches.of(variant.config)
         network = branches.classifier(branch, variant.config, num_classes=3)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)

@@ -1,0 +1,311 @@
+"""What the fields of a config may hold, checked before any work.
+
+Types are those of the default config; ranges and choices of single fields are tables; what several
+fields demand of each other is a function each.
+"""
+
+import math
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from egmae_jax import models
+from egmae_jax.core import sharding
+from egmae_jax.core.errors import ConfigError
+from egmae_jax.data import datasets, images, samples, splits
+from egmae_jax.method import corruption, fusion, layer_entropy
+from egmae_jax.models.init import KERNEL_INITS
+from egmae_jax.run import branches, default_config
+from egmae_jax.run.config import flatten
+from egmae_jax.training import checkpoint
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.on_error": ("raise", "skip"),
+    "data.color": images.COLORS,
+    "data.intensity_range": samples.RULES,
+    "data.feeding": ("auto", "resident", "stream"),
+    "data.on_conflict": ("keep", "drop"),
+    "data.resize": images.RESIZE_MODES,
+    "data.protocol": splits.PROTOCOLS,
+    "model.dtype": ("float32", "bfloat16"),
+    "entropy.color": corruption.COLORS,
+    "corruption.kind": corruption.KINDS,
+    "model.kernel_init": KERNEL_INITS,
+    "rounds.kind": ("seeds", "folds"),
+    "finetune.trainable": layer_entropy.MODES,
+    "fusion.kind": fusion.KINDS,
+    "checkpoint.on_damage": checkpoint.ON_DAMAGE,
+}
+
+
+class _Range(NamedTuple):
+    """What a number must be, in words and as a test, and which fields must be that."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    fields: tuple[str, ...]
+
+
+_RANGES = (
+    _Range(
+        "be positive",
+        lambda x: x > 0,
+        (
+            *("data.image_size", "data.store_size", "corruption.patch_size", "corruption.scale"),
+            *("decoder.dim", "model.layer_scale", "rounds.count"),
+            *("pretrain.epochs", "pretrain.batch_size", "pretrain.learning_rate"),
+            *("finetune.epochs", "finetune.batch_size", "finetune.learning_rate"),
+            *("finetune.layer_decay", "finetune.calibration_images"),
+            *("evaluation.batch_size", "evaluation.bootstrap_resamples"),
+        ),
+    ),
+    _Range(
+        "not be negative",
+        lambda x: x >= 0,
+        (
+            *("seed", "data.split_seed", "corruption.threshold", "decoder.depth"),
+            *("pretrain.warmup_epochs", "pretrain.weight_decay", "finetune.warmup_epochs"),
+            *("finetune.weight_decay", "finetune.input_noise", "checkpoint.save_seconds"),
+            *("nonfinite.max_skipped", "tensorboard.panel_epochs"),
+        ),
+    ),
+    _Range(
+        "not be negative, but for -1: what there is",
+        lambda x: x >= 0 or x == -1,
+        ("data.resident_gigabytes", "data.host_gigabytes"),
+    ),
+    _Range(
+        "lie between 0 and 1",
+        lambda x: 0 < x < 1,
+        (
+            *("data.test_share", "data.validation_share", "data.near_duplicate_threshold"),
+            "corruption.mask_ratio",
+        ),
+    ),
+    _Range(
+        "be at least 0 and below 1",
+        lambda x: 0 <= x < 1,
+        ("finetune.drop_path_rate", "finetune.label_smoothing"),
+    ),
+    _Range("be above 0 and at most 1", lambda x: 0 < x <= 1, ("finetune.trainable_share",)),
+    _Range("be a divisor of 256", lambda x: x > 0 and 256 % x == 0, ("entropy.num_bins",)),
+    _Range(
+        "be two numbers, each at least 0 and below 1",
+        lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x),
+        ("pretrain.betas", "finetune.betas"),
+    ),
+    _Range(
+        "be (lowest, highest), both positive",
+        lambda x: len(x) == 2 and 0 < x[0] <= x[1],
+        ("pretrain.crop_scale", "pretrain.crop_ratio"),
+    ),
+)
+# More is a slip, and fills the memory or the life of the sun long after the run has begun.
+_LARGEST = 10**6
+_SEEDS = ("seed", "data.split_seed")  # which may be larger
+
+
+def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
+    """Checks every field that could stop a run later, and names all that are wrong at once.
+
+    Args:
+        config: with the fields of `run/default_config.py`.
+        num_devices: devices of all hosts.
+        section: the only fields that are named, such as 'data.'; all if empty.
+
+    Raises:
+        ConfigError: lists each field that is wrong, what it holds, and what would be right.
+    """
+    # Comparing needs numbers: where some are none, only that is said.
+    problems = list(type_problems(config)) or [
+        *_field_problems(config),
+        *_data_problems(config),
+        *_branch_problems(config),
+        *_corruption_problems(config),
+        *_mesh_problems(config, num_devices),
+    ]
+    problems = [problem for problem in problems if problem.startswith(section)]
+    if problems:
+        raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
+
+
+def type_problems(
+    config: ConfigDict | Mapping[str, Any], fields: Container[str] | None = None
+) -> Iterator[str]:
+    """Says which fields are missing, of another type than in the default config, or too large.
+
+    Args:
+        config: whatever a file holds.
+        fields: those that must be right; all if None.
+    """
+    found = flatten(config)
+    for field, default in flatten(default_config.get_config()).items():
+        if fields is not None and field not in fields:
+            continue
+        if field not in found:
+            yield f"{field} is missing."
+            continue
+        value = found[field]
+        several, kind = isinstance(default, list), _kind(default)
+        if several != isinstance(value, list):
+            wanted = f"a tuple of {kind}" if several else kind
+            yield f"{field} is {value!r}; it must be {wanted}."
+            continue
+        for item in value if several else [value]:
+            yield from _item_problems(field, item, kind, several=several)
+
+
+def _kind(default: Any) -> str:
+    """The kind of a field, in words, that its default value shows."""
+    if isinstance(default, list):
+        return "two numbers" if default and isinstance(default[0], float) else "names"
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    return kinds[type(default)]
+
+
+def _item_problems(field: str, item: Any, kind: str, *, several: bool) -> Iterator[str]:
+    if kind in ("text", "names"):
+        fits = isinstance(item, str) and "\0" not in item
+    elif kind == "True or False":
+        fits = isinstance(item, bool)
+    else:
+        number = int if kind == "a whole number" else int | float
+        fits = isinstance(item, number) and not isinstance(item, bool)
+    if not fits:
+        verb = "hold" if several else "be"
+        yield f"{field} {'holds' if several else 'is'} {item!r}; it must {verb} {kind}."
+    elif isinstance(item, float) and not math.isfinite(item):
+        yield f"{field} is {item}; it must be finite."
+    elif kind == "a whole number" and field not in _SEEDS and abs(item) > _LARGEST:
+        yield f"{field} is {item}; it can be at most {_LARGEST}."
+
+
+def _field_problems(config: ConfigDict) -> Iterator[str]:
+    flat = flatten(config)
+    for field, allowed in _CHOICES.items():
+        if flat[field] not in allowed:
+            yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
+    for words, holds, fields in _RANGES:
+        for field in fields:
+            if not holds(flat[field]):
+                yield f"{field} is {flat[field]}; it must {words}."
+    for field, last in (
+        ("seed", config.seed + config.rounds.count),
+        ("data.split_seed", config.data.split_seed),
+    ):
+        if last >= 2**32:
+            yield f"{field} is {flat[field]}; it must be below 2**32."
+
+
+def _data_problems(config: ConfigDict) -> Iterator[str]:
+    data, rounds = config.data, config.rounds
+    try:
+        datasets.get(data.name)
+    except datasets.DataError as error:
+        yield f"data.name: {error}"
+    if not data.dir:
+        yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
+    for field in ("dir", "cache_dir"):
+        try:
+            Path(data[field]).expanduser()
+        except RuntimeError:
+            yield f"data.{field} is {data[field]!r}, whose user has no home folder."
+    try:
+        if data.group_pattern and not re.compile(data.group_pattern).groups:
+            yield f"data.group_pattern is {data.group_pattern!r}; it has no (group)."
+    except (re.error, RecursionError, OverflowError) as error:
+        yield f"data.group_pattern is {data.group_pattern!r}: {error}."
+    if len(data.classes) == 1:
+        yield f"data.classes is {tuple(data.classes)}; it must name two or more, or be ()."
+    if data.test_share + data.validation_share >= 1:
+        yield "data.test_share and data.validation_share leave nothing to train on."
+    if rounds.kind == "folds":
+        if data.protocol == "official":
+            yield "rounds.kind is 'folds', which data.protocol='official' excludes; use 'grouped'."
+        if rounds.count < 3:
+            yield f"rounds.count is {rounds.count}; rounds.kind='folds' needs at least 3."
+        elif data.validation_share + 1 / rounds.count >= 1:
+            yield "data.validation_share and a fold for testing leave nothing to train on."
+    for field, value in (
+        ("finetune.resize", config.finetune.resize),
+        ("evaluation.resize", config.evaluation.resize),
+        ("data.store_size", data.store_size),
+    ):
+        if value < data.image_size:
+            crop = "" if field == "data.store_size" else ", the crop taken from it"
+            yield f"{field} is {value}, smaller than data.image_size={data.image_size}{crop}."
+
+
+def _branch_problems(config: ConfigDict) -> Iterator[str]:
+    field = "model.name"
+    try:
+        models.family(config.model.name)
+        field = "branches"
+        chosen = branches.of(config)
+        kinds = [models.family(branch.model_name) for branch in chosen]
+        networks = [models.create(branch.model_name, num_classes=2) for branch in chosen]
+    except ConfigError as error:
+        yield f"{field}: {error}"
+        return
+    if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
+        yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch."
+    if config.model.rematerialize and "convnext" not in kinds:
+        yield "model.rematerialize is True, but no branch is a ConvNeXt."
+    pretrains = any(branch.is_mae for branch in chosen)
+    yield from _side_problems(config, networks, config.corruption.patch_size if pretrains else 1)
+
+
+def _side_problems(
+    config: ConfigDict, networks: Iterable[models.Model], patch_size: int
+) -> Iterator[str]:
+    """What strides and patches demand of the image's side."""
+    side = config.data.image_size
+    demands = {f"ConvNeXt's stride {n.stride}": n.stride for n in networks if n.needs_multiple}
+    demands |= {f"corruption.patch_size={patch_size}": patch_size} if patch_size > 1 else {}
+    divisor = math.lcm(*demands.values())
+    if side % divisor:
+        nearest = max(1, round(side / divisor)) * divisor
+        yield (
+            f"data.image_size is {side}; {' and '.join(demands)} "
+            f"must{' both' * (len(demands) > 1)} divide it; the nearest is {nearest}."
+        )
+    least = max((network.min_size for network in networks), default=1)
+    if side < least:
+        yield f"data.image_size is {side}; the networks need at least {least}."
+
+
+def _corruption_problems(config: ConfigDict) -> Iterator[str]:
+    settings, num_bins = config.corruption, config.entropy.num_bins
+    if crops := [x for x in config.pretrain.crop_scale[1:] if x > 1]:
+        yield f"pretrain.crop_scale goes to {crops[0]}; no crop exceeds its image (1)."
+    if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.SPLITS):
+        yield (
+            f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
+            f"{', '.join(splits.SPLITS)}."
+        )
+    if num_bins == 1:
+        yield "entropy.num_bins is 1: every entropy is 0, so it guides nothing."
+    elif settings.kind in ("entropy_noise", "uniform_noise"):
+        most = settings.scale * math.log(max(num_bins, 2))
+        if settings.threshold >= most > 0:
+            yield (
+                f"corruption.threshold is {settings.threshold}: no patch would be masked, as no "
+                "noise variance is greater than corruption.scale * ln(entropy.num_bins) = "
+                f"{most:.4g}."
+            )
+    else:
+        patches = (config.data.image_size // max(settings.patch_size, 1)) ** 2
+        if round(settings.mask_ratio * patches) < 1:
+            yield f"corruption.mask_ratio is {settings.mask_ratio}: no patch of {patches}."
+
+
+def _mesh_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
+    batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
+    if min(batch_sizes) > 0:
+        try:
+            sharding.mesh_shape(num_devices, config.mesh.data, config.mesh.fsdp, batch_sizes)
+        except sharding.DeviceError as error:
+            yield f"mesh: {error}"
