@@ -1,25 +1,30 @@
 """Entropy-guided self-supervised learning for medical image classification, in JAX."""
 
+import importlib
 import os
-from typing import TYPE_CHECKING, Literal
-
-__path__ = [*__path__, os.path.join(__path__[0], "commands")]  # python -m egmae_jax.predict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from egmae_jax.deploy.predictor import Predictor
+    from egmae_jax.deploy.predictor import load
+    from egmae_jax.method.corruption import corrupt, patch_entropy
+
+__all__ = ["__version__", "corrupt", "load", "patch_entropy"]
+__version__ = "0.1.0"  # pyproject.toml reads it here
+__path__ = [*__path__, os.path.join(__path__[0], "commands")]  # python -m egmae_jax.predict
+
+# Where the names above are from. They are imported when they are used: that imports JAX.
+_MODULES = {
+    "corrupt": "egmae_jax.method.corruption",
+    "load": "egmae_jax.deploy.predictor",
+    "patch_entropy": "egmae_jax.method.corruption",
+}
 
 
-def load(
-    workdir: str | os.PathLike,
-    *,
-    round_index: int | Literal["all"] = 0,
-    calibrated: bool = True,
-    batch: int = 64,
-) -> "Predictor":
-    """A finished run that classifies images: `egmae_jax.load("runs/busi").predict("new.png")`.
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
-    See `predictor.Predictor` for the arguments. Only the workdir is read.
-    """
-    from egmae_jax.deploy.predictor import Predictor  # imports JAX: not before it is needed
 
-    return Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

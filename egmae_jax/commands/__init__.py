@@ -1,1 +1,55 @@
-"""What a user types. `python -m egmae_jax.predict` is `predict.py` here."""
+"""What a user types: `egmae predict`, or `python -m egmae_jax.predict`, is predict.py here."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import egmae_jax
+from egmae_jax.core import console
+
+# One line each, in the order in which they are met. A command is imported when it is called.
+COMMANDS = {
+    "download": "Fetches a data set that may be fetched.",
+    "audit": "Says what is odd about a data set, before a run.",
+    "train": "Trains, evaluates and reports; goes on where it was stopped.",
+    "sweep": "Runs the variants of a recipe and compares them.",
+    "report": "Writes a run's report, a comparison of runs, or a table for a paper.",
+    "predict": "Classifies new images.",
+    "explain": "Draws and scores the regions that speak for a class (Grad-CAM).",
+    "entropy_maps": "Draws and measures what the entropy guides.",
+    "export": "Takes a run's models to timm, to JAX without this package, to ONNX.",
+    "demo": "Opens a local page where one drops an image.",
+    "compare": "Runs a PyTorch checkpoint there and here, layer by layer.",
+}
+_HELP = """usage: egmae COMMAND [FLAG ...]
+
+{description}
+
+{commands}
+
+`egmae COMMAND --help` tells a command's flags. To begin:
+
+  egmae train --config=configs/demo.py --workdir=runs/demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Calls the command that is named first; returns its exit status."""
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {command:{width}}  {does}" for command, does in COMMANDS.items())
+        print(_HELP.format(description=egmae_jax.__doc__, commands=lines), end="")
+        return 0
+    if name in ("--version", "version"):
+        print(f"egmae_jax {egmae_jax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        console.fail(
+            f"There is no command {name!r}. Did you mean {nearest!r}? See egmae --help.", 2
+        )
+    sys.path.insert(0, os.getcwd())  # as python -m does: modules of the user's, such as trackers
+    return importlib.import_module(f"egmae_jax.commands.{name}").main(rest) or 0

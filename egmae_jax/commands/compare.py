@@ -1,15 +1,19 @@
-"""The same here as in PyTorch? python -m egmae_jax.compare --checkpoint=FILE --images=FOLDER
+"""Runs a PyTorch checkpoint, of timm's or torchvision's, there and here on the same images.
+
+Prints how far the activations are apart layer by layer, the first layer where they part, the
+difference of the logits and which predictions agree. With --weights ours has other weights, such as
+a run's export. Needs torch, torchvision and timm: pip install -e '.[parity]'.
 
 Exit status: 0 if every layer is within the tolerance and all predictions agree, 1 if not, 2 if the
 input cannot be used.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from egmae_jax import models
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_output, storage_errors_told
 from egmae_jax.deploy import compare
@@ -18,12 +22,7 @@ from egmae_jax.deploy import compare
 @console.user_errors(status=2)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.compare",
-        description="Runs a PyTorch checkpoint of timm's or torchvision's there and here. Exit "
-        "status: 0 all within tolerance, 1 not, 2 bad input.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("compare", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="safetensors, or a pickle of tensors")
     add("--images", required=True, metavar="FOLDER", help="images, at any depth")
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--batch", type=int, default=8, metavar="N", help="images at a time")
     add("--tolerance", type=float, default=1e-4, metavar="X", help="of a layer's relative error")
     add("--json", type=Path, metavar="FILE", help="where to write all figures")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.read(arguments))
     json_file = options.pop("json")
     console.set_up_logging()
     checkpoint, folder = Path(options.pop("checkpoint")), Path(options.pop("images"))

@@ -1,10 +1,14 @@
-"""Fetches a data set that may be fetched: python -m egmae_jax.data.download kvasir data/kvasir."""
+"""Fetches a data set that may be fetched: egmae download kvasir data/kvasir.
 
-import argparse
+Checksums are compared with those that are known. Archives are unpacked beside.
+"""
+
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_writable, storage_errors_told
 from egmae_jax.data import datasets, download
@@ -15,13 +19,11 @@ logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: name of the data set, folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.data.download", description="Fetches a data set."
-    )
+    parser = Parser("download", __doc__)
     fetchable = [n for n in datasets.names() if datasets.get(n).archives]
-    parser.add_argument("name", choices=fetchable)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
+    parser.add_argument("name", choices=fetchable, help="of the data set")
+    parser.add_argument("folder", type=Path, help="for its files")
+    options = parser.read(arguments)
     console.set_up_logging()
     require_writable(options.folder, str(options.folder))
     with storage_errors_told(options.folder):
@@ -30,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

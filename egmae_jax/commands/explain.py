@@ -1,15 +1,15 @@
-"""Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
+"""Draws and scores the regions of test images that speak for a class (Grad-CAM).
 
 Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
 sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
 masks of the lesions, all test images are scored, whatever --images says.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_writable, storage_errors_told
 from egmae_jax.explain import cam_study
@@ -19,16 +19,11 @@ from egmae_jax.run.saved_run import RunError
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.explain.gradcam",
-        description="Grad-CAM of a finished run's test images: pictures, and the share of heat in "
-        "the lesions where the data set has masks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("explain", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
     add("--out", required=True, type=Path, metavar="FOLDER", help="for pictures and gradcam.json")
-    add("--branch", metavar="NAME", help="of the run; mae, or without it the first, if not given")
+    add("--branch", metavar="NAME", help="of the run; without it mae, or the first")
     add("--round", default="0", metavar="I", help="of the run; 'all' pools the scores of all")
     add("--layer", metavar="ADDRESS",
         help="such as stages_2/blocks_8; if not given, the deepest block with a grid of at least "
@@ -37,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--batch", type=int, default=16, metavar="N", help="images at a time")
     add("--tolerance", type=float, default=0, metavar="X", help="of the pointing game, in pixels")
     add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.read(arguments))
     console.set_up_logging()
     workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
     if which != "all" and not which.isdecimal():

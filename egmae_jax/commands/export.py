@@ -1,10 +1,21 @@
-"""Takes a finished run's models elsewhere: to timm, into JAX without this package, to ONNX."""
+"""Takes a finished run's models elsewhere: to timm, into JAX without this package, to ONNX.
 
-import argparse
+Every model becomes a folder of --out that can be a repository of the Hugging Face hub: one a
+branch, and 'ensemble' where there are several. In it are README.md, the model card, and as asked
+
+    model.safetensors, config.json    the weights, for timm.create_model("local-dir:FOLDER", ...)
+    model.stablehlo(.json)            the whole classifier as one program, for jax.export
+    model.onnx                        likewise, for an ONNX runtime
+
+Every file is loaded again and compared with the run: exit status 1 where one computes something
+else.
+"""
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import storage_errors_told
 from egmae_jax.deploy.export import run
@@ -13,24 +24,20 @@ from egmae_jax.deploy.export import run
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 1 where a file computes something else."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.export",
-        description="A finished run's models for timm, JAX without this package, and ONNX; each "
-        "file is loaded again and compared with the run.",
-    )
+    parser = Parser("export", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
     add("--out", required=True, type=Path, metavar="FOLDER", help="gets a folder for each model")
     add("--branch", metavar="NAME", help="to export alone; without it all, and their ensemble")
-    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run; 0")
+    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run")
     add(
         "--formats",
         default="timm,stablehlo",
         metavar="LIST",
-        help=f"of {', '.join(run.FORMATS)}; timm,stablehlo if not given. onnx needs "
+        help=f"of {', '.join(run.FORMATS)}; onnx needs "
         "pip install -e '.[onnx]' and brings timm's files along",
     )
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.read(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
     with storage_errors_told(options["workdir"], out):

@@ -1,8 +1,5 @@
 """Classifies new images by a finished run.
 
-python -m egmae_jax.predict --workdir=W --images DIR|FILE [DIR|FILE ...] --out=predictions.csv
-    [--round=I|all] [--uncalibrated] [--gradcam=DIR] [--branch=NAME] [--batch=N]
-
 --out has a row an image: its file, the class that the ensemble predicts, and the probability of
 every class by the ensemble and by each branch, in columns such as `ensemble:benign`. Folders are
 searched to the bottom, in natural order ('2.png' before '10.png'); `file` is the path as it was
@@ -18,11 +15,11 @@ Exit status: 0; 1 where nothing was written, and a sentence says why; 3 where so
 be read: these are listed with the reason, and the rest is written.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from egmae_jax.commands.arguments import Parser, round_index
 from egmae_jax.core import console
 from egmae_jax.deploy import predictions
 
@@ -32,34 +29,25 @@ UNREADABLE = 3  # exit status
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.predict",
-        description="Classifies images by a finished run: a table of the probabilities of every "
-        "branch and of the ensemble.",
-        epilog=f"Exit status: 0; 1 where nothing was written; {UNREADABLE} where some files could "
-        "not be read, which are listed, and the rest is written.",
-    )
+    parser = Parser("predict", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="W", help="of the run")
     add("--images", required=True, type=Path, nargs="+", action="extend", metavar="DIR|FILE",
         help="images, and folders that are searched for images")  # fmt: skip
     add("--out", required=True, type=Path, metavar="FILE", help="the table to write, CSV")
-    add("--round", default="0", metavar="I", dest="which",
-        help="of the run; 0 if not given; 'all' averages the probabilities of all")  # fmt: skip
+    add("--round", type=round_index, default="0", metavar="I", dest="round_index",
+        help="of the run; 'all' averages the probabilities of all")  # fmt: skip
     add("--uncalibrated", action="store_false", dest="calibrated",
         help="probabilities as the networks give them, not scaled by the temperatures")  # fmt: skip
     add("--gradcam", type=Path, metavar="DIR", dest="pictures",
         help="for pictures of the regions that raise the predicted class's score")  # fmt: skip
     add("--branch", metavar="NAME",
         help="whose network --gradcam explains; mae, or without it the first")  # fmt: skip
-    add("--batch", type=int, default=64, metavar="N", help="images at a time; 64 if not given")
-    options = vars(parser.parse_args(arguments))
+    add("--batch", type=int, default=64, metavar="N", help="images at a time")
+    options = vars(parser.read(arguments))
     console.set_up_logging()
     try:
-        which = options.pop("which")
-        unreadable = predictions.predict_files(
-            round_index=int(which) if which.isdecimal() else which, **options
-        )
+        unreadable = predictions.predict_files(**options)
     except KeyboardInterrupt:
         console.stopped(f"by Ctrl-C: {options['out']} is not written.")
         return 130

@@ -1,10 +1,10 @@
-"""Command line of the report."""
+"""Writes report.html of a finished run, a comparison of several, or the table of either."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_output, storage_errors_told
 from egmae_jax.report import write_comparison, write_report, write_table
@@ -14,22 +14,19 @@ from egmae_jax.report.table import SUFFIXES
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status, 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m egmae_jax.report",
-        description="Writes report.html of a finished run, a comparison of several, or the table "
-        "of either.",
-    )
+    parser = Parser("report", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, action="append", type=Path, metavar="FOLDER",
         help="of a run; several are compared")  # fmt: skip
     written = parser.add_mutually_exclusive_group().add_argument
     written("--out", type=Path, metavar="FILE",
-        help="default: report.html in the workdir, of several comparison.html here")  # fmt: skip
+        help="the page; without it report.html in the workdir, or, of several, "
+        "comparison.html here")  # fmt: skip
     written("--table", type=Path, metavar="FILE",
         help="the table of results instead of the page: LaTeX for booktabs (.tex), Markdown (.md) "
         "or .csv")  # fmt: skip
     add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
-    options = parser.parse_args(arguments)
+    options = parser.read(arguments)
     console.set_up_logging()
     first, *others = options.workdir
     page = Path("comparison.html") if others else first / "report.html"

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: python -m egmae_jax.data.audit --config=configs/busi.py
+"""What is odd about a data set.
 
 Prints and saves what a split has to know and a reader of the results too: counts, copies within and
 across classes and official parts, groups, sizes, modes, whether what is no disease tells the class
@@ -7,6 +7,7 @@ alone, what to do about each finding, and contact sheets of each class and of al
 
 import collections
 import re
+import runpy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,12 @@ import PIL.Image
 import rich.console
 import rich.table
 import rich.text
-from absl import app, flags
-from ml_collections import config_flags
 
-from egmae_jax.core import console
-from egmae_jax.core.files import require_writable, storage_errors_told, write_json
+from egmae_jax.core.files import write_json
 from egmae_jax.data import contact_sheets, duplicates, pixels, splits
 from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.findings import confounders, findings
-from egmae_jax.data.prepare import Prepared, prepare
-from egmae_jax.run import config as configs
-from egmae_jax.run import rules
+from egmae_jax.data.prepare import Prepared
 
 _SHOWN = 20  # conflicts that are printed
 _OF_CLASS = 2 * contact_sheets.COLUMNS  # images of each class that are drawn
@@ -282,36 +278,5 @@ def _count(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     return {name: int((values == name).sum()) for name in names}
 
 
-def define_flags() -> None:
-    """Of the command; the module can be imported without."""
-    config_flags.DEFINE_config_file("config", help_string="Recipe, e.g. configs/busi.py.")
-    flags.DEFINE_string("out", None, "Folder for the audit; runs/audit/<data set> if not given.")
-    flags.mark_flag_as_required("config")
-
-
-@console.user_errors()
-def main(_: list[str]) -> None:
-    """Command line."""
-    console.set_up_logging()
-    config = flags.FLAGS.config
-    data = config.data
-    folder = Path(flags.FLAGS.out or Path("runs") / "audit" / data.name)
-    rules.check(config, num_devices=1, section="data.")
-    require_writable(folder, f"--out={folder}")
-    with storage_errors_told(folder):
-        prepared = prepare(
-            data.name,
-            Path(data.dir).expanduser(),
-            Path(data.cache_dir).expanduser() / "datasets",
-            on_error="skip",
-            near_duplicate_threshold=data.near_duplicate_threshold,
-            classes=data.classes,
-            group_pattern=data.group_pattern,
-            intensity_range=data.intensity_range,
-        )
-        show(save(prepared, folder), folder)
-
-
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=configs.parse_flags)
+    runpy.run_module("egmae_jax.commands.audit", run_name="__main__")

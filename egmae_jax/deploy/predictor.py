@@ -67,6 +67,20 @@ class Part(NamedTuple):
     batch: int  # images that went through the networks, those that fill it up included
 
 
+def load(
+    workdir: str | os.PathLike,
+    *,
+    round_index: int | Literal["all"] = 0,
+    calibrated: bool = True,
+    batch: int = 64,
+) -> "Predictor":
+    """A finished run that classifies images: `egmae_jax.load("runs/busi").predict("new.png")`.
+
+    Only the workdir is read. See `Predictor` for the arguments and for what is raised.
+    """
+    return Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
+
+
 class Predictor:
     """Classifies images by every branch of a finished run, and fuses what they say.
 

@@ -1,17 +1,17 @@
-"""What the entropy guides: python -m egmae_jax.explain.entropy_maps --workdir=W --out=FOLDER
+"""What the entropy guides, drawn and measured.
 
 Draws, image by image and on one sheet, the entropy H of the patches, the noise's sigma, the
 corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
 reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
 where the data set has masks of its lesions, inside them, in a ring around them and outside.
 
---config=configs/busi.py --config.data.dir=... in place of --workdir needs no training: then there
-is no reconstruction. All is of the evaluation view; training sees random crops, corrupted by the
-same function.
+A config alone needs no training: then there is no reconstruction. All is of the evaluation view;
+training sees random crops, corrupted by the same function.
 """
 
 import difflib
 import logging
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,12 @@ import rich.box
 import rich.console
 import rich.table
 import rich.text
-from absl import app, flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax.core import console, platform, rng
+from egmae_jax.core import platform, rng
 from egmae_jax.core.files import (
     RESTORE,
     DamagedFileError,
-    require_writable,
-    storage_errors_told,
     write_json,
 )
 from egmae_jax.data import datasets, masks, pipeline, splits
@@ -48,10 +45,10 @@ from egmae_jax.explain.panels import Panels, common_scales, compute_panels, draw
 from egmae_jax.run import branches, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.saved_run import RunError
-from egmae_jax.run.workdir import Paths, local_folder, require_same_run
+from egmae_jax.run.workdir import Paths, require_same_run
 from egmae_jax.training import pretrain
 
-logger = logging.getLogger("egmae_jax.explain.entropy_maps")  # run as a program, too
+logger = logging.getLogger(__name__)
 
 
 class Source:
@@ -352,39 +349,6 @@ def _cell(value: Mapping[str, float | None]) -> str:
     return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
-def define_flags() -> None:
-    """Of the command; the module can be imported without."""
-    config_flags.DEFINE_config_file(
-        "config", help_string="Recipe, e.g. configs/busi.py; with --workdir, not needed."
-    )
-    flags.DEFINE_string("workdir", None, "A run whose pre-training is finished.")
-    flags.DEFINE_string("out", "runs/entropy_maps", "Folder for the figures and noise.json.")
-    flags.DEFINE_integer("images", 6, "How many images to draw, of all classes alike.", 1)
-    flags.DEFINE_multi_string("file", [], "Draw this image instead; may be repeated.")
-    flags.DEFINE_boolean("statistics", True, "Also measure all images of the data set.")
-
-
-@console.user_errors()
-def main(argv: list[str]) -> None:
-    """Command line."""
-    console.set_up_logging()
-    if argv[1:]:
-        console.fail(f"What is {' '.join(argv[1:])!r}? Flags begin with --, such as --images=6.")
-    given = flags.FLAGS
-    workdir = None if given.workdir is None else local_folder(given.workdir)
-    out = local_folder(given.out, "--out")
-    require_writable(out, f"--out={out}")
-    with storage_errors_told(out, *([workdir] if workdir else [])):
-        run(
-            config_of(workdir, given.config),
-            workdir,
-            out,
-            files=given.file,
-            count=given.images,
-            statistics=given.statistics,
-        )
-
-
 def run(
     config: ConfigDict,
     workdir: Path | None,
@@ -430,5 +394,4 @@ def run(
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=configs.parse_flags)
+    runpy.run_module("egmae_jax.commands.entropy_maps", run_name="__main__")

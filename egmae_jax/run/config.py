@@ -1,18 +1,13 @@
-"""Checks of a config before any work, and what may change between two runs on one workdir."""
+"""A config as it is stored: config.json, and what may change between two runs on one workdir."""
 
 import copy
-import difflib
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
-from egmae_jax.core import console
-from egmae_jax.core.errors import ConfigError, UserError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 
 # Fields that change no number: where things lie, how often they are saved, how many at a time
@@ -104,62 +99,3 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
             "The workdir holds a run with another config; going on would mix the two. Use the same "
             "values or another --workdir.\n  " + "\n  ".join(changes)
         )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags of a command that has --config, with a sentence for what is wrong in them.
-
-    Returns:
-        The arguments that are no flags.
-    """
-    flag: Any = flags.FLAGS["config"]
-    try:
-        rest = flags.FLAGS(argv)
-        if flag.value is not None:
-            flag.value.to_dict()  # a file that is missing is only noticed on use
-        return rest
-    except UserError as error:  # of a preset, where the config file says so
-        console.fail(str(error))
-    except flags.Error as error:
-        text = str(error).strip()
-        if "get_config() takes 0 positional arguments" in text:
-            console.fail(f"The config file {_config_file(argv)} takes no words behind a colon.")
-        if "Error whilst parsing config file" in text:  # it raised what is no error of the user's
-            raise
-        console.fail(text.splitlines()[-1])
-    except OSError:
-        path = _config_file(argv)
-        if os.path.isfile(path) and os.access(path, os.R_OK):
-            raise  # what the file itself opens
-        console.fail(f"There is no config file {path} that can be read.")
-    except (AttributeError, KeyError, TypeError, OverflowError):
-        from egmae_jax.run import default_config
-
-        explanation = explain_unknown_field(argv, default_config.get_config())
-        if explanation is None:
-            raise
-        console.fail(explanation)
-
-
-def _config_file(argv: Sequence[str]) -> str:
-    """What --config names, without the words behind the colon; the last where it is given twice."""
-    given = ""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?config(=(.*))?", argument):
-            given = match[2] if match[1] else following
-    return given.partition(":")[0]
-
-
-def explain_unknown_field(argv: list[str], config: ConfigDict) -> str | None:
-    """Says which of the flags --config.a.b=... names no field, and what the nearest field is.
-
-    Returns:
-        A sentence; None where every flag names a field.
-    """
-    fields = list(flatten(config))
-    for argument in argv:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        if match and match[1] not in fields:
-            nearest = difflib.get_close_matches(match[1], fields, n=1, cutoff=0.0)[0]
-            return f"There is no config field {match[1]!r}. Did you mean {nearest!r}?"
-    return None

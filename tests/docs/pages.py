@@ -15,7 +15,7 @@ _NEEDS = re.compile(r"^(?:%|<!--) needs:(?P<names>.*?)(?:-->)?$")
 _FILE = re.compile(r"^# (?P<name>[\w./-]+\.\w+)$")
 _EXIT_STATUS = re.compile(r"# exit status (?P<status>\d+)")
 _INLINE = re.compile(
-    r"(?<!`)`(?P<text>(?:(?:python3?|pytest|make|pip|tensorboard) |--config\.)[^`]+)`"
+    r"(?<!`)`(?P<text>(?:(?:python3?|egmae|pytest|make|pip|tensorboard) |--config\.)[^`]+)`"
 )
 _LINK = re.compile(r"\[[^]]*]\((?P<target>[^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
 
@@ -73,7 +73,7 @@ class Page(NamedTuple):
         found = []
         for match in matches:
             command = " ".join(match["text"].split())
-            if re.fullmatch(r"python -m [\w.]+", command):  # only its name is meant
+            if re.fullmatch(r"python -m [\w.]+|egmae \w+", command):  # only its name is meant
                 command += " --help"
             found.append(Command(text.count("\n", 0, match.start()) + 1, command))
         return found

@@ -46,6 +46,11 @@ def python(*arguments: str) -> int:
     return int(status or 1)
 
 
+def egmae(*arguments: str) -> int:
+    """The command that the package installs; the server has it."""
+    return python("egmae", *arguments)
+
+
 def pytest(*arguments: str) -> int:
     """The same as python -m pytest."""
     return python("-m", "pytest", *arguments)
@@ -187,7 +192,15 @@ def nothing(*_: str) -> int:
 
 
 PROGRAMS = {
-    **{"python": python, "python3": python, "pytest": pytest, "pip": pip, "uv": uv, "venv": venv},
+    **{
+        "python": python,
+        "python3": python,
+        "egmae": egmae,
+        "pytest": pytest,
+        "pip": pip,
+        "uv": uv,
+        "venv": venv,
+    },
     **{"make": make, "git": git, "gcloud": gcloud, "srun": srun, "sbatch": sbatch, "sudo": sudo},
     **{"hf": hf, "tensorboard": tensorboard},
     **dict.fromkeys(("scontrol", "ssh", "ruff", "mypy", "sphinx-build", "xdg-open"), nothing),

@@ -27,10 +27,22 @@ _REAL = (
     *("true", "uniq", "unzip", "wc", "which", "xargs", "zip"),
 )
 _PROGRAMS = (
-    *("python", "python3", "pytest", "pip", "uv", "make", "git", "gcloud", "srun", "sbatch"),
+    *(
+        "python",
+        "python3",
+        "egmae",
+        "pytest",
+        "pip",
+        "uv",
+        "make",
+        "git",
+        "gcloud",
+        "srun",
+        "sbatch",
+    ),
     *("scontrol", "sudo", "ssh", "hf", "tensorboard", "ruff", "mypy", "sphinx-build", "xdg-open"),
 )
-_IN_VENV = ("python", "pip", "uv", "pytest", "ruff", "mypy", "sphinx-build")
+_IN_VENV = ("python", "egmae", "pip", "uv", "pytest", "ruff", "mypy", "sphinx-build")
 _PRETENDED = ("wandb", "mlflow")  # libraries that take any call
 # Config and data of a run that is needed, by its name; of any other they are busi and busi.
 _RUNS = {

@@ -93,6 +93,7 @@ def _status_of(function) -> int:
 
 def _run(arguments: list[str], accept: bool) -> None:
     """What `python ARGUMENTS` does; where it is only to be accepted, as far as that is known."""
+    from egmae_jax import commands
     from tests.docs import small
 
     rest = [*arguments]
@@ -109,6 +110,11 @@ def _run(arguments: list[str], accept: bool) -> None:
             _import_ours(source, {})
         else:
             exec(code, {"__name__": "__main__"})
+    elif rest[0] == "egmae":
+        if accept:
+            small.end_after_parsing()
+        sys.argv = [rest[0], *rest[1:2], *small.adapted(" ".join(rest[:2]), rest[2:], accept)]
+        sys.exit(commands.main())
     elif rest[0] == "-m":
         sys.path.insert(0, os.getcwd())
         module = rest[1]

@@ -26,14 +26,15 @@ from typing import Any
 
 import pooch
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 
 from egmae_jax import experiment, models
+from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import sharding
 from egmae_jax.data import datasets, phantoms
 from egmae_jax.models import timm
 from egmae_jax.run import config as configs
+from egmae_jax.run import rules
 from egmae_jax.sweep import variants
 from tests import tiny, torch_reference
 from tests.docs import trees, weights
@@ -60,7 +61,7 @@ _CAPS = {
     "evaluation.bootstrap_resamples": 20,
     "mesh.fsdp": 1,
 }
-_CHECK = configs.check
+_CHECK = rules.check
 _RESNET_DEPTHS, _RESNET_CHANNELS = (1, 1, 1, 1), (64, 8, 8, 8)  # the stem of timm's has 64
 _TIMM = {
     "convnext": {"depths": tiny.ENTRY[0], "dims": tiny.ENTRY[1]},
@@ -111,17 +112,20 @@ def end_after_parsing() -> None:
     """Has commands end once their arguments are parsed and their config is checked."""
     parser: Any = argparse.ArgumentParser
     parser.parse_args = _ending(parser.parse_args)
-    configs.parse_flags = functools.partial(_parse_flags, configs.parse_flags)
-    configs.check = _ending(configs.check)
+    Parser.read = _read_flags(Parser.read)  # type: ignore[method-assign]
+    rules.check = _ending(rules.check)
 
 
 def adapted(program: str, arguments: list[str], only_parsed: bool) -> list[str]:
     """The arguments that a program is given instead, and whatever else it needs."""
     if program == "pytest":
         return _only_listing(arguments)
-    if program == "egmae_jax.explain.gradcam":  # the small run's networks have other layers
+    if program in (
+        "egmae explain",
+        "egmae_jax.explain.gradcam",
+    ):  # the small run's networks have other layers
         return [argument for argument in arguments if not argument.startswith("--layer=")]
-    if program == "egmae_jax.demo" and not only_parsed:
+    if program in ("egmae demo", "egmae_jax.demo") and not only_parsed:
         _visit_the_page()
     if program.startswith("benchmarks.") and not only_parsed:
         os.environ.pop("XLA_FLAGS", None)  # some have images of full size, slow if not optimized
@@ -141,12 +145,16 @@ def _ending(function):
     return call
 
 
-def _parse_flags(parse, argv):
-    """`config.parse_flags`; a command without --config ends there, as it would read a run."""
-    rest = parse(argv)
-    if flags.FLAGS["config"].value is None:
-        raise SystemExit(0)
-    return rest
+def _read_flags(read):
+    """`Parser.read`; a command without a config ends there, as it would read a run."""
+
+    def call(self, given):
+        options = read(self, given)
+        if getattr(options, "config", None) is None:
+            raise SystemExit(0)
+        return options
+
+    return call
 
 
 def _is_only_to_be_accepted() -> bool:
@@ -170,7 +178,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
 def _run(run, config, workdir, stage="all", trackers=()):
     """`experiment.run`, cut down."""
-    configs.check(config, max(1, config.mesh.fsdp))  # ends here where accepting is all
+    rules.check(config, max(1, config.mesh.fsdp))  # ends here where accepting is all
     config, workdir = shrink(config), Path(workdir)
     made = Path(os.environ["DOCS_RUNS"], _fingerprint(config, stage))
     if workdir.exists() or trackers:

@@ -28,6 +28,7 @@ FORBIDDEN = ("sh", "shell", "console", "shell-session", "zsh", "pycon", "python3
 # What pages ask for that not every installation has.
 EXTRAS = {
     "egmae_jax.demo": "nicegui",
+    "egmae demo": "nicegui",
     "benchmarks.": "torch",
     "timm": "timm",
     "onnx": "onnx",
@@ -119,6 +120,9 @@ python main.py --config=configs/busi.py --config.data.dri=x --workdir=w
 python main.py --config=configs/busi.py --config.data.image_size=100 --workdir=w
 python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:bussi --out=w
 python -m egmae_jax.report --workdri=w
+egmae report --workdri=w
+egmae train --config=configs/busi.py --config.data.dri=x --workdir=w
+egmae nothing
 python -m egmae_jax.nothing
 pip install -e '.[nothing]'
 make nothing

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from egmae_jax.commands import arguments
 from egmae_jax.run import branches, default_config, rules
 from egmae_jax.run import config as configs
 from egmae_jax.run.config import ConfigError
@@ -499,13 +500,13 @@ def test_every_other_field_must_be_the_same():
 )
 def test_a_flag_for_no_field_is_explained_by_the_nearest(flag, field, nearest):
     argv = ["main.py", "--config.seed=3", "--workdir=runs/x", flag]
-    text = configs.explain_unknown_field(argv, default_config.get_config())
+    text = arguments.explain_unknown_field(argv, default_config.get_config())
     assert text == f"There is no config field {field!r}. Did you mean {nearest!r}?"
 
 
 def test_flags_that_all_name_fields_explain_no_error():
     argv = ["main.py", "--config=configs/busi.py", "--config.seed=3"]
-    assert configs.explain_unknown_field(argv, default_config.get_config()) is None
+    assert arguments.explain_unknown_field(argv, default_config.get_config()) is None
 
 
 def test_flatten_joins_names_by_dots():

@@ -1,0 +1,48 @@
+"""Says what is odd about a data set, before a run.
+
+Prints and saves what a split has to know and a reader of the results too: counts, copies within and
+across classes and official parts, groups, sizes, modes, whether what is no disease tells the class
+alone, what to do about each finding, and contact sheets of each class and of all near-duplicates.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from egmae_jax.commands.arguments import Parser
+from egmae_jax.core import console
+from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.data import audit
+from egmae_jax.data.prepare import prepare
+from egmae_jax.run import rules
+
+
+@console.user_errors()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser("audit", __doc__)
+    parser.add_config("configs/busi.py")
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+        help="for audit.json and contact sheets; runs/audit/<data set> if not given")  # fmt: skip
+    options = parser.read(arguments)
+    console.set_up_logging()
+    data = options.config.data
+    folder = options.out or Path("runs") / "audit" / data.name
+    rules.check(options.config, num_devices=1, section="data.")
+    require_writable(folder, f"--out={folder}")
+    with storage_errors_told(folder):
+        prepared = prepare(
+            data.name,
+            Path(data.dir).expanduser(),
+            Path(data.cache_dir).expanduser() / "datasets",
+            on_error="skip",
+            near_duplicate_threshold=data.near_duplicate_threshold,
+            classes=data.classes,
+            group_pattern=data.group_pattern,
+            intensity_range=data.intensity_range,
+        )
+        audit.show(audit.save(prepared, folder), folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

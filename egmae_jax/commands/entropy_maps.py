@@ -1,0 +1,61 @@
+"""Draws what the entropy guides, and measures where the noise falls.
+
+Draws, image by image and on one sheet, the entropy H of the patches, the noise's sigma, the
+corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
+reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
+where the data set has masks of its lesions, inside them, in a ring around them and outside.
+
+--config=configs/busi.py --config.data.dir=... in place of --workdir needs no training: then there
+is no reconstruction. All is of the evaluation view; training sees random crops, corrupted by the
+same function.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from egmae_jax.commands.arguments import Parser
+from egmae_jax.core import console
+from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.explain import entropy_maps
+from egmae_jax.run.workdir import local_folder
+
+
+@console.user_errors()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = Parser("entropy_maps", __doc__)
+    parser.add_config("configs/busi.py", required=False)
+    add = parser.add_argument
+    add("--workdir", metavar="FOLDER", help="of a run whose pre-training is finished")
+    add("--out", default="runs/entropy_maps", metavar="FOLDER",
+        help="for the figures and noise.json")  # fmt: skip
+    add("--images", type=_count, default=6, metavar="N", help="to draw, of all classes alike")
+    add("--file", action="append", default=[], metavar="IMAGE",
+        help="draws this image instead; may be repeated")  # fmt: skip
+    parser.add_switch("statistics", default=True,
+        help="does not measure all images of the data set")  # fmt: skip
+    options = parser.read(arguments)
+    console.set_up_logging()
+    workdir = None if options.workdir is None else local_folder(options.workdir)
+    out = local_folder(options.out, "--out")
+    require_writable(out, f"--out={out}")
+    with storage_errors_told(out, *([workdir] if workdir else [])):
+        entropy_maps.run(
+            entropy_maps.config_of(workdir, options.config),
+            workdir,
+            out,
+            files=options.file,
+            count=options.images,
+            statistics=options.statistics,
+        )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
