@@ -30,7 +30,8 @@ from jax import lax
 from jax.scipy.special import xlogy
 
 from benchmarks import timing
-from egmae_jax.method.corruption import _compared, _scattered, corrupt, patch_entropy, patchify
+from egmae_jax.method.corruption import corrupt
+from egmae_jax.method.entropy import _compared, _scattered, patch_entropy, patchify
 
 PATCH = 16
 TOLERANCE = 1e-5

@@ -1,4 +1,4 @@
-"""What entropy-guided noise does to an image: entropy, noise, the five corruptions.
+"""What entropy-guided noise does to an image: entropy, noise, all corruptions.
 
 python examples/corruption.py        # or cell by cell in an editor that knows `# %%`
 """
@@ -9,6 +9,7 @@ import numpy as np
 
 from egmae_jax.data.phantoms import phantom
 from egmae_jax.method import augment, corruption
+from egmae_jax.method.entropy import patchify
 
 grey = phantom(np.random.default_rng(0), "malignant", 224, 224)
 images = np.repeat(grey[None, :, :, None], 3, axis=-1)
@@ -23,12 +24,12 @@ normalized = augment.normalize(images)
 noisy = corruption.corrupt(
     jax.random.key(0), normalized, entropy, kind="entropy_noise", patch_size=16
 )
-added = corruption.patchify(noisy.image - normalized, 16).var(axis=(-1, -2))
+added = patchify(noisy.image - normalized, 16).var(axis=(-1, -2))
 print(f"noise variance over entropy, mean of patches: {(added / entropy).mean():.3f}")
 
 # %% The others, for comparison: masks by entropy, by chance, and noise that nothing guides.
-for kind in corruption.KINDS:
-    found = corruption.corrupt(
+for kind in corruption.kinds():
+    other = corruption.corrupt(
         jax.random.key(0), normalized, entropy, kind=kind, patch_size=16, mask_ratio=0.6
     )
-    print(f"{kind:16} masked {found.mask.mean():4.0%}, noise up to {found.sigma.max():.2f}")
+    print(f"{kind:16} masked {other.mask.mean():4.0%}, noise up to {other.sigma.max():.2f}")

@@ -30,7 +30,7 @@ def get_config(words: str | None = None) -> ConfigDict:
             "imagenet.model": "",
         }
     }
-    for kind in corruption.KINDS:
+    for kind in corruption.kinds():
         for scale in SCALES if kind == "entropy_noise" else (1.0,):
             name = kind if scale == 1 else f"{kind}_{scale:g}"
             changes[name] = {"corruption.kind": kind, "corruption.scale": scale}

@@ -1,23 +1,22 @@
-"""Entropy-guided corruption: patches, their entropy, the noise (paper section 3.3, equation 4).
+"""Entropy-guided corruption (paper section 3.3, equation 4) and the loss on what it masks.
 
-    H[k] = -sum_i p_i[k] log p_i[k]     `patch_entropy`, of the 8-bit image before normalisation
     x~[k] = x[k] + eps, eps ~ N(0, H[k])     `corrupt(..., kind="entropy_noise")`, normalised image
 
-Five corruptions stand behind one function, so that the ablation is a config.
+All corruptions stand behind one function, so that the ablation is a config.
 """
 
 import functools
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 
-from egmae_jax.core.platform import for_cpu
+from egmae_jax.method.entropy import patch_entropy
 
-KINDS = ("entropy_noise", "entropy_topk", "entropy_sampled", "random_mask", "uniform_noise")
-COLORS = ("per_channel", "joint", "luma")
+__all__ = ["Corruption", "corrupt", "kinds", "masked_mse", "patch_entropy", "register", "to_pixels"]
+
+_CORRUPTIONS: dict[str, Callable[..., "Corruption"]] = {}  # by kind
 
 
 class Corruption(NamedTuple):
@@ -28,125 +27,29 @@ class Corruption(NamedTuple):
     sigma: jax.Array  # [B, H/P, W/P], the noise's standard deviation; 0 where none is added
 
 
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H/P, W/P, P*P, C], non-overlapping patches.
-
-    Raises:
-        ValueError: H or W is not divisible by `patch_size`.
-    """
-    batch, height, width, channels = images.shape
-    p = patch_size
-    if height % p or width % p:
-        raise ValueError(f"{height}x{width} images cannot be cut into patches of {p}x{p}.")
-    x = images.reshape(batch, height // p, p, width // p, p, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, p * p, channels)
-
-
 def to_pixels(patch_values: jax.Array, patch_size: int) -> jax.Array:
     """[B, H/P, W/P] -> [B, H, W, 1]: every pixel gets its patch's value."""
     x = jnp.repeat(jnp.repeat(patch_values, patch_size, axis=1), patch_size, axis=2)
     return x[..., None]
 
 
-@functools.partial(jax.jit, static_argnames=("patch_size", "num_bins", "color", "base"))
-def patch_entropy(
-    images: jax.Array,
-    patch_size: int,
-    *,
-    num_bins: int = 256,
-    color: str = "per_channel",
-    base: float = math.e,
-) -> jax.Array:
-    """Shannon entropy of every patch (paper section 3.3, the formula below equation 4).
+def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., Corruption]]:
+    """Decorates a corruption, so that `corruption.kind` may name it.
 
-    Args:
-        images: uint8 [B, H, W, C], before normalisation.
-        patch_size: P, a divisor of H and W.
-        num_bins: bins of equal width over the 256 values; a divisor of 256.
-        color: 'per_channel' averages the channels' entropies, 'joint' pools the values of all
-            channels into one histogram, 'luma' takes the grey value (ITU-R 601, as Pillow's 'L').
-        base: of the logarithm; e gives nats.
-
-    Returns:
-        float32 [B, H/P, W/P] in [0, log(min(num_bins, values in a patch))]. A flat patch has
-        exactly 0.
-
-    Raises:
-        TypeError: the images are not uint8.
-        ValueError: another argument is out of its range.
+    The function takes (key, images, entropy, *, patch_size, scale, threshold, mask_ratio,
+    mask_token), as `corrupt` describes them, and returns a `Corruption`. It is traced by JAX.
     """
-    if images.dtype != jnp.uint8:
-        raise TypeError(
-            f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}."
-        )
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1; got {patch_size}.")
-    if not 1 <= num_bins <= 256 or 256 % num_bins:
-        raise ValueError(f"num_bins must be a divisor of 256; got {num_bins}.")
-    if base <= 1:
-        raise ValueError(f"base must be greater than 1; got {base}.")
-    values = patchify(images, patch_size)  # [B, h, w, P*P, C]
-    if color == "per_channel":
-        values = values.swapaxes(-1, -2)  # [B, h, w, C, P*P], a histogram a channel
-    elif color == "joint":
-        values = values.reshape(*values.shape[:3], 1, -1)  # [B, h, w, 1, P*P*C]
-    elif color == "luma":
-        values = _luma(values)[..., None, :]  # [B, h, w, 1, P*P]
-    else:
-        raise ValueError(f"color must be one of {', '.join(COLORS)}; got {color!r}.")
-    counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
-    total = values.shape[-1]
-    counts = counts.astype(jnp.float32)
-    # XLA divides by multiplying with the reciprocal: of a flat patch p would not be exactly 1.
-    p = jnp.where(counts == total, 1.0, counts / total)
-    entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
-    return jnp.maximum(entropy, 0.0)  # turns -0 into 0
+
+    def add(function: Callable[..., Corruption]) -> Callable[..., Corruption]:
+        _CORRUPTIONS[kind] = function
+        return function
+
+    return add
 
 
-def _luma(rgb: jax.Array) -> jax.Array:
-    """[..., 3] uint8 -> [...] uint8, bit for bit what Pillow's convert('L') gives."""
-    weights = jnp.array([19595, 38470, 7471], jnp.int32)
-    return ((rgb.astype(jnp.int32) * weights).sum(axis=-1) + 0x8000) >> 16
-
-
-def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:
-    """int32 [..., N] with values below num_bins -> integer counts [..., num_bins].
-
-    A bin that holds all of 256 values may count 0: its share of the entropy is 0 either way.
-    """
-    rows = bins.reshape(-1, bins.shape[-1])
-    histograms = _compared if for_cpu() else _scattered
-    return histograms(rows, num_bins).reshape(*bins.shape[:-1], num_bins)
-
-
-def _compared(rows: jax.Array, num_bins: int) -> jax.Array:
-    """[R, N] -> [R, num_bins]. Some values at a time are compared with all bins.
-
-    The fastest on CPU, and takes the same time whatever the values.
-    """
-    total = rows.shape[1]
-    part = math.gcd(total, 16)
-    dtype = jnp.uint8 if total <= 256 else jnp.uint16 if total < 2**16 else jnp.int32
-    columns = rows.T.astype(jnp.uint8)
-    all_bins = jnp.arange(num_bins, dtype=jnp.uint8)
-
-    def count(index, counts):
-        values = jax.lax.dynamic_slice_in_dim(columns, index * part, part)
-        return sum(((row[:, None] == all_bins).astype(dtype) for row in values), counts)
-
-    zeros = jnp.zeros((len(rows), num_bins), dtype)
-    return jax.lax.fori_loop(0, total // part, count, zeros)
-
-
-def _scattered(rows: jax.Array, num_bins: int) -> jax.Array:
-    """[R, N] -> [R, num_bins]. Ones are added into the bins.
-
-    The counts are integers on purpose: scattering floats is pathologically slow on GPUs where many
-    updates meet in one bin (jax-ml/jax#38806), and a dark patch is just that. Each row has an array
-    of its own: scattered into one for all rows, they would be summed over the devices of a batch.
-    """
-    zeros = jnp.zeros(num_bins, jnp.int32)
-    return jax.vmap(lambda row: zeros.at[row].add(1, mode="promise_in_bounds"))(rows)
+def kinds() -> tuple[str, ...]:
+    """The names of all corruptions, the paper's first."""
+    return tuple(_CORRUPTIONS)
 
 
 @functools.partial(
@@ -164,19 +67,14 @@ def corrupt(
     mask_ratio: float = 0.6,
     mask_token: jax.Array | float = 0.0,
 ) -> Corruption:
-    """Corrupts images by one of `KINDS`.
-
-    'entropy_noise' (the paper): Gaussian noise of variance scale * H on each patch, independent by
-    pixel and channel. 'uniform_noise': the same mean variance of each image, on all its patches
-    alike. 'entropy_topk', 'entropy_sampled', 'random_mask': mask_ratio of the patches, those of
-    highest entropy, drawn without replacement in proportion to entropy, or drawn uniformly; their
-    pixels are replaced by the mask token.
+    """Corrupts images by one of `kinds()`.
 
     Args:
-        key: for the noise or the choice of patches.
+        key: of the noise, or of the choice of patches.
         images: float32 [B, H, W, C], normalised.
         entropy: [B, H/P, W/P] of `patch_entropy`, of the same images.
-        kind: one of `KINDS`.
+        kind: 'entropy_noise' (the paper), 'uniform_noise', 'entropy_topk', 'entropy_sampled',
+            'random_mask', or a registered one.
         patch_size: P, in pixels.
         scale: noise variance per unit of entropy; the noise kinds read it.
         threshold: a patch is masked where its noise variance exceeds this; the noise kinds read it.
@@ -186,40 +84,75 @@ def corrupt(
     Raises:
         ValueError: `kind` is unknown.
     """
-    if kind in ("entropy_noise", "uniform_noise"):
-        variance = scale * entropy
-        if kind == "uniform_noise":
-            mean = variance.mean(axis=(1, 2), keepdims=True)
-            variance = jnp.broadcast_to(mean, variance.shape)
-        sigma = jnp.sqrt(variance)
-        # Drawn in one row: the same numbers as in the images' shape, in half the time on CPU.
-        noise = jax.random.normal(key, (images.size,), images.dtype).reshape(images.shape)
-        mask = (variance > threshold).astype(jnp.float32)
-        return Corruption(images + to_pixels(sigma, patch_size) * noise, mask, sigma)
-
-    # The masked patches are the top k of a score; Gumbel noise on log-weights makes the top k a
-    # draw without replacement in proportion to the weights.
-    gumbel = jax.random.gumbel(key, entropy.shape)
-    if kind == "entropy_topk":
-        score = entropy
-    elif kind == "entropy_sampled":
-        score = jnp.log(entropy) + gumbel  # log 0 = -inf: flat patches come last
-    elif kind == "random_mask":
-        score = gumbel
-    else:
-        raise ValueError(f"corruption.kind must be one of {', '.join(KINDS)}; got {kind!r}.")
-    mask = _top_share(score, mask_ratio)
-    image = jnp.where(to_pixels(mask, patch_size) > 0, mask_token, images)
-    return Corruption(image, mask, jnp.zeros_like(entropy))
+    if kind not in _CORRUPTIONS:
+        raise ValueError(f"corruption.kind must be one of {', '.join(kinds())}; got {kind!r}.")
+    return _CORRUPTIONS[kind](
+        key,
+        images,
+        entropy,
+        patch_size=patch_size,
+        scale=scale,
+        threshold=threshold,
+        mask_ratio=mask_ratio,
+        mask_token=mask_token,
+    )
 
 
-def _top_share(score: jax.Array, share: float) -> jax.Array:
-    """[B, h, w] -> float32 [B, h, w]: 1 at each image's round(share * h * w) highest scores."""
+@register("entropy_noise")
+def entropy_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
+    """Gaussian noise of variance scale * H on each patch, independent by pixel and channel (eq. 4).
+
+    A patch is masked where its variance exceeds the threshold.
+    """
+    return _add_noise(key, images, scale * entropy, patch_size, threshold)
+
+
+@register("entropy_topk")
+def entropy_topk(key, images, entropy, *, patch_size, mask_ratio, mask_token, **_) -> Corruption:
+    """Masks the patches of highest entropy."""
+    return _mask_highest(images, entropy, patch_size, mask_ratio, mask_token)
+
+
+@register("entropy_sampled")
+def entropy_sampled(key, images, entropy, *, patch_size, mask_ratio, mask_token, **_) -> Corruption:
+    """Masks patches drawn without replacement in proportion to their entropy."""
+    # Gumbel noise on log-weights makes the top k such a draw. log 0 = -inf: flat patches come last.
+    score = jnp.log(entropy) + jax.random.gumbel(key, entropy.shape)
+    return _mask_highest(images, score, patch_size, mask_ratio, mask_token)
+
+
+@register("random_mask")
+def random_mask(key, images, entropy, *, patch_size, mask_ratio, mask_token, **_) -> Corruption:
+    """Masks patches drawn uniformly."""
+    score = jax.random.gumbel(key, entropy.shape)
+    return _mask_highest(images, score, patch_size, mask_ratio, mask_token)
+
+
+@register("uniform_noise")
+def uniform_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
+    """The mean noise variance of 'entropy_noise' in each image, on all of its patches alike."""
+    mean = (scale * entropy).mean(axis=(1, 2), keepdims=True)
+    return _add_noise(key, images, jnp.broadcast_to(mean, entropy.shape), patch_size, threshold)
+
+
+def _add_noise(key, images, variance, patch_size, threshold) -> Corruption:
+    """Gaussian noise of a variance for each patch, [B, H/P, W/P]."""
+    sigma = jnp.sqrt(variance)
+    # Drawn in one row: the same numbers as in the images' shape, in half the time on CPU.
+    noise = jax.random.normal(key, (images.size,), images.dtype).reshape(images.shape)
+    mask = (variance > threshold).astype(jnp.float32)
+    return Corruption(images + to_pixels(sigma, patch_size) * noise, mask, sigma)
+
+
+def _mask_highest(images, score, patch_size, mask_ratio, mask_token) -> Corruption:
+    """Replaces the round(mask_ratio * h * w) patches of each image with the highest scores."""
     batch, rows, columns = score.shape
-    count = round(share * rows * columns)
+    count = round(mask_ratio * rows * columns)
     _, chosen = jax.lax.top_k(score.reshape(batch, -1), count)
     mask = jnp.zeros((batch, rows * columns), jnp.float32)
-    return mask.at[jnp.arange(batch)[:, None], chosen].set(1.0).reshape(score.shape)
+    mask = mask.at[jnp.arange(batch)[:, None], chosen].set(1.0).reshape(score.shape)
+    image = jnp.where(to_pixels(mask, patch_size) > 0, mask_token, images)
+    return Corruption(image, mask, jnp.zeros_like(score))
 
 
 def masked_mse(

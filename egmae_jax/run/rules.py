@@ -16,7 +16,7 @@ from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, images, samples, splits
-from egmae_jax.method import corruption, fusion, layer_entropy
+from egmae_jax.method import corruption, entropy, fusion, layer_entropy
 from egmae_jax.models.init import KERNEL_INITS
 from egmae_jax.run import branches, default_config
 from egmae_jax.run.config import flatten
@@ -31,8 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.resize": images.RESIZE_MODES,
     "data.protocol": splits.PROTOCOLS,
     "model.dtype": ("float32", "bfloat16"),
-    "entropy.color": corruption.COLORS,
-    "corruption.kind": corruption.KINDS,
+    "entropy.color": entropy.COLORS,
     "model.kernel_init": KERNEL_INITS,
     "rounds.kind": ("seeds", "folds"),
     "finetune.trainable": layer_entropy.MODES,
@@ -185,7 +184,7 @@ def _item_problems(field: str, item: Any, kind: str, *, several: bool) -> Iterat
 
 def _field_problems(config: ConfigDict) -> Iterator[str]:
     flat = flatten(config)
-    for field, allowed in _CHOICES.items():
+    for field, allowed in {**_CHOICES, "corruption.kind": corruption.kinds()}.items():
         if flat[field] not in allowed:
             yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
     for words, holds, fields in _RANGES:

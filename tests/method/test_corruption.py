@@ -12,16 +12,8 @@ from scipy import stats
 from skimage.measure import shannon_entropy
 
 from egmae_jax.method import corruption
-from egmae_jax.method.corruption import (
-    KINDS,
-    _compared,
-    _scattered,
-    corrupt,
-    masked_mse,
-    patch_entropy,
-    patchify,
-    to_pixels,
-)
+from egmae_jax.method.corruption import corrupt, masked_mse, to_pixels
+from egmae_jax.method.entropy import COLORS, _compared, _luma, _scattered, patch_entropy, patchify
 from tests.conftest import SHARED_DATA
 
 NOISE_KINDS = ("entropy_noise", "uniform_noise")
@@ -113,7 +105,7 @@ def test_patches_have_pixels(patch_size):
 
 
 @pytest.mark.parametrize("num_bins", [16, 64, 256])
-@pytest.mark.parametrize("color", corruption.COLORS)
+@pytest.mark.parametrize("color", COLORS)
 def test_entropy_equals_numpys_on_random_images(color, num_bins):
     images = random_images(1, 4, 96, 128)
     images[1:] //= np.array([2, 16, 128], np.uint8)[:, None, None, None]  # ever fewer full bins
@@ -124,7 +116,7 @@ def test_entropy_equals_numpys_on_random_images(color, num_bins):
 
 
 @pytest.mark.parametrize("num_bins", [16, 64, 256])
-@pytest.mark.parametrize("color", corruption.COLORS)
+@pytest.mark.parametrize("color", COLORS)
 def test_entropy_equals_scikit_images_on_real_images(real_images, color, num_bins):
     entropy = patch_entropy(jnp.asarray(real_images), 16, color=color, num_bins=num_bins)
     expected = reference_entropy(
@@ -162,13 +154,13 @@ def test_base_two_gives_bits():
 
 
 @pytest.mark.parametrize("patch_size", [1, 9, 11, 22, 48, 88])
-@pytest.mark.parametrize("color", corruption.COLORS)
+@pytest.mark.parametrize("color", COLORS)
 def test_flat_patches_of_every_size_have_exactly_zero_entropy(color, patch_size):
     images = jnp.full((1, 2 * patch_size, patch_size, 3), 7, jnp.uint8)
     assert not patch_entropy(images, patch_size, color=color).any()
 
 
-@pytest.mark.parametrize("color", corruption.COLORS)
+@pytest.mark.parametrize("color", COLORS)
 def test_flat_patches_have_exactly_zero_entropy(color):
     grey = np.arange(256, dtype=np.uint8)[:, None, None, None]  # a flat image of every value
     images = np.broadcast_to(grey, (256, 8, 8, 3))
@@ -203,7 +195,7 @@ def test_luma_is_bit_for_bit_pillows():
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
     for rgb in (grid, random_images(5, 1, 300, 300)[0]):
         expected = np.asarray(Image.fromarray(rgb).convert("L"))
-        np.testing.assert_array_equal(corruption._luma(jnp.asarray(rgb)), expected)
+        np.testing.assert_array_equal(_luma(jnp.asarray(rgb)), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -242,7 +234,7 @@ def corrupted(kind, seed=0, *, images=IMAGES, entropy=ENTROPY, **changes):
     return corrupt(jax.random.key(seed), images, entropy, kind=kind, patch_size=16, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", corruption.kinds())
 def test_shapes_and_dtypes(kind):
     image, mask, sigma = corrupted(kind)
     assert (image.shape, image.dtype) == (IMAGES.shape, jnp.float32)
@@ -311,7 +303,7 @@ def test_topk_masks_exactly_the_highest_entropies():
             assert set(np.flatnonzero(chosen)) == set(np.argsort(entropy)[-count:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", corruption.kinds())
 def test_the_key_alone_decides(kind):
     first, again, other = (corrupted(kind, seed) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
