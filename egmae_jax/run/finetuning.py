@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax.core import console, sharding
+from egmae_jax.core import sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
+from egmae_jax.run import tables
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run, require
 from egmae_jax.run.imagenet import ImagenetWeights
@@ -169,7 +170,7 @@ class Finetuning:
             )
             report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
             if entropies is not None:
-                console.print_layers(f"{branch.name}, round {round_index}", report)
+                tables.print_layers(f"{branch.name}, round {round_index}", report)
             if sharding.is_primary():
                 if entropies is not None:
                     self._draw_layers(report, path.with_suffix(".png"))

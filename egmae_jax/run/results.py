@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax.core import console, provenance, sharding
+from egmae_jax.core import provenance, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluation import calibration, fusion_weights
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.run import environment
+from egmae_jax.run import environment, tables
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.prediction import fuses
@@ -62,7 +62,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         write_json(run.paths.results, results)
     for sentence in calibration.explain_rounds(results["rounds"], results["summary"]):
         logger.warning("%s", sentence)
-    console.print_results(results)
+    tables.print_results(results)
     return results
 
 

@@ -27,7 +27,7 @@ from egmae_jax.evaluation.scores import score_branches, summarize, summarize_cla
 from egmae_jax.explain import cam_study, entropy_maps, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
-from egmae_jax.run import results
+from egmae_jax.run import results, tables
 
 # What the libraries say of odd files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -145,13 +145,13 @@ def terminal(width=300):
     """What is printed, in lists of lines."""
     lines: list[str] = []
     output = io.StringIO()
-    before = console._console
-    console._console = rich.console.Console(file=output, width=width, emoji=before._emoji)
+    before = console.terminal
+    console.terminal = rich.console.Console(file=output, width=width, emoji=before._emoji)
     try:
         with contextlib.redirect_stdout(output):
             yield lines
     finally:
-        console._console = before
+        console.terminal = before
         lines += output.getvalue().splitlines()
 
 
@@ -193,7 +193,7 @@ def test_the_tables_show_names_as_they_are(tmp_path_factory, classes):
     write_json(path, found)
     assert read_json(path) == json.loads(json.dumps(found))
     with terminal() as lines:
-        console.print_results(found)
+        tables.print_results(found)
     for name in classes:
         of_name = [line for line in lines if name.strip() in line]
         assert len(of_name) >= 3  # the counts, the table of classes, the fusion weights
@@ -201,7 +201,7 @@ def test_the_tables_show_names_as_they_are(tmp_path_factory, classes):
 
 def test_a_long_name_does_not_take_the_place_of_the_figures():
     with terminal(width=80) as lines:
-        console.print_results(results_of(["x" * 300, "cat", "dog"]))
+        tables.print_results(results_of(["x" * 300, "cat", "dog"]))
     table = lines[next(i for i, line in enumerate(lines) if "PR-AUC" in line) :]
     assert sum(line.count("x") for line in table if "…" not in line) >= 600  # in both tables
     assert not any("…" in line for line in lines)
@@ -228,7 +228,7 @@ def test_log_lines_are_no_markup(monkeypatch):
     for is_terminal in (True, False):
         output = io.StringIO()
         printed = rich.console.Console(file=output, force_terminal=is_terminal, emoji=False)
-        monkeypatch.setattr(console, "_console", printed)
+        monkeypatch.setattr(console, "terminal", printed)
         monkeypatch.setattr("sys.stdout", output)
         console.set_up_logging()
         logging.getLogger("egmae_jax.x").warning("left out: %s", "[/] :cat: [red]")
