@@ -14,12 +14,14 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not installed
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import egmae_jax
 
 project = "egmae_jax"
 author = "the egmae_jax developers"
 copyright = f"2026, {author}"
-version = "0.1"
+version = egmae_jax.__version__
 
 extensions = [
     "myst_parser",

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import egmae_jax
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
         lines = "\n".join(f"  {command:{width}}  {does}" for command, does in COMMANDS.items())
-        print(_HELP.format(description=egmae_jax.__doc__, commands=lines), end="")
+        description = textwrap.fill(egmae_jax.__doc__ or "", width=80)
+        print(_HELP.format(description=description, commands=lines), end="")
         return 0
     if name in ("--version", "version"):
         print(f"egmae_jax {egmae_jax.__version__}")

@@ -17,6 +17,7 @@ _EXIT_STATUS = re.compile(r"# exit status (?P<status>\d+)")
 _INLINE = re.compile(
     r"(?<!`)`(?P<text>(?:(?:python3?|egmae|pytest|make|pip|tensorboard) |--config\.)[^`]+)`"
 )
+_NAME = re.compile(r"python (-m [\w.]+|main\.py)|egmae \w+")
 _LINK = re.compile(r"\[[^]]*]\((?P<target>[^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
 
 
@@ -73,7 +74,7 @@ class Page(NamedTuple):
         found = []
         for match in matches:
             command = " ".join(match["text"].split())
-            if re.fullmatch(r"python -m [\w.]+|egmae \w+", command):  # only its name is meant
+            if _NAME.fullmatch(command):  # only that is meant
                 command += " --help"
             found.append(Command(text.count("\n", 0, match.start()) + 1, command))
         return found
