@@ -16,11 +16,11 @@ COMMANDS = {
     "audit": "Says what is odd about a data set, before a run.",
     "train": "Trains, evaluates and reports; goes on where it was stopped.",
     "sweep": "Runs the variants of a recipe and compares them.",
-    "report": "Writes a run's report, a comparison of runs, or a table for a paper.",
+    "report": "Writes a report of a run or of several, or a table for a paper.",
     "predict": "Classifies new images.",
     "explain": "Draws and scores the regions that speak for a class (Grad-CAM).",
     "entropy_maps": "Draws and measures what the entropy guides.",
-    "export": "Takes a run's models to timm, to JAX without this package, to ONNX.",
+    "export": "Takes a run's models to timm, to JAX without us, and to ONNX.",
     "demo": "Opens a local page where one drops an image.",
     "compare": "Runs a PyTorch checkpoint there and here, layer by layer.",
 }
