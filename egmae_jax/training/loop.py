@@ -354,9 +354,12 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     def run(state, steps, key, num_steps):
         @jax.jit  # traced once, for the metrics' shapes and for the loop
         def one_step(i, state):
-            # Kept in parts, parameters are gathered for the step: else the compiler might gather
+            # Kept in parts, variables are gathered for the step: else the compiler might gather
             # activations instead, which are larger.
-            whole = state.replace(params=sharding.gather(state.params, mesh))
+            whole = state.replace(
+                params=sharding.gather(state.params, mesh),
+                batch_stats=sharding.gather(state.batch_stats, mesh),
+            )
             return step_fn(whole, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
