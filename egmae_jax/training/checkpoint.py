@@ -16,13 +16,19 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from egmae_jax.core import sharding
+from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
 
 PyTree = Any
 ON_DAMAGE = ("previous", "raise")
+FORMAT = 2  # of a checkpoint's tree; in 1, which was not written down, params held batch_stats
 _RECORD = "{step}.sha256.json"
 logger = logging.getLogger(__name__)
+
+
+class CheckpointVersionError(UserError):
+    """A checkpoint holds another tree than this version's; the message says what to do."""
 
 
 class Checkpoints:
@@ -61,7 +67,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(tree), notes=ocp.args.JsonSave(notes)
+                tree=ocp.args.StandardSave(tree),
+                notes=ocp.args.JsonSave(notes | {"format": FORMAT}),
             ),
         )
         if not sharding.is_primary():
@@ -86,6 +93,7 @@ class Checkpoints:
 
         Raises:
             DamagedFileError: one is damaged, and 'raise' is on or there is none before it.
+            CheckpointVersionError: the newest that is whole is of another version of this package.
         """
         for step in self.steps:
             folder, older = self._step_folder(step), [s for s in self.steps if s < step]
@@ -119,18 +127,25 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        notes = self._manager.restore(
+            step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+        ).notes
+        if (written := notes.pop("format", 1)) != FORMAT:
+            raise CheckpointVersionError(
+                f"The checkpoints in {self._folder} were written by "
+                f"{'an earlier' if written < FORMAT else 'a later'} version of egmae_jax and hold "
+                "another tree than this version's. Finish this stage with that version, or delete "
+                f"{self._folder} to begin it anew; stages that have finished stay as they are."
+            )
         restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore()
-            ),
+            step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
         )
         # Orbax compares the shapes of device arrays only.
         pairs = zip(jax.tree.leaves(restored.tree), jax.tree.leaves(abstract), strict=True)
         for found, expected in pairs:
             if found.shape != expected.shape:
                 raise ValueError(f"an array of shape {found.shape}, not {expected.shape}")
-        return restored.tree, restored.notes
+        return restored.tree, notes
 
     def _step_folder(self, step: int) -> Path:
         return self._folder / str(step)
