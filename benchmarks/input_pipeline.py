@@ -150,9 +150,9 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
     mesh = sharding.make_mesh()
     feed = resident(make_view(data, color), batch, mesh)
     model = models.create(config.model.name, len(data.classes))
-    params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
-    optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
-    state = TrainState.create(params, optimizer, mesh)
+    variables = initial_variables(model, 0, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
+    optimizer = optim.adamw(lambda step: 1e-4, variables["params"], weight_decay=0.05)
+    state = TrainState.create(variables, optimizer, mesh)
 
     def step(state, steps, key):
         batch = steps.batch(0, mesh)

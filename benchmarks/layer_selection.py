@@ -49,7 +49,7 @@ def make_config(model: str, image_size: int) -> FrozenConfigDict:
 
 
 def start(model: models.Model, name: str, weights: str | None) -> PyTree:
-    """Parameters to train from: fresh, or those of a file below a fresh head."""
+    """Variables to train from: fresh, or those of a file below a fresh head."""
     fresh = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
     if weights is None:
         return fresh
@@ -64,14 +64,15 @@ class Training:
         self,
         name: str,
         selection: layer_selection.Selection,
-        params: PyTree,
+        variables: PyTree,
         images: Images,
         config: FrozenConfigDict,
         steps: int,
     ):
         mesh = sharding.make_mesh()
+        params = variables["params"]
         optimizer = optim.adamw(lambda step: 1e-4, params, weight_decay=0.05)
-        self._state = TrainState.create(params, optimizer, mesh, selection.prefixes)
+        self._state = TrainState.create(variables, optimizer, mesh, selection.prefixes)
         step = functools.partial(
             finetune.finetune_step,
             model=models.create(name, NUM_CLASSES, frozen=selection.frozen),
@@ -104,18 +105,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     config = make_config(name, arguments.image_size)
     images = make_images(arguments.batch, arguments.image_size)
     model = models.create(name, NUM_CLASSES)
-    params = start(model, name, arguments.weights)
+    variables = start(model, name, arguments.weights)
+    params = variables["params"]
     size = arguments.image_size
     seen = augment.normalize(jnp.asarray(images.pixels[:, :size, :size]))
     sizes = layer_selection.sizes(model.layers, params)
-    entropies = layer_selection.layer_entropies(model, params, [(seen, jnp.ones(len(images)))])
+    entropies = layer_selection.layer_entropies(model, variables, [(seen, jnp.ones(len(images)))])
     runs = {}
     for mode in MODES:
         chosen = layer_entropy.select(
             mode, sizes, count_parameters(params), share=arguments.share, entropies=entropies
         )
         selection = layer_selection.selection(model.layers, chosen)
-        runs[mode] = Training(name, selection, params, images, config, arguments.steps)
+        runs[mode] = Training(name, selection, variables, images, config, arguments.steps)
         jax.block_until_ready(runs[mode]())  # the first run warms up
     times = timing.median_ms(runs, arguments.rounds, arguments.steps)
     return {mode: {"step_s": times[mode] / 1e3, **run.figures} for mode, run in runs.items()}

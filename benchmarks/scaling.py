@@ -108,13 +108,17 @@ def make_step(work: str, config: FrozenConfigDict) -> Step:
     else:
         model = branches.classifier(branches.Branch("mae", config.model.name), config, NUM_CLASSES)
         inputs, function = (image,), finetune.finetune_step
-    params, section = abstract_variables(model, *inputs), config[work]
+    variables, section = abstract_variables(model, *inputs), config[work]
+    params = variables["params"]
     schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**6, warmup_steps=10)
     optimizer = optim.adamw(
         schedule, params, weight_decay=section.weight_decay, betas=section.betas
     )
     state = TrainState(
-        jax.ShapeDtypeStruct((), np.int32), params, jax.eval_shape(optimizer.init, params)
+        jax.ShapeDtypeStruct((), np.int32),
+        params,
+        variables.get("batch_stats", {}),
+        jax.eval_shape(optimizer.init, params),
     )
     function = functools.partial(function, model=model, optimizer=optimizer, config=config)
     return Step(function, state, config)

@@ -115,12 +115,12 @@ class OurTraining:
         self._mesh, self._steps = sharding.make_mesh(), steps
         self._feed = SameBatch(jax.device_put(images))
         started = time.perf_counter()
-        params = initial_variables(module, 0, *inputs)
+        variables = initial_variables(module, 0, *inputs)
         schedule = optim.cosine_schedule(section.learning_rate, total_steps=10**6, warmup_steps=10)
         optimizer = optim.adamw(
-            schedule, params, weight_decay=section.weight_decay, betas=section.betas
+            schedule, variables["params"], weight_decay=section.weight_decay, betas=section.betas
         )
-        self._state = TrainState.create(params, optimizer, self._mesh)
+        self._state = TrainState.create(variables, optimizer, self._mesh)
         jax.block_until_ready(self._state)
         self.init_s = time.perf_counter() - started
         self._step = functools.partial(step, model=module, optimizer=optimizer, config=config)
@@ -147,10 +147,10 @@ def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]
     size = config.data.image_size
     classifier = models.create(config.model.name, NUM_CLASSES, dtype=jnp.dtype(config.model.dtype))
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    params = jax.device_put(initial_variables(classifier, 0, image))
+    variables = jax.device_put(initial_variables(classifier, 0, image))
     crops = jnp.asarray(images.pixels[:, :size, :size])
     predict = platform.jit(functools.partial(finetune.class_probabilities, model=classifier))
-    return lambda: jax.block_until_ready(predict(params, crops))
+    return lambda: jax.block_until_ready(predict(variables, crops))
 
 
 def reference(

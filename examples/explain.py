@@ -16,20 +16,21 @@ from egmae_jax.method import augment
 from egmae_jax.models.init import initial_variables
 
 model = models.create("squeezenet1_1", num_classes=3)  # small, so that this compiles soon
-params = initial_variables(
+variables = initial_variables(
     model, 0, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32), kernel_init="fan_in"
 )
 grey = phantom(np.random.default_rng(0), "benign", 96, 96)
 pixels = np.repeat(grey[None, :, :, None], 3, axis=-1)  # uint8 [1, 96, 96, 3]
 
 # %% What raises the predicted class's score, at the deepest block of 7 x 7 cells; the other layers.
-found = gradcam.explain(model, params, augment.normalize(pixels))
+found = gradcam.explain(model, variables, augment.normalize(pixels))
 print("heat", found.heat.shape, "of class", int(found.classes[0]), "at")
 print(gradcam.layer_at(model, 96))
 print("layers:", ", ".join(gradcam.layers(model)[:4]), "...")
 
 # %% Of another class, at another layer.
-earlier = gradcam.gradcam(model, params, augment.normalize(pixels), classes=2, layer="features_4")
+images = augment.normalize(pixels)
+earlier = gradcam.gradcam(model, variables, images, classes=2, layer="features_4")
 print(f"mean heat {earlier.mean():.3f}")
 
 # %% Is the heat where the lesion is? The mask here is a square; yours is a radiologist's.

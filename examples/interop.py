@@ -18,17 +18,17 @@ from egmae_jax.models import timm
 from egmae_jax.models.init import initial_variables
 
 model = models.create("convnext_atto", num_classes=3)
-params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+variables = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name) / "model.safetensors"
-timm.save(params, path, "convnext_atto")
+timm.save(variables, path, "convnext_atto")
 tensors = load_file(path)
 print(f"{len(tensors)} tensors, such as {', '.join(list(tensors)[:3])}")
 # In PyTorch: timm.create_model("convnext_atto", num_classes=3, checkpoint_path=path)
 
 # %% Read again: the same bits, in our names.
 again = timm.load(path, "convnext_atto")
-same = jax.tree.all(jax.tree.map(np.array_equal, params, again))
+same = jax.tree.all(jax.tree.map(np.array_equal, variables, again))
 print("the same bits:", same)
 
 # %% A file that does not fit is refused, and every tensor that is wrong is named.

@@ -3,7 +3,8 @@
 python examples/models.py
 """
 
-# %% A model is a Flax Linen module; its parameters are a nested dict of arrays.
+# %% A model is a Flax Linen module; its variables are nested dicts of arrays: the
+# parameters and, of networks with batch norms, their running statistics in "batch_stats".
 import jax
 import jax.numpy as jnp
 import optax
