@@ -1,6 +1,8 @@
 """Grad-CAM (Selvaraju et al. 2017): regions that raise the score of a class, at any layer.
 
-    heat = gradcam(model, params, images)  # [B, H, W]: of the predicted class, at `default_layer`
+    heat = gradcam(model, variables, images)  # [B, H, W], of the predicted class
+
+Without `layer` it is `default_layer`'s.
 
 The heat is no finer than the layer's grid, which `layer_at` tells. The conventions are those of the
 package `pytorch-grad-cam`, which a test holds the figures to: the gradient is the logit's; a

@@ -1,7 +1,7 @@
 """A run that has finished, opened to be used: its config, classes, networks and how it fuses them.
 
     run = SavedRun(Path("runs/busi"))
-    model, params, _ = run.classifier(run.branch("mae"), round_index=0)
+    model, variables, _ = run.classifier(run.branch("mae"), round_index=0)
 
 Only the workdir is read, so it may have been moved from where it was made.
 """
