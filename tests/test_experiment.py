@@ -30,6 +30,7 @@ from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.explain import cam_study, entropy_maps
 from egmae_jax.method import augment
 from egmae_jax.models import timm
+from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.run import config as configs
 from egmae_jax.run import prediction
@@ -608,7 +609,7 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     weights, workdir = tmp_path / "imagenet.safetensors", tmp_path / "workdir"
     config = tiny.make_config(data, cache, imagenet__weights=str(weights), rounds__count=1)
     experiment.run(config, workdir, stage="pretrain")
-    with pytest.raises(timm.MissingWeightsError, match=r"imagenet\.weights=none"):
+    with pytest.raises(model_weights.MissingWeightsError, match=r"imagenet\.weights=none"):
         experiment.run(config, workdir, stage="finetune")
     write_imagenet_weights(weights, seed=7)
     experiment.Experiment(config, workdir, "finetune")

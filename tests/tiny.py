@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from egmae_jax import experiment, models
+from egmae_jax import experiment
 from egmae_jax.core import console, preemption, sharding
 from egmae_jax.data import phantoms
 from egmae_jax.evaluation.predictions import load_predictions
+from egmae_jax.models.asff import register_asff
+from egmae_jax.models.convnext import register_convnext
+from egmae_jax.models.resnet import register_resnet
 
 MODEL = "convnext_test"
-ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "timm/none")
+ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "none")
 RESNET = "resnet_test"  # and so ASFF
 ASFF = f"asff_{RESNET}"
-RESNET_ENTRY = ((1, 1, 1, 1), (4, 8, 8, 8), False, "timm/none")
+RESNET_ENTRY = ((1, 1, 1, 1), (4, 8, 8, 8), False)
 
 
 def make_data(folder: Path) -> Path:
@@ -33,8 +36,9 @@ def make_data(folder: Path) -> Path:
 
 def register() -> None:
     """Makes the models known by their names."""
-    models._CONVNEXT[MODEL] = ENTRY
-    models._RESNET[RESNET] = RESNET_ENTRY
+    register_convnext(MODEL, *ENTRY)
+    register_resnet(RESNET, RESNET_ENTRY)
+    register_asff(RESNET, RESNET_ENTRY)
 
 
 def make_config(data: Path, cache: Path, **changes):

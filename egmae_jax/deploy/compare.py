@@ -39,6 +39,7 @@ from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.resnet import ResNet
+from egmae_jax.models.weights import read
 
 PyTree = Any
 Tensors = Mapping[str, np.ndarray]
@@ -241,7 +242,7 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise CompareError(f"There is no file {path}; a checkpoint is expected.")
     plain = path.suffix in {".safetensors", ".npz"}
-    found = interop.read(path) if plain else _read_pickle(path)
+    found = read(path) if plain else _read_pickle(path)
     tensors = {_PREFIXES.sub("", name): x for name, x in found.items()}
     if len(tensors) < len(found):
         raise CompareError(

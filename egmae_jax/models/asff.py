@@ -16,7 +16,8 @@ from flax import linen as nn
 
 from egmae_jax.models.convnext import Linear
 from egmae_jax.models.layers import ConvNorm, tap
-from egmae_jax.models.resnet import ResNet, conv_init
+from egmae_jax.models.registry import register
+from egmae_jax.models.resnet import RESNETS, ResNet, conv_init
 
 WIDTH = 512  # of both branches
 HIDDEN = 32  # of the layer between the pooled branches and their weights
@@ -84,3 +85,13 @@ def fusion_weights(model: ASFFResNet, variables: Any, images: jax.Array) -> jax.
     """
     _, state = model.apply(variables, images, mutable=["intermediates"])
     return state["intermediates"]["fusion"]["weights"]
+
+
+def register_asff(backbone: str, sizes: tuple) -> None:
+    """Registers the ASFF of a ResNet of depths, features and kind of block."""
+    build = functools.partial(ASFFResNet, *sizes)
+    register(f"asff_{backbone}", build, family="asff_resnet", backbone=backbone)
+
+
+for _name, _sizes in RESNETS.items():
+    register_asff(_name, _sizes)

@@ -7,6 +7,7 @@ pool -> norm -> linear, drop path grows linearly with depth. Submodules carry ti
 `egmae_jax.models.timm` is a table of patterns.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from egmae_jax.models.kernels.mlp import Perceptron, perceptron
 from egmae_jax.models.kernels.operations import layer_norm, linear
 from egmae_jax.models.layers import tap
 from egmae_jax.models.module import Module
+from egmae_jax.models.registry import register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
@@ -304,3 +306,29 @@ class ConvNeXt(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
         return self.head(self.features(images, train=train))
+
+
+# Depths, widths and tag of the ImageNet-1k checkpoint that `imagenet.weights='default'` fetches
+# from the Hugging Face hub: the full tag, because timm's bare names may mean another one
+# (`convnext_tiny` is `in12k_ft_in1k`; the paper's is `fb_in1k`).
+_SIZES = {
+    "atto": ((2, 2, 6, 2), (40, 80, 160, 320), "d2_in1k"),
+    "femto": ((2, 2, 6, 2), (48, 96, 192, 384), "d1_in1k"),
+    "pico": ((2, 2, 6, 2), (64, 128, 256, 512), "d1_in1k"),
+    "nano": ((2, 2, 8, 2), (80, 160, 320, 640), "d1h_in1k"),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768), "fb_in1k"),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768), "fb_in1k"),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024), "fb_in1k"),
+}
+
+
+def register_convnext(name: str, depths: tuple[int, ...], dims: tuple[int, ...], tag: str) -> None:
+    """Registers a ConvNeXt, or a ConvNeXt V2 by a name that begins so."""
+    build = functools.partial(ConvNeXt, depths, dims, response_norm=name.startswith("convnextv2"))
+    register(name, build, family="convnext", weights=f"timm/{name}.{tag}")
+
+
+for _size, (_depths, _dims, _tag) in _SIZES.items():
+    register_convnext(f"convnext_{_size}", _depths, _dims, _tag)
+    if _size != "small":  # of which there is no V2
+        register_convnext(f"convnextv2_{_size}", _depths, _dims, "fcmae_ft_in1k")

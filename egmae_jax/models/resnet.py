@@ -5,6 +5,7 @@ and unlike the paper. Submodules carry their names, but for the stem and the hea
 is their `layer1.0.conv1`.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -15,6 +16,7 @@ from flax import linen as nn
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.layers import Conv, ConvNorm, below, max_pool, tap
+from egmae_jax.models.registry import register
 
 # timm: kaiming_normal_(mode="fan_out"); nn.Linear's own, a uniform distribution, as a normal one of
 # its deviation, with a bias of zeros.
@@ -200,3 +202,22 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
         return self.head(self.features(images, train=train))
+
+
+# Depths, features, whether the blocks are bottlenecks. The weights are torchvision's first ones,
+# which the papers that the recipes come from started from.
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), (64, 128, 256, 512), False),
+    "resnet34": ((3, 4, 6, 3), (64, 128, 256, 512), False),
+    "resnet50": ((3, 4, 6, 3), (64, 128, 256, 512), True),
+}
+
+
+def register_resnet(name: str, sizes: tuple) -> None:
+    """Registers a ResNet of depths, features and kind of block, as `RESNETS` has them."""
+    build = functools.partial(ResNet, *sizes)
+    register(name, build, family="resnet", weights=f"timm/{name}.tv_in1k")
+
+
+for _name, _sizes in RESNETS.items():
+    register_resnet(_name, _sizes)

@@ -3,6 +3,7 @@
 Channels last. Modules are numbered as in torchvision's `features`; there is no batch norm.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from egmae_jax.models.layers import Conv, max_pool, tap
+from egmae_jax.models.registry import register
 
 _Fires = tuple[tuple[int, int] | None, ...]
 _POOL = None
@@ -157,3 +159,14 @@ class SqueezeNet(nn.Module):
         With `train` the rng stream 'dropout' is needed.
         """
         return self.head(self.features(images, train=train), train=train)
+
+
+# The hub has no safetensors of these; torchvision publishes pickles.
+_WEIGHTS = {"1_0": "b66bff10", "1_1": "b8a52dc0"}
+for _version, _hash in _WEIGHTS.items():
+    register(
+        f"squeezenet{_version}",
+        functools.partial(SqueezeNet, _version),
+        family="squeezenet",
+        weights=f"https://download.pytorch.org/models/squeezenet{_version}-{_hash}.pth",
+    )

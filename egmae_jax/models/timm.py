@@ -11,124 +11,98 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 
 from egmae_jax import models
-from egmae_jax.core.errors import UserError, some_of
-from egmae_jax.core.files import read_npz, require_readable
-from egmae_jax.core.quiet import quiet
-from egmae_jax.core.tensors import read_safetensors, write_safetensors
+from egmae_jax.core.errors import some_of
+from egmae_jax.core.tensors import write_safetensors
+from egmae_jax.models import registry, weights
 from egmae_jax.models.init import abstract_variables
+from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR, Layout
+from egmae_jax.models.weights import CheckpointError
 
 PyTree = Any
 logger = logging.getLogger(__name__)
 
 
-class CheckpointError(UserError):
-    """The weights cannot be used; the message names the file and what is wrong with it."""
-
-
-class MissingWeightsError(UserError):
-    """There are no weights where they were looked for; the message says how to get them."""
-
-
-class Layout(NamedTuple):
-    """How a tensor lies in PyTorch and in JAX: two inverse permutations of its axes."""
-
-    to_jax: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-_VECTOR = Layout(lambda x: x, lambda x: x)
-_DENSE = Layout(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
-_CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
-# 1x1 convolution in timm, linear layer here: [out, in, 1, 1] <-> [in, out].
-_DENSE_AS_CONV = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
-
 # timm builds the blocks' MLP of its small ConvNeXts from 1x1 convolutions (`conv_mlp=True`).
 _CONV_MLP = re.compile(r"convnext(v2)?_(atto|femto|pico|nano)")
-_MLP = "MLP"  # stands in PATTERNS for _DENSE or _DENSE_AS_CONV, by model
+_MLP = "MLP"  # stands in PATTERNS for DENSE or DENSE_AS_CONV, by model
 
 _Patterns = tuple[tuple[str, str, Layout | str], ...]
 _Expected = dict[str, tuple[str, tuple[int, ...], Layout]]
 
 _CONVNEXT: _Patterns = (
-    (r"stem/conv/kernel", r"stem.0.weight", _CONV),
-    (r"stem/conv/bias", r"stem.0.bias", _VECTOR),
-    (r"stem/norm/scale", r"stem.1.weight", _VECTOR),
-    (r"stem/norm/bias", r"stem.1.bias", _VECTOR),
-    (r"stages_(\d+)/downsample/norm/scale", r"stages.\1.downsample.0.weight", _VECTOR),
-    (r"stages_(\d+)/downsample/norm/bias", r"stages.\1.downsample.0.bias", _VECTOR),
-    (r"stages_(\d+)/downsample/conv/kernel", r"stages.\1.downsample.1.weight", _CONV),
-    (r"stages_(\d+)/downsample/conv/bias", r"stages.\1.downsample.1.bias", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/gamma", r"stages.\1.blocks.\2.gamma", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/conv_dw/kernel", r"stages.\1.blocks.\2.conv_dw.weight", _CONV),
-    (r"stages_(\d+)/blocks_(\d+)/conv_dw/bias", r"stages.\1.blocks.\2.conv_dw.bias", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/norm/scale", r"stages.\1.blocks.\2.norm.weight", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", _VECTOR),
+    (r"stem/conv/kernel", r"stem.0.weight", CONV),
+    (r"stem/conv/bias", r"stem.0.bias", VECTOR),
+    (r"stem/norm/scale", r"stem.1.weight", VECTOR),
+    (r"stem/norm/bias", r"stem.1.bias", VECTOR),
+    (r"stages_(\d+)/downsample/norm/scale", r"stages.\1.downsample.0.weight", VECTOR),
+    (r"stages_(\d+)/downsample/norm/bias", r"stages.\1.downsample.0.bias", VECTOR),
+    (r"stages_(\d+)/downsample/conv/kernel", r"stages.\1.downsample.1.weight", CONV),
+    (r"stages_(\d+)/downsample/conv/bias", r"stages.\1.downsample.1.bias", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/gamma", r"stages.\1.blocks.\2.gamma", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/conv_dw/kernel", r"stages.\1.blocks.\2.conv_dw.weight", CONV),
+    (r"stages_(\d+)/blocks_(\d+)/conv_dw/bias", r"stages.\1.blocks.\2.conv_dw.bias", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/norm/scale", r"stages.\1.blocks.\2.norm.weight", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", VECTOR),
     (r"stages_(\d+)/blocks_(\d+)/(fc\d)/kernel", r"stages.\1.blocks.\2.mlp.\3.weight", _MLP),
-    (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/grn_scale", r"stages.\1.blocks.\2.mlp.grn.weight", _VECTOR),
-    (r"stages_(\d+)/blocks_(\d+)/grn_bias", r"stages.\1.blocks.\2.mlp.grn.bias", _VECTOR),
-    (r"head/norm/scale", r"head.norm.weight", _VECTOR),
-    (r"head/norm/bias", r"head.norm.bias", _VECTOR),
-    (r"head/fc/kernel", r"head.fc.weight", _DENSE),
-    (r"head/fc/bias", r"head.fc.bias", _VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/grn_scale", r"stages.\1.blocks.\2.mlp.grn.weight", VECTOR),
+    (r"stages_(\d+)/blocks_(\d+)/grn_bias", r"stages.\1.blocks.\2.mlp.grn.bias", VECTOR),
+    (r"head/norm/scale", r"head.norm.weight", VECTOR),
+    (r"head/norm/bias", r"head.norm.bias", VECTOR),
+    (r"head/fc/kernel", r"head.fc.weight", DENSE),
+    (r"head/fc/bias", r"head.fc.bias", VECTOR),
 )
 _BACKBONE: _Patterns = (
-    (r"stem/conv/kernel", r"conv1.weight", _CONV),
-    (r"stem/bn/scale", r"bn1.weight", _VECTOR),
-    (r"stem/bn/bias", r"bn1.bias", _VECTOR),
-    (r"stem/bn/(mean|var)", r"bn1.running_\1", _VECTOR),
-    (r"(layer\d)_(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", _CONV),
-    (r"(layer\d)_(\d+)/(bn\d)/scale", r"\1.\2.\3.weight", _VECTOR),
-    (r"(layer\d)_(\d+)/(bn\d)/bias", r"\1.\2.\3.bias", _VECTOR),
-    (r"(layer\d)_(\d+)/(bn\d)/(mean|var)", r"\1.\2.\3.running_\4", _VECTOR),
-    (r"(layer\d)_(\d+)/downsample/conv/kernel", r"\1.\2.downsample.0.weight", _CONV),
-    (r"(layer\d)_(\d+)/downsample/bn/scale", r"\1.\2.downsample.1.weight", _VECTOR),
-    (r"(layer\d)_(\d+)/downsample/bn/bias", r"\1.\2.downsample.1.bias", _VECTOR),
-    (r"(layer\d)_(\d+)/downsample/bn/(mean|var)", r"\1.\2.downsample.1.running_\3", _VECTOR),
+    (r"stem/conv/kernel", r"conv1.weight", CONV),
+    (r"stem/bn/scale", r"bn1.weight", VECTOR),
+    (r"stem/bn/bias", r"bn1.bias", VECTOR),
+    (r"stem/bn/(mean|var)", r"bn1.running_\1", VECTOR),
+    (r"(layer\d)_(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", CONV),
+    (r"(layer\d)_(\d+)/(bn\d)/scale", r"\1.\2.\3.weight", VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/bias", r"\1.\2.\3.bias", VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/(mean|var)", r"\1.\2.\3.running_\4", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/conv/kernel", r"\1.\2.downsample.0.weight", CONV),
+    (r"(layer\d)_(\d+)/downsample/bn/scale", r"\1.\2.downsample.1.weight", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/bias", r"\1.\2.downsample.1.bias", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/(mean|var)", r"\1.\2.downsample.1.running_\3", VECTOR),
 )
 # our path (a regular expression), their key, layout; by `models.family`
 PATTERNS: dict[str, _Patterns] = {
     "convnext": _CONVNEXT,
     "resnet": (
         *_BACKBONE,
-        (r"head/fc/kernel", r"fc.weight", _DENSE),
-        (r"head/fc/bias", r"fc.bias", _VECTOR),
+        (r"head/fc/kernel", r"fc.weight", DENSE),
+        (r"head/fc/bias", r"fc.bias", VECTOR),
     ),
     # Neither library has it: timm's names for the backbone, ours in PyTorch's style for the rest.
     "asff_resnet": (
         *_BACKBONE,
-        (r"fusion/(mid|high)/conv/kernel", r"fusion.\1.conv.weight", _CONV),
-        (r"fusion/(mid|high)/bn/scale", r"fusion.\1.bn.weight", _VECTOR),
-        (r"fusion/(mid|high)/bn/bias", r"fusion.\1.bn.bias", _VECTOR),
-        (r"fusion/(mid|high)/bn/(mean|var)", r"fusion.\1.bn.running_\2", _VECTOR),
-        (r"fusion/(fc\d)/kernel", r"fusion.\1.weight", _DENSE),
-        (r"fusion/(fc\d)/bias", r"fusion.\1.bias", _VECTOR),
-        (r"head/fc/kernel", r"head.fc.weight", _DENSE),
-        (r"head/fc/bias", r"head.fc.bias", _VECTOR),
+        (r"fusion/(mid|high)/conv/kernel", r"fusion.\1.conv.weight", CONV),
+        (r"fusion/(mid|high)/bn/scale", r"fusion.\1.bn.weight", VECTOR),
+        (r"fusion/(mid|high)/bn/bias", r"fusion.\1.bn.bias", VECTOR),
+        (r"fusion/(mid|high)/bn/(mean|var)", r"fusion.\1.bn.running_\2", VECTOR),
+        (r"fusion/(fc\d)/kernel", r"fusion.\1.weight", DENSE),
+        (r"fusion/(fc\d)/bias", r"fusion.\1.bias", VECTOR),
+        (r"head/fc/kernel", r"head.fc.weight", DENSE),
+        (r"head/fc/bias", r"head.fc.bias", VECTOR),
     ),
     "squeezenet": (
-        (r"features_(\d+)/kernel", r"features.\1.weight", _CONV),
-        (r"features_(\d+)/bias", r"features.\1.bias", _VECTOR),
-        (r"features_(\d+)/(\w+)/kernel", r"features.\1.\2.weight", _CONV),
-        (r"features_(\d+)/(\w+)/bias", r"features.\1.\2.bias", _VECTOR),
-        (r"head/fc/kernel", r"classifier.1.weight", _DENSE_AS_CONV),
-        (r"head/fc/bias", r"classifier.1.bias", _VECTOR),
+        (r"features_(\d+)/kernel", r"features.\1.weight", CONV),
+        (r"features_(\d+)/bias", r"features.\1.bias", VECTOR),
+        (r"features_(\d+)/(\w+)/kernel", r"features.\1.\2.weight", CONV),
+        (r"features_(\d+)/(\w+)/bias", r"features.\1.\2.bias", VECTOR),
+        (r"head/fc/kernel", r"classifier.1.weight", DENSE_AS_CONV),
+        (r"head/fc/bias", r"classifier.1.bias", VECTOR),
     ),
 }
 
@@ -230,8 +204,8 @@ def load(
         CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
         AccessError: the system does not let the file be read.
     """
-    path = locate(source)
-    variables = convert(read(path), model_name, path, classifier=classifier)
+    path = weights.locate(source)
+    variables = convert(weights.read(path), model_name, path, classifier=classifier)
     leaves = _flatten(variables).items()
     bad = [name for name, leaf in leaves if not np.isfinite(leaf).all()]
     if finite and bad:
@@ -486,97 +460,15 @@ def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
     write_safetensors(Path(path), tensors)
 
 
-def is_hub_id(source: str | os.PathLike) -> bool:
-    """Whether `locate` would look for a source on the hub: it is no file, folder or address."""
-    path = Path(source).expanduser()
-    repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
-    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) is not None
-    return is_name and not path.exists() and path.suffix not in {".safetensors", ".npz"}
-
-
-def locate(source: str | os.PathLike) -> Path:
-    """The file that `source` stands for (see `load`), fetched where needed."""
-    if str(source).startswith("https://"):
-        file = str(source).rsplit("/", 1)[-1].split("-")[0] + ".safetensors"
-        raise MissingWeightsError(
-            f"These weights are published only as a pickle, {source}; reading one can run code "
-            "that its author chose. Convert it once, where you trust it and have torch: "
-            f'python -c "import torch, safetensors.torch as s; s.save_file(torch.hub.'
-            f"load_state_dict_from_url('{source}'), '{file}')\". Then give the path of {file}, or "
-            "of a folder that holds it where other models start from other weights."
-        )
-    path = Path(source).expanduser()
-    if path.suffix in {".bin", ".pth", ".pt", ".tar", ".ckpt", ".pkl", ".pickle"}:
-        raise CheckpointError(
-            f"{path} is a pickle: reading one can run code that its author chose, so it is "
-            "refused. Convert it once, where you trust it: `safetensors.torch.save_file("
-            "torch.load(path, weights_only=True), 'model.safetensors')`, of a checkpoint that "
-            "holds more than tensors its state_dict (docs/pytorch.md)."
-        )
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if path.is_file():
-        return path
-    repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
-    if not is_hub_id(source):
-        raise MissingWeightsError(f"There is no file {path}.")
-    cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
-    if isinstance(cached, str):
-        return Path(cached)
-    logger.info("Fetching %s from the Hugging Face hub", repo_id)
-    try:
-        with quiet("huggingface_hub"):  # our error says what its retries would
-            return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
-    except RepositoryNotFoundError:
-        raise MissingWeightsError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            raise MissingWeightsError(
-                f"The repository {repo_id!r} has no model.safetensors."
-            ) from None
-        unreachable: BaseException = error
-    except Exception as error:  # the client passes on whatever its HTTP library raises
-        unreachable = error
-    # What went wrong with the network lies at the end of the chain.
-    while unreachable.__cause__ is not None:
-        unreachable = unreachable.__cause__
-    said = " ".join(str(unreachable).split())[:200]
-    raise MissingWeightsError(
-        f"The weights {repo_id!r} are neither in the local hub cache nor could they be fetched "
-        f"({type(unreachable).__name__}: {said}). With network: "
-        f"`hf download {repo_id} model.safetensors`. Without: fetch that file elsewhere and give "
-        "its path."
-    )
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or npz file.
-
-    Raises:
-        CheckpointError: it is none, or damaged.
-        AccessError: the system does not let it be read.
-    """
-    require_readable(path)
-    if path.suffix == ".npz":
-        try:
-            return read_npz(path)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not an npz file of plain arrays ({error}).") from None
-    try:
-        return read_safetensors(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}.") from None
-
-
 @functools.lru_cache(maxsize=8)
 def _expected(model_name: str, classes: int) -> _Expected:
     """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_variables(models.create(model_name, classes), image)
-    mlp_layout = _DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else _DENSE
+    mlp_layout = DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else DENSE
     expected = {}
     for path, leaf in _flatten(abstract).items():
-        key, layout = _translate(path, models.family(model_name))
+        key, layout = _translate(path, model_name)
         layout = mlp_layout if layout is _MLP else layout
         # Broadcast zeros have the shape but take no memory.
         their_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
@@ -604,7 +496,7 @@ def _unflatten(flat: Mapping[str, Any]) -> PyTree:
 
 def classifier_bias(model_name: str) -> str:
     """PyTorch's key of the classifier's bias, which has as many elements as there are classes."""
-    return _translate("head/fc/bias", models.family(model_name))[0]
+    return _translate("head/fc/bias", model_name)[0]
 
 
 def _counters(keys: Iterable[str]) -> set[str]:
@@ -616,8 +508,9 @@ def _counters(keys: Iterable[str]) -> set[str]:
     }
 
 
-def _translate(path: str, family: str) -> tuple[str, Any]:
-    for pattern, key, layout in PATTERNS[family]:
+def _translate(path: str, model_name: str) -> tuple[str, Any]:
+    patterns = registry.patterns(model_name) or PATTERNS[models.family(model_name)]
+    for pattern, key, layout in patterns:
         match = re.fullmatch(pattern, path)
         if match:
             return match.expand(key), layout

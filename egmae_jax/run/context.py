@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -92,9 +91,7 @@ class Run:
             branch, self.config, len(self.data.prepared.classes), frozen=frozen
         )
 
-    def initial_variables(
-        self, network: nn.Module, seed: int, *inputs: jax.ShapeDtypeStruct
-    ) -> PyTree:
+    def initial_variables(self, network: Any, seed: int, *inputs: jax.ShapeDtypeStruct) -> PyTree:
         """Fresh variables of a network for inputs of those shapes, by config.model."""
         return initial_variables(
             network,

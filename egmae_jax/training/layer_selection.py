@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax.core.files import DamagedFileError, read_sealed
@@ -87,7 +86,7 @@ def read_report(path: Path, layers: Iterable[str]) -> list[str]:
 
 
 def layer_entropies(
-    model: nn.Module, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
+    model: Any, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
 ) -> dict[str, float]:
     """Mean entropy of the channels of every layer's output, in nats, from 0 to ln 256 = 5.545.
 
@@ -125,7 +124,7 @@ def layer_entropies(
     }
 
 
-def _activations(model: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+def _activations(model: Any, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
     _, state = model.apply(variables, images, mutable=["intermediates"])
     tapped = traverse_util.flatten_dict(state["intermediates"], sep="/")
     tapped = {path.removesuffix("/output"): x for path, x in tapped.items()}
@@ -139,7 +138,7 @@ def _update(
     images: jax.Array,
     valid: jax.Array,
     *,
-    model: nn.Module,
+    model: Any,
 ) -> dict[str, Histogram]:
     activations = _activations(model, variables, images)
     return {layer: layer_entropy.add(state[layer], x, valid) for layer, x in activations.items()}

@@ -30,7 +30,7 @@ from egmae_jax.data import datasets, prepare
 from egmae_jax.data.datasets.base import find_given
 from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.deploy import predictor
-from egmae_jax.models import timm as interop
+from egmae_jax.models import weights as model_weights
 from tests import forks, tiny
 from tests.conftest import REPOSITORY
 
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch)
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(AccessError, match=r"model\.safetensors cannot be used \(Permission denied"):
-        interop.read(path)
+        model_weights.read(path)
     with pytest.raises(AccessError):
         files.read_npz(path)
     (tmp_path / "x.json").touch()

@@ -34,7 +34,9 @@ from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.method import augment, fusion
+from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
+from egmae_jax.models.convnext import register_convnext
 from egmae_jax.models.init import initial_variables
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
@@ -227,7 +229,8 @@ def test_the_json_beside_a_program_says_what_it_is(made):
 @pytest.mark.parametrize("name", [tiny.ASFF, "convnextv2_test", "squeezenet1_1"])
 def test_every_family_becomes_a_program(name, monkeypatch):
     tiny.register()
-    monkeypatch.setitem(models._CONVNEXT, "convnextv2_test", tiny.ENTRY)
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    register_convnext("convnextv2_test", *tiny.ENTRY)
     network = system.Network(
         system.Branch(name, name), models.create(name, 3), random_params(name, 3, 0)
     )

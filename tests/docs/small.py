@@ -28,11 +28,12 @@ import pooch
 import pytest
 from ml_collections import ConfigDict
 
-from egmae_jax import experiment, models
+from egmae_jax import experiment
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import sharding
 from egmae_jax.data import datasets, phantoms
-from egmae_jax.models import timm
+from egmae_jax.models import registry
+from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
 from egmae_jax.run import rules
 from egmae_jax.sweep import variants
@@ -94,15 +95,20 @@ def apply() -> None:
     """Makes everything small, in this process."""
     for name in _PRELOADED:
         importlib.import_module(f"egmae_jax.{name}")
-    for name, (_, _, hub) in models._CONVNEXT.items():
-        models._CONVNEXT[name] = (*tiny.ENTRY[:2], hub)
-    for name, (_, _, bottleneck, hub) in models._RESNET.items():
-        models._RESNET[name] = (_RESNET_DEPTHS, _RESNET_CHANNELS, bottleneck, hub)
+    for name, spec in registry._SPECS.items():
+        build: Any = spec.build
+        sizes = {
+            "convnext": tiny.ENTRY[:2],
+            "resnet": (_RESNET_DEPTHS, _RESNET_CHANNELS, *build.args[2:]),
+            "asff_resnet": (_RESNET_DEPTHS, _RESNET_CHANNELS, *build.args[2:]),
+        }.get(spec.family, build.args)
+        smaller = functools.partial(build.func, *sizes, **build.keywords)
+        registry._SPECS[name] = spec._replace(build=smaller)
     phantoms.write = functools.partial(_write_phantoms, phantoms.write)
     experiment.run = functools.partial(_run, experiment.run)
     variants.read = functools.partial(_read, variants.read)
     sharding.join_hosts = functools.partial(_join_hosts, sharding.join_hosts)
-    timm.locate = functools.partial(_locate, timm.locate)
+    model_weights.locate = functools.partial(_locate, model_weights.locate)
     pooch.retrieve = _retrieve
     builtins.__import__ = functools.partial(_import, builtins.__import__)
     webbrowser.open = lambda url, new=0, autoraise=True: True
@@ -240,7 +246,7 @@ def _write_phantoms(write, folder, *, images_per_class, **named):
 
 
 def _locate(locate, source):
-    """`timm.locate`, with a file of noise for every repository of the hub that models name."""
+    """`weights.locate`, with a file of noise for every repository of the hub that models name."""
     return weights.locate(str(source)) or locate(source)
 
 

@@ -31,6 +31,7 @@ from egmae_jax.core.files import (
 from egmae_jax.data import splits
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.models import timm
+from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.timm import CheckpointError
 from egmae_jax.run import default_config
@@ -131,7 +132,7 @@ def test_safetensors_are_read_or_refused(file, content):
     path.write_bytes(content)
     with little_memory():
         with either_right_or(CheckpointError, path):
-            assert all(isinstance(x, np.ndarray) for x in timm.read(path).values())
+            assert all(isinstance(x, np.ndarray) for x in model_weights.read(path).values())
         with either_right_or(DamagedFileError, path):
             load_params(path)
 
@@ -185,7 +186,7 @@ def test_an_npz_that_lies_is_refused_at_once(tmp_path, lie):
     path = tmp_path / "weights.npz"
     path.write_bytes(LIES[lie])
     with little_memory(), pytest.raises(CheckpointError, match=r"weights\.npz is not an npz"):
-        timm.read(path)
+        model_weights.read(path)
     with little_memory(), pytest.raises(DamagedFileError, match=r"weights\.npz is damaged"):
         load_predictions(path)
 
@@ -196,7 +197,7 @@ def test_an_npz_is_read_or_refused(file, content):
     path = file.with_name("weights.npz")
     path.write_bytes(content)
     with little_memory(), either_right_or(CheckpointError, path):
-        found = timm.read(path)
+        found = model_weights.read(path)
         for name in TENSORS.keys() & found.keys():
             assert found[name].dtype.kind in "fiu"
 

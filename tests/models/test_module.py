@@ -6,14 +6,14 @@ import pytest
 from flax import errors
 
 from egmae_jax import models
+from egmae_jax.models import registry
 from egmae_jax.models.init import initial_variables
 from tests import tiny
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(models, "_CONVNEXT", dict(models._CONVNEXT))
-    monkeypatch.setattr(models, "_RESNET", dict(models._RESNET))
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
     tiny.register()
 
 

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from egmae_jax import models
 from egmae_jax.models import timm
+from egmae_jax.models import weights as model_weights
 from egmae_jax.models.timm import CheckpointError
 
 ATTO = ((2, 2, 6, 2), (40, 80, 160, 320))
@@ -277,7 +278,7 @@ def test_save_names_all_leaves_that_do_not_fit_and_writes_nothing(atto_file, tmp
 
 
 def test_a_prefix_of_all_names_is_told(atto_file, tmp_path):
-    tensors = {f"model.{key}": x for key, x in timm.read(atto_file).items()}
+    tensors = {f"model.{key}": x for key, x in model_weights.read(atto_file).items()}
     safetensors.numpy.save_file(tensors, tmp_path / "mine.safetensors")
     with pytest.raises(
         CheckpointError, match=r"names that begin with 'model\.': save them without"
@@ -286,7 +287,7 @@ def test_a_prefix_of_all_names_is_told(atto_file, tmp_path):
 
 
 def test_a_file_without_classifier_will_do_where_none_is_needed(atto_file, tmp_path):
-    whole = timm.read(atto_file)
+    whole = model_weights.read(atto_file)
     tensors = {key: x for key, x in whole.items() if not key.startswith("head.fc.")}
     assert len(tensors) == len(whole) - 2
     safetensors.numpy.save_file(tensors, tmp_path / "mine.safetensors")
@@ -318,13 +319,13 @@ def test_a_folder_stands_for_its_model_safetensors(atto_file, tmp_path):
 
 
 def test_a_folder_without_weights_is_named(hub, tmp_path):
-    with pytest.raises(timm.MissingWeightsError, match=r"no file .*model\.safetensors"):
+    with pytest.raises(model_weights.MissingWeightsError, match=r"no file .*model\.safetensors"):
         timm.load(tmp_path)
 
 
 def test_an_absent_file_is_named(hub, tmp_path):
     with pytest.raises(
-        timm.MissingWeightsError, match=re.escape(str(tmp_path / "absent.safetensors"))
+        model_weights.MissingWeightsError, match=re.escape(str(tmp_path / "absent.safetensors"))
     ):
         timm.load(tmp_path / "absent.safetensors")
 
@@ -341,27 +342,29 @@ def test_a_truncated_file_is_named(share, atto_file, tmp_path):
 def test_the_default_weights_come_from_the_hub_cache_without_network(hub, tiny_tensors):
     snapshot = put_in_cache(hub, "timm/convnext_tiny.fb_in1k", tiny_tensors)
     assert models.default_weights("convnext_tiny") == "timm/convnext_tiny.fb_in1k"
-    assert timm.locate("timm/convnext_tiny.fb_in1k") == snapshot
+    assert model_weights.locate("timm/convnext_tiny.fb_in1k") == snapshot
     assert_same(timm.load(), timm.load(snapshot))
 
 
 @pytest.mark.parametrize("prefix", ["", "hf-hub:", "hf_hub:"])
 def test_hub_ids_are_found_in_the_cache_by_timms_prefixes_too(prefix, hub, atto_tensors):
     snapshot = put_in_cache(hub, "someone/convnext_atto.mine", atto_tensors)
-    assert timm.locate(f"{prefix}someone/convnext_atto.mine") == snapshot
+    assert model_weights.locate(f"{prefix}someone/convnext_atto.mine") == snapshot
 
 
 def test_a_folder_of_the_hub_ids_name_comes_first(hub, atto_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "timm" / "mine").mkdir(parents=True)
     shutil.copy(atto_file, tmp_path / "timm" / "mine" / "model.safetensors")
-    assert timm.locate("timm/mine").samefile(tmp_path / "timm" / "mine" / "model.safetensors")
+    assert model_weights.locate("timm/mine").samefile(
+        tmp_path / "timm" / "mine" / "model.safetensors"
+    )
 
 
 def test_offline_an_absent_hub_id_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(timm.MissingWeightsError) as error:
+    with pytest.raises(model_weights.MissingWeightsError) as error:
         timm.load("timm/convnext_tiny.fb_in1k")
     message = str(error.value)
     assert "'timm/convnext_tiny.fb_in1k' are neither in the local hub cache" in message
@@ -378,7 +381,8 @@ def test_a_connection_that_breaks_says_how_to_get_the_weights(hub, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
     with pytest.raises(
-        timm.MissingWeightsError, match=r"ConnectionError: no route.*hf download timm/some_model"
+        model_weights.MissingWeightsError,
+        match=r"ConnectionError: no route.*hf download timm/some_model",
     ):
         timm.load("timm/some_model")
 
@@ -391,7 +395,7 @@ def test_a_hub_id_that_is_not_cached_is_fetched(hub, atto_file, monkeypatch):
         return str(atto_file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert timm.locate("timm/convnext_atto.d2_in1k") == atto_file
+    assert model_weights.locate("timm/convnext_atto.d2_in1k") == atto_file
     assert asked == [("timm/convnext_atto.d2_in1k", "model.safetensors")]
 
 
@@ -432,7 +436,7 @@ def test_an_npz_file_that_is_pickled_or_damaged_is_named(how, squeezenet, tmp_pa
 
 
 def test_weights_that_are_only_a_pickle_on_the_web_say_how_to_convert_it():
-    with pytest.raises(timm.MissingWeightsError) as error:
+    with pytest.raises(model_weights.MissingWeightsError) as error:
         timm.load(models.default_weights("squeezenet1_1"), "squeezenet1_1")
     code = re.search(r'python -c "(.*)"', str(error.value))[1]
     compile(code, "command", "exec")

@@ -9,8 +9,11 @@ from egmae_jax import models
 from egmae_jax.data import images as decoding
 from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layer_at, layers
 from egmae_jax.method import augment
-from egmae_jax.models import asff
+from egmae_jax.models import asff, registry
 from egmae_jax.models import timm as interop
+from egmae_jax.models.asff import register_asff
+from egmae_jax.models.convnext import register_convnext
+from egmae_jax.models.resnet import register_resnet
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 
@@ -39,7 +42,8 @@ def networks():
     )
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._CONVNEXT, NAME, (DEPTHS, DIMS, "timm/none"))
+        patch.setattr(registry, "_SPECS", dict(registry._SPECS))
+        register_convnext(NAME, DEPTHS, DIMS, "none")
         return theirs, models.create(NAME, CLASSES), interop.convert(tensors, NAME, "timm")
 
 
@@ -144,8 +148,8 @@ def test_every_block_and_convolution_of_timms_has_an_address(networks):
 SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 # timm's stem always gives 64 channels.
 RESNETS = {
-    "resnet_shallow": ((1, 2, 1, 2), (64, 16, 24, 32), False, "timm/none"),
-    "resnet_narrow": ((2, 1, 1, 1), (64, 8, 12, 16), True, "timm/none"),
+    "resnet_shallow": ((1, 2, 1, 2), (64, 16, 24, 32), False),
+    "resnet_narrow": ((2, 1, 1, 1), (64, 8, 12, 16), True),
 }
 # Ours: theirs. Of each network the first is its default at 224 pixels, the second that of images
 # of 96 x 160.
@@ -232,15 +236,17 @@ def other(request):
     if name == "squeezenet1_1":
         theirs = torchvision.models.squeezenet1_1(num_classes=CLASSES)
     else:
-        depths, dims, bottleneck, _ = RESNETS[name.removeprefix("asff_")]
+        depths, dims, bottleneck = RESNETS[name.removeprefix("asff_")]
         kind = TorchASFF if name.startswith("asff_") else timm.models.resnet.ResNet
         block = timm.models.resnet.Bottleneck if bottleneck else timm.models.resnet.BasicBlock
         theirs = kind(block, depths, channels=dims, num_classes=CLASSES)
     theirs = without_inplace(torch_reference.randomize(theirs))
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_SPECS", dict(registry._SPECS))
         for resnet, entry in RESNETS.items():
-            patch.setitem(models._RESNET, resnet, entry)
+            register_resnet(resnet, entry)
+            register_asff(resnet, entry)
         return name, (theirs, models.create(name, CLASSES), interop.convert(tensors, name, name))
 
 

@@ -11,7 +11,9 @@ from flax import traverse_util
 from egmae_jax import models
 from egmae_jax.data import images as decoding
 from egmae_jax.method import augment
+from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
+from egmae_jax.models.resnet import register_resnet
 from tests import torch_reference
 from tests.conftest import SHARED_DATA
 
@@ -24,8 +26,8 @@ CLASSES = 5
 SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 # Networks of both kinds of blocks that compile in a second. timm's stem always gives 64 channels.
 SMALL = {
-    "resnet_basic": ((2, 1, 1, 1), (64, 16, 24, 32), False, "timm/none"),
-    "resnet_bottleneck": ((1, 2, 1, 1), (64, 8, 12, 16), True, "timm/none"),
+    "resnet_basic": ((2, 1, 1, 1), (64, 16, 24, 32), False),
+    "resnet_bottleneck": ((1, 2, 1, 1), (64, 8, 12, 16), True),
 }
 NAMES = [x for x in models.names() if models.family(x) in ("resnet", "squeezenet")]
 BUFFERS = ("running_mean", "running_var")
@@ -33,8 +35,9 @@ BUFFERS = ("running_mean", "running_var")
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
     for name, entry in SMALL.items():
-        monkeypatch.setitem(models._RESNET, name, entry)
+        register_resnet(name, entry)
 
 
 def reference(name):

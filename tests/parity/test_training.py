@@ -17,9 +17,11 @@ from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images, StreamedSteps
 from egmae_jax.method import augment
 from egmae_jax.method.corruption import patch_entropy
+from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.models.resnet import register_resnet
 from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
@@ -264,7 +266,7 @@ def test_fine_tuning_is_pytorchs(name, steps):
 
 
 # Channels and blocks of a ResNet whose batch norms see 4 x 32 x 32 to 4 x 2 x 2 values.
-RESNET = ((1, 1, 1, 1), (64, 16, 24, 32), False, "timm/none")
+RESNET = ((1, 1, 1, 1), (64, 16, 24, 32), False)
 
 
 def small_resnet():
@@ -295,7 +297,8 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     from 1e-7 to 1e-3.
     """
     name, steps = "resnet_parity", 10
-    monkeypatch.setitem(models._RESNET, name, RESNET)
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    register_resnet(name, RESNET)
     monkeypatch.setattr(linen, "relu", linen.silu)
     config, images, key = make_config("convnext_tiny"), make_images(steps), jax.random.key(5)
     section, classifier = config.finetune, small_resnet()

@@ -18,6 +18,7 @@ from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.method import augment
 from egmae_jax.models import timm
+from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.run import config as configs
 from egmae_jax.training import finetune, layer_selection, loop
@@ -238,7 +239,9 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
     config = tiny.make_config(data, cache, **fields)
     folder.mkdir()
     write_weights(folder / f"{tiny.MODEL}.safetensors", tiny.MODEL, seed=7)
-    with pytest.raises(timm.MissingWeightsError, match=rf"'timm/none'.*{tiny.RESNET}'"):
+    with pytest.raises(
+        model_weights.MissingWeightsError, match=rf"'timm/{tiny.RESNET}.*{tiny.RESNET}'"
+    ):
         experiment.run(config, tmp_path / "workdir")  # what the folder lacks is the default
     write_weights(folder / f"{tiny.RESNET}.safetensors", tiny.RESNET, seed=8)
     results = experiment.run(config, tmp_path / "workdir")

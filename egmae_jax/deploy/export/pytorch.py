@@ -13,7 +13,7 @@ from egmae_jax.core.quiet import quiet
 from egmae_jax.deploy.export.system import LUMA, System
 from egmae_jax.evaluation import calibration
 from egmae_jax.method import augment
-from egmae_jax.models.timm import read
+from egmae_jax.models.weights import read
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:
