@@ -178,7 +178,7 @@ def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys
     shapes = abstract_variables(
         models.create(tiny.RESNET, 4), jax.ShapeDtypeStruct((1, 32, 32, 3), "f4")
     )
-    everything, head = count_parameters(shapes), 8 * 4 + 4
+    everything, head = count_parameters(shapes["params"]), 8 * 4 + 4
     assert rows["all"]["parameters"] == everything
     assert rows["head"]["parameters"] == head
     for mode, row in rows.items():

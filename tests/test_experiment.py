@@ -599,9 +599,9 @@ def test_flat_images_mask_nothing_and_are_refused(cache, tmp_path):
 
 def write_imagenet_weights(path, seed):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_variables(models.create(tiny.MODEL, 1000), seed, image)
-    timm.save(params, path, tiny.MODEL)
-    return params
+    variables = initial_variables(models.create(tiny.MODEL, 1000), seed, image)
+    timm.save(variables, path, tiny.MODEL)
+    return variables
 
 
 @pytest.mark.slow
@@ -639,14 +639,14 @@ def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, mon
         finetune__learning_rate=1e-20,
         rounds__count=1,
     )
-    params = write_imagenet_weights(weights, seed=7)
+    params = write_imagenet_weights(weights, seed=7)["params"]
     results = experiment.run(config, tmp_path / "workdir")
     assert results["imagenet_weights"] == {"imagenet": str(weights)}
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert results["imagenet_sha256"] == {"imagenet": digest}
     exported = timm.load(
         tmp_path / "workdir" / "export" / "round_0_imagenet.safetensors", tiny.MODEL
-    )
+    )["params"]
     for part in ("stem", "stages_0", "stages_3"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), exported[part], params[part]
@@ -690,8 +690,8 @@ def test_fusion_weights_of_an_asff_are_given_by_class(companions):
         for name in ("ids", "labels")
     )
     assert len(files) == len(pixels)
-    params = timm.load(workdir / "export" / f"round_1_{tiny.ASFF}.safetensors", tiny.ASFF)
-    network = models.create(tiny.ASFF, 3).bind({"params": params}, mutable=["intermediates"])
+    variables = timm.load(workdir / "export" / f"round_1_{tiny.ASFF}.safetensors", tiny.ASFF)
+    network = models.create(tiny.ASFF, 3).bind(variables, mutable=["intermediates"])
     network(tested)
     weights = np.asarray(network.variables["intermediates"]["fusion"]["weights"])
     found = results["rounds"][1]["fusion_weights"]

@@ -36,9 +36,9 @@ def test_a_signal_saves_the_steps_done_and_the_same_call_goes_on(
 ):
     expected, _ = test_loop._train(tmp_path / "whole")
 
-    def evaluate(params):
+    def evaluate(variables):
         os.kill(os.getpid(), number)
-        return test_loop._evaluate(params)
+        return test_loop._evaluate(variables)
 
     with pytest.raises(preemption.Preempted) as stop:
         test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
@@ -59,18 +59,18 @@ def test_a_signal_in_the_last_step_stops_as_well_and_loses_nothing(tmp_path, han
     expected, best = test_loop._train(tmp_path / "whole")
     asked = []
 
-    def evaluate(params):
-        asked.append(params)
+    def evaluate(variables):
+        asked.append(variables)
         if len(asked) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return test_loop._evaluate(params)
+        return test_loop._evaluate(variables)
 
     with pytest.raises(preemption.Preempted, match="step 20 of 20"):
         test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
     monkeypatch.setattr(preemption, "_state", preemption._State())
     state, resumed = test_loop._train(tmp_path / "run")
     assert np.array_equal(state.params["w"], expected.params["w"])
-    assert np.array_equal(best.params["w"], resumed.params["w"])
+    assert np.array_equal(best.variables["params"]["w"], resumed.variables["params"]["w"])
     assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
 
 
@@ -142,9 +142,9 @@ def wait(place):
         while time.monotonic() < until:  # as long as its steps take, whatever signals come
             time.sleep(0.01)
 
-def evaluate(params):
+def evaluate(variables):
     wait("evaluating")
-    return test_loop._evaluate(params)
+    return test_loop._evaluate(variables)
 
 def step(*arguments):
     wait("compiling")

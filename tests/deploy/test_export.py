@@ -46,13 +46,13 @@ CLASSES = ("benign", "malignant", "normal")
 SIZE, RESIZED = 32, 36
 
 
-def random_params(model_name, num_classes, seed):
+def random_variables(model_name, num_classes, seed):
     model = models.create(model_name, num_classes)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     return initial_variables(model, seed, image, kernel_init="fan_in", layer_scale=1.0)
 
 
-def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mean", **changes):
+def make_run(workdir, *, draw=random_variables, classes=CLASSES, fusion_kind="mean", **changes):
     """What a finished run leaves that exports are made of: two rounds, of which there is one."""
     config = tiny.make_config("images", "cache", **changes)
     write_json(workdir / "config.json", config.to_dict())
@@ -65,7 +65,7 @@ def make_run(workdir, *, params=random_params, classes=CLASSES, fusion_kind="mea
     names = {branch.name: branch.model_name for branch in run.branches}
     for seed, (branch, model_name) in enumerate(names.items()):
         path = workdir / "export" / f"round_0_{branch}.safetensors"
-        interop.save(params(model_name, len(classes), seed), path, model_name)
+        interop.save(draw(model_name, len(classes), seed), path, model_name)
 
     rng = np.random.default_rng(0)
     of_part = np.repeat(np.arange(len(classes)), 2)
@@ -167,7 +167,7 @@ def expected_of(workdir, name, views):
 def said_by(network, views):
     """Class probabilities, by the function that a run's predictions are made by."""
     program = jax.jit(functools.partial(finetune.class_probabilities, model=network.model))
-    return np.asarray(program(network.params, views))
+    return np.asarray(program(network.variables, views))
 
 
 # --- StableHLO ------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_every_family_becomes_a_program(name, monkeypatch):
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
     register_convnext("convnextv2_test", *tiny.ENTRY)
     network = system.Network(
-        system.Branch(name, name), models.create(name, 3), random_params(name, 3, 0)
+        system.Branch(name, name), models.create(name, 3), random_variables(name, 3, 0)
     )
     view = View(SIZE, "shorter_side", "rgb", SIZE)
     alone = system.System(name, (network,), None, Scaling(0.5, 0.02), CLASSES, view)
@@ -527,7 +527,7 @@ SIZE_IN_TIMM, RESIZED_IN_TIMM = 64, 73
 
 
 @functools.cache
-def torch_params(model_name, num_classes, seed):
+def torch_variables(model_name, num_classes, seed):
     """Of a network of timm's or torchvision's whose every parameter is drawn anew."""
     if model_name.startswith("squeezenet"):
         theirs = torch_reference.torchvision().models.get_model(model_name, num_classes=num_classes)
@@ -544,7 +544,7 @@ def in_timm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timm")
     workdir = make_run(
         folder / "run",
-        params=torch_params,
+        draw=torch_variables,
         branches=("resnet18", "convnext_atto"),
         data__image_size=SIZE_IN_TIMM,
         evaluation__resize=RESIZED_IN_TIMM,
@@ -627,7 +627,7 @@ def test_onnx_says_the_same(color, tmp_path, monkeypatch, capsys):
         pytest.importorskip(library)
     workdir = make_run(
         tmp_path / "run",
-        params=torch_params,
+        draw=torch_variables,
         branches=("resnet18",) if color == "grey" else ("convnext_atto", "squeezenet1_1"),
         data__image_size=SIZE_IN_TIMM,
         data__color=color,

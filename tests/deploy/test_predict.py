@@ -401,7 +401,7 @@ def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_
         pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 64, 70))
         label = run.classes().index(row["predicted"])
         normalized = augment.normalize(jax.numpy.asarray(pixels[None]))
-        heat = gradcam.gradcam(network.model, network.params, normalized, classes=label)
+        heat = gradcam.gradcam(network.model, network.variables, normalized, classes=label)
         hot += bool(heat.any())
         with PIL.Image.open(out / place.get(name, name)) as picture:
             expected = overlay(pixels, np.asarray(heat[0])).astype(int)

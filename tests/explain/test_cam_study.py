@@ -59,8 +59,8 @@ def make_run(workdir, data, name="busi", branches=("imagenet", "mae"), exported=
     for branch in exported:
         model_name = tiny.MODEL if branch in ("imagenet", "mae") else branch
         model = models.create(model_name, len(CLASSES))
-        params = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
-        timm.save(params, workdir / "export" / f"round_0_{branch}.safetensors", model_name)
+        variables = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+        timm.save(variables, workdir / "export" / f"round_0_{branch}.safetensors", model_name)
     return workdir
 
 

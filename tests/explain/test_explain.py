@@ -57,12 +57,12 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def params(images):
-    return Pooled().init(jax.random.key(1), images)["params"]
+def variables(images):
+    return Pooled().init(jax.random.key(1), images)
 
 
-def activations(params, images, address):
-    _, state = Pooled().apply({"params": params}, images, mutable=["intermediates"])
+def activations(variables, images, address):
+    _, state = Pooled().apply(variables, images, mutable=["intermediates"])
     return np.asarray(state["intermediates"][address]["output"], np.float64)
 
 
@@ -71,20 +71,20 @@ def scaled(x):
     return x / x.max(axis=(1, 2), keepdims=True)
 
 
-def test_before_pooling_and_a_linear_layer_it_is_the_class_activation_map(images, params):
+def test_before_pooling_and_a_linear_layer_it_is_the_class_activation_map(images, variables):
     # The gradient by every pixel of channel c is W[c, class] / (h * w).
-    features = activations(params, images, "blocks_10")
-    weights = np.asarray(params["fc"]["kernel"], np.float64)
+    features = activations(variables, images, "blocks_10")
+    weights = np.asarray(variables["params"]["fc"]["kernel"], np.float64)
     for label in range(CLASSES):
         expected = scaled(np.maximum(features @ weights[:, label], 0))
-        ours = gradcam(Pooled(), params, images, classes=label, upsample=False)
+        ours = gradcam(Pooled(), variables, images, classes=label, upsample=False)
         assert ours.shape == (3, 4, 6)
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_within_the_network_the_gradient_is_that_of_what_follows(images, params):
-    layer = "blocks_9"
-    features = activations(params, images, layer).astype(np.float32)
+def test_within_the_network_the_gradient_is_that_of_what_follows(images, variables):
+    layer, params = "blocks_9", variables["params"]
+    features = activations(variables, images, layer).astype(np.float32)
 
     def logit(features):
         last = Block().apply({"params": params["blocks_10"]}, features)
@@ -93,13 +93,13 @@ def test_within_the_network_the_gradient_is_that_of_what_follows(images, params)
 
     weights = jax.grad(logit)(features).mean(axis=(1, 2), keepdims=True)
     expected = scaled(np.maximum((weights * features).sum(axis=-1), 0))
-    ours = gradcam(Pooled(), params, images, layer=layer, classes=2, upsample=False)
+    ours = gradcam(Pooled(), variables, images, layer=layer, classes=2, upsample=False)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, params):
-    together = np.asarray(gradcam(Pooled(), params, images))
-    alone = [np.asarray(gradcam(Pooled(), params, x[None]))[0] for x in images]
+def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, variables):
+    together = np.asarray(gradcam(Pooled(), variables, images))
+    alone = [np.asarray(gradcam(Pooled(), variables, x[None]))[0] for x in images]
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert together.dtype == np.float32
     assert together.shape == (3, 16, 24)
@@ -107,45 +107,46 @@ def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, params):
     np.testing.assert_allclose(together.max(axis=(1, 2)), 1, atol=1e-5)
 
 
-def test_without_classes_the_predicted_ones_are_explained(images, params):
-    found = explain(Pooled(), params, images)
-    logits = Pooled().apply({"params": params}, images)
+def test_without_classes_the_predicted_ones_are_explained(images, variables):
+    found = explain(Pooled(), variables, images)
+    logits = Pooled().apply(variables, images)
     np.testing.assert_allclose(found.logits, logits, atol=1e-5)
     np.testing.assert_array_equal(found.classes, logits.argmax(axis=1))
-    same = explain(Pooled(), params, images, classes=found.classes)
+    same = explain(Pooled(), variables, images, classes=found.classes)
     np.testing.assert_array_equal(found.heat, same.heat)
-    other = explain(Pooled(), params, images, classes=(found.classes + 1) % CLASSES)
+    other = explain(Pooled(), variables, images, classes=(found.classes + 1) % CLASSES)
     assert np.abs(found.heat - other.heat).max() > 0.1
 
 
-def test_one_class_for_all_is_that_class_for_each(images, params):
-    once = gradcam(Pooled(), params, images, classes=1)
-    np.testing.assert_array_equal(once, gradcam(Pooled(), params, images, classes=[1, 1, 1]))
+def test_one_class_for_all_is_that_class_for_each(images, variables):
+    once = gradcam(Pooled(), variables, images, classes=1)
+    np.testing.assert_array_equal(once, gradcam(Pooled(), variables, images, classes=[1, 1, 1]))
 
 
-def test_one_program_serves_all_batches_and_classes_of_a_shape(images, params):
-    gradcam(Pooled(), params, images)
+def test_one_program_serves_all_batches_and_classes_of_a_shape(images, variables):
+    gradcam(Pooled(), variables, images)
     before = module._program()._cache_size()
     for classes in (None, 0, [2, 1, 0]):
-        gradcam(Pooled(), params, images + 1, classes=classes)
+        gradcam(Pooled(), variables, images + 1, classes=classes)
     assert module._program()._cache_size() == before
 
 
-def test_what_nothing_speaks_for_has_no_heat(images, params):
-    negative = {**params, "fc": {**params["fc"], "kernel": jnp.zeros((6, CLASSES))}}
+def test_what_nothing_speaks_for_has_no_heat(images, variables):
+    fc = variables["params"]["fc"] | {"kernel": jnp.zeros((6, CLASSES))}
+    negative = {"params": variables["params"] | {"fc": fc}}
     np.testing.assert_array_equal(gradcam(Pooled(), negative, images), np.zeros((3, 16, 24)))
 
 
-def test_bfloat16_activations_give_nearly_the_same_heat(images, params):
-    exact = gradcam(Pooled(), params, images, classes=0)
-    rough = gradcam(Pooled(jnp.bfloat16), params, images, classes=0)
+def test_bfloat16_activations_give_nearly_the_same_heat(images, variables):
+    exact = gradcam(Pooled(), variables, images, classes=0)
+    rough = gradcam(Pooled(jnp.bfloat16), variables, images, classes=0)
     assert rough.dtype == jnp.float32
     assert np.abs(exact - rough).max() < 0.1
 
 
-def test_upsampling_is_linear_and_keeps_the_corners(images, params):
-    small = np.asarray(gradcam(Pooled(), params, images, upsample=False))
-    large = np.asarray(gradcam(Pooled(), params, images))
+def test_upsampling_is_linear_and_keeps_the_corners(images, variables):
+    small = np.asarray(gradcam(Pooled(), variables, images, upsample=False))
+    large = np.asarray(gradcam(Pooled(), variables, images))
     corners = np.ix_(range(3), [0, -1], [0, -1])
     # 4 pixels to 1: the corner is that of the small map, but for being scaled once more.
     rescale = np.polyfit(small[corners].ravel(), large[corners].ravel(), 1)
@@ -170,13 +171,13 @@ def test_every_address_of_a_convnext_can_be_given():
     assert addresses[:3] == ("stem/conv", "stages_0/blocks_0/depthwise", "stages_0/blocks_0")
     assert default_layer(model) == addresses[-1] == "stages_3/blocks_1"
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
+    variables = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
     shape = jax.ShapeDtypeStruct((2, 64, 32, 3), np.float32)
     for address in addresses:  # traced, not compiled
         heat = jax.eval_shape(
             lambda x, a=address: (
                 module._explain(
-                    params, x, jnp.zeros(2, int), model=model, layer=a, upsample=False
+                    variables, x, jnp.zeros(2, int), model=model, layer=a, upsample=False
                 ).heat
             ),
             shape,
@@ -196,9 +197,9 @@ def test_every_address_of_a_convnext_can_be_given():
         ({"classes": 0.5}, "classes are float64"),
     ],
 )
-def test_what_cannot_be_is_refused(given, message, images, params):
+def test_what_cannot_be_is_refused(given, message, images, variables):
     with pytest.raises((ValueError, LayerError), match=message):
-        gradcam(Pooled(), params, images, **given)
+        gradcam(Pooled(), variables, images, **given)
 
 
 def test_a_model_without_taps_is_refused():
@@ -236,7 +237,7 @@ def test_the_default_layer_is_the_deepest_block_of_seven_by_seven(name, size):
     assert default_layer(model, size) == address
 
 
-def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(images, params):
+def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(images, variables):
     model = models.create("resnet18", CLASSES)
     assert layer_at(model, (64, 224)) == ("layer2_1", (8, 28), "")
     assert str(layer_at(model, 64, "layer4_1")) == (
@@ -244,8 +245,8 @@ def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(im
     )
     # All blocks of four by six: the last of them, and it is called coarse.
     assert str(layer_at(Pooled(), (16, 24))) == "layer blocks_10, 4 x 6 grid, coarser than 7 x 7"
-    heat = gradcam(Pooled(), params, images)
-    np.testing.assert_array_equal(heat, gradcam(Pooled(), params, images, layer="blocks_10"))
+    heat = gradcam(Pooled(), variables, images)
+    np.testing.assert_array_equal(heat, gradcam(Pooled(), variables, images, layer="blocks_10"))
 
 
 def test_what_passes_one_branch_of_an_asff_is_called_so():

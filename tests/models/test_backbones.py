@@ -32,7 +32,7 @@ def flatten(tree):
 
 
 @functools.cache
-def params_of(network):
+def variables_of(network):
     """Initial ones, but for scales of zero, which would hide the branches."""
     flat = flatten(initial_variables(network(*SHAPE), 0, IMAGE))
     flat = {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flat.items()}
@@ -42,7 +42,8 @@ def params_of(network):
 @pytest.mark.parametrize("name", models.names())
 def test_every_parameter_of_the_body_is_in_one_layer_and_every_layer_is_tapped(name):
     model = models.create(name, 3)
-    paths = list(flatten(abstract_variables(model, IMAGE)))
+    variables = abstract_variables(model, IMAGE)
+    paths = [path for collection in variables.values() for path in flatten(collection)]
     for path in paths:
         owners = [a for a, prefixes in model.layers.items() if path.startswith(prefixes)]
         assert len(owners) == (not path.startswith(("head/", "fusion/"))), (path, owners)
@@ -53,51 +54,57 @@ def test_every_parameter_of_the_body_is_in_one_layer_and_every_layer_is_tapped(n
 
     tapped = []
 
-    def program(params, images):
-        _, state = model.apply({"params": params}, images, mutable=["intermediates"])
+    def program(variables, images):
+        _, state = model.apply(variables, images, mutable=["intermediates"])
         tapped.extend(flatten(state["intermediates"]))  # in the order of computation
 
-    jax.eval_shape(program, abstract_variables(model, IMAGE), IMAGE)
+    jax.eval_shape(program, variables, IMAGE)
     tapped = [path.removesuffix("/output") for path in tapped]
     assert [path for path in tapped if path in model.layers] == list(model.layers)
 
 
-def test_the_asff_backbone_has_the_resnets_parameters_and_starts_from_them():
-    resnet, fused = params_of(ResNet), params_of(ASFFResNet)
-    theirs = {path for path in flatten(resnet) if not path.startswith("head/")}
-    assert {p for p in flatten(fused) if not p.startswith(("head/", "fusion/"))} == theirs
-    started = finetune.start_from(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes)
-    assert flatten(started).keys() == flatten(fused).keys()
-    np.testing.assert_array_equal(
-        started["layer4_0"]["conv3"]["kernel"], resnet["layer4_0"]["conv3"]["kernel"]
-    )
+def test_the_asff_backbone_has_the_resnets_variables_and_starts_from_them():
+    resnet, fused = variables_of(ResNet), variables_of(ASFFResNet)
+    resnet = jax.tree.map(lambda x: x + 1, resnet)
+    for collection in ("params", "batch_stats"):
+        theirs = {path for path in flatten(resnet[collection]) if not path.startswith("head/")}
+        ours = flatten(fused[collection])
+        assert {p for p in ours if not p.startswith(("head/", "fusion/"))} == theirs
+    started = flatten(finetune.start_from(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes))
+    assert started.keys() == flatten(fused).keys()
+    for path, x in started.items():
+        is_fresh = path.partition("/")[2].startswith(ASFFResNet.fresh_prefixes)
+        expected = flatten(fused)[path] if is_fresh else flatten(resnet)[path]
+        np.testing.assert_array_equal(x, expected, path)
     assert models.imagenet_model("asff_resnet50") == "resnet50"
     assert models.imagenet_model("convnext_tiny") == "convnext_tiny"
     assert models.default_weights("asff_resnet34") == "timm/resnet34.tv_in1k"
 
 
 def test_fusion_is_the_sum_of_both_pooled_branches_by_the_softmax_of_their_weights():
-    model, params = ASFFResNet(*SHAPE), params_of(ASFFResNet)
-    params = jax.tree.map(lambda x: x + 0.1 * random(x.size, *x.shape), params)
-    params = traverse_util.unflatten_dict(
-        {k: abs(x) if k.endswith("var") else x for k, x in flatten(params).items()}, sep="/"
+    model, variables = ASFFResNet(*SHAPE), variables_of(ASFFResNet)
+    variables = jax.tree.map(lambda x: x + 0.1 * random(x.size, *x.shape), variables)
+    variables = traverse_util.unflatten_dict(
+        {k: abs(x) if k.endswith("var") else x for k, x in flatten(variables).items()}, sep="/"
     )
     images = random(0, 3, 70, 90, 3)
 
     @jax.jit
-    def program(params, images):
-        ours = model.bind({"params": params}, mutable=["intermediates"])
+    def program(variables, images):
+        ours = model.bind(variables, mutable=["intermediates"])
         logits = ours(images)
         return logits, ours.variables["intermediates"], ours.features(images)
 
-    logits, taps, features = program(params, images)
-    fusion = params["fusion"]
+    logits, taps, features = program(variables, images)
+    fusion, head = variables["params"]["fusion"], variables["params"]["head"]
+    statistics = variables["batch_stats"]["fusion"]
     np.testing.assert_array_equal(features, taps["layer4_0"]["output"])
     pooled = []
     for branch, stage in (("mid", "layer3_0"), ("high", "layer4_0")):
         x, norm = np.asarray(taps[stage]["output"], np.float64), fusion[branch]["bn"]
+        mean, var = (statistics[branch]["bn"][name] for name in ("mean", "var"))
         x = x @ fusion[branch]["conv"]["kernel"][0, 0]
-        x = (x - norm["mean"]) / np.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        x = (x - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"]
         pooled.append(np.maximum(x, 0).mean(axis=(1, 2)))
     hidden = np.concatenate(pooled, 1) @ fusion["fc1"]["kernel"] + fusion["fc1"]["bias"]
     scores = np.maximum(hidden, 0) @ fusion["fc2"]["kernel"] + fusion["fc2"]["bias"]
@@ -105,18 +112,18 @@ def test_fusion_is_the_sum_of_both_pooled_branches_by_the_softmax_of_their_weigh
     np.testing.assert_allclose(taps["fusion"]["weights"], np.stack([first, 1 - first], 1), 1e-4)
     assert np.ptp(first) > 1e-3  # they do adapt to the image
     fused = first[:, None] * pooled[0] + (1 - first[:, None]) * pooled[1]
-    expected = fused @ params["head"]["fc"]["kernel"] + params["head"]["fc"]["bias"]
+    expected = fused @ head["fc"]["kernel"] + head["fc"]["bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_drop_path_drops_whole_branches_of_a_block():
     block = BasicBlock(4)
     x = random(0, 3, 8, 8, 4)
-    params = block.init(jax.random.key(0), x, train=False)["params"]
-    params["bn2"]["scale"] = jnp.ones(4)
+    variables = block.init(jax.random.key(0), x, train=False)
+    variables["params"]["bn2"]["scale"] = jnp.ones(4)
     apply = jax.jit(functools.partial(block.apply, train=False))
-    out = apply({"params": params}, x, jnp.array([0.0, 1.0, 2.0]))
-    whole = apply({"params": params}, x)
+    out = apply(variables, x, jnp.array([0.0, 1.0, 2.0]))
+    whole = apply(variables, x)
     np.testing.assert_array_equal(out[0], np.maximum(x[0], 0))  # the shortcut alone
     np.testing.assert_allclose(out[1], whole[1], rtol=1e-5, atol=1e-6)
     assert not np.allclose(out[2], whole[2])
@@ -126,24 +133,24 @@ def test_drop_path_drops_whole_branches_of_a_block():
 def test_drop_path_and_dropout_are_of_training_only(name):
     stream = {"resnet": "drop_path", "squeezenet": "dropout"}[name]
     if name == "resnet":
-        dropping, params = ResNet(*SHAPE).copy(drop_path_rate=0.9), params_of(ResNet)
+        dropping, variables = ResNet(*SHAPE).copy(drop_path_rate=0.9), variables_of(ResNet)
         without = dropping.copy(drop_path_rate=0.0)
     else:
         dropping = models.create("squeezenet1_1", 2)
-        params, without = initial_variables(dropping, 0, IMAGE), dropping.copy(dropout_rate=0.0)
+        variables, without = initial_variables(dropping, 0, IMAGE), dropping.copy(dropout_rate=0.0)
     images = random(0, 4, 32, 32, 3)
 
     @jax.jit
-    def program(params, images):
+    def program(variables, images):
         def train(model, **options):
             train_options = {"train": True, "mutable": ["batch_stats"], **options}
-            return model.apply({"params": params}, images, **train_options)[0]
+            return model.apply(variables, images, **train_options)[0]
 
-        evaluated = [model.apply({"params": params}, images) for model in (dropping, without)]
+        evaluated = [model.apply(variables, images) for model in (dropping, without)]
         dropped = train(dropping, rngs={stream: jax.random.key(0)})
         return *evaluated, dropped, train(without)
 
-    evaluated, expected, dropped, trained = program(params, images)
+    evaluated, expected, dropped, trained = program(variables, images)
     np.testing.assert_array_equal(evaluated, expected)
     assert not np.allclose(dropped, trained, rtol=1e-3)
 
@@ -153,11 +160,9 @@ def test_bfloat16_compute_keeps_parameters_and_logits_in_float32(name):
     model = models.create(name, 3, dtype=jnp.bfloat16)
     shapes = abstract_variables(model, IMAGE)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-    apply = functools.partial(jax.eval_shape, model.apply, {"params": shapes}, IMAGE)
+    apply = functools.partial(jax.eval_shape, model.apply, shapes, IMAGE)
     assert apply().dtype == jnp.float32
-    features = jax.eval_shape(
-        lambda p, x: model.apply({"params": p}, x, method="features"), shapes, IMAGE
-    )
+    features = jax.eval_shape(lambda v, x: model.apply(v, x, method="features"), shapes, IMAGE)
     assert features.dtype == jnp.bfloat16
 
 
@@ -174,7 +179,7 @@ def test_options_that_a_model_does_not_have_are_refused():
     assert frozen == frozenset({"stem/conv"})
 
 
-# torchvision's documented counts for 1000 classes; half of a batch norm's leaves are statistics.
+# torchvision's documented counts for 1000 classes.
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -186,8 +191,8 @@ def test_options_that_a_model_does_not_have_are_refused():
     ],
 )
 def test_models_have_the_published_number_of_parameters(name, count):
-    leaves = flatten(abstract_variables(models.create(name, 1000), IMAGE)).items()
-    assert sum(x.size for k, x in leaves if not k.endswith(("/mean", "/var"))) == count
+    params = abstract_variables(models.create(name, 1000), IMAGE)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == count
 
 
 _EIGHT_DEVICES = """
@@ -198,19 +203,21 @@ from egmae_jax.models.resnet import BasicBlock
 assert jax.device_count() == 8
 block, rng = BasicBlock(6, strides=2), np.random.default_rng(0)
 x = rng.standard_normal((16, 9, 9, 4), np.float32) * rng.uniform(1, 9, (16, 1, 1, 1))
-shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=True), x)["params"]
-params = jax.tree.map(lambda a: np.abs(rng.standard_normal(a.shape)).astype(np.float32), shapes)
+shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=True), x)
+variables = jax.tree.map(lambda a: np.abs(rng.standard_normal(a.shape)).astype(np.float32), shapes)
 
 @jax.jit
 @functools.partial(jax.value_and_grad, has_aux=True)
-def program(params, x):
-    out, state = block.apply({"params": params}, x, train=True, mutable=["batch_stats"])
-    return (out ** 2).mean(), state["batch_stats"]
+def program(params, statistics, x):
+    variables = {"params": params, "batch_stats": statistics}
+    out, changes = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    return (out ** 2).mean(), changes["batch_stats"]
 
-one = program(params, x)
+one = program(variables["params"], variables["batch_stats"], x)
 mesh = sharding.make_mesh()
 placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
-eight = program(sharding.replicate(params, mesh), placed)
+variables = sharding.replicate(variables, mesh)
+eight = program(variables["params"], variables["batch_stats"], placed)
 assert len(jax.tree.leaves(one[0][1])) == 2 * 3
 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -82,15 +82,15 @@ def tiny_tensors():
     return random_tensors(timm_shapes(*TINY, 7, conv_mlp=False))
 
 
-def flatten(params):
-    return traverse_util.flatten_dict(params, sep="/")
+def flatten(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
-def assert_same(params, others):
-    params, others = flatten(params), flatten(others)
-    assert params.keys() == others.keys()
-    for path in params:
-        np.testing.assert_array_equal(params[path], others[path], err_msg=path)
+def assert_same(variables, others):
+    variables, others = flatten(variables), flatten(others)
+    assert variables.keys() == others.keys()
+    for path in variables:
+        np.testing.assert_array_equal(variables[path], others[path], err_msg=path)
 
 
 @pytest.fixture
@@ -122,8 +122,10 @@ def put_in_cache(hub, repo_id, tensors):
 # Values and layouts
 
 
-def check_layouts(params, tensors, squeeze):
+def check_layouts(variables, tensors, squeeze):
     """Every kind of leaf against its definition, index by index where axes move."""
+    assert variables.keys() == {"params"}
+    params = variables["params"]
     assert all(x.dtype == np.float32 for x in flatten(params).values())
     np.testing.assert_array_equal(
         params["stem"]["conv"]["kernel"], np.einsum("oihw->hwio", tensors["stem.0.weight"])
@@ -157,15 +159,15 @@ def check_layouts(params, tensors, squeeze):
 
 
 def test_a_model_with_convolutions_for_linear_layers_is_read_leaf_by_leaf(atto_file, atto_tensors):
-    params = timm.load(atto_file, "convnext_atto")
-    assert len(flatten(params)) == len(atto_tensors)
-    check_layouts(params, atto_tensors, lambda x: x[:, :, 0, 0])
+    variables = timm.load(atto_file, "convnext_atto")
+    assert len(flatten(variables)) == len(atto_tensors)
+    check_layouts(variables, atto_tensors, lambda x: x[:, :, 0, 0])
 
 
 def test_a_model_with_linear_layers_is_read_leaf_by_leaf(tiny_tensors, tmp_path):
-    params = timm.load(write(tiny_tensors, tmp_path / "tiny.safetensors"))
-    assert len(flatten(params)) == len(tiny_tensors)
-    check_layouts(params, tiny_tensors, lambda x: x)
+    variables = timm.load(write(tiny_tensors, tmp_path / "tiny.safetensors"))
+    assert len(flatten(variables)) == len(tiny_tensors)
+    check_layouts(variables, tiny_tensors, lambda x: x)
 
 
 @pytest.mark.parametrize(
@@ -181,21 +183,21 @@ def test_names_and_shapes_are_timms(name, depths, dims, conv_mlp):
 
 
 def test_what_is_saved_is_what_was_loaded_bit_for_bit(atto_file, atto_tensors, tmp_path):
-    params = timm.load(atto_file, "convnext_atto")
-    timm.save(params, tmp_path / "again.safetensors", "convnext_atto")
+    variables = timm.load(atto_file, "convnext_atto")
+    timm.save(variables, tmp_path / "again.safetensors", "convnext_atto")
     saved = safetensors.numpy.load_file(tmp_path / "again.safetensors")
     assert saved.keys() == atto_tensors.keys()
     for key, tensor in atto_tensors.items():
         assert saved[key].dtype == np.float32
         assert saved[key].shape == tensor.shape, key
         assert saved[key].tobytes() == tensor.tobytes(), key
-    assert_same(timm.load(tmp_path / "again.safetensors", "convnext_atto"), params)
+    assert_same(timm.load(tmp_path / "again.safetensors", "convnext_atto"), variables)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_floating_types_are_read_as_float32(dtype, atto_tensors, tmp_path):
     tensors = {key: x.astype(dtype) for key, x in atto_tensors.items()}
-    params = timm.load(write(tensors, tmp_path / "model.safetensors"), "convnext_atto")
+    params = timm.load(write(tensors, tmp_path / "model.safetensors"), "convnext_atto")["params"]
     assert {x.dtype for x in flatten(params).values()} == {np.dtype(np.float32)}
     expected = tensors["head.fc.weight"].T.astype(np.float32)
     np.testing.assert_array_equal(params["head"]["fc"]["kernel"], expected)
@@ -255,13 +257,13 @@ def test_a_wrong_size_of_the_classifiers_kernel_is_found(atto_tensors, tmp_path)
 
 
 def test_save_names_all_leaves_that_do_not_fit_and_writes_nothing(atto_file, tmp_path):
-    params = flatten(timm.load(atto_file, "convnext_atto"))
+    params = flatten(timm.load(atto_file, "convnext_atto")["params"])
     del params["stem/conv/bias"]
     params["decoder/embed/kernel"] = np.zeros((2, 2), np.float32)
     params["stages_0/blocks_1/gamma"] = np.zeros(41, np.float32)
     with pytest.raises(CheckpointError) as error:
         timm.save(
-            traverse_util.unflatten_dict(params, sep="/"),
+            {"params": traverse_util.unflatten_dict(params, sep="/")},
             tmp_path / "model.safetensors",
             "convnext_atto",
         )
@@ -294,10 +296,11 @@ def test_a_file_without_classifier_will_do_where_none_is_needed(atto_file, tmp_p
     with pytest.raises(CheckpointError, match=r"2 tensors differ:\n  missing: head\.fc"):
         timm.load(tmp_path / "mine.safetensors", "convnext_atto")
     found = timm.load(tmp_path / "mine.safetensors", "convnext_atto", classifier=False)
-    assert not found["head"]["fc"]["kernel"].any()
+    assert not found["params"]["head"]["fc"]["kernel"].any()
     expected = timm.load(atto_file, "convnext_atto", classifier=False)
-    assert expected["head"]["fc"]["kernel"].any()
-    np.testing.assert_array_equal(found["head"]["norm"]["scale"], whole["head.norm.weight"])
+    assert expected["params"]["head"]["fc"]["kernel"].any()
+    norm = found["params"]["head"]["norm"]
+    np.testing.assert_array_equal(norm["scale"], whole["head.norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -404,16 +407,17 @@ def test_a_hub_id_that_is_not_cached_is_fetched(hub, atto_file, monkeypatch):
 
 @pytest.fixture(scope="module")
 def squeezenet():
-    """SqueezeNet's parameters and the same in torchvision's names."""
+    """SqueezeNet's variables and the same in torchvision's names."""
     expected = timm._expected("squeezenet1_1", 3)
     tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
     return timm.convert(tensors, "squeezenet1_1", "memory"), tensors
 
 
 def test_an_npz_file_is_read_as_well(squeezenet, tmp_path):
-    params, tensors = squeezenet
+    variables, tensors = squeezenet
+    params = variables["params"]
     np.savez(tmp_path / "model.npz", **tensors)
-    assert_same(timm.load(tmp_path / "model.npz", "squeezenet1_1"), params)
+    assert_same(timm.load(tmp_path / "model.npz", "squeezenet1_1"), variables)
     kernel = params["head"]["fc"]["kernel"]
     np.testing.assert_array_equal(kernel, tensors["classifier.1.weight"][:, :, 0, 0].T)
     fire = params["features_12"]["expand3x3"]["kernel"]
@@ -447,17 +451,22 @@ def test_weights_that_are_only_a_pickle_on_the_web_say_how_to_convert_it():
 def test_batch_norm_is_read_with_its_statistics_and_written_with_a_counter(tmp_path):
     expected = timm._expected("asff_resnet18", 3)
     tensors = random_tensors({key: shape for key, (_, shape, _) in expected.items()})
-    params = timm.convert(tensors, "asff_resnet18", "memory")
-    norm = params["layer2_0"]["downsample"]["bn"]
-    for leaf, name in {"scale": "weight", "mean": "running_mean", "var": "running_var"}.items():
-        np.testing.assert_array_equal(norm[leaf], tensors[f"layer2.0.downsample.1.{name}"])
-    timm.save(params, tmp_path / "a.safetensors", "asff_resnet18")
+    variables = timm.convert(tensors, "asff_resnet18", "memory")
+    norm, statistics = (
+        variables[collection]["layer2_0"]["downsample"]["bn"]
+        for collection in ("params", "batch_stats")
+    )
+    assert (norm.keys(), statistics.keys()) == ({"scale", "bias"}, {"mean", "var"})
+    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    for leaf, value in (norm | statistics).items():
+        np.testing.assert_array_equal(value, tensors[f"layer2.0.downsample.1.{names[leaf]}"])
+    timm.save(variables, tmp_path / "a.safetensors", "asff_resnet18")
     saved = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     counters = {key for key in saved if key.endswith("num_batches_tracked")}
     assert len(counters) == 20 + 2
     assert {(saved[k].dtype, saved[k].shape) for k in counters} == {(np.dtype(np.int64), ())}
     assert saved.keys() - counters == tensors.keys()
-    assert_same(timm.load(tmp_path / "a.safetensors", "asff_resnet18"), params)
+    assert_same(timm.load(tmp_path / "a.safetensors", "asff_resnet18"), variables)
     with pytest.raises(CheckpointError, match=r"extra: fusion\.fc1\.bias"):
         timm.load(tmp_path / "a.safetensors", "resnet18")
 
@@ -524,14 +533,14 @@ def test_other_names_of_a_convnext_are_converted_and_said(library, atto_tensors,
     assert not theirs.keys() & atto_tensors.keys()
     path = write(theirs, tmp_path / "theirs.safetensors")
     with caplog.at_level("INFO", logger="egmae_jax"):
-        params = timm.load(path, "convnext_atto")
-    assert_same(params, timm.convert(atto_tensors, "convnext_atto", "timm's"))
+        variables = timm.load(path, "convnext_atto")
+    assert_same(variables, timm.convert(atto_tensors, "convnext_atto", "timm's"))
     assert f"has {library} names of a ConvNeXt" in caplog.text
     assert timm.fits(theirs, "convnext_atto")
     headless = {k: x for k, x in theirs.items() if not re.match(r"head|classifier", k)}
     assert len(headless) == len(theirs) - 2
     found = timm.convert(headless, "convnext_atto", "theirs", classifier=False)
-    assert not found["head"]["fc"]["kernel"].any()
+    assert not found["params"]["head"]["fc"]["kernel"].any()
     with pytest.raises(CheckpointError, match=r"2 tensors differ:\n  missing: head\.fc"):
         timm.convert(headless, "convnext_atto", "theirs")
 
@@ -539,8 +548,8 @@ def test_other_names_of_a_convnext_are_converted_and_said(library, atto_tensors,
 def test_a_backbone_of_hugging_faces_has_no_name_before(atto_tensors):
     theirs = in_names_of("Hugging Face's", atto_tensors)
     theirs = {key.removeprefix("convnext."): x for key, x in theirs.items()}
-    params = timm.convert(theirs, "convnext_atto", "theirs")
-    assert_same(params, timm.convert(atto_tensors, "convnext_atto", "timm's"))
+    variables = timm.convert(theirs, "convnext_atto", "theirs")
+    assert_same(variables, timm.convert(atto_tensors, "convnext_atto", "timm's"))
 
 
 def test_global_response_norms_are_those_of_version_two():
@@ -562,10 +571,10 @@ def test_global_response_norms_are_those_of_version_two():
                 name = f"{before}stages.{inside}.grn.{gamma if kind == 'weight' else beta}"
                 theirs[name] = x.reshape(1, 1, 1, -1)
         theirs = {k.replace("convnext.", "convnextv2."): x for k, x in theirs.items()}
-        params = timm.convert(theirs, "convnextv2_atto", library)
-        scale = params["stages_1"]["blocks_1"]["grn_scale"]
+        variables = timm.convert(theirs, "convnextv2_atto", library)
+        scale = variables["params"]["stages_1"]["blocks_1"]["grn_scale"]
         np.testing.assert_array_equal(scale, tensors["stages.1.blocks.1.mlp.grn.weight"])
-        assert_same(params, timm.convert(tensors, "convnextv2_atto", "timm's"))
+        assert_same(variables, timm.convert(tensors, "convnextv2_atto", "timm's"))
 
 
 @pytest.mark.parametrize("library", ["timm's", "Facebook's", "Hugging Face's"])

@@ -47,12 +47,12 @@ def random_images(batch, side, seed=1):
 
 @functools.lru_cache
 def our_program(name):
-    """(parameters, images) -> features and logits."""
+    """(variables, images) -> features and logits."""
     model = models.create(name, CLASSES)
 
     @jax.jit
-    def program(params, images):
-        ours = model.bind({"params": params})
+    def program(variables, images):
+        ours = model.bind(variables)
         features = ours.features(images)
         return features, ours.head(features)
 
@@ -66,14 +66,14 @@ def flatten(tree):
 @every_model(fast={"convnext_atto", "convnextv2_atto"})
 def test_logits_are_timms(name, tmp_path):
     theirs = reference(name)
-    params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
+    variables = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
     images, images_torch = random_images(1, 224)
     with torch.inference_mode():
         expected = theirs(images_torch).numpy()
         features = theirs.forward_features(images_torch).permute(0, 2, 3, 1).numpy()
     assert expected.std() > 0.1  # the logits do say something
 
-    our_features, logits = our_program(name)(params, images)
+    our_features, logits = our_program(name)(variables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     error = np.linalg.norm(our_features - features) / np.linalg.norm(features)
     assert error < 1e-5
@@ -87,11 +87,11 @@ def test_the_epsilon_of_every_norm_is_timms(tmp_path):
             if re.match(r"stem|.*(gamma|conv_dw\.bias|downsample\.1)", key):
                 parameter *= 1e-3
     source = write(theirs.state_dict(), tmp_path / "model.safetensors")
-    params = interop.load(source, "convnext_atto")
+    variables = interop.load(source, "convnext_atto")
     images, images_torch = random_images(1, 224)
     with torch.inference_mode():
         expected = theirs(images_torch).numpy()
-    _, logits = our_program("convnext_atto")(params, images)
+    _, logits = our_program("convnext_atto")(variables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
     for norm in theirs.modules():
@@ -110,7 +110,7 @@ SLOW_GRADIENTS = ("convnext_tiny", "convnextv2_atto")
 )
 def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
     theirs = reference(name)
-    params = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
+    variables = interop.load(write(theirs.state_dict(), tmp_path / "model.safetensors"), name)
     images, images_torch = random_images(2, 64)
     labels = np.array([1, 4])
     theirs.zero_grad()
@@ -118,7 +118,8 @@ def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
     loss.backward()
     gradients = {key: p.grad for key, p in theirs.named_parameters()}
     # A gradient has its parameter's layout, so it travels the same way.
-    expected = flatten(interop.load(write(gradients, tmp_path / "gradients.safetensors"), name))
+    expected = interop.load(write(gradients, tmp_path / "gradients.safetensors"), name)
+    expected = flatten(expected["params"])
     theirs.zero_grad()
 
     model = models.create(name, CLASSES)
@@ -129,7 +130,7 @@ def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
         logits = model.apply({"params": params}, images, train=True)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
 
-    value, gradient = our_loss(params)
+    value, gradient = our_loss(variables["params"])
     assert value == pytest.approx(loss.item(), rel=1e-4)
     ours = flatten(gradient)
     assert ours.keys() == expected.keys()
@@ -144,8 +145,8 @@ def test_the_gradient_of_every_parameter_is_timms(name, tmp_path):
 def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     theirs = reference(name)
     source = write(theirs.state_dict(), tmp_path / "source.safetensors")
-    params = interop.load(source, name)
-    interop.save(params, tmp_path / "saved.safetensors", name)
+    variables = interop.load(source, name)
+    interop.save(variables, tmp_path / "saved.safetensors", name)
 
     saved = safetensors_torch.load_file(tmp_path / "saved.safetensors")
     with torch.device("meta"):  # an empty frame; assign=True fills it
@@ -155,7 +156,7 @@ def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     assert list(original) == list(loaded)
     assert [key for key in original if not torch.equal(original[key], loaded[key])] == []
 
-    again, once = flatten(interop.load(tmp_path / "saved.safetensors", name)), flatten(params)
+    again, once = flatten(interop.load(tmp_path / "saved.safetensors", name)), flatten(variables)
     assert again.keys() == once.keys()
     assert [path for path in once if again[path].tobytes() != once[path].tobytes()] == []
 
@@ -228,10 +229,10 @@ def test_torchvisions_convnext_computes_the_same_here():
     theirs = torch_reference.torchvision().models.convnext_tiny(num_classes=CLASSES)
     theirs = torch_reference.randomize(theirs).eval()
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
-    params = interop.convert(tensors, "convnext_tiny", "torchvision's")
+    variables = interop.convert(tensors, "convnext_tiny", "torchvision's")
     images, images_torch = random_images(1, 64)
     with torch.inference_mode():
         expected = theirs(images_torch).numpy()
     assert expected.std() > 0.1
-    logits = models.create("convnext_tiny", CLASSES).apply({"params": params}, images)
+    logits = models.create("convnext_tiny", CLASSES).apply(variables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)

@@ -36,7 +36,7 @@ LAYERS = {
 
 @pytest.fixture(scope="module")
 def networks():
-    """timm's network, ours, our parameters: the same weights."""
+    """timm's network, ours, our variables: the same weights."""
     theirs = torch_reference.random_convnext(
         "convnext_tiny", num_classes=CLASSES, depths=DEPTHS, dims=DIMS
     )
@@ -87,12 +87,12 @@ def by_package(network, module, images, classes):
 
 def assert_the_heat_is_theirs(networks, images, layer, module, reference, *questions, atol=2e-5):
     """`questions`: the classes to explain; None, the predicted ones."""
-    theirs, model, params = networks
+    theirs, model, variables = networks
     ours_images, their_images = images
     correlations = []
     for classes in questions:
         expected = reference(theirs, module, their_images, classes)
-        ours = np.asarray(gradcam(model, params, ours_images, layer=layer, classes=classes))
+        ours = np.asarray(gradcam(model, variables, ours_images, layer=layer, classes=classes))
         assert ours.shape == expected.shape == ours_images.shape[:3]
         np.testing.assert_allclose(ours, expected, atol=atol, rtol=0)
         for a, b in zip(ours, expected, strict=True):
@@ -109,10 +109,10 @@ def test_the_heat_is_theirs(layer, reference, networks, images):
 
 
 def test_what_is_explained_is_what_the_network_says(networks, images):
-    theirs, model, params = networks
+    theirs, model, variables = networks
     with torch.inference_mode():
         logits = theirs(images[1]).numpy()
-    found = explain(model, params, images[0])
+    found = explain(model, variables, images[0])
     np.testing.assert_allclose(found.logits, logits, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(found.classes, logits.argmax(axis=1))
 
@@ -123,11 +123,11 @@ def test_the_default_layer_is_the_one_their_readme_names(networks):
 
 
 def test_the_default_heat_of_smaller_images_is_theirs_of_seven_by_seven(networks, images):
-    _, model, params = networks
+    _, model, variables = networks
     address = next(iter(LAYERS))
     assert layer_at(model, (HEIGHT, WIDTH)) == (address, (12, 20), "")
-    ours = gradcam(model, params, images[0])
-    np.testing.assert_array_equal(ours, gradcam(model, params, images[0], layer=address))
+    ours = gradcam(model, variables, images[0])
+    np.testing.assert_array_equal(ours, gradcam(model, variables, images[0], layer=address))
 
 
 def test_every_block_and_convolution_of_timms_has_an_address(networks):
@@ -231,7 +231,7 @@ def without_inplace(network):
     params=[pytest.param(name, marks=pytest.mark.slow) for name in OTHER_LAYERS],
 )
 def other(request):
-    """A name, and its timm's or torchvision's network, ours, our parameters."""
+    """A name, and its timm's or torchvision's network, ours, our variables."""
     name = request.param
     if name == "squeezenet1_1":
         theirs = torchvision.models.squeezenet1_1(num_classes=CLASSES)
@@ -274,7 +274,7 @@ def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     theirs = without_inplace(torchvision.models.squeezenet1_1())
     with np.load(SQUEEZENET_WEIGHTS) as archive:
         theirs.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
-    params = interop.load(SQUEEZENET_WEIGHTS, "squeezenet1_1")
+    variables = interop.load(SQUEEZENET_WEIGHTS, "squeezenet1_1")
     folders = [folder for folder in sorted(SHARED_DATA.iterdir()) if folder.is_dir()]
     files = [sorted(folder.rglob("*.[pj][np]g"))[0] for folder in folders]
     views = [
@@ -288,7 +288,7 @@ def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     model = models.create("squeezenet1_1", 1000)
     with jax.enable_x64(True):
         exact = (
-            (theirs.double(), model.clone(dtype=np.float64), as_float64(params)),
+            (theirs.double(), model.clone(dtype=np.float64), as_float64(variables)),
             (as_float64(ours_images), their_images.double()),
         )
         for layer, module in OTHER_LAYERS["squeezenet1_1"].items():
@@ -297,7 +297,7 @@ def test_the_heat_of_real_weights_on_real_medical_images_is_theirs(reference):
     # one is, as in two of these images, its gradient passes or not as the rounding falls.
     for layer, module in OTHER_LAYERS["squeezenet1_1"].items():
         expected = reference(theirs.float(), module, their_images, None)
-        ours = np.asarray(gradcam(model, params, ours_images, layer=layer))
+        ours = np.asarray(gradcam(model, variables, ours_images, layer=layer))
         errors = np.abs(ours - expected).max(axis=(1, 2))
         assert np.median(errors) < 2e-5
         assert errors.max() < 2e-3

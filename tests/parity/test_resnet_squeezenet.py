@@ -62,7 +62,7 @@ def empty(name):
 
 
 def ours(network, name):
-    """The parameters of PyTorch's network in our tree; copies, as training works in place."""
+    """The variables of PyTorch's network in our tree; copies, as training works in place."""
     tensors = {key: x.numpy().copy() for key, x in network.state_dict().items()}
     return interop.convert(tensors, name, name)
 
@@ -80,18 +80,18 @@ def random_images(batch, height, width=None, seed=1):
 
 @functools.lru_cache
 def _program(model):
-    return jax.jit(lambda params, images: model.apply({"params": params}, images))
+    return jax.jit(lambda variables, images: model.apply(variables, images))
 
 
 def assert_logits_are_theirs(name, sizes):
     network = reference(name)
-    params, program = ours(network, name), _program(models.create(name, CLASSES))
+    variables, program = ours(network, name), _program(models.create(name, CLASSES))
     for size in sizes:
         images, images_torch = random_images(2, *size)
         with torch.inference_mode():
             expected = network(images_torch).numpy()
         assert expected.std() > 0.1  # the logits do say something
-        np.testing.assert_allclose(program(params, images), expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(program(variables, images), expected, atol=1e-4, rtol=0)
 
 
 # Odd sides: windows at the edges lie partly on the padding, or stick out.
@@ -113,7 +113,7 @@ def test_real_imagenet_weights_see_the_same_in_real_medical_images():
     network = torchvision.models.squeezenet1_1().eval()
     with np.load(SQUEEZENET_WEIGHTS) as archive:
         network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
-    params = interop.load(SQUEEZENET_WEIGHTS, "squeezenet1_1")
+    variables = interop.load(SQUEEZENET_WEIGHTS, "squeezenet1_1")
     files = [
         sorted(folder.rglob("*.[pj][np]g"))[k]
         for folder in sorted(SHARED_DATA.iterdir())
@@ -130,7 +130,7 @@ def test_real_imagenet_weights_see_the_same_in_real_medical_images():
     images = np.array(augment.normalize(jnp.asarray(np.stack(views))))
     with torch.inference_mode():
         expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    logits = _program(models.create("squeezenet1_1", 1000))(params, images)
+    logits = _program(models.create("squeezenet1_1", 1000))(variables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     assert expected.max() > 10
     np.testing.assert_array_equal(np.argmax(logits, 1), expected.argmax(1))
@@ -140,26 +140,21 @@ def test_real_imagenet_weights_see_the_same_in_real_medical_images():
 
 
 def our_training_step(model, *, learning_rate):
-    """(params, images, labels) -> params after a step of SGD and of batch norm; the gradient."""
+    """(variables, images, labels) -> those after a step of SGD; the gradient of the parameters."""
 
     @jax.jit
-    def step(params, images, labels):
+    def step(variables, images, labels):
         def loss_fn(params):
-            logits, state = model.apply(
-                {"params": params}, images, train=True, mutable=["batch_stats"]
+            logits, changes = model.apply(
+                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
             )
             losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-            return losses.mean(), state.get("batch_stats", {})
+            return losses.mean(), changes
 
-        (_, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        flat = traverse_util.flatten_dict(params, sep="/")
-        steps = traverse_util.flatten_dict(gradient, sep="/")
-        moved = {
-            path: x if path.endswith(("/mean", "/var")) else x - learning_rate * steps[path]
-            for path, x in flat.items()
-        }
-        moved |= traverse_util.flatten_dict(statistics, sep="/")
-        return traverse_util.unflatten_dict(moved, sep="/"), gradient
+        params = variables["params"]
+        (_, changes), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        moved = jax.tree.map(lambda x, slope: x - learning_rate * slope, params, gradient)
+        return {"params": moved, **changes}, gradient
 
     return step
 
@@ -179,23 +174,21 @@ def test_the_gradient_of_every_parameter_is_pytorchs(name):
     if models.family(name) == "squeezenet":
         network.classifier[0].p = 0.0
         model = model.copy(dropout_rate=0.0)
-    params = ours(network, name)
+    variables = ours(network, name)
     images, images_torch = random_images(4, 65)
     labels = np.array([1, 4, 0, 2])
-    _, gradient = our_training_step(model, learning_rate=0.0)(params, images, labels)
+    _, gradient = our_training_step(model, learning_rate=0.0)(variables, images, labels)
     train_theirs(network, [(images_torch, labels)], 0.0)
-    # A gradient has its parameter's layout, so it travels the same way. Statistics have none.
+    # A gradient has its parameter's layout, so it travels the same way; statistics have none.
     theirs = {key: x.grad.numpy() for key, x in network.named_parameters()}
     theirs |= {
         key: np.zeros_like(x.numpy()) for key, x in network.named_buffers() if key.endswith(BUFFERS)
     }
-    expected, gradient = flatten(interop.convert(theirs, name, name)), flatten(gradient)
+    expected = flatten(interop.convert(theirs, name, name)["params"])
+    gradient = flatten(gradient)
     assert gradient.keys() == expected.keys()
     errors = {}
     for path, g in expected.items():
-        if path.endswith(("/mean", "/var")):
-            assert not gradient[path].any(), path
-            continue
         assert np.linalg.norm(g) > 1e-6, path  # no leaf passes by being zero
         errors[path] = np.linalg.norm(gradient[path] - g) / np.linalg.norm(g)
     assert {path: e for path, e in errors.items() if not e < 1e-3} == {}
@@ -217,19 +210,21 @@ def test_training_moves_parameters_and_running_statistics_as_pytorch(name, froze
     network = reference(name).train()
     for norm in frozen.values():
         network.get_submodule(norm).eval()
-    start = params = ours(network, name)
+    start = variables = ours(network, name)
     batches = [(random_images(8, 49, seed=k), np.arange(8) * (k + 1) % CLASSES) for k in range(3)]
     step = our_training_step(models.create(name, CLASSES, frozen=frozen), learning_rate=1e-3)
     for (images, _), labels in batches:
-        params, _ = step(params, images, labels)
+        variables, _ = step(variables, images, labels)
     train_theirs(network, [(images, labels) for (_, images), labels in batches], 1e-3)
 
-    start, params, expected = flatten(start), flatten(params), flatten(ours(network, name))
+    start, after, expected = (flatten(x) for x in (start, variables, ours(network, name)))
+    assert after.keys() == expected.keys()
     for path, x in expected.items():
-        assert np.linalg.norm(params[path] - x) < 1e-4 * np.linalg.norm(x), path
-        stays = any(path.startswith(layer.replace("conv", "bn")) for layer in frozen)
-        if path.endswith(("/mean", "/var")):
-            assert np.array_equal(params[path], start[path]) == stays, path
+        assert np.linalg.norm(after[path] - x) < 1e-4 * np.linalg.norm(x), path
+        collection, _, within = path.partition("/")
+        if collection == "batch_stats":
+            stays = any(within.startswith(layer.replace("conv", "bn")) for layer in frozen)
+            assert np.array_equal(after[path], start[path]) == stays, path
 
 
 def test_drop_path_grows_with_depth_as_timms():
@@ -250,7 +245,7 @@ def test_new_networks_are_distributed_as_pytorchs():
         fresh = flatten(models.init.initial_variables(models.create(name, CLASSES), 0, image))
         assert fresh.keys() == theirs.keys()
         for path, x in theirs.items():
-            if path == "head/fc/bias":  # uniform in nn.Linear, zeros here
+            if path == "params/head/fc/bias":  # uniform in nn.Linear, zeros here
                 assert np.abs(x).max() < 0.1
             elif path.endswith("kernel"):
                 assert fresh[path].std() == pytest.approx(x.std(), rel=6 / x.size**0.5), path
@@ -274,8 +269,8 @@ def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     safetensors_torch.save_file(
         {key: x.contiguous() for key, x in network.state_dict().items()}, source
     )
-    params = interop.load(source, name)
-    interop.save(params, tmp_path / "saved.safetensors", name)
+    variables = interop.load(source, name)
+    interop.save(variables, tmp_path / "saved.safetensors", name)
 
     saved = safetensors_torch.load_file(tmp_path / "saved.safetensors")
     with torch.device("meta"):  # an empty frame; assign=True fills it
@@ -286,7 +281,7 @@ def test_checkpoints_travel_both_ways_without_losing_a_bit(name, tmp_path):
     assert [key for key in original if not torch.equal(original[key], loaded[key])] == []
     assert {str(x.dtype) for x in saved.values()} <= {"torch.float32", "torch.int64"}
 
-    again, once = flatten(interop.load(tmp_path / "saved.safetensors", name)), flatten(params)
+    again, once = flatten(interop.load(tmp_path / "saved.safetensors", name)), flatten(variables)
     assert again.keys() == once.keys()
     assert [path for path in once if again[path].tobytes() != once[path].tobytes()] == []
 

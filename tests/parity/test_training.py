@@ -25,7 +25,7 @@ from egmae_jax.models.resnet import register_resnet
 from egmae_jax.run import default_config
 from egmae_jax.run.config import ConfigError
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
-from egmae_jax.training.state import EVERYTHING, TrainState, partition
+from egmae_jax.training.state import EVERYTHING, TrainState
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -66,17 +66,17 @@ def make_images(steps):
     )
 
 
-def run_ours(step_fn, params, optimizer, images, key, prefixes=EVERYTHING):
-    """Parameters after each of STEPS, and the losses of all steps."""
+def run_ours(step_fn, variables, optimizer, images, key, prefixes=EVERYTHING):
+    """Variables after each of STEPS, and the losses of all steps."""
     mesh = sharding.make_mesh()
     program = loop.compile_steps(step_fn, mesh)
-    state = TrainState.create(params, optimizer, mesh, prefixes)
+    state = TrainState.create(variables, optimizer, mesh, prefixes)
     snapshots, losses, done = {}, [], 0
     for step in STEPS[: sum(s <= len(images.labels) for s in STEPS)]:
         state, metrics = program(state, StreamedSteps(images, done), key, step - done)
         losses += np.asarray(metrics["loss"])[: step - done].tolist()
         done = step
-        snapshots[step] = jax.tree.map(np.asarray, state.params)
+        snapshots[step] = jax.tree.map(np.asarray, state.variables)
     return snapshots, losses
 
 
@@ -176,15 +176,15 @@ def assert_as_exact(ours, float32, float64, start):
         assert problems == {}, step
 
 
-def classifier_params(state_dict, name):
+def classifier_variables(state_dict, name):
     return interop.convert(state_dict, name, "PyTorch's classifier")
 
 
-def autoencoder_params(state_dict, name):
+def autoencoder_variables(state_dict, name):
     """PyTorch's masked autoencoder as ours; the encoder by way of timm's names."""
     encoder = {k.removeprefix("encoder."): v for k, v in state_dict.items() if "encoder." in k}
     head = {k: v for k, v in tensors(networks.create_classifier(name, 1)).items() if "head." in k}
-    encoder = interop.convert(encoder | head, name, "PyTorch's encoder")
+    encoder = interop.convert(encoder | head, name, "PyTorch's encoder")["params"]
     del encoder["head"]
     kernel, bias = (state_dict[f"predict.{k}"] for k in ("weight", "bias"))
     # torch's pixel shuffle counts channel, row, column; ours row, column, channel.
@@ -209,7 +209,7 @@ def autoencoder_params(state_dict, name):
         },
         "predict": {"kernel": kernel.reshape(len(bias), -1).T, "bias": bias},
     }
-    return {"encoder": encoder, "decoder": decoder}
+    return {"params": {"encoder": encoder, "decoder": decoder}}
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -235,15 +235,15 @@ def test_fine_tuning_is_pytorchs(name, steps):
     classifier = torch_reference.randomize(networks.create_classifier(name, CLASSES)).train()
     start = tensors(classifier)
 
-    params = classifier_params(start, name)
-    optimizer = our_adamw(params, section, LAYER_DECAY)
+    variables = classifier_variables(start, name)
+    optimizer = our_adamw(variables["params"], section, LAYER_DECAY)
     step_fn = functools.partial(
         finetune.finetune_step,
         model=models.create(name, CLASSES),
         optimizer=optimizer,
         config=config,
     )
-    ours = run_ours(step_fn, params, optimizer, images, key)
+    ours = run_ours(step_fn, variables, optimizer, images, key)
 
     @jax.jit
     def crops(step, pixels, sizes):
@@ -260,9 +260,9 @@ def test_fine_tuning_is_pytorchs(name, steps):
         classifier,
         lambda model: trained(model, section, loss, LAYER_DECAY),
         lambda dtype: batches,
-        lambda model: convert_exactly(classifier_params, model, name),
+        lambda model: convert_exactly(classifier_variables, model, name),
     )
-    assert_as_exact(ours, *theirs, params)
+    assert_as_exact(ours, *theirs, variables)
 
 
 # Channels and blocks of a ResNet whose batch norms see 4 x 32 x 32 to 4 x 2 x 2 values.
@@ -307,15 +307,15 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     modules |= {f"layer2_0/conv{i}": (f"layer2.0.conv{i}", f"layer2.0.bn{i}") for i in (1, 2)}
     for module in (classifier.get_submodule(m) for layer in frozen for m in modules[layer]):
         module.eval().requires_grad_(False)
-    params = classifier_params(tensors(classifier), name)
+    variables = classifier_variables(tensors(classifier), name)
     layers = models.create(name, CLASSES).layers
     prefixes, still = layer_selection.selection(layers, set(layers) - set(frozen))
-    optimizer = our_adamw(params, section)
+    optimizer = our_adamw(variables["params"], section)
     model = models.create(name, CLASSES, frozen=still)
     step_fn = functools.partial(
         finetune.finetune_step, model=model, optimizer=optimizer, config=config, prefixes=prefixes
     )
-    ours = run_ours(step_fn, params, optimizer, images, key, prefixes)
+    ours = run_ours(step_fn, variables, optimizer, images, key, prefixes)
 
     @jax.jit
     def crops(step, pixels, sizes):
@@ -329,11 +329,13 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     ]
     loss = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
 
+    frozen_prefixes = [prefix for layer in frozen for prefix in layers[layer]]
+    stays = tuple(f"{collection}/{x}" for collection in variables for x in frozen_prefixes)
+
     def snapshot(model):
         """What moves: errors are measured by how far. What is frozen must not."""
-        exact = convert_exactly(classifier_params, model, name)
-        stays = tuple(prefix for layer in frozen for prefix in layers[layer])
-        start = flat(params)
+        exact = convert_exactly(classifier_variables, model, name)
+        start = flat(variables)
         for path, x in flat(exact).items():
             assert np.array_equal(x, start[path]) == path.startswith(stays), path
         return drop(exact, stays)
@@ -345,12 +347,11 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     theirs = run_theirs(
         classifier, lambda model: trained(model, section, loss), lambda dtype: batches, snapshot
     )
-    stays = tuple(prefix for layer in frozen for prefix in layers[layer])
     for snapshot in ours[0].values():
         for path, x in flat(snapshot).items():
-            assert np.array_equal(x, flat(params)[path]) == path.startswith(stays), path
+            assert np.array_equal(x, flat(variables)[path]) == path.startswith(stays), path
     kept = {step: drop(snapshot, stays) for step, snapshot in ours[0].items()}
-    assert_as_exact((kept, ours[1]), *theirs, params)
+    assert_as_exact((kept, ours[1]), *theirs, variables)
 
 
 @pytest.mark.usefixtures("forms")
@@ -363,16 +364,17 @@ def test_pretraining_is_pytorchs(name, steps):
     ).train()
     start = tensors(autoencoder)
 
-    params = autoencoder_params(start, name) | {"mask_token": np.zeros(3, np.float32)}
-    optimizer = our_adamw(params, section)
+    variables = autoencoder_variables(start, name)
+    variables["params"]["mask_token"] = np.zeros(3, np.float32)
+    optimizer = our_adamw(variables["params"], section)
     model = MaskedAutoencoder(models.create(name, 1), config.decoder.dim, config.decoder.depth)
     step_fn = functools.partial(
         pretrain.pretrain_step, model=model, optimizer=optimizer, config=config
     )
-    snapshots, losses = run_ours(step_fn, params, optimizer, images, key)
+    snapshots, losses = run_ours(step_fn, variables, optimizer, images, key)
     for snapshot in snapshots.values():
-        assert (snapshot.pop("mask_token") == 0).all()  # plays no part in this corruption
-    del params["mask_token"]
+        assert (snapshot["params"].pop("mask_token") == 0).all()  # plays no part in this corruption
+    del variables["params"]["mask_token"]
 
     @jax.jit
     def crops_and_noise(step, pixels, sizes):
@@ -396,13 +398,13 @@ def test_pretraining_is_pytorchs(name, steps):
         autoencoder,
         lambda model: trained(model, section, loss),
         lambda dtype: [(to_torch(pixels), to_torch(noise).to(dtype)) for pixels, noise in made],
-        lambda model: convert_exactly(autoencoder_params, model, name),
+        lambda model: convert_exactly(autoencoder_variables, model, name),
     )
-    assert_as_exact((snapshots, losses), *theirs, params)
+    assert_as_exact((snapshots, losses), *theirs, variables)
 
 
 def convert_exactly(convert, model, name):
-    """Our tree of a model's parameters, in their own dtype: float64 must not be rounded."""
+    """Our tree of a model's variables, in their own dtype: float64 must not be rounded."""
     values = tensors(model)
     high = convert({k: v.astype(np.float32) for k, v in values.items()}, name)
     low = convert({k: (v - np.float32(v)).astype(np.float32) for k, v in values.items()}, name)
@@ -430,11 +432,11 @@ def test_the_groups_of_layer_decay_are_timms(name):
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     expected = {k: np.full(tuple(p.shape), scale[id(p)]) for k, p in model.named_parameters()}
     expected |= {k: np.ones(tuple(x.shape)) for k, x in model.named_buffers()}
-    expected = flat(classifier_params(expected, name))
+    expected = flat(classifier_variables(expected, name)["params"])
     shapes = traverse_util.unflatten_dict(expected, sep="/")
     ours = flat(optim.layer_scales(shapes, LAYER_DECAY))
     assert ours.keys() == expected.keys()
-    for path, factor in flat(partition(traverse_util.unflatten_dict(ours, sep="/"))[0]).items():
+    for path, factor in ours.items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
 
 

@@ -53,9 +53,9 @@ def selection_config(data, cache, **changes):
 
 def write_weights(path, name, seed):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_variables(models.create(name, 1000), seed, image)
-    timm.save(params, path, name)
-    return params
+    variables = initial_variables(models.create(name, 1000), seed, image)
+    timm.save(variables, path, name)
+    return variables
 
 
 def test_one_branch_is_neither_pretrained_nor_fused(selected):
@@ -103,13 +103,14 @@ def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected
     layers = models.create(tiny.RESNET, 3).layers
     report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     for row in report["layers"]:
-        own = {path for path in after if path.startswith(layers[row["layer"]])}
+        prefixes = layers[row["layer"]]
+        own = {path for path in after if path.partition("/")[2].startswith(prefixes)}
         assert own
         if row["trains"]:
             assert not any(path in same for path in own if path.endswith(("kernel", "mean", "var")))
         else:
             assert own <= same, row["layer"]
-    assert "head/fc/kernel" not in same
+    assert "params/head/fc/kernel" not in same
 
 
 def flatten(tree):
@@ -152,8 +153,8 @@ def test_calibration_takes_training_images_whatever_the_batch(selected, data, ca
         drawn = pictures(stages.run.data.calibration(0, 10), size)
         assert len(drawn) == len(set(drawn)) == 10
         assert set(drawn) < set(pictures(stages.run.data.evaluation(0, "train"), size))
-        params = stages.finetuning.start_of(stages.run.branches[0], 0, 0)
-        entropies.append(stages.finetuning.layer_entropies(stages.run.branches[0], 0, params))
+        start = stages.finetuning.start_of(stages.run.branches[0], 0, 0)
+        entropies.append(stages.finetuning.layer_entropies(stages.run.branches[0], 0, start))
     assert entropies[0] == pytest.approx(entropies[1], abs=0.02)
     report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     assert entropies[0] == {row["layer"]: row["entropy"] for row in report["layers"]}
@@ -194,8 +195,8 @@ def test_training_sees_the_input_noise(std):
         np.zeros((4, 40, 40, 3), np.uint8), np.full((4, 2), 40, np.int32), np.zeros(4, np.int32)
     )
     optimizer = optax.sgd(0.1)
-    params = {"kernel": np.zeros((3, 3), np.float32)}
-    state = TrainState.create(params, optimizer, sharding.make_mesh())
+    variables = {"params": {"kernel": np.zeros((3, 3), np.float32)}}
+    state = TrainState.create(variables, optimizer, sharding.make_mesh())
     finetune.finetune_step(
         state, batch, jax.random.key(1), model=Watching(), optimizer=optimizer, config=config
     )
@@ -273,7 +274,7 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
 
 
 def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
-    params = {
+    written = {
         name: write_weights(tmp_path / f"{name}.safetensors", name, seed=seed)
         for seed, name in enumerate((tiny.MODEL, tiny.RESNET))
     }
@@ -287,10 +288,10 @@ def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
     stages = experiment.Experiment(config, tmp_path / "workdir")
     for branch in stages.run.branches:
         start = stages.finetuning.start_of(branch, 0, seed=5)
-        theirs = params[branch.model_name]
-        assert start["head"]["fc"]["kernel"].shape[-1] == 3
+        theirs = written[branch.model_name]
+        assert start["params"]["head"]["fc"]["kernel"].shape[-1] == 3
         for tree in (start, theirs):
-            tree.pop("head")
+            tree["params"].pop("head")
         jax.tree.map(np.testing.assert_array_equal, start, theirs)
 
 

@@ -181,9 +181,9 @@ def scenes(count, side=96):
 @pytest.mark.slow
 def test_entropies_of_squeezenets_layers_are_those_of_pytorchs_hooks():
     torch = torch_reference.torch()
-    network, params = squeezenet()
+    network, variables = squeezenet()
     model, images = models.create("squeezenet1_1", 1000), scenes(6)
-    ours = layer_entropies(model, params, in_batches(images, 4))
+    ours = layer_entropies(model, variables, in_batches(images, 4))
     assert list(ours) == list(model.layers)
 
     outputs = {}
@@ -270,7 +270,7 @@ def test_less_than_all_never_trains_all():
 
 def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
     model = models.create("squeezenet1_1", 3)
-    params = abstract_variables(model, IMAGE)
+    params = abstract_variables(model, IMAGE)["params"]
     draws = [
         select("random", model.layers, params, share=0.5, seed=seed, entropies=entropies)
         for seed in (0, 0, 1, 2, 3)
@@ -303,7 +303,7 @@ def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
 
 def test_the_fusion_of_an_asff_trains_with_its_head():
     model = models.create("asff_resnet18", 3)
-    params = abstract_variables(model, IMAGE)
+    params = abstract_variables(model, IMAGE)["params"]
     trained = partition(params, layer_selection.selection(model.layers, []).prefixes)[0]
     assert trained.keys() == {"fusion", "head"}
 

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,10 +14,10 @@ import optax
 import pytest
 
 from egmae_jax.core import rng, sharding
-from egmae_jax.core.files import DamagedFileError, read_sealed
+from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.run.logs import MetricsLog
-from egmae_jax.training import loop, nonfinite
+from egmae_jax.training import checkpoint, loop, nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
 from egmae_jax.training.state import TrainState
 
@@ -40,8 +42,12 @@ def _images(count=20):
     return Images(pixels, np.full((count, 2), 2), (pixels[:, 0, 0, 0] // 128).astype(np.int32))
 
 
-def _evaluate(params):
-    score = -(float(jnp.abs(params["w"]).sum() - 1.0) ** 2)
+def _variables():
+    return {"params": {"w": np.zeros(12, np.float32)}}
+
+
+def _evaluate(variables):
+    score = -(float(jnp.abs(variables["params"]["w"]).sum() - 1.0) ** 2)
     return (score,), {"validation_score": score}
 
 
@@ -64,7 +70,6 @@ def _train(
     images = images or _images()
     plan = _plan(images, epochs)
     mesh = sharding.make_mesh()
-    params = {"w": np.zeros(12, np.float32)}
     log = MetricsLog(folder / "metrics.jsonl")
     with Checkpoints(folder / "checkpoints") as checkpoints:
         if stop_after is not None:
@@ -80,7 +85,7 @@ def _train(
         stage = loop.Stage(
             plan,
             program=loop.compile_steps(step, mesh),
-            create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
+            create=lambda: TrainState.create(_variables(), _OPTIMIZER, mesh),
             feed=lambda: Resident(sharding.replicate(images, mesh), plan.order),
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
@@ -100,10 +105,11 @@ def _rows(folder):
 
 _CREATE = """
 import jax, numpy, optax
-from egmae_jax.training import loop
 from egmae_jax.core import sharding
+from egmae_jax.training.state import TrainState
 mesh = sharding.make_mesh()
-state = TrainState.create({"w": numpy.ones(3, numpy.float32)}, optax.adam(0.1), mesh)
+variables = {"params": {"w": numpy.ones(3, "f4")}, "batch_stats": {"mean": numpy.ones(3, "f4")}}
+state = TrainState.create(variables, optax.adam(0.1), mesh)
 for leaf in jax.tree.leaves(state):
     print(len(leaf.sharding.device_set), leaf.is_fully_replicated)
 """
@@ -115,14 +121,14 @@ def test_a_new_state_is_whole_on_every_device():
         [sys.executable, "-c", _CREATE], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["8 True"] * 5  # step, w, Adam's count, mu and nu
+    assert done.stdout.splitlines() == ["8 True"] * 6  # step, w, mean, Adam's count, mu and nu
 
 
 def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
     mesh = sharding.make_mesh()
     images = sharding.replicate(_images(), mesh)
     order, key = Order(20, 4, (0,)), rng.stage_key(0, "test")
-    start = TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
+    start = TrainState.create(_variables(), _OPTIMIZER, mesh)
 
     one_by_one = start
     for step in range(7):
@@ -144,7 +150,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after):
     resumed, resumed_best = _train(tmp_path / "killed")
     assert np.array_equal(whole.params["w"], resumed.params["w"])
     assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(resumed)))
-    assert np.array_equal(best.params["w"], resumed_best.params["w"])
+    assert np.array_equal(best.variables["params"]["w"], resumed_best.variables["params"]["w"])
     assert (best.epoch, best.score) == (resumed_best.epoch, resumed_best.score)
     assert _rows(tmp_path / "whole") == _rows(tmp_path / "killed")
 
@@ -157,12 +163,11 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
         raise AssertionError("there is nothing left to train")
 
     mesh = sharding.make_mesh()
-    params = {"w": np.zeros(12, np.float32)}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         stage = loop.Stage(
             _plan(_images(), 4),
             program=loop.compile_steps(_step, mesh),
-            create=lambda: TrainState.create(params, _OPTIMIZER, mesh),
+            create=lambda: TrainState.create(_variables(), _OPTIMIZER, mesh),
             feed=no_images,
             schedule=optax.constant_schedule(0.1),
             checkpoints=checkpoints,
@@ -189,7 +194,7 @@ def test_the_logged_loss_is_the_mean_over_the_epoch(tmp_path):
     mesh = sharding.make_mesh()
     plan = _plan(_images(), 1)
     resident = Resident(sharding.replicate(_images(), mesh), plan.order)
-    start = TrainState.create({"w": np.zeros(12, np.float32)}, _OPTIMIZER, mesh)
+    start = TrainState.create(_variables(), _OPTIMIZER, mesh)
     _, history = loop.compile_steps(_step, mesh)(start, resident.steps(0, 5)[1], plan.key, 5)
     assert _rows(tmp_path)[0]["loss"] == pytest.approx(
         np.mean(np.asarray(history["loss"])[:5]), rel=1e-6
@@ -366,6 +371,43 @@ def test_damage_stops_where_the_one_before_is_not_allowed_or_not_there(tmp_path)
         _train(alone)
 
 
+@pytest.mark.parametrize(("written", "age"), [(None, "an earlier"), (99, "a later")])
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(
+    tmp_path, monkeypatch, written, age
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", written)
+        _stopped(tmp_path)
+        if written is None:  # as before there was a number
+            _without_formats(tmp_path / "checkpoints")
+    held = sorted((tmp_path / "checkpoints").rglob("*"))
+    with pytest.raises(checkpoint.CheckpointVersionError) as refused:
+        _train(tmp_path)
+    folder = re.escape(str(tmp_path / "checkpoints"))
+    assert re.fullmatch(
+        rf"The checkpoints in {folder} were written by {age} version of egmae_jax.*, "
+        rf"or delete {folder} to begin it anew; stages that have finished stay as they are\.",
+        str(refused.value),
+    )
+    assert sorted((tmp_path / "checkpoints").rglob("*")) == held
+    shutil.rmtree(tmp_path / "checkpoints")
+    state, _ = _train(tmp_path)
+    expected, _ = _train(tmp_path / "whole")
+    assert np.array_equal(state.params["w"], expected.params["w"])
+    assert _rows(tmp_path) == _rows(tmp_path / "whole")
+
+
+def _without_formats(folder):
+    """Takes the format's number out of all checkpoints and writes their records anew."""
+    for record in folder.glob("*.sha256.json"):
+        step = record.with_name(record.name.split(".")[0])
+        (notes,) = step.rglob("notes/metadata")
+        content = json.loads(notes.read_text())
+        del content["format"]
+        notes.write_text(json.dumps(content))
+        write_json(record, checkpoint._checksums(step))
+
+
 def test_a_checkpoint_that_a_kill_cut_short_does_not_count(tmp_path, caplog):
     """The record is what is written last; without it all begins anew, or from the one before."""
     expected, _ = _train(tmp_path / "whole")
@@ -385,10 +427,10 @@ def test_memory_stays_flat_over_a_thousand_epochs(tmp_path):
     """Of the process, and of live arrays on the device; checkpoints once a second."""
     seen = []
 
-    def evaluate(params):
+    def evaluate(variables):
         size = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         seen.append((size, sum(x.nbytes for x in jax.live_arrays())))
-        return _evaluate(params)
+        return _evaluate(variables)
 
     _train(tmp_path, epochs=1000, save_seconds=1.0, evaluate=evaluate)
     assert len(seen) == 1000

@@ -39,10 +39,10 @@ def trace(stage, name, dtype, target):
         model = pretrain.MaskedAutoencoder(model, config.decoder.dim, config.decoder.depth)
         inputs.append(jax.ShapeDtypeStruct((1, 2, 2), np.float32))
         step = pretrain.pretrain_step
-    params = initial_variables(model, 0, *inputs, kernel_init="fan_in", layer_scale=0.5)
+    variables = initial_variables(model, 0, *inputs, kernel_init="fan_in", layer_scale=0.5)
     optimizer = optim.adamw(
         optim.cosine_schedule(1e-3, total_steps=9, warmup_steps=1),
-        params,
+        variables["params"],
         weight_decay=section.weight_decay,
         betas=section.betas,
     )
@@ -53,7 +53,7 @@ def trace(stage, name, dtype, target):
         rng.integers(0, 3, (1, BATCH)).astype(np.int32),
     )
     arguments = (
-        TrainState.create(params, optimizer, mesh),
+        TrainState.create(variables, optimizer, mesh),
         StreamedSteps(images, 0),
         jax.random.key(1),
         1,

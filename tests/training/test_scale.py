@@ -115,6 +115,7 @@ from egmae_jax import models
 from egmae_jax.core import rng, sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.models.init import initial_variables
+from egmae_jax.training.state import TrainState
 from tests import tiny
 
 sharding._SPLIT_ELEMENTS = 64
@@ -134,15 +135,15 @@ if stage == "pretrain":
     inputs, step = (image, jax.ShapeDtypeStruct((1, 1, 1), np.float32)), pretrain.pretrain_step
 else:
     model, inputs, step = models.create(tiny.MODEL, 3), (image,), finetune.finetune_step
-params = initial_variables(model, 0, *inputs)
+variables = initial_variables(model, 0, *inputs)
 program = loop.compile_steps(partial(step, model=model, optimizer=optimizer, config=config), mesh)
-state = TrainState.create(params, optimizer, mesh)
+state = TrainState.create(variables, optimizer, mesh)
 source = Resident(sharding.replicate(images, mesh), Order(50, 16, (0,)))
 _, steps = source.steps(0, 2)
 # The forms that accelerators run: a CPU's go through a batch image by image.
 jax.default_backend = lambda: "gpu"
 compiled = program.lower(state, steps, rng.stage_key(0, "test"), 2).compile()
-count = sum(x.size for x in jax.tree.leaves(params))
+count = sum(x.size for x in jax.tree.leaves(variables["params"]))
 held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
 print("PARAMETERS", count, held)
 for shapes, kind in re.findall(

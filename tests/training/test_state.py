@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
+from flax import errors, traverse_util
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
@@ -34,12 +34,10 @@ def flatten(tree):
 
 
 def tree():
-    """Two layers, a norm with statistics among them, and a head."""
+    """Parameters of two layers, of a norm and of a head."""
     flat = {
         "stem/conv/kernel": np.ones((2, 3)),
         "stem/bn/scale": np.ones(3),
-        "stem/bn/mean": np.zeros(3),
-        "stem/bn/var": np.ones(3),
         "stem_2/conv/kernel": np.full((3, 4), 2.0),
         "head/fc/kernel": np.ones((4, 2)),
     }
@@ -49,30 +47,22 @@ def tree():
 # Trees
 
 
-def test_statistics_never_train_and_every_leaf_is_in_one_of_the_parts():
-    trained, fixed = partition(tree())
-    assert flatten(trained).keys() == {
-        "stem/conv/kernel",
-        "stem/bn/scale",
-        "stem_2/conv/kernel",
-        "head/fc/kernel",
-    }
-    assert flatten(fixed).keys() == {"stem/bn/mean", "stem/bn/var"}
-
-
-def test_prefixes_with_a_slash_are_whole_names():
-    trained, fixed = partition(tree(), ("stem/", "head/"))
-    assert flatten(trained).keys() == {"stem/conv/kernel", "stem/bn/scale", "head/fc/kernel"}
-    assert flatten(fixed).keys() == {"stem/bn/mean", "stem/bn/var", "stem_2/conv/kernel"}
+def test_every_leaf_is_in_one_of_the_parts():
+    everything, nothing = partition(tree())
+    assert flatten(everything).keys() == flatten(tree()).keys()
+    assert nothing == {}
+    trained, frozen = partition(tree(), ("stem/",))
+    assert flatten(trained).keys() == {"stem/conv/kernel", "stem/bn/scale"}
+    assert flatten(frozen).keys() == {"stem_2/conv/kernel", "head/fc/kernel"}
 
 
 def test_merging_the_parts_gives_the_whole_and_the_last_tree_wins():
     whole = merge(*partition(tree(), ("head/",)))
     assert flatten(whole).keys() == flatten(tree()).keys()
-    changed = merge(whole, {"stem": {"bn": {"mean": np.full(3, 7.0)}}})
-    assert changed["stem"]["bn"]["mean"].tolist() == [7, 7, 7]
-    assert changed["stem"]["bn"]["var"].tolist() == [1, 1, 1]
-    assert whole["stem"]["bn"]["mean"].tolist() == [0, 0, 0]  # what was merged is as before
+    changed = merge(whole, {"stem": {"bn": {"scale": np.full(3, 7.0)}}})
+    assert changed["stem"]["bn"]["scale"].tolist() == [7, 7, 7]
+    assert changed["stem"]["conv"]["kernel"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert whole["stem"]["bn"]["scale"].tolist() == [1, 1, 1]  # what was merged is as before
 
 
 def test_restrict_takes_the_leaves_of_another_tree():
@@ -80,30 +70,72 @@ def test_restrict_takes_the_leaves_of_another_tree():
     assert flatten(restrict(tree(), trained)).keys() == {"stem_2/conv/kernel"}
 
 
-def test_statistics_are_no_parameters():
-    assert count_parameters(tree()) == 2 * 3 + 3 + 3 * 4 + 4 * 2
-
-
 # torchvision's documented numbers of parameters.
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_counts_are_the_published_ones(name, count):
     shapes = models.init.abstract_variables(models.create(name, 1000), IMAGE)
-    assert count_parameters(shapes) == count
+    assert count_parameters(shapes["params"]) == count
 
 
 def test_an_update_moves_what_trains_and_takes_new_statistics():
-    prefixes = ("head/",)
-    optimizer = optax.sgd(0.5)
-    state = TrainState.create(tree(), optimizer, sharding.make_mesh(), prefixes)
+    optimizer, statistics = optax.sgd(0.5), {"stem": {"bn": {"mean": np.zeros(3)}}}
+    variables = {"params": tree(), "batch_stats": statistics}
+    before = TrainState.create(variables, optimizer, sharding.make_mesh(), ("head/",))
     gradients = {"head": {"fc": {"kernel": np.full((4, 2), 4.0)}}}
-    state = state.update(optimizer, gradients, {"stem": {"bn": {"mean": np.full(3, 0.25)}}})
-    after = flatten(state.params)
+    state = before.update(optimizer, gradients, {"stem": {"bn": {"mean": np.full(3, 0.25)}}})
     assert int(state.step) == 1
+    assert state.variables.keys() == {"params", "batch_stats"}
+    after = flatten(state.params)
     assert after.keys() == flatten(tree()).keys()
     assert (after.pop("head/fc/kernel") == -1).all()  # 1 - 0.5 * 4
-    assert (after.pop("stem/bn/mean") == 0.25).all()
     for path, x in after.items():
         assert np.array_equal(x, flatten(tree())[path]), path
+    assert state.batch_stats["stem"]["bn"]["mean"].tolist() == [0.25, 0.25, 0.25]
+    kept = before.update(optimizer, gradients)
+    assert kept.batch_stats["stem"]["bn"]["mean"].tolist() == [0, 0, 0]
+
+
+def test_a_network_without_batch_norms_has_parameters_alone():
+    state = TrainState.create({"params": tree()}, optax.sgd(0.5), sharding.make_mesh())
+    assert state.batch_stats == {}
+    assert state.variables.keys() == {"params"}
+
+
+# Running statistics
+
+
+def test_a_stock_optimizer_sees_no_statistics():
+    variables = initial_variables(models.create("resnet18", 3), 0, IMAGE)
+    names = {
+        collection: {path.rsplit("/", 1)[-1] for path in flatten(tree)}
+        for collection, tree in variables.items()
+    }
+    assert names == {"params": {"kernel", "scale", "bias"}, "batch_stats": {"mean", "var"}}
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    before = TrainState.create(variables, optimizer, sharding.make_mesh())
+    assert jax.tree.structure(before.opt_state[0].mu) == jax.tree.structure(variables["params"])
+    gradients = jax.tree.map(jnp.ones_like, before.params)
+    state = jax.jit(lambda state: state.update(optimizer, gradients))(before)
+    assert not any(map(np.array_equal, *map(jax.tree.leaves, (state.params, before.params))))
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
+
+
+def test_statistics_move_in_training_alone_and_only_where_they_are_mutable():
+    model = models.create(tiny.RESNET, 3)
+    variables = initial_variables(model, 0, IMAGE)
+    images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)
+    apply = functools.partial(model.apply, variables, images)
+    before = flatten(variables["batch_stats"])
+    for train in (False, True):
+        _, changes = jax.jit(functools.partial(apply, train=train, mutable=["batch_stats"]))()
+        assert changes.keys() == {"batch_stats"}
+        after = flatten(changes["batch_stats"])
+        assert after.keys() == before.keys()
+        moved = {path for path, x in after.items() if not np.array_equal(x, before[path])}
+        assert moved == (after.keys() if train else set())
+    assert apply().shape == (4, 3)
+    with pytest.raises(errors.ModifyScopeVariableError):
+        apply(train=True)
 
 
 # Steps
@@ -117,17 +149,17 @@ class Setting:
         full = models.create(name, 3)
         fresh = initial_variables(full, 0, IMAGE, kernel_init="fan_in", layer_scale=0.1)
         # No scale of zero, as new residual blocks have: nothing would reach what lies before it.
-        params = traverse_util.unflatten_dict(
+        variables = traverse_util.unflatten_dict(
             {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flatten(fresh).items()},
             sep="/",
         )
         layers = list(full.layers)
         selection = layer_selection.selection(full.layers, [layers[i] for i in chosen(layers)])
         self.layers, self.selection = full.layers, selection
-        self.trained = partition(params, selection.prefixes)[0]
+        self.trained = partition(variables["params"], selection.prefixes)[0]
         self.optimizer = optim.adamw(lambda step: 1e-2, self.trained, weight_decay=0.05)
         mesh = sharding.make_mesh()
-        self.state = TrainState.create(params, self.optimizer, mesh, selection.prefixes)
+        self.state = TrainState.create(variables, self.optimizer, mesh, selection.prefixes)
         self.step = functools.partial(
             finetune.finetune_step,
             model=models.create(name, 3, frozen=selection.frozen),
@@ -162,19 +194,19 @@ CHOICES = {
 @pytest.mark.parametrize("choice", ["head", "some"])
 def test_frozen_leaves_and_statistics_keep_every_bit_and_the_others_move(name, choice):
     setting = Setting(name, CHOICES[choice])
-    program, state, before = setting.compile(), setting.state, flatten(setting.state.params)
+    program, state, before = setting.compile(), setting.state, flatten(setting.state.variables)
     for step in range(3):
         state, metrics = program(state, setting.batch, jax.random.key(step))
         assert np.isfinite(metrics["loss"])
-    after = flatten(state.params)
+    after = flatten(state.variables)
     assert after.keys() == before.keys()
     frozen = [p for layer in setting.selection.frozen for p in setting.layers[layer]]
     assert frozen
     moved = {path for path, x in after.items() if not np.array_equal(x, before[path])}
-    expected = {path for path in after if not path.startswith(tuple(frozen))}
+    expected = {x for x in after if not x.partition("/")[2].startswith(tuple(frozen))}
     assert moved == expected
     if name == tiny.RESNET and choice == "some":  # statistics of layers that train are among them
-        assert any(path.endswith("/mean") for path in moved)
+        assert any(path.startswith("batch_stats/") for path in moved)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
