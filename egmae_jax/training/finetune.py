@@ -1,6 +1,6 @@
 """Fine-tuning of a classifier (paper section 3.4): one step, prediction, and where it starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -29,7 +29,7 @@ def finetune_step(
     """One step: resize, crop, flip, classify, update (equations 8-10).
 
     Args:
-        state: parameters and optimizer state.
+        state: variables and optimizer state.
         batch: uint8 images on a canvas, [B, H, W, 3 or 1], with sizes and labels.
         key: of this step.
         model: the classifier.
@@ -110,6 +110,16 @@ def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) 
         {path: leaf for path, leaf in flat.items() if not path.startswith(kept)}
         for flat in (ours, theirs)
     )
+    require_fit(needed, given)
+    return traverse_util.unflatten_dict(ours | given, sep="/")
+
+
+def require_fit(needed: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Compares leaves by their paths.
+
+    Raises:
+        ValueError: names every leaf that is missing, extra or of another shape.
+    """
     problems = [f"missing: {path} {x.shape}" for path, x in needed.items() if path not in given]
     problems += [f"extra: {path} {x.shape}" for path, x in given.items() if path not in needed]
     problems += [
@@ -118,5 +128,4 @@ def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) 
         if path in given and given[path].shape != leaf.shape
     ]
     if problems:
-        raise ValueError("The pre-trained parameters do not fit:\n  " + "\n  ".join(problems))
-    return traverse_util.unflatten_dict(ours | given, sep="/")
+        raise ValueError("The pre-trained variables do not fit:\n  " + "\n  ".join(problems))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
@@ -19,7 +20,7 @@ from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_e
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.training.checkpoint import load_params
-from egmae_jax.training.finetune import start_from
+from egmae_jax.training.finetune import require_fit
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
@@ -53,9 +54,9 @@ def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-    params = load_params(path)
+    params, expected = load_params(path), abstract_variables(model, image, mask)["params"]
     try:
-        start_from(abstract_variables(model, image, mask), {"params": params}, keep_fresh=())
+        require_fit(*(traverse_util.flatten_dict(x, sep="/") for x in (expected, params)))
     except ValueError as error:
         raise DamagedFileError(path, error) from None
     if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):
