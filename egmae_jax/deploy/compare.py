@@ -289,7 +289,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 
 def _convert(tensors: Tensors, model: str, source: str | os.PathLike) -> PyTree:
-    """Our parameters; if they do not fit, the error says of which model they seem to be."""
+    """Our variables; if they do not fit, the error says of which model they seem to be."""
     try:
         return interop.convert(tensors, model, source)
     except interop.CheckpointError as error:

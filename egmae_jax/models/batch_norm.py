@@ -16,9 +16,9 @@ from egmae_jax.models.module import Module
 class BatchNorm(Module):
     """PyTorch's BatchNorm2d.
 
-    The running statistics, `mean` and `var`, are in the collection 'batch_stats', which a call in
-    training updates: `mutable=["batch_stats"]`. Unlike Flax's own batch norm, and like PyTorch's,
-    the running variance averages unbiased ones.
+    The running statistics, `mean` and `var`, are in the collection `batch_stats`; a training call
+    with `mutable=["batch_stats"]` returns their new values. Unlike Flax's own batch norm, and like
+    PyTorch's, the running variance averages unbiased ones.
 
     Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
 

@@ -1,4 +1,4 @@
-"""Initial parameters without compiling anything.
+"""Initial variables without compiling anything.
 
 `jax.jit(model.init)` compiles a random number generator for every leaf. Here shapes come from
 abstract evaluation and values from numpy, by the same rules the modules declare (a test compares
@@ -69,7 +69,7 @@ def initial_variables(
             return np.full(shape, layer_scale, np.float32)
         if name in _CONSTANTS:
             return np.full(shape, _CONSTANTS[name], np.float32)
-        raise NotImplementedError(f"no initialisation rule for the parameter {path!r}")
+        raise NotImplementedError(f"no initialisation rule for the variable {path!r}")
 
     flat = traverse_util.flatten_dict(abstract_variables(module, *inputs))
     paths = ["/".join(path) for _, *path in flat]  # within 'params' or 'batch_stats'

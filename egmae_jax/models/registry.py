@@ -151,7 +151,7 @@ def create(
 def imagenet_model(name: str) -> str:
     """The network whose ImageNet weights the network `name` starts from.
 
-    They give every parameter but those of its `fresh_prefixes`.
+    They give every variable but those below its `fresh_prefixes`.
     """
     return _spec(name).backbone
 

@@ -1,4 +1,4 @@
-"""Checkpoints of timm and torchvision into our parameters and back, without torch.
+"""Checkpoints of timm and torchvision into our variables and back, without torch.
 
 A checkpoint is a safetensors or npz file with timm's names (SqueezeNet: torchvision's; ResNet's are
 the same in both), or of a ConvNeXt with Facebook's, Hugging Face's or torchvision's. `PATTERNS` and
@@ -226,7 +226,7 @@ def convert(
     """Converts tensors in PyTorch's names and layouts into our variables.
 
     Args:
-        tensors: of every parameter of the model, and no others but batch norm's counters.
+        tensors: of every variable of the model, and no others but batch norm's counters.
         model_name: one of `models.names()`.
         source: where they come from, for the error.
         classifier: refuses tensors without one; else its place is taken by zeros.
@@ -462,7 +462,7 @@ def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _expected(model_name: str, classes: int) -> _Expected:
-    """PyTorch's key -> (our path, its shape there, layout), for every parameter of the model."""
+    """PyTorch's key -> (our path, its shape there, layout), for every variable of the model."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_variables(models.create(model_name, classes), image)
     mlp_layout = DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else DENSE
@@ -514,4 +514,4 @@ def _translate(path: str, model_name: str) -> tuple[str, Any]:
         match = re.fullmatch(pattern, path)
         if match:
             return match.expand(key), layout
-    raise NotImplementedError(f"no pattern for the parameter {path!r}")
+    raise NotImplementedError(f"no pattern for the variable {path!r}")

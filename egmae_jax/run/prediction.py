@@ -59,7 +59,7 @@ class Prediction:
                 write_sealed(weights, by_class)
 
     def of(self, branch: Branch, variables: PyTree, round_index: int, split: str) -> Predictions:
-        """What a branch with these parameters says of a split.
+        """What a branch with these variables says of a split.
 
         Raises:
             NonFiniteError: parameters are finite, but too large for their activations to be.
