@@ -157,7 +157,7 @@ def test_images_are_seen_once_and_none_is_an_error():
 
 @functools.cache
 def squeezenet():
-    """PyTorch's network and our parameters, of ImageNet where they are at hand."""
+    """PyTorch's network and our variables, of ImageNet where they are at hand."""
     torch = torch_reference.torch()
     network = torch_reference.torchvision().models.squeezenet1_1(num_classes=1000).eval()
     if WEIGHTS.is_file():
@@ -219,17 +219,17 @@ def select(mode, layers, params, **options):
 
 
 def toy_params():
-    """100 parameters: 10 of the head, 20, 30 and 40 of the layers; statistics do not count."""
+    """100 parameters: 10 of the head, 20, 30 and 40 of the layers."""
     return {
         "a": {"kernel": np.zeros((4, 5))},
         "b": {"kernel": np.zeros(20)},
-        "b_norm": {"scale": np.zeros(10), "mean": np.zeros(10), "var": np.zeros(10)},
+        "b_norm": {"scale": np.zeros(10)},
         "c": {"kernel": np.zeros((5, 8))},
         "head": {"fc": {"kernel": np.zeros((2, 5))}},
     }
 
 
-def test_sizes_hold_a_layers_norm_but_not_its_statistics():
+def test_the_size_of_a_layer_is_its_kernels_and_its_norms():
     assert layer_selection.sizes(LAYERS, toy_params()) == {"a": 20, "b": 30, "c": 40}
 
 
