@@ -1,1 +1,1 @@
-"""Configs: `default.py` has every field, the others one file a data set."""
+"""Configs: one file a data set; every field is in egmae_jax/run/default_config.py."""

@@ -4,6 +4,12 @@ The entropy-based layer selection: a ResNet-18 with ImageNet weights, of which t
 entropy are fine-tuned.
 
 python main.py --config=configs/brain_tumor.py --config.data.dir=<folder> --workdir=runs/brain
+    For a GPU. Not run at full size.
+python main.py --config=configs/brain_tumor.py:squeezenet1_1,cpu --config.data.dir=<folder> \
+    --config.imagenet.weights=<squeezenet1_1.npz> --workdir=runs/brain_cpu
+    On two CPU cores, 83 ms a step. To expect, of 1319 test images over five seeds: accuracy .888 ±
+    .022, AUC .984 ± .004; with `all` behind the colon too, .893 ± .006 and .985 ± .001
+    (docs/howto/companions.md).
 
 Words behind a colon change that, joined by commas (configs/brain_tumor.py:resnet34,random):
   resnet34, squeezenet1_0, ...   another backbone; 'egmae' is the paper's recipe, both branches

@@ -1,8 +1,14 @@
 """BUSI: 780 breast ultrasound images in three classes.
 
 python main.py --config=configs/busi.py --config.data.dir=<folder> --workdir=runs/busi
-python main.py --config=configs/busi.py:cpu --config.data.dir=<folder> --workdir=runs/busi_cpu
-python main.py --config=configs/busi.py:100/30 ...      (paper figure 2: 100/30 ... 1000/15)
+    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
+python main.py --config=configs/busi.py:100/30 ...
+    Other epochs, pre-training / fine-tuning (paper figure 2: 100/30 ... 1000/15). Not run.
+python main.py --config=configs/busi.py:cpu --config.data.dir=<folder> \
+    --config.imagenet.weights=none --workdir=runs/busi_cpu
+    Eight minutes on two CPU cores. To expect, of 157 test images over two seeds: accuracy .589 ±
+    .005 from random weights, .618 ± .018 of the MAE, .627 ± .041 of the ensemble; AUC .681 ± .014,
+    .709 ± .025, .701 ± .024 (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 python main.py --config=configs/covid.py --config.data.dir=<folder> --workdir=runs/covid
 python main.py --config=configs/covid.py:covid2 ...      (COVID and Normal alone)
+    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
 
 The paper reports a "COVID2" derived from this data set and does not say which classes it kept. Two
 classes is our reading of the name; all four are the default.

@@ -1,6 +1,8 @@
-"""The whole recipe in two or three minutes on two cores, offline: generated ultrasound phantoms.
+"""The whole recipe offline, on generated ultrasound phantoms.
 
 python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
+    Two or three minutes on two CPU cores. To expect, of 72 test images of one seed: accuracy .389
+    from random weights, .569 of the MAE, .556 of the ensemble; AUC .562, .753, .709 (README.md).
 """
 
 from ml_collections import ConfigDict

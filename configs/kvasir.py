@@ -1,6 +1,7 @@
 """Kvasir: 8000 endoscopic images in eight classes.
 
 python main.py --config=configs/kvasir.py --config.data.dir=<folder> --workdir=runs/kvasir
+    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
 """
 
 from ml_collections import ConfigDict

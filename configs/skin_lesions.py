@@ -1,6 +1,7 @@
 """3297 dermoscopic images, benign or malignant: the data of the ASFF ResNet-50.
 
 python main.py --config=configs/skin_lesions.py --config.data.dir=<folder> --workdir=runs/skin
+    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
 """
 
 from ml_collections import ConfigDict

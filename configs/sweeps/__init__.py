@@ -1,1 +1,1 @@
-"""Sweeps: python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:busi --out=runs/epochs."""
+"""Sweeps: egmae sweep --config=configs/sweeps/epochs.py:busi --out=runs/epochs."""

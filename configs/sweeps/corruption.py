@@ -1,7 +1,10 @@
 """What to corrupt, and how much, at equal epochs, against no pre-training.
 
-python -m egmae_jax.sweep --config=configs/sweeps/corruption.py:busi,cpu \
-    --config.data.dir=<folder> --config.rounds.count=5 --out=runs/corruption
+egmae sweep --config=configs/sweeps/corruption.py:busi,cpu --config.data.dir=<folder> \
+    --config.rounds.count=5 --out=runs/corruption
+    Two and a quarter hours on two CPU cores that other work shared. To expect, of 157 test images
+    over five seeds: AUC .671 ± .017 without pre-training, .714 ± .015 by the paper's equation 4,
+    .747 ± .007 at a scale of .05 (docs/results.md).
 
 The words behind the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. Only
 the branch 'mae' is run: the other starts from ImageNet weights and is the same in all variants.

@@ -1,7 +1,7 @@
 """The paper's figure 2: how long to pre-train and to fine-tune.
 
-python -m egmae_jax.sweep --config=configs/sweeps/epochs.py:busi --config.data.dir=<folder> \
-    --out=runs/epochs
+egmae sweep --config=configs/sweeps/epochs.py:busi --config.data.dir=<folder> --out=runs/epochs
+    For a GPU with ImageNet weights. Not run at full size.
 
 The words behind the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. With
 `divide=5` among them all epochs are a fifth: 20/6, 20/9, 100/6, 100/9 and 200/3.

@@ -99,7 +99,7 @@ class Comparison:
         files: images compared, relative to their folder.
         unreadable: images left out, each with the reason.
         preprocessing: our pixels against torchvision's.
-        layers: relative error |ours - theirs| / |theirs| of every layer's output over all images
+        layers: relative error `|ours - theirs| / |theirs|` of every layer's output over all images
             (Euclidean norms), in the network's order and by timm's names; the last is the logits'.
         logits_mean: mean absolute difference of the logits.
         logits_max: the largest one.

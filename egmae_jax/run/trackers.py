@@ -73,7 +73,8 @@ def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
         make: Any = getattr(importlib.import_module(module_name), function)
     except ImportError as error:
         raise ConfigError(
-            f"--tracker={name}: {error}. Python looks for modules beside main.py and in PYTHONPATH."
+            f"--tracker={name}: {error}. Python looks for modules beside main.py, "
+            "or, by egmae, in the current folder, and in PYTHONPATH."
         ) from None
     except AttributeError:
         raise ConfigError(f"--tracker={name}: {module_name} has no {function!r}.") from None
