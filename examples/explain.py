@@ -3,7 +3,7 @@
 python examples/explain.py
 """
 
-# %% A model and an image. Of a run: python -m egmae_jax.explain.gradcam --workdir=W --out=FOLDER
+# %% A model and an image. Of a run: egmae explain --workdir=W --out=FOLDER
 import jax
 import jax.numpy as jnp
 import numpy as np

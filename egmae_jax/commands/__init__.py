@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -53,5 +52,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.fail(
             f"There is no command {name!r}. Did you mean {nearest!r}? See egmae --help.", 2
         )
-    sys.path.insert(0, os.getcwd())  # as python -m does: modules of the user's, such as trackers
+    sys.path.insert(0, "")  # the current folder, as python -m has it: for trackers of the user
     return importlib.import_module(f"egmae_jax.commands.{name}").main(rest) or 0

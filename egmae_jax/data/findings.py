@@ -32,7 +32,7 @@ _ADVICE = {
     "of one size take it away.",
     "corners": "Where tissue fills the picture this can be the disease; else it is letters, "
     "markers, borders or another device. Look at them in classes_01.png, crop what is not of the "
-    "patient, and see by python -m egmae_jax.explain.gradcam whether the network looks there.",
+    "patient, and see by `egmae explain` whether the network looks there.",
     "brightness": "It can be the disease's or the device's: compare the classes in classes_01.png. "
     "If they come from several devices or hospitals, test on images of one that was not trained "
     "on.",

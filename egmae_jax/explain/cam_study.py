@@ -1,8 +1,7 @@
 """Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
 
-Writes, into a folder: overlays/ with a PNG for each of some test images, spread over the classes;
-sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
-masks of the lesions, all test images are scored, however many are drawn.
+`egmae explain --help` says what is written. Where the data set has masks of the lesions, all test
+images are scored, however many are drawn.
 """
 
 import hashlib

@@ -5,8 +5,7 @@ corrupted input, the masked patches M and, of a workdir whose pre-training is fi
 reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
 where the data set has masks of its lesions, inside them, in a ring around them and outside.
 
-A config alone needs no training: then there is no reconstruction. All is of the evaluation view;
-training sees random crops, corrupted by the same function.
+A config alone needs no training: then there is no reconstruction.
 """
 
 import difflib

@@ -1,16 +1,7 @@
-"""Takes a finished run's models elsewhere: to timm, into JAX without this package, to ONNX.
+"""A finished run's models for timm, for JAX without this package, and for ONNX.
 
-python -m egmae_jax.export --workdir=FOLDER --out=FOLDER [--branch=NAME] [--round=I]
-    [--formats=timm,stablehlo,onnx]
-
-Every model becomes a folder of --out that can be a repository of the Hugging Face hub: one a
-branch, and 'ensemble' where there are several. In it are README.md, the model card, and as asked
-
-    model.safetensors, config.json    the weights, for timm.create_model("local-dir:FOLDER", ...)
-    model.stablehlo(.json)            the whole classifier as one program, for jax.export
-    model.onnx                        likewise, for an ONNX runtime
-
-Every file is loaded again and its outputs are compared with ours.
+`export_run` writes a folder for each branch and one for their ensemble, loads every file again and
+compares what it computes with the run. `egmae export --help` says which files there are.
 """
 
 from egmae_jax.deploy.export.run import FORMATS, ExportedFile, ExportError, export_run
