@@ -20,7 +20,7 @@ from scipy import special
 
 from egmae_jax.evaluation.metrics import weighted_metrics
 from egmae_jax.evaluation.scores import bootstrap_intervals
-from egmae_jax.report.significance import Resampled, Round
+from egmae_jax.evaluation.significance import Resampled, Round
 
 METRICS = ("accuracy", "f1", "auc")
 BALANCED, UNEQUAL = (1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1)

@@ -10,7 +10,7 @@ from scipy import special
 from egmae_jax.evaluation import calibration, ensemble
 from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.scores import bootstrap_intervals
-from egmae_jax.report.significance import Resampled, Round, mcnemar
+from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 
 rng = np.random.default_rng(0)
 labels = np.repeat(rng.integers(0, 3, 150), 2)

@@ -1,1 +1,1 @@
-"""Predictions of a part and what is made of them: metrics, intervals, calibration. Without JAX."""
+"""Predictions and what they are worth: metrics, intervals, tests, calibration. Needs no JAX."""

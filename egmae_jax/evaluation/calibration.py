@@ -1,24 +1,23 @@
-"""Whether a probability of .8 is right four times of five, and the temperature that mends it.
+"""Temperature scaling of probabilities, bounded by what the validation images support.
 
 Temperature scaling (Guo et al. 2017) divides the logits, here the logarithms of the probabilities,
-by one number. It is fitted on validation images and changes no prediction, only how sure it is.
+by one number that is fitted on validation images. It changes how sure predictions are, and none of
+the predictions.
 
-Of few images the likeliest temperature claims too much: where ten of ten are right it is as near to
-0 as it may be, and every probability 0 or 1. Ten right images show that one in twelve may be wrong:
-by Laplace's rule of succession the next is right with probability `(n + 1) / (n + 2)`. So two
-things follow from the number n of independent validation images, or of groups where images of a
-group are alike:
+With few images the likeliest temperature is overconfident: where ten of ten are right it approaches
+0, and every probability becomes 0 or 1. Ten right images do not exclude that one in twelve is
+wrong: by Laplace's rule of succession the next is right with probability `(n + 1) / (n + 2)`. So
+the number n of independent validation images (of groups, where images of a group are alike) bounds
+the probabilities twice:
 
-1. The labels that the temperature is fitted to are no zeros and ones. The true class has
-   `(n + 1) / (n + 2)` and the others share the rest: Platt's targets (1999, section 2.2) against
-   the same overfitting, for any number of classes. The more images, the nearer is the temperature
-   to the likeliest.
-2. Scaled probabilities are mixed with as much of the uniform distribution as takes certainty itself
-   to `(n + 1) / (n + 2)`, so that no image, however unlike those of validation, gets more. The mix
-   is the same for every image: whatever is computed from an order of probabilities stays.
+1. The targets of the fit are not one-hot: the true class has `(n + 1) / (n + 2)`, the others share
+   the rest. These are Platt's targets (1999, section 2.2) for any number of classes. The more
+   images there are, the closer the temperature is to the likeliest.
+2. Scaled probabilities are mixed with the uniform distribution, so that even certainty becomes
+   `(n + 1) / (n + 2)`. The mix is the same for all images: their order does not change.
 
-From fewer than `FEWEST` images no temperature is fitted, and only the second applies: the
-temperature would vary by more than the error that it mends (`docs/results.md`, "Calibration").
+With fewer than `FEWEST` images no temperature is fitted, since it would vary by more than the error
+that it mends (`docs/results.md`, "Calibration"); the probabilities are mixed all the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,28 +26,28 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-TINY = 1e-12  # below it a probability's logarithm says nothing more
-FEWEST = 30  # validation images, or groups of them, that a temperature is fitted to
+TINY = 1e-12  # probabilities are cut off below it before their logarithm is taken
+FEWEST = 30  # independent validation images needed to fit a temperature
 NUM_BINS = 15
 _HOTTEST, _COLDEST = 100.0, 0.01
-_HELD_BACK = 1.1  # times the likeliest temperature, from which the bound is worth a word
+_HELD_BACK = 1.1  # ratio to the likeliest temperature above which the bound is reported
 
 Limit = Literal["", "hottest", "coldest", "evidence", "too_few"]
 
 
 class Reliability(NamedTuple):
-    """Of each bin of confidence, the probability of the predicted class; all [NUM_BINS]."""
+    """Confidence and accuracy in bins of the predicted class's probability; all [NUM_BINS]."""
 
-    images: np.ndarray  # how many
-    confidence: np.ndarray  # their mean; NaN where there are none
-    accuracy: np.ndarray  # likewise
+    images: np.ndarray  # number of images in the bin
+    confidence: np.ndarray  # mean confidence; NaN in an empty bin
+    accuracy: np.ndarray  # share of correct predictions; NaN in an empty bin
 
 
 class Scaling(NamedTuple):
-    """What is done to probabilities to calibrate them."""
+    """A calibration that can be applied to probabilities."""
 
     temperature: float
-    least: float = 0.0  # probability that no class falls below
+    least: float = 0.0  # probability that every class has at least
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float64 [N, num_classes]; see `scale`."""
@@ -56,31 +55,39 @@ class Scaling(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A temperature fitted on validation images, and what it rests on."""
+    """A temperature fitted on validation images, and what it rests on.
+
+    Attributes:
+        temperature: divides the logits; 1 where none was fitted.
+        least: probability that every class has at least: see `least_probability`.
+        evidence: number of independent validation images, or of their groups.
+        likeliest: the temperature without regard to that number.
+        limit: what bounded the temperature. 'hottest' and 'coldest': an end of the range that is
+            searched; 'evidence': with more images of the kind it would be at least a tenth lower;
+            'too_few': none was fitted, for fewer than FEWEST images or for images of one class; '':
+            nothing.
+    """
 
     temperature: float
-    least: float  # probability that no class falls below: see `least_probability`
-    evidence: int  # validation images, or groups of them, that count as independent
-    likeliest: float  # the temperature without regard to how few they are
-    # What acted: 'hottest' and 'coldest', the ends of the range searched; 'evidence', more images
-    # alike would have made it colder by a tenth or more; 'too_few', the temperature is not fitted
-    # but 1, of fewer than FEWEST images or of images of one class; '' where nothing did.
+    least: float
+    evidence: int
+    likeliest: float
     limit: Limit
 
     @property
     def scaling(self) -> Scaling:
-        """What is done to probabilities by it."""
+        """The calibration of this fit."""
         return Scaling(self.temperature, self.least)
 
 
 def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> Fit:
-    """Fits what validation images support.
+    """Fits a temperature on validation images.
 
     Args:
-        labels: int [N], of validation images.
-        probabilities: [N, num_classes], of the same.
-        groups: [N], equal for images that are no independent evidence, such as those of one
-            patient; None where every image is.
+        labels: int [N].
+        probabilities: [N, num_classes].
+        groups: int [N], equal for images that are no independent evidence, such as those of one
+            patient; None: all images are independent.
     """
     num_classes = probabilities.shape[1]
     evidence = len(labels) if groups is None else len(np.unique(groups))
@@ -90,8 +97,10 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None
         return Fit(1.0, least, evidence, likeliest, "too_few")
     temperature = fit_temperature(labels, probabilities, evidence)
     limit: Limit = ""
-    if is_at_limit(temperature):
-        limit = "hottest" if temperature > 1 else "coldest"
+    if temperature > 0.99 * _HOTTEST:
+        limit = "hottest"
+    elif temperature < _COLDEST / 0.99:
+        limit = "coldest"
     elif temperature > _HELD_BACK * likeliest:
         limit = "evidence"
     return Fit(temperature, least, evidence, likeliest, limit)
@@ -100,13 +109,13 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None
 def fit_temperature(
     labels: np.ndarray, probabilities: np.ndarray, evidence: float | None = None
 ) -> float:
-    """The temperature of least cross-entropy with Platt's targets, within .01 and 100.
+    """The temperature of lowest cross-entropy with Platt's targets, between .01 and 100.
 
     Args:
         labels: int [N], of validation images.
         probabilities: [N, num_classes].
-        evidence: how many independent images they count as, which the targets follow from; None:
-            N. Of infinitely many it is the likeliest temperature.
+        evidence: number of independent images that they count as, which decides the targets; None:
+            N. With `np.inf` the targets are one-hot and the temperature is the likeliest.
     """
     count, num_classes = probabilities.shape
     least = least_probability(count if evidence is None else evidence, num_classes)
@@ -119,103 +128,73 @@ def fit_temperature(
         return -(targets * logs).sum(axis=1).mean()
 
     bounds = (np.log(_COLDEST), np.log(_HOTTEST))
-    found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded")
-    return float(np.exp(found.x))
+    result = optimize.minimize_scalar(loss, bounds=bounds, method="bounded")
+    return float(np.exp(result.x))
 
 
 def least_probability(evidence: float, num_classes: int) -> float:
-    """What n independent images leave to each class but the true one, all of them being right.
+    """The probability of each other class after n images that were all predicted correctly.
 
-    `1 / (n + 2)` is left to all of these together by Laplace's rule of succession.
+    By Laplace's rule of succession the other classes have `1 / (n + 2)` together.
     """
     return 1 / ((evidence + 2) * (num_classes - 1))
 
 
-def is_at_limit(temperature: float) -> bool:
-    """Whether a temperature is at an end of the range that is searched, .01 or 100.
-
-    At the hot end every class is all but equally probable, at the cold end every image certain.
-    """
-    return not _COLDEST / 0.99 < temperature < 0.99 * _HOTTEST
-
-
 def explain(calibration: Mapping[str, Any]) -> str:
-    """What acted on a fit, as a sentence; '' where nothing did.
+    """A sentence on what bounded a temperature; '' where nothing did.
 
     Args:
-        calibration: of a classifier, in a round of results.json, of any version.
+        calibration: that of a classifier in a round of results.json, also by an older version.
     """
     temperature = calibration["temperature"]
-    if "least_probability" not in calibration:  # of an older version
-        if temperature >= 1:
-            return _HOTTEST_SENTENCE if is_at_limit(temperature) else ""
+    if "limit" not in calibration:
         return (
-            f"The temperature {temperature:.3g} was fitted without regard to how few images there "
-            "were, by an older version: probabilities can be surer than these support. "
+            f"The temperature {temperature:.3g} was fitted by an older version, without regard to "
+            "how few images there were: probabilities can be surer than these support. "
             "--stage=evaluate fits it anew."
         )
     evidence = calibration["evidence"]
     surest = f"{(evidence + 1) / (evidence + 2):.3g}"
-    match calibration["limit"]:
-        case "hottest":
-            return _HOTTEST_SENTENCE
-        case "coldest":
-            return f"No temperature was cold enough; {_COLDEST} is the lowest."
-        case "evidence":
-            return (
-                f"The likeliest temperature, {calibration['likeliest_temperature']:.3g}, claims "
-                f"more than {evidence} independent validation images support; {temperature:.3g} is "
-                f"used, and no probability is above {surest}."
-            )
-        case "too_few":
-            return (
-                f"Not fitted (temperature 1): {evidence} independent validation images are too "
-                f"few, or of one class only; at least {FEWEST} are needed. No probability is above "
-                f"{surest}, which is what they support."
-            )
-    return ""
+    return {
+        "hottest": f"No temperature was hot enough; {_HOTTEST:g} is the highest: every class is "
+        "all but equally probable, and a low calibration error means no more than that no "
+        "certainty was right.",
+        "coldest": f"No temperature was cold enough; {_COLDEST} is the lowest.",
+        "evidence": f"The likeliest temperature, {calibration['likeliest_temperature']:.3g}, "
+        f"claims more than {evidence} independent validation images support; {temperature:.3g} is "
+        f"used, and no probability is above {surest}.",
+        "too_few": f"Not fitted (temperature 1): {evidence} independent validation images are too "
+        f"few, or of one class only; at least {FEWEST} are needed. No probability is above "
+        f"{surest}, which is what they support.",
+    }.get(calibration["limit"], "")
 
 
 def explain_rounds(rounds: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
-    """What acted on the fits of all rounds, a sentence each, with the classifiers and rounds.
+    """Sentences on what bounded the temperatures of all rounds, each once.
 
     Args:
-        rounds: of results.json.
-        names: of the classifiers.
+        rounds: the rounds of results.json.
+        names: classifiers to explain.
     """
-    of_sentence: dict[str, dict[str, list[str]]] = {}
+    concerned: dict[str, list[str]] = {}  # sentence -> classifiers, with their rounds if not all
     for name in names:
-        for index, row in enumerate(rounds):
-            if sentence := explain(row["calibration"][name]):
-                of_sentence.setdefault(sentence, {}).setdefault(name, []).append(str(index))
-    return [
-        f"Calibration of {_whose(found, len(rounds))}: {sentence}"
-        for sentence, found in of_sentence.items()
-    ]
-
-
-def _whose(rounds_of: Mapping[str, Sequence[str]], num_rounds: int) -> str:
-    return ", ".join(
-        name
-        if len(rounds) == num_rounds
-        else f"{name} (round{'s' * (len(rounds) > 1)} {', '.join(rounds)})"
-        for name, rounds in rounds_of.items()
-    )
-
-
-_HOTTEST_SENTENCE = (
-    f"No temperature was hot enough; {_HOTTEST:g} is the highest: every class is all but equally "
-    "probable, and a low calibration error means no more than that no certainty was right."
-)
+        sentences = [explain(row["calibration"][name]) for row in rounds]
+        for sentence in filter(None, dict.fromkeys(sentences)):
+            at = [str(i) for i, other in enumerate(sentences) if other == sentence]
+            where = (
+                "" if len(at) == len(rounds) else f" (round{'s'[: len(at) - 1]} {', '.join(at)})"
+            )
+            concerned.setdefault(sentence, []).append(name + where)
+    return [f"Calibration of {', '.join(c)}: {sentence}" for sentence, c in concerned.items()]
 
 
 def scale(probabilities: np.ndarray, temperature: float, least: float = 0.0) -> np.ndarray:
-    """Probabilities as sure as a temperature says, and none below the least.
+    """Scales probabilities by a temperature and mixes them with the uniform distribution.
 
     Args:
         probabilities: [N, num_classes].
-        temperature: that the logits are divided by.
-        least: probability that every class has at least: `Fit.least`.
+        temperature: divides the logits.
+        least: probability that every class has at least, such as `Fit.least`.
 
     Returns:
         float64 [N, num_classes].
@@ -229,7 +208,7 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
-    """Confidence and accuracy of the predicted class, in NUM_BINS bins of equal width."""
+    """Confidence and accuracy of the predictions, in NUM_BINS bins of equal width."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
@@ -242,7 +221,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
 
 
 def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The ECE: `abs(accuracy - confidence)` of each bin, weighted by its share of the images."""
+    """Expected calibration error: mean of `abs(accuracy - confidence)` over the images' bins."""
     bins = reliability(labels, probabilities)
     gaps = np.abs(bins.accuracy - bins.confidence) * bins.images
     return float(np.nansum(gaps) / len(labels))

@@ -1,7 +1,4 @@
-"""Fits a fusion of branches on the validation part, which also chose each branch's epoch.
-
-The test part stays untouched.
-"""
+"""Fits the fusion of branches, on the validation part alone."""
 
 from collections.abc import Sequence
 
@@ -13,14 +10,14 @@ from egmae_jax.method.fusion import KINDS, TINY, Fusion
 
 
 def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> Fusion:
-    """Fits a fusion on the validation part.
+    """Fits a fusion of branches on validation images.
 
     Args:
-        kind: one of KINDS. 'mean' fits nothing. 'weighted' takes the convex combination of least
-            cross-entropy, one weight a branch. 'stacked' is a multinomial logistic regression on
-            the branches' log-probabilities (scikit-learn's, L2 with C = 1).
+        kind: one of KINDS. 'mean' fits nothing. 'weighted' takes the convex combination with the
+            lowest cross-entropy, one weight per branch. 'stacked' is scikit-learn's multinomial
+            logistic regression on the branches' log-probabilities (L2, C = 1).
         labels: int [N], of the validation images.
-        probabilities: of each branch, [N, C].
+        probabilities: [N, C] of each branch, for the same images.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -42,7 +39,7 @@ def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> F
 
 
 def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """[K], not negative, of sum 1: the cross-entropy of the weighted mean is convex in them."""
+    """Weights [K] of the branches, >= 0 with sum 1, that minimise the mean's cross-entropy."""
     of_truth = probabilities[:, np.arange(len(labels)), labels]  # [K, N]
     count = len(probabilities)
 
@@ -63,6 +60,6 @@ def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _features(probabilities: np.ndarray) -> np.ndarray:
-    """[K, N, C] -> [N, K * C], log-probabilities."""
+    """Log-probabilities as features: [K, N, C] -> [N, K * C]."""
     logs = np.log(np.maximum(probabilities.astype(np.float64), TINY))
     return logs.transpose(1, 0, 2).reshape(logs.shape[1], -1)

@@ -1,6 +1,6 @@
-"""How an ASFF weighs mid-level detail against high-level semantics, image by image and by class.
+"""How an ASFF weighs mid-level detail against high-level semantics, by class.
 
-`models.asff.fusion_weights` computes them; a run gives those of its test images in results.json.
+`models.asff.fusion_weights` computes the weights of each image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,45 +8,43 @@ from typing import Any
 
 import numpy as np
 
-BRANCHES = ("mid", "high")  # of the network: its third stage and its fourth
+from egmae_jax.evaluation.metrics import mean_std
+
+BRANCHES = ("mid", "high")  # the network's third stage and its fourth
 
 
 def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Mean and sample deviation of the weights over the images of each true class.
+    """Mean and sample deviation of the fusion weights over the images of each true class.
 
     Args:
-        weights: [N, 2] by BRANCHES; each image's sum to 1.
-        labels: int [N].
-        classes: their names; those without an image are left out.
+        weights: [N, 2], in the order of BRANCHES; those of an image sum to 1.
+        labels: int [N], every class present.
+        classes: names of the classes.
 
     Returns:
         {class: {"images": n, "mid": {"mean": ..., "std": ...}, "high": ...}}; the deviation is None
         for a single image.
     """
-    found: dict[str, Any] = {}
+    weights = np.asarray(weights, np.float64)
+    result: dict[str, Any] = {}
     for label, name in enumerate(classes):
-        members = np.asarray(weights, np.float64)[labels == label]
-        if not len(members):
-            continue
-        found[name] = {"images": len(members)}
-        for branch, values in zip(BRANCHES, members.T, strict=True):
-            std = float(values.std(ddof=1)) if len(values) > 1 else None
-            found[name][branch] = {"mean": float(values.mean()), "std": std}
-    return found
+        members = weights[labels == label]
+        result[name] = {"images": len(members)}
+        result[name] |= {key: mean_std(x) for key, x in zip(BRANCHES, members.T, strict=True)}
+    return result
 
 
 def average(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{class: {"mid": {"mean": ..., "std": ...}, "high": ...}}: `by_class` averaged over rounds."""
-    averaged: dict[str, Any] = {}
-    for name in dict.fromkeys(name for found in rounds for name in found):
-        rows = [found[name] for found in rounds if name in found]
-        averaged[name] = {}
-        for branch in BRANCHES:
-            known = {
-                key: [x for row in rows if (x := row[branch][key]) is not None]
-                for key in ("mean", "std")
-            }
-            averaged[name][branch] = {
-                key: float(np.mean(values)) if values else None for key, values in known.items()
-            }
-    return averaged
+    """Averages the results of `by_class` over rounds: {class: {"mid": {"mean", "std"}, "high"}}."""
+
+    def mean(name: str, branch: str, key: str) -> float | None:
+        values = [row[name][branch][key] for row in rounds]
+        known = [x for x in values if x is not None]
+        return float(np.mean(known)) if known else None
+
+    return {
+        name: {
+            branch: {key: mean(name, branch, key) for key in ("mean", "std")} for branch in BRANCHES
+        }
+        for name in rounds[0]
+    }

@@ -1,4 +1,4 @@
-"""The metrics of a part's probabilities (paper section 4.4), by scikit-learn."""
+"""Metrics of predicted probabilities (paper section 4.4), by scikit-learn."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,23 @@ from sklearn import metrics as sk
 
 from egmae_jax.evaluation import calibration
 
-METRICS = ("accuracy", "precision", "recall", "f1", "auc", "specificity", "pr_auc", "ece")
-WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # which have intervals
-CLASS_METRICS = (
-    "precision",
-    "recall",
-    "specificity",
-    "f1",
-    "auc",
-    "pr_auc",
-)  # one against the rest
+TITLES = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "auc": "AUC",
+    "specificity": "Specificity",
+    "pr_auc": "PR-AUC",
+    "ece": "ECE",
+}
+METRICS = tuple(TITLES)
+WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # those with intervals
+CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
 
 
 def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The paper's metrics and the project's own, by scikit-learn.
+    """All METRICS of a test set.
 
     Precision, recall, F1, specificity and PR-AUC are macro averages; AUC is one-vs-rest, macro; ECE
     is the expected calibration error of the predicted class over 15 bins of equal width.
@@ -38,14 +41,14 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     )
     one_hot = np.eye(num_classes)[labels]
     confusion = confusion_matrix(labels, predicted, num_classes)
-    actual, said = confusion.sum(axis=1), confusion.sum(axis=0)
-    true_negatives = len(labels) - actual - said + np.diag(confusion)
+    actual, called = confusion.sum(axis=1), confusion.sum(axis=0)
+    true_negatives = len(labels) - actual - called + np.diag(confusion)
     return {
         "accuracy": float(sk.accuracy_score(labels, predicted)),
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
-        # Of the one-hot labels: one-vs-rest, macro, for two classes as well as for more.
+        # With one-hot labels AUC is one-vs-rest and macro for two classes, too.
         "auc": float(sk.roc_auc_score(one_hot, probabilities, average="macro")),
         "specificity": float(np.mean(true_negatives / (len(labels) - actual))),
         "pr_auc": float(sk.average_precision_score(one_hot, probabilities, average="macro")),
@@ -56,15 +59,15 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
 def class_metrics(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """For every class against the rest: precision, recall (sensitivity), specificity, F1, AUCs.
+    """CLASS_METRICS of each class against the rest; recall is the sensitivity.
 
     Args:
         labels: int [N], every class present.
         probabilities: [N, num_classes].
-        classes: their names.
+        classes: names of the classes.
 
     Returns:
-        {class: {metric of CLASS_METRICS: value}}.
+        {class: {metric: value}}.
     """
     predicted = probabilities.argmax(axis=1)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
@@ -89,33 +92,32 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """int [num_classes, num_classes]: rows are true classes, columns predicted ones."""
+    """Confusion matrix, int [num_classes, num_classes]: true classes by predicted ones."""
     return sk.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def weighted_metrics(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The paper's five metrics under many weightings of the images at once.
+    """WEIGHTED_METRICS under many weightings of the images at once.
 
-    Equal to scikit-learn's with `sample_weight`, which does one weighting at a time.
+    They equal scikit-learn's with `sample_weight`, which takes one weighting at a time.
 
     Args:
         labels: int [N].
         probabilities: [N, num_classes].
-        weights: [R, N]; no class may weigh nothing.
+        weights: [R, N]; in each row every class has some weight.
 
     Returns:
-        Arrays [R].
+        {metric: float [R]}.
     """
     classes = np.arange(probabilities.shape[1])
     actual = labels == classes[:, None]  # [C, N]
-    said = probabilities.argmax(axis=1) == classes[:, None]
-    hits, actual_weight, said_weight = (
-        weights @ x.T for x in (actual & said, actual, said)
-    )  # [R, C]
-    f1 = 2 * hits / (actual_weight + said_weight)
-    precision = hits / np.where(said_weight > 0, said_weight, 1)
+    called = probabilities.argmax(axis=1) == classes[:, None]
+    # [R, C]
+    hits, actual_weight, called_weight = (weights @ x.T for x in (actual & called, actual, called))
+    f1 = 2 * hits / (actual_weight + called_weight)
+    precision = hits / np.where(called_weight > 0, called_weight, 1)
     aucs = [_weighted_auc(probabilities[:, c], actual[c], weights) for c in classes]
     return {
         "accuracy": hits.sum(axis=1) / weights.sum(axis=1),
@@ -127,7 +129,7 @@ def weighted_metrics(
 
 
 def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R]: the weighted share of (positive, negative) pairs in the right order, ties a half."""
+    """AUCs [R]: weighted share of (positive, negative) pairs in order; a tie counts half."""
     order = np.argsort(scores)
     _, starts = np.unique(scores[order], return_index=True)
     up, down = (
@@ -135,3 +137,9 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
     )
     below = np.cumsum(down, axis=1) - down / 2
     return (up * below).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1))
+
+
+def mean_std(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
+    """{"mean": ..., "std": ...}: the sample deviation (n - 1); None for a single value."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std}

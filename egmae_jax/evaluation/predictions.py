@@ -1,4 +1,4 @@
-"""Predictions of a branch for the images of a part, and their files."""
+"""Predictions of a branch for the images of a part, and the files that hold them."""
 
 import io
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_a
 
 
 class NoGroupsError(DamagedFileError):
-    """Predictions of an older version, which hold no groups: splits.json has them."""
+    """A file of predictions by an older version has no groups, and none were given."""
 
 
 class Predictions(NamedTuple):
-    """What a branch says of a split."""
+    """Predictions of a branch, or of the ensemble, for the images of a part."""
 
-    ids: np.ndarray  # [N] str, the images' files
+    ids: np.ndarray  # str [N], file of each image
     labels: np.ndarray  # int [N]
     probabilities: np.ndarray  # float [N, num_classes]
-    groups: np.ndarray  # int [N]; images of one (patient, lesion, near-duplicates) are not split
+    groups: np.ndarray  # int [N], equal for images of one patient, lesion or set of near-duplicates
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes ids, labels, probabilities and groups as .npz, whole or not at all."""
+    """Writes ids, labels, probabilities and groups as .npz, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **predictions._asdict())
     write_atomically(path, buffer.getvalue())
@@ -34,13 +34,13 @@ def load_predictions(path: Path, group_of: Mapping[str, int] | None = None) -> P
     """Reads what `save_predictions` wrote.
 
     Args:
-        path: of the .npz file.
-        group_of: the group of each file, as splits.json has it, for predictions of an older version
-            that hold none (`SavedRun.predictions` takes it from there).
+        path: the .npz file.
+        group_of: group of each image file, for predictions of an older version, which hold none
+            (splits.json has them); None: there are no others than those in the file.
 
     Raises:
-        DamagedFileError: the file is not there, not whole, or `group_of` lacks one of its images.
-        NoGroupsError: it holds no groups, and none are given.
+        NoGroupsError: the file holds no groups and `group_of` is None.
+        DamagedFileError: the file is missing or damaged, or `group_of` lacks one of its images.
     """
     if not path.exists():
         raise DamagedFileError(path, "it is missing", REEVALUATE)
@@ -48,26 +48,25 @@ def load_predictions(path: Path, group_of: Mapping[str, int] | None = None) -> P
         arrays = read_npz(path)
         if "groups" not in arrays:
             arrays["groups"] = _groups(path, arrays["ids"], group_of)
-        found = Predictions(*(arrays[name] for name in Predictions._fields))
+        predictions = Predictions(*(arrays[name] for name in Predictions._fields))
     except (ValueError, KeyError) as error:
         raise DamagedFileError(path, error) from None
-    kinds = tuple(array.dtype.kind for array in found)
-    dimensions = tuple(array.ndim for array in found)
-    expected = ("U", "i", "f", "i"), (1, 1, 2, 1)
-    if (kinds, dimensions) != expected or len({*map(len, found)}) > 1:
-        said = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in found._asdict().items())
-        raise DamagedFileError(path, f"it holds {said}")
-    if not np.isfinite(found.probabilities).all():
-        raise DamagedFileError(path, "a probability is no finite number")
-    return found
+    types = [(array.dtype.kind, array.ndim) for array in predictions]
+    if types != [("U", 1), ("i", 1), ("f", 2), ("i", 1)] or len(set(map(len, predictions))) > 1:
+        shapes = (f"{k} {x.dtype}{list(x.shape)}" for k, x in predictions._asdict().items())
+        raise DamagedFileError(path, f"it holds {', '.join(shapes)}")
+    if not np.isfinite(predictions.probabilities).all():
+        raise DamagedFileError(path, "a probability is not finite")
+    return predictions
 
 
 def _groups(path: Path, ids: np.ndarray, group_of: Mapping[str, int] | None) -> np.ndarray:
+    """Groups of the images, for predictions that hold none."""
     if group_of is None:
-        reason = "it holds no groups: it is of an older version, whose splits.json has them"
+        reason = "it holds no groups, being of an older version; its splits.json has them"
         raise NoGroupsError(path, reason, REEVALUATE)
-    files = ids.ravel().tolist()
-    if missing := [file for file in files if file not in group_of]:
-        reason = f"it holds no groups and splits.json does not name {missing[0]!r}"
-        raise DamagedFileError(path, reason, REEVALUATE)
-    return np.array([group_of[file] for file in files], int)
+    try:
+        return np.array([group_of[file] for file in ids.ravel().tolist()], int)
+    except KeyError as missing:
+        reason = f"it holds no groups and splits.json does not name {missing}"
+        raise DamagedFileError(path, reason, REEVALUATE) from None

@@ -1,4 +1,4 @@
-"""Scores of every branch and of their ensemble (paper sections 3.5 and 4.4), and over rounds."""
+"""Scores of every branch and of the ensemble (paper sections 3.5 and 4.4)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from egmae_jax.evaluation import bootstrap, calibration, ensemble
-from egmae_jax.evaluation.bootstrap import Variance
+from egmae_jax.evaluation.bootstrap import FEWEST_GROUPS, Variance
 from egmae_jax.evaluation.metrics import (
     CLASS_METRICS,
     METRICS,
@@ -15,6 +15,7 @@ from egmae_jax.evaluation.metrics import (
     compute_metrics,
     confusion_matrix,
     cross_entropy,
+    mean_std,
     weighted_metrics,
 )
 from egmae_jax.evaluation.predictions import Predictions
@@ -28,44 +29,40 @@ def score_branches(
     fusion_kind: str = "mean",
     resamples: int,
 ) -> dict[str, Any]:
-    """Metrics, intervals and confusion matrices of every branch and of their ensemble.
+    """Scores every branch, and their ensemble where there are several.
 
     Args:
-        validation: by branch; the fusion is fitted on these.
-        test: by branch; these are scored.
-        classes: names.
+        validation: predictions by branch; fusion and temperatures are fitted on these.
+        test: predictions by branch; these are scored.
+        classes: names of the classes.
         fusion_kind: one of `fusion.KINDS`.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
 
     Returns:
-        {"groups": of the test images, "groups_by_class": {class: groups that hold one of it},
-        "test": {branch: metrics}, "by_class": {branch: {class: metrics}}, "intervals":
-        {branch: ...}, "confusion": {branch: ...}, "calibration": {branch: what was fitted on
-        validation (`calibration.Fit`), "ece" and "loss" of the calibrated probabilities}}, with
-        'ensemble' among the branches where there are several, and what its "fusion" fitted.
+        One round of results.json: "groups" of the test images, "groups_by_class", what the "fusion"
+        of several branches fitted, and by branch (one being "ensemble") the "test" metrics, those
+        "by_class", the "intervals", "confusion" and "calibration" (see `calibration.Fit`, with
+        "ece" and "loss" of the calibrated test probabilities).
     """
-    seen = {
-        split: {name: branch.probabilities for name, branch in predictions.items()}
-        for split, predictions in (("validation", validation), ("test", test))
-    }
-    labels, of_validation = (next(iter(part.values())).labels for part in (test, validation))
-    groups = next(iter(test.values())).groups
+    first_validation, first_test = next(iter(validation.values())), next(iter(test.values()))
+    labels, groups = first_test.labels, first_test.groups
+    fitted_on = {name: branch.probabilities for name, branch in validation.items()}
+    probabilities = {name: branch.probabilities for name, branch in test.items()}
     evidence = bootstrap.count_groups(labels, groups, len(classes))
     scores: dict[str, Any] = {
         "groups": evidence.groups,
         "groups_by_class": dict(zip(classes, evidence.by_class, strict=True)),
     }
     if len(test) > 1:
-        fused = ensemble.fit(
-            fusion_kind, of_validation, [seen["validation"][name] for name in test]
-        )
-        for part in seen.values():
-            part["ensemble"] = fused.apply([part[name] for name in test])
-        scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fused.fitted}
-    probabilities = seen["test"]
-    of_one = next(iter(validation.values())).groups
+        branches = list(test)
+        of_branches = [fitted_on[name] for name in branches]
+        fusion = ensemble.fit(fusion_kind, first_validation.labels, of_branches)
+        scores["fusion"] = {"kind": fusion_kind, "branches": branches, **fusion.fitted}
+        fitted_on["ensemble"] = fusion.apply(of_branches)
+        probabilities["ensemble"] = fusion.apply([probabilities[name] for name in branches])
     fits = {
-        name: calibration.fit(of_validation, p, of_one) for name, p in seen["validation"].items()
+        name: calibration.fit(first_validation.labels, p, first_validation.groups)
+        for name, p in fitted_on.items()
     }
     return scores | {
         "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
@@ -87,6 +84,7 @@ def score_branches(
 def _calibrated(
     labels: np.ndarray, probabilities: np.ndarray, fit: calibration.Fit
 ) -> dict[str, Any]:
+    """A temperature as results.json has it, with the metrics of calibrated test probabilities."""
     scaled = fit.scaling.apply(probabilities)
     return {
         "temperature": fit.temperature,
@@ -102,25 +100,28 @@ def _calibrated(
 def bootstrap_intervals(
     labels: np.ndarray, probabilities: np.ndarray, *, groups: np.ndarray, seed: int, resamples: int
 ) -> dict[str, list[float]]:
-    """95 % intervals of accuracy, precision, recall, F1 and AUC: how sure they are for a network.
+    """95 % intervals of a network's accuracy, precision, recall, F1 and AUC.
 
-    Groups are resampled, not images (`bootstrap.bootstrap_weights`). Of fewer than three groups
-    nothing is known: an interval is 0 to 1.
+    Groups are resampled, not images (`bootstrap.bootstrap_weights`). With fewer than three groups
+    an interval is 0 to 1.
 
     Args:
         labels: int [N].
         probabilities: [N, num_classes].
-        groups: int [N]; images of a group (a patient, a lesion, near-duplicates) are no independent
-            evidence. `np.arange(N)` says that every image is.
-        seed: of the resamples.
-        resamples: of the groups.
+        groups: int [N], equal for images of one patient, lesion or set of near-duplicates, which
+            are no independent evidence; `np.arange(N)` where all images are independent.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        {metric of WEIGHTED_METRICS: [low, high]}.
     """
     evidence = bootstrap.count_groups(labels, groups, probabilities.shape[1])
-    if not bootstrap.can_resample(evidence.groups):
+    if evidence.groups < FEWEST_GROUPS:
         return {name: [0.0, 1.0] for name in WEIGHTED_METRICS}
     rng = np.random.default_rng(seed)
     weights = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
-    drawn = weighted_metrics(labels, probabilities, weights)
+    resampled = weighted_metrics(labels, probabilities, weights)
     whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))))
     return {
         name: list(
@@ -128,35 +129,30 @@ def bootstrap_intervals(
                 name, float(whole[name][0]), Variance(float(values.var(ddof=1))), evidence
             )
         )
-        for name, values in drawn.items()
+        for name, values in resampled.items()
     }
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over rounds of every branch's metrics: {branch: {metric: ...}}.
+    """Mean and sample deviation of every metric over rounds: {branch: {metric: {"mean", "std"}}}.
 
-    The deviation is the sample's (n - 1); it is None for a single round.
+    The deviation (n - 1) is None for a single round.
     """
     return {
-        branch: {name: _mean_std([r["test"][branch][name] for r in rounds]) for name in METRICS}
+        branch: {name: mean_std([r["test"][branch][name] for r in rounds]) for name in METRICS}
         for branch in rounds[0]["test"]
     }
 
 
 def summarize_classes(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """As `summarize`, of every class against the rest: {branch: {class: {metric: ...}}}."""
+    """The same for each class against the rest: {branch: {class: {metric: {"mean", "std"}}}}."""
     return {
         branch: {
             label: {
-                name: _mean_std([r["by_class"][branch][label][name] for r in rounds])
+                name: mean_std([r["by_class"][branch][label][name] for r in rounds])
                 for name in CLASS_METRICS
             }
             for label in classes
         }
         for branch, classes in rounds[0]["by_class"].items()
     }
-
-
-def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std}

@@ -18,9 +18,9 @@ from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
 from egmae_jax.evaluation import bootstrap, calibration
 from egmae_jax.evaluation.bootstrap import Evidence
 from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 from egmae_jax.explain.gradcam import Layer
 from egmae_jax.report import complexity, figures, pictures, published
-from egmae_jax.report.significance import Resampled, Round, mcnemar
 from egmae_jax.run import config as configs
 from egmae_jax.run import logs
 from egmae_jax.run.saved_run import RunError, SavedRun

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
 from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.explain.lettering import fonts_of_all_letters
-from egmae_jax.report.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import sharing
 from egmae_jax.sweep.variants import Sweep, Variant

@@ -102,11 +102,13 @@ def test_the_variance_of_a_recipe_is_that_of_crossed_random_effects():
         + rng.normal(0, of_both**0.5, (trials, rounds))
     )
     covariance = of_cases + of_both * np.eye(rounds)
-    found = np.mean([bootstrap.of_recipe(x, covariance).total for x in values[:4000]])
+    found = np.mean([bootstrap.variance_of_recipe(x, covariance).total for x in values[:4000]])
     assert found == pytest.approx(values.mean(axis=1).var(), rel=0.05)
     assert found == pytest.approx(of_cases + (of_rounds + of_both) / rounds, rel=0.05)
-    assert bootstrap.of_networks(covariance).total == pytest.approx(of_cases + of_both / rounds)
-    assert bootstrap.of_recipe(values[0, :1], covariance[:1, :1]) == Variance(1.25)
+    assert bootstrap.variance_of_networks(covariance).total == pytest.approx(
+        of_cases + of_both / rounds
+    )
+    assert bootstrap.variance_of_recipe(values[0, :1], covariance[:1, :1]) == Variance(1.25)
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 5])

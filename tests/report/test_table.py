@@ -18,7 +18,7 @@ from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
 from egmae_jax.evaluation.predictions import Predictions, load_predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
-from egmae_jax.report.significance import Resampled, Round
+from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import latex, tiny
 

@@ -9,7 +9,7 @@ from scipy import special, stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from egmae_jax.evaluation import bootstrap
-from egmae_jax.report.significance import Resampled, Round, mcnemar
+from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 
 
 def drawn_round(seed, strengths, labels, groups=None):
@@ -35,14 +35,14 @@ def wilson(mean, size, t):
 
 def test_estimates_are_means_over_rounds_with_the_variance_of_the_same_draws():
     rounds = [drawn_round(seed, (1, 2), LABELS, PAIRS) for seed in range(2)]
-    found = Resampled(rounds, resamples=200, seed=5)
-    weights = bootstrap.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 200)
+    found = Resampled(rounds, resamples=60, seed=5)
+    weights = bootstrap.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 60)
     freedom = {"accuracy": 45 - 1, "f1": 3 * 14}
     for metric, score in (
         ("accuracy", accuracy_score),
         ("f1", lambda *a, **k: f1_score(*a, average="macro", **k)),
     ):
-        drawn, plain = np.zeros((2, 200)), np.zeros(2)
+        drawn, plain = np.zeros((2, 60)), np.zeros(2)
         for k in (0, 1):
             for x in rounds:
                 said = x.probabilities[k].argmax(axis=1)

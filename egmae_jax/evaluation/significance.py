@@ -1,0 +1,177 @@
+"""Intervals of metrics over rounds, and paired tests of classifiers on the same test images.
+
+The bootstrap draws groups of images, the same ones for all classifiers and for all rounds with the
+same test images. McNemar's test permutes groups. By default an interval is that of the networks at
+hand, whatever the seeds; with `random_rounds` it is that of a recipe.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from egmae_jax.evaluation import bootstrap
+from egmae_jax.evaluation.bootstrap import FEWEST_GROUPS, Evidence
+from egmae_jax.evaluation.metrics import weighted_metrics
+
+
+class Round(NamedTuple):
+    """Predictions of several classifiers for the test images of one round."""
+
+    ids: np.ndarray  # str [N]
+    labels: np.ndarray  # int [N]
+    probabilities: Sequence[np.ndarray]  # [N, num_classes] each
+    groups: np.ndarray  # int [N]; images of one group are no independent evidence
+
+
+class McNemar(NamedTuple):
+    """McNemar's exact test of two classifiers in one round."""
+
+    only_first: int  # images that only the first classifier predicts correctly
+    only_second: int
+    groups: int  # groups that hold such images
+    p: float  # two-sided
+
+
+class Estimate(NamedTuple):
+    """A mean over rounds with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Resampled:
+    """Metrics of several classifiers, with intervals by a bootstrap of groups of test images.
+
+    Args:
+        rounds: at least one, each with the same classifiers.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
+        random_rounds: whether intervals are those of the recipe's mean, over all seeds and folds
+            that might have been drawn, instead of those of the mean of these networks. A single
+            round tells nothing of other seeds: its interval is that of its networks.
+
+    Attributes:
+        evidence: number of groups of all test images, each test set counted once.
+    """
+
+    def __init__(
+        self,
+        rounds: Sequence[Round],
+        *,
+        resamples: int,
+        seed: int = 0,
+        random_rounds: bool = False,
+    ):
+        self._rounds = rounds
+        self._random_rounds = random_rounds
+        rng = np.random.default_rng(seed)
+        self._draws, weights_of, self.evidence = _resample(rounds, rng, resamples)
+        self._values: list[dict[str, np.ndarray]] = []  # a round: metric -> [classifiers, 1 + R]
+        for a_round, weights in zip(rounds, weights_of, strict=True):
+            each = [weighted_metrics(a_round.labels, p, weights) for p in a_round.probabilities]
+            self._values.append({name: np.stack([m[name] for m in each]) for name in each[0]})
+
+    def estimate(self, classifier: int, metric: str) -> Estimate:
+        """A classifier's accuracy, precision, recall, f1 or auc, over rounds."""
+        values = self._of_rounds(metric)[classifier]
+        mean = float(values[:, 0].mean())
+        limits = bootstrap.interval(metric, mean, self._variance(values), self.evidence)
+        return Estimate(mean, *limits)
+
+    def difference(self, first: int, second: int, metric: str) -> Estimate:
+        """By how much the second classifier's metric exceeds the first's."""
+        pairs = ((r.probabilities[first], r.probabilities[second]) for r in self._rounds)
+        if all(np.array_equal(*pair) for pair in pairs):
+            return Estimate(0.0, 0.0, 0.0)
+        by_classifier = self._of_rounds(metric)
+        values = by_classifier[second] - by_classifier[first]
+        mean = float(values[:, 0].mean())
+        limits = bootstrap.interval_of_difference(
+            metric, mean, self._variance(values), self.evidence
+        )
+        return Estimate(mean, *limits)
+
+    def _of_rounds(self, metric: str) -> np.ndarray:
+        """A metric, [classifiers, rounds, 1 + R]: of all test images once, then resampled."""
+        return np.stack([values[metric] for values in self._values], axis=1)
+
+    def _variance(self, values: np.ndarray) -> bootstrap.Variance:
+        """Variance of the mean over rounds of values [rounds, 1 + R]."""
+        covariance = bootstrap.covariance(values[:, 1:], self._draws)
+        if self._random_rounds:
+            return bootstrap.variance_of_recipe(values[:, 0], covariance)
+        return bootstrap.variance_of_networks(covariance)
+
+
+def _resample(
+    rounds: Sequence[Round], rng: np.random.Generator, resamples: int
+) -> tuple[list[int], list[np.ndarray], Evidence]:
+    """Draws weights of the rounds' test images, all images of a group alike.
+
+    Rounds with the same test images share a draw. Test sets are drawn apart, unless they have
+    groups in common, as folds split by image can have, or one has too few groups.
+
+    Returns:
+        The draw of each round, an index; the weights of each round's images [1 + R, N], the first
+        row being ones; and the number of groups in all.
+    """
+    keys = [r.ids.tobytes() for r in rounds]
+    test_sets = dict(zip(keys, rounds, strict=True))
+    names = list(test_sets)
+    counts = [len(np.unique(r.groups)) for r in test_sets.values()]
+    in_all = len(np.unique(np.concatenate([r.groups for r in test_sets.values()])))
+    together = in_all < sum(counts) or min(counts) < FEWEST_GROUPS
+    num_classes = rounds[0].probabilities[0].shape[1]
+    weights: dict[bytes, np.ndarray] = {}
+    evidence: list[Evidence] = []
+    for drawn in [names] if together else [[name] for name in names]:
+        labels = np.concatenate([test_sets[name].labels for name in drawn])
+        groups = np.concatenate([test_sets[name].groups for name in drawn])
+        evidence.append(bootstrap.count_groups(labels, groups, num_classes))
+        if evidence[-1].groups >= FEWEST_GROUPS:
+            resampled = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
+        else:  # `interval` looks at no resample
+            resampled = np.ones((2, len(labels)))
+        each = np.concatenate([np.ones((1, len(labels))), resampled])
+        ends = np.cumsum([len(test_sets[name].labels) for name in drawn])[:-1]
+        weights |= zip(drawn, np.split(each, ends, axis=1), strict=True)
+    draws = [0 if together else names.index(key) for key in keys]
+    return draws, [weights[key] for key in keys], functools.reduce(Evidence.joined, evidence)
+
+
+def mcnemar(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray
+) -> McNemar:
+    """Tests whether two classifiers are right equally often, by an exact permutation of groups.
+
+    If they are, exchanging their answers for all images of a group is as likely as not. All ways to
+    exchange the images that only one predicts correctly are counted, none is drawn. With groups of
+    single images it is McNemar's exact test, a binomial one.
+
+    Args:
+        labels: int [N].
+        first: probabilities of the first classifier, [N, num_classes].
+        second: probabilities of the second.
+        groups: int [N]; images of one group are no independent evidence.
+    """
+    first_right, second_right = (p.argmax(axis=1) == labels for p in (first, second))
+    _, members = np.unique(groups, return_inverse=True)
+    gains = np.bincount(members, second_right.astype(float) - first_right).astype(int)  # a group
+    discordant = np.bincount(members, first_right != second_right) > 0
+    sizes = np.abs(gains[gains != 0])
+    p = 1.0
+    if len(sizes):
+        chances = np.ones(1)  # of the sums -total, -total + 2, ..., total of sizes with any signs
+        for size in sizes:
+            moved = np.zeros(len(chances) + size)
+            moved[size:] += chances / 2
+            moved[: len(chances)] += chances / 2
+            chances = moved
+        sums = np.arange(len(chances)) * 2 - sizes.sum()
+        p = min(float(chances[np.abs(sums) >= abs(gains.sum())].sum()), 1.0)
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    return McNemar(only_first, only_second, int(discordant.sum()), p)
