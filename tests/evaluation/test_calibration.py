@@ -1,7 +1,5 @@
 """Temperature scaling against a grid and known truths; the bins of reliability."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 from scipy import optimize, special
@@ -48,18 +46,6 @@ def test_no_temperature_of_a_grid_is_better():
         assert best <= log_loss(labels, calibration.scale(p, temperature)) + 1e-9
 
 
-def test_scaling_changes_no_prediction_and_is_finite_for_certain_probabilities():
-    labels = np.array([0, 1, 2, 0])
-    p = np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, 0, 0], [0.5, 0.3, 0.2]], np.float32)
-    temperature = calibration.fit_temperature(labels, p)
-    scaled = calibration.scale(p, temperature)
-    assert np.isfinite(scaled).all()
-    np.testing.assert_array_equal(scaled.argmax(axis=1), p.argmax(axis=1))
-    np.testing.assert_allclose(scaled.sum(axis=1), 1)
-    right = calibration.fit_temperature(labels, np.eye(3)[labels])  # all right, all certain
-    assert 0.01 <= right <= 100
-
-
 def test_bins_are_scikit_learns():
     logits, labels = drawn(500, 2)
     p = special.softmax(logits, axis=1)
@@ -74,22 +60,23 @@ def test_bins_are_scikit_learns():
     assert np.isnan(bins.accuracy[~filled]).all()
 
 
-def test_the_temperature_is_fitted_on_validation_alone():
+def test_the_temperature_is_fitted_on_groups_of_validation_images_alone():
     logits, labels = drawn(300, 3)
     ids = np.array([str(i) for i in range(300)])
     p = special.softmax(2 * logits, axis=1)
-    validation = {name: Predictions(ids, labels, p, np.arange(300)) for name in ("a", "b")}
-    test = {name: Predictions(ids, labels[::-1], p, np.arange(300)) for name in ("a", "b")}
-    found = score_branches(validation, test, classes=("x", "y", "z"), resamples=2)["calibration"]
-    assert found.keys() == {"a", "b", "ensemble"}
-    expected = calibration.fit_temperature(labels, p)
-    assert found["a"]["temperature"] == expected
-    assert found["ensemble"]["temperature"] == pytest.approx(expected)
-    assert found["a"]["evidence"] == 300
-    assert found["a"]["least_probability"] == pytest.approx(1 / 302 / 2)
-    scaled = calibration.scale(p, expected, 1 / 302 / 2)
-    assert found["a"]["ece"] == calibration.expected_error(labels[::-1], scaled)
-    assert found["a"]["loss"] == pytest.approx(log_loss(labels[::-1], scaled))
+    groups = np.arange(300) // 2
+    validation = {name: Predictions(ids, labels, p, groups) for name in ("a", "b")}
+    test = {name: Predictions(ids, labels[::-1], p, groups) for name in ("a", "b")}
+    result = score_branches(validation, test, classes=("x", "y", "z"), resamples=2)["calibration"]
+    assert result.keys() == {"a", "b", "ensemble"}
+    temperature = calibration.fit_temperature(labels, p, 150)
+    scaled = calibration.scale(p, temperature, 1 / 152 / 2)
+    assert result["ensemble"]["temperature"] == pytest.approx(temperature)
+    assert result["a"]["temperature"] == temperature
+    assert result["a"]["evidence"] == 150
+    assert result["a"]["least_probability"] == pytest.approx(1 / 152 / 2)
+    assert result["a"]["ece"] == calibration.expected_error(labels[::-1], scaled)
+    assert result["a"]["loss"] == pytest.approx(log_loss(labels[::-1], scaled))
 
 
 # --- No more certainty than the images support ------------------------------------------------
@@ -174,20 +161,6 @@ def test_images_of_a_group_are_one_piece_of_evidence():
     assert calibration.fit(np.tile(labels, 2), np.tile(p, (2, 1))).evidence == 80
 
 
-def test_groups_of_the_predictions_are_what_counts():
-    class Grouped(NamedTuple):
-        ids: np.ndarray
-        labels: np.ndarray
-        probabilities: np.ndarray
-        groups: np.ndarray
-
-    logits, labels = drawn(80, 2)
-    p = special.softmax(logits, axis=1)
-    part = {"a": Grouped(np.arange(80).astype(str), labels, p, np.arange(80) // 2)}
-    found = score_branches(part, part, classes=("x", "y"), resamples=2)["calibration"]["a"]
-    assert found["evidence"] == 40
-
-
 def test_limits_are_told_in_a_sentence():
     labels = np.arange(60) % 2
     right = np.where(np.eye(2)[labels] == 1, 0.7, 0.3)
@@ -203,19 +176,18 @@ def test_limits_are_told_in_a_sentence():
     assert calibration.fit(np.zeros(60, int), right).limit == "too_few"  # of one class
     wrong = calibration.fit(labels, right[:, ::-1])
     assert wrong.limit == "hottest"
-    assert calibration.is_at_limit(wrong.temperature)
     assert "100 is the highest" in calibration.explain(row_of(wrong))
     hardly = np.where(np.eye(2)[labels] == 1, 0.5 + 1e-4, 0.5 - 1e-4)
     cold = calibration.fit(labels, hardly)
     assert cold.limit == "coldest"
-    assert calibration.is_at_limit(cold.temperature)
     assert "0.01 is the lowest" in calibration.explain(row_of(cold))
 
 
-def test_an_older_results_json_says_that_its_temperature_has_no_bound():
+def test_sentences_of_several_rounds_and_of_older_versions():
     assert "by an older version" in calibration.explain({"temperature": 0.088})
-    assert calibration.explain({"temperature": 1.4}) == ""
-    assert "100 is the highest" in calibration.explain({"temperature": 99.9})
-    rounds = [{"calibration": {"a": {"temperature": t}, "b": {"temperature": 2}}} for t in (0.1, 1)]
-    (told,) = calibration.explain_rounds(rounds, ["a", "b"])
-    assert told.startswith("Calibration of a (round 0): The temperature 0.1 was fitted")
+    fine = row_of(calibration.Fit(1.4, 0.01, 60, 1.4, ""))
+    hot = row_of(calibration.Fit(99.9, 0.01, 60, 99.9, "hottest"))
+    rounds = [{"calibration": {"a": hot, "b": fine, "c": hot}}]
+    rounds.append({"calibration": {"a": fine, "b": fine, "c": hot}})
+    (sentence,) = calibration.explain_rounds(rounds, ["a", "b", "c"])
+    assert sentence.startswith("Calibration of a (round 0), c: No temperature was hot enough")

@@ -185,13 +185,3 @@ def test_a_single_branch_has_no_ensemble(labels):
     scores = score_branches(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
     assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
     assert "fusion" not in scores
-
-
-def test_stacking_knows_no_class_that_validation_lacks():
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % 2  # of three classes
-    branches = [rng.dirichlet(np.ones(3), 40) for _ in range(2)]
-    result = ensemble.fit("stacked", labels, branches).apply(branches)
-    assert result.shape == (40, 3)
-    np.testing.assert_allclose(result.sum(axis=1), 1)
-    assert not result[:, 2].any()
