@@ -1,4 +1,4 @@
-"""report.html: what a run came to, on one page that needs no network; and its table for a paper.
+"""report.html, a run on one page that needs no network, and its table for a paper.
 
 `egmae report` writes both, of one run or of several that are compared.
 """

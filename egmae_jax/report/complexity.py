@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds by XLA's own count."""
+"""Size and cost of a network: parameters, and multiply-adds as XLA counts them."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +10,16 @@ from egmae_jax.models.init import abstract_variables
 
 
 class Complexity(NamedTuple):
-    """Of one network and one image."""
+    """Size of a network and its cost for one image."""
 
-    parameters: int
+    parameters: int  # without the running statistics of batch norms
     multiply_adds: float  # half of XLA's floating-point operations
 
 
 def of_network(name: str, num_classes: int, image_size: int) -> Complexity:
-    """Counts for a network of `models.create` on one image [image_size, image_size, 3].
+    """Complexity of a network of `models.create` for one image [image_size, image_size, 3].
 
-    XLA counts the lowered program, before it optimises; nothing is compiled. Statistics of batch
-    norms are not parameters.
+    XLA counts the lowered program, before any optimisation; nothing is compiled.
     """
     model = models.create(name, num_classes)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)

@@ -1,62 +1,145 @@
-"""Writes the pages: fills templates, which escape all that they are given."""
+"""Writes the HTML pages: the report of a run and the comparison of several."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jinja2
+import numpy as np
+from markupsafe import Markup
 
-from egmae_jax.core.files import write_atomically
-from egmae_jax.report import content
-from egmae_jax.report.formats import interval, number, p_value
-from egmae_jax.run.saved_run import SavedRun
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.files import DamagedFileError, write_atomically
+from egmae_jax.evaluation.metrics import TITLES
+from egmae_jax.report import figures, notes, pictures
+from egmae_jax.report.comparison import Comparison
+from egmae_jax.report.content import Content
+from egmae_jax.report.render import environment
+from egmae_jax.run import logs
+
+_CASES = 3  # test images of each kind with Grad-CAM
+_RECONSTRUCTED = 4  # validation images
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> None:
-    """Writes the page of a run that has been evaluated.
+    """Writes the report of a run.
 
     Args:
-        workdir: of the run.
+        workdir: folder of a run that has been evaluated.
         out: the HTML file.
-        data_dir: where the images are now, if not where the run found them. Without them the page
-            has no pictures and says so.
+        data_dir: folder of the images, if they were moved since the run; None: where the run found
+            them. Without the images the page has no pictures and says so.
 
     Raises:
         RunError: the run has not been evaluated.
         DamagedFileError: a file of the workdir cannot be read.
     """
-    run = content.Content(SavedRun(workdir), data_dir)
-    _write(out, "run.html.j2", run=run, title=run.results["dataset"]["title"])
+    run = Content(workdir, data_dir)
+    classes = list(enumerate(run.classes))
+    _write(
+        out,
+        "run.html.j2",
+        run=run,
+        title=run.title,
+        warnings=notes.warnings(run),
+        roc=[figures.roc_curves(run.rounds, run.classifiers, *x) for x in classes],
+        precision_recall=[
+            figures.precision_recall_curves(run.rounds, run.classifiers, *x) for x in classes
+        ],
+        reliability=_reliability(run),
+        learning_curves=learning_curves(run.run.paths.metrics),
+        cases=_cases(run),
+        heat_scale=pictures.heat_scale(),
+        reconstructions=_reconstructions(run),
+    )
 
 
 def write_comparison(workdirs: Sequence[Path], out: Path) -> None:
-    """Writes a page that compares several runs: results, differences and tests, configs.
+    """Writes a page that compares runs: results, differences with tests, configs.
 
     Args:
-        workdirs: of runs that have been evaluated; two or more.
+        workdirs: folders of two or more runs that have been evaluated.
         out: the HTML file.
 
     Raises:
         RunError: a run has not been evaluated, or is given twice.
         DamagedFileError: a file of a workdir cannot be read.
     """
-    comparison = content.compare(workdirs)
-    _write(out, "comparison.html.j2", comparison=comparison, title=f"{len(workdirs)} runs")
-
-
-def environment() -> jinja2.Environment:
-    """The pages' templates: they escape all that they are given, and fail of what is not given."""
-    found = jinja2.Environment(
-        loader=jinja2.PackageLoader("egmae_jax.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters |= {"number": number, "interval": interval, "p_value": p_value}
-    return found
+    comparison = Comparison(workdirs)
+    warnings = {name: notes.warnings(run) for name, run in comparison.runs.items()}
+    title = f"{len(workdirs)} runs"
+    _write(out, "comparison.html.j2", comparison=comparison, warnings=warnings, title=title)
 
 
 def _write(out: Path, template: str, **context: Any) -> None:
-    html = environment().get_template(template).render(METRICS=content.METRICS, **context)
+    html = environment().get_template(template).render(METRICS=TITLES, **context)
     write_atomically(out, html.encode("utf-8", "backslashreplace"))
+
+
+def _reliability(run: Content) -> list[Markup]:
+    """Reliability diagrams, a figure per classifier."""
+    labels = np.concatenate([r.labels for r in run.rounds])
+    after = [run.probabilities(index, calibrated=True) for index in run.run.rounds]
+    return [
+        figures.reliability_diagram(
+            labels,
+            np.concatenate([r.probabilities[k] for r in run.rounds]),
+            np.concatenate([calibrated[k] for calibrated in after]),
+            name,
+        )
+        for k, name in enumerate(run.classifiers)
+    ]
+
+
+def learning_curves(metrics: Path) -> list[Markup]:
+    """Loss and validation scores of each stage over its epochs.
+
+    Args:
+        metrics: metrics.jsonl of a run; without it there are no curves.
+    """
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for _, row in logs.read(metrics):
+        stages.setdefault(row["stage"], []).append(row)
+    losses = {"loss": "training", "validation_loss": "validation"}
+    scores = {"validation_auc": "AUC", "validation_accuracy": "accuracy"}
+    curves = []
+    for stage, rows in stages.items():
+        curves += [
+            figures.learning_curve(rows, losses, f"{stage}: loss", "loss"),
+            figures.learning_curve(rows, scores, f"{stage}: validation", "AUC, accuracy"),
+        ]
+    return [figure for figure in curves if figure is not None]
+
+
+def _cases(run: Content) -> dict[str, list[pictures.Case]] | str:
+    """Test images with Grad-CAM, by kind; a sentence if there can be none."""
+    branch = run.run.branch()
+    predictions = run.predictions[0][branch.name]
+    return _drawn(
+        "Grad-CAM",
+        lambda: pictures.explain_cases(run.run, branch, predictions, run.data_dir, _CASES),
+    )
+
+
+def _reconstructions(run: Content) -> pictures.Sheet | str | None:
+    """Reconstructed validation images; a sentence if there can be none; None without 'mae'."""
+    if not any(branch.is_mae for branch in run.run.branches):
+        return None
+    return _drawn(
+        "Reconstructions",
+        lambda: pictures.reconstructions(run.run.workdir, run.data_dir, _RECONSTRUCTED),
+    )
+
+
+def _drawn(title: str, draw: Callable[[], T]) -> T | str:
+    """What `draw` returns, or why the images cannot be had."""
+    try:
+        return draw()
+    except DamagedFileError:
+        raise
+    except UserError as error:
+        logger.warning("The report has no pictures (%s): %s", title, error)
+        return str(error).replace("--config.data.dir", "--data_dir")  # the report's own flag

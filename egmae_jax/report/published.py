@@ -1,7 +1,7 @@
-"""Figures that the paper published (tables 1 to 4), to stand beside a run's and marked as such.
+"""The paper's tables 1 to 4, quoted beside the figures of a run and marked as published.
 
-They are on other splits, whose images the paper does not name, and are not measured here. FLOPs are
-multiply-adds of one image, as such tables count them.
+They were measured on other splits, whose images the paper does not name. FLOPs are multiply-adds of
+one image, as such tables count them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A model in a table of the paper; shares, not percent."""
+    """A model in a table of the paper; metrics from 0 to 1."""
 
     model: str
-    gflops: float | None  # 10^9 multiply-adds
-    parameters: float | None  # millions
+    gflops: float | None  # 10^9 multiply-adds; None: not published
+    parameters: float | None  # millions; None: not published
     accuracy: float
     precision: float
     recall: float
@@ -41,7 +41,7 @@ _COMPARATORS = {
     "CPVT": (15.64, 22.76),
     "The paper's ensemble, 1000/15": (None, None),
 }
-# Accuracy, precision, recall, F1 and AUC of each.
+# Accuracy, precision, recall, F1 and AUC of each model.
 _BUSI = """
 .6925 .6580 .6621 .6608 .8224
 .6738 .6464 .5447 .5234 .7093
@@ -107,5 +107,5 @@ _TABLES: Mapping[tuple[str, int], Table] = {
 
 
 def table_of(dataset: str, num_classes: int) -> Table | None:
-    """The paper's table of a data set (`config.data.name`) with so many classes, if any."""
+    """The paper's table of a data set, named as `config.data.name`; None if it has none."""
     return _TABLES.get((dataset, num_classes))

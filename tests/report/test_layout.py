@@ -1,19 +1,22 @@
 """Nothing of the page is cut off or runs over its edge: matrices, tables and figures, by width."""
 
 import itertools
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
-from egmae_jax.report import figures, page
-from tests.report.conftest import A4, OVERFLOW
-from tests.report.test_report_page import Page
+from egmae_jax import report
+from egmae_jax.evaluation.significance import Round
+from egmae_jax.report import figures, render
+from tests.report.conftest import A4, OVERFLOW, Page
 
 LONG = "dyed-lifted-polyps and resection margins"  # forty letters
 NAMES = (LONG, "良性腫瘍と慢性炎症の所見", "polyp", f"x{'a' * 38}x", "z-line", "bbps 0-1")
-FONT = "Math.min(...[...document.querySelectorAll('.confusion td')].map(\
-    x => parseFloat(getComputedStyle(x).fontSize)))"
+FONT = """Math.min(...[...document.querySelectorAll('.confusion td')].map(
+    x => parseFloat(getComputedStyle(x).fontSize)))"""
 SHOWN = "[...document.querySelectorAll('{}')].some(x => getComputedStyle(x).display !== 'none')"
 
 
@@ -22,7 +25,7 @@ def names(count):
 
 
 def matrices(count, largest):
-    """{classifier: [true][predicted]} as `content.Content.confusion`, of three classifiers."""
+    """{classifier: [true][predicted]} as `Content.confusion` has them."""
     counts = np.random.default_rng(0).integers(0, largest + 1, (3, count, count))
     counts *= np.random.default_rng(1).random(counts.shape) < 0.5
     counts[:, 0, 0] = largest
@@ -35,16 +38,12 @@ def matrices(count, largest):
 
 
 def page_of_matrices(count, largest=9999):
-    template = page.environment().from_string(
+    template = render.environment().from_string(
         '{% extends "base.html.j2" %}{% from "macros.html.j2" import confusion_matrices %}'
-        "{% block body %}{{ confusion_matrices(matrices, classes, digits) }}{% endblock %}"
+        "{% block body %}{{ confusion_matrices(matrices, classes) }}{% endblock %}"
     )
-    return template.render(
-        matrices=matrices(count, largest),
-        classes=names(count),
-        digits=len(str(largest)),
-        title="matrices",
-    )
+    shown = {"matrices": matrices(count, largest), "classes": names(count), "title": "matrices"}
+    return template.render(shown)
 
 
 def test_a_matrix_has_each_count_its_share_and_the_names_of_rows_and_columns():
@@ -53,7 +52,7 @@ def test_a_matrix_has_each_count_its_share_and_the_names_of_rows_and_columns():
     assert [x["title"] for x in found.of("th") if x["scope"] == "row"] == names(5) * 3
     table = matrices(5, 120)["imagenet"]
     cells = found.of("td")[:25]
-    text = re.sub(r"\s+", " ", "|".join(found.text))
+    text = re.sub(r"\s+", " ", "|".join(found.strings))
     for cell, shown in zip(itertools.chain(*table), cells, strict=True):
         share = re.match(r"--share: (\S+)$", shown.get("style", "--share: 0"))[1]
         assert float(share) == pytest.approx(cell["share"], abs=6e-4)
@@ -88,16 +87,16 @@ def test_sixty_classes_scroll_on_a_phone_alone(views):
 def test_a_figures_title_stays_inside_it(views):
     labels = np.arange(30) % 2
     p = np.random.default_rng(0).dirichlet((1, 1), 30)
-    said = {"a_classifier_of_a_long_name": [figures.Said(labels, p, p)]}
+    rounds = [Round(labels.astype(str), labels, [p], labels)]
     drawn = [
-        figures.roc_curves(said, 1, name)
+        figures.roc_curves(rounds, ["a_classifier_of_a_long_name"], 1, name)
         for name in (*NAMES, "漢字" * 40, "PIGMENTED BENIGN KERATOSIS-LIKE LESIONS 7")
     ]
     inside = """[...document.querySelectorAll('svg text')].filter(text => {
       const a = text.getBoundingClientRect(), b = text.closest('svg').getBoundingClientRect();
       return a.left < b.left - 2 || a.right > b.right + 2 || a.top < b.top - 2;
     }).map(text => text.textContent)"""
-    template = page.environment().from_string(
+    template = render.environment().from_string(
         '{% extends "base.html.j2" %}{% block body %}<div class="grid">{% for x in drawn %}'
         "<figure>{{ x }}</figure>{% endfor %}</div>{% endblock %}"
     )
@@ -105,3 +104,21 @@ def test_a_figures_title_stays_inside_it(views):
     assert "resection margins" in html
     for width, shown in views(html):
         assert shown.evaluate(inside) == [], width
+
+
+def test_nothing_runs_over_the_edge_of_the_page(made, views, tmp_path):
+    long = [tmp_path / f"a_run_of_quite_a_long_name_with_number_{k}" for k in range(2)]
+    for path in long:
+        shutil.copytree(made[0], path)
+    results = json.loads((long[1] / "results.json").read_text())
+    results["config"]["finetune"]["learning_rate"] = 0.125
+    results["config"]["data"]["dir"] = "/a/long/folder" * 6
+    (long[1] / "results.json").write_text(json.dumps(results))
+    report.write_comparison(long, tmp_path / "comparison.html")
+    scrolling = """[...document.querySelectorAll('.scroll')].filter(
+        x => x.scrollWidth > x.clientWidth).map(x => x.textContent.slice(0, 40))"""
+    for path in (made[0] / "report.html", tmp_path / "comparison.html"):
+        for width, shown in views(path.read_text()):
+            assert shown.evaluate(OVERFLOW) == [], width
+            # On a telephone tables scroll, with a shadow at the edge that hides something.
+            assert width == 390 or shown.evaluate(scrolling) == []

@@ -3,7 +3,6 @@
 import csv
 import html
 import json
-import os
 import re
 import shutil
 
@@ -13,76 +12,53 @@ import pytest
 
 from egmae_jax import report
 from egmae_jax.commands.report import main
-from egmae_jax.core import console
 from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
-from egmae_jax.evaluation.predictions import Predictions, load_predictions, save_predictions
+from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
+from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
-from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import latex, tiny
 
-METRICS = ("accuracy", "precision", "recall", "f1", "auc")
 CLASSES = ("benign", "malignant", "normal")
-SPECIAL = "_&%$#{}~^\\"
 EACH = 12  # test images of a class in a round
 
 
-@pytest.fixture(autouse=True)
-def _logging_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(console, "set_up_logging", lambda: None)  # global
-
-
 def make_run(
-    workdir,
-    *,
-    branches=("imagenet", "mae"),
-    rounds=3,
-    kind="seeds",
-    classes=CLASSES,
-    title="BUSI",
-    ids="",
-    seed=0,
-    **changes,
+    workdir, *, rounds=3, kind="seeds", classes=CLASSES, title="BUSI", ids="", seed=0, **changes
 ):
     """What a table is made of: predictions that are right more often than not, and their scores."""
-    fields = {"rounds__count": rounds, "rounds__kind": kind, "branches": branches}
-    config = tiny.make_config("images", "cache", **fields | changes)
+    config = tiny.make_config("images", "cache", rounds__count=rounds, rounds__kind=kind, **changes)
     write_json(workdir / "config.json", config.to_dict())
-    run, rng = SavedRun(workdir), np.random.default_rng(seed)
+    run, rng, folds = SavedRun(workdir), np.random.default_rng(seed), kind == "folds"
     labels = np.repeat(np.arange(len(classes)), EACH)
     names = [branch.name for branch in run.branches]
 
     def predictions(index):
-        files = np.array(
-            [f"{ids}{index if kind == 'folds' else 0}/{k}" for k in range(len(labels))]
-        )
+        files = np.array([f"{ids}{index if folds else 0}/{k}" for k in range(len(labels))])
         p = rng.dirichlet(np.ones(len(classes)), len(labels)) + np.eye(len(classes))[labels] / 3
-        groups = np.arange(len(labels)) // 2 + (len(labels) * index if kind == "folds" else 0)
+        groups = np.arange(len(labels)) // 2 + len(labels) * index * folds
         return Predictions(files, labels, p / p.sum(axis=1, keepdims=True), groups)
 
-    counts = {"train": 30, "validation": EACH, "test": EACH}
-    counts = {part: dict.fromkeys(classes, count) for part, count in counts.items()}
+    counts = {
+        part: dict.fromkeys(classes, count)
+        for part, count in {"train": 30, "validation": EACH, "test": EACH}.items()
+    }
     scored = []
     for index in run.rounds:
-        parts = np.repeat([0, 1, 2], len(classes))
-        files = [f"{k}.png" for k in range(len(parts))]
-        rows = files, list(classes) * 3, parts, np.arange(len(parts)), files
-        splits.write(run.paths.splits(index), *rows)
+        write_split(run.paths.splits(index), [f"{k}.png" for k in range(len(classes))], classes)
         validation, test = ({name: predictions(index) for name in names} for _ in range(2))
-        for name, found in test.items():
-            save_predictions(run.paths.predictions(name, index, "test"), found)
+        for name, branch in test.items():
+            save_predictions(run.paths.predictions(name, index, "test"), branch)
         scores = score_branches(
             validation, test, classes=classes, fusion_kind=config.fusion.kind, resamples=9
         )
-        of_fold = {"counts": counts} if kind == "folds" else {}
+        of_fold = {"counts": counts} if folds else {}
         scored.append({"round": index, "seed": index, **of_fold, **scores})
+    dataset = {"name": "busi", "title": title, "classes": classes, "counts": counts}
     results = {
         "config": config.to_dict(),
-        "dataset": {
-            **{"name": "busi", "title": title, "classes": classes, "counts": counts},
-            **{"protocol": config.data.protocol, "skipped": []},
-        },
+        "dataset": dataset | {"protocol": config.data.protocol, "skipped": []},
         "pretraining_saw_test": False,
         "pretraining": [{}] if "mae" in names else [],
         "branches": {branch.name: branch.model_name for branch in run.branches},
@@ -90,9 +66,16 @@ def make_run(
         "skipped_steps": [],
         "rounds": scored,
         "summary": summarize(scored),
+        "summary_by_class": {},
     }
     write_json(workdir / "results.json", results)
     return workdir
+
+
+def write_split(path, files, labels, groups=None):
+    """A splits.json of test images."""
+    groups = np.arange(len(files)) if groups is None else groups
+    splits.write(path, files, list(labels), np.full(len(files), 2), groups, files)
 
 
 def edit(workdir, change):
@@ -176,39 +159,22 @@ def test_numbers_are_those_of_results_json(made):
     summary = json.loads((made / "results.json").read_text())["summary"]
     assert list(summary) == ["imagenet", "mae", "ensemble"]
     expected = [
-        [name] + [f"{short(row[m]['mean'])} ± {short(row[m]['std'])}" for m in METRICS]
+        [name] + [f"{short(row[m]['mean'])} ± {short(row[m]['std'])}" for m in WEIGHTED_METRICS]
         for name, row in summary.items()
     ]
     head = ["Classifier", "Accuracy", "Precision", "Recall", "F1", "AUC"]
     _, rows, _ = read_latex(write("tex", made))
     assert [rows[0], *rows[1::2]] == [head, *expected]
     assert read_markdown(write("md", made))[1] == [head, *expected]
-    for found, (name, row) in zip(read_csv(write("csv", made)), summary.items(), strict=True):
+    written = read_csv(write("csv", made))
+    for found, (name, row), limits in zip(written, summary.items(), rows[2::2], strict=True):
         assert (found["run"], found["classifier"]) == ("run", name)
-        for metric in METRICS:
+        for metric, cell in zip(WEIGHTED_METRICS, limits[1:], strict=True):
             assert float(found[metric]) == row[metric]["mean"]
             assert float(found[f"{metric}_std"]) == row[metric]["std"]
-
-
-def test_intervals_are_those_of_a_bootstrap_of_groups(made):
-    run = SavedRun(made)
-    rounds = []
-    for index in run.rounds:
-        each = [
-            load_predictions(run.paths.predictions(name, index, "test"))
-            for name in ("imagenet", "mae")
-        ]
-        p = [x.probabilities for x in each]
-        said = [*p, np.mean(p, axis=0)]
-        rounds.append(Round(each[0].ids, each[0].labels, said, each[0].groups))
-    resampled = Resampled(rounds, resamples=2000)
-    _, rows, _ = read_latex(write("tex", made))
-    for k, found in enumerate(read_csv(write("csv", made))):
-        for column, metric in enumerate(METRICS):
-            _, low, high = resampled.estimate(k, metric)
-            assert float(found[f"{metric}_low"]) == pytest.approx(low, abs=1e-12)
-            assert float(found[f"{metric}_high"]) == pytest.approx(high, abs=1e-12)
-            assert rows[2 + 2 * k][1 + column] == f"[{short(low)}, {short(high)}]"
+            low, high = (float(found[f"{metric}_{end}"]) for end in ("low", "high"))
+            assert low < row[metric]["mean"] < high
+            assert cell == f"[{short(low)}, {short(high)}]"
 
 
 def bold(text):
@@ -217,7 +183,7 @@ def bold(text):
 
 def test_the_best_of_each_column_is_bold(made):
     summary = json.loads((made / "results.json").read_text())["summary"]
-    best = [short(max(row[m]["mean"] for row in summary.values())) for m in METRICS]
+    best = [short(max(row[m]["mean"] for row in summary.values())) for m in WEIGHTED_METRICS]
     for suffix, mark in (("tex", "\\textbf{%s} $\\pm$"), ("md", "**%s** ±")):
         text = write(suffix, made)
         assert sorted(bold(text)) == sorted(best)
@@ -361,16 +327,13 @@ def test_what_flatters_is_said(tmp_path):
     assert row["started_from"] == "convnext.npz"
 
 
-@pytest.mark.parametrize(("drop", "said"), [(True, "left out"), (False, "kept")])
-def test_official_parts_may_leak(tmp_path, drop, said):
-    changes = {"data__protocol": "official", "data__drop_leaks": drop}
-    text = write("md", make_run(tmp_path / "run", branches=("mae",), **changes))
-    assert f"training images in a group with test images were {said})." in text
-
-
-def test_many_classes_are_counted_not_listed(tmp_path):
+@pytest.mark.parametrize(("drop", "dropped"), [(True, "left out"), (False, "kept")])
+def test_official_parts_may_leak_and_many_classes_are_counted_not_listed(tmp_path, drop, dropped):
     classes = tuple(f"class {k:02}" for k in range(11))
-    text = write("md", make_run(tmp_path / "run", branches=("mae",), classes=classes, rounds=1))
+    changes = {"data__protocol": "official", "data__drop_leaks": drop}
+    workdir = make_run(tmp_path / "run", branches=("mae",), classes=classes, rounds=1, **changes)
+    text = write("md", workdir)
+    assert f"training images in a group with test images were {dropped})." in text
     assert "132 test images (11 classes) in 66 groups." in text
 
 
@@ -382,7 +345,7 @@ def test_runs_are_grouped_told_apart_and_compared(made, tmp_path):
     shutil.copytree(made, first)
     make_run(second, branches=("mae",), rounds=2, seed=1)
     folders = [json.loads((x / "results.json").read_text())["summary"] for x in (first, second)]
-    best = [max(row[m]["mean"] for x in folders for row in x.values()) for m in METRICS]
+    best = [max(row[m]["mean"] for x in folders for row in x.values()) for m in WEIGHTED_METRICS]
     caption, rows, notes = read_latex(write("tex", first, second))
     assert caption.endswith("of BUSI, mean ± standard deviation over the rounds of a run.")
     assert [row[0] for row in rows if row[0]] == [
@@ -422,7 +385,7 @@ def test_runs_on_other_images_have_a_best_each(made, tmp_path):
 # --- Names ----------------------------------------------------------------------------------------
 
 HOSTILE = (
-    SPECIAL,
+    "_&%$#{}~^\\",
     r"- \input{/etc/passwd} % $x^2$ & \\",
     '**b** | [x](y) `c` <b> ~~d~~ "e" --- !@#',
 )
@@ -448,19 +411,10 @@ def test_names_stay_names(tmp_path):
     assert {row["dataset"] for row in found} == {title}
 
 
-def test_folders_that_are_no_text_are_named_all_the_same(made, tmp_path):
-    odd, other = tmp_path / os.fsdecode(b"run\xff_\n1"), tmp_path / "other"
-    for workdir in (odd, other):
-        shutil.copytree(made, workdir)
-    assert read_latex(write("tex", odd, other))[1][1] == ["run _ 1"]
-    assert read_markdown(write("md", odd, other))[1][1][0] == "run _ 1"
-    assert read_csv(write("csv", odd, other))[0]["run"] == "run\\udcff_\n1"
-
-
 # --- The command line -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["tex", "md", "csv", "TEX"])
+@pytest.mark.parametrize("suffix", ["md", "TEX"])
 def test_the_command_writes_the_table_instead_of_the_page(made, tmp_path, capsys, suffix):
     workdir, out = tmp_path / "run", tmp_path / "new" / f"my_table.{suffix}"
     shutil.copytree(made, workdir)
@@ -471,7 +425,7 @@ def test_the_command_writes_the_table_instead_of_the_page(made, tmp_path, capsys
         assert "\\label{tab:my-table}" in out.read_text()
 
 
-@pytest.mark.parametrize("name", ["table.html", "table", ".tex", "table.tex.gz"])
+@pytest.mark.parametrize("name", ["table.html", ".tex"])
 def test_another_suffix_is_refused_before_any_work(tmp_path, capsys, name):
     with pytest.raises(SystemExit):
         main([f"--workdir={tmp_path / 'nowhere'}", f"--table={tmp_path / name}"])
@@ -486,30 +440,6 @@ def test_a_page_and_a_table_are_not_written_at_once(made, tmp_path, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda r: r.pop("summary"),
-        lambda r: r.pop("dataset"),
-        lambda r: r.pop("imagenet_weights"),
-        lambda r: r["dataset"].update(counts=7),
-        lambda r: r["rounds"][1].pop("seed"),
-        lambda r: r["summary"]["mae"]["auc"].update(std="x"),
-        lambda r: r["summary"]["mae"]["auc"].update(mean=None),
-        lambda r: r["summary"]["mae"]["auc"].update(mean=0.5),
-        lambda r: r["config"].update(fusion="mean"),
-    ],
-)
-@pytest.mark.parametrize("suffix", ["tex", "csv"])
-def test_results_that_lack_what_a_table_needs_are_named(made, tmp_path, change, suffix):
-    workdir = tmp_path / "run"
-    shutil.copytree(made, workdir)
-    edit(workdir, change)
-    with pytest.raises(DamagedFileError, match=r"results\.json is damaged .*--stage=evaluate"):
-        write(suffix, workdir)
-    assert not (tmp_path / f"table.{suffix}").exists()
-
-
 def test_runs_that_are_not_evaluated_or_given_twice_are_refused(made, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(made, workdir)
@@ -520,27 +450,19 @@ def test_runs_that_are_not_evaluated_or_given_twice_are_refused(made, tmp_path):
         write("md", workdir)
 
 
-# --- Runs of an older version ---------------------------------------------------------------------
-
-
-def test_predictions_without_groups_take_those_of_the_split(made, tmp_path):
+def test_predictions_of_an_older_version_take_their_groups_from_the_split(made, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(made, workdir)
     expected = read_csv(write("csv", made))
-    files = {}
+    groups = {}
     for path in sorted((workdir / "predictions").glob("*_test.npz")):
         with np.load(path) as file:
             arrays = dict(file)
-        files |= zip(arrays["ids"].tolist(), arrays.pop("groups").tolist(), strict=True)
+        groups |= zip(arrays["ids"].tolist(), arrays.pop("groups").tolist(), strict=True)
         np.savez(path, **arrays)
-    names, groups = list(files), np.array(list(files.values()))
-    labels = np.repeat(("benign", "malignant", "normal"), EACH).tolist()
-    parts = np.full(len(names), 2)
-    splits.write(workdir / "splits.json", names, labels, parts, groups, names)
+    labels = np.repeat(CLASSES, EACH).tolist()
+    write_split(workdir / "splits.json", list(groups), labels, np.array(list(groups.values())))
     assert read_csv(write("csv", workdir)) == [{**row, "run": "run"} for row in expected]
-    other = np.arange(len(names))
-    splits.write(workdir / "splits.json", names, labels, parts, other, names)
-    assert {row["test_groups"] for row in read_csv(write("csv", workdir))} == {"36"}
-    splits.write(workdir / "splits.json", names[1:], labels[1:], parts[1:], other[1:], names[1:])
+    write_split(workdir / "splits.json", list(groups)[1:], labels[1:])
     with pytest.raises(DamagedFileError, match=r"no groups and splits\.json does not name"):
         write("csv", workdir)
