@@ -1,59 +1,96 @@
 """Metrics of predicted probabilities (paper section 4.4), by scikit-learn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn import metrics as sk
 
 from egmae_jax.evaluation import calibration
 
-TITLES = {
-    "accuracy": "Accuracy",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "auc": "AUC",
-    "specificity": "Specificity",
-    "pr_auc": "PR-AUC",
-    "ece": "ECE",
-}
-METRICS = tuple(TITLES)
+Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
+TITLES: dict[str, str] = {}  # of all metrics, by the names that results.json has
+_METRICS: dict[str, Metric] = {}
 WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # those with intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
 
 
-def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All METRICS of a test set.
+def register(name: str, title: str) -> Callable[[Metric], Metric]:
+    """Decorates a metric, which results.json, the report and exports then have.
 
-    Precision, recall, F1, specificity and PR-AUC are macro averages; AUC is one-vs-rest, macro; ECE
-    is the expected calibration error of the predicted class over 15 bins of equal width.
+    Args:
+        name: its key in results.json.
+        title: its heading in tables.
+    """
+
+    def add(metric: Metric) -> Metric:
+        TITLES[name], _METRICS[name] = title, metric
+        return metric
+
+    return add
+
+
+def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All registered metrics of a test set, by name.
 
     Args:
         labels: int [N], every class present.
         probabilities: [N, num_classes].
     """
     labels = np.asarray(labels)
-    num_classes = probabilities.shape[1]
-    classes = np.arange(num_classes)
+    return {name: float(metric(labels, probabilities)) for name, metric in _METRICS.items()}
+
+
+@register("accuracy", "Accuracy")
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Share of the images whose most probable class is the true one."""
+    return sk.accuracy_score(labels, probabilities.argmax(axis=1))
+
+
+@register("precision", "Precision")
+def precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Macro average of the classes' precision; 0 for a class that is never predicted."""
     predicted = probabilities.argmax(axis=1)
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, predicted, labels=classes, average="macro", zero_division=0
-    )
-    one_hot = np.eye(num_classes)[labels]
-    confusion = confusion_matrix(labels, predicted, num_classes)
-    actual, called = confusion.sum(axis=1), confusion.sum(axis=0)
-    true_negatives = len(labels) - actual - called + np.diag(confusion)
-    return {
-        "accuracy": float(sk.accuracy_score(labels, predicted)),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        # With one-hot labels AUC is one-vs-rest and macro for two classes, too.
-        "auc": float(sk.roc_auc_score(one_hot, probabilities, average="macro")),
-        "specificity": float(np.mean(true_negatives / (len(labels) - actual))),
-        "pr_auc": float(sk.average_precision_score(one_hot, probabilities, average="macro")),
-        "ece": calibration.expected_error(labels, probabilities),
-    }
+    return sk.precision_score(labels, predicted, average="macro", zero_division=0)
+
+
+@register("recall", "Recall")
+def recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Macro average of the classes' recall."""
+    return sk.recall_score(labels, probabilities.argmax(axis=1), average="macro")
+
+
+@register("f1", "F1")
+def f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Macro average of the classes' F1."""
+    return sk.f1_score(labels, probabilities.argmax(axis=1), average="macro")
+
+
+@register("auc", "AUC")
+def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the ROC curve, one-vs-rest, macro, for two classes as for more."""
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    return sk.roc_auc_score(one_hot, probabilities, average="macro")
+
+
+@register("specificity", "Specificity")
+def specificity(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Macro average over the classes of the share of other images not taken for the class."""
+    predicted = probabilities.argmax(axis=1)
+    classes = range(probabilities.shape[1])
+    return np.mean([np.mean(predicted[labels != c] != c) for c in classes])
+
+
+@register("pr_auc", "PR-AUC")
+def pr_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Average precision, one-vs-rest, macro."""
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    return sk.average_precision_score(one_hot, probabilities, average="macro")
+
+
+@register("ece", "ECE")
+def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Expected calibration error of the predicted class over 15 bins of equal width."""
+    return calibration.expected_error(labels, probabilities)
 
 
 def class_metrics(

@@ -9,7 +9,6 @@ from egmae_jax.evaluation import bootstrap, calibration, ensemble
 from egmae_jax.evaluation.bootstrap import FEWEST_GROUPS, Variance
 from egmae_jax.evaluation.metrics import (
     CLASS_METRICS,
-    METRICS,
     WEIGHTED_METRICS,
     class_metrics,
     compute_metrics,
@@ -139,8 +138,8 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     The deviation (n - 1) is None for a single round.
     """
     return {
-        branch: {name: mean_std([r["test"][branch][name] for r in rounds]) for name in METRICS}
-        for branch in rounds[0]["test"]
+        branch: {name: mean_std([r["test"][branch][name] for r in rounds]) for name in metrics}
+        for branch, metrics in rounds[0]["test"].items()
     }
 
 

@@ -9,14 +9,7 @@ import rich.table
 import rich.text
 
 from egmae_jax.core import console
-
-_COLUMNS = {
-    "accuracy": "Accuracy",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "auc": "AUC",
-}
+from egmae_jax.evaluation.metrics import CLASS_METRICS, TITLES, WEIGHTED_METRICS
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -28,10 +21,10 @@ def print_results(results: Mapping[str, Any]) -> None:
     # Fits 80 columns with the longest name and deviations.
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Branch", no_wrap=True)
-    for title in _COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    for metric in WEIGHTED_METRICS:
+        table.add_column(TITLES[metric], justify="right", no_wrap=True)
     for branch, metrics in results["summary"].items():
-        cells = (_mean_std(metrics[name]) for name in _COLUMNS)
+        cells = (_mean_std(metrics[name]) for name in WEIGHTED_METRICS)
         table.add_row(branch, *cells, style="bold" if branch == "ensemble" else "")
     console.terminal.print(table)
     # With folds every round has a test part of its own, and an image is tested once in all.
@@ -70,16 +63,6 @@ def print_results(results: Mapping[str, Any]) -> None:
         console.terminal.print("[bold yellow]Pre-training saw the test images.[/]", highlight=False)
 
 
-_CLASS_COLUMNS = {
-    "precision": "Precision",
-    "recall": "Recall",
-    "specificity": "Specificity",
-    "f1": "F1",
-    "auc": "AUC",
-    "pr_auc": "PR-AUC",
-}
-
-
 def _print_classes(summary: Mapping[str, Any]) -> None:
     """Every class against the rest: of two classes for all branches, else for the last one."""
     last = list(summary)[-1]
@@ -88,11 +71,11 @@ def _print_classes(summary: Mapping[str, Any]) -> None:
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Branch", no_wrap=True)
     table.add_column("Class", overflow="fold")  # a long name takes lines, not the figures' place
-    for title in _CLASS_COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    for metric in CLASS_METRICS:
+        table.add_column(TITLES[metric], justify="right", no_wrap=True)
     for branch, classes in shown.items():
         for label, metrics in classes.items():
-            cells = (_mean_std({"mean": metrics[m]["mean"], "std": None}) for m in _CLASS_COLUMNS)
+            cells = (_mean_std({"mean": metrics[m]["mean"], "std": None}) for m in CLASS_METRICS)
             table.add_row(branch, rich.text.Text(label), *cells)
     console.terminal.print(table)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from egmae_jax.evaluation.metrics import METRICS, WEIGHTED_METRICS, compute_metrics
+from egmae_jax.evaluation.metrics import TITLES, WEIGHTED_METRICS, compute_metrics
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.scores import (
     bootstrap_intervals,
@@ -106,7 +106,7 @@ def test_the_score_holds_every_branch_and_the_ensemble():
 
 
 def rounds_of(*accuracies):
-    others = dict.fromkeys(METRICS, 0.5)
+    others = dict.fromkeys(TITLES, 0.5)
     return [{"test": {"mae": {**others, "accuracy": a}}} for a in accuracies]
 
 
@@ -119,7 +119,7 @@ def test_summaries_have_means_and_sample_deviations_over_rounds():
     ]
     right = [x.probabilities.argmax(axis=1) == labels for x in branches]
     summary, by_class = summarize(rounds)["mae"], summarize_classes(rounds)["mae"]
-    assert set(summary) == set(METRICS)
+    assert set(summary) == set(TITLES)
     assert list(by_class) == ["a", "b", "c"]
     for found, values in (
         (summary["accuracy"], [x.mean() for x in right]),

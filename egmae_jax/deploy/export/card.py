@@ -16,7 +16,7 @@ from egmae_jax.deploy.export import weights
 from egmae_jax.deploy.export.system import System, View
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.bootstrap import Evidence, too_few
-from egmae_jax.evaluation.metrics import METRICS
+from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.run.saved_run import SavedRun
 
 _PAPER = (
@@ -150,11 +150,11 @@ def _figures(results: Mapping[str, Any], system: System, round_index: int) -> st
     row, name = results["rounds"][round_index], system.name
     summary, rounds = results["summary"][name], len(results["rounds"])
     rows = []
-    for metric in METRICS:
+    for metric in row["test"][name]:
         interval = row["intervals"][name].get(metric)
         rows.append(
             [
-                _TITLES[metric],
+                _TITLES.get(metric) or TITLES.get(metric, metric),
                 _figure(row["test"][name][metric]),
                 "" if interval is None else " to ".join(map(_figure, interval)),
                 *([_mean_std(summary[metric])] if rounds > 1 else []),
