@@ -131,7 +131,6 @@ class Experiment:
             self.imagenet.record()
         events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None
         self.run = Run(frozen, paths, mesh, data, MetricsLog(paths.metrics, events, trackers))
-        self.run.log.complete_events(self.run.stages)
         self.prediction = Prediction(self.run)
         self.pretraining = Pretraining(self.run, make_panels=ReconstructionPanels)
         self.finetuning = Finetuning(

@@ -55,12 +55,6 @@ class Run:
         wanted = any(branch.is_mae for branch in self.branches)
         return range(self.data.num_splits if wanted else 0)
 
-    @property
-    def stages(self) -> list[tuple[str, int]]:
-        """Stage and index of all that is trained, as `plan` has them."""
-        finetunings = [(f"finetune/{b.name}", r) for b in self.branches for r in self.rounds]
-        return [("pretrain", split) for split in self.pretrainings] + finetunings
-
     def plan(
         self, stage: str, index: int, parts: tuple[str, ...], *, batch_size: int, epochs: int
     ) -> Plan:

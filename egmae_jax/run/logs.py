@@ -1,7 +1,7 @@
-"""metrics.jsonl: one JSON object a line and epoch, for every stage; and who else is told."""
+"""metrics.jsonl, one JSON object per epoch and stage, and whom else it is forwarded to."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from egmae_jax.run.trackers import Guarded, Tracker
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl. Of several hosts of a run one writes and tells.
+    """Writes metrics.jsonl and forwards each row to TensorBoard and the trackers.
+
+    Of several hosts of a run only the first does.
 
     Args:
-        path: of the file.
-        events: TensorBoard's, which are kept equal to it; None for none.
-        trackers: that are told of each line.
+        path: metrics.jsonl.
+        events: TensorBoard's event files; None writes none.
+        trackers: take the metrics of each row.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class MetricsLog:
             file.write(json.dumps(row) + "\n")
         stage, round_index = row["stage"], row["round"]
         if self._events is not None:
-            self._events.write(stage, round_index, row)
+            self._events.write(row)
         for tracker in self._trackers:
             tracker.log(stage, round_index, row["step"], numbers(row))
 
@@ -46,27 +48,21 @@ class MetricsLog:
             self._events.write_picture(stage, round_index, step, name, png)
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
-        """Drops a stage's lines after a step: a killed run wrote them, this one will again.
+        """Drops a stage's rows after a step: a killed run wrote them, this one will again.
 
-        A last line that was cut off by the kill goes too, and whatever is no line of this log.
+        A last line that the kill has cut off goes, too.
         """
         if not sharding.is_primary():
             return
-        kept, of_stage = [], []
-        for line, row in read(self._path):
-            this = (row["stage"], row["round"]) == (stage, round_index)
-            if not (this and row["step"] > after_step):
-                kept.append(line)
-                of_stage += [row] if this else []
         if self._path.exists():
+            kept = (
+                line
+                for line, row in read(self._path)
+                if (row["stage"], row["round"]) != (stage, round_index) or row["step"] <= after_step
+            )
             write_atomically(self._path, b"".join(line + b"\n" for line in kept))
         if self._events is not None:
-            self._events.begin(stage, round_index, of_stage, after_step=after_step)
-
-    def complete_events(self, stages: Iterable[tuple[str, int]]) -> None:
-        """Makes what TensorBoard lacks of finished stages and rounds, from their lines."""
-        if self._events is not None:
-            self._events.complete(stages, (row for _, row in read(self._path)))
+            self._events.begin(stage, round_index, after_step=after_step)
 
 
 def read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
