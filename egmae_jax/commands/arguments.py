@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with a sentence and status 2."""
-        self._fail(f"{message[:1].upper()}{message[1:]}.")
+        self._fail(f"{message}.")
 
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         flag = next((word for word in unknown if re.match(r"--?[a-zA-Z]", word)), None)

@@ -139,8 +139,8 @@ def test_flags_of_a_config_leave_no_trace_in_the_process(parser):
         ),
         (["--config=mine.py", "x", "y"], "What is 'x y'? Flags begin with --."),
         (["--config=mine.py", "--work=x"], "There is no flag --work. Did you mean --workdir?"),
-        (["--workdir=x"], "The following arguments are required: --config."),
-        (["--config=mine.py", "--workdir"], "Argument --workdir: expected one argument."),
+        (["--workdir=x"], "the following arguments are required: --config."),
+        (["--config=mine.py", "--workdir"], "argument --workdir: expected one argument."),
     ],
 )
 def test_a_mistake_in_the_flags_ends_in_a_sentence(given, said, parser, capsys):
