@@ -26,16 +26,16 @@ def finetune_step(
     config: FrozenConfigDict,
     prefixes: tuple[str, ...] = EVERYTHING,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step: resize, crop, flip, classify, update (equations 8-10).
+    """One optimizer step: resize, crop, flip, classify, update (equations 8-10).
 
     Args:
-        state: variables and optimizer state.
+        state: parameters, running statistics and optimizer state.
         batch: uint8 images on a canvas, [B, H, W, 3 or 1], with sizes and labels.
-        key: of this step.
+        key: random key of this step.
         model: the classifier.
-        optimizer: of the parameters that train.
+        optimizer: transforms the gradients of the parameters that train into updates.
         config: the whole config.
-        prefixes: of the paths of the parameters that train. Below the lowest of them no gradient
+        prefixes: path prefixes of the parameters that train. Below the lowest of them no gradient
             is computed.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is not finite: found, told, and left out where that is allowed.
+"""Steps whose loss or gradient is not finite: found, reported, and skipped where that is allowed.
 
-The loss of every step and the whole state after every dispatch are looked at. Where one is NaN or
-infinite, the steps since the last checkpoint are taken again, at last one by one, for the first
-that is to blame: a gradient that is not finite shows in the loss of a later step only. To look at
-all gradients inside the step would make it take half as long again to compile on a CPU.
+The loss of every step and the whole state after every dispatch are checked. Where one is NaN or
+infinite, the steps since the last checkpoint are repeated, at last one by one, to find the first
+that is at fault: a gradient that is not finite shows only in the loss of a later step. Checking all
+gradients inside the step would make it compile half as long again on a CPU.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
 
 def is_finite(state: PyTree, losses: np.ndarray) -> bool:
-    """Whether a state, and the losses of the steps that led to it, are."""
+    """Whether a state, and the losses of the steps that led to it, are finite."""
     return bool(np.isfinite(losses).all()) and bool(_all_finite(state))
 
 
@@ -48,7 +48,7 @@ class BadStep(NamedTuple):
 
     before: Any  # the state that it began from
     history: dict[str, np.ndarray]  # metrics of the good steps before it
-    loss: float  # its own; where that is finite, its gradient is not
+    loss: float  # of the step itself; where it is finite, its gradient is not
 
 
 def find(
@@ -58,17 +58,17 @@ def find(
     first: int,
     last: int,
 ) -> BadStep | None:
-    """Takes steps again until one is not finite.
+    """Repeats steps until one is not finite.
 
     Args:
-        state: of the last checkpoint, or the initial one; donated.
-        run: (state, how many steps at most) -> the state after them, and their metrics.
-        first: the steps before it are known to be finite.
-        last: the steps from it on have not been taken.
+        state: state of the last checkpoint, or the initial one; donated.
+        run: (state, number of steps at most) -> the state after them, and their metrics.
+        first: number of the first step that may be at fault.
+        last: number of the step before which the repetition ends.
 
     Returns:
-        The step, with the metrics of those from `first` on; None if those before `first` were not
-        finite this time, or all others were.
+        The step, with the metrics of the good steps from `first` on. None if a step before `first`
+        was not finite this time, or all steps were.
     """
     while (step := int(state.step)) < first:
         state, _ = run(state, first - step)
@@ -90,18 +90,18 @@ def find(
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is done about such steps.
+    """What is done about steps that are not finite.
 
     Attributes:
-        folder: where each is described.
-        max_skipped: how many in a row are left out; 0 stops at the first.
+        folder: folder of a JSON file for each of them.
+        max_skipped: how many in a row are skipped; 0 stops at the first.
     """
 
     folder: Path
     max_skipped: int = 0
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
-        """Drops what is written of later steps of a stage: they will be taken anew."""
+        """Deletes the files of a stage's later steps, which will be repeated."""
         if not sharding.is_primary():
             return
         for path in self.folder.glob(self._name(stage, round_index, "*")):
@@ -109,10 +109,10 @@ class Policy:
                 path.unlink()
 
     def skipped(self) -> list[dict[str, Any]]:
-        """The steps left out, of all stages.
+        """Descriptions of the skipped steps of all stages.
 
         Raises:
-            DamagedFileError: what is written of one is not what was written.
+            DamagedFileError: a file is not what was written.
         """
         rows = [read_sealed(path, RESTORE) for path in self.folder.glob("*.json")]
         rows = [row for row in rows if row["skipped"]]
@@ -134,23 +134,23 @@ class Policy:
         images: Sequence[str],
         in_a_row: int,
     ) -> str:
-        """Writes down what is known of a step, and says so.
+        """Describes a step in a file of its own, and decides whether it may be skipped.
 
         Args:
-            stage: such as 'finetune/mae'.
-            round_index: of the stage.
-            step: counted from 1.
-            epoch: likewise.
-            loss: of the step.
-            learning_rate: likewise.
-            images: of its batch.
-            in_a_row: how many were left out just before it.
+            stage: 'pretrain', or 'finetune/' and the branch.
+            round_index: round of the stage.
+            step: number of the step, from 1.
+            epoch: number of the epoch, from 1.
+            loss: loss of the step.
+            learning_rate: learning rate of the step.
+            images: files of its batch.
+            in_a_row: how many steps just before it were skipped.
 
         Returns:
-            A sentence for the log, where the step may be left out.
+            A sentence for the log, if the step may be skipped.
 
         Raises:
-            NonFiniteError: it may not.
+            NonFiniteError: the step may not be skipped.
         """
         culprit = "gradient" if math.isfinite(loss) else "loss"
         path = self.folder / self._name(stage, round_index, step)

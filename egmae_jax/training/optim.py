@@ -46,12 +46,12 @@ def adamw(
 
     Args:
         schedule: learning rate by step.
-        params: all of the network, or their shapes; only paths are read. What the optimizer is
-            given may be some of them, those that train.
-        weight_decay: of kernels; biases, norms, layer scales and embeddings do not decay.
-        betas: of the moments.
-        layer_decay: learning rates fall by this factor a layer, from the head down to the stem;
-            1 gives all layers the same.
+        params: all parameters of the network, or their shapes; only paths are read. The optimizer
+            may be given some of them, those that train.
+        weight_decay: decay of kernels; biases, norms, layer scales and embeddings do not decay.
+        betas: decay rates of the first and the second moment.
+        layer_decay: factor by which the learning rate falls from each layer to the one below it,
+            from the head down to the stem; 1 gives all layers the same rate.
     """
     scales = None if layer_decay == 1.0 else layer_scales(params, layer_decay)
 
@@ -71,12 +71,12 @@ def adamw(
         if scales is not None:
             rates = jax.tree.map(lambda x: rate * x, restrict(scales, params))
 
-        def of_one(decays: bool, *leaf: jax.Array) -> tuple[jax.Array, ...]:
+        def update_leaf(decays: bool, *leaf: jax.Array) -> tuple[jax.Array, ...]:
             decay = weight_decay if decays else 0.0
             return _update(*leaf, *corrections, betas=tuple(betas), decay=decay)
 
         stepped = jax.tree.map(
-            of_one, decay_mask(params), gradients, state.mu, state.nu, params, rates
+            update_leaf, decay_mask(params), gradients, state.mu, state.nu, params, rates
         )
         updates, mu, nu = jax.tree.transpose(
             jax.tree.structure(params), jax.tree.structure((0, 0, 0)), stepped
@@ -88,9 +88,10 @@ def adamw(
 
 @functools.partial(jax.jit, static_argnames=("betas", "decay"))
 def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, decay):
-    """Of one parameter: update and moments (Loshchilov & Hutter 2019, algorithm 2).
+    """Update and moments of one parameter (Loshchilov & Hutter 2019, algorithm 2).
 
-    Traced once a shape: of all parameters together, as by optax, it is most of a step's operations.
+    It is traced once for each shape: traced for all parameters, as by optax, it is most of a step's
+    operations.
     """
     mu = betas[0] * mu + (1 - betas[0]) * gradient
     nu = betas[1] * nu + (1 - betas[1]) * gradient**2
@@ -111,10 +112,10 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def layer_scales(params: PyTree, decay: float) -> PyTree:
-    """Learning-rate factor of every leaf: decay ** (layers above it), 1 for the head.
+    """Learning-rate factor of each leaf: decay ** (number of layers above it), 1 for the head.
 
-    The stem is layer 0, each block one layer (with the downsampling before it), the head the last.
-    Of SqueezeNet each Fire module is a block.
+    The stem is layer 0, each block is a layer (with the downsampling before it), as is each Fire
+    module of a SqueezeNet; the head is the last.
 
     Raises:
         ConfigError: no parameter's path is known as one of the stem or of a block.
@@ -135,7 +136,7 @@ _HEAD = (math.inf,)
 
 
 def _place(path: str) -> tuple[float, ...]:
-    """Of a leaf's layer; they are sorted as the layers are."""
+    """Sort key of the layer that a leaf belongs to."""
     if path.startswith("stem/"):
         return (-1,)
     match = _BLOCK.match(path)

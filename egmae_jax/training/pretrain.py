@@ -1,4 +1,4 @@
-"""Entropy-guided MAE pre-training (paper section 3.3): one step, and what it reaches."""
+"""Entropy-guided MAE pre-training (paper section 3.3): one step, and the loss on validation."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ PyTree = Any
 
 
 class Reconstruction(NamedTuple):
-    """What the autoencoder is given of a batch, and what it makes of it."""
+    """A batch before and after corruption, and its reconstruction."""
 
     target: jax.Array  # [B, H, W, 3], the images in normalised units
     entropy: jax.Array  # H: [B, H/P, W/P], nats
@@ -36,7 +36,12 @@ class Reconstruction(NamedTuple):
 
 
 def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAutoencoder:
-    """The network of pre-training; the classes are those of a head that is not built."""
+    """Creates the masked autoencoder of a config.
+
+    Args:
+        config: the whole config.
+        num_classes: width of the encoder's classifier, which is not built.
+    """
     encoder: Any = models.create(  # a ConvNeXt: `branches.of` takes no other
         config.model.name,
         num_classes,
@@ -47,7 +52,7 @@ def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAuto
 
 
 def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
-    """The parameters that pre-training has left.
+    """Reads the parameters that pre-training has saved.
 
     Raises:
         DamagedFileError: the file is not whole, or holds other parameters than the model's.
@@ -73,14 +78,14 @@ def pretrain_step(
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step: crop, corrupt, reconstruct, update.
+    """One optimizer step: crop, corrupt, reconstruct, update.
 
     Args:
         state: parameters and optimizer state.
         batch: uint8 images on a canvas, [B, H, W, 3 or 1], with their sizes.
-        key: of this step.
+        key: random key of this step.
         model: the masked autoencoder.
-        optimizer: its optimizer.
+        optimizer: transforms its gradients into updates.
         config: the whole config.
 
     Returns:
@@ -94,9 +99,9 @@ def pretrain_step(
     pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
 
     def loss_fn(params):
-        found = reconstruct(params, pixels, corruption_key, model=model, config=config, train=True)
-        mask = found.corruption.mask
-        loss = masked_mse(found.image, found.target, mask, config.corruption.patch_size)
+        output = reconstruct(params, pixels, corruption_key, model=model, config=config, train=True)
+        mask = output.corruption.mask
+        loss = masked_mse(output.image, output.target, mask, config.corruption.patch_size)  # eq. 7
         return loss, mask.mean()
 
     (loss, masked_share), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -112,15 +117,15 @@ def reconstruct(
     config: FrozenConfigDict,
     train: bool = False,
 ) -> Reconstruction:
-    """Measures the entropy of images, corrupts and reconstructs them.
+    """Measures the entropy of images, corrupts them and reconstructs them (equations 4-6).
 
     Args:
-        params: of the masked autoencoder; None where there is none yet.
+        params: parameters of the masked autoencoder; None before there are any.
         pixels: uint8 [B, H, W, 3 or 1].
-        key: of the corruption.
+        key: random key of the corruption.
         model: the masked autoencoder; None leaves the reconstruction out.
         config: the whole config.
-        train: as for `model`.
+        train: whether gradients will be asked for.
     """
     entropy = patch_entropy(
         pixels,
@@ -158,19 +163,22 @@ def reconstruction_sums(
     """Sums over the masked pixels of one evaluation batch, for `reconstruction_losses`.
 
     Args:
-        params: of the masked autoencoder.
+        params: parameters of the masked autoencoder.
         pixels: uint8 [B, H, W, 3 or 1], the evaluation view.
         valid: float32 [B], 0 for padding.
-        key: of the corruption.
+        key: random key of the corruption.
         model: the masked autoencoder.
         config: the whole config.
+
+    Returns:
+        The sums of each channel, [3]: "count" of pixels, squared "error", "value", "square".
     """
-    found = reconstruct(params, pixels, key, model=model, config=config)
-    target, image, mask = found.target, cast(jax.Array, found.image), found.corruption.mask
+    output = reconstruct(params, pixels, key, model=model, config=config)
+    target, image, mask = output.target, cast(jax.Array, output.image), output.corruption.mask
     weight = to_pixels(mask, config.corruption.patch_size) * valid[:, None, None, None]
     weight = jnp.broadcast_to(weight, target.shape)
     return {
-        "count": weight.sum(axis=(0, 1, 2)),  # [3], a value a channel, as all of these
+        "count": weight.sum(axis=(0, 1, 2)),
         "error": (weight * jnp.square(image - target)).sum(axis=(0, 1, 2)),
         "value": (weight * target).sum(axis=(0, 1, 2)),
         "square": (weight * jnp.square(target)).sum(axis=(0, 1, 2)),
@@ -178,7 +186,7 @@ def reconstruction_sums(
 
 
 def reconstruction_losses(sums: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
-    """Mean squared error over masked pixels, and that of always predicting their mean colour.
+    """Mean squared error over the masked pixels, and that of always predicting their mean colour.
 
     Raises:
         DataError: no pixel is masked.
