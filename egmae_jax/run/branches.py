@@ -26,7 +26,7 @@ class Branch(NamedTuple):
 
 
 def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
-    """The branches of a run, in the order of config.branches.
+    """The branches that a config names, in the order of config.branches.
 
     Raises:
         ConfigError: a name is neither 'mae', 'imagenet' nor a model's, or there twice.
@@ -54,7 +54,7 @@ def classifier(
     *,
     frozen: frozenset[str] = frozenset(),
 ) -> models.Model:
-    """The network of a branch; batch norms of `frozen` layers stay as they were."""
+    """Creates the network of a branch; batch norms of `frozen` layers keep their statistics."""
     kind, rate = models.family(branch.model_name), config.finetune.drop_path_rate
     return models.create(
         branch.model_name,

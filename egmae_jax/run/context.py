@@ -1,4 +1,4 @@
-"""What the stages of a run share."""
+"""The run that all stages share: its config, data, devices, workdir and log."""
 
 import dataclasses
 import functools
@@ -46,41 +46,41 @@ class Run:
 
     @property
     def rounds(self) -> range:
-        """The rounds' indices."""
+        """Indices of the rounds."""
         return range(self.config.rounds.count)
 
     @property
     def pretrainings(self) -> range:
-        """The splits that are pre-trained on; none without the branch 'mae'."""
+        """Indices of the splits that are pre-trained on; none without the branch 'mae'."""
         wanted = any(branch.is_mae for branch in self.branches)
         return range(self.data.num_splits if wanted else 0)
 
     def plan(
         self, stage: str, index: int, parts: tuple[str, ...], *, batch_size: int, epochs: int
     ) -> Plan:
-        """What a stage trains on, and for how long.
+        """Plans what a stage trains on, and for how long.
 
         Args:
             stage: 'pretrain', or 'finetune/' and the branch.
-            index: of the split that is pre-trained on, or of the round.
-            parts: of the split.
-            batch_size: of all devices together.
-            epochs: to train.
+            index: index of the split that is pre-trained on, or of the round.
+            parts: parts whose images are trained on, such as ('train',).
+            batch_size: images per step, of all devices together.
+            epochs: number of epochs.
         """
         files = [self.data.prepared.files[i] for i in self.data.indices(index, *parts)]
         return Plan(stage, index, self.config.seed + index, files, batch_size, epochs)
 
     def checkpoints(self, folder: Path) -> Checkpoints:
-        """Those of a stage."""
+        """Checkpoint manager for one stage's folder."""
         return Checkpoints(folder, self.config.checkpoint.on_damage)
 
     @property
     def policy(self) -> Policy:
-        """What is done about steps that are not finite."""
+        """How steps that are not finite are handled."""
         return Policy(self.paths.nonfinite, self.config.nonfinite.max_skipped)
 
     def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> models.Model:
-        """The network of a branch; batch norms of `frozen` layers stay as they were."""
+        """Creates the network of a branch; batch norms of `frozen` layers keep their statistics."""
         return branches.classifier(
             branch, self.config, len(self.data.prepared.classes), frozen=frozen
         )
@@ -97,7 +97,7 @@ class Run:
 
 
 def require(paths: Iterable[Path], stage: str) -> None:
-    """Asks for what a stage should have left.
+    """Requires the files that an earlier stage should have left.
 
     Raises:
         StageError: names the first file that is missing.

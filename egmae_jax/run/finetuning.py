@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Finetuning:
-    """Leaves export/round_<i>_<branch>.safetensors, the best epoch's, and which layers trained."""
+    """Writes export/round_<i>_<branch>.safetensors, the best epoch, and which layers trained."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Finetuning:
         self._program = functools.cache(self._make_program)
 
     def train(self, branch: Branch, round_index: int) -> None:
-        """Fine-tunes a branch, resuming what there is."""
+        """Fine-tunes a branch, resuming from its newest checkpoint."""
         result = self._run.paths.finetuned(branch.name, round_index)
         folder = self._run.paths.layers(branch.name, round_index).parent / "checkpoints"
         if result.exists():
@@ -96,7 +96,7 @@ class Finetuning:
         )
 
     def require(self) -> None:
-        """Raises StageError where it has not finished."""
+        """Raises StageError if fine-tuning has not finished."""
         found = (
             self._run.paths.finetuned(branch.name, round_index)
             for round_index in self._run.rounds
@@ -197,7 +197,7 @@ class Finetuning:
     def _validate(
         self, branch: Branch, variables: PyTree, round_index: int
     ) -> tuple[tuple[float, ...], dict[str, float]]:
-        """Score (validation AUC; of equal ones the lower loss) and metrics to log."""
+        """Scores an epoch: (AUC, -loss) on the validation part, and the metrics to log."""
         predictions = self._prediction.of(branch, variables, round_index, "validation")
         metrics = compute_metrics(predictions.labels, predictions.probabilities)
         loss = cross_entropy(predictions.labels, predictions.probabilities)

@@ -1,4 +1,4 @@
-"""Where branches start that are not pre-trained here: ImageNet weights, the same throughout."""
+"""ImageNet weights, from which the branches start that are not pre-trained here."""
 
 import hashlib
 import logging
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class ImagenetWeights:
-    """The weights that `imagenet.weights` names; a run records the files' SHA-256.
+    """Finds and reads the weights that `imagenet.weights` names, and records their SHA-256.
 
     Attributes:
-        sources: by branch a hub id, a file, or 'none' for random weights.
+        sources: a hub id, a file, or 'none' for random weights, by branch.
         variables: by branch what it starts from, once `load` has read it; none for random weights.
     """
 
@@ -53,8 +53,8 @@ class ImagenetWeights:
         """Finds and reads the weights of some branches; writes nothing.
 
         Args:
-            names: of the branches; those without weights of their own are passed over.
-            begun: branches that have begun with weights, so these must be the same.
+            names: branches; those without weights of their own are skipped.
+            begun: branches that have begun with weights, which must still be the same.
 
         Raises:
             MissingWeightsError: they are nowhere; the message says how to get them.
@@ -86,7 +86,7 @@ class ImagenetWeights:
             self.variables[name] = timm.load(path, model_name, classifier=False)
 
     def record(self) -> None:
-        """Writes down which files `load` has read, if any."""
+        """Records the SHA-256 of the files that `load` has read, if any."""
         if self._sha256:
             known = self.recorded() if self._record.exists() else {}
             write_json(self._record, known | self._sha256)

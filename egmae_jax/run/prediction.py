@@ -1,4 +1,4 @@
-"""What the branches say of a split (paper section 3.5), and how an ASFF weighs its features."""
+"""Predictions of the branches (paper section 3.5), and how an ASFF weighs its features."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ PyTree = Any
 
 
 class Prediction:
-    """Leaves predictions/: probabilities of validation and test images, an ASFF's weights."""
+    """Writes predictions/: probabilities of validation and test images, an ASFF's weights."""
 
     def __init__(self, run: Run):
         self._run = run
@@ -59,15 +59,16 @@ class Prediction:
                 write_sealed(weights, by_class)
 
     def of(self, branch: Branch, variables: PyTree, round_index: int, split: str) -> Predictions:
-        """What a branch with these variables says of a split.
+        """Predicts the images of one part by a branch with these variables.
 
         Raises:
             NonFiniteError: parameters are finite, but too large for their activations to be.
         """
         prepared = self._run.data.prepared
         indices = self._run.data.indices(round_index, split)
-        found = self._over(self._probabilities_program(branch), variables, round_index, split)
-        if not np.isfinite(found).all():
+        program = self._probabilities_program(branch)
+        probabilities = self._over(program, variables, round_index, split)
+        if not np.isfinite(probabilities).all():
             raise NonFiniteError(
                 f"The {split} predictions of finetune/{branch.name}, round {round_index}, are not "
                 f"finite: its training diverged. {HINT.format('finetune')}"
@@ -75,7 +76,7 @@ class Prediction:
         return Predictions(
             ids=np.array([prepared.files[i] for i in indices]),
             labels=prepared.labels[indices],
-            probabilities=found,
+            probabilities=probabilities,
             groups=prepared.groups[indices],
         )
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pretraining:
-    """Leaves pretrain/autoencoder.safetensors and what it reaches, report.json."""
+    """Writes pretrain/autoencoder.safetensors and its validation losses, report.json."""
 
     def __init__(
         self,
@@ -135,5 +135,5 @@ class Pretraining:
         return losses
 
     def require(self) -> None:
-        """Raises StageError where it has not finished."""
+        """Raises StageError if pre-training has not finished."""
         require(map(self._run.paths.autoencoder, self._run.pretrainings), "pretrain")

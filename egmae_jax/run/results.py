@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
-    """Scores what is in predictions/; writes results.json and prints the table."""
+    """Scores the predictions, writes results.json and audit.json, and prints the table."""
     prepared, config = run.data.prepared, run.config
     results: dict[str, Any] = {
         "config": config.to_dict(),
@@ -67,18 +67,18 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
 
 
 def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
-    """Of the very images of the split, in its order."""
+    """Predictions of one part, in the order of its images; raises DamagedFileError otherwise."""
     path = run.paths.predictions(branch, round_index, split)
     prepared, indices = run.data.prepared, run.data.indices(round_index, split)
     group_of = dict(zip(prepared.files, prepared.groups.tolist(), strict=True))
-    found = load_predictions(path, group_of)
-    if found.ids.tolist() != [prepared.files[i] for i in indices]:
+    predictions = load_predictions(path, group_of)
+    if predictions.ids.tolist() != [prepared.files[i] for i in indices]:
         raise DamagedFileError(path, f"its images are not those of the {split} part")
-    if not np.array_equal(found.labels, prepared.labels[indices]):
+    if not np.array_equal(predictions.labels, prepared.labels[indices]):
         raise DamagedFileError(path, "its labels are not those of its images")
-    if (width := found.probabilities.shape[1]) != len(prepared.classes):
+    if (width := predictions.probabilities.shape[1]) != len(prepared.classes):
         raise DamagedFileError(path, f"of {width} classes, not {len(prepared.classes)}")
-    return found
+    return predictions
 
 
 def _score(run: Run, round_index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Other places to which a run reports, such as Weights & Biases, MLflow or a lab's own database."""
+"""Trackers of a run, such as Weights & Biases, MLflow or a lab's own database."""
 
 import importlib
 import logging
@@ -15,35 +15,35 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Whatever can be told how a run goes."""
+    """Takes the metrics of every epoch."""
 
     def log(self, stage: str, round: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the numbers of a line of metrics.jsonl, after every epoch.
+        """Takes the metrics of one epoch.
 
-        A run that was killed tells the steps since its last checkpoint a second time, with the same
+        A run that was killed logs the steps since its last checkpoint a second time, with the same
         values.
 
         Args:
             stage: 'pretrain', or 'finetune/' and the branch.
-            round: of the stage.
-            step: of the stage; each begins from 0.
-            metrics: such as 'loss', 'validation_auc' and 'epoch'.
+            round: round of the stage.
+            step: steps done in the stage.
+            metrics: numbers such as 'loss', 'validation_auc' and 'epoch'.
         """
 
 
 class Guarded:
-    """A tracker whose errors do not stop the run: the first is told."""
+    """A tracker whose errors do not stop the run; the first is logged."""
 
     def __init__(self, tracker: Tracker):
         self._tracker = tracker
-        self._told = False
+        self._has_failed = False
 
     def log(self, stage: str, round: int, step: int, metrics: Mapping[str, float]) -> None:
         """As `Tracker.log`."""
         try:
             self._tracker.log(stage, round, step, metrics)
         except Exception as error:  # the user's own code: no result depends on it
-            if not self._told:
+            if not self._has_failed:
                 logger.warning(
                     "The tracker %s failed at step %d of %s (%r). The run goes on and goes on "
                     "telling it; further errors of it are not shown.",
@@ -52,16 +52,16 @@ class Guarded:
                     stage,
                     error,
                 )
-            self._told = True
+            self._has_failed = True
 
 
 def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
-    """Makes a tracker by what --tracker=module:function names.
+    """Creates the tracker that --tracker=module:function names.
 
     Args:
-        name: of the function, or class, which is called with the two others.
-        config: of the run.
-        workdir: of the run.
+        name: module and function, or class, which is called with the config and the workdir.
+        config: config of the run.
+        workdir: folder of the run.
 
     Raises:
         ConfigError: there is no such function, it fails, or what it makes is no tracker.

@@ -1,4 +1,4 @@
-"""A run's folder: what is where in it, who may use it, whether its content is of this run."""
+"""The workdir of a run: its files, its lock, and whether it belongs to this run."""
 
 import contextlib
 import dataclasses
@@ -20,10 +20,10 @@ from egmae_jax.run.config import ConfigError, require_same
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Where a run leaves what.
+    """Paths of the files of a workdir.
 
     Attributes:
-        workdir: of the run.
+        workdir: folder of the run.
         folds: whether each round has a split, and so a pre-training, of its own.
     """
 
@@ -31,51 +31,51 @@ class Paths:
     folds: bool
 
     def of_split(self, split: int) -> Path:
-        """The folder of what is made once a split."""
+        """Folder of what is made once for each split."""
         return self.workdir / f"round_{split}" if self.folds else self.workdir
 
     def splits(self, split: int) -> Path:
-        """Which image is in which part."""
+        """splits.json: file, label, part, group and content hash of each image."""
         return self.of_split(split) / "splits.json"
 
     def autoencoder(self, split: int) -> Path:
-        """What pre-training ends in."""
+        """Parameters of the pre-trained autoencoder."""
         return self.of_split(split) / "pretrain" / "autoencoder.safetensors"
 
     def pretraining_report(self, split: int) -> Path:
-        """Its reconstruction losses."""
+        """Reconstruction losses of the pre-trained autoencoder on validation images."""
         return self.autoencoder(split).with_name("report.json")
 
     def layers(self, branch: str, round_index: int) -> Path:
-        """Which layers of a branch train."""
+        """layers.json: which layers of a branch train."""
         return self.workdir / f"round_{round_index}" / branch / "layers.json"
 
     def finetuned(self, branch: str, round_index: int) -> Path:
-        """The best epoch of a branch."""
+        """Weights of a branch's best epoch, under timm's names."""
         return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
 
     def predictions(self, branch: str, round_index: int, split: str) -> Path:
-        """What a branch says of 'validation' or 'test'."""
+        """Predictions of a branch for the part 'validation' or 'test'."""
         return self.workdir / "predictions" / f"round_{round_index}_{branch}_{split}.npz"
 
     def fusion_weights(self, branch: str, round_index: int) -> Path:
-        """Of an ASFF, by class."""
+        """Fusion weights of an ASFF for the test images, by class."""
         name = f"round_{round_index}_{branch}_fusion_weights.json"
         return self.workdir / "predictions" / name
 
     @property
     def nonfinite(self) -> Path:
-        """The folder of what is known of steps that were not finite."""
+        """Folder of descriptions of steps that were not finite."""
         return self.workdir / "nonfinite"
 
     @property
     def results(self) -> Path:
-        """What the run came to."""
+        """results.json."""
         return self.workdir / "results.json"
 
     @property
     def report(self) -> Path:
-        """The same for people."""
+        """report.html, the results for people to read."""
         return self.workdir / "report.html"
 
     @property
@@ -85,7 +85,7 @@ class Paths:
 
     @property
     def audit(self) -> Path:
-        """What is odd about the images."""
+        """audit.json: what is odd about the images."""
         return self.workdir / "audit.json"
 
     @property
@@ -95,12 +95,12 @@ class Paths:
 
     @property
     def metrics(self) -> Path:
-        """A line an epoch."""
+        """metrics.jsonl: a JSON object for each epoch of each stage."""
         return self.workdir / "metrics.jsonl"
 
 
 def local_folder(given: str | os.PathLike, flag: str = "--workdir") -> Path:
-    """The folder that a flag names, `~` being the home folder, which no shell expands behind `=`.
+    """The folder that a flag names; `~` is the home folder, which no shell expands behind `=`.
 
     Raises:
         ConfigError: it is the address of a bucket, or `~` is followed by no user's name.
@@ -117,13 +117,13 @@ def local_folder(given: str | os.PathLike, flag: str = "--workdir") -> Path:
 
 @contextlib.contextmanager
 def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
-    """Keeps every other run from using the folder; one that is killed lets go of it.
+    """Locks the folder against other runs; the lock of a killed process is released.
 
-    Of several hosts of a run one holds it.
+    Of several hosts of a run the first holds it.
 
     Args:
         workdir: the folder.
-        flag: that named it, for the messages.
+        flag: the flag that named it, for the messages.
 
     Raises:
         AccessError: it cannot be written to.
@@ -158,12 +158,12 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
 
 
 def has_record(workdir: Path) -> bool:
-    """Whether the config of a run is there, if nothing else of it yet."""
+    """Whether the folder has the config of a run."""
     return _record(workdir).exists()
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a stage has left anything there, if only its checkpoints."""
+    """Whether a stage has written anything, if only checkpoints."""
     patterns = ("pretrain", "export", "predictions", "round_*/*")
     return any(path.is_dir() for pattern in patterns for path in workdir.glob(pattern))
 
