@@ -121,7 +121,7 @@ def round_index(text: str) -> int | Literal["all"]:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those that set fields of the config, each with its value, and the others."""
+    """Parts the arguments into those that set fields of the config, with values, and the others."""
     overrides: list[str] = []
     others: list[str] = []
     rest = list(arguments)

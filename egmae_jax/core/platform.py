@@ -188,7 +188,7 @@ def subroutine(function: Callable, **kwargs: Any) -> Callable:
 
 @functools.cache
 def _options() -> dict[str, Any]:
-    """Of `_CPU_OPTIONS` those that this version of XLA takes; none on other platforms."""
+    """The `_CPU_OPTIONS` that this version of XLA takes; none on other platforms."""
     if jax.default_backend() != "cpu":
         return {}
     return {name: value for name, value in _CPU_OPTIONS.items() if _works({name: value})}

@@ -116,7 +116,7 @@ def install() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def outranks_errors() -> Iterator[None]:
-    """Of several hosts: an error after a signal is taken for the end of another host.
+    """On several hosts, takes an error after a signal for the end of another host.
 
     Raises:
         Preempted: in place of such an error.

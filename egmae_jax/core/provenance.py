@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """Of the clone that this code lies in, "-dirty" where it was changed; None if it is in none."""
+    """Commit of the clone that holds this code, "-dirty" if changed; None without a clone."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]

@@ -162,7 +162,7 @@ def wait_for_all(what: str) -> None:
 
 
 def agree(*values: float) -> tuple[float, ...]:
-    """Of each value the largest that any process has; all call it, in the same order."""
+    """The largest of each value over all processes, which all call it in the same order."""
     if not jax.distributed.is_initialized():
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.float64))
@@ -232,7 +232,7 @@ def divisible(batch_size: int, mesh: Mesh) -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of arrays that are whole on every device."""
+    """Sharding of arrays that are whole on every device."""
     return NamedSharding(mesh, P())
 
 

@@ -178,7 +178,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Of each name that differs both values; ten of them, and how many more there are.
+    """Both values of each name that differs: ten of them, and how many more there are.
 
     A setting of JAX's that only one version has is none that differs.
     """

@@ -94,7 +94,7 @@ class Prediction:
     def _fusion_weights(
         self, branch: Branch, variables: PyTree, round_index: int
     ) -> dict[str, Any]:
-        """Of the test images, by class."""
+        """Fusion weights of an ASFF for the test images, by class."""
         values = self._over(self._weights_program(branch), variables, round_index, "test")
         prepared = self._run.data.prepared
         labels = prepared.labels[self._run.data.indices(round_index, "test")]

@@ -85,7 +85,7 @@ class RoundData:
 
     @property
     def protocol(self) -> str:
-        """Of PROTOCOLS; of an old run 'official' was 'grouped' without any official part."""
+        """The split protocol; an old run called 'official' what is 'grouped' without such parts."""
         protocol = self._config.data.protocol
         has_parts = self.prepared.held_out.any()
         return "grouped" if protocol == "official" and not has_parts else protocol

@@ -255,7 +255,7 @@ class SavedRun:
 
 
 def _scaling(row: Mapping[str, Any], num_classes: int) -> Scaling:
-    """Of an older version there is no least probability."""
+    """Scaling as results.json has it; older versions have no least probability."""
     scaling = Scaling(float(row["temperature"]), float(row.get("least_probability", 0.0)))
     if not (0 < scaling.temperature < np.inf and 0 <= scaling.least <= 1 / num_classes):
         raise ValueError(f"a calibration is {scaling}")

@@ -81,7 +81,7 @@ def _print_classes(summary: Mapping[str, Any]) -> None:
 
 
 def _print_fusion_weights(branch: str, weights: Mapping[str, Any], rounds: int) -> None:
-    """Of one branch, as `evaluation.fusion_weights.average` gives them."""
+    """Prints one branch's weights, as `evaluation.fusion_weights.average` gives them."""
     over = f", averaged over {rounds} rounds" if rounds > 1 else ""
     console.terminal.print(
         f"\n{branch}: fusion weights, mean ± standard deviation over a class's test images{over}",
