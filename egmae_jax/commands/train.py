@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     try:
         workdir = local_folder(options.workdir)
-        told = [
+        chosen = [
             trackers.load(name, options.config, workdir)
             for name in options.tracker
             if sharding.is_primary()
         ]
-        experiment.run(options.config, workdir, stage=options.stage, trackers=told)
+        experiment.run(options.config, workdir, stage=options.stage, trackers=chosen)
     except preemption.Preempted as stop:
         stop.exit()
 

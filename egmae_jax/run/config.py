@@ -17,7 +17,7 @@ FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "checkpoint.save_seconds",
-    "checkpoint.on_damage",
+    "checkpoint.on_damage",  # of older versions
     "nonfinite.max_skipped",  # of none where all steps are finite; those left out are told
     "mesh.data",
     "mesh.fsdp",
@@ -34,7 +34,6 @@ FREE_FIELDS = (
 # Fields that changed no number when they were added: what a config.json without them means.
 _ADDED: dict[str, Any] = {
     "data.intensity_range": "type",
-    "checkpoint.on_damage": "previous",
     "nonfinite.max_skipped": 0,
     "evaluation.report": True,
     "tensorboard.events": True,

@@ -72,7 +72,7 @@ class Run:
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """Checkpoint manager for one stage's folder."""
-        return Checkpoints(folder, self.config.checkpoint.on_damage)
+        return Checkpoints(folder)
 
     @property
     def policy(self) -> Policy:

@@ -173,9 +173,6 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.save_seconds = 60.0  # least time between two; the end of a stage is always saved
-    # Where a checkpoint's files are not those that were written: 'previous' goes on from the one
-    # before, which ends in the same results; 'raise' stops.
-    checkpoint.on_damage = "previous"
 
     # tensorboard/ of the workdir; changes no number.
     config.tensorboard = tensorboard = ConfigDict()

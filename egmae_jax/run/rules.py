@@ -20,7 +20,6 @@ from egmae_jax.method import corruption, entropy, fusion, layer_entropy
 from egmae_jax.models.init import KERNEL_INITS
 from egmae_jax.run import branches, default_config
 from egmae_jax.run.config import flatten
-from egmae_jax.training import checkpoint
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("raise", "skip"),
@@ -36,7 +35,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rounds.kind": ("seeds", "folds"),
     "finetune.trainable": layer_entropy.MODES,
     "fusion.kind": fusion.KINDS,
-    "checkpoint.on_damage": checkpoint.ON_DAMAGE,
 }
 
 

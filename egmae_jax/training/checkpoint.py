@@ -21,7 +21,6 @@ from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
 
 PyTree = Any
-ON_DAMAGE = ("previous", "raise")
 FORMAT = 2  # of a checkpoint's tree; in 1, which was not written down, params held batch_stats
 _RECORD = "{step}.sha256.json"
 logger = logging.getLogger(__name__)
@@ -39,14 +38,11 @@ class Checkpoints:
     from them is damaged, and the checkpoint before it is used.
 
     Args:
-        folder: of the stage.
-        on_damage: of ON_DAMAGE. 'previous' goes on from the checkpoint before a damaged one, which
-            computes the same once more; 'raise' stops.
+        folder: folder of the stage's checkpoints.
     """
 
-    def __init__(self, folder: Path, on_damage: str = "previous"):
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._on_damage = on_damage
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -92,7 +88,7 @@ class Checkpoints:
             abstract: arrays of the shapes, dtypes and placement that the restored ones shall have.
 
         Raises:
-            DamagedFileError: one is damaged, and 'raise' is on or there is none before it.
+            DamagedFileError: one is damaged, and there is none before it.
             CheckpointVersionError: the newest that is whole is of another version of this package.
         """
         for step in self.steps:
@@ -110,19 +106,9 @@ class Checkpoints:
                 raise DamagedFileError(
                     folder, damage, f"delete {self._folder} to begin this stage anew"
                 )
-            elif self._on_damage == "raise":
-                raise DamagedFileError(
-                    folder,
-                    damage,
-                    f"with checkpoint.on_damage='previous' the one of step {older[0]} is used",
-                )
-            else:
-                logger.warning(
-                    "The checkpoint %s is damaged (%s): going on from step %d",
-                    folder,
-                    damage,
-                    older[0],
-                )
+            logger.warning(
+                "The checkpoint %s is damaged (%s): going on from step %d", folder, damage, older[0]
+            )
             self._manager.delete(step)
         return None
 

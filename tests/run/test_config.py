@@ -416,7 +416,7 @@ def test_fields_of_another_version_are_named_as_absent():
 def test_a_config_of_an_older_version_has_the_fields_that_were_added_since(tmp_path):
     old = changed().to_dict()
     del old["nonfinite"], old["tensorboard"]
-    del old["evaluation"]["report"], old["evaluation"]["resize"], old["checkpoint"]["on_damage"]
+    del old["evaluation"]["report"], old["evaluation"]["resize"]
     del old["data"]["intensity_range"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = configs.load(tmp_path / "config.json")

@@ -355,15 +355,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
     assert f"{newest.name} is damaged ({files[-1].relative_to(newest)} is " in caplog.text
 
 
-def test_damage_stops_where_the_one_before_is_not_allowed_or_not_there(tmp_path):
-    newest, files = _stopped(tmp_path)
-    _flip(files[0])
-    with (
-        Checkpoints(tmp_path / "checkpoints", on_damage="raise") as checkpoints,
-        pytest.raises(DamagedFileError, match=r"checkpoint\.on_damage='previous' the one of step"),
-    ):
-        checkpoints.restore({})
-    assert newest.exists()
+def test_damage_stops_where_there_is_no_checkpoint_before(tmp_path):
     alone = tmp_path / "alone"
     _, files = _stopped(alone, stop_after=1)
     _flip(files[0])
