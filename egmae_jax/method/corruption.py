@@ -36,8 +36,8 @@ def to_pixels(patch_values: jax.Array, patch_size: int) -> jax.Array:
 def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., Corruption]]:
     """Decorates a corruption, so that `corruption.kind` may name it.
 
-    The function takes (key, images, entropy, *, patch_size, scale, threshold, mask_ratio,
-    mask_token), as `corrupt` describes them, and returns a `Corruption`. It is traced by JAX.
+    The function takes `key, images, entropy` and the keywords `patch_size, scale, threshold,
+    mask_ratio, mask_token`, which `corrupt` describes, and returns a `Corruption`. JAX traces it.
     """
 
     def add(function: Callable[..., Corruption]) -> Callable[..., Corruption]:
