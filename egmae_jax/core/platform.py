@@ -11,7 +11,7 @@ import contextvars
 import functools
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ _CPU_OPTIONS = {
 
 # What functions are traced for, where that is not the machine's own platform.
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("_target", default=None)
+# Whether backward rules of `custom_vjp` count: within `jit`.
+_own_gradients = contextvars.ContextVar("_own_gradients", default=False)
 
 
 def for_cpu() -> bool:
@@ -95,9 +97,13 @@ def jit(function: Callable, **kwargs: Any) -> Any:
 
     @functools.wraps(function)
     def traced(*args, **named):
-        # JAX traces rules of derivatives in the empty mesh, and what differs in it a second time.
-        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
-            return function(*args, **named)
+        token = _own_gradients.set(True)
+        try:
+            # JAX traces backward rules in the empty mesh; in another, all would be traced twice.
+            with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+                return function(*args, **named)
+        finally:
+            _own_gradients.reset(token)
 
     return jax.jit(traced, compiler_options=_options(), **kwargs)
 
@@ -163,27 +169,45 @@ def _flag_text(variable: str) -> str:
         return ""
 
 
-def subroutine(function: Callable, **kwargs: Any) -> Callable:
+def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Callable:
     """`jax.jit` for a part that a program calls many times with the same shapes, such as a block.
 
     It is traced once. On CPU, where optimising it takes longest, that is done once, too: the
     compiler is told not to merge the calls into the program until it has done so.
     """
 
-    @functools.wraps(function)
-    def body(*args, **named):
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=static_argnames)
+    def traced(forms, *args, **named):
+        del forms  # of the platform, which JAX must not take for those of another
         with set_xla_metadata(inlineable="true"):  # what is called from within
             return function(*args, **named)
 
-    jitted = jax.jit(body, **kwargs)
-
     @functools.wraps(function)
     def call(*args, **named):
-        inlineable = "false" if for_cpu() else "true"
-        with set_xla_metadata(inlineable=inlineable):
-            return jitted(*args, **named)
+        with set_xla_metadata(inlineable="false" if for_cpu() else "true"):
+            return traced((_target.get(), _own_gradients.get()), *args, **named)
 
     return call
+
+
+class custom_vjp:
+    """`jax.custom_vjp` whose backward rule counts only in what `jit` of this module compiles.
+
+    Elsewhere JAX derives the function itself, so that `jax.jvp` and `jax.hessian` work on the
+    networks, which no function with a backward rule of its own allows.
+    """
+
+    def __init__(self, function: Callable, nondiff_argnums: Sequence[int] = ()):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._with_rule = jax.custom_vjp(function, nondiff_argnums=nondiff_argnums)
+
+    def defvjp(self, forward: Callable, backward: Callable) -> None:
+        """Sets the rule, as `jax.custom_vjp.defvjp` does."""
+        self._with_rule.defvjp(forward, backward)
+
+    def __call__(self, *args: Any) -> Any:
+        return (self._with_rule if _own_gradients.get() else self._function)(*args)
 
 
 @functools.cache
