@@ -39,7 +39,7 @@ def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, f
         arguments.model,
         arguments.image_size,
         dtype=arguments.dtype,
-        rematerialize=side == "ours, rematerialized",
+        remat=side == "ours, rematerialized",
     )
     images = inputs.make_images(batch, arguments.image_size)
     steps = 2

@@ -103,7 +103,7 @@ class OurTraining:
             config.model.name,
             NUM_CLASSES,
             dtype=jnp.dtype(config.model.dtype),
-            rematerialize=config.model.rematerialize,
+            remat=config.model.rematerialize,
         )
         if work == "train":
             module = create(drop_path_rate=config.finetune.drop_path_rate)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.convnext import Linear
+from egmae_jax.models.convnext import Dense
 from egmae_jax.models.layers import ConvNorm, tap
 from egmae_jax.models.registry import register
 from egmae_jax.models.resnet import RESNETS, ResNet, conv_init
@@ -39,8 +39,8 @@ class Fusion(nn.Module):
             projection = ConvNorm(WIDTH, 1, dtype=self.dtype, kernel_init=conv_init, name=name)
             x = nn.relu(projection(x, train=train))
             pooled.append(x.astype(jnp.float32).mean(axis=(1, 2)))
-        hidden = nn.relu(Linear(HIDDEN, name="fc1")(jnp.concatenate(pooled, axis=-1)))
-        weights = nn.softmax(Linear(2, name="fc2")(hidden), axis=-1)
+        hidden = nn.relu(Dense(HIDDEN, name="fc1")(jnp.concatenate(pooled, axis=-1)))
+        weights = nn.softmax(Dense(2, name="fc2")(hidden), axis=-1)
         weights = tap(self, weights, "weights")
         return jnp.einsum("nb,bnc->nc", weights, jnp.stack(pooled))
 

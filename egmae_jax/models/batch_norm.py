@@ -10,10 +10,9 @@ from jax import lax
 
 from egmae_jax.core.platform import materialize
 from egmae_jax.models.kernels.operations import column_sums
-from egmae_jax.models.module import Module
 
 
-class BatchNorm(Module):
+class BatchNorm(nn.Module):
     """PyTorch's BatchNorm2d.
 
     The running statistics, `mean` and `var`, are in the collection `batch_stats`; a training call

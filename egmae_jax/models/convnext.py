@@ -1,10 +1,11 @@
 """ConvNeXt (Liu et al. 2022; paper section 3.2, equations 1-3) with timm's exact semantics.
 
-And ConvNeXt V2 (Woo et al. 2023): global response normalization in place of the layer scale.
+ConvNeXt V2 (Woo et al. 2023) has global response normalization in place of the layer scale.
 
-Channels last throughout. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
+Channels come last. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
 pool -> norm -> linear, drop path grows linearly with depth. Submodules carry timm's names, so that
-`egmae_jax.models.timm` is a table of patterns.
+`egmae_jax.models.timm` is a table of patterns. On a CPU the depthwise convolution and the wide
+layers run in the faster forms of `egmae_jax.models.kernels`.
 """
 
 import functools
@@ -16,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax.core.platform import materialize
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.mlp import Perceptron, perceptron
-from egmae_jax.models.kernels.operations import layer_norm, linear
-from egmae_jax.models.layers import tap
-from egmae_jax.models.module import Module
+from egmae_jax.models.kernels.mlp import MlpParams, mlp
+from egmae_jax.models.kernels.operations import layer_norm
+from egmae_jax.models.layers import Conv, drop_path, drop_path_scales, tap
 from egmae_jax.models.registry import register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
@@ -29,140 +28,101 @@ TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stag
 # timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
 # deviations: a plain normal for all purposes. Biases are zeros.
 kernel_init = nn.initializers.normal(0.02)
+Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 
 
-class PatchConv(Module):
-    """Convolution whose stride is its kernel size: the stem (4x4) and the downsampling (2x2).
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution with stride 1, zero padding and output of the input's size."""
 
-    Patches do not overlap, so it is one matrix product over flattened patches.
-    """
-
-    features: int
-    patch_size: int
+    kernel_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        p = self.patch_size
-        batch, height, width, channels = x.shape
-        kernel = self.param("kernel", kernel_init, (p, p, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        patches = x.astype(self.dtype).reshape(batch, height // p, p, width // p, p, channels)
-        # Else they would be copied again for the kernel's gradient.
-        patches = materialize(patches.swapaxes(2, 3).reshape(-1, p * p * channels))
-        y = linear(
-            patches,
-            kernel.reshape(-1, self.features).astype(self.dtype),
-            bias.astype(self.dtype),
-        )
-        return tap(self, y.reshape(batch, height // p, width // p, self.features))
+        """[B, H, W, C] -> the same, in `dtype`."""
+        size, channels = self.kernel_size, x.shape[-1]
+        kernel = self.param("kernel", kernel_init, (size, size, 1, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return depthwise_conv(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
-def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
-    """Stochastic depth: what the residual branches of a batch are multiplied by.
-
-    A branch is dropped for whole examples, each with the block's rate, and scaled up for the kept
-    ones, so that its expectation stays.
-
-    Args:
-        key: of this step.
-        rates: [L], in [0, 1), one a block.
-        batch: number of examples B.
-
-    Returns:
-        [L, B], float32: 0 or 1 / (1 - rate), all drawn independently.
-    """
-    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
-    # Else every block computes its row by a program of its own.
-    return materialize(jax.random.bernoulli(key, keep, (len(keep), batch)) / keep)
-
-
-class DepthwiseParams(Module):
-    """Declares what a depthwise convolution needs, 7x7 with bias."""
-
-    @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Kernel [7, 7, 1, channels] and bias [channels]."""
-        return (
-            self.param("kernel", kernel_init, (7, 7, 1, channels)),
-            self.param("bias", nn.initializers.zeros, (channels,)),
-        )
-
-
-class Linear(Module):
-    """x @ kernel + bias, of the channels."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def declare(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Kernel [channels, features] and bias [features]."""
-        return (
-            self.param("kernel", kernel_init, (channels, self.features)),
-            self.param("bias", nn.initializers.zeros, (self.features,)),
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., features], in `dtype`."""
-        channels = x.shape[-1]
-        rows, kernel, bias = (
-            leaf.astype(self.dtype) for leaf in (x.reshape(-1, channels), *self.declare(channels))
-        )
-        return linear(rows, kernel, bias).reshape(*x.shape[:-1], self.features)
-
-
-class LayerNorm(Module):
+class LayerNorm(nn.Module):
     """Normalizes the channels of every pixel, with eps 1e-6."""
 
     @nn.compact
-    def declare(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Scale and bias, both [channels]; a block that computes several layers needs no more."""
-        return (
-            self.param("scale", nn.initializers.ones, (channels,)),
-            self.param("bias", nn.initializers.zeros, (channels,)),
-        )
-
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> the same."""
-        return layer_norm(x, *self.declare(x.shape[-1]))
+        """[..., C] -> the same, computed in float32."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        return layer_norm(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
 
 
-class ConvNeXtBlock(Module):
+class LinearParams(nn.Module):
+    """Kernel and bias of a linear layer that `Mlp` computes together with others."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [channels, features] and bias [features]."""
+        kernel = self.param("kernel", kernel_init, (channels, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Mlp(nn.Module):
+    """Linear layer to `hidden` channels, GELU, linear layer back; the same for every pixel.
+
+    Its parameters lie in the scope of the block, as timm's early names and our files have them.
+
+    Attributes:
+        hidden: channels between the two layers.
+        response_norm: whether ConvNeXt V2's global response normalization follows GELU.
+        remat: computes the hidden activations again for the gradients instead of keeping them.
+        dtype: compute dtype.
+    """
+
+    hidden: int
+    response_norm: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> the same."""
+        if isinstance(self.parent, nn.Module):
+            nn.share_scope(self.parent, self)
+        zeros, channels = nn.initializers.zeros, x.shape[-1]
+        fc1 = LinearParams(self.hidden, name="fc1")(channels)
+        fc2 = LinearParams(channels, name="fc2")(self.hidden)
+        grn = (
+            [self.param(f"grn_{name}", zeros, (self.hidden,)) for name in ("scale", "bias")]
+            if self.response_norm
+            else []
+        )
+        params = MlpParams(*(a.astype(self.dtype) for a in (*fc1, *fc2, *grn)))
+        return mlp(x, params, remat=self.remat)
+
+
+class ConvNeXtBlock(nn.Module):
     """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2.
 
     With `response_norm` it is V2's: x + drop_path(fc2(grn(gelu(fc1(norm(conv_dw(x))))))).
     """
 
     dtype: Any = jnp.float32
-    rematerialize: bool = False
+    remat: bool = False
     response_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> the same; `scales` [B] are of `drop_path_scales`, None drops nothing."""
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] -> the same; `scales` [B] are drop path's factors, None drops nothing."""
         channels = x.shape[-1]
-        kernel, bias = DepthwiseParams(name="conv_dw")(channels)
-        params = Perceptron(
-            *LayerNorm(name="norm").declare(channels),
-            *Linear(4 * channels, name="fc1").declare(channels),
-            *Linear(channels, name="fc2").declare(4 * channels),
-        )
-        if self.response_norm:
-            zeros = nn.initializers.zeros
-            params = params._replace(
-                grn_scale=self.param("grn_scale", zeros, (4 * channels,)),
-                grn_bias=self.param("grn_bias", zeros, (4 * channels,)),
-            )
-        else:
-            gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
-            params = params._replace(gamma=gamma)
-        if self.is_initializing():
-            return x  # of the same shape; to trace the rest would take most of the time
-        update = depthwise_conv(*(leaf.astype(self.dtype) for leaf in (x, kernel, bias)))
-        update = tap(self, update, "depthwise")
-        x = perceptron(update, params, x, scales, train=train, rematerialize=self.rematerialize)
-        return tap(self, x)
+        y = DepthwiseConv(7, self.dtype, name="conv_dw")(x)
+        y = tap(self, y, "depthwise")
+        y = LayerNorm(name="norm")(y)
+        y = Mlp(4 * channels, self.response_norm, self.remat, self.dtype, name="mlp")(y)
+        if not self.response_norm:
+            y *= self.param("gamma", nn.initializers.constant(1e-6), (channels,)).astype(self.dtype)
+        return tap(self, x + drop_path(y, scales))
 
 
 class Stem(nn.Module):
@@ -173,7 +133,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = PatchConv(self.features, patch_size=4, dtype=self.dtype, name="conv")(images)
+        x = Conv(self.features, 4, 4, use_bias=True, dtype=self.dtype, name="conv")(images)
         return LayerNorm(name="norm")(x)
 
 
@@ -186,7 +146,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = LayerNorm(name="norm")(x)
-        return PatchConv(self.features, patch_size=2, dtype=self.dtype, name="conv")(x)
+        return Conv(self.features, 2, 2, use_bias=True, dtype=self.dtype, name="conv")(x)
 
 
 class Stage(nn.Module):
@@ -196,19 +156,19 @@ class Stage(nn.Module):
     depth: int
     downsample: bool
     dtype: Any = jnp.float32
-    rematerialize: bool = False
+    remat: bool = False
     response_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
         """`scales` [depth, B] are of `drop_path_scales`, None drops nothing."""
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
         for index in range(self.depth):
             block = ConvNeXtBlock(
-                self.dtype, self.rematerialize, self.response_norm, name=f"blocks_{index}"
+                self.dtype, self.remat, self.response_norm, name=f"blocks_{index}"
             )
-            x = block(x, None if scales is None else scales[index], train=train)
+            x = block(x, None if scales is None else scales[index])
         return x
 
 
@@ -222,7 +182,7 @@ class Head(nn.Module):
         x = features.mean(axis=(1, 2))
         x = LayerNorm(name="norm")(x)
         # Logits in float32, whatever the blocks compute in: softmax and loss need the digits.
-        return Linear(self.num_classes, name="fc")(x)
+        return Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
 
 
 class ConvNeXt(nn.Module):
@@ -234,7 +194,7 @@ class ConvNeXt(nn.Module):
         num_classes: width of the classifier.
         drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
         dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
-        rematerialize: computes the wide activations of every block again for the gradients, which
+        remat: computes the wide activations of every block again for the gradients, which
             takes less memory and more multiplications.
         frozen: layers (keys of `layers`) that are not trained; of no effect: no norm has running
             statistics.
@@ -246,7 +206,7 @@ class ConvNeXt(nn.Module):
     num_classes: int
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
-    rematerialize: bool = False
+    remat: bool = False
     frozen: frozenset[str] = frozenset()
     response_norm: bool = False
 
@@ -258,7 +218,7 @@ class ConvNeXt(nn.Module):
     def setup(self):
         self.stem = Stem(self.dims[0], dtype=self.dtype)
         self.stages = [
-            Stage(features, depth, index > 0, self.dtype, self.rematerialize, self.response_norm)
+            Stage(features, depth, index > 0, self.dtype, self.remat, self.response_norm)
             for index, (features, depth) in enumerate(zip(self.dims, self.depths, strict=True))
         ]
         self.head = Head(self.num_classes)
@@ -300,7 +260,7 @@ class ConvNeXt(nn.Module):
             scales = jnp.split(drawn, np.cumsum(self.depths)[:-1])
         x = self.stem(images)
         for stage, stage_scales in zip(self.stages, scales, strict=True):
-            x = stage(x, stage_scales, train=train)
+            x = stage(x, stage_scales)
         return x
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

@@ -12,7 +12,6 @@ from jax import lax
 from egmae_jax.core import platform
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.kernels.convolution import conv2d
-from egmae_jax.models.module import Module
 
 
 def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
@@ -28,7 +27,7 @@ def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
     return x
 
 
-class Conv(Module):
+class Conv(nn.Module):
     """Convolution with PyTorch's symmetric zero padding; its output is tapped.
 
     Attributes:
@@ -84,6 +83,33 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         return BatchNorm(self.frozen, self.dtype, name="bn")(x, train=train)
+
+
+def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
+    """Draws the factors of stochastic depth for all blocks of one step (Huang et al. 2016).
+
+    A block's residual branch is dropped for whole examples, with the block's rate, and scaled up
+    for the examples that keep it, so that its expectation stays.
+
+    Args:
+        key: key of this step.
+        rates: drop-path rate of each block, [num_blocks], in [0, 1).
+        batch: number of examples B.
+
+    Returns:
+        [num_blocks, B], float32: 0 or 1 / (1 - rate), all drawn independently.
+    """
+    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    # Else every block would compute its row by a program of its own.
+    return platform.materialize(jax.random.bernoulli(key, keep, (len(keep), batch)) / keep)
+
+
+def drop_path(update: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """Multiplies each example's residual branch [B, H, W, C] by its factor in `scales` [B].
+
+    None drops nothing.
+    """
+    return update if scales is None else update * scales[:, None, None, None].astype(update.dtype)
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # at top and bottom, at left and right

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt, ConvNeXtBlock, Linear, kernel_init
+from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt, ConvNeXtBlock, Dense, kernel_init
 
 
 class Decoder(nn.Module):
@@ -21,7 +21,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
         """Reconstructs.
 
         Args:
@@ -32,14 +32,14 @@ class Decoder(nn.Module):
             [B, H, W, 3] in normalised pixel units, float32.
         """
         batch, rows, columns, _ = features.shape
-        x = Linear(self.dim, self.dtype, name="embed")(features)
+        x = Dense(self.dim, dtype=self.dtype, name="embed")(features)
         # M enters as one channel, the masked share of each cell, through a learned embedding.
         embedding = self.param("mask_embedding", kernel_init, (1, self.dim))
         x = x + _masked_share(mask, rows, columns)[..., None] * embedding[0].astype(self.dtype)
         for index in range(self.depth):
-            x = ConvNeXtBlock(dtype=self.dtype, name=f"blocks_{index}")(x, train=train)
+            x = ConvNeXtBlock(dtype=self.dtype, name=f"blocks_{index}")(x)
         s = TOTAL_STRIDE
-        x = Linear(s * s * 3, name="predict")(x)
+        x = Dense(s * s * 3, dtype=jnp.float32, name="predict")(x)
         # Pixel shuffle: [B, h, w, s*s*3] -> [B, h*s, w*s, 3].
         x = x.reshape(batch, rows, columns, s, s, 3).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, rows * s, columns * s, 3)
@@ -75,4 +75,4 @@ class MaskedAutoencoder(nn.Module):
     def __call__(self, images: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Corrupted, normalised images [B, H, W, 3] and mask [B, H/P, W/P] -> [B, H, W, 3]."""
         features = self.encoder.features(images, train=train)  # equation 5
-        return self.decoder(features, mask, train=train)  # equation 6
+        return self.decoder(features, mask)  # equation 6

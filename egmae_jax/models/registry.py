@@ -113,7 +113,7 @@ def create(
     *,
     drop_path_rate: float = 0.0,
     dtype: Any = jnp.float32,
-    rematerialize: bool = False,
+    remat: bool = False,
     frozen: Iterable[str] = (),
 ) -> Any:
     """The network `name` with a classifier of `num_classes` outputs.
@@ -123,7 +123,7 @@ def create(
         num_classes: width of the classifier.
         drop_path_rate: drop path of the last residual block; 0 for SqueezeNet, which has none.
         dtype: compute dtype, float32 or bfloat16.
-        rematerialize: see `ConvNeXt`; False for all others.
+        remat: see `ConvNeXt`; False for all others.
         frozen: layers, keys of the network's `layers`, that training leaves alone: their batch
             norms keep and use their running statistics.
 
@@ -136,10 +136,10 @@ def create(
     """
     spec = _spec(name)
     options = {"drop_path_rate": drop_path_rate, "dtype": dtype, "frozen": frozenset(frozen)}
-    if rematerialize:
+    if remat:
         if spec.family != "convnext":
-            raise ValueError(f"rematerialize is for ConvNeXt; {name} does not have it.")
-        options["rematerialize"] = True
+            raise ValueError(f"remat is for ConvNeXt; {name} does not have it.")
+        options["remat"] = True
     model = spec.build(num_classes=num_classes, **options)
     if unknown := sorted(model.frozen - model.layers.keys()):
         raise ValueError(

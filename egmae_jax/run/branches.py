@@ -61,6 +61,6 @@ def classifier(
         num_classes,
         drop_path_rate=0.0 if kind == "squeezenet" else rate,
         dtype=jnp.dtype(config.model.dtype),
-        rematerialize=config.model.rematerialize and kind == "convnext",
+        remat=config.model.rematerialize and kind == "convnext",
         frozen=frozen,
     )

@@ -46,7 +46,7 @@ def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAuto
         config.model.name,
         num_classes,
         dtype=jnp.dtype(config.model.dtype),
-        rematerialize=config.model.rematerialize,
+        remat=config.model.rematerialize,
     )
     return MaskedAutoencoder(encoder, config.decoder.dim, config.decoder.depth)
 

@@ -14,7 +14,7 @@ from egmae_jax.core.platform import materialize
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.mlp import _num_blocks
+from egmae_jax.models.kernels.mlp import num_parts
 
 
 def test_what_is_materialized_is_computed_once_on_cpu():
@@ -47,30 +47,29 @@ def test_options_unknown_to_this_xla_are_left_out():
     assert not platform._works({"xla_no_such_option": 1})
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("batch", [1, 7, 8])
-def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, train, monkeypatch):
-    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
+def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, monkeypatch):
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._CACHE_BYTES", 1.0)
     model = models.create("convnext_atto", 3)
     shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
     images = np.random.default_rng(0).standard_normal((batch, 32, 32, 3)).astype(np.float32)
-    together = jax.jit(lambda p, x: model.apply({"params": p}, x, train=train))(params, images)
+    together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
     monkeypatch.undo()
-    whole = jax.jit(lambda p, x: model.apply({"params": p}, x, train=True))(params, images)
+    whole = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
     np.testing.assert_allclose(together, whole, atol=1e-5)
 
 
 def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit():
-    assert _num_blocks(16, 1e6) == 1
-    assert _num_blocks(16, 77e6) == 8
-    assert _num_blocks(17, 77e6) == 17
-    assert _num_blocks(4, 1e9) == 4  # an image at a time at the least
+    assert num_parts(16, 1e6) == 1
+    assert num_parts(16, 77e6) == 8
+    assert num_parts(17, 77e6) == 17
+    assert num_parts(4, 1e9) == 4  # an image at a time at the least
 
 
-def gradient_program(*, rematerialize=False, batch=4):
+def gradient_program(*, remat=False, batch=4):
     """Parameters, and the compiled gradient of a loss."""
-    model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, rematerialize=rematerialize)
+    model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, remat=remat)
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
     images = np.random.default_rng(0).standard_normal((batch, 64, 64, 3)).astype(np.float32)
@@ -89,7 +88,7 @@ def assert_close(ours, theirs):
 @pytest.mark.slow
 def test_rematerialized_gradients_are_the_same_for_less_memory():
     params, kept = gradient_program()
-    _, again = gradient_program(rematerialize=True)
+    _, again = gradient_program(remat=True)
     assert_close(again(params), kept(params))
     kept, again = (p.memory_analysis().temp_size_in_bytes for p in (kept, again))
     assert again < 0.75 * kept
@@ -99,7 +98,7 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
 def test_gradients_do_not_depend_on_the_parts_that_a_batch_is_computed_in(monkeypatch):
     params, whole = gradient_program()
-    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._CACHE_BYTES", 1.0)
     _, parts = gradient_program()
     assert_close(parts(params), whole(params))
 
@@ -144,7 +143,7 @@ def test_the_rules_of_a_derivative_share_a_trace():
         shapes.append(x.shape)
         return 2 * x
 
-    @jax.custom_vjp
+    @platform.custom_vjp
     def double(x):
         return shared(x)
 

@@ -167,8 +167,8 @@ def test_bfloat16_compute_keeps_parameters_and_logits_in_float32(name):
 
 
 def test_options_that_a_model_does_not_have_are_refused():
-    with pytest.raises(ValueError, match="rematerialize is for ConvNeXt; resnet18"):
-        models.create("resnet18", 3, rematerialize=True)
+    with pytest.raises(ValueError, match="remat is for ConvNeXt; resnet18"):
+        models.create("resnet18", 3, remat=True)
     with pytest.raises(ValueError, match=r"drop_path_rate must be 0, not 0\.1"):
         models.create("squeezenet1_1", 3, drop_path_rate=0.1)
     with pytest.raises(ValueError, match="resnet18 has no layers layer1_0/conv3; it has stem/conv"):

@@ -15,10 +15,11 @@ from egmae_jax import models
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models import mae
 from egmae_jax.models.asff import ASFFResNet
-from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, drop_path_scales
+from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock
 from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.operations import global_response_norm
+from egmae_jax.models.kernels.mlp import global_response_norm
+from egmae_jax.models.layers import drop_path_scales
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
 from egmae_jax.models.resnet import ResNet
 
@@ -128,11 +129,10 @@ def test_blocks_drop_independently():
 def test_a_block_scales_the_branch_of_each_example(dtype):
     block = ConvNeXtBlock(dtype=dtype)
     x = jnp.asarray(random(0, 3, 8, 8, 4), dtype)
-    init = functools.partial(block.init, train=True)
-    params = redrawn(jax.eval_shape(init, jax.random.key(0), x)["params"])
+    params = redrawn(jax.eval_shape(block.init, jax.random.key(0), x)["params"])
 
     def branch(scales):
-        out = block.apply({"params": params}, x, scales, train=True)
+        out = block.apply({"params": params}, x, scales)
         assert out.dtype == dtype
         return np.asarray(out - x, np.float32)
 
@@ -268,20 +268,19 @@ def test_the_responses_of_an_image_are_normalized_by_itself_alone(monkeypatch):
     images = random(0, 3, 64, 64, 3)
     images[1] *= 5
     together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    monkeypatch.setattr("egmae_jax.models.kernels.mlp._BLOCK_BYTES", 1.0)
+    monkeypatch.setattr("egmae_jax.models.kernels.mlp._CACHE_BYTES", 1.0)
     alone = jax.jit(lambda p, x: model.apply({"params": p}, x[None])[0])
     for image, logits in zip(images, together, strict=True):
         np.testing.assert_allclose(alone(params, image), logits, atol=1e-4)
-    for train in (False, True):  # an image at a time
-        parts = jax.jit(functools.partial(model.apply, train=train))({"params": params}, images)
-        np.testing.assert_allclose(parts, together, atol=1e-4)
+    parts = jax.jit(model.apply)({"params": params}, images)  # an image at a time
+    np.testing.assert_allclose(parts, together, atol=1e-4)
 
 
 def test_channels_without_any_response_have_a_finite_gradient():
     def loss(x):
         return jnp.square(global_response_norm(x, jnp.ones(2), jnp.zeros(2))).sum()
 
-    x = random(0, 2, 5, 2)
+    x = random(0, 2, 5, 1, 2)
     x[..., 1] = 0
     assert np.isfinite(jax.grad(loss)(x)).all()
     assert np.isfinite(jax.grad(loss)(np.zeros_like(x))).all()

@@ -19,7 +19,7 @@ from egmae_jax.method import augment
 from egmae_jax.method.corruption import patch_entropy
 from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
-from egmae_jax.models.convnext import drop_path_scales
+from egmae_jax.models.layers import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.resnet import register_resnet
 from egmae_jax.run import default_config

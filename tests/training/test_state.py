@@ -274,7 +274,7 @@ def test_below_the_lowest_layer_that_trains_no_gradient_is_computed(name):
 @pytest.mark.slow
 def test_frozen_blocks_cost_nothing_where_parts_of_a_batch_are_computed_in_turn(monkeypatch):
     """On CPU wide activations of ConvNeXt are computed in a loop, and again for the gradients."""
-    monkeypatch.setattr(mlp, "_BLOCK_BYTES", 1.0)
+    monkeypatch.setattr(mlp, "_CACHE_BYTES", 1.0)
     jax.clear_caches()  # blocks that were traced before
     compiled = {c: Setting(tiny.MODEL, CHOICES[c]).compile() for c in ("head", "first")}
     jax.clear_caches()

@@ -1,0 +1,77 @@
+"""Each fast form gives the value and the gradients of its plain form, however it is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from egmae_jax.core import platform
+from egmae_jax.models.kernels import mlp
+from egmae_jax.models.kernels.depthwise import depthwise_conv, depthwise_conv_plain
+from egmae_jax.models.kernels.operations import gelu, linear, linear_plain
+
+COMPILERS = {"our programs": platform.jit, "stock JAX": jax.jit}
+
+
+def in_parts(forms):
+    def function(x, *params, **named):
+        return forms(x, mlp.MlpParams(*params), **named)
+
+    return function
+
+
+MLP = [(4, 3, 3, 5), (5, 20), (20,), (20, 5), (5,)]
+CASES = {
+    "wide linear": (linear, linear_plain, [(6, 4), (4, 9), (9,)]),
+    "narrow linear": (linear, linear_plain, [(2, 3, 9), (9, 4), (4,)]),
+    "depthwise": (depthwise_conv, depthwise_conv_plain, [(2, 8, 8, 3), (7, 7, 1, 3), (3,)]),
+    "mlp": (in_parts(mlp.mlp), in_parts(mlp.mlp_plain), MLP),
+    "mlp of V2": (in_parts(mlp.mlp), in_parts(mlp.mlp_plain), [*MLP, (20,), (20,)]),
+}
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_plain_form(case, compiler, monkeypatch):
+    monkeypatch.setattr(mlp, "_CACHE_BYTES", 1.0)  # an image at a time
+    fast, plain, shapes = CASES[case]
+    rng = np.random.default_rng(0)
+    arguments = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    weight = rng.standard_normal(jax.eval_shape(plain, *arguments).shape).astype(np.float32)
+
+    def value_and_gradients(function, compile):
+        def program(*arguments):
+            value, backward = jax.vjp(function, *arguments)
+            return value, *backward(weight)
+
+        return compile(program)(*arguments)
+
+    ours = value_and_gradients(fast, COMPILERS[compiler])
+    theirs = value_and_gradients(plain, jax.jit)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_is_the_normal_distributions():
+    x = np.linspace(-6, 6, 101).astype(np.float32)
+    np.testing.assert_allclose(gelu(x), x * special.ndtr(x), rtol=1e-5, atol=1e-6)
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    expected = special.ndtr(x) + x * density
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), expected, rtol=1e-5, atol=1e-6)
+    half = gelu(jnp.asarray(x, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, x * special.ndtr(x), rtol=2**-7, atol=1e-2)
+
+
+def test_backward_rules_count_only_in_our_programs():
+    @platform.custom_vjp
+    def double(x):
+        return 2 * x
+
+    double.defvjp(lambda x: (2 * x, None), lambda _, gradient: (3 * gradient,))
+    layer = platform.subroutine(lambda x: double(x))
+    assert platform.jit(jax.grad(layer))(1.0) == 3
+    assert jax.jit(jax.grad(layer))(1.0) == 2
+    assert jax.jvp(layer, (1.0,), (1.0,)) == (2, 2)
+    assert double.__name__ == "double"
