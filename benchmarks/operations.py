@@ -44,9 +44,9 @@ def measure(rows: int, channels: int, dtype: str, rounds: int, repeats: int) -> 
     compared: dict[str, tuple[Callable, Callable, tuple[jax.Array, ...]]] = {
         "GELU": (operations.gelu, F.gelu, (wide,)),
         "LayerNorm": (
-            operations.standardize,
-            lambda x: F.layer_norm(x, x.shape[-1:], eps=operations.EPSILON),
-            (x,),
+            operations.layer_norm,
+            lambda x, *affine: F.layer_norm(x, x.shape[-1:], *affine, eps=operations.EPSILON),
+            (x, array(channels), array(channels)),
         ),
         "product": (
             operations.linear,
