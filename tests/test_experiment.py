@@ -59,7 +59,7 @@ def test_results_are_complete(finished):
     assert dataset["protocol"] == "grouped"
     assert dataset["duplicate_groups"] == 0
     assert sum(sum(c.values()) for c in dataset["counts"].values()) == 36
-    parts = [f"{sum(dataset['counts'][part].values())} {part}" for part in splits.SPLITS]
+    parts = [f"{sum(dataset['counts'][part].values())} {part}" for part in splits.PARTS]
     assert dataset["account"] == f"36 images found: {', '.join(parts)}"
     assert (dataset["found"], dataset["left_out"], dataset["other_classes"]) == (36, 0, {})
     assert results["pretraining_saw_test"] is False
@@ -459,7 +459,7 @@ def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, capl
     config = tiny.make_config(folder, cache, data__name="manifest", data__protocol="official")
     stages = experiment.Experiment(config, tmp_path / "workdir")
     assert stages.run.data.protocol == "official"
-    assert [len(stages.run.data.indices(0, part)) for part in splits.SPLITS] == [24, 6, 6]
+    assert [len(stages.run.data.indices(0, part)) for part in splits.PARTS] == [24, 6, 6]
     assert stages.run.data.num_left_out == 1
     rows = splits.read(tmp_path / "workdir" / "splits.json")
     assert "copy.png" not in {row["file"] for row in rows}
@@ -497,7 +497,7 @@ def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, capl
         "identical copies": 1,
         "that would leak into validation or test": 1,
     }
-    parts = [len(found.indices(0, part)) for part in splits.SPLITS]
+    parts = [len(found.indices(0, part)) for part in splits.PARTS]
     assert parts == [8 + 7, 4, 4]
     assert found.prepared.num_found == len(rows) - 1 == 29
     assert sum(parts) + found.num_left_out + 1 + 1 == 29

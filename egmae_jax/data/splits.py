@@ -5,8 +5,9 @@ part together. Assignment is greedy and stratified: groups in random order, the 
 to the part that lacks its classes most.
 """
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_atomically
 from egmae_jax.data.datasets import DataError
 
-SPLITS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)  # indices into PARTS
 PROTOCOLS = ("grouped", "official", "image_level")
-LEFT_OUT = -1  # the part of an image that is in none
+LEFT_OUT = -1  # in place of such an index, for an image that is in no part
 
 
 def assign(
@@ -28,11 +30,11 @@ def assign(
     Args:
         labels: int [N].
         groups: int [N].
-        shares: positive, adding up to 1, one a part.
-        seed: of the random order.
+        shares: share of each part; positive, adding up to 1.
+        seed: for the random order of the groups.
 
     Returns:
-        int [N], the part of each image.
+        int [N], part of each image, as an index into `shares`.
     """
     rng = np.random.default_rng(seed)
     num_classes = labels.max() + 1
@@ -65,7 +67,10 @@ def fixed_split(
     test_share: float,
     seed: int,
 ) -> np.ndarray:
-    """One split: indices into SPLITS, int [N].
+    """Splits all images once.
+
+    Returns:
+        int [N], indices into PARTS.
 
     Raises:
         DataError: a class has too few groups to be in all three parts.
@@ -87,9 +92,12 @@ def fold_split(
     validation_share: float,
     seed: int,
 ) -> np.ndarray:
-    """The split whose test part is one of `num_folds` folds: indices into SPLITS, int [N].
+    """Splits all images so that the test part is one of `num_folds` folds.
 
     Validation takes `validation_share` of all images from the other folds.
+
+    Returns:
+        int [N], indices into PARTS.
 
     Raises:
         DataError: a class has too few groups.
@@ -98,7 +106,7 @@ def fold_split(
     folds = assign(labels, groups, [1 / num_folds] * num_folds, seed)
     rest = folds != fold
     share = validation_share * num_folds / (num_folds - 1)
-    parts = np.full(len(labels), SPLITS.index("test"))
+    parts = np.full(len(labels), TEST)
     parts[rest] = assign(labels[rest], groups[rest], (1 - share, share), seed + 1 + fold)
     _require_every_class(parts, labels, classes)
     return parts
@@ -115,56 +123,41 @@ def official_split(
     drop_leaks: bool,
     seed: int,
 ) -> np.ndarray:
-    """The data set's own split: indices into SPLITS, or LEFT_OUT, int [N].
-
-    Parts that the data set does not have are taken from its train part, by groups, with the shares
-    they are given of the train part.
+    """Keeps the data set's own parts, and takes those that it lacks from its train part by groups.
 
     Args:
-        official: str [N], of SPLITS; '' counts as train.
+        official: str [N], names of PARTS; '' counts as train.
         labels: int [N].
         groups: int [N].
         classes: names of the labels.
-        validation_share: of the validation part, where there is none.
-        test_share: likewise.
-        drop_leaks: leaves out train images whose group reaches into validation or test, and
-            validation images whose group reaches into test.
-        seed: of the parts that are taken.
+        validation_share: share of the train part that becomes validation where there is none.
+        test_share: share of the train part that becomes test where there is none.
+        drop_leaks: whether train images whose group reaches into validation or test, and
+            validation images whose group reaches into test, are left out.
+        seed: for the parts that are taken.
+
+    Returns:
+        int [N], indices into PARTS, or LEFT_OUT.
 
     Raises:
         DataError: a class has too few groups, or no image in one of the parts.
     """
-    train, validation, test = range(3)
-    parts = np.array([SPLITS.index(name) if name else train for name in official])
-    given = parts.copy()
-    shares = {
-        part: share
-        for part, share in ((validation, validation_share), (test, test_share))
-        if not (parts == part).any()
-    }
+    parts = np.array([PARTS.index(name) if name else TRAIN for name in official])
+    shares = {VALIDATION: validation_share, TEST: test_share}
+    shares = {part: share for part, share in shares.items() if not (parts == part).any()}
     if drop_leaks:
-        of_test = np.isin(groups, groups[parts == test])
-        parts[of_test & (parts != test)] = LEFT_OUT
-        of_validation = np.isin(groups, groups[parts == validation])
-        parts[of_validation & (parts == train)] = LEFT_OUT
+        for part in (TEST, VALIDATION):
+            leaks = np.isin(groups, groups[parts == part]) & (parts < part)
+            parts[leaks] = LEFT_OUT
     if shares:
-        pool = np.flatnonzero(parts == train)
-        made_of = [SPLITS[part] for part in (train, *shares)]
-        _require_groups(
-            labels[pool],
-            groups[pool],
-            classes,
-            1 + len(shares),
-            f"{' and '.join(made_of)}, taken from the official train part,",
-        )
-        made = assign(
-            labels[pool], groups[pool], (1 - sum(shares.values()), *shares.values()), seed
-        )
-        parts[pool] = np.array([train, *shares])[made]
-    for part in range(len(SPLITS)):
-        if part not in shares and not (part == train and shares):
-            _require_every_official_class(part, parts, given, labels, classes)
-    _require_every_class(parts, labels, classes)
+        pool = np.flatnonzero(parts == TRAIN)
+        names = " and ".join(PARTS[part] for part in (TRAIN, *shares))
+        purpose = f"{names}, taken from the official train part,"
+        _require_groups(labels[pool], groups[pool], classes, 1 + len(shares), purpose)
+        all_shares = (1 - sum(shares.values()), *shares.values())
+        taken = assign(labels[pool], groups[pool], all_shares, seed)
+        parts[pool] = np.array([TRAIN, *shares])[taken]
+    _require_every_class(parts, labels, classes, made={TRAIN, *shares} if shares else set())
     return parts
 
 
@@ -172,12 +165,12 @@ def require_official(official: Sequence[str]) -> None:
     """Refuses protocol 'official' for a data set that has no validation and no test part.
 
     Args:
-        official: the part of each image, of SPLITS; '' for none.
+        official: name of each image's part; '' for none.
 
     Raises:
         DataError: says how its images can be split instead.
     """
-    if any(part in SPLITS[1:] for part in official):
+    if any(part in PARTS[1:] for part in official):
         return
     of_train = sum(part == "train" for part in official)
     raise DataError(
@@ -190,12 +183,12 @@ def require_official(official: Sequence[str]) -> None:
 
 
 def made_parts(official: np.ndarray) -> tuple[str, ...]:
-    """The parts that a data set does not have itself, so that they are taken from its train part.
+    """Held-out parts that a data set lacks, so that they are taken from its train part.
 
     Args:
-        official: str [N], of SPLITS; '' counts as train.
+        official: str [N], name of each image's part; '' counts as train.
     """
-    return tuple(name for name in SPLITS[1:] if name not in official)
+    return tuple(name for name in PARTS[1:] if name not in official)
 
 
 def left_out(
@@ -207,22 +200,25 @@ def left_out(
     on_conflict: str,
     deduplicate: bool,
 ) -> np.ndarray:
-    """Which images no part gets: bool [N].
+    """Chooses the images that no part gets.
 
     Args:
         labels: int [N].
         pairs: int [P, 2], near-duplicates.
         pixel_hashes: str [N].
-        official: str [N], the data set's own split; '' for none.
+        official: str [N], name of each image's official part; '' for none.
         on_conflict: 'drop' leaves out both images of a pair with different labels.
-        deduplicate: keeps one of images of identical pixels, of the official test part before
-            validation before train.
+        deduplicate: keeps one of images with identical pixels, rather one of the official test part
+            than of validation, and of validation than of train.
+
+    Returns:
+        bool [N].
     """
     out = np.zeros(len(labels), bool)
     if on_conflict == "drop":
         out[conflicts(labels, pairs).ravel()] = True
     if deduplicate:
-        rank = np.array([-SPLITS.index(name) if name else 0 for name in official])
+        rank = np.array([-PARTS.index(name) if name else 0 for name in official])
         order = np.lexsort((np.arange(len(labels)), rank))
         order = order[~out[order]]
         _, first = np.unique(pixel_hashes[order], return_index=True)
@@ -241,42 +237,36 @@ def _require_groups(
     for label, name in enumerate(classes):
         count = len(np.unique(groups[labels == label]))
         if count < needed:
-            images = int((labels == label).sum())
             raise DataError(
-                f"The class {name!r} has {images} images in {count} groups (patients, lesions, "
-                f"near-duplicates); {purpose} need at least {needed} groups of it."
+                f"The class {name!r} has {(labels == label).sum()} images in {count} groups "
+                f"(patients, lesions, near-duplicates); {purpose} need at least {needed} groups of "
+                "it."
             )
 
 
-def _require_every_class(parts: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-    for part, split in enumerate(SPLITS):
-        for label, name in enumerate(classes):
-            if not ((parts == part) & (labels == label)).any():
-                raise DataError(
-                    f"No image of the class {name!r} came into the {split} part: its groups are "
-                    "too few or too large. Raise data.validation_share or data.test_share, or "
-                    "choose another data.split_seed."
-                )
-
-
-def _require_every_official_class(
-    part: int, parts: np.ndarray, given: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+def _require_every_class(
+    parts: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    made: Container[int] = (TRAIN, VALIDATION, TEST),
 ) -> None:
-    """Of a part that the data set has itself; the advice of `_require_every_class` is of no use."""
-    for label, name in enumerate(classes):
+    """Refuses parts without an image of some class; `made` are those that are not official."""
+    for (part, name), (label, class_name) in itertools.product(
+        enumerate(PARTS), enumerate(classes)
+    ):
         if ((parts == part) & (labels == label)).any():
             continue
-        before = int(((given == part) & (labels == label)).sum())
-        why = (
-            f"All {before} images of the class {name!r} in the official {SPLITS[part]} part share "
-            "a group (patient, lesion, near-duplicates) with images that are tested on, and are "
-            "left out. Keep them by --config.data.drop_leaks=False, split"
-            if before
-            else f"The official {SPLITS[part]} part has no image of the class {name!r}. Split"
-        )
+        if part in made:
+            raise DataError(
+                f"No image of the class {class_name!r} came into the {name} part: its groups are "
+                "too few or too large. Raise data.validation_share or data.test_share, or choose "
+                "another data.split_seed."
+            )
         raise DataError(
-            f"{why} all images anew by --config.data.protocol=grouped, or leave the class out by "
-            "--config.data.classes."
+            f"The official {name} part has no image of the class {class_name!r}, or all share a "
+            "group (patient, lesion, near-duplicates) with images that are tested on. Keep these "
+            "by --config.data.drop_leaks=False, split all images anew by "
+            "--config.data.protocol=grouped, or leave the class out by --config.data.classes."
         )
 
 
@@ -290,9 +280,9 @@ def account(
 
     Args:
         parts: {part: number of images}.
-        left_out: {reason: number of images} of readable images that are in no part.
-        unreadable: images that cannot be read.
-        other_classes: {class: number of images} of classes that were not asked for.
+        left_out: {reason: number of readable images that are in no part}.
+        unreadable: number of images that cannot be read.
+        other_classes: {class: number of images} of the classes that were not asked for.
     """
     rest = [f"{count} {reason}" for reason, count in left_out.items() if count]
     gone = [f"{sum(left_out.values())} left out ({', '.join(rest)})"] if rest else []
@@ -318,7 +308,7 @@ def write(
     Images that are in no part are not listed.
     """
     rows = [
-        {"file": f, "label": label, "split": SPLITS[part], "group": int(group), "sha256": digest}
+        {"file": f, "label": label, "split": PARTS[part], "group": int(group), "sha256": digest}
         for f, label, part, group, digest in zip(files, labels, parts, groups, sha256, strict=True)
         if part != LEFT_OUT
     ]
@@ -327,10 +317,10 @@ def write(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write` wrote.
+    """Reads the rows of splits.json.
 
     Raises:
-        DamagedFileError: the file is not whole, or not what was written.
+        DamagedFileError: the file is not what `write` wrote.
     """
     rows = read_json(path, RESTORE, list)
     files = set()
@@ -352,8 +342,8 @@ def _problem(row: Any) -> str | None:
     for name, kind in kinds.items():
         if not isinstance(row.get(name), kind):
             return f"{name} is {row.get(name)!r}, not of {kind.__name__}"
-    if row["split"] not in SPLITS:
-        return f"the split is {row['split']!r}; it can be {', '.join(SPLITS)}"
+    if row["split"] not in PARTS:
+        return f"the split is {row['split']!r}; it can be {', '.join(PARTS)}"
     file = PurePosixPath(row["file"])
     if file.is_absolute() or ".." in file.parts or not file.parts:
         return f"the file {row['file']!r} does not lie below the data folder"

@@ -79,9 +79,9 @@ class RoundData:
         return len(self._parts)
 
     def indices(self, round_index: int, *names: str) -> np.ndarray:
-        """The images of some of SPLITS in a round, as sorted indices into `prepared`."""
+        """The images of some of PARTS in a round, as sorted indices into `prepared`."""
         parts = self._parts[self.split_of(round_index)]
-        return np.flatnonzero(np.isin(parts, [splits.SPLITS.index(name) for name in names]))
+        return np.flatnonzero(np.isin(parts, [splits.PARTS.index(name) for name in names]))
 
     @property
     def protocol(self) -> str:
@@ -119,7 +119,7 @@ class RoundData:
     def account(self) -> str:
         """Where all the images that were found have gone; see `splits.account`."""
         account = splits.account(
-            {name: len(self.indices(0, name)) for name in splits.SPLITS},
+            {name: len(self.indices(0, name)) for name in splits.PARTS},
             self.left_out,
             len(self.prepared.skipped),
             self.prepared.other_classes,
@@ -134,7 +134,7 @@ class RoundData:
                 name: int((self.prepared.labels[self.indices(round_index, split)] == label).sum())
                 for label, name in enumerate(classes)
             }
-            for split in splits.SPLITS
+            for split in splits.PARTS
         }
 
     def feed(
@@ -243,7 +243,7 @@ class RoundData:
         return conflict, either
 
     def _split(self, index: int) -> np.ndarray:
-        """The part of every image: indices into SPLITS, or LEFT_OUT."""
+        """The part of every image: indices into PARTS, or LEFT_OUT."""
         _, excluded = self._excluded()
         for label, name in enumerate(self.prepared.classes):
             self._require_images(label, name, excluded)
@@ -332,7 +332,7 @@ def _saved_parts(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray
         DataError: names files that were added, removed or changed since.
     """
     rows = {row["file"]: row for row in splits.read(path)}
-    part_of = {file: splits.SPLITS.index(row["split"]) for file, row in rows.items()}
+    part_of = {file: splits.PARTS.index(row["split"]) for file, row in rows.items()}
     now = dict(zip(data.files, data.sha256, strict=True))
     changes = [f"removed: {file}" for file in rows if file not in now]
     changes += [

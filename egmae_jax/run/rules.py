@@ -278,10 +278,10 @@ def _corruption_problems(config: ConfigDict) -> Iterator[str]:
     settings, num_bins = config.corruption, config.entropy.num_bins
     if crops := [x for x in config.pretrain.crop_scale[1:] if x > 1]:
         yield f"pretrain.crop_scale goes to {crops[0]}; no crop exceeds its image (1)."
-    if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.SPLITS):
+    if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.PARTS):
         yield (
             f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
-            f"{', '.join(splits.SPLITS)}."
+            f"{', '.join(splits.PARTS)}."
         )
     if num_bins == 1:
         yield "entropy.num_bins is 1: every entropy is 0, so it guides nothing."

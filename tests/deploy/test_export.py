@@ -94,7 +94,7 @@ def make_run(workdir, *, draw=random_variables, classes=CLASSES, fusion_kind="me
         "dataset": {
             **{"name": "busi", "title": "Breast Ultrasound Images (BUSI)", "classes": classes},
             **{"citation": "Al-Dhabyani et al., 2020", "protocol": "grouped"},
-            "counts": {part: dict.fromkeys(classes, 2) for part in splits.SPLITS},
+            "counts": {part: dict.fromkeys(classes, 2) for part in splits.PARTS},
         },
         "pretraining_saw_test": False,
         "imagenet_weights": {name: "none" for name in names if name != "mae"},

@@ -405,7 +405,7 @@ def test_splits_json_has_rows_of_files_below_the_folder_or_is_damaged(file, chan
         (found,) = splits.read(file)
         assert found["file"].split("/")[0] not in ("", "..")
         assert ".." not in found["file"].split("/")
-        assert found["split"] in splits.SPLITS
+        assert found["split"] in splits.PARTS
 
 
 @pytest.mark.parametrize("content", ["{}", "7", '"x"', "null", "[7]", "[[]]", "[{}]", "[null]"])

@@ -170,7 +170,7 @@ def results_of(classes):
     }
     scores = score_branches(test, test, classes=classes, resamples=3)
     weights = {name: {k: {"mean": 0.5, "std": 0.1} for k in ("mid", "high")} for name in classes}
-    counts = {split: dict.fromkeys(classes, 6) for split in splits.SPLITS}
+    counts = {split: dict.fromkeys(classes, 6) for split in splits.PARTS}
     dataset = {"title": "images", "counts": counts, "protocol": "grouped", "skipped": []}
     return {
         "dataset": dataset,
