@@ -1,10 +1,10 @@
-"""Fetches a data set that may be fetched.
+"""Fetches the files of a data set that may be fetched, and unpacks its archives.
 
-Files are fetched by pooch, which shows progress. Their SHA-256 is compared with the one the project
+Pooch fetches the files and shows progress. Their SHA-256 is compared with the one the project
 knows; where the publisher tells none, it is written to the folder's checksums.json at the first
-download, and later ones must agree with it. Archives are unpacked beside; a member that leads out
-of the folder, or is a link, or would fill the disk, stops the unpacking before it starts. What is
-unpacked appears when all of it is whole.
+download, and later ones must agree with it. An archive with a member that leads out of the folder,
+is a link, or would fill the disk, is refused before anything is unpacked; what is unpacked appears
+when all of it is whole.
 """
 
 import functools
@@ -21,19 +21,14 @@ from pathlib import Path, PurePosixPath
 import pooch
 
 from egmae_jax.core.errors import UserError
-from egmae_jax.core.files import (
-    DamagedFileError,
-    read_json,
-    storage_errors_told,
-    write_json,
-)
+from egmae_jax.core.files import read_json, storage_errors_told, write_json
 from egmae_jax.data.datasets import Archive, DataError
 
 logger = logging.getLogger(__name__)
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 _MOST_INFLATED = 200  # times its size that an archive may unpack to: images hardly compress
-_LEAST_INFLATED = 1 << 20  # bytes that it may in any case: tables of text and blank images do
+_LEAST_INFLATED = 1 << 20  # bytes that any archive may unpack to: tables and blank images compress
 
 
 def download(archives: Iterable[Archive], folder: Path) -> None:
@@ -41,14 +36,11 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
 
     Raises:
         DataError: a file cannot be fetched, has another checksum, or is an archive whose members
-            lead elsewhere or unpack to absurdly much; nothing of that is unpacked.
-        DamagedFileError: checksums.json is.
+            lead elsewhere or unpack to absurdly much; nothing of it is unpacked.
+        DamagedFileError: checksums.json is damaged.
     """
     notes = folder / "checksums.json"
     known = read_json(notes) if notes.exists() else {}
-    for name, digest in known.items():
-        if not isinstance(digest, str):
-            raise DamagedFileError(notes, f"the checksum of {name} is {digest!r}, no text")
     for archive in archives:
         name = PurePosixPath(archive.url).name
         path = folder / name
@@ -79,8 +71,6 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
             pooch.retrieve(url, sha256, path.name, path.parent, progressbar=True)
     except UserError:
         raise
-    except ValueError as error:  # pooch: the hash differs; the file is gone
-        raise DataError(f"{url}: {error}") from None
     except Exception as error:  # pooch's alone is called: it passes on what its HTTP library raises
         raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from None
 
@@ -88,10 +78,12 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
 def _unpack(path: Path, folder: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            _require_inside(path, archive.namelist())
-            links = [m.filename for m in archive.infolist() if stat.S_ISLNK(m.external_attr >> 16)]
-            _require_none(path, links)
-            _require_room(path, sum(member.file_size for member in archive.infolist()))
+            members = archive.infolist()
+            _require_room(path, sum(member.file_size for member in members))
+            _require_plain(path, (m.filename for m in members))
+            _require_none(
+                path, (m.filename for m in members if stat.S_ISLNK(m.external_attr >> 16))
+            )
             _extract(path, folder, archive.extractall)
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
@@ -99,8 +91,8 @@ def _unpack(path: Path, folder: Path) -> None:
             for member in archive:  # tells its size before it is read over
                 inflated += member.size
                 _require_room(path, inflated)
-            _require_inside(path, archive.getnames())
-            _require_none(path, [m.name for m in archive if not (m.isfile() or m.isdir())])
+            _require_plain(path, archive.getnames())
+            _require_none(path, (m.name for m in archive if not (m.isfile() or m.isdir())))
             _extract(path, folder, functools.partial(archive.extractall, filter="data"))
     elif path.name.endswith(_ARCHIVES):
         raise DataError(f"{path} is no archive; the server sent something else, or not all of it.")
@@ -119,28 +111,29 @@ def _extract(path: Path, folder: Path, extract: Callable[[Path], None]) -> None:
 
 def _require_room(path: Path, inflated: int) -> None:
     size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    problem = ""
     if inflated > max(_MOST_INFLATED * size, _LEAST_INFLATED):
+        problem = f"from {size}: it could be a decompression bomb"
+    elif inflated > free:
+        problem = f"of which {path.parent} has {free} free"
+    if problem:
         raise DataError(
-            f"{path} would unpack to {inflated} bytes or more from {size}: it could be a "
-            "decompression bomb; nothing was unpacked."
-        )
-    if inflated > free:
-        raise DataError(
-            f"{path} would unpack to {inflated} bytes or more, of which {path.parent} has {free} "
-            "free; nothing was unpacked."
+            f"{path} would unpack to {inflated} bytes or more, {problem}; nothing was unpacked."
         )
 
 
-def _require_inside(path: Path, names: Iterable[str]) -> None:
-    parsed = {name: PurePosixPath(name.replace("\\", "/")) for name in names}
-    _require_none(path, [n for n, p in parsed.items() if p.is_absolute() or ".." in p.parts])
+def _require_plain(path: Path, names: Iterable[str]) -> None:
+    """Refuses an archive with a member whose name leads out of the folder."""
+    parsed = ((name, PurePosixPath(name.replace("\\", "/"))) for name in names)
+    _require_none(path, (name for name, p in parsed if p.is_absolute() or ".." in p.parts))
 
 
-def _require_none(path: Path, members: list[str]) -> None:
-    if members:
+def _require_none(path: Path, members: Iterable[str]) -> None:
+    """Refuses an archive of which some members are named as wrong."""
+    for member in members:
         raise DataError(
-            f"{path} holds {members[0]!r}, which leads out of the folder or is no plain file; "
-            "nothing was unpacked."
+            f"{path} holds {member!r}, which leads out of the folder or is no plain file; nothing "
+            "was unpacked."
         )
 
 

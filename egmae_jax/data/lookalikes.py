@@ -1,7 +1,8 @@
 """Names that look alike, and values that stand for none.
 
-Two spellings of a class make two classes of one, and two spellings of a patient put his images into
-training and test both. `key` is the same for names that differ by nothing a reader would go by.
+Two spellings of a class make two classes of one, and two spellings of a patient put one person's
+images into training and test both. `key` is the same for names that differ by nothing a reader
+would go by.
 """
 
 import collections
@@ -16,55 +17,44 @@ _MISSING = frozenset(
         *("1.#qnan", "-1.#ind", "#n/a n/a", "?"),
     }
 )
-# Cyrillic and Greek small letters that fonts draw as Latin ones; and dashes, quotes.
-_SAME = str.maketrans(
-    "асеорхуіјѕԁһԛԝαοριυνκτ" + "ı" + "’‘`´ʼ" + "“”„" + "−",  # noqa: RUF001
-    "aceopxyijsdhqwaopiuvkt" + "i" + "'''''" + '"""' + "-",
-)
-_SIGN = re.compile(r"(?:^|(?<=[\s_(,]))-(?=\d)")  # of a negative number
-_BETWEEN = r"[-_\s]+"
-_JOINTS = re.compile(rf"(?<=[^\W\d_]){_BETWEEN}(?=\w)|(?<=\w){_BETWEEN}(?=[^\W\d_])")
-_GAPS = re.compile(rf"(?<=\d){_BETWEEN}(?=\d)")
-_INVISIBLE = "\u115f\u1160\u2800"  # Hangul fillers, an empty Braille cell
-_AROUND = re.compile(r"\s+(?=[^\w\s\0])|(?<=[^\w\s\0])\s+")  # spaces beside what is no letter
+# Cyrillic and Greek small letters that fonts draw as Latin ones; and quotes.
+_SAME = str.maketrans("асеорхуіјѕԁһԛԝαοριυνκτı’‘`´", "aceopxyijsdhqwaopiuvkti''''")  # noqa: RUF001
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)")
-_ZEROS_BEFORE = re.compile(r"(?<![\d.])0+(?=\d)")
-_ZEROS_BEHIND = re.compile(r"(?<![\d.])(\d+)(?:\.0*|(\.\d*?[1-9])0+)(?![\d.])")
+_MINUS = re.compile(r"(?:^|(?<=[\s_(,]))-(?=\d)")
+_BETWEEN = r"[-_\s]+"
+_BESIDE_LETTER = re.compile(rf"(?<=[^\W\d_]){_BETWEEN}(?=\w)|(?<=\w){_BETWEEN}(?=[^\W\d_])")
+_BESIDE_SIGN = re.compile(r"\s+(?=[^\w\s\0])|(?<=[^\w\s\0])\s+")
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")  # before a number
 
 
 def key(name: str) -> str:
     """What a name is to a reader: equal keys are names that look alike.
 
-    Not told apart are case, composed and decomposed letters and accents, letters that compatible
-    forms or other alphabets write alike, invisible letters, spaces before, after and between,
-    hyphens and underscores between letters, and ways to write a number (0, 00, 0.0, -0, +0; .5 and
-    0,50). Told apart are -1 and 1, and what stands at the end (HER2+, HER2-).
+    Alike are names that differ by case, composed or decomposed letters and accents, letters of
+    compatible forms or other alphabets that look the same, invisible letters, spaces, hyphens and
+    underscores beside letters, or by how a number is written (0, 00, 0.0). Not alike are -1 and 1,
+    1-2 and 12, and names with other signs at the end (HER2+, HER2-).
     """
-    text = unicodedata.normalize("NFKD", name).casefold()
-    text = unicodedata.normalize("NFKD", text)
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
     text = "".join(
         "-" if unicodedata.category(x) == "Pd" else x
         for x in text
-        if unicodedata.category(x) != "Cf"
-        and not "\u0300" <= x <= "\u036f"
-        and not "\ufe00" <= x <= "\ufe0f"
-        and x not in _INVISIBLE
+        if unicodedata.category(x) not in ("Cf", "Mn")
     )
     text = " ".join(text.translate(_SAME).split())
     if _NUMBER.fullmatch(text):
-        return _number(text.replace(",", "."))
-    text = _SIGN.sub("\0", text)  # no hyphen between words
-    text = _GAPS.sub(" ", _AROUND.sub("", _JOINTS.sub("", text))).strip("_ ")
-    text = _ZEROS_BEHIND.sub(r"\1\2", _ZEROS_BEFORE.sub("", text))
+        return _shortest(text.replace(",", "."))
+    text = _MINUS.sub("\0", text)  # no hyphen between words
+    text = _ZEROS.sub("", _BESIDE_SIGN.sub("", _BESIDE_LETTER.sub("", text)))
     return text.replace("\0", "-")
 
 
-def _number(text: str) -> str:
+def _shortest(number: str) -> str:
     """The shortest way to write a decimal number."""
-    whole, _, fraction = text.lstrip("+-").partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    shortest = f"{whole}.{fraction}" if fraction else whole
-    return f"-{shortest}" if text.startswith("-") and shortest != "0" else shortest
+    whole, _, fraction = number.lstrip("+-").partition(".")
+    fraction = fraction.rstrip("0")
+    shortest = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
+    return f"-{shortest}" if number.startswith("-") and shortest != "0" else shortest
 
 
 def is_missing(value: str) -> bool:
@@ -73,7 +63,7 @@ def is_missing(value: str) -> bool:
 
 
 def groups(names: Iterable[str]) -> list[list[str]]:
-    """The names that look alike, sorted, in lists of two or more."""
+    """Lists the names that look alike, sorted, in lists of two or more."""
     by_key = collections.defaultdict(set)
     for name in names:
         by_key[key(name)].add(name)

@@ -1,4 +1,4 @@
-"""The outlines of lesions that some data sets have beside their images, as pixels of a view."""
+"""Masks of lesions that some data sets have beside their images, as pixels of a view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ class MaskError(DataError):
 
 
 def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
-    """The union of one image's masks.
+    """Reads the union of one image's masks.
 
     Args:
-        paths: of the mask files; a pixel brighter than half is inside.
+        paths: the mask files; a pixel brighter than half is inside.
         size: height and width of the image.
 
     Returns:
@@ -26,7 +26,7 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         MaskError: a file cannot be read, holds values of which none is brighter than half, or has
-            another size than the image: nobody knows then which pixel is which.
+            another size than the image.
     """
     union = np.zeros(size, bool)
     for path in paths:
@@ -34,8 +34,9 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
             decoded = images.examine(path.read_bytes())
         except (images.UnreadableImageError, OSError) as error:
             raise MaskError(f"The mask {path} cannot be read: {error}.") from None
-        mask = np.asarray(decoded.image.convert("L"))
-        _, low, high = decoded.stored or ("", *decoded.image.convert("L").getextrema())
+        grey = decoded.image.convert("L")
+        mask = np.asarray(grey)
+        _, low, high = decoded.stored or ("", *grey.getextrema())
         if high > low and not (mask > 127).any():
             raise MaskError(
                 f"The mask {path} has values of {low:g} to {high:g}, none of them brighter than "
@@ -53,10 +54,10 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
 def mask_view(
     mask: np.ndarray, resize: images.Resize, image_size: int, resized: int | None = None
 ) -> np.ndarray:
-    """The mask as its image is evaluated: bool [image_size, image_size].
+    """Makes the view of a mask in which its image is evaluated (`images.evaluation_view`).
 
-    It goes through the very code that images go through; a pixel is inside if more than half of
-    what it is made of is.
+    Returns:
+        bool [image_size, image_size]; a pixel is inside if more than half of what it is made of is.
     """
     grey = PIL.Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
     return np.asarray(images.evaluation_view(grey, resize, image_size, resized)) > 127
@@ -72,12 +73,12 @@ def lesion_mask(
     image_size: int,
     resized: int | None = None,
 ) -> np.ndarray | None:
-    """Which pixels of an image's evaluation view are lesion.
+    """Finds the pixels of an image's evaluation view that are lesion.
 
     Args:
         root: the data folder.
-        file: of the image, relative to it.
-        dataset: knows which files are its masks.
+        file: path of the image below it.
+        dataset: the data set, which knows the image's masks.
         image_shape: height and width of the image.
         resize: as for `images.evaluation_view`.
         image_size: side of the view in pixels.

@@ -63,8 +63,12 @@ class OtherFilesError(UserError):
 def envelope(rng: np.random.Generator, echogenicity: np.ndarray) -> np.ndarray:
     """Detected echo amplitude of fully developed speckle.
 
-    `echogenicity` is mean intensity (linear, not dB), float [H, W]; so is the square of the
-    returned amplitude, float [H, W], on average over a region that is homogeneous.
+    Args:
+        rng: source of randomness.
+        echogenicity: mean intensity (linear, not dB), float [H, W].
+
+    Returns:
+        float [H, W], whose square is the echogenicity on average over a homogeneous region.
     """
     pads = [(int(4 * sigma + 1),) * 2 for sigma in PULSE_PX]  # keeps border effects outside
     weight = np.sqrt(np.pad(echogenicity, pads, mode="edge") / 2)  # half to each quadrature
@@ -134,7 +138,7 @@ def anatomy(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def add_mass(rng: np.random.Generator, tissue: np.ndarray, kind: str) -> np.ndarray:
-    """`tissue`, dB, float [H, W], with a mass of a kind of `MASS_KINDS` at a random place."""
+    """Draws a mass of one of MASS_KINDS at a random place into `tissue`, dB, float [H, W]."""
     column = MASS_KINDS.index(kind)
     mass = {name: rng.uniform(*limits[column]) for name, limits in MASS_LIMITS.items()}
     height, width = tissue.shape
@@ -168,7 +172,7 @@ def add_mass(rng: np.random.Generator, tissue: np.ndarray, kind: str) -> np.ndar
 
 
 def phantom(rng: np.random.Generator, label: str, height: int, width: int) -> np.ndarray:
-    """One image of a class of `CLASSES`: uint8 [height, width]. Any other `label`: ValueError."""
+    """Draws one image of a class of CLASSES, uint8 [height, width]."""
     if label not in CLASSES:
         raise ValueError(f"There is no phantom of class {label!r}; the classes are {CLASSES}.")
     tissue = anatomy(rng, height, width)
@@ -182,36 +186,29 @@ def phantom(rng: np.random.Generator, label: str, height: int, width: int) -> np
     return np.clip(255 * (1 + (level - white) / dynamic_range), 0, 255).round().astype(np.uint8)
 
 
-def holds(folder: Path, parameters: str) -> bool:
-    """Whether `folder` has the data set of these `parameters`; OtherFilesError if another."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    record = folder / "phantoms.json"
-    found = record.read_text() if record.exists() else "no phantoms.json"
-    if found != parameters:
-        raise OtherFilesError(
-            f"{folder} holds other files than asked for; found: {found}; wanted: {parameters}. "
-            "Remove the folder or name another."
-        )
-    return True
-
-
 def write(
     folder: Path, *, images_per_class: int, seed: int, height: int = 128, width: int = 160
 ) -> None:
-    """Write `folder/{class}/{class} (k).png`, k from 1, grey: the names and layout of BUSI.
+    """Writes `folder/{class}/{class} (k).png`, k from 1, grey: the names and layout of BUSI.
 
     An image depends on `seed`, its class, k, `height` and `width` alone, so a larger
     `images_per_class` adds images and changes none. The files are the same on every run (another
-    version of NumPy or Pillow may change them). `folder` appears when it is whole; one that was
-    written with the same parameters is left as it is, and one with anything else in it raises
-    OtherFilesError.
+    version of NumPy or Pillow may change them). The folder appears when it is whole; one that was
+    written with the same parameters is left as it is.
+
+    Raises:
+        OtherFilesError: the folder holds anything else.
     """
-    if images_per_class < 1:
-        raise ValueError(f"images_per_class is {images_per_class}, and must be at least 1.")
     wanted = {"version": VERSION, "images_per_class": images_per_class, "seed": seed}
     parameters = json.dumps(wanted | {"height": height, "width": width})
-    if holds(folder, parameters):
+    if folder.exists() and any(folder.iterdir()):
+        record = folder / "phantoms.json"
+        there = record.read_text() if record.exists() else "no phantoms.json"
+        if there != parameters:
+            raise OtherFilesError(
+                f"{folder} holds other files than asked for; found: {there}; wanted: {parameters}. "
+                "Remove the folder or name another."
+            )
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -225,5 +222,5 @@ def write(
         try:
             whole.rename(folder)
         except OSError:
-            if not holds(folder, parameters):  # else another process wrote the same meanwhile
+            if not (folder / "phantoms.json").exists():  # else another process wrote it meanwhile
                 raise

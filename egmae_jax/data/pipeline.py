@@ -24,29 +24,36 @@ from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.data.threads import read_ahead
 
-MAX_STEPS = 256  # of one dispatch
-# Of the batches that go to the devices together. Larger arrays take longer a byte: the system gives
-# them new memory each time.
+MAX_STEPS = 256  # steps of one dispatch
+# Size of the batches that go to the devices together. Larger arrays take longer a byte: the system
+# gives them new memory each time.
 _BLOCK_BYTES = 32e6
 
 
 class Images(NamedTuple):
-    """Decoded images; numpy arrays on the host, jax arrays on the device."""
+    """Decoded images; numpy arrays on the host, jax arrays on the device.
 
-    pixels: Any  # uint8 [N, H, W, 3], or 1 for grey; each image in the upper left corner
-    sizes: Any  # int32 [N, 2], its height and width
-    labels: Any  # int32 [N]
+    Attributes:
+        pixels: uint8 [N, H, W, 3], or [N, H, W, 1] for grey; each image lies in the upper left
+            corner of its canvas.
+        sizes: int32 [N, 2], height and width of each image.
+        labels: int32 [N].
+    """
+
+    pixels: Any
+    sizes: Any
+    labels: Any
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def take(self, indices: jax.Array | np.ndarray) -> "Images":
-        """The batch at `indices` [B]."""
+        """Images at `indices`, int [B], as a batch."""
         return Images(self.pixels[indices], self.sizes[indices], self.labels[indices])
 
 
 class HostStore:
-    """Decoded images in the host's memory: as many as fit are decoded once."""
+    """Keeps decoded images in the host's memory: as many as fit are decoded once."""
 
     def __init__(self, max_bytes: float):
         self._bytes_left = max_bytes
@@ -54,7 +61,7 @@ class HostStore:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The image called `key`, decoded if it is not here."""
+        """Returns the image called `key`, and decodes it if it is not kept."""
         image = self._images.get(key)
         if image is None:
             image = decode()
@@ -66,23 +73,32 @@ class HostStore:
 
 
 class View(NamedTuple):
-    """How images are decoded for a purpose, onto one canvas."""
+    """How images are decoded for training or evaluation, onto one canvas.
+
+    Attributes:
+        purpose: 'training' or 'evaluation'.
+        prepared: the data set.
+        color: 'rgb' or 'grey'.
+        resize: makes the view of an image.
+        size_of: width and height of the view by those of the image.
+        canvas: height and width that hold every view.
+    """
 
     purpose: str
     prepared: Prepared
     color: images.Color
     resize: Callable[[PIL.Image.Image], PIL.Image.Image]
-    size_of: Callable[[tuple[int, int]], tuple[int, int]]  # width and height before, and after
-    canvas: tuple[int, int]  # height, width
+    size_of: Callable[[tuple[int, int]], tuple[int, int]]
+    canvas: tuple[int, int]
 
     def load(self, indices: np.ndarray, store: HostStore | None = None) -> Images:
-        """Images on the canvas, in the asked order."""
+        """Decodes the images at `indices`, in this order; `store` keeps decoded images."""
         batch = self.empty((len(indices),))
         self.load_into(batch, indices, store)
         return batch
 
     def empty(self, shape: tuple[int, ...]) -> Images:
-        """Room for images."""
+        """Arrays for images, not initialised."""
         return Images(
             _empty((*shape, *self.canvas, self._channels), np.uint8),
             _empty((*shape, 2), np.int32),
@@ -90,7 +106,7 @@ class View(NamedTuple):
         )
 
     def load_into(self, batch: Images, indices: np.ndarray, store: HostStore | None) -> None:
-        """Images on the canvas, in the asked order, into arrays that are there."""
+        """Decodes the images at `indices` into the arrays of `batch`."""
         batch.labels[:] = self.prepared.labels[indices]
         for k, index in enumerate(np.asarray(indices).tolist()):
             decode = functools.partial(self._decode, index)
@@ -101,7 +117,7 @@ class View(NamedTuple):
             batch.pixels[k, :height, width:] = 0
 
     def nbytes(self, count: int) -> int:
-        """Bytes of `count` images on the canvas."""
+        """Bytes of the pixels of `count` images on the canvas."""
         return count * self.canvas[0] * self.canvas[1] * self._channels
 
     @property
@@ -111,13 +127,13 @@ class View(NamedTuple):
     def _decode(self, index: int) -> np.ndarray:
         array = self.prepared.records.pixels(index, self.color)
         height, width = array.shape[:2]
-        if self.size_of((width, height)) == (width, height):  # no resizing
+        if self.size_of((width, height)) == (width, height):
             return array
         return images.to_array(self.resize(images.from_array(array)))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """np.empty, at an address from which JAX takes arrays to a CPU without copying them."""
+    """Makes an empty array at an address from which JAX takes it to a CPU without a copy."""
     count, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
     room = np.empty(count + alignment, np.uint8)
     start = -room.ctypes.data % alignment
@@ -132,14 +148,17 @@ def training_view(
     resize: images.Resize,
     store_size: int,
 ) -> View:
-    """For random crops (see `images.training_view`); the canvas fits the images at `indices`."""
-    options: dict[str, Any] = {"resize": resize, "store_size": store_size}
-    size_of: Callable[[tuple[int, int]], tuple[int, int]] = functools.partial(
-        images.training_size, **options
-    )
+    """View from which random crops are taken, on a canvas for the images at `indices`.
+
+    The arguments are those of `images.training_view`.
+    """
+
+    def size_of(size: tuple[int, int]) -> tuple[int, int]:
+        return images.training_size(size, resize, store_size)
+
     sizes = [size_of((w, h)) for h, w in np.unique(prepared.sizes[indices], axis=0).tolist()]
     width, height = np.max(sizes, axis=0).tolist()
-    view = functools.partial(images.training_view, **options)
+    view = functools.partial(images.training_view, resize=resize, store_size=store_size)
     return View("training", prepared, color, view, size_of, (height, width))
 
 
@@ -151,7 +170,7 @@ def evaluation_view(
     image_size: int,
     resized: int | None = None,
 ) -> View:
-    """As images are evaluated, image_size x image_size: see `images.evaluation_view`."""
+    """View that is evaluated, a square; the arguments are those of `images.evaluation_view`."""
     view = functools.partial(
         images.evaluation_view, resize=resize, image_size=image_size, resized=resized
     )
@@ -161,16 +180,16 @@ def evaluation_view(
 
 def load(view: View, indices: np.ndarray) -> Images:
     """Decodes all images at `indices`, by as many threads as there are cores."""
-    images, size = view.empty((len(indices),)), 16
+    loaded, size = view.empty((len(indices),)), 16
 
     def fill(i: int) -> int:
         chunk = slice(size * i, size * (i + 1))
-        view.load_into(Images(*(x[chunk] for x in images)), indices[chunk], store=None)
+        view.load_into(Images(*(x[chunk] for x in loaded)), indices[chunk], store=None)
         return i
 
     for _ in read_ahead(fill, 0, math.ceil(len(indices) / size)):
         pass
-    return images
+    return loaded
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -178,13 +197,13 @@ def load(view: View, indices: np.ndarray) -> Images:
 
 @struct.dataclass
 class ResidentSteps:
-    """The batches of some steps, as indices [MAX_STEPS, B] into images on the device."""
+    """Batches of some steps, as indices [MAX_STEPS, B] into images on the device."""
 
     images: Images
     indices: Any
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
-        """Inside jit: the batch of step i, split over the devices."""
+        """Batch of step i, split over the devices of a mesh; called inside jit."""
         # NumPy's own under JAX_DEBUG_NANS, which runs the step again outside jit.
         indices = jnp.asarray(self.indices)[i]
         batch = self.images.take(sharding.split_batch(indices, mesh))
@@ -193,24 +212,24 @@ class ResidentSteps:
 
 @struct.dataclass
 class StreamedSteps:
-    """The batches of some steps themselves, in a block [steps, B, ...], and where they begin."""
+    """Batches of some steps, from `offset` on in a block of images [steps, B, ...]."""
 
     images: Images
     offset: Any
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
-        """Inside jit: the batch of step i, split over the devices."""
+        """Batch of step i, split over the devices of a mesh; called inside jit."""
         return sharding.split_batch(Images(*(x[self.offset + i] for x in self.images)), mesh)
 
 
 class Resident:
-    """Feeds steps from images that are on the device."""
+    """Feeds training from images that are on the device, in a given order."""
 
     def __init__(self, images: Images, order: "Order"):
         self._images, self._order = images, order
 
     def steps(self, first: int, at_most: int) -> tuple[int, ResidentSteps]:
-        """The batches of steps `first` and following, and how many there are."""
+        """Returns how many steps from `first` on are fed, up to `at_most`, and their batches."""
         count = min(at_most, MAX_STEPS)
         indices = np.zeros((MAX_STEPS, self._order.batch_size), np.int32)
         indices[:count] = [self._order[first + i] for i in range(count)]
@@ -218,15 +237,17 @@ class Resident:
 
 
 class Stream:
-    """Feeds steps from records, decoded ahead while the device works; each host reads its rows.
+    """Feeds training from records, decoded ahead while the device works.
+
+    Each host reads the rows of a batch that its devices train on.
 
     Args:
         view: how images are decoded.
-        indices: of the images in `view`, which `order` counts.
-        order: of training.
-        total_steps: of the stage.
-        mesh: batches are split over its devices.
-        store: keeps decoded images.
+        indices: training images among those of `view`; `order` counts these.
+        order: which images make up each batch.
+        total_steps: number of steps of the stage.
+        mesh: devices over which batches are split.
+        store: keeps decoded images; None: each is decoded whenever it is fed.
     """
 
     def __init__(
@@ -247,7 +268,7 @@ class Stream:
         self._offset = self._block_steps  # of the next step in the block on the devices
 
     def steps(self, first: int, at_most: int) -> tuple[int, StreamedSteps]:
-        """The batches of steps `first` and following, and how many there are."""
+        """Returns how many steps from `first` on are fed, up to `at_most`, and their batches."""
         if first != self._next:
             self._blocks, self._offset = self._read_blocks(first), self._block_steps
         if self._offset == self._block_steps:
@@ -258,7 +279,7 @@ class Stream:
         return count, steps
 
     def _read_blocks(self, start: int) -> Iterator[Images]:
-        """Blocks of the batches from `start` on, on the devices; all of one shape."""
+        """Yields blocks of the batches from `start` on, on the devices, all of one shape."""
         rows = sharding.local_rows(self._order.batch_size, self._mesh)
         blocks: collections.defaultdict[int, Images] = collections.defaultdict(
             lambda: self._view.empty((self._block_steps, len(rows)))
@@ -280,7 +301,7 @@ class Stream:
 
 
 class Order:
-    """The order of training: which examples make up the batch of any step.
+    """Order of training: which examples make up the batch of any step.
 
     The examples are shuffled anew each epoch and the epochs joined into one stream, which is cut
     into batches: no batch is smaller than the others and no example is left out for good. The batch
@@ -294,7 +315,7 @@ class Order:
         self._epoch = functools.lru_cache(maxsize=4)(self._shuffle)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """int32 [batch_size]: the examples of this step, counted from 0."""
+        """Examples of a step, int32 [batch_size], counted from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self._num_examples)
         parts = [self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
@@ -309,14 +330,14 @@ class Order:
 
 
 class Evaluation:
-    """A split as it is evaluated: every image once, in batches of one shape.
+    """Feeds evaluation with every image of a part once, in batches of one shape.
 
     Args:
         view: how images are decoded.
-        indices: of the split's images in `view`.
-        mesh: batches are split over its devices.
-        resident: keeps the images on the device from the first use.
-        store: keeps decoded images that are not resident.
+        indices: images of the part among those of `view`.
+        mesh: devices over which batches are split.
+        resident: whether the images are kept on the devices.
+        store: keeps decoded images that are not resident; None: each is decoded every time.
     """
 
     def __init__(
@@ -335,9 +356,9 @@ class Evaluation:
         return len(self._indices)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Images, np.ndarray, np.ndarray]]:
-        """Images, the indices of a batch among them [B], and validity float32 [B].
+        """Yields images, the indices of a batch among them [B], and its validity float32 [B].
 
-        The last batch is filled up with its first image and validity 0: every example counts
+        The last batch is filled up with its first image, of validity 0, so that every image counts
         exactly once.
         """
         starts = range(0, len(self), batch_size)

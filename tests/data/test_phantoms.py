@@ -1,9 +1,5 @@
 """The phantoms: speckle against theory, files against themselves, classes against a probe."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,12 +41,6 @@ def test_mean_intensity_is_the_echogenicity(echogenicity):
     assert np.mean(amplitude**2) == pytest.approx(echogenicity, rel=0.03)
     border = np.concatenate([amplitude[[0, -1]].ravel(), amplitude[:, [0, -1]].ravel()])
     assert np.mean(border**2) == pytest.approx(echogenicity, rel=0.2)
-
-
-def test_compounding_raises_the_signal_to_noise_ratio_by_the_root_of_the_views():
-    rng = np.random.default_rng(2)
-    views = np.mean([envelope(rng, np.ones((256, 256))) for _ in range(4)], axis=0)
-    assert views.mean() / views.std() == pytest.approx(2 * 1.913, rel=0.02)
 
 
 def test_resolution_is_finer_along_the_beam_and_is_that_of_the_pulse(speckle):
@@ -127,13 +117,13 @@ def test_an_unknown_class_is_refused():
 
 @pytest.fixture(scope="module")
 def dataset():
-    """80 images of each class as floats [240, 128, 160], and their labels."""
+    """60 images of each class as floats [180, 128, 160], and their labels."""
     images = [
         phantom(np.random.default_rng([5, index, k]), label, 128, 160)
         for index, label in enumerate(CLASSES)
-        for k in range(80)
+        for k in range(60)
     ]
-    return np.stack(images).astype(float), np.repeat(np.arange(3), 80)
+    return np.stack(images).astype(float), np.repeat(np.arange(3), 60)
 
 
 def around_the_darkest_blob(image):
@@ -171,55 +161,30 @@ def test_classes_can_be_told_apart_but_not_by_brightness(dataset):
     assert cross_validated_accuracy(np.column_stack([mean, deviation]), labels) < 0.5
 
 
-def test_scanner_settings_vary_alike_in_every_class(dataset):
-    images, labels = dataset
-    means = [images[labels == index].mean((1, 2)) for index in range(3)]
-    for mean in means:
-        assert 15 < mean.std() < 35  # of grey levels; 20 to 23 in BUSI
-        assert abs(mean.mean() - np.mean(means)) < 10
-    assert np.mean(images == 255) < 0.01
-
-
 # Files
 
 
-def test_files_are_named_as_busi_names_them_and_hold_grey_images(tmp_path):
-    write(tmp_path / "demo", images_per_class=2, **SMALL)
+def test_files_are_named_as_busi_names_them_and_depend_on_seed_and_number_alone(tmp_path):
+    write(tmp_path / "few", images_per_class=2, **SMALL)
+    few = files(tmp_path / "few")
     names = {f"{label}/{label} ({k}).png" for label in CLASSES for k in (1, 2)}
-    assert set(files(tmp_path / "demo")) == names | {"phantoms.json"}
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert set(few) == names | {"phantoms.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
     for index, label in enumerate(CLASSES):
-        with Image.open(tmp_path / "demo" / label / f"{label} (2).png") as image:
-            assert (image.mode, image.size) == ("L", (40, 32))
+        with Image.open(tmp_path / "few" / label / f"{label} (2).png") as image:
+            assert image.mode == "L"
             expected = phantom(np.random.default_rng([0, index, 2]), label, 32, 40)
             np.testing.assert_array_equal(np.asarray(image), expected)
+    write(tmp_path / "few", images_per_class=2, **SMALL)  # leaves what is there
+    write(tmp_path / "many", images_per_class=3, **SMALL)
+    write(tmp_path / "other", images_per_class=2, **SMALL | {"seed": 1})
+    assert files(tmp_path / "few") == few
+    many = files(tmp_path / "many")
+    assert all(many[name] == few[name] for name in names)
+    assert not set(files(tmp_path / "other").values()) & set(few.values())
 
 
-def test_the_same_parameters_give_the_same_bytes_and_another_seed_other_images(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write(tmp_path / name, images_per_class=2, **SMALL | {"seed": seed})
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    first, other = files(tmp_path / "a"), files(tmp_path / "c")
-    assert len(set(first.values()) | set(other.values())) == len(first) + len(other)
-
-
-def test_more_images_leave_the_earlier_ones_as_they_were(tmp_path):
-    write(tmp_path / "few", images_per_class=2, **SMALL)
-    write(tmp_path / "many", images_per_class=5, **SMALL)
-    few, many = files(tmp_path / "few"), files(tmp_path / "many")
-    assert len(many) == 16
-    assert all(many[name] == few[name] for name in few if name.endswith(".png"))
-
-
-def test_a_folder_with_the_same_parameters_is_left_alone(tmp_path, monkeypatch):
-    write(tmp_path / "demo", images_per_class=1, **SMALL)
-    before = files(tmp_path / "demo")
-    monkeypatch.setattr(phantoms, "phantom", None)  # not to be called
-    write(tmp_path / "demo", images_per_class=1, **SMALL)
-    assert files(tmp_path / "demo") == before
-
-
-@pytest.mark.parametrize("change", ["images_per_class", "seed", "height", "width", "version"])
+@pytest.mark.parametrize("change", ["images_per_class", "seed", "height", "version"])
 def test_a_folder_with_other_parameters_is_refused(tmp_path, monkeypatch, change):
     parameters = {"images_per_class": 1, **SMALL}
     write(tmp_path / "demo", **parameters)
@@ -256,42 +221,3 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "demo", images_per_class=1, **SMALL)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_run_leaves_no_data_set_and_the_next_one_is_whole(tmp_path):
-    killed = """
-import os, pathlib, sys
-from egmae_jax.data import phantoms
-make, made = phantoms.phantom, []
-def phantom(*arguments):
-    made.append(1)
-    return make(*arguments) if len(made) < 3 else os._exit(9)
-phantoms.phantom = phantom
-phantoms.write(pathlib.Path(sys.argv[1]), images_per_class=1, seed=0, height=32, width=40)
-"""
-    root = Path(phantoms.__file__).parents[2]  # where the package can be imported from
-    done = subprocess.run([sys.executable, "-c", killed, tmp_path / "demo"], cwd=root, timeout=60)
-    assert done.returncode == 9
-    assert not (tmp_path / "demo").exists()
-    write(tmp_path / "demo", images_per_class=1, **SMALL)
-    assert len(files(tmp_path / "demo")) == 4
-
-
-def test_two_runs_at_once_agree(tmp_path, monkeypatch):
-    make = phantoms.phantom
-
-    def overtaken(*arguments):
-        monkeypatch.setattr(phantoms, "phantom", make)
-        write(tmp_path / "demo", images_per_class=1, **SMALL)  # the other process is faster
-        return make(*arguments)
-
-    monkeypatch.setattr(phantoms, "phantom", overtaken)
-    write(tmp_path / "demo", images_per_class=1, **SMALL)
-    assert len(files(tmp_path / "demo")) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
-
-
-def test_no_images_at_all_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="images_per_class is 0"):
-        write(tmp_path / "demo", images_per_class=0, **SMALL)
-    assert not (tmp_path / "demo").exists()

@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import threading
-import time
 
 import jax
 import numpy as np
@@ -11,7 +9,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax.core import sharding
-from egmae_jax.data import images, pipeline, threads
+from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
 from tests import feeding, tiny
 from tests.feeding import picture, prepared, training_view
@@ -34,19 +32,8 @@ def test_each_epoch_has_every_example_exactly_once(num_examples, batch_size):
     positions = stream(order, epochs * num_examples // batch_size).reshape(epochs, num_examples)
     for epoch in positions:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(num_examples))
-
-
-def test_batches_are_int32_and_of_one_size():
-    order = Order(10, 4, (0, 1))
-    for step in range(12):
-        assert order[step].dtype == np.int32
-        assert order[step].shape == (4,)
-
-
-def test_epochs_are_shuffled_anew():
-    epochs = stream(Order(50, 10, (0,)), 5 * 20).reshape(20, 50)
-    assert len({epoch.tobytes() for epoch in epochs}) == 20
-    assert not any((epoch == np.arange(50)).all() for epoch in epochs)
+    if num_examples > 7:
+        assert len({epoch.tobytes() for epoch in positions}) == epochs  # shuffled anew
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -65,22 +52,10 @@ def test_a_batch_reaches_over_the_end_of_an_epoch():
     np.testing.assert_array_equal(stream(Order(10, 20, (3,)), 2), positions)
 
 
-def test_a_set_smaller_than_a_batch_fills_it_with_whole_epochs():
-    batch = Order(3, 9, (0,))[4]
-    np.testing.assert_array_equal(np.bincount(batch), [3, 3, 3])
-
-
 def test_other_seeds_give_other_orders():
     seeds = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (0, 123456789)]
     orders = {stream(Order(40, 8, seed), 5).tobytes() for seed in seeds}
     assert len(orders) == len(seeds)
-
-
-def test_every_example_is_as_likely_at_every_position():
-    first = np.array([Order(5, 5, (seed,))[0] for seed in range(2000)])
-    for position in range(5):
-        share = np.bincount(first[:, position], minlength=5) / 2000
-        assert np.abs(share - 0.2).max() < 5 * np.sqrt(0.2 * 0.8 / 2000)  # 5 standard errors
 
 
 # --- loading -----------------------------------------------------------------------------------
@@ -96,6 +71,8 @@ SIZES = [(20, 30), (44, 16), (10, 10), (36, 36), (31, 17)]  # width, height
 def test_training_canvas_holds_each_image_in_its_upper_left_corner():
     pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
     loaded = load_training(pictures, np.arange(5), store_size=64)
+    some = load_training(pictures, np.array([4, 1]), store_size=64)
+    np.testing.assert_array_equal(some.labels, [104, 101])  # those asked for, in that order
     assert loaded.pixels.shape == (5, 36, 44, 3)  # the largest height, the largest width
     assert loaded.pixels.dtype == np.uint8
     assert loaded.sizes.dtype == np.int32
@@ -127,44 +104,6 @@ def test_evaluation_images_are_squares_as_evaluated(resize):
     for pixels, image in zip(loaded.pixels, pictures, strict=True):
         view = images.to_array(images.evaluation_view(image, resize, 32))
         np.testing.assert_array_equal(pixels, view)
-
-
-def test_only_the_asked_images_are_loaded_in_the_asked_order():
-    pictures = [picture(i, 8, 8) for i in range(6)]
-    loaded = load_training(pictures, np.array([4, 1, 5]), store_size=64)
-    np.testing.assert_array_equal(loaded.labels, [104, 101, 105])
-    np.testing.assert_array_equal(loaded.pixels, np.stack([pictures[i] for i in (4, 1, 5)]))
-
-
-def test_order_is_kept_when_threads_finish_in_another(monkeypatch):
-    pictures = [picture(i, 4 + i % 5, 6) for i in range(80)]
-    to_array, rng, used = images.to_array, np.random.default_rng(0), set()
-
-    def slow_to_array(image):
-        used.add(threading.get_ident())
-        time.sleep(rng.uniform(0, 0.01))
-        return to_array(image)
-
-    monkeypatch.setattr(images, "to_array", slow_to_array)
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
-    loaded = load_training(pictures, np.arange(80), store_size=64)
-    assert len(used) > 1
-    for i, image in enumerate(pictures):
-        np.testing.assert_array_equal(loaded.pixels[i, :, : image.width], np.asarray(image))
-    np.testing.assert_array_equal(loaded.labels, np.arange(80) + 100)
-
-
-def test_take_picks_pixels_sizes_and_labels_together():
-    loaded = pipeline.Images(
-        np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3),
-        np.arange(8, dtype=np.int32).reshape(4, 2),
-        np.arange(4, dtype=np.int32),
-    )
-    batch = loaded.take(np.array([2, 0, 2]))
-    assert len(batch) == 3
-    np.testing.assert_array_equal(batch.labels, [2, 0, 2])
-    np.testing.assert_array_equal(batch.sizes, [[4, 5], [0, 1], [4, 5]])
-    np.testing.assert_array_equal(batch.pixels[:, 0, 0, 0], [24, 0, 24])
 
 
 # --- feeding -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The embedded data set: generated ultrasound phantoms, for the demo and the tests."""
+"""The data set of generated ultrasound phantoms, for the demo and the tests."""
 
 from pathlib import Path
 
