@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from egmae_jax.core import platform, preemption, sharding
 from egmae_jax.core.files import storage_errors_told
 from egmae_jax.data import splits
-from egmae_jax.data.prepare import Listing, Prepared, describe, list_files
+from egmae_jax.data.listing import Listing, list_files
+from egmae_jax.data.prepare import Prepared, describe
 from egmae_jax.explain import layer_selection
 from egmae_jax.explain.pretraining_panels import ReconstructionPanels
 from egmae_jax.run import announcement, branches, environment, results, rules

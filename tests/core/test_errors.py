@@ -26,7 +26,7 @@ from egmae_jax.commands import (
 from egmae_jax.core import extras, files, preemption
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
-from egmae_jax.data import datasets, prepare
+from egmae_jax.data import datasets, prepare, records
 from egmae_jax.data.datasets.base import find_given
 from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.deploy import predictor
@@ -270,7 +270,7 @@ def test_a_missing_library_of_the_users_is_told_by_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     dicom = bytes(128) + b"DICM"
     with pytest.raises(MissingExtraError, match=r"reading DICOM needs pydicom: .*\[dicom\]"):
-        prepare.images.examine(dicom)
+        records.images.examine(dicom)
 
 
 def test_reading_images_keeps_bugs(tmp_path, monkeypatch):
@@ -281,9 +281,9 @@ def test_reading_images_keeps_bugs(tmp_path, monkeypatch):
     def broken(*_):
         raise bug
 
-    monkeypatch.setattr(prepare.images, "examine", broken)
+    monkeypatch.setattr(records.images, "examine", broken)
     with pytest.raises(OSError, match="bug") as raised:
-        prepare._describe(tmp_path, "a.png", BY_TYPE)
+        records._describe(tmp_path, "a.png", BY_TYPE)
     assert raised.value is bug
     of_run = types.SimpleNamespace(
         config=types.SimpleNamespace(data=types.SimpleNamespace(color="rgb")), intensity=BY_TYPE
@@ -304,7 +304,7 @@ def test_records_that_cannot_be_written_are_told_and_bugs_are_not(tmp_path, monk
         def broken(*_):
             raise error
 
-        monkeypatch.setattr(prepare, "_write", broken)
+        monkeypatch.setattr(records, "_write", broken)
 
     def start():
         given = {"on_error": "raise", "near_duplicate_threshold": 0.1}
@@ -362,11 +362,11 @@ def test_words_for_a_config_that_takes_none_are_told(tmp_path):
 # Where all errors are caught: the code of others, on files of others, raises whatever it stumbles
 # upon; or what failed is told with its traceback and does not stop what is independent of it.
 BROAD = {
-    "egmae_jax/data/dicom.py": 1,  # pydicom
+    "egmae_jax/data/formats/dicom.py": 1,  # pydicom
+    "egmae_jax/data/formats/tiff.py": 1,  # tifffile; Pillow then says what is wrong
     "egmae_jax/data/download.py": 2,  # pooch's HTTP library; readers of archives
     "egmae_jax/data/images.py": 1,  # Pillow
-    "egmae_jax/data/prepare.py": 2,  # TFDS, array_record, protobuf
-    "egmae_jax/data/samples.py": 1,  # tifffile; Pillow then says what is wrong
+    "egmae_jax/data/records.py": 2,  # TFDS, array_record, protobuf
     "egmae_jax/deploy/compare.py": 1,  # torch.load
     "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
     "egmae_jax/deploy/demo/server.py": 1,  # raised again

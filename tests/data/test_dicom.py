@@ -1,182 +1,477 @@
-"""DICOM as 8-bit images, on files that the tests write."""
+"""DICOM against the formulas of PS3.3: C.7.6.3.1 (pixels), C.11.1 (modality), C.11.2 (VOI)."""
 
 import io
+import itertools
 import logging
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax.data import dicom as dicom_module
-from egmae_jax.data import images, pipeline
+from egmae_jax.data import images, records
+from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.prepare import prepare
+from tests.data.writers import RIGHT, SYNTAXES, dicom, extremes, ramp, spread, steps, table
 
 pydicom = pytest.importorskip("pydicom")
 
 
-def dicom(pixels, **elements):
-    """A DICOM file's bytes: 16-bit grey, or 8-bit of three channels."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+def linear(values, center, width):
+    """PS3.3, C.11.2.1.2.1, from 0 to 255."""
+    low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    between = ((values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5) * 255
+    return np.where(values <= low, 0, np.where(values > high, 255, between))
 
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-    if pixels.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    bits = 8 * pixels.itemsize
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
-    dataset.PixelRepresentation = int(np.issubdtype(pixels.dtype, np.signedinteger))
-    dataset.PixelData = pixels.tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
+
+def linear_exact(values, center, width):
+    """PS3.3, C.11.2.1.3.2, from 0 to 255."""
+    between = ((values - center) / width + 0.5) * 255
+    low, high = center - width / 2, center + width / 2
+    return np.where(values <= low, 0, np.where(values > high, 255, between))
+
+
+def sigmoid(values, center, width):
+    """PS3.3, C.11.2.1.3.1, from 0 to 255."""
+    return 255 / (1 + np.exp(-4 * (values - center) / width))
+
+
+WINDOWS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}
+
+
+def dicom_steps(*args, **elements):
+    return steps(dicom(*args, **elements))
+
+
+def changed(encoded, change):
+    """A DICOM file's bytes after `change(dataset)`."""
+    dataset = pydicom.dcmread(io.BytesIO(encoded))
+    change(dataset)
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
+    dataset.save_as(buffer)
     return buffer.getvalue()
 
 
-def decoded(*args, **elements):
-    return images.to_array(images.decode(dicom(*args, **elements)))
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.filterwarnings("error")
+def test_dicom(bits, signed, syntax, every):
+    low, high = extremes("int" if signed else "uint", bits)
+    row = ramp(low, high)
+    stored = spread(row)
+    cells = [(8, 7)] if bits == 8 else []
+    cells += [(16, place) for place in sorted({bits - 1, 13, 15}) if place >= bits - 1]
+    rescales = [None, (1, -1024), (2.5, 100), (-1, 0)]
+    views = [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"]
+    if syntax == "rle":  # pydicom writes one byte of values of 8 bits, whatever is allocated
+        cells = [cell for cell in cells if bits > 8 or cell[0] == 8]
+    if not every:
+        cells, rescales = cells[:: max(len(cells) - 1, 1)], rescales[::2]
+        views = views if syntax == "explicit" and bits in (8, 12) else [None, "LINEAR"]
+    for (allocated, place), colours, rescale, view in itertools.product(
+        cells, ("MONOCHROME1", "MONOCHROME2"), rescales, views
+    ):
+        elements, values = {}, row.astype(float)
+        if rescale:
+            elements["RescaleSlope"], elements["RescaleIntercept"] = rescale
+            values = rescale[0] * values + rescale[1]
+        right = 255 * (values - values.min()) / np.ptp(values)
+        if view:
+            center, width = np.median(values).round(), (0.8 * np.ptp(values)).round()
+            elements |= {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": view}
+            right = WINDOWS[view](values, center, width)
+        if colours == "MONOCHROME1":
+            right = 255 - right
+        options = {"bits": bits, "allocated": allocated, "high": place, "signed": signed}
+        found = dicom_steps(
+            stored, syntax=syntax, garbage=0xA5A5, colours=colours, **options, **elements
+        )
+        np.testing.assert_allclose(found, right, atol=0.51, err_msg=f"{options} {elements}")
+        if view is None and rescale != (-1, 0):
+            expected = RIGHT if colours == "MONOCHROME2" else 255 - RIGHT
+            np.testing.assert_allclose(found, expected, atol=1)
 
 
-@pytest.fixture
-def hounsfield():
-    """CT values from air to bone, stored with the usual offset of 1024."""
-    return np.linspace(-1000, 2000, 600).round().reshape(20, 30)
-
-
-def test_the_window_decides_what_is_black_and_white(hounsfield):
-    stored = (hounsfield + 1024).astype(np.uint16)
-    pixels = decoded(
-        stored, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400
+@pytest.mark.parametrize("groups", ["shared", "frame"])
+@pytest.mark.parametrize("function", WINDOWS)
+def test_dicom_functional_groups(function, groups):
+    row = ramp(0, 4095)
+    found = dicom_steps(
+        *(spread(row),),
+        **{"bits": 12, "groups": groups, "RescaleSlope": 2, "RescaleIntercept": -1000},
+        **{"WindowCenter": 2000, "WindowWidth": 4000, "VOILUTFunction": function},
     )
-    # DICOM PS3.3, C.11.2.1.2: linear between centre - .5 -+ (width - 1) / 2.
-    expected = np.clip((hounsfield - 39.5) / 399 + 0.5, 0, 1) * 255
-    assert np.abs(pixels[..., 0] - expected).max() <= 1
-    assert (pixels == pixels[..., :1]).all()
+    right = WINDOWS[function](2.0 * row - 1000, 2000, 4000)
+    np.testing.assert_allclose(found, right, atol=0.51)
 
 
-def test_of_several_windows_the_first_is_taken(hounsfield):
-    stored = (hounsfield + 1024).astype(np.uint16)
-    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024}
-    first = decoded(stored, WindowCenter=40, WindowWidth=400, **rescale)
-    both = decoded(stored, WindowCenter=[40, 500], WindowWidth=[400, 2000], **rescale)
-    np.testing.assert_array_equal(first, both)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("vr", ["US", "OW"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.filterwarnings("error")
+def test_dicom_voi_table(bits, vr, signed):
+    first = -4 if signed else 20
+    stored = spread(first + np.arange(8))
+    up = ramp(0, 2**bits - 1).astype(int)
+    tables = {
+        "ascends": up,
+        "descends": up[::-1],
+        "equal ends": [0, *up[1:-1], 0],
+        "rises and falls": [*up[::2], *up[1::2][::-1]],
+        "part of the range": up // 2 + up[1],
+        "one value": [up[3]] * 8,
+    }
+    for (name, entries), colours in itertools.product(
+        tables.items(), ("MONOCHROME1", "MONOCHROME2")
+    ):
+        entries = np.asarray(entries)
+        span = max(np.ptp(entries), 1)
+        right = 255 * (entries - entries.min()) / span
+        right = 255 - right if colours == "MONOCHROME1" else right
+        for voi in (table(entries, first, bits, vr), table(entries, first, 16, vr)):
+            options = {"signed": signed, "colours": colours, "VOILUTSequence": [voi]}
+            np.testing.assert_allclose(
+                dicom_steps(stored, **options), right, atol=0.51, err_msg=name
+            )
+        if not signed:  # with a rescale that makes the values negative
+            voi = table(entries, first - 100, bits, vr)
+            options |= {"VOILUTSequence": [voi], "RescaleSlope": 1, "RescaleIntercept": -100}
+            np.testing.assert_allclose(dicom_steps(stored, **options), right, atol=0.51)
 
 
-def test_without_a_window_the_extremes_are_black_and_white(hounsfield):
-    pixels = decoded(hounsfield.astype(np.int16))
-    expected = (hounsfield - hounsfield.min()) / np.ptp(hounsfield) * 255
-    assert np.abs(pixels[..., 0] - expected).max() <= 0.51
+def test_dicom_table_beyond_whose_ends_values_take_these():
+    voi = table([100, 200, 300], 3, 16)
+    found = dicom_steps(spread(np.arange(8)), VOILUTSequence=[voi])
+    np.testing.assert_allclose(found, [0, 0, 0, 0, 127.5, 255, 255, 255], atol=0.51)
 
 
-def test_monochrome1_is_inverted(hounsfield):
-    stored = (hounsfield + 1024).astype(np.uint16)
-    normal = decoded(stored)
-    inverted = decoded(stored, PhotometricInterpretation="MONOCHROME1")
-    assert np.abs(255 - normal.astype(int) - inverted).max() <= 1
+def test_dicom_table_of_signed_entries():
+    entries = [-700, -600, -500, -400, -300, -200, -100, 0]
+    found = dicom_steps(spread(np.arange(8)), VOILUTSequence=[table(entries, 0, 16, "SS")])
+    np.testing.assert_array_equal(found, RIGHT)
 
 
-def test_colours_come_out_as_they_are():
-    colours = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    np.testing.assert_array_equal(decoded(colours), colours)
+@pytest.mark.parametrize("syntax", ["explicit", "big"])
+def test_dicom_table_of_8_bits_packed_in_words(syntax):
+    from pydicom.dataelem import DataElement
+
+    voi = table(RIGHT, 0, 8)
+    packed = RIGHT.astype(np.uint8).view("<u2").astype(">u2" if syntax == "big" else "<u2")
+    voi[0x00283006] = DataElement(0x00283006, "OW", packed.tobytes())
+    found = dicom_steps(spread(np.arange(8)), syntax=syntax, VOILUTSequence=[voi])
+    np.testing.assert_array_equal(found, RIGHT)
 
 
-def test_an_image_of_one_value_is_black():
-    assert (decoded(np.full((4, 4), 700, np.uint16)) == 0).all()
+@pytest.mark.parametrize("signed", [False, True])
+def test_dicom_modality_table(signed):
+    first = -3 if signed else 5
+    entries = [0, 5, 60, 1000, 2000, 50000, 60000, 65535]
+    options = {"signed": signed, "ModalityLUTSequence": [table(entries, first, 16)]}
+    found = dicom_steps(spread(first + np.arange(8)), **options)
+    np.testing.assert_allclose(found, 255 * np.array(entries) / 65535, atol=0.51)
+    window = {"WindowCenter": 1000.5, "WindowWidth": 2001}
+    found = dicom_steps(spread(first + np.arange(8)), **options, **window)
+    np.testing.assert_allclose(found, linear(np.array(entries), 1000.5, 2001), atol=0.51)
 
 
-@pytest.mark.parametrize("damage", [lambda x: x[:200], lambda x: x[:-100]])
-def test_damaged_files_are_unreadable(damage, hounsfield):
-    encoded = damage(dicom(hounsfield.astype(np.int16)))
-    with pytest.raises(images.UnreadableImageError, match="DICOM"):
-        images.decode(encoded)
+@pytest.mark.parametrize("limit", [None, 3, -2])
+@pytest.mark.parametrize("colours", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("signed", "value"), [(True, -2000), (True, 2000), (False, 0), (False, 4095)]
+)
+@pytest.mark.parametrize("rescale", [(1, 0), (2, -1000)])
+@pytest.mark.parametrize("view", [None, "LINEAR", "table"])
+@pytest.mark.filterwarnings("error")
+def test_dicom_padding(view, rescale, signed, value, colours, limit):
+    bits = 16 if signed else 12
+    row = ramp(1000, 1700) - (500 if signed else 0)
+    row[2] = value
+    elements = {"PixelPaddingValue": value}
+    if limit is not None:
+        if not 0 <= value + limit < 4096 and not signed:
+            limit = -limit
+        elements["PixelPaddingRangeLimit"] = value + limit
+        row[5] = value + np.sign(limit)
+    padding = np.isin(row, [value, value + np.sign(limit or 0)])
+    elements["RescaleSlope"], elements["RescaleIntercept"] = rescale
+    values = rescale[0] * row.astype(float) + rescale[1]
+    kept = values[~padding]
+    right = 255 * (values - kept.min()) / np.ptp(kept)
+    if view == "LINEAR":
+        elements |= {"WindowCenter": kept.mean(), "WindowWidth": np.ptp(kept) // 2}
+        right = linear(values, kept.mean(), np.ptp(kept) // 2)
+    elif view == "table":
+        first = int(kept.min())
+        entries = np.arange(int(np.ptp(kept)) + 1)
+        elements["VOILUTSequence"] = [table(entries, first, 16)]
+    if colours == "MONOCHROME1":
+        right = 255 - right
+    right[padding] = 0
+    found = dicom_steps(spread(row), bits=bits, signed=signed, colours=colours, **elements)
+    np.testing.assert_allclose(found, right, atol=0.51)
+
+
+def test_dicom_padding_written_in_the_other_sign():
+    from pydicom.dataelem import DataElement
+
+    row = np.array([-2000, 0, 100, 200, 300, 400, 500, 700])
+    padding = DataElement(0x00280120, "US", 63536)
+    encoded = changed(dicom(spread(row), signed=True), lambda dataset: dataset.add(padding))
+    np.testing.assert_allclose(steps(encoded)[1:], 255 * row[1:] / 700, atol=0.51)
+
+
+def test_dicom_that_is_padding_all_over_is_black():
+    found = dicom_steps(spread([5] * 8), PixelPaddingValue=5, colours="MONOCHROME1")
+    assert (found == 0).all()
+
+
+def padded(row, cell, value):
+    """A DICOM file of 12 bits in cells of 16, the first of them `cell`, with this padding."""
+    from pydicom.dataelem import DataElement
+
+    def change(dataset):
+        cells = np.frombuffer(dataset.PixelData, "<u2").copy()
+        cells[cells == row[0]] = cell
+        dataset.PixelData = cells.tobytes()
+        dataset.add(DataElement(0x00280120, "US", value))
+
+    return changed(dicom(spread(row), bits=12), change)
+
+
+def test_dicom_padding_of_more_bits_than_are_stored():
+    row = np.array([0x830, 0, 100, 200, 300, 400, 500, 700])
+    expected = [0, *np.round(255 * row[1:] / 700)]
+    for cell in (0xF830, 0x830):  # where it is written with these bits
+        np.testing.assert_allclose(steps(padded(row, cell, cell)), expected, atol=1)
+    row[0] = 4095
+    with pytest.raises(UnreadableImageError, match="PixelPaddingValue 65535 has more bits than"):
+        images.decode(padded(row, 4095, 65535))
+    row[0] = 0  # no pixel could be it
+    np.testing.assert_allclose(steps(padded(row, 0, 65535)), np.round(255 * row / 700), atol=1)
+
+
+def test_dicom_palette_of_8_bits_declared_as_16():
+    elements = {}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [8, 0, 16]
+        elements[f"{name}PaletteColorLookupTableData"] = RIGHT.astype("<u2").tobytes()
+    encoded = dicom(spread(np.arange(8)), colours="PALETTE COLOR", **elements)
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+
+
+@pytest.mark.parametrize("frames", [0, ""])
+@pytest.mark.filterwarnings("error")
+def test_dicom_without_a_number_of_frames_has_one(frames):
+    encoded = dicom(spread(ramp(0, 65535)), NumberOfFrames=frames)
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+
+
+@pytest.mark.parametrize("first", [0, 200, 1000])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("count", [8, 300])
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big"])
+def test_dicom_palette(syntax, count, bits, first):
+    largest = 2**bits - 1
+    red = np.full(count, largest)
+    red[:8] = ramp(0, largest)
+    columns = {"Red": red, "Green": largest - red, "Blue": red}
+    elements = {}
+    for name, column in columns.items():
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [count, first, bits]
+        kind = "u1" if bits == 8 else (">u2" if syntax == "big" else "<u2")
+        content = column.astype(kind)
+        if bits == 8 and syntax == "big":  # packed in words
+            content = content.view("<u2").astype(">u2")
+        elements[f"{name}PaletteColorLookupTableData"] = content.tobytes()
+    row = first + np.arange(8)
+    encoded = dicom(spread(row), syntax=syntax, colours="PALETTE COLOR", **elements)
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+    np.testing.assert_array_equal(steps(encoded, channel=1), 255 - RIGHT)
+    row[7] = first + count + 700  # beyond the table: its last entry
+    encoded = dicom(spread(row), syntax=syntax, colours="PALETTE COLOR", **elements)
+    expected = [*RIGHT[:7], 255]
+    np.testing.assert_array_equal(steps(encoded), expected)
+
+
+@pytest.mark.parametrize(("bits", "allocated"), [(8, 8), (12, 16), (16, 16)])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_dicom_rgb(syntax, bits, allocated):
+    grey = spread(ramp(0, 2**bits - 1))
+    rgb = np.stack([grey, grey[:, ::-1], grey], axis=-1)
+    encoded = dicom(rgb, bits=bits, allocated=allocated, syntax=syntax, colours="RGB")
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
+    np.testing.assert_array_equal(steps(encoded, channel=1), RIGHT[::-1])
+
+
+def test_dicom_ybr():
+    grey = spread(RIGHT)
+    ybr = np.stack([grey, np.full_like(grey, 128), np.full_like(grey, 128)], axis=-1)
+    found = dicom_steps(ybr, bits=8, allocated=8, colours="YBR_FULL")
+    np.testing.assert_allclose(found, RIGHT, atol=1)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_dicom_of_lossless_codecs(bits, signed):
+    from pydicom import uid
+    from pydicom.encaps import encapsulate
+
+    low, high = extremes("int" if signed else "uint", bits)
+    row = ramp(low, high)
+    frame = imagecodecs.jpeg2k_encode(
+        spread(row).astype(np.int16 if signed else np.uint16),
+        level=0, codecformat="j2k", bitspersample=bits, reversible=True,
+    )  # fmt: skip
+
+    def change(dataset):
+        dataset.PixelData = encapsulate([frame])
+        dataset.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+
+    encoded = changed(dicom(spread(row), bits=bits, signed=signed), change)
+    np.testing.assert_allclose(steps(encoded), RIGHT, atol=1)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big"])
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_dicom_without_preamble(meta, syntax):
+    encoded = dicom(spread(ramp(0, 65535)), syntax=syntax, preamble=False, meta=meta)
+    assert encoded[128:132] != b"DICM"
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
 
 
 @pytest.mark.parametrize(
-    "empty", [{"WindowCenter": None, "WindowWidth": None}, {"WindowWidth": 400}]
+    ("elements", "message"),
+    [
+        ({"WindowCenter": 5, "WindowWidth": 0.5}, r"WindowWidth is 0.5; of a LINEAR window.*at le"),
+        (
+            {"WindowCenter": 5, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+            "SIGMOID window it must be above 0",
+        ),
+        (
+            {"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": "CUBIC"},
+            "CUBIC is not supported",
+        ),
+        ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope is 0"),
+        ({"PresentationLUTShape": "INVERSE"}, "contradict each other"),
+        (
+            {"PresentationLUTShape": "IDENTITY", "colours": "MONOCHROME1"},
+            "contradict each other: INVERSE is expected",
+        ),
+        ({"WindowCenter": 5, "WindowWidth": "9e9999"}, "WindowWidth inf are no finite numbers"),
+        ({"bits": 12, "allocated": 16, "HighBit": 10}, "HighBit 10.*contradict"),
+        ({"colours": "HSV"}, "HSV of 1 samples a pixel is not supported"),
+        ({"colours": "RGB"}, "RGB of 1 samples"),
+        ({"PixelPresentation": "COLOR"}, "PixelPresentation COLOR"),
+        ({"NumberOfFrames": 3}, "3 frames"),
+        ({"colours": None}, "lacks PhotometricInterpretation"),
+        ({"Rows": None}, "lacks Rows"),
+    ],
 )
-def test_an_empty_window_is_none(hounsfield, empty):
-    stored = hounsfield.astype(np.int16)
-    np.testing.assert_array_equal(decoded(stored, **empty), decoded(stored))
+def test_dicom_that_is_refused(elements, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        images.decode(dicom(spread(np.arange(8)), **elements))
 
 
-def test_a_dicom_bomb_is_refused(monkeypatch, hounsfield):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", hounsfield.size // 2 - 1)
-    with pytest.raises(images.UnreadableImageError, match="decompression bomb"):
-        images.decode(dicom(hounsfield.astype(np.int16)))
+def test_dicom_without_high_bit_has_it_where_the_standard_wants_it():
+    encoded = dicom(spread(ramp(0, 4095)), bits=12, garbage=0xF000)
+    encoded = changed(encoded, lambda dataset: dataset.pop("HighBit"))
+    np.testing.assert_array_equal(steps(encoded), RIGHT)
 
 
-def test_several_frames_are_refused():
-    encoded = dicom(np.zeros((4, 4), np.uint16), NumberOfFrames=2)
-    with pytest.raises(images.UnreadableImageError, match="2 frames; one image is expected"):
-        images.decode(encoded)
+def test_dicom_of_floats_is_refused():
+    from pydicom.dataelem import DataElement
+
+    def change(dataset):
+        del dataset.PixelData
+        dataset.BitsAllocated = 32
+        dataset.add(DataElement(0x7FE00008, "OF", spread(RIGHT).astype("<f4").tobytes()))
+
+    with pytest.raises(UnreadableImageError, match=r"FloatPixelData.*not supported"):
+        images.decode(changed(dicom(spread(RIGHT)), change))
 
 
-def write_folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        for k in range(3):
-            pixels = rng.integers(0, 4000, (20, 30), np.uint16)
-            (tmp_path / "data" / label / f"{k}.dcm").write_bytes(dicom(pixels))
+@pytest.mark.parametrize("width", [0.001, 0.5, 1, 3])
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_dicom_narrow_windows(function, width):
+    values = np.arange(8) * 0.001
+    options = {"RescaleSlope": 0.001, "RescaleIntercept": 0, "VOILUTFunction": function}
+    found = dicom_steps(spread(np.arange(8)), WindowCenter=0.003, WindowWidth=width, **options)
+    np.testing.assert_allclose(found, WINDOWS[function](values, 0.003, width), atol=0.51)
 
 
-def prepare_folder(tmp_path, on_error="raise"):
-    return prepare(
-        "image_folder",
-        tmp_path / "data",
-        tmp_path / "cache",
-        on_error=on_error,
-        near_duplicate_threshold=0.99,
-    )
+def test_dicom_linear_window_of_width_1_is_a_step():
+    found = dicom_steps(spread(np.arange(8)), WindowCenter=4, WindowWidth=1)
+    np.testing.assert_array_equal(found, [0, 0, 0, 0, 255, 255, 255, 255])
 
 
-def test_a_file_left_out_for_want_of_a_decoder_is_read_once_that_is_there(tmp_path, monkeypatch):
-    write_folder(tmp_path)
-    unreadable = (tmp_path / "data" / "cat" / "1.dcm").read_bytes()
-    decode = images.examine
-
-    def examine(encoded, *arguments):
-        if encoded == unreadable:
-            raise images.UnreadableImageError("all plugins are missing dependencies")
-        return decode(encoded, *arguments)
-
-    with monkeypatch.context() as without:
-        without.setattr(images, "examine", examine)
-        assert len(prepare_folder(tmp_path, "skip").files) == 5
-    assert len(prepare_folder(tmp_path, "skip").files) == 5  # remembered
-    monkeypatch.setattr(dicom_module, "decoders", lambda: ["pydicom", "pylibjpeg"])
-    assert len(prepare_folder(tmp_path).files) == 6
-
-
-def test_a_folder_of_dicom_files_is_prepared(tmp_path):
-    write_folder(tmp_path)
-    data = prepare_folder(tmp_path)
-    assert len(data.files) == 6
-    assert set(data.modes) == {"DICOM"}
-    decoded = images.decode((tmp_path / "data" / data.files[0]).read_bytes())
-    np.testing.assert_array_equal(data.records.pixels(0), np.asarray(decoded))
-    view = pipeline.training_view(
-        data, np.arange(6), color="rgb", resize="shorter_side", store_size=64
-    )
-    assert pipeline.load(view, np.arange(6)).pixels.shape == (6, 20, 30, 3)
+@pytest.mark.parametrize(
+    ("elements", "same_as"),
+    [
+        (
+            {"WindowCenter": [4, 500], "WindowWidth": [5, 2000]},
+            {"WindowCenter": 4, "WindowWidth": 5},
+        ),
+        ({"WindowCenter": None, "WindowWidth": None}, {}),
+        ({"WindowWidth": 400}, {}),
+    ],
+    ids=["the first of several", "empty", "half"],
+)
+def test_dicom_windows_that_count(elements, same_as):
+    stored = spread(np.arange(8))
+    np.testing.assert_array_equal(dicom_steps(stored, **elements), dicom_steps(stored, **same_as))
 
 
-@pytest.mark.parametrize("name", ["pydicom", "pydicom.pixels.decoders.base"])
-def test_what_pydicom_logs_elsewhere_is_left_alone(name, hounsfield, caplog):
-    damaged = dicom(hounsfield.astype(np.int16))[:-100]
-    logger = logging.getLogger(name)
-    level, disabled = logger.level, logger.disabled
-    with pytest.raises(images.UnreadableImageError, match="DICOM"):
-        images.decode(damaged)
-    assert not caplog.records  # our error says it
+def test_dicom_of_one_value_is_black():
+    assert (dicom_steps(spread([700] * 8)) == 0).all()
+
+
+def test_a_dicom_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 64 * 8 // 2 - 1)
+    with pytest.raises(UnreadableImageError, match="decompression bomb"):
+        images.decode(dicom(spread(RIGHT)))
+
+
+@pytest.mark.parametrize("length", [200, -100])
+def test_damaged_dicom_is_named_and_pydicom_logs_nothing_in_this_thread(length, caplog):
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    with pytest.raises(UnreadableImageError, match="DICOM"):
+        images.decode(dicom(spread(RIGHT))[:length])
+    assert not caplog.records  # the error says it
     logger.warning("of somebody else")
     assert [record.message for record in caplog.records] == ["of somebody else"]
-    assert (logger.level, logger.disabled) == (level, disabled)
-    assert logging.getLogger("pydicom").level != logging.CRITICAL
+    assert logger.level == level
+
+
+def test_dicom_is_prepared_and_read_once_its_decoder_is_there(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for k in range(6):
+        path = tmp_path / "data" / ("cat", "dog")[k % 2] / f"{k}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dicom(rng.integers(0, 4000, (20, 30))))
+    unreadable = (tmp_path / "data" / "cat" / "2.dcm").read_bytes()
+    examine = images.examine
+
+    def without_decoder(encoded, *arguments):
+        if encoded == unreadable:
+            raise UnreadableImageError("all plugins are missing dependencies")
+        return examine(encoded, *arguments)
+
+    def prepared(on_error):
+        folders = tmp_path / "data", tmp_path / "cache"
+        options = {"on_error": on_error, "near_duplicate_threshold": 0.99}
+        return prepare("image_folder", *folders, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(images, "examine", without_decoder)
+        assert len(prepared("skip").files) == 5
+    assert len(prepared("skip").files) == 5  # as the cache has it
+    monkeypatch.setattr(records.dicom, "decoders", lambda: ["pydicom", "pylibjpeg"])
+    data = prepared("raise")
+    assert len(data.files) == 6
+    assert set(data.modes) == {"DICOM"}
+    expected = images.decode((tmp_path / "data" / data.files[0]).read_bytes())
+    np.testing.assert_array_equal(data.records.pixels(0), np.asarray(expected))

@@ -51,33 +51,18 @@ def table(columns, rows=ROWS, delimiter=","):
 def test_columns_are_known_by_what_others_call_them(listed, columns, caplog):
     assert listed(table(columns)) == EXPECTED
     assert "not used" not in caplog.text
-    plain = [name.strip('"\u200b') for name in columns]
+    plain = [name.strip('"') for name in columns]
     names = dict(zip(("path", "label", "group", "split"), plain, strict=True))
     for column, name in names.items():
         assert (f"{name!r} for {column!r}" in caplog.text) == (name != column)
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_spreadsheets_of_any_country_are_read(listed, delimiter, encoding, newline):
     text = table(("path", "label", "group", "split"), delimiter=delimiter).replace("\n", newline)
-    bom = b"\xff\xfe" if encoding == "utf-16-le" else b""
-    assert listed(bom + text.encode(encoding)) == EXPECTED
-
-
-def test_excels_line_before_the_header_is_passed_over(listed):
-    text = table(("path", "label", "group", "split"), delimiter=";")
-    assert listed(f"sep=;\r\n{text}") == EXPECTED
-    with pytest.raises(DataError, match="line 5 has 2 values; its first line names 4 columns"):
-        listed(f"sep=;\r\n{text}3.png;cat\n")
-
-
-def test_what_is_no_text_in_utf_8_is_told(listed):
-    with pytest.raises(DataError, match=r"no CSV file in UTF-8: .*0xe4.*save it as that"):
-        listed("path,label\n1.png,N\xe4vus\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"a workbook, no CSV file"):
-        listed(b"PK\x03\x04" + bytes(99))
+    assert listed(("\n\n" + text).encode(encoding)) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -94,78 +79,6 @@ def test_parts_are_known_by_what_others_call_them(
     assert f"the split {test!r} is read as test (1 lines)" in caplog.text
 
 
-def test_a_column_of_folds_is_no_split_and_is_named(listed, caplog):
-    rows = (("1.png", "cat", "0"), ("2.png", "dog", "1"))
-    found = listed(table(("path", "label", "fold"), rows))
-    assert {x[2] for x in found.values()} == {None}
-    assert "not used: fold; 'fold' holds 0, 1, which are no names of parts" in caplog.text
-    assert "rounds.kind=folds" in caplog.text
-
-
-def test_a_part_of_the_body_is_no_split(listed, caplog):
-    rows = (("1.png", "cat", "arm", "train"), ("2.png", "dog", "leg", "test"))
-    found = listed(table(("path", "label", "part", "set"), rows))
-    assert [x[2] for x in found.values()] == ["train", "test"]
-    assert "not used: part; 'part' holds arm, leg" in caplog.text
-
-
-def test_one_part_that_is_none_is_told(listed):
-    rows = (("1.png", "cat", "train"), ("2.png", "dog", "tset"))
-    with pytest.raises(DataError, match="line 3: the split is 'tset'; it can be train"):
-        listed(table(("path", "label", "subset"), rows))
-
-
-def test_columns_that_are_not_used_are_named(listed, caplog):
-    rows = (("0", "1.png", "cat", "51", "", "x"), ("1", "2.png", "dog", "60", "", "x"))
-    listed(table(("", "path", "label", "age", "", "spilt"), rows))
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warning.endswith(
-        "not used: (without name, the 1.), age, spilt; if 'spilt' is the split, call it 'split'"
-    )
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (
-            ("path", "label", "patient_id", "lesion_id"),
-            r"2 columns that could be the group: patient_id, lesion_id. Call the one .* 'group', "
-            "by whose values images must stay together",
-        ),
-        (("path", "diagnosis", "target", "x"), "could be the label: diagnosis, target"),
-        (("file", "image", "label", "x"), "could be the path: file, image"),
-        (("path", "label", "Group", "GROUP"), "two columns 'group'"),
-        (("path", "lable", "x", "y"), "no column label; .* Is it 'lable'. Call it 'label'"),
-    ],
-)
-def test_columns_between_which_nobody_can_choose_stop(listed, columns, message):
-    with pytest.raises(DataError, match=message):
-        listed(table(columns))
-
-
-@pytest.mark.parametrize("other", ["patient_id", "Group"])
-def test_the_documented_name_wins_and_patients_that_it_parts_are_told(listed, caplog, other):
-    rows = (("1.png", "cat", "a", "P1"), ("2.png", "dog", "b", "P1"))
-    found = listed(table(("path", "label", "group", other), rows))
-    assert [x[1] for x in found.values()] == ["a", "b"]
-    assert f"1 of 1 values of {other!r} have images in several groups of 'group'" in caplog.text
-
-
-def test_quotes_after_a_space_and_empty_lines_above_are_no_part_of_the_table(listed):
-    found = listed('\n\r\npath, "label"\n1.png, "cat"\n2.png, dog\n')
-    assert [x[0] for x in found.values()] == ["cat", "dog"]
-    with pytest.raises(DataError, match="line 3 has 1 values"):
-        listed("\npath,label\n1.png\n")
-
-
-def test_images_without_a_group_are_counted(listed, tmp_path, caplog):
-    (tmp_path / "3.png").touch()
-    rows = (("1.png", "cat", "nan"), ("2.png", "dog", ""), ("3.png", "dog", "p3"))
-    found = listed(table(("path", "label", "patient"), rows))
-    assert [x[1] for x in found.values()] == [None, None, "p3"]
-    assert "2 of 3 lines have no patient: each of these images counts as its own" in caplog.text
-
-
 def test_paths_of_another_system_are_found_and_said(listed, tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     for name in ("sub/1.png", "Na\u0308vus.png"):
@@ -179,23 +92,56 @@ def test_paths_of_another_system_are_found_and_said(listed, tmp_path, caplog):
         listed("path,label\n..\\secret.png,cat\n2.png,dog\n")
 
 
-def test_a_file_of_nearly_that_name_is_told(listed, tmp_path):
-    (tmp_path / "ISIC_3.jpg").touch()
-    for given in ("ISIC_3", "ISIC_3.JPG", "isic_3.png"):
-        with pytest.raises(DataError, match=f"no file .*{given}; there is ISIC_3.jpg"):
-            listed(f"path,label\n{given},cat\n2.png,dog\n")
+def test_columns_that_are_not_used_are_named(listed, caplog):
+    rows = (("0", "1.png", "cat", "51", "arm", "0"), ("1", "2.png", "dog", "60", "leg", "1"))
+    found = listed(table(("", "path", "label", "age", "part", "fold"), rows))
+    assert {x[2] for x in found.values()} == {None}  # neither arms nor folds are parts
+    assert "not used: age, part, fold" in caplog.text
 
 
-def test_a_file_of_another_format_is_told_by_its_line(listed, tmp_path):
-    (tmp_path / "3.nii.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(DataError, match=r"line 2: .*3\.nii\.gz is a file of the kind gzip"):
-        listed("path,label\n3.nii.gz,cat\n2.png,dog\n")
+@pytest.mark.parametrize("other", ["patient_id", "Group"])
+def test_the_documented_name_wins_and_patients_that_it_parts_are_named(listed, caplog, other):
+    rows = (("1.png", "cat", "a", "P1"), ("2.png", "dog", "b", "P1"))
+    found = listed(table(("path", "label", "group", other), rows))
+    assert [x[1] for x in found.values()] == ["a", "b"]
+    assert f"1 values of {other!r} have images in several groups of 'group'" in caplog.text
 
 
-def test_a_table_of_nearly_that_name_is_found_or_told(listed):
-    assert listed(table(("path", "label", "group", "split")), "Manifest.CSV") == EXPECTED
+def test_images_without_a_group_are_counted(listed, tmp_path, caplog):
+    (tmp_path / "3.png").touch()
+    rows = (("1.png", "cat", "nan"), ("2.png", "dog", ""), ("3.png", "dog", "p3"))
+    found = listed(table(("path", "label", "patient"), rows))
+    assert [x[1] for x in found.values()] == [None, None, "p3"]
+    assert "2 of 3 lines have no group: each of these images counts as its own" in caplog.text
 
 
-def test_a_folder_with_other_tables_is_told_what_they_are(listed):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label,patient_id,lesion_id", "2 columns that could be the group: patient_id, les"),
+        ("path,diagnosis,target", "could be the label: diagnosis, target"),
+        ("path,label,path\n1.png,cat,2.png", "could be the path: path, path"),
+        ("path,lable", "no column label; its columns are path, lable"),
+        ("path,label\n/etc/passwd,cat", "must lead below"),
+        ("path,label\nx/../../1.png,cat", "must lead below"),
+        ("path,label\n..\\1.png,cat", "must lead below"),
+        ("path,label\n.,cat", "must lead below"),
+        ("path,label\nnowhere.png,cat", "line 2: there is no file .*nowhere.png"),
+        (f"path,label\n{'x' * 300}.png,cat", "line 2: there is no file"),
+        ("path,label\n1.png, ", "the label is empty"),
+        ("path,label\n1.png,cat\n./1.png,dog", "line 3: 1.png is listed before"),
+        ("path,label\n1.png,cat\n2.png,cat", "two or more classes"),
+        ("path,label\n1.png", "line 2 has 1 values; its first line names 2"),
+        ("path,label,split\n1.png,cat,train\n2.png,dog,", "1 of 2 lines have no split"),
+        ("path,label,subset\n1.png,cat,train\n2.png,dog,tset", "split is 'tset'; it can be train,"),
+        ("path,label\n1.png,N\xe4vus".encode("latin-1"), "no CSV file in UTF-8.*save it as that"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_named(listed, content, message):
+    with pytest.raises(DataError, match=message):
+        listed(content)
+
+
+def test_a_folder_with_other_tables_names_them(listed):
     with pytest.raises(DataError, match=r"has no manifest\.csv; it has labels\.csv"):
         listed("path,label\n", "labels.csv")

@@ -17,17 +17,10 @@ from array_record.python import array_record_module
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.prepare import _fast, prepare
+from egmae_jax.data.prepare import prepare
+from tests.data.writers import picture
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def picture(seed):
-    """Smooth RGB shapes of 20 to 60 pixels, as different by seed as photographs."""
-    rng = np.random.default_rng(seed)
-    width, height = (int(side) for side in rng.integers(20, 61, 2))
-    coarse = PIL.Image.fromarray(rng.integers(20, 236, (7, 7, 3), np.uint8))
-    return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
@@ -55,27 +48,33 @@ def record_files(folder):
 
 
 def test_files_are_sorted_with_the_right_labels(tree):
+    (tree / "größer als 5 mm").mkdir()
+    picture(60).save(tree / "größer als 5 mm" / "Aufnahme 1, é.PNG")
     data = prepared(tree)
     expected = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.*"))
     assert list(data.files) == expected
-    assert len(data.files) == 18
-    assert data.classes == ("benign", "malignant", "normal")
+    assert data.classes == ("benign", "größer als 5 mm", "malignant", "normal")
     assert [data.classes[label] for label in data.labels] == [f.split("/")[0] for f in expected]
     assert data.skipped == ()
-    assert data.name == "image_folder"
+    assert len(set(data.groups.tolist())) == 19  # no image is like another
+    assert data.duplicate_groups == 0
 
 
 def test_records_are_the_files_pixels_and_hashes_are_of_their_bytes(tree):
-    PIL.Image.open(tree / "benign" / "benign (1).png").convert("L").save(
-        tree / "benign" / "benign (1).png"
-    )
+    picture(70).convert("L").save(tree / "benign" / "grey.png")
+    picture(71).convert("CMYK").save(tree / "benign" / "cmyk.jpg")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture(72).save(tree / "benign" / "rotated.jpg", exif=exif)  # OpenCV would not turn it
     data = prepared(tree)
-    assert len(data.records) == len(data.files)
+    assert len(data.records) == len(data.files) == 21
     for index, file in enumerate(data.files):
         content = (tree / file).read_bytes()
         for color in images.COLORS:
             expected = images.to_array(images.decode(content, color))
             np.testing.assert_array_equal(data.records.pixels(index, color), expected)
+        np.testing.assert_array_equal(data.sizes[index], expected.shape[:2])
+        assert data.modes[index] == PIL.Image.open(tree / file).mode
         assert data.sha256[index] == hashlib.sha256(content).hexdigest()
 
 
@@ -92,29 +91,21 @@ def test_a_second_call_writes_nothing_and_returns_the_same(tree):
     np.testing.assert_array_equal(second.records.pixels(7), first.records.pixels(7))
 
 
-def test_a_changed_file_makes_new_records(tree):
+def test_changed_added_and_removed_files_make_new_records(tree):
     prepared(tree)
-    before = record_files(tree)
     changed = tree / "benign" / "benign (1).png"
     picture(99).save(changed)
     os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1_000_000_000))
     data = prepared(tree)
-    assert len(record_files(tree).keys() - before.keys()) == 1
+    assert len(record_files(tree)) == 2
     index = data.files.index("benign/benign (1).png")
     np.testing.assert_array_equal(data.records.pixels(index), np.asarray(picture(99)))
-    assert data.sha256[index] == hashlib.sha256(changed.read_bytes()).hexdigest()
-
-
-def test_an_added_and_a_removed_file_make_new_records(tree):
-    prepared(tree)
     picture(50).save(tree / "normal" / "added.png")
-    assert "normal/added.png" in prepared(tree).files
-    assert len(record_files(tree)) == 2
     (tree / "benign" / "benign (0).jpg").unlink()
     data = prepared(tree)
     assert len(record_files(tree)) == 3
+    assert "normal/added.png" in data.files
     assert "benign/benign (0).jpg" not in data.files
-    assert len(data.files) == len(data.labels) == len(data.groups) == len(data.records) == 18
 
 
 def test_two_folders_with_the_same_names_do_not_share_records(tree, tmp_path):
@@ -127,23 +118,7 @@ def test_two_folders_with_the_same_names_do_not_share_records(tree, tmp_path):
     assert len(record_files(tree)) == 2
 
 
-def test_names_with_spaces_and_umlauts_come_through(tree):
-    (tree / "größer als 5 mm").mkdir()
-    picture(60).save(tree / "größer als 5 mm" / "Aufnahme 1, é.png")
-    picture(61).save(tree / "größer als 5 mm" / "2.PNG")
-    data = prepared(tree)
-    assert data.classes == ("benign", "größer als 5 mm", "malignant", "normal")
-    assert "größer als 5 mm/Aufnahme 1, é.png" in data.files
-    assert "größer als 5 mm/2.PNG" in data.files
-
-
 # --- near-duplicates ---------------------------------------------------------------------------
-
-
-def test_without_duplicates_each_image_is_a_group(tree):
-    data = prepared(tree)
-    assert len(set(data.groups.tolist())) == 18
-    assert data.duplicate_groups == 0
 
 
 def test_near_duplicates_are_one_group_across_formats_and_classes(tree):
@@ -200,23 +175,6 @@ def test_raise_names_every_unreadable_file_its_reason_and_the_count(damaged):
     assert not record_files(damaged)
 
 
-def test_raising_again_is_the_same_and_mending_helps(damaged):
-    for _ in range(2):
-        with pytest.raises(DataError, match="3 of 18"):
-            prepared(damaged)
-    for k, file in enumerate(REASONS):
-        picture(80 + k).save(damaged / file)
-    assert len(prepared(damaged).files) == 18
-
-
-def test_raise_shows_ten_files_and_counts_the_rest(tree):
-    for path in sorted(tree.rglob("*.*"))[:13]:
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"13 of 18 images.* and 3 more") as caught:
-        prepared(tree)
-    assert str(caught.value).count("the file is empty") == 10
-
-
 def test_skip_leaves_out_and_reports_also_from_the_cache(damaged, caplog):
     expected = {path.relative_to(damaged).as_posix() for path in damaged.rglob("*.*")}
     for call in range(2):
@@ -256,7 +214,7 @@ def test_a_damaged_cache_is_named(tree):
 
 def test_a_record_of_other_bytes_is_named(tree):
     data = prepared(tree)
-    data.records._digests[3] = "0" * 64
+    data.records._digests[3] = "0" * 64  # as of a file with a flipped bit
     with pytest.raises(DamagedFileError, match="record 3 is not what was written"):
         data.records.pixels(3)
 
@@ -282,9 +240,9 @@ def test_a_full_disk_is_told_and_leaves_no_half_written_set(tree, monkeypatch, e
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path):
-    """Of 240 MB of files some twenty are in memory: sixteen chunks of one and what is at work."""
+    """Of 100 MB of files some twenty are in memory: sixteen read ahead and what is at work."""
     rng = np.random.default_rng(0)
-    for k in range(240):
+    for k in range(100):
         path = tmp_path / "data" / "ab"[k % 2] / f"{k}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (12, 12, 3), np.uint8)
@@ -293,66 +251,32 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     data = prepared(tmp_path / "data")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(data.files) == 240
-    assert peak < 110e6
+    assert len(data.files) == 100
+    assert peak < 60e6
 
 
-def test_two_processes_prepare_at_once(tree):
+_PREPARE = """
+import sys
+from pathlib import Path
+from egmae_jax.data.prepare import prepare
+folder = Path(sys.argv[1])
+data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
+               near_duplicate_threshold=0.99)
+data.records.pixels(0)
+heavy = {"tensorflow", "torch", "torchvision", "timm"} & set(sys.modules)
+print(len(data.files), sorted(heavy))
+"""
+
+
+def test_two_processes_prepare_at_once_without_tensorflow_and_torch(tree):
     command = [sys.executable, "-c", _PREPARE, str(tree)]
-    options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    processes = [subprocess.Popen(command, text=True, **options) for _ in range(3)]
+    options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **options) for _ in range(2)]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        output, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert output == "18 []\n"  # and TFDS prints nothing of its own
     assert len(record_files(tree)) == 1
-
-
-def test_official_parts_sizes_and_modes_are_kept(tmp_path):
-    root = tmp_path / "brain"
-    for part in ("Training", "Testing"):
-        for k, label in enumerate(("glioma", "meningioma", "notumor", "pituitary")):
-            (root / part / label).mkdir(parents=True)
-            picture(k + 10 * (part == "Testing")).convert("L").save(root / part / label / "1.png")
-    data = prepared(root, name="brain_tumor")
-    assert dict(zip(data.files, data.official, strict=True))["Testing/notumor/1.png"] == "test"
-    assert set(data.modes) == {"L"}
-    for file, (height, width) in zip(data.files, data.sizes.tolist(), strict=True):
-        assert PIL.Image.open(root / file).size == (width, height)
-
-
-def test_some_classes_can_be_chosen(tree):
-    cache = tree.parent / "cache"
-    options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
-    data = prepare("image_folder", tree, cache, classes=("normal", "benign"), **options)
-    assert data.classes == ("benign", "normal")
-    assert len(data.files) == 12
-    with pytest.raises(DataError, match=r"data\.classes names cyst; .* has benign, malig"):
-        prepare("image_folder", tree, cache, classes=("normal", "cyst"), **options)
-
-
-def test_opencv_decodes_kinds_of_files_that_it_decodes_alike(tmp_path):
-    rng = np.random.default_rng(0)
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    for k in range(80):  # more than are tried
-        image = PIL.Image.fromarray(rng.integers(0, 256, (16, 20, 3), np.uint8))
-        path = tmp_path / "data" / "ab"[k % 2] / f"{k}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if k % 4 == 3:
-            image.save(path, exif=exif)  # OpenCV would not turn it
-        elif k % 4 == 2:
-            image.save(path.with_suffix(".tiff"))
-        else:
-            image.save(path)
-    data = prepared(tmp_path / "data")
-    for file, fast in zip(data.files, data.records._fast, strict=True):
-        assert fast == (int(Path(file).stem) % 4 < 2)
-
-
-def test_a_kind_of_which_one_file_disagrees_is_not_left_to_opencv():
-    kinds = np.array(["agrees", "agrees", "differs", "differs", "untried", ""])
-    fast = _fast(kinds, np.array([1, -1, 1, 0, -1, -1]))
-    assert fast.tolist() == [True, True, False, False, False, False]
 
 
 def test_names_can_tell_patients(tree):
@@ -369,7 +293,7 @@ def test_names_can_tell_patients(tree):
     assert len(set(data.groups[patient])) == 1
     assert len(set(data.groups)) == len(set(plain.groups))
     with pytest.raises(
-        DataError, match=r"data\.group_pattern '\(q\)' matches the name of none of 20"
+        DataError, match=r"data\.group_pattern '\(q\)' finds nothing in any of 20 names"
     ):
         prepare("image_folder", tree, cache, group_pattern="(q)", **options)
 
@@ -399,19 +323,6 @@ def test_damaged_metadata_of_records_are_named(tree, name):
         prepared(tree)
 
 
-def test_records_are_read_where_nothing_can_be_written(tree):
-    prepared(tree)
-    folder = next((tree.parent / "cache").rglob("index.npz")).parent
-    folder.with_suffix(".lock").unlink()
-    folder.with_suffix(".lock").mkdir()  # locking it would fail
-    assert len(prepared(tree).files) == 18
-
-
-def test_a_pipe_is_no_image(tree):
-    os.mkfifo(tree / "normal" / "pipe.png")
-    assert len(prepared(tree).files) == 18
-
-
 def test_a_link_to_nothing_is_an_unreadable_image(tree):
     link = next(tree.rglob("*.*")).with_name("link.png")
     link.symlink_to(tree / "nowhere.png")
@@ -420,13 +331,6 @@ def test_a_link_to_nothing_is_an_unreadable_image(tree):
     data = prepared(tree, on_error="skip")
     assert len(data.files) == 18
     assert "link.png" in data.skipped[0]
-
-
-def test_skip_and_raise_share_records(tree):
-    prepared(tree, on_error="skip")  # as the audit does
-    written = record_files(tree)
-    prepared(tree, on_error="raise")
-    assert record_files(tree) == written
 
 
 def test_raise_does_not_take_records_that_skip_wrote(damaged):
@@ -459,20 +363,6 @@ def test_missing_folder_names_the_field_and_how_to_get_the_data(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_empty_class_is_named(tree):
-    (tree / "zebra").mkdir()
-    (tree / "zebra" / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match="'zebra' is empty"):
-        prepared(tree)
-
-
-def test_fewer_than_two_classes_are_refused(tmp_path):
-    (tmp_path / "data" / "only").mkdir(parents=True)
-    picture(0).save(tmp_path / "data" / "only" / "a.png")
-    with pytest.raises(DataError, match="two or more classes; found: only"):
-        prepared(tmp_path / "data")
-
-
 def test_phantoms_are_generated_where_there_is_no_folder(tmp_path, monkeypatch):
     from egmae_jax.data.datasets import phantoms
 
@@ -486,39 +376,6 @@ def test_phantoms_are_generated_where_there_is_no_folder(tmp_path, monkeypatch):
         prepared(tmp_path / "phantoms", name="phantoms")
 
 
-def test_phantoms_do_not_mix_with_images_of_others(tree):
-    with pytest.raises(DataError, match=r"data\.dir.*holds other files"):
-        prepared(tree, name="phantoms")
-
-
-# --- what is not imported ------------------------------------------------------------------------
-
-_PREPARE = """
-import sys
-from pathlib import Path
-from egmae_jax.data.prepare import prepare
-from egmae_jax.core.files import DamagedFileError
-folder = Path(sys.argv[1])
-data = prepare("image_folder", folder, folder.parent / "cache", on_error="raise",
-               near_duplicate_threshold=0.99)
-data.records.pixels(0)
-heavy = {"tensorflow", "torch", "torchvision", "timm"} & set(sys.modules)
-print(len(data.files), sorted(heavy))
-"""
-
-
-def test_preparing_imports_neither_tensorflow_nor_torch(tree):
-    done = subprocess.run(
-        [sys.executable, "-c", _PREPARE, str(tree)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "18 []\n"  # and TFDS prints nothing of its own
-
-
 def test_pixels_many_times_larger_than_the_file_are_not_packed(tmp_path):
     for k in range(4):
         folder = tmp_path / "data" / "ab"[k % 2]
@@ -529,17 +386,8 @@ def test_pixels_many_times_larger_than_the_file_are_not_packed(tmp_path):
         PIL.Image.fromarray(flat).save(folder / f"flat {k}.png")
     data = prepared(tmp_path / "data")
     for index, file in enumerate(data.files):
-        assert data.records._packed[index] == ("noise" in file)
         expected = images.decode((tmp_path / "data" / file).read_bytes())
         np.testing.assert_array_equal(data.records.pixels(index), np.asarray(expected))
-
-
-def test_an_index_that_does_not_belong_to_the_records_is_named(tree):
-    data = prepared(tree)
-    index = data.records._packed.index(True)
-    data.records._sizes[index] = [7, 11]
-    with pytest.raises(DamagedFileError, match="delete it"):
-        data.records.pixels(index)
 
 
 # --- near misses ---------------------------------------------------------------------------------
@@ -571,7 +419,7 @@ def test_classes_that_look_alike_stop_with_both_names(tmp_path, name, alike):
         prepared(root, name=name)
     for label, count in ((alike[0], 1), (alike[1], 2)):
         assert f"{label!a}" in str(caught.value)
-        assert f"{count} images, such as" in str(caught.value)
+        assert f"{count} images such as" in str(caught.value)
     assert not (tmp_path / "cache").exists()  # nothing was read
     options = OPTIONS | {"classes": ("other", alike[1])}
     with pytest.raises(DataError, match="look alike"):  # also where one of them is asked for
@@ -581,8 +429,9 @@ def test_classes_that_look_alike_stop_with_both_names(tmp_path, name, alike):
 @pytest.mark.parametrize("label", ["nan", "None", "NA", "N/A", "null"])
 def test_a_label_that_stands_for_a_missing_one_stops_unless_it_is_named(tmp_path, label):
     root = table_of(tmp_path / "data", [("cat", ""), (label, ""), ("dog", ""), ("dog", "")])
-    message = f"1 images have the label '{label}', which stands for a missing one, such as 1.png"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(
+        DataError, match=f"stands for a missing one: '{label}', 1 images such as 1.p"
+    ):
         prepared(root, name="manifest")
     cache = tmp_path / "cache"
     data = prepare("manifest", root, cache, classes=("cat", label), **OPTIONS)
@@ -599,9 +448,7 @@ def test_chosen_classes_are_matched_as_a_reader_would(tree, caplog):
     assert data.classes == ("benign", "normal")
     assert data.other_classes == {"malignant": 6}
     assert data.num_found == 18
-    assert "data.classes: taken 'normal' for 'Normal', 'benign' for 'BENIGN'" in caplog.text
-    with pytest.raises(DataError, match="names the class 'normal' twice"):
-        prepare("image_folder", tree, cache, classes=("Normal", "normal"), **OPTIONS)
+    assert "data.classes: 'normal' is taken for 'Normal'" in caplog.text
     with pytest.raises(DataError, match=r"names bening; .* Is 'benign' meant\?"):
         prepare("image_folder", tree, cache, classes=("bening", "normal"), **OPTIONS)
 
@@ -616,41 +463,22 @@ def test_patients_that_look_alike_stay_together_and_are_named(tmp_path, caplog):
     assert "'17' and '17.0', 'P001' and 'p001'" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("pattern", "named", "unnamed"),
-    [
-        (r"(p\d+)?_?\d", {"p7_1", "p7_2"}, 18),  # matches every name, elsewhere nothing
-        (r"^(p?\d*)", {"p7_1", "p7_2"}, 18),  # likewise, with empty text
-        (r"(p\d+)_|(q\d+)", {"p7_1", "p7_2"}, 18),
-    ],
-)
-def test_names_that_tell_nobody_are_not_one_patient(tree, caplog, pattern, named, unnamed):
-    for k, name in enumerate(sorted(named)):
+@pytest.mark.parametrize("pattern", [r"(p\d+)?_?\d", r"^(p?\d*)", r"(p\d+)_|(q\d+)"])
+def test_names_that_tell_nobody_are_not_one_patient(tree, caplog, pattern):
+    for k, name in enumerate(("p7_1", "p7_2")):
         picture(100 + k).save(tree / "normal" / f"{name}.png")
     cache = tree.parent / "cache"
     with caplog.at_level(logging.INFO, logger="egmae_jax"):
         data = prepare("image_folder", tree, cache, group_pattern=pattern, **OPTIONS)
     sizes = np.bincount(data.groups)[data.groups]
     together = {Path(file).stem for file, n in zip(data.files, sizes, strict=True) if n > 1}
-    assert together == named
+    assert together == {"p7_1", "p7_2"}
     assert "data.group_pattern finds 1 groups" in caplog.text
-    assert f"finds nothing, or an empty match, in {unnamed} of 20 names" in caplog.text
+    assert "finds nothing in 18 of 20 names" in caplog.text
     assert " and 8 more" in caplog.text
-
-
-def test_a_pattern_that_matches_only_empty_text_stops(tree):
-    with pytest.raises(DataError, match="matches only empty text in the names of 18 files"):
-        prepare("image_folder", tree, tree.parent / "cache", group_pattern="(x)?", **OPTIONS)
 
 
 def test_a_pattern_that_names_every_image_alone_is_told(tree, caplog):
     prepare("image_folder", tree, tree.parent / "cache", group_pattern=r"(.*)\.", **OPTIONS)
     assert "finds as many groups as names" in caplog.text
-    assert "no two images are kept together by it" in caplog.text
-
-
-def test_what_lies_beside_the_classes_is_told(tree, caplog):
-    picture(1).save(tree / "loose.png")
-    (tree / "readme.txt").touch()
-    prepared(tree)
-    assert "being in no class folder: 1 images (loose.png)" in caplog.text
+    assert "keeps no two images together" in caplog.text

@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from egmae_jax import models
 from egmae_jax.core.files import DamagedFileError, write_json
-from egmae_jax.data import prepare
-from egmae_jax.data.datasets import DataError
 from egmae_jax.method import layer_entropy
 from egmae_jax.run import config as configs
 from egmae_jax.run import default_config, rules
@@ -164,20 +162,3 @@ def test_the_words_that_a_config_knows_are_accepted(name, words):
     config = importlib.import_module(f"configs.{name}").get_config(words)
     config.data.dir = "x"
     rules.check(config, num_devices=1)
-
-
-@pytest.mark.parametrize("pattern", [r"((a+)+)$", r"(\w*\w*\w*\w*\w*\w*)-", r"((.*)*)x"])
-def test_a_pattern_that_would_take_for_ever_is_stopped(monkeypatch, pattern):
-    monkeypatch.setattr(prepare, "_PATTERN_SECONDS", 0.3)
-    listed = [prepare.ImageFile(f"cat/{'a' * 200}!", "cat")]
-    with pytest.raises(DataError, match=r"data\.group_pattern .* takes more than 0\.3 seconds"):
-        prepare._group_by_name(listed, pattern)
-
-
-def test_a_pattern_in_time_leaves_no_alarm():
-    import signal
-
-    listed = [prepare.ImageFile("cat/p1_2.png", "cat"), prepare.ImageFile("cat/p2_3.png", "cat")]
-    assert [x.group for x in prepare._group_by_name(listed, r"(p\d)_")] == ['["p1"]', '["p2"]']
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL

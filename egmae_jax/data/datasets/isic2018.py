@@ -8,14 +8,8 @@ import logging
 from pathlib import Path
 
 from egmae_jax.core.errors import some_of
-from egmae_jax.data.datasets.base import (
-    Archive,
-    DataError,
-    Dataset,
-    ImageFile,
-    image_files,
-    read_table,
-)
+from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile, image_files
+from egmae_jax.data.datasets.tables import read_columns
 
 logger = logging.getLogger(__name__)
 
@@ -29,43 +23,9 @@ _GROUPS = (  # file, column of the image, column of the lesion
 
 def _list_images(root: Path) -> list[ImageFile]:
     lesions = _lesions(root)
-    images = []
-    for split, part in _PARTS.items():
-        folder = root / f"ISIC2018_Task3_{part}_Input"
-        truth = _find(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
-        if split != "train" and not folder.is_dir():
-            if truth is not None:
-                logger.warning("%s is not used: there is no folder %s", truth, folder)
-            continue  # the training part alone is what most people have
-        if not folder.is_dir():
-            raise DataError(f"{root} has no folder {folder.name}.")
-        if truth is None:
-            raise DataError(
-                f"{root} has {folder.name}, but no ISIC2018_Task3_{part}_GroundTruth.csv."
-            )
-        there = [path for path in image_files(folder) if path.parent == folder]
-        there.sort(key=lambda path: path.suffix == ".jpg")  # as published, before others of a name
-        by_stem = {path.stem: path for path in there}
-        diagnoses = _diagnoses(truth)
-        for name, label in diagnoses.items():
-            file = by_stem.get(name, folder / f"{name}.jpg")
-            lesion = lesions.get(name)
-            images.append(ImageFile(file.relative_to(root).as_posix(), label, lesion, split))
-        if unlisted := sorted(by_stem.keys() - diagnoses.keys()):
-            logger.warning(
-                "%d images of %s are not in %s and are not used: %s",
-                len(unlisted),
-                folder,
-                truth.name,
-                some_of(unlisted),
-            )
-        if lesions and split == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
-            logger.warning(
-                "%d images of the training part have no lesion in the table; each counts "
-                "as its own: %s",
-                len(alone),
-                some_of(alone),
-            )
+    images: list[ImageFile] = []
+    for part in _PARTS:
+        images += _list_part(root, part, lesions)
     missing = [image.file for image in images if not (root / image.file).exists()]
     if missing:
         raise DataError(
@@ -74,10 +34,46 @@ def _list_images(root: Path) -> list[ImageFile]:
     return sorted(images)
 
 
+def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile]:
+    """Images of one part; none where the folder of a held-out part is not there."""
+    folder = root / f"ISIC2018_Task3_{_PARTS[part]}_Input"
+    truth = _find(root, f"ISIC2018_Task3_{_PARTS[part]}_GroundTruth.csv")
+    if not folder.is_dir():
+        if part == "train":
+            raise DataError(f"{root} has no folder {folder.name}.")
+        if truth is not None:
+            logger.warning("%s is not used: there is no folder %s", truth, folder)
+        return []  # the training part alone is what most people have
+    if truth is None:
+        table = folder.name.replace("Input", "GroundTruth.csv")
+        raise DataError(f"{root} has {folder.name}, but no {table}.")
+    diagnoses = _diagnoses(truth)
+    by_stem = {path.stem: path for path in image_files(folder) if path.parent == folder}
+    if unlisted := sorted(by_stem.keys() - diagnoses.keys()):
+        _warn("%d images of %s are not in its table and are not used: %s", folder, unlisted)
+    if lesions and part == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
+        _warn(
+            "%d images of %s have no lesion in the table; each counts as its own: %s", folder, alone
+        )
+    return [
+        ImageFile(
+            by_stem.get(name, folder / f"{name}.jpg").relative_to(root).as_posix(),
+            label,
+            lesions.get(name),
+            part,
+        )
+        for name, label in diagnoses.items()
+    ]
+
+
+def _warn(message: str, folder: Path, names: list[str]) -> None:
+    logger.warning(message, len(names), folder, some_of(names))
+
+
 def _diagnoses(truth: Path) -> dict[str, str]:
     """{image: class} of a one-hot table."""
     diagnoses = {}
-    for number, row in read_table(truth, ("image", *_CLASSES)):
+    for number, row in read_columns(truth, ("image", *_CLASSES)):
         marked = [label for label in _CLASSES if row[label] in ("1", "1.0")]
         if len(marked) != 1:
             raise DataError(f"{truth}, line {number}: {len(marked)} classes are 1; one must be.")
@@ -91,12 +87,11 @@ def _diagnoses(truth: Path) -> dict[str, str]:
 
 
 def _lesions(root: Path) -> dict[str, str]:
-    """{image: lesion}."""
+    """{image: lesion} of the first table that is there; empty where there is none."""
     for file, image, lesion in _GROUPS:
-        path = _find(root, file)
-        if path is not None:
+        if (path := _find(root, file)) is not None:
             lesions: dict[str, str] = {}
-            for number, row in read_table(path, (image, lesion)):
+            for number, row in read_columns(path, (image, lesion)):
                 if lesions.setdefault(row[image], row[lesion]) != row[lesion]:
                     raise DataError(
                         f"{path}, line {number}: {row[image]} was of the lesion "
@@ -104,11 +99,9 @@ def _lesions(root: Path) -> dict[str, str]:
                     )
             return lesions
     logger.warning(
-        "%s has neither %s nor %s: images of one lesion are kept together only where they look "
-        "alike.",
+        "%s has neither %s: images of one lesion are kept together only where they look alike.",
         root,
-        _GROUPS[0][0],
-        _GROUPS[1][0],
+        " nor ".join(file for file, *_ in _GROUPS),
     )
     return {}
 

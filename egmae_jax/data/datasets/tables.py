@@ -1,0 +1,80 @@
+"""Tables of images in CSV, as spreadsheets of several countries write them."""
+
+import codecs
+import csv
+import io
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from egmae_jax.core.errors import some_of
+from egmae_jax.data.datasets.base import DataError
+
+# Names of the parts of a data set, as `column_key` has them.
+_PART_NAMES = {
+    "train": ("train", "training", "trainset", "trainingset", "trn"),
+    "validation": ("validation", "valid", "val", "validationset", "validset", "valset", "dev"),
+    "test": ("test", "testing", "testset", "testingset", "tst"),
+}
+
+
+def column_key(name: str) -> str:
+    """A name without case, spaces, punctuation, invisible letters and compatible forms."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in plain if letter.isalnum())
+
+
+def part_of(name: str) -> str | None:
+    """The part that a name usually stands for: 'train', 'validation', 'test'; None for others."""
+    return next((part for part, keys in _PART_NAMES.items() if column_key(name) in keys), None)
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Reads a CSV file whose values are separated by commas, semicolons or tabs.
+
+    The text is UTF-8 or, with a byte order mark, UTF-16.
+
+    Returns:
+        Names of the columns, and line number and values of every row, all stripped.
+
+    Raises:
+        DataError: the file is no such text, or a row has too few or too many values.
+    """
+    encoded = path.read_bytes()
+    is_utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = encoded.decode("utf-16" if is_utf16 else "utf-8-sig")
+        header = text.lstrip().partition("\n")[0]
+        reader = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=max(",;\t", key=header.count),
+            strict=True,
+            skipinitialspace=True,
+        )
+        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8: {error}; save it as that.") from None
+    names = rows[0][1] if rows else []
+    for number, values in rows:
+        if len(values) != len(names):
+            raise DataError(
+                f"{path}, line {number} has {len(values)} values; its first line names "
+                f"{len(names)} columns: {some_of(names)}."
+            )
+    return names, rows[1:]
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and {column: value} of every row of a CSV file; see `read_table`.
+
+    Raises:
+        DataError: as `read_table`, or a column is missing.
+    """
+    names, rows = read_table(path)
+    if missing := [name for name in columns if name not in names]:
+        raise DataError(
+            f"{path} has no column {', '.join(missing)}; its columns are "
+            f"{', '.join(names) or 'none'}."
+        )
+    for number, values in rows:
+        yield number, dict(zip(names, values, strict=True))
