@@ -33,6 +33,7 @@ in BUSI, but then 22 of 154 pairs in ISIC 2018 are of different lesions.
 """
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -56,15 +57,13 @@ def descriptor(image: PIL.Image.Image) -> np.ndarray:
     Args:
         image: 8 bits a channel, as `images.decode` returns it.
     """
-    size = (DESCRIPTOR_SIZE, DESCRIPTOR_SIZE)
+    size, bicubic = (DESCRIPTOR_SIZE, DESCRIPTOR_SIZE), PIL.Image.Resampling.BICUBIC
     # The gap lets Pillow average large images in blocks first: thrice as fast, two grey levels off.
-    return np.asarray(
-        image.convert("L").resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
-    )
+    return np.asarray(image.convert("L").resize(size, bicubic, reducing_gap=3.0))
 
 
 def pixel_hash(image: PIL.Image.Image) -> str:
-    """SHA-256, in hex, of size and RGB pixels: the same however a picture is stored.
+    """SHA-256, in hex, of size and RGB pixels: the same however an image is stored.
 
     Args:
         image: 8 bits a channel, as `images.decode` returns it.
@@ -76,7 +75,7 @@ def pixel_hash(image: PIL.Image.Image) -> str:
 def duplicate_pairs(
     descriptors: np.ndarray, pixel_hashes: Sequence[str], *, threshold: float = 0.99
 ) -> np.ndarray:
-    """All pairs of images that are exact, near or mirrored duplicates (see the module docstring).
+    """Finds all pairs of images that are exact, near or mirrored duplicates, by the three rules.
 
     Every pair is compared: time grows with N², memory by six kilobytes an image. 10,000 images
     take 2 s on two cores, and 100,000 pairs above the threshold 0.5 s more, for the comparison
@@ -92,7 +91,7 @@ def duplicate_pairs(
         int64 [M, 2] of image indices with i < j in each row, rows sorted and unique.
 
     Raises:
-        ValueError: shape, dtype, length or threshold is not as described.
+        ValueError: the descriptors' shape or dtype is another.
     """
     shape = (len(pixel_hashes), DESCRIPTOR_SIZE, DESCRIPTOR_SIZE)
     if descriptors.shape != shape or descriptors.dtype != np.uint8:
@@ -100,10 +99,8 @@ def duplicate_pairs(
             f"descriptors must be uint8 {list(shape)} for {len(pixel_hashes)} pixel hashes, "
             f"not {descriptors.dtype} {list(descriptors.shape)}"
         )
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
-
-    found = [_exact_pairs(pixel_hashes)]
+    exact = [pair for same in members(pixel_hashes) for pair in itertools.combinations(same, 2)]
+    found = [np.array(exact, np.int64).reshape(-1, 2)]
     unit = _unit(descriptors)
     inside = _inside_frame(descriptors)
     for mirrored in (False, True):  # of each pair the first
@@ -132,31 +129,23 @@ def group_ids(
     pairs: np.ndarray,
     known_groups: Sequence[Hashable | None] | None = None,
 ) -> np.ndarray:
-    """Group number of each image; splits must keep a group whole.
+    """Numbers the groups of images that a split must keep whole.
 
     Args:
         num_images: N.
         pairs: int [M, 2] from `duplicate_pairs`. Groups are the connected components: A with B and
             B with C puts A, B and C together.
-        known_groups: N patients, lesions, ... of the images, None where unknown. Images of one
-            known group are joined too.
+        known_groups: patient or lesion of each image, None where unknown; images of one are joined
+            too. None: all are unknown.
 
     Returns:
-        int64 [N], numbered 0, 1, ... in order of first appearance; an image without duplicate is
-        a group of its own.
-
-    Raises:
-        ValueError: a pair is outside 0..N-1, or `known_groups` is not of length N.
+        int64 [N], group of each image, numbered in order of first appearance; an image without
+        duplicate is a group of its own.
     """
-    if known_groups is None:
-        known_groups = [None] * num_images
-    if len(known_groups) != num_images:
-        raise ValueError(f"{len(known_groups)} known groups for {num_images} images")
+    known_groups = known_groups or [None] * num_images
     first: dict[Hashable, int] = {}
     known = [(first.setdefault(g, n), n) for n, g in enumerate(known_groups) if g is not None]
     edges = np.concatenate([pairs, np.array(known, np.int64).reshape(-1, 2)])
-    if edges.size and not 0 <= edges.min() <= edges.max() < num_images:
-        raise ValueError(f"pairs must lie in 0..{num_images - 1}")
     graph = coo_array((np.ones(len(edges), bool), edges.T), shape=(num_images, num_images))
     _, labels = connected_components(graph, directed=False)
     # SciPy does not document the order of its labels, and stored splits depend on it.
@@ -164,15 +153,12 @@ def group_ids(
     return np.argsort(np.argsort(first_image))[component]
 
 
-def _exact_pairs(pixel_hashes: Sequence[str]) -> np.ndarray:
-    """int64 [M, 2]: all pairs with equal hashes."""
-    seen: dict[str, list[int]] = {}
-    pairs: list[tuple[int, int]] = []
-    for j, key in enumerate(pixel_hashes):
-        same = seen.setdefault(key, [])
-        pairs.extend((i, j) for i in same)
-        same.append(j)
-    return np.array(pairs, np.int64).reshape(-1, 2)
+def members(keys: Sequence[Hashable] | np.ndarray) -> list[np.ndarray]:
+    """Indices of each key that two or more images share, in ascending order."""
+    keys = np.asarray(keys)
+    order = np.argsort(keys, kind="stable")
+    _, starts = np.unique(keys[order], return_index=True)
+    return [indices for indices in np.split(order, starts[1:]) if len(indices) > 1]
 
 
 def _unit(descriptors: np.ndarray) -> np.ndarray:

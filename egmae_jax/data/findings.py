@@ -1,7 +1,4 @@
-"""What of a data set a user should know before training on it, and what to do about each.
-
-A finding is a sentence of what was found and a sentence of advice that names the field or command.
-"""
+"""What a user should know of a data set before training on it, and what to do about it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +11,9 @@ from sklearn.tree import DecisionTreeClassifier
 from egmae_jax.data import duplicates
 from egmae_jax.data.prepare import Prepared
 
-SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
-_UNEQUAL = 3.0  # times as many images in the largest class as in the smallest
-_FEW = 10  # groups of a class in the test part, below which its figures are rough
+_SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
+_UNEQUAL = 3.0  # images of the largest class to those of the smallest
+_FEW = 10  # groups of a class in the test part; with fewer its figures are rough
 _FOLDS = 5
 _CORNER = 4  # thumbnail pixels of 32
 _ADVICE = {
@@ -40,25 +37,31 @@ _ADVICE = {
 
 
 class Finding(NamedTuple):
-    """What was found, and what to do."""
+    """One thing that is odd about a data set.
 
-    about: str  # one word or two, such as 'near-duplicates'
+    Attributes:
+        about: a word or two, such as 'near-duplicates'.
+        finding: sentences that say what was found.
+        advice: sentences that say what to do, by the name of the field or command.
+    """
+
+    about: str
     finding: str
     advice: str
 
 
 def confounders(prepared: Prepared) -> dict[str, float]:
-    """How well what is no disease tells the class: balanced accuracy, cross-validated by groups.
+    """Balanced accuracy with which what is no disease tells the class, cross-validated by groups.
 
     A shallow tree predicts the class from an image's height and width, from the mode its file is
     stored in, from both, from the file's type, from the four corners of its thumbnail, and from the
     mean and spread of its grey values. Images of a group are in one fold. Chance is 1 / number of
-    classes; what lies above "threshold", a network can learn instead of the disease. The threshold
-    is a tenth above chance, or, of few groups, two standard errors of what chance gives.
+    classes; a network can learn what lies above the threshold instead of the disease. The threshold
+    is a tenth above chance or, where there are few groups, two standard errors of chance above it.
 
     Returns:
-        {"chance", "threshold", and a score by feature}; empty where a class has fewer than two
-        groups, so that there is nothing to test on.
+        Chance, threshold and the balanced accuracy of each feature, by name; empty where a class
+        has fewer than two groups, so that there is nothing to test on.
     """
     labels, groups, num_classes = prepared.labels, prepared.groups, len(prepared.classes)
     evidence = np.array([len(np.unique(groups[labels == label])) for label in range(num_classes)])
@@ -67,7 +70,7 @@ def confounders(prepared: Prepared) -> dict[str, float]:
         return {}
     chance = 1 / num_classes
     error = np.sqrt((chance * (1 - chance) / evidence).sum()) / num_classes
-    scores = {"chance": chance, "threshold": float(chance + max(SUSPICIOUS, 2 * error))}
+    scores = {"chance": chance, "threshold": float(chance + max(_SUSPICIOUS, 2 * error))}
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     parts = list(split.split(np.zeros(len(labels)), labels, groups))
     for name, values in _features(prepared).items():
@@ -101,11 +104,11 @@ def _one_hot(names: Sequence[str] | np.ndarray) -> np.ndarray:
 
 
 def findings(prepared: Prepared, audit: Mapping[str, Any]) -> list[Finding]:
-    """Everything that is worth a word, the gravest first.
+    """All findings, the gravest first.
 
     Args:
         prepared: the data set.
-        audit: the rest of what the audit says of it.
+        audit: what else `audit.audit` says of it.
     """
     return [
         *_unreadable(audit),
@@ -122,8 +125,8 @@ def _unreadable(audit: Mapping[str, Any]) -> Iterator[Finding]:
     if count := len(audit["unreadable"]):
         yield Finding(
             "unreadable",
-            f"{count} {_images(count)} cannot be read: {audit['unreadable'][0]}"
-            + (f", and {count - 1} more (audit.json)." if count > 1 else "."),
+            f"Images that cannot be read: {count}, such as {audit['unreadable'][0]} (all in "
+            "audit.json).",
             "A run stops at them. Mend or delete them, or let --config.data.on_error=skip leave "
             "them out.",
         )
@@ -134,8 +137,8 @@ def _across_classes(audit: Mapping[str, Any]) -> Iterator[Finding]:
         first, second = audit["near_duplicates"]["conflicts"][0]
         yield Finding(
             "labels",
-            f"{count} {_pairs(count)} of near-identical images have different labels, such as "
-            f"{first} and {second}.",
+            f"Pairs of near-identical images with different labels: {count}, such as {first} and "
+            f"{second}.",
             "One of the labels is wrong, or the image shows both. They are first in "
             "near_duplicates_01.png, in red: mend the labels, or let "
             "--config.data.on_conflict=drop leave both images of a pair out.",
@@ -147,18 +150,18 @@ def _across_parts(prepared: Prepared) -> Iterator[Finding]:
     held_out = prepared.held_out
     if not held_out.any():
         return
-    split = [
+    parted = [
         members
-        for members in _members(prepared.groups)
+        for members in duplicates.members(prepared.groups)
         if len(np.unique(official[members])) > 1 and held_out[members].any()
     ]
-    if not split:
+    if not parted:
         return
-    training = sum(int((~held_out[members]).sum()) for members in split)
+    training = sum(int((~held_out[members]).sum()) for members in parted)
     yield Finding(
         "leaks",
-        f"{len(split)} groups of images that belong together (near-identical, or of one patient or "
-        f"lesion) are in several official parts; {training} of their images are in training.",
+        "Groups of images that belong together (near-identical, or of one patient or lesion) in "
+        f"several official parts: {len(parted)}; {training} of their images are in training.",
         "Figures on the official test part are too good where these stay. data.protocol='grouped' "
         "splits all images anew, by groups; 'official' keeps the parts and, by data.drop_leaks, "
         f"leaves these {training} training images out.",
@@ -180,10 +183,10 @@ def _confounded(prepared: Prepared, scores: Mapping[str, float]) -> Iterator[Fin
             "more images of it, or leave the class out by --config.data.classes.",
         )
         return
-    told = [name for name in _ADVICE if scores[name] > scores["threshold"]]
-    if {"size", "mode"} & set(told):
-        told = [name for name in told if name != "size and mode"]
-    for name in told:
+    suspicious = [name for name in _ADVICE if scores[name] > scores["threshold"]]
+    if {"size", "mode"} & set(suspicious):
+        suspicious = [name for name in suspicious if name != "size and mode"]
+    for name in suspicious:
         yield Finding(
             name,
             f"The class shows in {name} alone: balanced accuracy {scores[name]:.3f}, where chance "
@@ -198,7 +201,7 @@ def _copies(audit: Mapping[str, Any]) -> Iterator[Finding]:
         extra = same["extra_copies"]
         yield Finding(
             "near-duplicates",
-            f"{count} {_pairs(count)} of near-identical images, in {near['groups']} groups"
+            f"Pairs of near-identical images: {count}, in {near['groups']} groups"
             + (f"; of identical ones {extra} could go." if extra else "."),
             "Look at them in near_duplicates_01.png and those that follow. A run keeps each group "
             "in one part (data.protocol='grouped'); 'image_level' would test on what was trained "
@@ -250,17 +253,3 @@ def _patients(prepared: Prepared) -> Iterator[Finding]:
             "--config.data.group_pattern finds the patient in a file's name, and manifest.csv has "
             "a column 'group'.",
         )
-
-
-def _members(groups: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(groups, kind="stable")
-    _, starts = np.unique(groups[order], return_index=True)
-    return np.split(order, starts[1:])
-
-
-def _images(count: int) -> str:
-    return "image" if count == 1 else "images"
-
-
-def _pairs(count: int) -> str:
-    return "pair" if count == 1 else "pairs"

@@ -1,4 +1,4 @@
-"""What the images of a set use of the values that they could hold, and what of it is odd."""
+"""Which of their possible values the images of a data set use, and what is odd about it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,26 +8,26 @@ import PIL.Image
 
 from egmae_jax.data.samples import IntensityRange
 
-FEW_LEVELS = 32  # fewer grey levels than these are told
-NARROW = 0.1  # of the full range from black to white: less is told
-_SHOWN = 3  # files that the log names
+FEW_LEVELS = 32  # images with fewer grey levels are odd
+NARROW = 0.1  # share of the range from black to white; images that use less are odd
+_FILES_SHOWN = 3
 
 
 def levels(image: PIL.Image.Image) -> tuple[int, tuple[int, int]]:
-    """How many different values a grey image of 8 bits has; the least and the largest of them."""
+    """Number of different values of a grey 8-bit image, with the least and the largest."""
     used = np.flatnonzero(image.histogram())
     return len(used), (int(used[0]), int(used[-1]))
 
 
 class PixelStatistics(NamedTuple):
-    """What the values of N images are like, as their files store them and as they are decoded.
+    """Statistics of the values of N images, as their files store them and as they are decoded.
 
     Attributes:
-        types: str [N], the type of the stored values, such as 'uint16'; 'DICOM', whose files say
+        types: str [N], type of the stored values, such as 'uint16'; 'DICOM', whose files say
             themselves what is black and white; '' for at most 8 bits.
-        bits: int [N], bits of a value as the file declares them; of DICOM BitsStored.
-        stored: float64 [N, 2], the least and largest value that the file stores; of most
-            8-bit colours their luma's. DICOM's padding is left out.
+        bits: int [N], bits of a value as the file declares them; BitsStored of DICOM.
+        stored: float64 [N, 2], the least and the largest value that the file stores, without
+            DICOM's padding; of most 8-bit colours their luma's.
         levels: int [N], how many of 256 grey values (luma) the decoded image has.
         greys: int [N, 2], the least and the largest of these, from 0 to 255.
     """
@@ -40,13 +40,13 @@ class PixelStatistics(NamedTuple):
 
     @property
     def bits_used(self) -> np.ndarray:
-        """int [N], bits that each image's values need; of values that are not whole, all."""
+        """int [N], bits that each image's values need; all bits where values are not whole."""
         low, high = np.floor(self.stored[:, 0]), np.ceil(self.stored[:, 1])
-        signed = low < 0
-        largest = np.where(signed, np.maximum(high, -low - 1), high)
-        needed = np.ceil(np.log2(largest + 1)) + signed
-        whole = (self.stored == np.floor(self.stored)).all(axis=1)
-        return np.where(whole, np.minimum(needed, self.bits), self.bits).astype(int)
+        is_signed = low < 0
+        largest = np.where(is_signed, np.maximum(high, -low - 1), high)
+        needed = np.ceil(np.log2(largest + 1)) + is_signed
+        is_whole = (self.stored == np.floor(self.stored)).all(axis=1)
+        return np.where(is_whole, np.minimum(needed, self.bits), self.bits).astype(int)
 
     @property
     def has_few_levels(self) -> np.ndarray:
@@ -62,15 +62,14 @@ class PixelStatistics(NamedTuple):
 def describe(
     files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange
 ) -> dict[str, Any]:
-    """What the audit says of a set's pixels, as JSON-like values.
+    """What the audit says of a data set's pixels, as JSON-like values.
 
     Args:
         files: names of the N images.
-        pixels: of these.
-        intensity: by which they were decoded.
+        pixels: their statistics.
+        intensity: range of intensities by which they were decoded.
     """
     used = pixels.bits_used
-    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist()
     return {
         "intensity_range": intensity.rule,
         "range_of_dataset": {kind: list(ends) for kind, ends in intensity.of_dataset.items()},
@@ -95,46 +94,45 @@ def describe(
                 "grey_levels": int(pixels.levels[i]),
                 "greys": pixels.greys[i].tolist(),
             }
-            for i in odd
+            for i in np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist()
         ],
     }
 
 
 def findings(files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange) -> list[str]:
-    """What is odd about a set's pixels, a sentence each, with what to do; for people.
+    """What is odd about a data set's pixels, a sentence each, with what to do about it.
 
-    The arguments are those of `describe`.
+    Args:
+        files: names of the N images.
+        pixels: their statistics.
+        intensity: range of intensities by which they were decoded.
     """
-    found = []
-    odd = np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist()
-    if odd:
-        named = [f"{files[i]} ({_values(pixels, i)})" for i in odd[:_SHOWN]]
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
-        found.append(
+    sentences = []
+    if odd := np.flatnonzero(pixels.has_few_levels | pixels.is_narrow).tolist():
+        named = [
+            f"{files[i]} (values {pixels.stored[i, 0]:g} to {pixels.stored[i, 1]:g}, "
+            f"{pixels.levels[i]} grey levels)"
+            for i in odd[:_FILES_SHOWN]
+        ]
+        more = f" and {len(odd) - _FILES_SHOWN} more" if len(odd) > _FILES_SHOWN else ""
+        sentences.append(
             f"{len(odd)} of {len(files)} images have fewer than {FEW_LEVELS} grey levels or less "
             f"than a tenth of the range from black to white: {', '.join(named)}{more}. Look at "
             "them: they may be masks, or use few of the values of their type"
         )
-    used = pixels.bits_used
-    for kind in np.unique(pixels.types).tolist():
+    for kind in sorted({*pixels.types.tolist()} - {"", "DICOM"}):
         of_kind = pixels.types == kind
-        bits = int(pixels.bits[of_kind].max())
-        most = int(used[of_kind].max())
-        if kind not in ("", "DICOM") and intensity.rule != "dataset" and most < bits:
+        bits, used = int(pixels.bits[of_kind].max()), int(pixels.bits_used[of_kind].max())
+        if intensity.rule != "dataset" and used < bits:
             low, high = pixels.stored[of_kind, 0].min(), pixels.stored[of_kind, 1].max()
-            found.append(
-                f"{int(of_kind.sum())} files of {kind} use {most} of {bits} bits (values {low:g} "
+            sentences.append(
+                f"{int(of_kind.sum())} files of {kind} use {used} of {bits} bits (values {low:g} "
                 f"to {high:g}), so they fill little of the range from black to white: "
                 "--config.data.intensity_range=dataset makes black and white of these two values"
             )
-    return found
-
-
-def _values(pixels: PixelStatistics, i: int) -> str:
-    low, high = pixels.stored[i]
-    return f"values {low:g} to {high:g}, {pixels.levels[i]} grey levels"
+    return sentences
 
 
 def _count(values: np.ndarray) -> dict[str, int]:
-    found, counts = np.unique(values, return_counts=True)
-    return dict(zip(map(str, found.tolist()), counts.tolist(), strict=True))
+    different, counts = np.unique(values, return_counts=True)
+    return dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
