@@ -1,1 +1,1 @@
-"""From image files to batches: data sets, duplicates, splits, decoding, order."""
+"""From image files to batches: data sets, decoding, duplicates, splits, order of training."""

@@ -31,7 +31,7 @@ _MOST_PAIRS = 100_000  # that audit.json lists: some ten megabytes
 
 
 def audit(prepared: Prepared) -> dict[str, Any]:
-    """Everything the audit says, as JSON-like values."""
+    """Audits a data set; returns all results as JSON-like values."""
     labels, names = prepared.labels, np.array(prepared.classes)
     files = prepared.files
     identical = duplicates.members(prepared.pixel_hashes)

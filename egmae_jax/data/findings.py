@@ -64,7 +64,7 @@ def confounders(prepared: Prepared) -> dict[str, float]:
         has fewer than two groups, so that there is nothing to test on.
     """
     labels, groups, num_classes = prepared.labels, prepared.groups, len(prepared.classes)
-    evidence = np.array([len(np.unique(groups[labels == label])) for label in range(num_classes)])
+    evidence = _groups_by_class(prepared)
     folds = min(_FOLDS, int(evidence.min()))
     if folds < 2:
         return {}
@@ -78,6 +78,12 @@ def confounders(prepared: Prepared) -> dict[str, float]:
         predicted = cross_val_predict(tree, values, labels, cv=parts)
         scores[name] = float(balanced_accuracy_score(labels, predicted))
     return scores
+
+
+def _groups_by_class(prepared: Prepared) -> np.ndarray:
+    """How many groups (patients, lesions, near-duplicates) each class has, int [classes]."""
+    pairs = np.unique(np.stack([prepared.labels, prepared.groups]), axis=1)
+    return np.bincount(pairs[0], minlength=len(prepared.classes))
 
 
 def _features(prepared: Prepared) -> dict[str, np.ndarray]:
@@ -170,11 +176,7 @@ def _across_parts(prepared: Prepared) -> Iterator[Finding]:
 
 def _confounded(prepared: Prepared, scores: Mapping[str, float]) -> Iterator[Finding]:
     if not scores:
-        lacking = next(
-            name
-            for label, name in enumerate(prepared.classes)
-            if len(np.unique(prepared.groups[prepared.labels == label])) < 2
-        )
+        lacking = prepared.classes[_groups_by_class(prepared).argmin()]
         yield Finding(
             "confounders",
             "Whether size, mode or the like tell the class cannot be said: the images of "
@@ -223,20 +225,11 @@ def _classes(prepared: Prepared) -> Iterator[Finding]:
             "Judge by macro F1, macro recall and each class's figures, not by accuracy: the report "
             f"has them. Images of {small} are worth most.",
         )
-    evidence = [
-        len(np.unique(prepared.groups[prepared.labels == label])) for label in range(len(counts))
-    ]
-    few = {
-        name: count
-        for name, count in zip(prepared.classes, evidence, strict=True)
-        if count / 5 < _FEW
-    }
-    if few:
+    evidence = zip(prepared.classes, _groups_by_class(prepared).tolist(), strict=True)
+    if few := [f"{name} there are {count} groups" for name, count in evidence if count < 5 * _FEW]:
         yield Finding(
             "few images",
-            "Of "
-            + ", ".join(f"{name} there are {count} groups" for name, count in few.items())
-            + f": a test part of a fifth has fewer than {_FEW} of them.",
+            f"Of {', '.join(few)}: a test part of a fifth has fewer than {_FEW} of them.",
             "Their figures will be rough, as the intervals say. Gather more, or test all images by "
             "--config.rounds.kind=folds.",
         )

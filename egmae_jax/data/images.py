@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
         mode: how the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), a name for what
             Pillow has no mode for ('L;16S', 'RGB;16', 'L;12', 'L;32F'), or 'DICOM'.
         lossy: whether the format is, so that the file is much smaller than its packed pixels.
-        bits: bits of a value, as the file declares them.
+        bits: bits of a value as the file declares them; 8 for fewer, which Pillow stretches.
         stored: type of the values ('uint16'; 'DICOM'; '' for at most 8 bits) and the least and the
             largest that the file stores; None where these are the image's own.
     """
@@ -109,9 +109,7 @@ def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
                 "whether 0 is ink or none; convert it to RGB"
             )
         _load(image)
-        bits, ends = samples.plain_bits(encoded, image), samples.plain_range(encoded, image)
-        stored = None if ends is None else ("", *ends)
-        return Decoded(_upright_rgb(image), image.mode, image.format in _LOSSY, bits, stored)
+        return Decoded(_upright_rgb(image), image.mode, image.format in _LOSSY, 8, None)
 
 
 def _read_samples(encoded: bytes) -> Samples | None:

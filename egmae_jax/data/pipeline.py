@@ -100,9 +100,9 @@ class View(NamedTuple):
     def empty(self, shape: tuple[int, ...]) -> Images:
         """Arrays for images, not initialised."""
         return Images(
-            _empty((*shape, *self.canvas, self._channels), np.uint8),
-            _empty((*shape, 2), np.int32),
-            _empty(shape, np.int32),
+            np.empty((*shape, *self.canvas, self._channels), np.uint8),
+            np.empty((*shape, 2), np.int32),
+            np.empty(shape, np.int32),
         )
 
     def load_into(self, batch: Images, indices: np.ndarray, store: HostStore | None) -> None:
@@ -130,14 +130,6 @@ class View(NamedTuple):
         if self.size_of((width, height)) == (width, height):
             return array
         return images.to_array(self.resize(images.from_array(array)))
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Makes an empty array at an address from which JAX takes it to a CPU without a copy."""
-    count, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
-    room = np.empty(count + alignment, np.uint8)
-    start = -room.ctypes.data % alignment
-    return room[start : start + count].view(dtype).reshape(shape)
 
 
 def training_view(

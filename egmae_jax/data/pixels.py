@@ -62,7 +62,7 @@ class PixelStatistics(NamedTuple):
 def describe(
     files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange
 ) -> dict[str, Any]:
-    """What the audit says of a data set's pixels, as JSON-like values.
+    """Describes a data set's pixels for the audit, as JSON-like values.
 
     Args:
         files: names of the N images.
@@ -100,7 +100,7 @@ def describe(
 
 
 def findings(files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange) -> list[str]:
-    """What is odd about a data set's pixels, a sentence each, with what to do about it.
+    """Lists what is odd about a data set's pixels, a sentence each, with what to do about it.
 
     Args:
         files: names of the N images.

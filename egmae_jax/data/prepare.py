@@ -35,7 +35,7 @@ class Prepared:
         sizes: int [N, 2], height and width in pixels.
         modes: str [N], how the file stores its pixels: 'L', 'RGB', 'I;16', 'DICOM', ...
         descriptors: uint8 [N, 32, 32], grey thumbnails.
-        pixel_hashes: str [N], SHA-256 of size and pixels.
+        pixel_hashes: str [N], digests of size and pixels.
         sha256: N SHA-256 of the files' bytes.
         pixels: statistics of the values, as stored and as decoded.
         intensity: which values of files with more than 8 bits became black and white.

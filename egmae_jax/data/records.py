@@ -274,12 +274,13 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         raise DataError(f"{path} cannot be read: {error!r}.") from None
     except MissingExtraError as error:
         raise MissingExtraError(f"{path} cannot be read: {error}.") from None
-    image, record, is_packed = decoded.image, encoded, False
+    image, sha256 = decoded.image, hashlib.sha256(encoded).hexdigest()
+    record, digest, is_packed = encoded, sha256, False
     most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))
     if not decoded.lossy and image.width * image.height <= most:
         packed = packing.pack(image)
-        is_packed = len(packed) <= most
-        record = packed if is_packed else encoded
+        if is_packed := len(packed) <= most:
+            record, digest = packed, hashlib.sha256(packed).hexdigest()
     grey = image.convert("L")
     levels, greys = pixels.levels(grey)
     kind, low, high = decoded.stored or ("", *greys)
@@ -290,8 +291,8 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         "mode": decoded.mode,
         "packed": is_packed,
         "fast": not is_packed and packing.is_fast(encoded, image),
-        "digest": hashlib.sha256(record).hexdigest(),
-        "sha256": hashlib.sha256(encoded).hexdigest(),
+        "digest": digest,
+        "sha256": sha256,
         "pixel_hash": duplicates.pixel_hash(image),
         "descriptor": duplicates.descriptor(grey),
         "types": kind,

@@ -161,7 +161,7 @@ def high_byte(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _bounds(samples: Samples, intensity: IntensityRange) -> tuple[float, float] | None:
-    """The values that become black and white; None: the least and largest of their type."""
+    """Values that become black and white; None: the least and largest of their type."""
     kind, is_wide = samples.type, samples.bits > 8
     if intensity.rule == "dataset" and is_wide:
         if kind not in intensity.of_dataset:
@@ -202,42 +202,8 @@ def require_bounded(pixels: int) -> None:
         raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
 
 
-def plain_bits(encoded: bytes, image: PIL.Image.Image) -> int:
-    """Bits of a value that a file of at most 8 bits declares: 1, 2, 4 or 8; 8 of a palette.
-
-    Args:
-        encoded: the file's bytes.
-        image: as Pillow has opened it.
-    """
-    if image.mode in ("P", "PA"):
-        return 8
-    if image.format == "PNG":
-        return encoded[24]
-    if image.format == "TIFF":
-        return int(getattr(image, "tag_v2", {}).get(258, (1,))[0])
-    return 1 if image.mode == "1" else 8
-
-
-def plain_range(encoded: bytes, image: PIL.Image.Image) -> tuple[float, float] | None:
-    """Least and largest value that a grey file of at most 8 bits stores.
-
-    Args:
-        encoded: the file's bytes.
-        image: as Pillow has read it.
-
-    Returns:
-        None where these are the image's own: of colours, and of 8 bits of which 0 is black.
-    """
-    most = (1 << plain_bits(encoded, image)) - 1
-    is_white = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
-    if image.mode not in ("1", "L") or (most == 255 and not is_white):
-        return None
-    low, high = (round(int(end) * most / 255) for end in np.ravel(image.getextrema()))
-    return (most - high, most - low) if is_white else (low, high)
-
-
 def of_pillow(image: PIL.Image.Image) -> Samples | None:
-    """The values of a loaded Pillow image with more than 8 bits a value, or signed ones.
+    """Takes the values of a loaded Pillow image with more than 8 bits a value, or signed ones.
 
     What Pillow's mode leaves out, the tags of the TIFF file tell, if it was opened from one.
 

@@ -276,7 +276,7 @@ def account(
     unreadable: int,
     other_classes: Mapping[str, int],
 ) -> str:
-    """Where all the images that were found have gone, as a sentence whose counts add up.
+    """Says where all images of a data set have gone, in a sentence whose counts add up.
 
     Args:
         parts: {part: number of images}.
@@ -335,7 +335,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _problem(row: Any) -> str | None:
-    """What is wrong with a row of splits.json, if anything."""
+    """Says what is wrong with a row of splits.json; None: nothing."""
     kinds = {"file": str, "label": str, "split": str, "group": int, "sha256": str}
     if not isinstance(row, dict):
         return f"{row!r} is no object"

@@ -222,14 +222,6 @@ def test_images_are_decoded_once_where_they_fit_into_the_store():
     assert sum(image.nbytes for image in some._images.values()) <= 4 * 24 * 31 * 3
 
 
-def test_blocks_reach_a_cpu_without_being_copied():
-    view, _, _ = feeding.nine_images()
-    block = view.empty((3, 8))
-    placed = sharding.place_batches(block, sharding.local_mesh())
-    for host, device in zip(block, placed, strict=True):
-        assert device.unsafe_buffer_pointer() == host.ctypes.data
-
-
 def test_grey_images_have_one_channel():
     view, indices, _ = feeding.nine_images()
     coloured, grey = view.load(indices[:3]), view._replace(color="grey")

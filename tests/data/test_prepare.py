@@ -133,16 +133,6 @@ def test_near_duplicates_are_one_group_across_formats_and_classes(tree):
     assert data.duplicate_groups == 1
 
 
-def test_the_threshold_decides_what_is_a_near_duplicate(tree):
-    noisy = np.asarray(PIL.Image.open(tree / "normal" / "normal (1).png")).astype(float)
-    noisy += np.random.default_rng(0).normal(0, 8, noisy.shape)
-    noisy = noisy.clip(0, 255).astype(np.uint8)
-    PIL.Image.fromarray(noisy).save(tree / "normal" / "noisy.png")
-    assert prepared(tree, threshold=0.9).duplicate_groups == 1
-    assert prepared(tree, threshold=0.9999).duplicate_groups == 0
-    assert len(record_files(tree)) == 1  # records do not depend on it
-
-
 # --- unreadable images -------------------------------------------------------------------------
 
 

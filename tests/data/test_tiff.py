@@ -127,21 +127,6 @@ def test_tiff_of_pillow(mode, compression):
 STUDIO = [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1]  # of ReferenceBlackWhite
 
 
-def uncompressed_ycbcr(grey, ratios=None):
-    """Of the sampling that Pillow reads, where other tags, of ratios, are given."""
-    values = np.stack([grey, np.full_like(grey, 128), np.full_like(grey, 128)], -1)
-    tags = {tag: (5, content) for tag, content in (ratios or {}).items()}
-    return tiff(values, 8, photometric=6, tags=tags | ({530: (3, [1, 1])} if ratios else {}))
-
-
-def test_uncompressed_ycbcr_that_pillow_reads_right():
-    usual = {
-        529: [299, 1000, 587, 1000, 114, 1000],
-        532: [0, 1, 255, 1, 128, 1, 255, 1, 128, 1, 255, 1],
-    }
-    np.testing.assert_array_equal(steps(uncompressed_ycbcr(spread(RIGHT), usual)), RIGHT)
-
-
 def test_tiff_of_webp():
     file = io.BytesIO()
     rgb = np.stack([spread(RIGHT).astype(np.uint8)] * 3, axis=-1)
@@ -178,9 +163,7 @@ def test_tiff_palette_of_8_bits_written_as_16():
         ),
         (lambda g: tiff(np.stack([g] * 3, -1), 8, tags={258: (3, [8, 8, 16])}), "differ by ch"),
         (lambda g: tiff(np.stack([g] * 9, -1), 8, photometric=2, extra=(0,) * 6), "9 samples a p"),
-        (lambda g: uncompressed_ycbcr(g), r"YCbCrSubSampling is \(2, 2\)"),  # which is the default
-        (lambda g: uncompressed_ycbcr(g, {529: [2126, 10000, 7152, 10000, 722, 10000]}), "Coeff"),
-        (lambda g: uncompressed_ycbcr(g, {532: STUDIO}), "ReferenceBlackWhite is .16"),
+        (lambda g: tiff(np.stack([g] * 3, -1), 8, photometric=6), "uncompressed TIFF of YCbCr"),
         (lambda g: tiff(np.stack([g] * 3, -1), 8, photometric=6, planar=2), "separate planes"),
         (
             lambda g: tiff(np.stack([g] * 3, -1), 8, photometric=2, tags={532: (5, STUDIO)}),

@@ -91,22 +91,6 @@ def isic(tmp_path_factory):
     return list_images
 
 
-@given(
-    st.lists(
-        st.sampled_from(["a", "../../secret", "/etc/x", "1.0", "0.0", "1"]) | TEXT, max_size=9
-    ).map(",".join),
-    TEXT,
-)
-@example("a,1,0,0,0,0,0,0", "a,L1")
-def test_an_isic_table_lists_images_of_its_folder_or_says_what_is_wrong(isic, row, lesions):
-    try:
-        found = isic(ISIC + row, "image,lesion_id\n" + lesions)
-    except DataError as error:
-        assert "ISIC2018_Task3" in str(error)  # noqa: PT017 (either outcome is right)
-    else:
-        assert {x.file for x in found} <= {"ISIC2018_Task3_Training_Input/a.jpg"}
-
-
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "", "x/y", "x" * 300])
 def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
     with pytest.raises(DataError, match=r"line 2: .* is no name of an image"):

@@ -1,4 +1,4 @@
-"""The data sets by name. One file each: where the files are, labels, groups, citation."""
+"""Data sets by name, one file each: where its files are, their labels and groups, citation."""
 
 import difflib
 
@@ -42,7 +42,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Dataset:
-    """The data set `name`.
+    """Returns the data set `name`.
 
     Raises:
         DataError: no such data set.

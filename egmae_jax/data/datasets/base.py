@@ -168,7 +168,7 @@ class Search(NamedTuple):
 
     @property
     def nothing(self) -> str:
-        """What was looked for and what was found instead, for a sentence that there is no image."""
+        """Words for a sentence that there is no image: what counts as one, and what there is."""
         suffixes = ", ".join(sorted(formats.SUFFIXES))
         instead = f"; there are {self._counts}" if self.ignored else ""
         return f"({suffixes}, and other names by their bytes: {', '.join(formats.READ)}){instead}"

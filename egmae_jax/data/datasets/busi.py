@@ -16,10 +16,10 @@ def _list_images(root: Path) -> list[ImageFile]:
 
 
 def _masks(root: Path, file: str) -> list[Path]:
-    """Of one image there may be several, one a lesion; those of normal ones are empty."""
+    """Masks of one image, one for each lesion; those of normal images are empty."""
     image = root / file
-    found = image.parent.glob(f"{glob.escape(image.stem)}_mask*{glob.escape(image.suffix)}")
-    return sorted(path for path in found if _MASK.sub("", path.stem) == image.stem)
+    masks = image.parent.glob(f"{glob.escape(image.stem)}_mask*{glob.escape(image.suffix)}")
+    return sorted(path for path in masks if _MASK.sub("", path.stem) == image.stem)
 
 
 DATASET = Dataset(

@@ -58,11 +58,7 @@ def _list_images(root: Path) -> list[ImageFile]:
         row = {column: values[k] for column, k in place.items()}
         where = f"{table}, line {number}"
         path, how = _locate(root, row["path"], where)
-        part = None if lookalikes.is_missing(row.get("split", "")) else part_of(row["split"])
-        if part is None and not lookalikes.is_missing(row.get("split", "")):
-            raise DataError(
-                f"{where}: the split is {row['split']!r}; it can be train, validation, test."
-            )
+        part = _part(row.get("split", ""), where)
         if not row["label"]:
             raise DataError(f"{where}: the label is empty.")
         if path in images:
@@ -76,6 +72,14 @@ def _list_images(root: Path) -> list[ImageFile]:
         logger.info("%s: %s (%d lines)", table, how, count)
     _check(table, list(images.values()), has_groups="group" in place)
     return sorted(images.values())
+
+
+def _part(name: str, where: str) -> str | None:
+    if lookalikes.is_missing(name):
+        return None
+    if (part := part_of(name)) is None:
+        raise DataError(f"{where}: the split is {name!r}; it can be train, validation, test.")
+    return part
 
 
 def _check(table: Path, images: Sequence[ImageFile], has_groups: bool) -> None:
@@ -103,19 +107,19 @@ def _columns(table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -
     """
     place: dict[str, int] = {}
     for column, synonyms in _SYNONYMS.items():
-        found = [k for k, name in enumerate(names) if name == column]
-        found = found or [k for k, name in enumerate(names) if column_key(name) == column]
-        if not found:
-            found = [k for k, name in enumerate(names) if column_key(name) in synonyms]
+        places = [k for k, name in enumerate(names) if name == column]
+        places = places or [k for k, name in enumerate(names) if column_key(name) == column]
+        if not places:
+            places = [k for k, name in enumerate(names) if column_key(name) in synonyms]
             if column == "split":  # a part may be of the body, a set a collection
-                found = [k for k in found if any(part_of(row[k]) for row in rows)]
-        if len(found) > 1:
+                places = [k for k in places if any(part_of(row[k]) for row in rows)]
+        if len(places) > 1:
             raise DataError(
-                f"{table} has {len(found)} columns that could be the {column}: "
-                f"{some_of([names[k] for k in found])}. Call the one that is meant {column!r}."
+                f"{table} has {len(places)} columns that could be the {column}: "
+                f"{some_of([names[k] for k in places])}. Call the one that is meant {column!r}."
             )
-        if found:
-            place[column] = found[0]
+        if places:
+            place[column] = places[0]
     if missing := [column for column in ("path", "label") if column not in place]:
         raise DataError(
             f"{table} has no column {', '.join(missing)}; its columns are "
@@ -141,7 +145,7 @@ def _warn_of_unused(
             groups: dict[str, set[str]] = {}
             for row in rows:
                 groups.setdefault(row[k], set()).add(row[place["group"]])
-            parted = sum(len(found) > 1 for value, found in groups.items() if value)
+            parted = sum(len(used) > 1 for value, used in groups.items() if value)
             if parted:
                 logger.warning(
                     "%s: %d values of %r have images in several groups of %r, which may come into "

@@ -25,7 +25,7 @@ def column_key(name: str) -> str:
 
 
 def part_of(name: str) -> str | None:
-    """The part that a name usually stands for: 'train', 'validation', 'test'; None for others."""
+    """Part that a name usually stands for: 'train', 'validation', 'test'; None for others."""
     return next((part for part, keys in _PART_NAMES.items() if column_key(name) in keys), None)
 
 

@@ -96,7 +96,7 @@ def decode(encoded: bytes) -> DicomImage:
         MissingExtraError: pydicom is not installed.
     """
     try:
-        import pydicom  # noqa: F401 (what it lacks is told here)
+        import pydicom  # noqa: F401 (whether it is there)
     except ImportError:
         raise MissingExtraError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
     try:
@@ -121,7 +121,7 @@ def _read(encoded: bytes) -> Any:
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         if not little and implicit:
-            raise DicomError("it names no transfer syntax, and is in none that could be told")
+            raise DicomError("it names no transfer syntax, and its encoding cannot be recognised")
         native = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = native if little else uid.ExplicitVRBigEndian
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:

@@ -24,7 +24,7 @@ def high_bit(dataset: Any) -> int:
 
 
 def stored_values(dataset: Any, cells: np.ndarray) -> np.ndarray:
-    """The values of cells, without the bits that are not theirs."""
+    """Values of cells, int [H, W] or [H, W, 3], without the bits that are not theirs."""
     from pydicom import uid
 
     allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
@@ -39,7 +39,7 @@ def stored_values(dataset: Any, cells: np.ndarray) -> np.ndarray:
 
 
 def padding(dataset: Any, cells: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Which pixels are padding, bool [H, W].
+    """Finds the pixels that are padding, bool [H, W].
 
     Args:
         dataset: holds the padding's value, which may have all bits of a cell.
@@ -112,7 +112,7 @@ def _rescaled(dataset: Any, module: Any, stored: np.ndarray) -> np.ndarray:
     intercept = float(module.RescaleIntercept) if given(module, "RescaleIntercept") else 0.0
     if slope == 0:
         raise DicomError("RescaleSlope is 0, which makes one value of all")
-    with np.errstate(all="ignore"):  # what is not finite is told by the caller
+    with np.errstate(all="ignore"):  # the caller refuses what is not finite
         return stored.astype(np.float64) * slope + intercept
 
 

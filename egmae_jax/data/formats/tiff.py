@@ -97,26 +97,17 @@ def _refuse(problems: Iterator[str]) -> None:
 
 
 def _misread_by_pillow(tags: _Tags) -> Iterator[str]:
-    """What Pillow would read wrongly, or call damaged."""
+    """Names what Pillow would read wrongly, or call damaged."""
     page = tags.page
     if page.planarconfig == 2 and (tags.photometric not in _COLOURS or tags.is_premultiplied):
         kind = _PHOTOMETRICS.get(tags.photometric or 0) or "multiplied by their alpha"
         yield f"a TIFF whose colours are {kind} in separate planes"
-    if tags.photometric != 6 or page.compression != 1:
-        return
-    # Of uncompressed YCbCr Pillow takes no notice of how it is coded; of other, libtiff does.
-    sampling = page.tags.get(530)
-    for name, value, read_as in (
-        ("YCbCrCoefficients", _ratios(page.tags.get(529)), (0.299, 0.587, 0.114)),
-        ("YCbCrSubSampling", sampling.value if sampling else (2, 2), (1, 1)),
-        ("ReferenceBlackWhite", _ratios(page.tags.get(532)), (0, 255, 128, 255, 128, 255)),
-    ):
-        if value and (len(value) != len(read_as) or not np.allclose(value, read_as, atol=1e-3)):
-            yield f"an uncompressed TIFF of YCbCr whose {name} is {value}"
+    if tags.photometric == 6 and page.compression == 1:  # Pillow overlooks how it is coded
+        yield "an uncompressed TIFF of YCbCr"
 
 
 def _unsupported(tags: _Tags, kind: str) -> Iterator[str]:
-    """What of the values is not supported."""
+    """Names what is not supported of a file's values."""
     page, bits, formats, photometric = tags.page, tags.bits, tags.formats, tags.photometric
     name = f"a TIFF of {'/'.join(map(str, sorted(set(bits))))} bits"
     largest = (1 << bits[0]) - 1
