@@ -32,14 +32,8 @@ _MOST_PAIRS = 100_000  # that audit.json lists: some ten megabytes
 
 def audit(prepared: Prepared) -> dict[str, Any]:
     """Audits a data set; returns all results as JSON-like values."""
-    labels, names = prepared.labels, np.array(prepared.classes)
-    files = prepared.files
-    identical = duplicates.members(prepared.pixel_hashes)
-    near = near_duplicate_groups(prepared)
-    folders = np.array([str(Path(file).parent) for file in files])
-    conflicts = splits.conflicts(labels, prepared.pairs)
+    labels, names = prepared.labels, prepared.classes
     parts = np.array([part or "none" for part in prepared.official])
-    across_parts = parts[prepared.pairs[:, 0]] != parts[prepared.pairs[:, 1]]
     sizes = collections.Counter(f"{w}x{h}" for h, w in prepared.sizes.tolist())
     group_sizes = np.unique(prepared.groups, return_counts=True)[1]
     result = {
@@ -49,28 +43,14 @@ def audit(prepared: Prepared) -> dict[str, Any]:
         "other_classes": dict(prepared.other_classes),
         "unreadable": list(prepared.skipped),
         "counts": {
-            part: {name: int((names[labels[parts == part]] == name).sum()) for name in names}
+            part: {
+                name: int(((parts == part) & (labels == label)).sum())
+                for label, name in enumerate(names)
+            }
             for part in ("train", "validation", "test", "none")
             if (parts == part).any()
         },
-        "identical_pixels": {
-            "groups": len(identical),
-            "extra_copies": sum(len(members) - 1 for members in identical),
-            "groups_across_folders": _num_crossing(identical, folders),
-            "groups_across_classes": _num_crossing(identical, labels),
-            "groups_across_official_parts": _num_crossing(identical, parts),
-        },
-        "near_duplicates": {
-            "pairs": len(prepared.pairs),
-            "groups": len(near),
-            "largest_group": max(map(len, near), default=1),
-            "pairs_across_classes": len(conflicts),
-            "pairs_across_official_parts": int(across_parts.sum()),
-            "conflicts": [[files[i], files[j]] for i, j in conflicts],
-            # In the order, and by the numbers from 1, of the contact sheets.
-            "members": [[files[i] for i in members] for members in near],
-            "listed": [[files[i], files[j]] for i, j in prepared.pairs[:_MOST_PAIRS]],
-        },
+        **_copies(prepared, parts),
         # What is split: images of one patient or lesion and near-duplicates are one group, and
         # every other image is one of its own.
         "groups": {
@@ -88,12 +68,44 @@ def audit(prepared: Prepared) -> dict[str, Any]:
         },
         "modes": {
             name: dict(collections.Counter(prepared.modes[labels == label].tolist()))
-            for label, name in enumerate(prepared.classes)
+            for label, name in enumerate(names)
         },
-        "pixels": pixels.describe(files, prepared.pixels, prepared.intensity),
+        "pixels": pixels.describe(prepared.files, prepared.pixels, prepared.intensity),
         "confounders": confounders(prepared),
     }
     return result | {"findings": [each._asdict() for each in findings(prepared, result)]}
+
+
+def _copies(prepared: Prepared, parts: np.ndarray) -> dict[str, Any]:
+    """Results on identical and near-identical images."""
+    files, pairs = prepared.files, prepared.pairs
+    identical = duplicates.members(prepared.pixel_hashes)
+    near = near_duplicate_groups(prepared)
+    conflicts = splits.conflicts(prepared.labels, pairs)
+
+    def num_crossing(values: np.ndarray) -> int:
+        return sum(len(np.unique(values[members])) > 1 for members in identical)
+
+    return {
+        "identical_pixels": {
+            "groups": len(identical),
+            "extra_copies": sum(len(members) - 1 for members in identical),
+            "groups_across_folders": num_crossing(np.array([str(Path(x).parent) for x in files])),
+            "groups_across_classes": num_crossing(prepared.labels),
+            "groups_across_official_parts": num_crossing(parts),
+        },
+        "near_duplicates": {
+            "pairs": len(pairs),
+            "groups": len(near),
+            "largest_group": max(map(len, near), default=1),
+            "pairs_across_classes": len(conflicts),
+            "pairs_across_official_parts": int((parts[pairs[:, 0]] != parts[pairs[:, 1]]).sum()),
+            "conflicts": [[files[i], files[j]] for i, j in conflicts],
+            # In the order, and by the numbers from 1, of the contact sheets.
+            "members": [[files[i] for i in members] for members in near],
+            "listed": [[files[i], files[j]] for i, j in pairs[:_MOST_PAIRS]],
+        },
+    }
 
 
 def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
@@ -109,11 +121,6 @@ def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
 
     near = duplicates.group_ids(len(prepared.labels), prepared.pairs)
     return sorted(duplicates.members(near), key=rank)
-
-
-def _num_crossing(groups: Iterable[np.ndarray], values: np.ndarray) -> int:
-    """How many groups have images of several values."""
-    return sum(len(np.unique(values[members])) > 1 for members in groups)
 
 
 def save(prepared: Prepared, folder: Path) -> dict[str, Any]:

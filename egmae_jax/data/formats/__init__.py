@@ -44,6 +44,8 @@ def is_image(path: Path) -> bool:
                 return True
             file.seek(0)
             PIL.Image.open(file, formats=PILLOW)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
-        return False  # Pillow's refusals, or the system's
+    except PIL.Image.DecompressionBombError:
+        return True  # reading it says that it is too large
+    except OSError:  # Pillow's refusal, or the system's
+        return False
     return True
