@@ -34,7 +34,7 @@ from egmae_jax.core import extras, platform
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import write_json
 from egmae_jax.data import images
-from egmae_jax.data.datasets.base import find_images
+from egmae_jax.data.datasets.folders import find_images
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import ConvNeXt

@@ -19,7 +19,7 @@ from egmae_jax.core.files import (
     require_writable,
     storage_errors_told,
 )
-from egmae_jax.data.datasets.base import find_given
+from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.deploy.predictor import Part, Predictions, Predictor
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.run.saved_run import RunError

@@ -352,7 +352,7 @@ def _sources(given: Any) -> list[Source]:
     """
     if isinstance(given, (str, os.PathLike)) and os.path.isdir(given):
         raise UnreadableImageError(
-            f"{os.fspath(given)} is a folder; egmae_jax.data.datasets.base.find_given("
+            f"{os.fspath(given)} is a folder; egmae_jax.data.datasets.folders.find_given("
             "[Path(folder)]) gives its images"
         )
     if isinstance(given, (str, os.PathLike, bytes, PIL.Image.Image)):

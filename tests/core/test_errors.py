@@ -27,7 +27,7 @@ from egmae_jax.core import extras, files, preemption
 from egmae_jax.core.errors import MissingExtraError, UserError
 from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
 from egmae_jax.data import datasets, prepare, records
-from egmae_jax.data.datasets.base import find_given
+from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.data.samples import BY_TYPE
 from egmae_jax.deploy import predictor
 from egmae_jax.models import weights as model_weights

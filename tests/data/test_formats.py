@@ -8,7 +8,7 @@ import pytest
 
 from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.datasets.base import find_given
+from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.data.prepare import prepare
 from egmae_jax.run import config as configs
 from egmae_jax.run import workdir as workdirs

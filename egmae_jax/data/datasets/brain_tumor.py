@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, split_folders, top_folder
+from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.folders import split_folders, top_folder
 
 
 def _list_kaggle(root: Path) -> list[ImageFile]:

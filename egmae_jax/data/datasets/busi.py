@@ -4,7 +4,8 @@ import glob
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
+from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = ("benign", "malignant", "normal")
 _MASK = re.compile(r"_mask(_\d+)?$")  # 'benign (4)_mask_1.png' is a lesion's outline, not an image

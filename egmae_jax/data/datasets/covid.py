@@ -7,7 +7,8 @@ COVID and Normal.
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile, class_folders, top_folder
+from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 

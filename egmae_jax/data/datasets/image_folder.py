@@ -4,7 +4,8 @@ import logging
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.folders import class_folders
 from egmae_jax.data.datasets.tables import part_of
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 
 from egmae_jax.core.errors import some_of
-from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile, image_files
+from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.folders import image_files
 from egmae_jax.data.datasets.tables import read_columns
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,8 @@
 import functools
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Archive, Dataset, ImageFile, class_folders, top_folder
+from egmae_jax.data.datasets.base import Archive, Dataset, ImageFile
+from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = (
     "dyed-lifted-polyps",

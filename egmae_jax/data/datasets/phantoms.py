@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from egmae_jax.data import phantoms
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, class_folders
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.folders import class_folders
 
 IMAGES_PER_CLASS = 120
 
