@@ -118,7 +118,7 @@ def test_an_empty_class_is_named_with_what_there_is_instead(tmp_path):
 
 
 def test_an_unknown_name_suggests_the_nearest_and_lists_all():
-    with pytest.raises(DataError, match=r"'bussi'\. Did you mean 'busi'\? Known: busi, isic2018"):
+    with pytest.raises(DataError, match=r"'bussi'. Did you mean 'busi'. Known: brain_tumor, brisc"):
         datasets.get("bussi")
 
 

@@ -1,6 +1,7 @@
 """What a data set is to the rest of the project: where its files are, their labels and groups."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -65,3 +66,29 @@ class Dataset:
     make: Callable[[Path], None] | None = None
     archives: tuple[Archive, ...] = ()
     masks: Callable[[Path, str], list[Path]] | None = None
+
+
+_DATASETS: dict[str, Dataset] = {}
+
+
+def register(dataset: Dataset) -> None:
+    """Makes a data set known by its name, which `config.data.name` then takes."""
+    _DATASETS[dataset.name] = dataset
+
+
+def names() -> tuple[str, ...]:
+    """Names of all registered data sets."""
+    return tuple(_DATASETS)
+
+
+def get(name: str) -> Dataset:
+    """Returns the data set `name`.
+
+    Raises:
+        DataError: no data set of that name is registered.
+    """
+    if name not in _DATASETS:
+        nearest = difflib.get_close_matches(name, _DATASETS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise DataError(f"There is no data set {name!r}.{hint} Known: {', '.join(names())}.")
+    return _DATASETS[name]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import split_folders, top_folder
 
 
@@ -17,7 +17,7 @@ def _list_brisc(root: Path) -> list[ImageFile]:
     return split_folders(root, {split: folder / split for split in ("train", "test")}, classes)
 
 
-DATASET = Dataset(
+_KAGGLE = Dataset(
     name="brain_tumor",
     title="Brain tumour MRI (Kaggle)",
     citation="Nickparvar, Brain Tumor MRI Dataset, Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886",
@@ -28,7 +28,7 @@ DATASET = Dataset(
     ),
     list_images=_list_kaggle,
 )
-BRISC = Dataset(
+_BRISC = Dataset(
     name="brisc2025",
     title="BRISC 2025",
     citation="Fateh et al., BRISC: annotated dataset for brain tumor segmentation and "
@@ -39,3 +39,6 @@ BRISC = Dataset(
     ),
     list_images=_list_brisc,
 )
+
+register(_KAGGLE)
+register(_BRISC)

@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = ("benign", "malignant", "normal")
@@ -23,7 +23,7 @@ def _masks(root: Path, file: str) -> list[Path]:
     return sorted(path for path in masks if _MASK.sub("", path.stem) == image.stem)
 
 
-DATASET = Dataset(
+_BUSI = Dataset(
     name="busi",
     title="Breast Ultrasound Images (BUSI)",
     citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28, 2020",
@@ -34,3 +34,5 @@ DATASET = Dataset(
     list_images=_list_images,
     masks=_masks,
 )
+
+register(_BUSI)

@@ -7,7 +7,7 @@ COVID and Normal.
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -18,7 +18,7 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, folder, _CLASSES, lambda path: path.parent.name != "masks")
 
 
-DATASET = Dataset(
+_COVID = Dataset(
     name="covid",
     title="COVID-19 Radiography",
     citation=(
@@ -32,3 +32,5 @@ DATASET = Dataset(
     ),
     list_images=_list_images,
 )
+
+register(_COVID)

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders
 from egmae_jax.data.datasets.tables import part_of
 
@@ -45,10 +45,12 @@ def _list_images(root: Path) -> list[ImageFile]:
     return images
 
 
-DATASET = Dataset(
+_IMAGE_FOLDER = Dataset(
     name="image_folder",
     title="a folder of images, one folder a class",
     citation="",
     obtain="Put the images into <folder>/<class>/ and give --config.data.dir=<folder>.",
     list_images=_list_images,
 )
+
+register(_IMAGE_FOLDER)

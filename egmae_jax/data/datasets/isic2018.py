@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from egmae_jax.core.errors import some_of
-from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import image_files
 from egmae_jax.data.datasets.tables import read_columns
 
@@ -123,7 +123,7 @@ def _list_binary(root: Path) -> list[ImageFile]:
 
 
 _URL = "https://isic-challenge-data.s3.amazonaws.com/2018/ISIC2018_Task3_"
-DATASET = Dataset(
+_ISIC2018 = Dataset(
     name="isic2018",
     title="ISIC 2018 task 3 (HAM10000)",
     citation=(
@@ -149,9 +149,12 @@ DATASET = Dataset(
         )
     ),
 )
-BINARY = dataclasses.replace(
-    DATASET,
+_BINARY = dataclasses.replace(
+    _ISIC2018,
     name="isic2018_binary",
     title="ISIC 2018 task 3, malignant (MEL, BCC, AKIEC) or benign",
     list_images=_list_binary,
 )
+
+register(_ISIC2018)
+register(_BINARY)

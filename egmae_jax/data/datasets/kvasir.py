@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Archive, Dataset, ImageFile
+from egmae_jax.data.datasets.base import Archive, Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = (
@@ -41,5 +41,5 @@ def _version(name: str, title: str, archive_folder: str) -> Dataset:
     )
 
 
-DATASET = _version("kvasir", "Kvasir v2", "kvasir-dataset-v2")
-V1 = _version("kvasir_v1", "Kvasir v1", "kvasir-dataset")
+register(_version("kvasir", "Kvasir v2", "kvasir-dataset-v2"))
+register(_version("kvasir_v1", "Kvasir v1", "kvasir-dataset"))

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from egmae_jax.core.errors import some_of
 from egmae_jax.data import lookalikes
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.tables import column_key, part_of, read_table
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _locate(root: Path, given: str, where: str) -> tuple[str, str]:
     raise DataError(f"{where}: there is no file {root / given}.")
 
 
-DATASET = Dataset(
+_MANIFEST = Dataset(
     name="manifest",
     title="images listed in a manifest",
     citation="",
@@ -189,3 +189,5 @@ DATASET = Dataset(
     ),
     list_images=_list_images,
 )
+
+register(_MANIFEST)

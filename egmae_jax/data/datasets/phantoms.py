@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from egmae_jax.data import phantoms
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders
 
 IMAGES_PER_CLASS = 120
@@ -20,7 +20,7 @@ def _make(folder: Path) -> None:
         raise DataError(f"data.dir: {error}") from None
 
 
-DATASET = Dataset(
+_PHANTOMS = Dataset(
     name="phantoms",
     title="generated B-mode ultrasound phantoms",
     citation="",
@@ -28,3 +28,5 @@ DATASET = Dataset(
     list_images=_list_images,
     make=_make,
 )
+
+register(_PHANTOMS)

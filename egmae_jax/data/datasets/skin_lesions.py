@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Dataset, ImageFile
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import split_folders, top_folder
 
 _CLASSES = ("benign", "malignant")
@@ -14,7 +14,7 @@ def _list_images(root: Path) -> list[ImageFile]:
     return split_folders(root, {split: folder / split for split in ("train", "test")}, _CLASSES)
 
 
-DATASET = Dataset(
+_SKIN_LESIONS = Dataset(
     name="skin_lesions",
     title="Skin cancer: malignant vs. benign (ISIC)",
     citation="ISIC Archive, https://www.isic-archive.com; selection by C. Fanconi on Kaggle, 2019",
@@ -24,3 +24,5 @@ DATASET = Dataset(
     ),
     list_images=_list_images,
 )
+
+register(_SKIN_LESIONS)
