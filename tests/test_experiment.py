@@ -529,7 +529,7 @@ def test_a_class_that_nothing_is_left_of_is_told_by_its_cause(data, cache, tmp_p
         ({"data__name": "manifest"}, "all", "has no manifest.csv"),
         ({"data__classes": ("benign", "cyst")}, "all", "data.classes names cyst"),
         ({"data__protocol": "official"}, "all", "no validation and no test part"),
-        ({"data__group_pattern": "(q)"}, "all", "matches the name of none"),
+        ({"data__group_pattern": "(q)"}, "all", "finds nothing in any of"),
         ({}, "finetune", "run --stage=pretrain"),
     ],
 )
