@@ -536,7 +536,7 @@ def test_a_class_that_nothing_is_left_of_is_told_by_its_cause(data, cache, tmp_p
 def test_what_costs_nothing_is_checked_before_weights_are_fetched(
     data, cache, tmp_path, monkeypatch, changes, stage, message
 ):
-    monkeypatch.setattr(timm, "locate", lambda source: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_weights, "locate", lambda source: pytest.fail("asked the hub"))
     monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
     config = tiny.make_config(data, cache, imagenet__weights="default", **changes)
     with pytest.raises((DataError, experiment.StageError), match=message):
@@ -547,7 +547,7 @@ def test_weights_are_fetched_before_images_are_read(data, cache, tmp_path, monke
     def no_hub(source):
         raise FileNotFoundError("no hub.")
 
-    monkeypatch.setattr(timm, "locate", no_hub)
+    monkeypatch.setattr(model_weights, "locate", no_hub)
     monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
     config = tiny.make_config(data, cache, imagenet__weights="default")
     with pytest.raises(FileNotFoundError, match="no hub"):

@@ -9,7 +9,7 @@ from typing import Any
 from egmae_jax import models
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
 from egmae_jax.models import timm
-from egmae_jax.models.weights import MissingWeightsError, is_hub_id, locate
+from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
 
@@ -64,13 +64,15 @@ class ImagenetWeights:
         begun = set(begun)
         sources = {name: self.sources.get(name, "none") for name in names}
         # What is wrong with a file costs nothing to find, and the hub may be far.
-        for name, source in sorted(sources.items(), key=lambda item: is_hub_id(item[1])):
+        for name, source in sorted(
+            sources.items(), key=lambda item: model_weights.is_hub_id(item[1])
+        ):
             if source == "none":
                 continue
             try:
-                path = locate(source)
-            except MissingWeightsError as error:
-                raise MissingWeightsError(
+                path = model_weights.locate(source)
+            except model_weights.MissingWeightsError as error:
+                raise model_weights.MissingWeightsError(
                     f"{error} The branch {name!r} needs them (imagenet.weights). To start it from "
                     "random weights instead, and have every result say so: "
                     "--config.imagenet.weights=none."

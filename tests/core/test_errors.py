@@ -371,7 +371,7 @@ BROAD = {
     "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
     "egmae_jax/deploy/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives
-    "egmae_jax/models/timm.py": 1,  # the hub's HTTP library
+    "egmae_jax/models/weights.py": 1,  # the hub's HTTP library
     "egmae_jax/core/preemption.py": 1,  # raised again
     "egmae_jax/sweep/run.py": 1,  # told with its traceback
     "egmae_jax/run/trackers.py": 2,  # the user's own code
