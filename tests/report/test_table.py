@@ -17,7 +17,7 @@ from egmae_jax.data import splits
 from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
-from egmae_jax.run.saved_run import RunError, SavedRun
+from egmae_jax.run.saved_run import SavedRun
 from tests import latex, tiny
 
 CLASSES = ("benign", "malignant", "normal")
@@ -195,9 +195,8 @@ def test_the_best_of_each_column_is_bold(made):
 def test_what_reads_like_the_best_is_bold_too(made, tmp_path):
     workdir = tmp_path / "tie"
     shutil.copytree(made, workdir)
-    for index in range(3):
-        for part in (workdir / "predictions").glob(f"round_{index}_*_test.npz"):
-            shutil.copy(made / "predictions" / f"round_{index}_mae_test.npz", part)
+    for path in (workdir / "predictions").glob("*_imagenet_test.npz"):
+        shutil.copy(made / "predictions" / path.name.replace("imagenet", "mae"), path)
 
     def change(results):
         mae = results["summary"]["mae"]
@@ -208,57 +207,14 @@ def test_what_reads_like_the_best_is_bold_too(made, tmp_path):
     assert len(bold(write("md", workdir))) == 3 * 5
 
 
-def test_a_classifier_alone_is_not_the_best(tmp_path):
-    workdir = make_run(tmp_path / "run", branches=("mae",))
-    for suffix in ("tex", "md"):
-        text = write(suffix, workdir)
-        assert not bold(text)
-        assert "is bold" not in text
-    (row,) = read_csv(write("csv", workdir))
-    assert row["started_from"] == "pre-training on the train images"
-
-
-def test_one_round_has_no_deviation(tmp_path):
-    workdir = make_run(tmp_path / "run", rounds=1)
-    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
-        caption, rows, notes = read(write(suffix, workdir))
-        assert caption == "Results on the test images of BUSI, one round."
-        assert not any("±" in cell for row in rows for cell in row)
-        assert "One round (seed 0), so nothing is known of the spread over seeds." in notes
-    rows = read_csv(write("csv", workdir))
-    assert {(row["rounds"], row["accuracy_std"]) for row in rows} == {("1", "")}
-
-
-def test_folds_are_called_folds_and_their_images_are_counted_once(tmp_path):
-    workdir = make_run(tmp_path / "run", rounds=4, kind="folds")
-    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
-        caption, _, notes = read(write(suffix, workdir))
-        assert caption.endswith("BUSI, mean ± standard deviation over 4 folds.")
-        assert (
-            "144 test images (benign 48, malignant 48, normal 48) in 72 groups, each in the test"
-            in notes
-        )
-        assert "of one of 4 folds." in notes
-        assert (
-            "4 rounds (seeds 0 to 3), the folds of a cross-validation, each with a pre-training of "
-            "its own; deviations are the sample's (n - 1)." in notes
-        )
-    rows = read_csv(write("csv", workdir))
-    assert {(x["test_images"], x["rounds"], x["rounds_kind"]) for x in rows} == {
-        ("144", "4", "folds")
-    }
-
-
 # --- What a reader must know ----------------------------------------------------------------------
 
-
-def test_the_note_says_how_figures_came_to_be(made):
-    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
-        caption, _, notes = read(write(suffix, made))
-        assert caption == (
-            "Results on the test images of BUSI, mean ± standard deviation over 3 seeds."
-        )
-        for sentence in (
+# Of a run: how it differs, its caption's end, sentences of its notes, and facts of its CSV.
+RUNS = {
+    "seeds": (
+        {},
+        "BUSI, mean ± standard deviation over 3 seeds.",
+        (
             "36 test images (benign 12, malignant 12, normal 12) in 18 groups.",
             "Few groups of test images: 18 (benign 6, malignant 6, normal 6). Intervals were found "
             "to cover what they say from 30 groups and 10 of every class.",
@@ -273,27 +229,66 @@ def test_the_note_says_how_figures_came_to_be(made):
             "method's figures.",
             "Precision, recall and F1 are macro averages; AUC is one-vs-rest, macro.",
             "The highest mean of each column is bold; that is no test of a difference.",
-        ):
-            assert sentence in notes
-        assert ("95 % intervals by a bootstrap of the groups of test images" in notes) == (
-            suffix == "tex"
-        )
-    imagenet, mae, ensemble = read_csv(write("csv", made))
-    assert imagenet["started_from"] == "random weights"
-    assert (mae["model"], mae["started_from"]) == (
-        *("convnext_test", "pre-training on the train images"),
-    )
-    assert (ensemble["model"], ensemble["started_from"]) == ("", "")
-    known = {
-        "dataset": "BUSI",
-        "test_images": "36",
-        "test_groups": "18",
-        "classes": "3",
-        "split_protocol": "grouped",
-    }
-    known |= {"rounds": "3", "rounds_kind": "seeds", "averages": "macro"}
-    known |= {"pretraining_saw_test": "false"}
-    assert known.items() <= ensemble.items()
+        ),
+        {
+            **{"dataset": "BUSI", "test_images": "36", "test_groups": "18", "classes": "3"},
+            **{"split_protocol": "grouped", "rounds": "3", "rounds_kind": "seeds"},
+            **{"averages": "macro", "pretraining_saw_test": "false"},
+            **{"model": "convnext_test", "started_from": "random weights"},
+        },
+    ),
+    "folds": (
+        {"rounds": 4, "kind": "folds"},
+        "BUSI, mean ± standard deviation over 4 folds.",
+        (
+            "144 test images (benign 48, malignant 48, normal 48) in 72 groups, each in the test "
+            "part of one of 4 folds.",
+            "4 rounds (seeds 0 to 3), the folds of a cross-validation, each with a pre-training of "
+            "its own; deviations are the sample's (n - 1).",
+        ),
+        {"test_images": "144", "rounds": "4", "rounds_kind": "folds"},
+    ),
+    "one round of a classifier": (
+        {"rounds": 1, "branches": ("mae",)},
+        "BUSI, one round.",
+        ("One round (seed 0), so nothing is known of the spread over seeds.",),
+        {"accuracy_std": "", "rounds": "1", "started_from": "pre-training on the train images"},
+    ),
+    "official parts": (
+        {
+            **{"rounds": 1, "branches": ("mae",), "data__protocol": "official"},
+            "classes": tuple(f"class {k:02}" for k in range(11)),
+        },
+        "BUSI, one round.",
+        (
+            "training images in a group with test images were left out).",
+            "132 test images (11 classes) in 66 groups.",
+        ),
+        {"split_protocol": "official"},
+    ),
+    "official parts that leak": (
+        {
+            **{"rounds": 1, "branches": ("mae",), "data__protocol": "official"},
+            "data__drop_leaks": False,
+        },
+        "BUSI, one round.",
+        ("training images in a group with test images were kept).",),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "end", "sentences", "facts"), RUNS.values(), ids=RUNS)
+def test_notes_say_how_figures_came_about(tmp_path, changes, end, sentences, facts):
+    workdir = make_run(tmp_path / "run", **changes)
+    caption, rows, notes = read_markdown(write("md", workdir))
+    assert caption == f"Results on the test images of {end}"
+    for sentence in sentences:
+        assert sentence in notes
+    one = "one round" in caption
+    assert any("±" in cell for row in rows for cell in row) is not one
+    assert ("is bold" in notes) is not ("mae" in changes.get("branches", ()))
+    assert facts.items() <= read_csv(write("csv", workdir))[0].items()
 
 
 def test_what_flatters_is_said(tmp_path):
@@ -311,30 +306,20 @@ def test_what_flatters_is_said(tmp_path):
         results["dataset"]["skipped"] = ["x.png"]
 
     edit(workdir, change)
-    for suffix, read in (("tex", read_latex), ("md", read_markdown)):
-        text = write(suffix, workdir)
-        _, _, notes = read(text)
-        assert "Pre-training saw the test images (without their labels)." in notes
-        assert "Pre-training saw no test image" not in notes
-        assert "Images were split one by one (data.protocol='image_level')" in notes
-        assert "imagenet is convnext_test from convnext.npz; mae is convnext_test from " in notes
-        assert "from pre-training on the train and test images; ensemble is a logistic" in notes
-        assert "resnet_test started from random weights instead of ImageNet's" in notes
-        assert "Unreadable images, left out: 1." in notes
-        assert "home" not in text
+    text = write("tex", workdir)
+    _, _, notes = read_latex(text)
+    assert "Pre-training saw the test images (without their labels)." in notes
+    assert "Pre-training saw no test image" not in notes
+    assert "Images were split one by one (data.protocol='image_level')" in notes
+    assert "imagenet is convnext_test from convnext.npz; mae is convnext_test from " in notes
+    assert "from pre-training on the train and test images; ensemble is a logistic" in notes
+    assert "resnet_test started from random weights instead of ImageNet's" in notes
+    assert "Unreadable images, left out: 1." in notes
+    assert "95 % intervals by a bootstrap of the groups of test images" in notes
+    assert "home" not in text
     row = read_csv(write("csv", workdir))[0]
     assert (row["pretraining_saw_test"], row["split_protocol"]) == ("true", "image_level")
     assert row["started_from"] == "convnext.npz"
-
-
-@pytest.mark.parametrize(("drop", "dropped"), [(True, "left out"), (False, "kept")])
-def test_official_parts_may_leak_and_many_classes_are_counted_not_listed(tmp_path, drop, dropped):
-    classes = tuple(f"class {k:02}" for k in range(11))
-    changes = {"data__protocol": "official", "data__drop_leaks": drop}
-    workdir = make_run(tmp_path / "run", branches=("mae",), classes=classes, rounds=1, **changes)
-    text = write("md", workdir)
-    assert f"training images in a group with test images were {dropped})." in text
-    assert "132 test images (11 classes) in 66 groups." in text
 
 
 # --- Several runs ---------------------------------------------------------------------------------
@@ -438,16 +423,6 @@ def test_a_page_and_a_table_are_not_written_at_once(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([f"--workdir={made}", f"--table={tmp_path / 't.md'}", f"--out={tmp_path / 'r.html'}"])
     assert "not allowed with" in capsys.readouterr().err
-
-
-def test_runs_that_are_not_evaluated_or_given_twice_are_refused(made, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(made, workdir)
-    with pytest.raises(RunError, match="given twice"):
-        write("md", workdir, workdir)
-    (workdir / "results.json").unlink()
-    with pytest.raises(RunError, match="has not been evaluated"):
-        write("md", workdir)
 
 
 def test_predictions_of_an_older_version_take_their_groups_from_the_split(made, tmp_path):
