@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from egmae_jax.method import corruption
-from egmae_jax.sweep import recipes, variants
+from egmae_jax.sweep import variants
 
 # 1 is the paper's equation 4, 0.18 = 1 / ln 256 brings the entropy to [0, 1].
 SCALES = (1.0, 0.18, 0.05)
@@ -24,7 +24,7 @@ SCALES = (1.0, 0.18, 0.05)
 
 def get_config(words: str | None = None) -> ConfigDict:
     """The recipe of the words under each corruption, and without any."""
-    config = recipes.base(words)
+    config = variants.base(words)
     config.branches = ("mae",)
     changes: dict[str, dict[str, Any]] = {
         "no_pretraining": {

@@ -12,7 +12,7 @@ import re
 from ml_collections import ConfigDict
 
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.sweep import recipes, variants
+from egmae_jax.sweep import variants
 
 FIGURE_2 = ((100, 30), (100, 45), (500, 30), (500, 45), (1000, 15))
 BASELINE = (1000, 15)  # the best in the paper
@@ -22,7 +22,7 @@ def get_config(words: str | None = None) -> ConfigDict:
     """The recipe of the words at each pair of pre-training and fine-tuning epochs."""
     chosen = words.split(",") if words else []
     divisors = [word for word in chosen if word.startswith("divide")]
-    config = recipes.base(",".join(word for word in chosen if word not in divisors))
+    config = variants.base(",".join(word for word in chosen if word not in divisors))
     divisor = _divisor(divisors)
     changes = {}
     for pair in FIGURE_2:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console, preemption
 from egmae_jax.run.workdir import local_folder, lock
-from egmae_jax.sweep import run, summary, variants
+from egmae_jax.sweep import display, run, summary, variants
 
 logger = logging.getLogger("egmae_jax.sweep")  # __name__ is __main__ by -m
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             summary.write(found, out)
     except preemption.Preempted as stop:
         stop.exit()
-    summary.show(found)
+    display.show(found)
     logger.info("Written to %s: summary.json, summary.csv and, of what is complete, .png", out)
     return 1 if any(row["status"] == "failed" for row in found["variants"]) else 0
 

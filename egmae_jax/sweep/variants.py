@@ -1,4 +1,4 @@
-"""What a sweep runs: a base config, and by name the fields in which each variant differs."""
+"""The variants of a sweep: a base config, and the fields in which each of them differs."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -6,27 +6,50 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from egmae_jax.run.config import ConfigError, flatten
+from egmae_jax.core.errors import ConfigError
+from egmae_jax.run import config_files
+from egmae_jax.run.config import flatten
 
 
 class Variant(NamedTuple):
     """One run of a sweep."""
 
     name: str
-    changes: dict[str, Any]  # fields as 'pretrain.epochs'
-    config: ConfigDict
+    changes: dict[str, Any]  # value by field, such as 'pretrain.epochs'
+    config: ConfigDict  # with the changes
 
     @property
     def folder(self) -> str:
-        """Of the run, in the sweep's."""
+        """Name of the run's folder in that of the sweep."""
         return self.name.replace("/", "_")
 
 
 class Sweep(NamedTuple):
-    """The runs, in the order they are run."""
+    """Variants in the order in which they are run."""
 
     variants: tuple[Variant, ...]
-    baseline: str  # the others are compared with it
+    baseline: str  # name of the variant that the others are compared with
+
+
+def base(words: str | None) -> ConfigDict:
+    """The recipe that a sweep varies, for `get_config` of a file such as configs/sweeps/epochs.py.
+
+    Args:
+        words: a recipe and its own words: 'busi,cpu' is configs/busi.py:cpu. None and '' name none.
+
+    Raises:
+        ConfigError: there is no such recipe, or it pre-trains nothing.
+    """
+    name, _, rest = (words or "").partition(",")
+    if name not in (known := config_files.names()):
+        raise ConfigError(
+            f"A sweep needs a recipe behind the colon, such as configs/sweeps/epochs.py:busi,cpu; "
+            f"{name!r} is none of {', '.join(known)}."
+        )
+    config = config_files.load(name, rest or None)
+    if "mae" not in config.branches:
+        raise ConfigError(f"configs/{name}.py has no branch 'mae' to vary.")
+    return config
 
 
 def attach(
@@ -35,9 +58,9 @@ def attach(
     """Makes a sweep of a config, for `get_config` of a file such as configs/sweeps/epochs.py.
 
     Args:
-        config: that all variants begin with.
-        changes: by variant the fields it sets, {"500/30": {"pretrain.epochs": 500, ...}, ...}.
-        baseline: the variant that the others are compared with.
+        config: the base config of all variants.
+        changes: the fields that each variant sets, {"500/30": {"pretrain.epochs": 500, ...}, ...}.
+        baseline: name of the variant that the others are compared with.
     """
     with config.unlocked():
         config.sweep = ConfigDict(
@@ -48,32 +71,32 @@ def attach(
 
 
 def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
-    """The sweep that `attach` has made.
+    """Reads the sweep that `attach` made.
 
     Args:
-        config: with it.
-        given: fields set on the command line, which no variant may set as well.
+        config: a config with a sweep.
+        given: fields that the command line sets, which no variant may set as well.
 
     Raises:
-        ConfigError: there is none, or two variants are one.
+        ConfigError: the config has no sweep, or a variant of it cannot be.
     """
     if "sweep" not in config:
         raise ConfigError(
             "--config is no sweep, but a single recipe, which main.py runs. Sweeps are in "
             "configs/sweeps, such as configs/sweeps/epochs.py:busi."
         )
-    base = copy.deepcopy(config)  # with the fields that follow another, which a variant may set
-    with base.unlocked():
-        del base["sweep"]
+    recipe = copy.deepcopy(config)  # keeps fields that follow others, which a variant may set
+    with recipe.unlocked():
+        del recipe["sweep"]
     variants = []
     for name, fields in config.sweep.changes:
-        changed = copy.deepcopy(base)
+        changed = copy.deepcopy(recipe)
         for field, value in fields:
             if field in given:
                 raise ConfigError(
                     f"--config.{field} cannot be set: the sweep sets it ({name!r}: {value!r})."
                 )
-            if field not in flatten(base):
+            if field not in flatten(recipe):
                 raise ConfigError(f"The variant {name!r} sets {field}, but there is no such field.")
             changed.update_from_flattened_dict({field: value})
         variants.append(Variant(name, dict(fields), changed))
@@ -86,7 +109,7 @@ def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
 def _require_different(variants: list[Variant]) -> None:
     for i, variant in enumerate(variants):
         if not variant.name or variant.folder.startswith("."):
-            raise ConfigError(f"{variant.name!r} is no name of a variant: it names its folder.")
+            raise ConfigError(f"{variant.name!r} is no name of a variant: it must name a folder.")
         for other in variants[:i]:
             if variant.folder == other.folder or variant.config.to_dict() == other.config.to_dict():
                 raise ConfigError(
