@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import rich.console
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from egmae_jax.core import console
-from egmae_jax.core.files import DamagedFileError, read_json, write_json
-from egmae_jax.data import audit, images, splits
+from egmae_jax.core.files import DamagedFileError, natural_key, read_json, write_json
+from egmae_jax.data import audit, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
@@ -183,20 +183,15 @@ def results_of(classes):
     }
 
 
-@given(st.lists(NAME, min_size=3, max_size=3, unique=True))
-@example(["[/]", "[red]x[/]", "[/red]"])
-@example(["x\\", "[x\\", ":smiley:"])
-@settings(max_examples=40)
-def test_the_tables_show_names_as_they_are(tmp_path_factory, classes):
+def test_the_tables_show_names_as_they_are(tmp_path):
+    classes = [*NAMES, "[/]", "[red]x[/]", "[/red]", "[x\\", ":smiley:"]
     found = results_of(classes)
-    path = tmp_path_factory.mktemp("results") / "results.json"
-    write_json(path, found)
-    assert read_json(path) == json.loads(json.dumps(found))
-    with terminal() as lines:
+    write_json(tmp_path / "results.json", found)
+    assert read_json(tmp_path / "results.json") == json.loads(json.dumps(found))
+    with terminal(width=9999) as lines:
         tables.print_results(found)
-    for name in classes:
-        of_name = [line for line in lines if name.strip() in line]
-        assert len(of_name) >= 3  # the counts, the table of classes, the fusion weights
+    for name in classes:  # in the counts, the table of classes, the fusion weights
+        assert len([line for line in lines if name.strip() in line]) >= 3, name
 
 
 def test_a_long_name_does_not_take_the_place_of_the_figures():
@@ -283,18 +278,16 @@ PIXELS = np.zeros((32, 32, 3), np.uint8)
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.filterwarnings("ignore:constrained_layout")
 def test_figures_show_names_as_they_are(tmp_path):
+    names = ("$\\frac$", "\\$x$ 100 %", "größer 中文", "x" * 100)
     rows = [
         Row(PIXELS, np.zeros((32, 32)), None, name, name, name, 0.5, note="a note")
-        for name in NAMES
+        for name in names
     ]
-    contact_sheet(rows[:8], tmp_path / "sheet.png")
-    contact_sheet(rows[8:], tmp_path / "sheet.png")
+    contact_sheet(rows, tmp_path / "sheet.png")
     patches = np.zeros((2, 2))
     panel = Panels(PIXELS, patches, patches, np.zeros((32, 32, 3)), patches, None, None)
-    for k in range(0, len(NAMES), 9):
-        shown = NAMES[k : k + 9]
-        sheet = draw_sheet([panel] * len(shown), [f"{name}\n{name}" for name in shown])
-        sheet.savefig(io.BytesIO(), dpi=20)
+    sheet = draw_sheet([panel] * len(names), [f"{name}\n{name}" for name in names])
+    sheet.savefig(io.BytesIO(), dpi=20)
     regions = dict.fromkeys(lesions.REGIONS, 1.0)
     measured = {"entropy": regions, "area_share": 0.1}
     measured |= dict.fromkeys(
@@ -315,18 +308,14 @@ def test_the_picture_of_any_file_has_a_name_that_file_systems_take(name):
     assert "/" not in picture
     if len(name.encode()) <= 251:
         assert picture in (name, f"{name}.png")
-
-
-def test_pictures_of_long_names_that_begin_alike_are_two():
-    assert picture_name("x" * 254 + "1") != picture_name("x" * 254 + "2")
+    else:
+        assert picture != picture_name(name[:-1] + "z")
 
 
 def test_numbers_in_names_sort_only_where_they_are_numbers():
     files = ["a²1.png", "²1.png", "a\u0663.png", "a (10).png", "a (2).png", "①.png"]
-    rows = sorted(({"file": file, "label": "x"} for file in files), key=cam_study._by_class)
-    assert [row["file"] for row in rows].index("a (2).png") + 1 == [
-        row["file"] for row in rows
-    ].index("a (10).png")
+    ordered = sorted(files, key=natural_key)
+    assert ordered.index("a (2).png") + 1 == ordered.index("a (10).png")
 
 
 # --- Predictions of other images ---------------------------------------------------------------
@@ -369,8 +358,3 @@ def test_predictions_of_other_images_are_not_scored(tmp_path, changes, message):
     save_predictions(tmp_path / "p.npz", good._replace(**changes))
     with pytest.raises(DamagedFileError, match=rf"p\.npz is damaged \({message}"):
         results._predictions(Run, "mae", 0, "test")
-
-
-def test_an_image_is_decoded_whatever_its_name(tree):
-    for path in (tree / "data").rglob("*.png"):
-        assert images.decode(path.read_bytes()).size == (20, 24)
