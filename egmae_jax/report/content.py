@@ -154,15 +154,13 @@ class Content:
         return costs
 
     @property
-    def confusion(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """Confusion matrices by classifier, [true][predicted]: count over rounds, share of row."""
-        matrices = {}
-        for name in self.classifiers:
-            counts = np.sum([r["confusion"][name] for r in self.results["rounds"]], axis=0)
-            matrices[name] = [
-                [{"count": int(n), "share": n / max(row.sum(), 1)} for n in row] for row in counts
-            ]
-        return matrices
+    def confusion(self) -> dict[str, list[list[int]]]:
+        """Confusion matrices by classifier, [true][predicted], summed over rounds."""
+        rounds = self.results["rounds"]
+        return {
+            name: np.sum([r["confusion"][name] for r in rounds], axis=0).tolist()
+            for name in self.classifiers
+        }
 
     @property
     def calibrations(self) -> list[dict[str, Any]]:
