@@ -149,11 +149,7 @@ class Variance(NamedTuple):
 
 
 def variance_of_networks(covariance: np.ndarray) -> Variance:
-    """Variance of the mean of the networks at hand, over test sets.
-
-    Args:
-        covariance: [rounds, rounds], that of the rounds' metric over resamples.
-    """
+    """Variance of the mean of the networks at hand, from the rounds' `covariance`."""
     return Variance(float(covariance.sum()) / len(covariance) ** 2)
 
 

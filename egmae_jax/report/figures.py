@@ -1,11 +1,10 @@
 """Figures of the report: ROC, precision-recall and learning curves, reliability diagrams."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as sk
@@ -51,63 +50,61 @@ def precision_recall(
     return steps, float(sk.average_precision_score(truth, scores))
 
 
-def roc_curves(
-    rounds: Sequence[Round], classifiers: Sequence[str], label: int, name: str
+class Curve(NamedTuple):
+    """A kind of curve of one class against the rest."""
+
+    points: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]]
+    xlabel: str
+    ylabel: str
+    alt: str  # description, to be filled with the name of the class and the areas
+
+
+ROC = Curve(roc, "1 - specificity", "sensitivity", "ROC curves of {} against the rest; area: {}.")
+PRECISION_RECALL = Curve(
+    precision_recall,
+    "recall",
+    "precision",
+    "Precision over recall of {} against the rest; average precision: {}.",
+)
+
+
+def class_curves(
+    curve: Curve, rounds: Sequence[Round], classifiers: Sequence[str], label: int, name: str
 ) -> Markup:
-    """ROC curves of one class against the rest: one per classifier, the mean over rounds.
+    """Curves of one class against the rest: one per classifier, the mean over rounds.
+
+    A dotted line is the curve of chance.
 
     Args:
+        curve: ROC or PRECISION_RECALL.
         rounds: predictions of all classifiers, round by round.
         classifiers: names of the classifiers.
         label: the class.
         name: its name.
     """
-    with new_figure(2.9, 3.2) as (figure, axes):
-        axes.plot((0, 1), (0, 1), color=FAINT, linewidth=0.8, linestyle=":")
-        areas = _mean_curves(axes, rounds, classifiers, label, roc)
-        axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=wrap(name, _TITLE))
-        _legend(figure)
-        return to_svg(figure, f"ROC curves of {name} against the rest; area: {areas}.")
-
-
-def precision_recall_curves(
-    rounds: Sequence[Round], classifiers: Sequence[str], label: int, name: str
-) -> Markup:
-    """As `roc_curves`, precision over recall; a dotted line marks the share of the class."""
+    areas = []
     with new_figure(2.9, 3.2) as (figure, axes):
         share = float(np.mean([np.mean(r.labels == label) for r in rounds]))
-        axes.plot((0, 1), (share, share), color=FAINT, linewidth=0.8, linestyle=":")
-        areas = _mean_curves(axes, rounds, classifiers, label, precision_recall)
-        axes.set(xlabel="recall", ylabel="precision", title=wrap(name, _TITLE))
+        chance = (0, 1) if curve is ROC else (share, share)
+        axes.plot((0, 1), chance, color=FAINT, linewidth=0.8, linestyle=":")
+        for k, classifier in enumerate(classifiers):
+            each = [
+                curve.points(r.labels == label, r.probabilities[k][:, label], _GRID) for r in rounds
+            ]
+            y, area = np.stack([y for y, _ in each]), number(float(np.mean([a for _, a in each])))
+            mean, spread, look = y.mean(axis=0), y.std(axis=0), style(k)
+            if len(rounds) > 1:
+                low, high = mean - spread, mean + spread
+                axes.fill_between(_GRID, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            x, y = (_GRID, mean) if curve is not ROC else (np.r_[0, _GRID], np.r_[0, mean])
+            width = 1.8 if classifier == "ensemble" else 1.2
+            legend = f"{wrap(classifier, 16, lines=1)} {area}"
+            axes.plot(x, y, **look, linewidth=width, label=legend)
+            areas.append(f"{classifier} {area}")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=wrap(name, _TITLE))
+        axes.set(xlabel=curve.xlabel, ylabel=curve.ylabel)
         _legend(figure)
-        return to_svg(
-            figure, f"Precision over recall of {name} against the rest; average precision: {areas}."
-        )
-
-
-def _mean_curves(
-    axes: Axes,
-    rounds: Sequence[Round],
-    classifiers: Sequence[str],
-    label: int,
-    curve: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]],
-) -> str:
-    """Draws a curve per classifier with its spread over rounds; returns the areas in words."""
-    areas = []
-    for k, name in enumerate(classifiers):
-        each = [curve(r.labels == label, r.probabilities[k][:, label], _GRID) for r in rounds]
-        curves, area = np.stack([y for y, _ in each]), number(float(np.mean([a for _, a in each])))
-        mean, spread, look = curves.mean(axis=0), curves.std(axis=0), style(k)
-        if len(rounds) > 1:
-            axes.fill_between(
-                _GRID, mean - spread, mean + spread, color=look["color"], alpha=0.13, linewidth=0
-            )
-        x, y = (np.insert(_GRID, 0, 0), np.insert(mean, 0, 0)) if curve is roc else (_GRID, mean)
-        width = 1.8 if name == "ensemble" else 1.2
-        axes.plot(x, y, **look, linewidth=width, label=f"{wrap(name, 16, lines=1)} {area}")
-        areas.append(f"{name} {area}")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    return ", ".join(areas)
+        return to_svg(figure, curve.alt.format(name, ", ".join(areas)))
 
 
 def reliability_diagram(

@@ -45,9 +45,9 @@ def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> N
         run=run,
         title=run.title,
         warnings=notes.warnings(run),
-        roc=[figures.roc_curves(run.rounds, run.classifiers, *x) for x in classes],
-        precision_recall=[
-            figures.precision_recall_curves(run.rounds, run.classifiers, *x) for x in classes
+        curves=[
+            [figures.class_curves(curve, run.rounds, run.classifiers, *x) for x in classes]
+            for curve in (figures.ROC, figures.PRECISION_RECALL)
         ],
         reliability=_reliability(run),
         learning_curves=learning_curves(run.run.paths.metrics),

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A model in a table of the paper; metrics from 0 to 1."""
+    """A model in a table of the paper; metrics from 0 to 1, None where nothing is published."""
 
     model: str
-    gflops: float | None  # 10^9 multiply-adds; None: not published
-    parameters: float | None  # millions; None: not published
+    gflops: float | None  # 10^9 multiply-adds
+    parameters: float | None  # millions
     accuracy: float
     precision: float
     recall: float

@@ -37,15 +37,6 @@ def test_the_temperature_that_spoilt_the_probabilities_is_found(classes, tempera
         assert after < 0.02 < 0.05 < before
 
 
-def test_no_temperature_of_a_grid_is_better():
-    logits, labels = drawn(60, 3)
-    p = special.softmax(1.7 * logits, axis=1)
-    likeliest = calibration.fit_temperature(labels, p, np.inf)
-    best = log_loss(labels, calibration.scale(p, likeliest))
-    for temperature in np.geomspace(0.05, 20, 400):
-        assert best <= log_loss(labels, calibration.scale(p, temperature)) + 1e-9
-
-
 def test_bins_are_scikit_learns():
     logits, labels = drawn(500, 2)
     p = special.softmax(logits, axis=1)

@@ -29,7 +29,7 @@ def test_the_area_under_a_curve_is_the_area_that_is_written(rounds, curve):
 
 
 def test_equal_curves_are_equal_bytes_and_take_the_pages_colours(rounds):
-    first, second = (figures.roc_curves(rounds, ["mae"], 1, "x") for _ in range(2))
+    first, second = (figures.class_curves(figures.ROC, rounds, ["mae"], 1, "x") for _ in range(2))
     assert first == second
     assert "var(--series-0)" in first
     assert not re.search(r"#0\d0\d0\d", first)
@@ -40,7 +40,7 @@ def test_many_curves_are_told_apart_by_colour_or_dash(rounds):
     assert len(set(styles)) == 36
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles[:6]))
     names = [*(f"branch {k}" for k in range(6)), "ensemble"]  # configs/skin_asff.py:compare
-    drawn = figures.roc_curves(rounds, names, 1, "x")
+    drawn = figures.class_curves(figures.ROC, rounds, names, 1, "x")
     curves = re.findall(r'<path d="[^"]{1000,}" [^>]*style="([^"]*)"', drawn)
     assert len(curves) == 7
     first, *_, last = curves

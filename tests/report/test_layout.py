@@ -84,7 +84,7 @@ def test_a_figures_title_stays_inside_it(views):
     p = np.random.default_rng(0).dirichlet((1, 1), 30)
     rounds = [Round(labels.astype(str), labels, [p], labels)]
     drawn = [
-        figures.roc_curves(rounds, ["a_classifier_of_a_long_name"], 1, name)
+        figures.class_curves(figures.ROC, rounds, ["a_classifier_of_a_long_name"], 1, name)
         for name in (*NAMES, "漢字" * 40, "PIGMENTED BENIGN KERATOSIS-LIKE LESIONS 7")
     ]
     inside = """[...document.querySelectorAll('svg text')].filter(text => {
