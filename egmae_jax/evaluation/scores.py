@@ -43,8 +43,7 @@ def score_branches(
         "by_class", the "intervals", "confusion" and "calibration" (see `calibration.Fit`, with
         "ece" and "loss" of the calibrated test probabilities).
     """
-    first_validation, first_test = next(iter(validation.values())), next(iter(test.values()))
-    labels, groups = first_test.labels, first_test.groups
+    labels, groups = _labels_and_groups(test)
     fitted_on = {name: branch.probabilities for name, branch in validation.items()}
     probabilities = {name: branch.probabilities for name, branch in test.items()}
     evidence = bootstrap.count_groups(labels, groups, len(classes))
@@ -52,32 +51,33 @@ def score_branches(
         "groups": evidence.groups,
         "groups_by_class": dict(zip(classes, evidence.by_class, strict=True)),
     }
+    validation_labels, validation_groups = _labels_and_groups(validation)
     if len(test) > 1:
-        branches = list(test)
-        of_branches = [fitted_on[name] for name in branches]
-        fusion = ensemble.fit(fusion_kind, first_validation.labels, of_branches)
-        scores["fusion"] = {"kind": fusion_kind, "branches": branches, **fusion.fitted}
-        fitted_on["ensemble"] = fusion.apply(of_branches)
-        probabilities["ensemble"] = fusion.apply([probabilities[name] for name in branches])
+        fusion = ensemble.fit(fusion_kind, validation_labels, [fitted_on[name] for name in test])
+        scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fusion.fitted}
+        for part in (fitted_on, probabilities):
+            part["ensemble"] = fusion.apply([part[name] for name in test])
     fits = {
-        name: calibration.fit(first_validation.labels, p, first_validation.groups)
+        name: calibration.fit(validation_labels, p, validation_groups)
         for name, p in fitted_on.items()
     }
-    return scores | {
-        "test": {name: compute_metrics(labels, p) for name, p in probabilities.items()},
-        "by_class": {name: class_metrics(labels, p, classes) for name, p in probabilities.items()},
-        "intervals": {
-            name: bootstrap_intervals(labels, p, groups=groups, seed=0, resamples=resamples)
-            for name, p in probabilities.items()
-        },
-        "confusion": {
-            name: confusion_matrix(labels, p.argmax(axis=1), p.shape[1]).tolist()
-            for name, p in probabilities.items()
-        },
-        "calibration": {
-            name: _calibrated(labels, p, fits[name]) for name, p in probabilities.items()
-        },
-    }
+    for name, p in probabilities.items():
+        of_classifier = {
+            "test": compute_metrics(labels, p),
+            "by_class": class_metrics(labels, p, classes),
+            "intervals": bootstrap_intervals(labels, p, groups=groups, seed=0, resamples=resamples),
+            "confusion": confusion_matrix(labels, p.argmax(axis=1), len(classes)).tolist(),
+            "calibration": _calibrated(labels, p, fits[name]),
+        }
+        for key, value in of_classifier.items():
+            scores.setdefault(key, {})[name] = value
+    return scores
+
+
+def _labels_and_groups(part: Mapping[str, Predictions]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and groups of the images of a part, which are the same for all branches."""
+    branch = next(iter(part.values()))
+    return branch.labels, branch.groups
 
 
 def _calibrated(

@@ -20,7 +20,7 @@ from egmae_jax.report.table import csv_text
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import display
 from egmae_jax.sweep.run import taken_from
-from egmae_jax.sweep.variants import Sweep
+from egmae_jax.sweep.variants import Sweep, Variant
 
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
@@ -69,15 +69,8 @@ def summarize(
     rows = []
     for variant in sweep.variants:
         name = variant.name
-        row: dict[str, Any] = {
-            "name": name,
-            "workdir": variant.folder,
-            "changes": variant.changes,
-            "pretraining_from": taken_from(variant, out),
-            "is_baseline": name == sweep.baseline,
-            "is_chosen": name == chosen,
-            "status": "not complete",
-        }
+        row = _description(variant, out)
+        row |= {"is_baseline": name == sweep.baseline, "is_chosen": name == chosen}
         if name in failures:
             row |= {"status": "failed", "error": failures[name]}
         elif name in scored:
@@ -96,6 +89,17 @@ def summarize(
         "test": shown,
         "differences": _NOTE + _NOTE_OF_ONE_ROUND * one_round,
         "variants": rows,
+    }
+
+
+def _description(variant: Variant, out: Path) -> dict[str, Any]:
+    """A variant in summary.json, as long as it is not complete."""
+    return {
+        "name": variant.name,
+        "workdir": variant.folder,
+        "changes": variant.changes,
+        "pretraining_from": taken_from(variant, out),
+        "status": "not complete",
     }
 
 
