@@ -57,17 +57,14 @@ def score_branches(
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fusion.fitted}
         for part in (fitted_on, probabilities):
             part["ensemble"] = fusion.apply([part[name] for name in test])
-    fits = {
-        name: calibration.fit(validation_labels, p, validation_groups)
-        for name, p in fitted_on.items()
-    }
     for name, p in probabilities.items():
+        fit = calibration.fit(validation_labels, fitted_on[name], validation_groups)
         of_classifier = {
             "test": compute_metrics(labels, p),
             "by_class": class_metrics(labels, p, classes),
             "intervals": bootstrap_intervals(labels, p, groups=groups, seed=0, resamples=resamples),
             "confusion": confusion_matrix(labels, p.argmax(axis=1), len(classes)).tolist(),
-            "calibration": _calibrated(labels, p, fits[name]),
+            "calibration": _calibrated(labels, p, fit),
         }
         for key, value in of_classifier.items():
             scores.setdefault(key, {})[name] = value

@@ -24,12 +24,12 @@ from egmae_jax.sweep.variants import Sweep, Variant
 
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
-    "Differences: the same rounds and test images, mean over rounds; 95 % intervals of what the "
-    "recipes differ by on other rounds and cases, by the variance between rounds and a bootstrap "
-    "of groups of images; not corrected for several comparisons."
+    "Differences are means over rounds, on the same rounds and test images. Their 95 % intervals "
+    "are those of the recipes, over other rounds and cases: by the variance between rounds and a "
+    "bootstrap of groups of images. Nothing corrects for several comparisons."
 )
 _NOTE_OF_ONE_ROUND = (
-    " With one round an interval knows of other cases alone, not of other seeds: run several."
+    " With one round an interval accounts for other cases only, not for other seeds: run several."
 )
 
 
