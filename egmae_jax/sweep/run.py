@@ -105,9 +105,7 @@ def take_pretraining(variant: Variant, others: Sequence[Variant], out: Path) -> 
     source, partial = out / other.folder, out / f".{variant.folder}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # a kill may have left it
     for path in (path for pattern in _PRETRAINED for path in source.glob(pattern)):
-        copy = partial / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
+        write_atomically(partial / path.relative_to(source), path.read_bytes())
     rows = logs.read(Paths(source, folds=False).metrics)
     lines = [line + b"\n" for line, row in rows if row["stage"] == "pretrain"]
     write_atomically(Paths(partial, folds=False).metrics, b"".join(lines))
