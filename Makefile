@@ -23,7 +23,8 @@ test-essential: .venv/installed-test
 	$(VENV)/python -m pytest -n 2 --dist=worksteal -m essential
 
 # What an upgrade of a library breaks first: programs, arrays, checkpoints, images, files, whole runs.
-VERSIONS := tests/test_versions.py tests/training/test_loop.py tests/core/test_preemption.py tests/evaluation/test_metrics.py \
+VERSIONS := tests/test_versions.py tests/training/test_loop.py tests/core/test_preemption.py tests/evaluation/test_predictions.py \
+  tests/evaluation/test_metrics.py tests/evaluation/test_scores.py \
   tests/data/test_pipeline.py tests/data/test_dicom.py tests/models/test_models.py
 
 test-versions: test-lowest test-newest
