@@ -1,1 +1,1 @@
-"""What raises a model's score, and what guides its pre-training."""
+"""Which regions raise a model's score, and what pre-training does to an image."""

@@ -2,14 +2,12 @@
 
     heat = gradcam(model, variables, images)  # [B, H, W], of the predicted class
 
-Without `layer` it is `default_layer`'s.
+The heat is no finer than the grid of its layer: `layer_at` gives both. The conventions are those of
+the package `pytorch-grad-cam`, against which the results are tested: the gradient is the logit's; a
+channel weighs as much as the mean of its gradient; the weighted sum is cut off below 0 and scaled
+to [0, 1] for each image; it is resized as by OpenCV's linear interpolation, and scaled once more.
 
-The heat is no finer than the layer's grid, which `layer_at` tells. The conventions are those of the
-package `pytorch-grad-cam`, which a test holds the figures to: the gradient is the logit's; a
-channel weighs as the mean of its gradient; the weighted sum is cut off below 0 and scaled to [0, 1]
-for each image; it is resized as OpenCV's linear interpolation does, and scaled once more.
-
-Of a run: egmae explain --workdir=FOLDER --out=FOLDER
+For the test images of a run: egmae explain --workdir=FOLDER --out=FOLDER
 """
 
 import difflib
@@ -29,10 +27,11 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.models.init import abstract_variables
 
 PyTree = Any
+Classes = int | Sequence[int] | jax.typing.ArrayLike | None
 _USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
-_LEAST_SIDE = 7  # cells of the coarsest grid that heat is drawn of unasked: ImageNet's, of 224 px
-_PREDICTED = -1  # as a class: whichever it is
-_TINY = 1e-7  # pytorch-grad-cam's: what has no heat anywhere stays 0
+_LEAST_SIDE = 7  # cells of the coarsest default grid: that of ImageNet's 224 pixels
+_PREDICTED = -1  # stands for the predicted class
+_TINY = 1e-7  # pytorch-grad-cam's: heat that is 0 everywhere stays 0
 
 
 class LayerError(UserError):
@@ -40,19 +39,19 @@ class LayerError(UserError):
 
 
 class Explanation(NamedTuple):
-    """What `explain` finds out of a batch in one pass."""
+    """Heat and logits of a batch, computed in one pass."""
 
     heat: jax.Array  # float32 [B, H, W], in [0, 1]
-    classes: jax.Array  # int32 [B], the classes the heat speaks for
+    classes: jax.Array  # int32 [B], classes that are explained
     logits: jax.Array  # float32 [B, num_classes]
 
 
 class Layer(NamedTuple):
-    """An activation that heat is drawn of, for images of one size."""
+    """An activation that heat is computed from, for images of one size."""
 
     address: str  # such as 'stages_3/blocks_2'
     grid: tuple[int, int]  # its rows and columns: the heat is no finer
-    part: str = ""  # in words, of the score that passes it; '' for all of it
+    part: str = ""  # part of the score that passes the layer, in words; '' for all of it
 
     def __str__(self) -> str:
         facts = [f"layer {self.address}", f"{self.grid[0]} x {self.grid[1]} grid"]
@@ -67,27 +66,27 @@ def gradcam(
     images: jax.typing.ArrayLike,
     *,
     layer: str | None = None,
-    classes: int | Sequence[int] | jax.typing.ArrayLike | None = None,
+    classes: Classes = None,
     upsample: bool = True,
 ) -> jax.Array:
-    """Heat maps of a batch; compiled once for a model, layer and shape.
+    """Computes heat maps of a batch; compiled once for a model, layer and shape.
 
-    An image in which nothing speaks for the class has no heat: zeros.
+    An image in which nothing raises the score of the class has no heat: zeros.
 
     Args:
         model: a classifier, (images) -> logits [B, num_classes].
         variables: its variables, `{"params": ..., "batch_stats": ...}`.
         images: float32 [B, H, W, 3] as the model takes them (`augment.normalize`).
-        layer: the address of an activation, one of `layers`; `default_layer` if None.
-        classes: to explain, one for each image or one for all; the predicted ones if None.
-        upsample: to the size of the images; otherwise the heat has the layer's.
+        layer: address of an activation, one of `layers`; None: `default_layer`.
+        classes: classes to explain, one for each image or one for all; None: the predicted ones.
+        upsample: whether the heat is resized to the size of the images.
 
     Returns:
         float32 [B, H, W], or [B, h, w] of the layer; the hottest pixel of each image is 1.
 
     Raises:
-        LayerError: no such layer; names the nearest.
-        ValueError: no such class.
+        LayerError: the model has no such layer.
+        ValueError: the model has no such class.
     """
     return explain(model, variables, images, layer=layer, classes=classes, upsample=upsample).heat
 
@@ -98,29 +97,33 @@ def explain(
     images: jax.typing.ArrayLike,
     *,
     layer: str | None = None,
-    classes: int | Sequence[int] | jax.typing.ArrayLike | None = None,
+    classes: Classes = None,
     upsample: bool = True,
 ) -> Explanation:
-    """As `gradcam`, and returns what the model says of the images, too."""
+    """Computes heat maps as `gradcam` does, and returns the explained classes and logits, too."""
     images = jnp.asarray(images)
     batch, height, width = images.shape[:3]
     layer = layer_at(model, (height, width), layer).address
-    taps = _taps(model, height, width)
-    wanted = np.asarray(_PREDICTED)
+    chosen = np.asarray(_PREDICTED if classes is None else classes)
     if classes is not None:
-        wanted = np.asarray(classes)
-        if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (batch,)):
+        last = _taps(model, height, width).num_classes - 1
+        fits = chosen.dtype.kind in "iu" and chosen.shape in ((), (batch,))
+        if not fits or ((chosen < 0) | (chosen > last)).any():
             raise ValueError(
-                f"classes are {wanted.dtype} {wanted.shape}; whole numbers are expected, one or "
+                f"classes are {chosen.tolist()}; expected is a whole number from 0 to {last}, or "
                 f"one for each of {batch} images."
             )
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= taps.num_classes):
-            raise ValueError(
-                f"classes go from {wanted.min()} to {wanted.max()}; the model has 0 to "
-                f"{taps.num_classes - 1}."
-            )
-    wanted = np.broadcast_to(wanted, (batch,)).astype(np.int32)
-    return _program()(variables, images, wanted, model=model, layer=layer, upsample=upsample)
+    chosen = np.broadcast_to(chosen, (batch,)).astype(np.int32)
+    return _program()(variables, images, chosen, model=model, layer=layer, upsample=upsample)
+
+
+def filled(array: np.ndarray, size: int) -> np.ndarray:
+    """The array with copies of its first row up to `size` rows.
+
+    A last batch that is smaller then needs no program of its own; the caller drops what is computed
+    of the copies.
+    """
+    return array[np.where(np.arange(size) < len(array), np.arange(size), 0)]
 
 
 def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
@@ -141,8 +144,7 @@ def default_layer(model: nn.Module, image_size: int | tuple[int, int] = _USUAL_S
         model: a classifier, (images) -> logits [B, num_classes].
         image_size: pixels of a side, or (height, width).
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shapes = _taps(model, height, width).shapes
+    shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
     blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
     sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
     least = min(_LEAST_SIDE, max(sides.values()))
@@ -157,14 +159,13 @@ def layer_at(
     Args:
         model: a classifier, (images) -> logits [B, num_classes].
         image_size: pixels of a side, or (height, width).
-        address: one of `layers`; `default_layer` if None.
+        address: one of `layers`; None: `default_layer`.
 
     Raises:
-        LayerError: no such layer (names the nearest).
+        LayerError: the model has no such layer.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shapes = _taps(model, height, width).shapes
-    address = address or default_layer(model, (height, width))
+    shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
+    address = address or default_layer(model, image_size)
     if address not in shapes:
         nearest = difflib.get_close_matches(address, shapes, n=3, cutoff=0.0)
         raise LayerError(
@@ -178,8 +179,8 @@ def layer_at(
 
 
 class _Taps(NamedTuple):
-    shapes: dict[str, jax.ShapeDtypeStruct]  # of the activations of one image, by address
-    paths: dict[str, tuple[str, ...]]  # where they are in the collection, by address
+    shapes: dict[str, jax.ShapeDtypeStruct]  # activations of one image, by address
+    paths: dict[str, tuple[str, ...]]  # path in the collection 'intermediates', by address
     num_classes: int
 
 
@@ -195,15 +196,15 @@ def _taps(model: nn.Module, height: int, width: int) -> _Taps:
 
     def run(variables: PyTree, images: jax.Array) -> tuple[jax.Array, dict]:
         logits, state = model.apply(variables, images, mutable=["intermediates"])
-        found = traverse_util.flatten_dict(dict(state).get("intermediates", {}))
-        order.extend(found)  # JAX sorts what it returns: blocks_10 before blocks_2
-        return logits, found
+        activations = traverse_util.flatten_dict(dict(state).get("intermediates", {}))
+        order.extend(activations)  # JAX sorts what it returns: blocks_10 before blocks_2
+        return logits, activations
 
-    logits, found = jax.eval_shape(run, abstract_variables(model, image), image)
-    paths = {_address(path): path for path in order if found[path].ndim == 4}
+    logits, activations = jax.eval_shape(run, abstract_variables(model, image), image)
+    paths = {_address(path): path for path in order if activations[path].ndim == 4}
     if not paths:
         raise ValueError(f"{type(model).__name__} taps no activation (models.layers.tap).")
-    shapes = {address: found[path] for address, path in paths.items()}
+    shapes = {address: activations[path] for address, path in paths.items()}
     return _Taps(shapes, paths, logits.shape[-1])
 
 
@@ -250,13 +251,12 @@ def _explain(
     )
     heat = _scale(jax.nn.relu(heat))
     if upsample:
-        size = (batch, height, width)
-        heat = jax.image.resize(heat, size, "linear", antialias=False)
+        heat = jax.image.resize(heat, (batch, height, width), "linear", antialias=False)
     return Explanation(_scale(heat), chosen, logits.astype(jnp.float32))
 
 
 def _scale(heat: jax.Array) -> jax.Array:
-    """Each image to [0, 1]; where its range is hardly above _TINY, twice does."""
+    """Scales each image to [0, 1]; applied twice it does so also where the range is near _TINY."""
     heat = heat - heat.min(axis=(1, 2), keepdims=True)
     return heat / (_TINY + heat.max(axis=(1, 2), keepdims=True))
 

@@ -7,7 +7,12 @@ from typing import Any
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Draws a bar a layer, from input to output, for a `report` with entropies."""
+    """Draws a bar for each layer, from input to output.
+
+    Args:
+        result: the content of a layer selection's JSON file, with entropies.
+        path: image file to write; its folder is made.
+    """
     from matplotlib.figure import Figure  # matplotlib takes a while to import
     from matplotlib.patches import Patch
 

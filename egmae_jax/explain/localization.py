@@ -1,17 +1,17 @@
-"""Whether the heat is where the lesion is: the share of it that is, and the pointing game."""
+"""Whether heat lies where a lesion is: the share of the heat inside it, and the pointing game."""
 
 import numpy as np
 from scipy import ndimage
 
-# Of the maximum: where a whole cell of a layer is the hottest, the heat at an image's edge is the
-# same but for rounding.
+# Share of the greatest heat from which a pixel counts as equally hot: where a whole cell of a layer
+# is the hottest, the heat at an image's edge is the same but for rounding.
 _EQUAL = 1 - 1e-6
 
 
 def heat_in_mask(heat: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The share of an image's heat that lies inside its mask (the energy-based pointing game).
+    """Share of an image's heat that lies inside its mask (the energy-based pointing game).
 
-    Heat that knows nothing of the lesion has the mask's share of the area, `area_share`.
+    Heat that ignores the lesion is expected to score the mask's share of the area, `area_share`.
 
     Args:
         heat: float [..., H, W], at least 0.
@@ -32,7 +32,7 @@ def pointing_game(heat: np.ndarray, mask: np.ndarray, *, tolerance: float = 0) -
     Args:
         heat: float [..., H, W], at least 0.
         mask: bool [..., H, W].
-        tolerance: how far outside it may lie, in pixels. The paper's is 15; here the default is 0.
+        tolerance: how far outside the mask a hit may lie, in pixels; the paper's is 15.
 
     Returns:
         float [...]: 1 or 0; of several pixels that are equally hot, the share that lies inside. NaN
@@ -47,12 +47,12 @@ def pointing_game(heat: np.ndarray, mask: np.ndarray, *, tolerance: float = 0) -
 
 
 def area_share(mask: np.ndarray) -> np.ndarray:
-    """The mask's share of the image, float [...]: what both figures are where chance decides."""
+    """Share of the image inside its mask, float [...]: the score of both measures by chance."""
     return np.mean(mask, axis=(-2, -1))
 
 
 def widen(mask: np.ndarray, pixels: float) -> np.ndarray:
-    """The mask and what is no further from it than so many pixels, bool [..., H, W]."""
+    """Adds to a mask all pixels at most `pixels` away from it, bool [..., H, W]."""
     mask = np.asarray(mask, bool)
     if pixels <= 0 or not mask.any():
         return mask

@@ -16,7 +16,6 @@ from egmae_jax.explain.gradcam import (
     layer_at,
     layers,
 )
-from egmae_jax.models.init import initial_variables
 from egmae_jax.models.layers import Conv, tap
 
 CLASSES = 3
@@ -108,17 +107,14 @@ def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, variables):
 
 
 def test_without_classes_the_predicted_ones_are_explained(images, variables):
-    found = explain(Pooled(), variables, images)
+    explained = explain(Pooled(), variables, images)
     logits = Pooled().apply(variables, images)
-    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
-    np.testing.assert_array_equal(found.classes, logits.argmax(axis=1))
-    same = explain(Pooled(), variables, images, classes=found.classes)
-    np.testing.assert_array_equal(found.heat, same.heat)
-    other = explain(Pooled(), variables, images, classes=(found.classes + 1) % CLASSES)
-    assert np.abs(found.heat - other.heat).max() > 0.1
-
-
-def test_one_class_for_all_is_that_class_for_each(images, variables):
+    np.testing.assert_allclose(explained.logits, logits, atol=1e-5)
+    np.testing.assert_array_equal(explained.classes, logits.argmax(axis=1))
+    same = explain(Pooled(), variables, images, classes=explained.classes)
+    np.testing.assert_array_equal(explained.heat, same.heat)
+    other = explain(Pooled(), variables, images, classes=(explained.classes + 1) % CLASSES)
+    assert np.abs(explained.heat - other.heat).max() > 0.1
     once = gradcam(Pooled(), variables, images, classes=1)
     np.testing.assert_array_equal(once, gradcam(Pooled(), variables, images, classes=[1, 1, 1]))
 
@@ -144,16 +140,6 @@ def test_bfloat16_activations_give_nearly_the_same_heat(images, variables):
     assert np.abs(exact - rough).max() < 0.1
 
 
-def test_upsampling_is_linear_and_keeps_the_corners(images, variables):
-    small = np.asarray(gradcam(Pooled(), variables, images, upsample=False))
-    large = np.asarray(gradcam(Pooled(), variables, images))
-    corners = np.ix_(range(3), [0, -1], [0, -1])
-    # 4 pixels to 1: the corner is that of the small map, but for being scaled once more.
-    rescale = np.polyfit(small[corners].ravel(), large[corners].ravel(), 1)
-    assert rescale[0] > 0.9
-    assert np.corrcoef(small[corners].ravel(), large[corners].ravel())[0, 1] > 0.99
-
-
 def test_layers_are_listed_in_the_order_of_the_network():
     addresses = layers(Pooled(), 16)
     blocks = [f"blocks_{k}" for k in range(11)]
@@ -163,38 +149,15 @@ def test_layers_are_listed_in_the_order_of_the_network():
     assert default_layer(Plain()) == "last"
 
 
-@pytest.mark.slow
-def test_every_address_of_a_convnext_can_be_given():
-    model = models.ConvNeXt((1, 1, 1, 2), (4, 4, 4, 4), CLASSES)
-    addresses = layers(model)
-    assert len(addresses) == len(set(addresses)) == 1 + 3 + 2 * 5
-    assert addresses[:3] == ("stem/conv", "stages_0/blocks_0/depthwise", "stages_0/blocks_0")
-    assert default_layer(model) == addresses[-1] == "stages_3/blocks_1"
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    variables = initial_variables(model, 0, image, kernel_init="fan_in", layer_scale=1.0)
-    shape = jax.ShapeDtypeStruct((2, 64, 32, 3), np.float32)
-    for address in addresses:  # traced, not compiled
-        heat = jax.eval_shape(
-            lambda x, a=address: (
-                module._explain(
-                    variables, x, jnp.zeros(2, int), model=model, layer=a, upsample=False
-                ).heat
-            ),
-            shape,
-        )
-        assert heat.shape[0] == 2
-        assert heat.shape[1] == 2 * heat.shape[2]
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"layer": "block_10"}, r"no layer 'block_10'. The nearest: .*blocks_10"),
         ({"layer": "pooled"}, "no layer 'pooled'"),  # has no rows and columns
-        ({"classes": 3}, "classes go from 3 to 3; the model has 0 to 2"),
-        ({"classes": [0, -1, 0]}, "classes go from -1 to 0"),
-        ({"classes": [0, 1]}, r"classes are int64 \(2,\).* one for each of 3 images"),
-        ({"classes": 0.5}, "classes are float64"),
+        ({"classes": 3}, "classes are 3; expected is a whole number from 0 to 2"),
+        ({"classes": [0, -1, 0]}, r"classes are \[0, -1, 0\]"),
+        ({"classes": [0, 1]}, r"classes are \[0, 1\].* one for each of 3 images"),
+        ({"classes": 0.5}, "classes are 0.5"),
     ],
 )
 def test_what_cannot_be_is_refused(given, message, images, variables):
@@ -210,19 +173,13 @@ def test_a_model_without_taps_is_refused():
 # Stage strides are 4, 8, 16, 32, rounded up; SqueezeNet's by its unpadded convolution and pooling.
 GRIDS = {
     ("convnext_tiny", 224): ("stages_3/blocks_2", 7),
-    ("convnext_atto", 192): ("stages_2/blocks_5", 12),
     ("convnext_atto", 96): ("stages_1/blocks_1", 12),
     ("convnext_atto", 64): ("stages_1/blocks_1", 8),
-    ("convnext_atto", 32): ("stages_0/blocks_1", 8),
-    ("convnextv2_atto", 128): ("stages_2/blocks_5", 8),
     ("resnet50", 224): ("layer4_2", 7),
     ("resnet18", 193): ("layer4_1", 7),
     ("resnet18", 192): ("layer3_1", 12),
-    ("resnet18", 64): ("layer2_1", 8),
     ("squeezenet1_1", 224): ("features_12", 13),
-    ("squeezenet1_1", 96): ("features_7", 11),
     ("squeezenet1_0", 64): ("features_10", 7),
-    ("asff_resnet18", 112): ("layer3_1", 7),
     ("asff_resnet18", 64): ("layer2_1", 8),
 }
 
@@ -231,9 +188,9 @@ GRIDS = {
 def test_the_default_layer_is_the_deepest_block_of_seven_by_seven(name, size):
     model = models.create(name, CLASSES)
     address, side = GRIDS[name, size]
-    found = layer_at(model, size)
-    assert found == (address, (side, side), "")
-    assert str(found) == f"layer {address}, {side} x {side} grid"
+    layer = layer_at(model, size)
+    assert layer == (address, (side, side), "")
+    assert str(layer) == f"layer {address}, {side} x {side} grid"
     assert default_layer(model, size) == address
 
 
