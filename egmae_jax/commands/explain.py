@@ -12,7 +12,7 @@ from pathlib import Path
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_writable, storage_errors_told
-from egmae_jax.explain import cam_study
+from egmae_jax.explain import cam_scores, cam_study
 from egmae_jax.run.saved_run import RunError
 
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = cam_study.explain_rounds(workdir, out, **options)
         else:
             content = cam_study.explain_run(workdir, out, round_index=int(which), **options)
-    cam_study.show(content, out)
+    cam_scores.show(content, out)
     return 0
 
 

@@ -1,38 +1,32 @@
 """Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
 
-`egmae explain --help` says what is written. Where the data set has masks of the lesions, all test
-images are scored, however many are drawn.
+`egmae explain --help` lists the files that are written. Where the data set has masks of the
+lesions, all test images are scored, however many are drawn.
 """
 
 import hashlib
 import itertools
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 from ml_collections import ConfigDict
 
 from egmae_jax.core.files import natural_key, write_json
 from egmae_jax.data import datasets, images, masks
-from egmae_jax.explain import gradcam, localization
+from egmae_jax.explain import cam_scores, gradcam
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
 from egmae_jax.method import augment
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import Classifier, RunError, SavedRun
 from egmae_jax.run.workdir import local_folder
 
-PyTree = Any
 _PAGE = 8  # images of a contact sheet
-_SCORES = ("heat_in_mask", "pointing_game", "area_share", "pointing_game_chance")
 logger = logging.getLogger(__name__)
 
 
@@ -40,18 +34,19 @@ class Example(NamedTuple):
     """A test image as it is evaluated."""
 
     file: str  # relative to the data folder
-    label: int
+    label: int  # index of its class
     pixels: np.ndarray  # uint8 [S, S, 3 or 1]
     mask: np.ndarray | None  # bool [S, S]; None without a mask that can be used
+    mask_error: str = ""  # why its mask cannot be used; '' where there is none or it can
 
 
 class Explained(NamedTuple):
-    """An example, and what the model says of it."""
+    """An example with the model's prediction and its Grad-CAM."""
 
     example: Example
-    layer: gradcam.Layer  # that the heat is of
+    layer: gradcam.Layer  # layer of the heat
     heat: np.ndarray  # float32 [S, S]
-    predicted: int
+    predicted: int  # index of the class
     probability: float  # of the predicted class
 
 
@@ -67,24 +62,26 @@ def explain_run(
     tolerance: float = 0,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Explains the predicted class of a branch's test images, and writes what the module says.
+    """Explains the predicted class of a branch's test images and writes pictures and scores.
 
     Args:
-        workdir: of a run whose fine-tuning has finished.
+        workdir: folder of a run whose fine-tuning has finished.
         out: folder for the results.
-        branch: of the run, such as 'mae' or 'resnet18'; None: 'mae', or without it the first.
-        round_index: of the run.
+        branch: branch to explain, such as 'mae' or 'resnet18'; None: 'mae', or the first of a run
+            without it.
+        round_index: round of the run.
         layer: see `gradcam.gradcam`.
-        max_images: that pictures are made of.
+        max_images: most images that pictures are made of.
         batch: images that go through the network together.
-        tolerance: of the pointing game, in pixels of the evaluation view.
-        data_dir: where the images are now, if not where the run found them.
+        tolerance: tolerance of the pointing game, in pixels of the evaluation view.
+        data_dir: folder of the images; None: where the run found them.
 
     Returns:
         The content of gradcam.json.
 
     Raises:
-        RunError: see its message.
+        RunError: an argument is out of range, the run lacks what is asked for, or an image is
+            missing or is not the one that was tested.
         DamagedFileError, CheckpointError: a file of the workdir cannot be read.
     """
     if min(batch, max_images) < 1 or tolerance < 0:
@@ -93,44 +90,66 @@ def explain_run(
             "positive, the last not negative."
         )
     run = SavedRun(workdir)
-    config, chosen, classes = run.config, run.branch(branch), run.classes()
+    chosen, classes, data_dir = run.branch(branch), run.classes(), data_dir or run.config.data.dir
     rows = sorted((r for r in run.split(round_index) if r["split"] == "test"), key=_by_class)
-    classifier = run.classifier(chosen, round_index)
-    at = gradcam.layer_at(classifier.model, config.data.image_size, layer)
-    folder = _images_folder(data_dir or config.data.dir)
-
     shown = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
-    scored = datasets.get(config.data.name).masks is not None
-    rows = rows if scored else [row for row in rows if row["file"] in shown]
-    logger.info("Explaining %d test images at %s", len(rows), at)
-    unusable: list[str] = []
-    examples = _read_examples(folder, run, rows, classes, unusable)
-    files, pictures = [], []
-    for found in _explain(classifier, examples, at, min(batch, len(rows))):
-        files.append(_figures(found, classes, tolerance))
-        if found.example.file in shown:
-            _write_overlay(out / "overlays", found)
-            pictures.append(_sheet_row(found, classes, files[-1], masked=scored))
-    for start in range(0, len(pictures), _PAGE):
-        page = pictures[start : start + _PAGE]
-        contact_sheet(page, out / f"sheet_{start // _PAGE}.png", note=str(at))
-
+    has_masks = datasets.get(run.config.data.name).masks is not None
+    rows = rows if has_masks else [row for row in rows if row["file"] in shown]
+    explanations = explain_images(
+        run, chosen, round_index, rows, data_dir, layer=layer, batch=batch
+    )
+    files, unusable, at = _write(explanations, out, shown, classes, tolerance, scored=has_masks)
     content = {
         "workdir": str(workdir),
-        "data_dir": str(folder),
+        "data_dir": str(data_dir),
         "branch": chosen.name,
         "round": round_index,
-        "weights": str(classifier.weights),
+        "weights": str(run.paths.finetuned(chosen.name, round_index)),
         "model": chosen.model_name,
         "layer": at.address,
         "grid": list(at.grid),
         "part": at.part,
-        "explained": _explained(config),
+        "explained": _explained(run.config),
         "images": len(files),
         "right": sum(row["predicted"] == row["true"] for row in files),
-        "masks": _summary(files, unusable, tolerance) if scored else None,
+        "masks": cam_scores.summarize(files, unusable, tolerance) if has_masks else None,
         "files": files,
     }
+    write_json(out / "gradcam.json", content)
+    return content
+
+
+def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Runs `explain_run` for every round, each into a folder of its own, and pools the scores.
+
+    With folds every image is explained by the network that was not trained on it.
+
+    Args:
+        workdir: folder of a run whose fine-tuning has finished.
+        out: folder for the results.
+        **options: options of `explain_run`.
+
+    Returns:
+        The content of gradcam.json, whose "files" are those of all rounds.
+
+    Raises:
+        RunError, DamagedFileError, CheckpointError: as `explain_run`.
+    """
+    rounds = [
+        explain_run(workdir, out / f"round_{i}", round_index=i, **options)
+        for i in SavedRun(workdir).rounds
+    ]
+    files = [{"round": result["round"], **row} for result in rounds for row in result["files"]]
+    content = rounds[0] | {
+        "round": "all",
+        "weights": [result["weights"] for result in rounds],
+        "images": len(files),
+        "right": sum(result["right"] for result in rounds),
+        "files": files,
+    }
+    if content["masks"] is not None:
+        unusable = [x for result in rounds for x in result["masks"]["left_out"]["unusable_masks"]]
+        content["masks"] = cam_scores.summarize(files, unusable, content["masks"]["tolerance"])
     write_json(out / "gradcam.json", content)
     return content
 
@@ -140,77 +159,61 @@ def explain_images(
     branch: Branch,
     round_index: int,
     rows: Sequence[Mapping[str, Any]],
-    data_dir: Path,
+    data_dir: Path | str,
     *,
+    layer: str | None = None,
     batch: int = 16,
 ) -> Iterator[Explained]:
-    """Explains the predicted class of some images, at `gradcam.default_layer`.
+    """Explains the predicted class of some images.
 
     Args:
-        run: whose fine-tuning has finished.
-        branch: to explain.
-        round_index: of the run.
-        rows: of splits.json.
-        data_dir: where the images are.
+        run: run whose fine-tuning has finished.
+        branch: branch to explain.
+        round_index: round of the run.
+        rows: rows of splits.json.
+        data_dir: folder of the images.
+        layer: see `gradcam.gradcam`.
         batch: images that go through the network together.
 
     Raises:
-        RunError: an image is not there, or not the one of splits.json.
+        RunError: an image is missing, or is not the one of splits.json.
+        LayerError: the network has no such layer.
         CheckpointError: the weights cannot be read.
     """
+    folder = local_folder(data_dir, "--data_dir")
+    if not folder.is_dir():
+        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
     classifier = run.classifier(branch, round_index)
-    examples = _read_examples(_images_folder(data_dir), run, rows, run.classes(), [])
-    at = gradcam.layer_at(classifier.model, run.config.data.image_size)
+    at = gradcam.layer_at(classifier.model, run.config.data.image_size, layer)
+    logger.info("Explaining %d test images at %s", len(rows), at)
+    classes = run.classes()
+    examples = (_read_example(folder, run, row, classes) for row in rows)
     return _explain(classifier, examples, at, min(batch, max(1, len(rows))))
 
 
-def explain_rounds(workdir: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """`explain_run` of every round, each into a folder of its own, and all of their scores pooled.
-
-    With folds every image is explained by the network that was not trained on it.
+def spread(labels: Sequence[Any] | np.ndarray, count: int) -> list[int]:
+    """Indices of at most `count` images: as many of each class as there are, evenly spaced.
 
     Args:
-        workdir: of a run whose fine-tuning has finished.
-        out: folder for the results.
-        **options: of `explain_run`.
-
-    Returns:
-        The content of gradcam.json, whose "files" are those of all rounds.
-
-    Raises:
-        RunError, DamagedFileError, CheckpointError: as `explain_run`.
+        labels: class of each image, in an order that is meant to be covered.
+        count: most indices.
     """
-    each = [
-        explain_run(workdir, out / f"round_{i}", round_index=i, **options)
-        for i in SavedRun(workdir).rounds
-    ]
-    files = [{"round": found["round"], **row} for found in each for row in found["files"]]
-    content = each[0] | {
-        "round": "all",
-        "weights": [found["weights"] for found in each],
-        "images": len(files),
-        "right": sum(found["right"] for found in each),
-        "files": files,
-    }
-    if content["masks"] is not None:
-        unusable = [x for found in each for x in found["masks"]["left_out"]["unusable_masks"]]
-        content["masks"] = _summary(files, unusable, content["masks"]["tolerance"])
-    write_json(out / "gradcam.json", content)
-    return content
+    labels = np.asarray(labels)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    chosen: list[int] = []
+    for k, indices in enumerate(sorted(members, key=len)):  # what small classes lack, others give
+        share = min(len(indices), math.ceil((count - len(chosen)) / (len(members) - k)))
+        places = np.linspace(0, len(indices) - 1, share).round().astype(int)
+        chosen += indices[places].tolist()
+    return sorted(chosen)
 
 
-# --- The run --------------------------------------------------------------------------------------
-
-
-def _images_folder(data_dir: Path | str) -> Path:
-    folder = local_folder(data_dir, "--data_dir")
-    if not os.path.isdir(folder):
-        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
-    return folder
+def _by_class(row: Mapping[str, Any]) -> tuple:
+    return row["label"], natural_key(row["file"])
 
 
 def _explained(config: ConfigDict) -> str:
-    """What the heat is of, in words."""
+    """What the heat explains, in words."""
     if not config.finetune.input_noise > 0:
         return "the predicted class"
     return (
@@ -219,214 +222,110 @@ def _explained(config: ConfigDict) -> str:
     )
 
 
-def _by_class(row: Mapping[str, Any]) -> tuple:
-    return row["label"], natural_key(row["file"])
-
-
-def spread(labels: Sequence[str], count: int) -> list[int]:
-    """Indices of at most so many images, the same number of each class as far as there are."""
-    members: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        members.setdefault(label, []).append(index)
-    share = dict.fromkeys(members, 0)
-    for _ in range(min(count, len(labels))):
-        label = min((m for m in members if share[m] < len(members[m])), key=lambda m: share[m])
-        share[label] += 1
-    chosen = []
-    for label, indices in members.items():
-        places = np.linspace(0, len(indices) - 1, share[label]).round().astype(int)
-        chosen += [indices[i] for i in places]
-    return sorted(chosen)
-
-
-def _read_examples(
-    folder: Path,
-    run: SavedRun,
-    rows: Sequence[Mapping[str, Any]],
-    classes: Sequence[str],
-    unusable: list[str],
-) -> Iterator[Example]:
-    """The images, with their masks where there are any; adds to `unusable` the masks that fail."""
-    data = run.config.data
-    dataset = datasets.get(data.name)
-    for row in rows:
-        path = folder / row["file"]
-        try:
-            encoded = path.read_bytes()
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be read ({error.strerror}); --data_dir says where the images are."
-            ) from None
-        if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
-            raise RunError(f"{path} is not the file that the run was tested on.")
-        image = images.decode(encoded, data.color, run.intensity)
-        resized = run.config.evaluation.resize
-        view = images.evaluation_view(image, data.resize, data.image_size, resized)
-        mask = None
-        try:
-            mask = masks.lesion_mask(
-                folder,
-                row["file"],
-                dataset,
-                image_shape=(image.height, image.width),
-                resize=data.resize,
-                image_size=data.image_size,
-                resized=resized,
-            )
-        except masks.MaskError as error:
-            logger.warning("%s The image is not scored.", error)
-            unusable.append(f"{row['file']}: {error}")
-        yield Example(row["file"], classes.index(row["label"]), images.to_array(view), mask)
+def _read_example(
+    folder: Path, run: SavedRun, row: Mapping[str, Any], classes: Sequence[str]
+) -> Example:
+    path, data, resized = folder / row["file"], run.config.data, run.config.evaluation.resize
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror}); --data_dir says where the images are."
+        ) from None
+    if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
+        raise RunError(f"{path} is not the file that the run was tested on.")
+    image = images.decode(encoded, data.color, run.intensity)
+    view = images.evaluation_view(image, data.resize, data.image_size, resized)
+    mask, mask_error = None, ""
+    try:
+        mask = masks.lesion_mask(
+            folder,
+            row["file"],
+            datasets.get(data.name),
+            image_shape=(image.height, image.width),
+            resize=data.resize,
+            image_size=data.image_size,
+            resized=resized,
+        )
+    except masks.MaskError as error:
+        logger.warning("%s The image is not scored.", error)
+        mask_error = str(error)
+    label = classes.index(row["label"])
+    return Example(row["file"], label, images.to_array(view), mask, mask_error)
 
 
 def _explain(
     classifier: Classifier, examples: Iterator[Example], layer: gradcam.Layer, batch: int
 ) -> Iterator[Explained]:
-    """Goes through the examples in batches of one size, and so compiles once."""
+    """Explains the examples in batches of one size, so that the program is compiled once."""
     while waiting := list(itertools.islice(examples, batch)):
-        pixels = np.stack([example.pixels for example in waiting])
-        # The last batch is filled up with its first image.
-        indices = np.where(np.arange(batch) < len(waiting), np.arange(batch), 0)
-        found = jax.device_get(
+        pixels = gradcam.filled(np.stack([example.pixels for example in waiting]), batch)
+        heat, predicted, logits = jax.device_get(
             gradcam.explain(
                 classifier.model,
                 classifier.variables,
-                augment.normalize(jnp.asarray(pixels[indices])),
+                augment.normalize(jnp.asarray(pixels)),
                 layer=layer.address,
             )
         )
-        probabilities = np.asarray(jax.nn.softmax(found.logits))
+        probabilities = np.asarray(jax.nn.softmax(logits)).max(axis=1)
         for k, example in enumerate(waiting):
-            label = int(found.classes[k])
-            probability = float(probabilities[k, label])
-            yield Explained(example, layer, found.heat[k], label, probability)
+            yield Explained(example, layer, heat[k], int(predicted[k]), float(probabilities[k]))
 
 
-# --- Figures and pictures -------------------------------------------------------------------------
+def _write(
+    explanations: Iterable[Explained],
+    out: Path,
+    shown: Container[str],
+    classes: Sequence[str],
+    tolerance: float,
+    *,
+    scored: bool,
+) -> tuple[list[dict[str, Any]], list[str], gradcam.Layer]:
+    """Writes the pictures.
+
+    Returns:
+        The rows of gradcam.json, a sentence for each mask that cannot be used, and the layer.
+    """
+    files, unusable, sheet_rows = [], [], []
+    for explained in explanations:
+        example, at = explained.example, explained.layer
+        files.append(_row(explained, classes, tolerance))
+        if example.mask_error:
+            unusable.append(f"{example.file}: {example.mask_error}")
+        if example.file in shown:
+            sheet_rows.append(_draw(out / "overlays", explained, files[-1], scored=scored))
+    for k in range(math.ceil(len(sheet_rows) / _PAGE)):
+        page = sheet_rows[k * _PAGE : (k + 1) * _PAGE]
+        contact_sheet(page, out / f"sheet_{k}.png", note=str(at))
+    return files, unusable, at
 
 
-def _figures(found: Explained, classes: Sequence[str], tolerance: float) -> dict[str, Any]:
-    """A row of gradcam.json; its scores are null where there is no lesion, or no heat."""
-    mask, heat = found.example.mask, found.heat
-    scores: dict[str, float | None] = dict.fromkeys(_SCORES)
-    lesion = mask is not None and bool(mask.any())
-    if mask is not None and lesion and heat.any():
-        values = (
-            localization.heat_in_mask(heat, mask),
-            localization.pointing_game(heat, mask, tolerance=tolerance),
-            localization.area_share(mask),
-            localization.area_share(localization.widen(mask, tolerance)),
-        )
-        scores = {name: round(float(x), 6) for name, x in zip(_SCORES, values, strict=True)}
+def _row(explained: Explained, classes: Sequence[str], tolerance: float) -> dict[str, Any]:
+    """A row of gradcam.json."""
     return {
-        "file": found.example.file,
-        "true": classes[found.example.label],
-        "predicted": classes[found.predicted],
-        "probability": round(found.probability, 6),
-        "lesion": None if mask is None else lesion,
-        "heat": bool(heat.any()),
-        **scores,
+        "file": explained.example.file,
+        "true": classes[explained.example.label],
+        "predicted": classes[explained.predicted],
+        "probability": round(explained.probability, 6),
+        **cam_scores.score(explained.heat, explained.example.mask, tolerance),
     }
 
 
-def _summary(
-    files: Sequence[Mapping[str, Any]], unusable: Sequence[str], tolerance: float
-) -> dict[str, Any]:
-    """Means over the images with a lesion; what is left out is counted."""
-    scored = [row for row in files if row["heat_in_mask"] is not None]
-    right = [row for row in scored if row["predicted"] == row["true"]]
-    groups = {"all": scored}
-    groups |= {"right": right, "wrong": [row for row in scored if row not in right]}
-    by_class = {
-        name: _means([row for row in scored if row["true"] == name])
-        for name in sorted({row["true"] for row in scored})
-    }
-    return {
-        "tolerance": tolerance,
-        **{name: _means(rows) for name, rows in groups.items()},
-        "by_class": by_class,
-        "left_out": {
-            "without_lesion": sum(row["lesion"] is False for row in files),
-            "without_heat": sum(bool(row["lesion"]) and not row["heat"] for row in files),
-            "without_mask": sum(row["lesion"] is None for row in files) - len(unusable),
-            "unusable_masks": list(unusable),
-        },
-    }
-
-
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    means = {name: float(np.mean([row[name] for row in rows])) if rows else None
-             for name in _SCORES}  # fmt: skip
-    return {"images": len(rows), **means}
-
-
-def _write_overlay(folder: Path, found: Explained) -> None:
-    path = folder / found.example.file
+def _draw(folder: Path, explained: Explained, row: Mapping[str, Any], *, scored: bool) -> Row:
+    """Writes the overlay of an image and returns its row of a contact sheet."""
+    example = explained.example
+    path = folder / example.file
     path = path.with_name(picture_name(path.name))
-    example = found.example
-    text = f"Grad-CAM at {found.layer}"
-    write_overlay(path, example.pixels, found.heat, example.mask, text=text)
-
-
-def _sheet_row(
-    found: Explained, classes: Sequence[str], figures: Mapping[str, Any], *, masked: bool
-) -> Row:
-    """`masked`: the data set has masks."""
-    note = ""
-    if figures["heat_in_mask"] is not None:
-        note = (
-            f"heat in lesion: {figures['heat_in_mask']:.0%}\n"
-            f"lesion's area: {figures['area_share']:.0%}\n"
-            f"hottest pixel: {'inside' if figures['pointing_game'] >= 0.5 else 'outside'}"
-        )
-    elif not figures["heat"]:
-        note = "no heat: nothing here\nspeaks for the class"
-    elif figures["lesion"] is False:
-        note = "no lesion in view"
-    elif masked:
-        note = "no mask that can be used"
+    text = f"Grad-CAM at {explained.layer}"
+    write_overlay(path, example.pixels, explained.heat, example.mask, text=text)
     return Row(
-        image=found.example.pixels,
-        heat=found.heat,
-        mask=found.example.mask,
-        title=Path(found.example.file).stem,
-        true=classes[found.example.label],
-        predicted=classes[found.predicted],
-        probability=found.probability,
-        note=note,
+        image=example.pixels,
+        heat=explained.heat,
+        mask=example.mask,
+        title=Path(example.file).stem,
+        true=row["true"],
+        predicted=row["predicted"],
+        probability=explained.probability,
+        note=cam_scores.note(row) if scored or not row["heat"] else "",
     )
-
-
-def show(content: Mapping[str, Any], out: Path) -> None:
-    """Prints the means, at most 80 columns wide but for the folder."""
-    terminal = rich.console.Console(highlight=False, emoji=False)
-    layer = gradcam.Layer(content["layer"], tuple(content["grid"]), content["part"])
-    terminal.print(
-        f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
-        f"{content['images']} test images,\n{content['right']} of them right, explained at\n"
-        f"{layer}",
-        markup=False,
-        soft_wrap=True,
-    )
-    terminal.print(f"Explained: {content['explained']}.", markup=False)
-    found = content["masks"]
-    if found is None:
-        terminal.print("The data set has no masks of lesions: nothing to score.")
-    else:
-        groups = {"all": found["all"], **found["by_class"]}
-        groups |= {"predicted right": found["right"], "predicted wrong": found["wrong"]}
-        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-        table.add_column("", overflow="fold")
-        for title in ("Images", "Heat in lesion", "Pointing game", "Lesion's area"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for name, row in groups.items():
-            if row["images"]:
-                cells = (f"{row[score]:.3f}".lstrip("0") for score in _SCORES[:3])
-                table.add_row(rich.text.Text(name), str(row["images"]), *cells)
-        terminal.print(table)
-        left_out = found["left_out"]
-        counts = {**left_out, "unusable_masks": len(left_out["unusable_masks"])}
-        said = [f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n]
-        terminal.print("Heat that knows nothing of the lesions scores their area.")
-        terminal.print(f"Left out: {', '.join(said) or 'none'}.", markup=False)
-    terminal.print(f"Pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)

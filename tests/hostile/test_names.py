@@ -24,7 +24,7 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.explain import cam_study, entropy_maps, lesions
+from egmae_jax.explain import cam_scores, cam_study, entropy_maps, lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
 from egmae_jax.run import results, tables
@@ -244,7 +244,7 @@ def test_the_audit_shows_names_as_they_are(prepared, tmp_path):
 
 def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "300")
-    means = {"images": 2, **dict.fromkeys(cam_study._SCORES, 0.5)}
+    means = {"images": 2, **dict.fromkeys(cam_scores.SCORES, 0.5)}
     left_out = {"without_lesion": 0, "unusable_masks": ["[/]"]}
     groups = {"all": means, "right": means, "wrong": means, "left_out": left_out}
     content = {
@@ -263,7 +263,7 @@ def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
         "images": {"all": row, "by_class": dict.fromkeys(NAMES, row)},
         "lesions": {"all": lesion, "by_class": dict.fromkeys(NAMES, lesion)},
     }
-    for show in (lambda: cam_study.show(content, tmp_path), lambda: entropy_maps.show(maps)):
+    for show in (lambda: cam_scores.show(content, tmp_path), lambda: entropy_maps.show(maps)):
         with terminal() as lines:
             show()
         for name in NAMES:
