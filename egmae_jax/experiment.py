@@ -19,7 +19,7 @@ from egmae_jax.data import splits
 from egmae_jax.data.listing import Listing, list_files
 from egmae_jax.data.prepare import Prepared, describe
 from egmae_jax.explain import layer_selection
-from egmae_jax.explain.pretraining_panels import ReconstructionPanels
+from egmae_jax.explain.reconstructions import ReconstructionPanels
 from egmae_jax.run import announcement, branches, environment, results, rules
 from egmae_jax.run.context import Run, StageError, require
 from egmae_jax.run.finetuning import Finetuning

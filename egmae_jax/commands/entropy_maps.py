@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
 from egmae_jax.core.files import require_writable, storage_errors_told
-from egmae_jax.explain import entropy_maps
+from egmae_jax.explain import entropy_maps, source
 from egmae_jax.run.workdir import local_folder
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_writable(out, f"--out={out}")
     with storage_errors_told(out, *([workdir] if workdir else [])):
         entropy_maps.run(
-            entropy_maps.config_of(workdir, options.config),
+            source.config_of(workdir, options.config),
             workdir,
             out,
             files=options.file,

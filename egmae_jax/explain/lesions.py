@@ -1,28 +1,26 @@
 """Where the noise falls: over images, and relative to the outlines of lesions."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy import stats
 
-from egmae_jax.explain.lettering import fonts_of_all_letters
 from egmae_jax.explain.panels import Panels, to_pixels
 
 REGIONS = ("core", "inside", "ring", "outside")
+_QUANTITIES = ("entropy", "noise_variance", "masked_share", "grey", "contrast")
 _ROUNDING = 1e-5
-_CLASS_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def regions(lesion: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
-    """{region: bool [H, W]} of REGIONS.
+    """Divides an image by its lesion: bool [H, W] of each of REGIONS.
 
     'inside' is the lesion, 'ring' what is within a patch's width around it, 'outside' the rest;
-    'core' is of the lesion those patches that lie wholly in it.
+    'core' are the patches that lie wholly inside.
     """
     distance = cv2.distanceTransform((~lesion).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     near = (distance <= patch_size) & ~lesion
@@ -38,13 +36,13 @@ def _blocks(values: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
-    """Where the corruption of one image falls relative to its lesion.
+    """Measures where the corruption of one image falls relative to its lesion.
 
-    A pixel has the values of its patch, so a patch on the border counts in each region by the share
-    of it that lies there; 'core' has none of these.
+    A pixel has the values of its patch, so a patch on the border counts in each region by its share
+    that lies there; 'core' has no such patches.
 
     Args:
-        panel: of the image.
+        panel: the image as pre-training sees it.
         lesion: bool [H, W] of the same view, with any True.
 
     Returns:
@@ -64,12 +62,12 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
         "grey": grey,
         "contrast": to_pixels(_blocks(grey, patch).std(axis=(1, 3)), side),
     }
-    parts = regions(lesion, patch)
-    found: dict[str, Any] = {"area_share": float(lesion.mean())}
+    places = regions(lesion, patch)
+    result: dict[str, Any] = {"area_share": float(lesion.mean())}
     for name, values in quantities.items():
-        found[name] = {
+        result[name] = {
             region: float(values[where].mean()) if where.any() else None
-            for region, where in parts.items()
+            for region, where in places.items()
         }
     for share, enrichment, name in (
         ("noise_share", "noise_enrichment", "noise_variance"),
@@ -77,13 +75,13 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
     ):
         values = quantities[name].astype(np.float64)
         total = values.sum()
-        found[share] = float(values[lesion].sum() / total) if total else None
-        found[enrichment] = found[share] / found["area_share"] if total else None
-    return found
+        result[share] = float(values[lesion].sum() / total) if total else None
+        result[enrichment] = result[share] / result["area_share"] if total else None
+    return result
 
 
 def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over images of what `measure_lesion` found, with paired tests.
+    """Averages the rows of `measure_lesion` over images, with paired tests.
 
     The tests are Wilcoxon's signed-rank tests, two-sided, of inside (core) against ring and
     outside, and of the logarithm of an enrichment against 0. Images of one group (near-duplicates,
@@ -94,32 +92,22 @@ def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "images": len(rows),
         "groups": len(set(groups)),
         "images_with_core": sum(row["entropy"]["core"] is not None for row in rows),
-        "area_share": _mean_sd([row["area_share"] for row in rows]),
+        "area_share": mean_sd([row["area_share"] for row in rows]),
     }
-    for name in ("entropy", "noise_variance", "masked_share", "grey", "contrast"):
-        values = {region: [row[name][region] for row in rows] for region in REGIONS}
-        summary[name] = {region: _mean_sd(values[region]) for region in REGIONS}
-        for first in ("core", "inside"):
-            for second in ("ring", "outside"):
-                differences = _differences(values[first], values[second])
-                summary[name][f"{first} - {second}"] = _tested(differences, groups)
+    for name in _QUANTITIES:
+        summary[name] = {region: mean_sd([row[name][region] for row in rows]) for region in REGIONS}
+        for first, second in itertools.product(("core", "inside"), ("ring", "outside")):
+            differences = [_difference(row[name][first], row[name][second]) for row in rows]
+            summary[name][f"{first} - {second}"] = _tested(differences, groups)
     for enrichment in ("noise_enrichment", "mask_enrichment"):
         ratios = [row[enrichment] for row in rows]
         present = [ratio for ratio in ratios if ratio is not None]
         summary[enrichment] = {
-            **_mean_sd(ratios),
+            **mean_sd(ratios),
             "median": float(np.median(present)) if present else None,
             "images_above_1": sum(ratio > 1 for ratio in present),
             "p": _tested([_logarithm(ratio) for ratio in ratios], groups)["p"],
         }
-    return summary
-
-
-def summarize_images(panels: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean and standard deviation over images of what `measure_image` found."""
-    summary: dict[str, Any] = {"images": len(panels)}
-    for name in panels[0] if panels else ():
-        summary[name] = _mean_sd([row[name] for row in panels])
     return summary
 
 
@@ -133,7 +121,14 @@ def measure_image(panel: Panels) -> dict[str, float]:
     }
 
 
-def _mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
+def summarize_images(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Averages the rows of `measure_image` over images."""
+    means = {name: mean_sd([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    return {"images": len(rows), **means}
+
+
+def mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and standard deviation of the values that are there; None of too few."""
     present = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(present)) if present else None,
@@ -141,11 +136,8 @@ def _mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
     }
 
 
-def _differences(
-    first: Sequence[float | None], second: Sequence[float | None]
-) -> list[float | None]:
-    pairs = zip(first, second, strict=True)
-    return [None if a is None or b is None else a - b for a, b in pairs]
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
 
 
 def _logarithm(ratio: float | None) -> float | None:
@@ -153,9 +145,9 @@ def _logarithm(ratio: float | None) -> float | None:
 
 
 def _tested(differences: Sequence[float | None], groups: Sequence[int]) -> dict[str, Any]:
-    """Mean and standard deviation over images; p of the groups' means. None where there are none.
+    """Mean and standard deviation over images, and p-value of the groups' means; None of too few.
 
-    Differences that are but rounding errors are 0: their ranks say nothing.
+    Differences that are mere rounding errors count as 0: their ranks mean nothing.
     """
     members: dict[int, list[float]] = {}
     for group, difference in zip(groups, differences, strict=True):
@@ -164,83 +156,4 @@ def _tested(differences: Sequence[float | None], groups: Sequence[int]) -> dict[
     means = [float(np.mean(values)) for values in members.values()]
     means = [0.0 if abs(mean) < _ROUNDING else mean for mean in means]
     p = float(stats.wilcoxon(means).pvalue) if len(means) > 1 and any(means) else None
-    return {**_mean_sd(differences), "p": p}
-
-
-@fonts_of_all_letters()
-def draw_lesions(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Entropy by region, the lesion's share of the noise against that of the area, enrichment.
-
-    Of the kinds that add no noise, masked patches stand in for it.
-
-    Args:
-        rows: of `measure_lesion`, with the image's 'label' besides.
-        title: what stands above.
-    """
-    labels = sorted({row["label"] for row in rows})
-    colors = {label: _CLASS_COLORS[k % len(_CLASS_COLORS)] for k, label in enumerate(labels)}
-    noise = all(row["noise_share"] is not None for row in rows)
-    share, enrichment, what = (
-        ("noise_share", "noise_enrichment", "noise variance")
-        if noise
-        else ("masked_within", "mask_enrichment", "masked area")
-    )
-    figure = Figure(figsize=(12.5, 4.4), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    by_region, by_share, ratio = figure.subplots(1, 3)
-    spread = np.random.default_rng(0)
-    means_of: list[Line2D] = []
-    for k, label in enumerate(labels):
-        of_class = [row for row in rows if row["label"] == label]
-        for row in of_class:
-            values = [row["entropy"][region] for region in REGIONS]
-            known = [(x, value) for x, value in enumerate(values) if value is not None]
-            by_region.plot(*zip(*known, strict=True), color=colors[label], alpha=0.3, linewidth=1)
-        means = [
-            _mean_sd([row["entropy"][region] for row in of_class])["mean"] for region in REGIONS
-        ]
-        known = [(x, value) for x, value in enumerate(means) if value is not None]
-        means_of += by_region.plot(
-            *zip(*known, strict=True), color=colors[label], marker="o", linewidth=2.5
-        )
-        shared = [row for row in of_class if row[share] is not None]
-        by_share.scatter(
-            [100 * row["area_share"] for row in shared],
-            [100 * row[share] for row in shared],
-            color=colors[label],
-            alpha=0.8,
-            s=28,
-        )
-        ratios = [row[enrichment] for row in shared]
-        x = k + spread.uniform(-0.12, 0.12, len(ratios))
-        ratio.scatter(x, ratios, color=colors[label], alpha=0.8, s=28)
-        if ratios:
-            ratio.hlines(np.mean(ratios), k - 0.28, k + 0.28, color=colors[label], linewidth=2.5)
-    by_region.set_xticks(range(4), ["whole patches\ninside", "inside", "ring\naround", "outside"])
-    by_region.set(
-        ylabel="mean entropy H (nats)",
-        title="Entropy by region\n(bold: mean of a class, of the images that have it)",
-    )
-    legend = by_region.legend(handles=means_of, labels=["class"] * len(labels), frameon=False)
-    for entry, label in zip(legend.get_texts(), labels, strict=True):
-        entry.set_parse_math(False)  # a class may be called $x$, or, which labels hide, _x
-        entry.set_text(label)
-    highest = 100 * max([row[name] or 0 for row in rows for name in ("area_share", share)])
-    by_share.plot(
-        [0, 1.05 * highest], [0, 1.05 * highest], color="grey", linewidth=1, linestyle="--"
-    )
-    by_share.set(
-        xlabel="lesion's share of the area (%)",
-        ylabel=f"lesion's share of the {what} (%)",
-        title=f"Below the line: less {what}\nthan the lesion's area",
-    )
-    ratio.axhline(1, color="grey", linewidth=1, linestyle="--")
-    ratio.set_xticks(range(len(labels)), labels, parse_math=False)
-    ratio.set_xlim(-0.6, len(labels) - 0.4)
-    ratio.set(
-        ylabel=f"share of the {what} / of the area",
-        title=f"Enrichment of the {what}\nin lesions (line: mean)",
-    )
-    for axis in (by_region, by_share, ratio):
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
+    return {**mean_sd(differences), "p": p}

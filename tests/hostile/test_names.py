@@ -24,7 +24,8 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.explain import cam_scores, cam_study, entropy_maps, lesions
+from egmae_jax.explain import cam_scores, cam_study, lesions, noise
+from egmae_jax.explain.lesions_figure import draw_lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
 from egmae_jax.run import results, tables
@@ -263,7 +264,7 @@ def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
         "images": {"all": row, "by_class": dict.fromkeys(NAMES, row)},
         "lesions": {"all": lesion, "by_class": dict.fromkeys(NAMES, lesion)},
     }
-    for show in (lambda: cam_scores.show(content, tmp_path), lambda: entropy_maps.show(maps)):
+    for show in (lambda: cam_scores.show(content, tmp_path), lambda: noise.show(maps)):
         with terminal() as lines:
             show()
         for name in NAMES:
@@ -293,7 +294,7 @@ def test_figures_show_names_as_they_are(tmp_path):
     measured |= dict.fromkeys(
         ("noise_share", "masked_within", "noise_enrichment", "mask_enrichment"), 0.5
     )
-    figure = lesions.draw_lesions([{**measured, "label": name} for name in NAMES], "title")
+    figure = draw_lesions([{**measured, "label": name} for name in NAMES], "title")
     figure.savefig(io.BytesIO(), dpi=20)
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == sorted(NAMES)

@@ -1,8 +1,7 @@
-"""Draws what pre-training makes of a few validation images, for TensorBoard."""
+"""Draws how pre-training reconstructs a few validation images, for TensorBoard."""
 
 import functools
 import io
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,24 +17,27 @@ _IMAGES = 4
 
 
 class ReconstructionPanels:
-    """After every `tensorboard.panel_epochs`-th epoch and the last: the same images and noise.
+    """Draws the same images with the same noise after some epochs and the last.
 
     Args:
-        run: the run.
-        split: that is pre-trained on.
+        run: the run; its `tensorboard.panel_epochs` says after which epochs.
+        split: index of the split that is pre-trained on.
         model: the masked autoencoder.
     """
 
     def __init__(self, run: Run, split: int, model: MaskedAutoencoder):
-        self._run, self._split, self._model = run, split, model
+        self._run, self._split = run, split
+        self._program = platform.jit(
+            functools.partial(pretrain.reconstruct, model=model, config=run.config)
+        )
 
     def __call__(self, epoch: int, step: int, variables: PyTree) -> None:
-        """Draws them if they are due; all hosts call it.
+        """Draws the images if they are due; all hosts call it.
 
         Args:
-            epoch: the one that has ended.
-            step: its last.
-            variables: of the masked autoencoder.
+            epoch: the epoch that has ended.
+            step: its last step.
+            variables: variables of the masked autoencoder.
         """
         config = self._run.config
         every = config.tensorboard.panel_epochs
@@ -51,27 +53,17 @@ class ReconstructionPanels:
     def _draw(self, params: PyTree) -> bytes:
         from egmae_jax.explain import entropy_maps, panels  # matplotlib takes a while to import
 
-        data = self._run.data
+        data, program = self._run.data, functools.partial(self._program, params)
         indices = entropy_maps.choose(
             data.prepared, _IMAGES, data.indices(self._split, "validation")
         )
         key = rng.stage_key(self._run.config.seed + self._split, "panels")
         drawn = [
-            panels.compute_panels(
-                lambda pixels, key: self._program(params, pixels, key),
-                pixels,
-                jax.random.fold_in(key, index),
-            )
+            panels.compute_panels(program, pixels, jax.random.fold_in(key, index))
             for index, pixels in zip(indices, data.pixels(np.array(indices)), strict=True)
         ]
         captions = [data.prepared.classes[data.prepared.labels[i]] for i in indices]
-        sheet = io.BytesIO()
         note = entropy_maps.describe(self._run.config)
+        sheet = io.BytesIO()
         panels.draw_sheet(drawn, captions, note=note).savefig(sheet, format="png")
         return sheet.getvalue()
-
-    @functools.cached_property
-    def _program(self) -> Callable:
-        return platform.jit(
-            functools.partial(pretrain.reconstruct, model=self._model, config=self._run.config)
-        )

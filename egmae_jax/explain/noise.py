@@ -1,0 +1,118 @@
+"""Where the noise of pre-training falls over a whole data set: noise.json, and its table."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from egmae_jax.data.datasets import DataError
+from egmae_jax.explain.lesions import (
+    measure_image,
+    measure_lesion,
+    summarize_images,
+    summarize_lesions,
+)
+from egmae_jax.explain.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measures all images of a data set.
+
+    Returns:
+        The content of noise.json, and the rows of the images with a lesion in view.
+    """
+    prepared = source.prepared
+    images: dict[str, list[dict[str, float]]] = {name: [] for name in prepared.classes}
+    rows: list[dict[str, Any]] = []
+    without_lesion, left_out = 0, []
+    for index, file in enumerate(prepared.files):
+        panel = source.panels(index, reconstruct=False)
+        label = prepared.classes[prepared.labels[index]]
+        images[label].append(measure_image(panel))
+        try:
+            lesion = source.lesion(index)
+        except DataError as error:
+            left_out.append(f"{file}: {error}")
+            continue
+        if lesion is not None and lesion.any():
+            known = {"file": file, "label": label, "group": int(prepared.groups[index])}
+            rows.append(known | measure_lesion(panel, lesion))
+        else:
+            without_lesion += 1
+    if left_out:
+        logger.warning("Left out of the lesions (%d): %s", len(left_out), "; ".join(left_out[:5]))
+    config = source.config
+    result: dict[str, Any] = {
+        "dataset": prepared.title,
+        "view": f"evaluation view, {config.data.image_size} pixels",
+        "entropy": config.entropy.to_dict(),
+        "corruption": config.corruption.to_dict(),
+        "seed": config.seed,
+        "images": {
+            "all": summarize_images([row for of_class in images.values() for row in of_class]),
+            "by_class": {name: summarize_images(images[name]) for name in prepared.classes},
+        },
+    }
+    if rows:
+        by_class = {name: [row for row in rows if row["label"] == name] for name in images}
+        result["lesions"] = {
+            "ring_pixels": config.corruption.patch_size,
+            "images_without_lesion": without_lesion,
+            "images_left_out": left_out,
+            "all": summarize_lesions(rows),
+            "by_class": {name: summarize_lesions(x) for name, x in by_class.items() if x},
+            "rows": rows,
+        }
+    return result, rows
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints the content of noise.json."""
+    terminal = rich.console.Console(highlight=False, emoji=False)
+    table = _table("All images", "n", "H (nats)", "noise variance", "masked")
+    for name, row in _all_and_classes(result["images"]):
+        cells = (_cell(row[key]) for key in ("entropy", "noise_variance", "masked_share"))
+        table.add_row(rich.text.Text(name), str(row["images"]), *cells)
+    terminal.print(table)
+    lesions = result.get("lesions")
+    if lesions is None:
+        terminal.print("No lesion masks: nothing is measured in lesions.")
+        return
+    table = _table("Lesions", "n", "H inside", "H ring", "H outside", "noise/area", "p")
+    for name, row in _all_and_classes(lesions):
+        ratio = row["noise_enrichment"]
+        ratio = row["mask_enrichment"] if ratio["mean"] is None else ratio
+        p = "" if ratio["p"] is None else f"{ratio['p']:.2g}"
+        cells = (_cell(row["entropy"][region]) for region in ("inside", "ring", "outside"))
+        table.add_row(rich.text.Text(name), str(row["images"]), *cells, _cell(ratio), p)
+    terminal.print(table)
+    terminal.print(
+        "noise/area: the lesion's share of the noise variance (of masked patches for the mask "
+        "kinds) over its share of the area; below 1, lesions get less. p: Wilcoxon over groups of "
+        "images that belong together.",
+        markup=False,
+    )
+
+
+def _table(first: str, *others: str) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _all_and_classes(summaries: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rows = [("all", summaries["all"]), *summaries["by_class"].items()]
+    return [(name, row) for name, row in rows if row["images"]]
+
+
+def _cell(value: Mapping[str, float | None]) -> str:
+    mean, sd = value["mean"], value["sd"]
+    return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")

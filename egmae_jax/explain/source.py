@@ -1,0 +1,170 @@
+"""The images of a data set, and how pre-training corrupts and reconstructs each of them."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from egmae_jax.core import platform, rng
+from egmae_jax.core.errors import ConfigError
+from egmae_jax.core.files import RESTORE, DamagedFileError
+from egmae_jax.data import datasets, masks, pipeline, splits
+from egmae_jax.data.datasets import DataError
+from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.explain.panels import Panels, compute_panels
+from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.run import branches, rules
+from egmae_jax.run import config as configs
+from egmae_jax.run.saved_run import RunError
+from egmae_jax.run.workdir import Paths, require_same_run
+from egmae_jax.training import pretrain
+
+
+class Source:
+    """The images of a config in their evaluation view, as pre-training treats them.
+
+    Args:
+        config: config of the data and the corruption.
+        workdir: folder of a run whose pre-training is finished; None: nothing is reconstructed.
+
+    Attributes:
+        config: config as given, frozen.
+        prepared: the images of the data set.
+        part_of: part of each file of the first split; empty without a workdir.
+
+    Raises:
+        ConfigError: the config cannot be run, or the run pre-trains nothing.
+        RunError: the workdir has no finished pre-training.
+        DataError: the images cannot be read, or are not those of the run.
+        DamagedFileError: a file of the workdir cannot be read.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path | None):
+        rules.check(config, num_devices=1)
+        self.config = FrozenConfigDict(config)
+        self._root = Path(config.data.dir).expanduser()
+        if workdir is not None:
+            _require_mae(config, workdir)
+            paths = _pretrained(workdir)
+            if not self._root.is_dir():  # phantoms would be written there
+                raise DataError(f"There is no folder {self._root} (--config.data.dir).")
+        self.prepared = prepare(
+            config.data.name,
+            self._root,
+            Path(config.data.cache_dir).expanduser() / "datasets",
+            on_error=config.data.on_error,
+            near_duplicate_threshold=config.data.near_duplicate_threshold,
+            classes=config.data.classes,
+            group_pattern=config.data.group_pattern,
+            intensity_range=config.data.intensity_range,
+        )
+        self._view = pipeline.evaluation_view(
+            self.prepared,
+            color=config.data.color,
+            resize=config.data.resize,
+            image_size=config.data.image_size,
+            resized=config.evaluation.resize,
+        )
+        self._key = rng.stage_key(config.seed, "entropy_maps")
+        self._corrupt = functools.partial(self._program(None), None)
+        self._reconstruct, self.part_of = self._corrupt, dict[str, str]()
+        if workdir is not None:
+            model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
+            params = pretrain.load_autoencoder(paths.autoencoder(0), model)
+            self._reconstruct = functools.partial(self._program(model), params)
+            self.part_of = _parts(paths.splits(0), self.prepared)
+
+    def _program(self, model: MaskedAutoencoder | None) -> Callable[..., Any]:
+        """Compiles `pretrain.reconstruct`; a model of None only corrupts."""
+        return platform.jit(
+            functools.partial(pretrain.reconstruct, model=model, config=self.config)
+        )
+
+    def panels(self, index: int, *, reconstruct: bool = True) -> Panels:
+        """Computes the panels of an image; its noise does not depend on what else is drawn.
+
+        Args:
+            index: index of the image in `prepared`.
+            reconstruct: False: leaves the reconstruction out.
+        """
+        pixels = self._view.load(np.array([index])).pixels[0]
+        program = self._reconstruct if reconstruct else self._corrupt
+        return compute_panels(program, pixels, jax.random.fold_in(self._key, index))
+
+    def lesion(self, index: int) -> np.ndarray | None:
+        """The lesion of an image as `masks.lesion_mask` returns it, bool [H, W]."""
+        data = self.config.data
+        height, width = self.prepared.sizes[index].tolist()
+        return masks.lesion_mask(
+            self._root,
+            self.prepared.files[index],
+            datasets.get(data.name),
+            image_shape=(height, width),
+            resize=data.resize,
+            image_size=data.image_size,
+            resized=self.config.evaluation.resize,
+        )
+
+    def caption(self, index: int) -> str:
+        """Name of an image's file, and its class and part."""
+        file = self.prepared.files[index]
+        part = self.part_of.get(file)
+        label = self.prepared.classes[self.prepared.labels[index]]
+        return f"{Path(file).name}\n{label}" + (f", {part}" if part else "")
+
+
+def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
+    """The config as given, which must be the workdir's where both are; else the workdir's.
+
+    Raises:
+        ConfigError: neither is given, or they differ.
+        RunError: the workdir holds no run.
+        DamagedFileError: its config.json cannot be read.
+    """
+    if workdir is not None and not (workdir / "config.json").exists():
+        raise RunError(f"--workdir={workdir} holds no run: there is no config.json.")
+    if config is None:
+        if workdir is None:
+            raise ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
+        return configs.load(workdir / "config.json")
+    if workdir is not None:
+        require_same_run(workdir, config)
+    return config
+
+
+def _require_mae(config: ConfigDict, workdir: Path) -> None:
+    of_run = branches.of(config)
+    if not any(branch.is_mae for branch in of_run):
+        raise ConfigError(
+            f"--workdir={workdir} is a run without the branch 'mae' (its branches: "
+            f"{', '.join(repr(branch.name) for branch in of_run)}), which pre-trains nothing. Give "
+            "--config without --workdir for the maps that need no network."
+        )
+
+
+def _pretrained(workdir: Path) -> Paths:
+    """Paths of the run, in which the first split is pre-trained on."""
+    for paths in (Paths(workdir, folds=False), Paths(workdir, folds=True)):
+        if paths.autoencoder(0).exists():
+            return paths
+    raise RunError(
+        f"--workdir={workdir} has no finished pre-training (pretrain/autoencoder.safetensors). "
+        "Run main.py with --stage=pretrain on it first, or give --config without --workdir for the "
+        "maps that need no network."
+    )
+
+
+def _parts(path: Path, prepared: Prepared) -> dict[str, str]:
+    """Part of each file of a splits.json, whose images must be those of the data set."""
+    if not path.exists():
+        raise DamagedFileError(path, "it is missing", RESTORE)
+    rows = splits.read(path)
+    hashes = dict(zip(prepared.files, prepared.sha256, strict=True))
+    for row in rows:
+        if hashes.get(row["file"], row["sha256"]) != row["sha256"]:
+            raise DataError(f"{row['file']} is not the file that the run was trained on.")
+    return {row["file"]: row["split"] for row in rows}
