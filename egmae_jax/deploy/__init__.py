@@ -1,1 +1,1 @@
-"""A finished run at work: predictor, exports, demo page."""
+"""Uses a finished run: classifies new images, exports its models, shows a page to try them."""

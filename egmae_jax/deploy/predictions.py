@@ -1,7 +1,7 @@
-"""The table of predictions of new images, and pictures of what raised them."""
+"""The table of predictions of new images, and pictures of the regions that raise the scores."""
 
+import collections
 import csv
-import hashlib
 import logging
 import os
 import time
@@ -13,6 +13,7 @@ import numpy as np
 
 from egmae_jax.core import console
 from egmae_jax.core.files import (
+    AccessError,
     open_atomically,
     require_output,
     require_readable,
@@ -20,13 +21,13 @@ from egmae_jax.core.files import (
     storage_errors_told,
 )
 from egmae_jax.data.datasets.folders import find_given
-from egmae_jax.deploy.predictor import Part, Predictions, Predictor
+from egmae_jax.deploy.predictor import Batch, Classification, Predictor
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.run.saved_run import RunError
 
 _FIRST_COLUMNS = ["file", "predicted"]
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula of a spreadsheet begins
 logger = logging.getLogger(__name__)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def predict_files(
@@ -40,103 +41,47 @@ def predict_files(
     branch: str | None,
     batch: int,
 ) -> dict[Path, str]:
-    """Classifies images by a finished run, once everything that is written to can be.
+    """Classifies images by a finished run, after checking that all results can be written.
 
     Args:
-        workdir: of the run.
+        workdir: folder of the run.
         images: files, and folders that are searched for images.
-        out: the table to write, CSV.
-        round_index: of the run; 'all' averages the probabilities of all.
+        out: the table to write, CSV; it is there once all images are classified.
+        round_index: round of the run; 'all' averages the probabilities of all.
         calibrated: whether probabilities are scaled by the temperatures.
-        pictures: folder for Grad-CAM overlays, if there are to be any.
-        branch: whose network they explain; None: as `SavedRun.branch`.
+        pictures: folder for Grad-CAM overlays; None: no overlays.
+        branch: branch whose network they explain; None: as `SavedRun.branch`.
         batch: images at a time.
 
     Returns:
-        The reason by file that cannot be read.
+        The reason for each file that cannot be read.
 
     Raises:
-        RunError: see its message.
+        RunError: the run cannot be used so, or no image can be read.
         DataError: there are no such images.
-        AccessError: something cannot be written to.
+        AccessError: something cannot be written, or would replace what is there.
     """
-    if pictures is not None and pictures.exists() and not pictures.is_dir():
-        raise RunError(f"{pictures} is a file; --gradcam is a folder for pictures.")
     if branch is not None and pictures is None:
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
     with storage_errors_told(*images):
         files = find_given(images)
     require_output(out, (".csv",), files)
     _require_own_table(out)
+    paths = _picture_paths(files, pictures) if pictures else []
     if pictures is not None:
-        _require_none_replaced(pictures, files)
+        _require_none_replaced(paths, files, pictures)
         require_writable(pictures, f"--gradcam={pictures}")
-    predictor = Predictor(
-        workdir,
-        round_index=round_index,
-        calibrated=calibrated,
-        batch=batch,
-    )
+    predictor = Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
+    chosen = predictor.run.branch(branch).name
+    if pictures:
+        logger.info("Grad-CAM of %s at %s", chosen, predictor.heat_layer(chosen))
     start = time.monotonic()
     with storage_errors_told(out.parent, *([pictures] if pictures else [])):
-        counts, unreadable = write_predictions(
-            predictor, files, out, pictures=pictures, branch=branch
-        )
+        counts, unreadable = _write(predictor, files, out, paths, chosen)
     console.print_predictions(
         dict(zip(predictor.classes, counts.tolist(), strict=True)), time.monotonic() - start, out
     )
     return unreadable
-
-
-def write_predictions(
-    predictor: Predictor,
-    files: Sequence[Path],
-    out: Path,
-    *,
-    pictures: Path | None = None,
-    branch: str | None = None,
-) -> tuple[np.ndarray, dict[Path, str]]:
-    """Writes the table, and pictures where a folder for them is given.
-
-    Args:
-        predictor: of a run.
-        files: of images.
-        out: a CSV file; it is there once all images are classified.
-        pictures: folder for Grad-CAM overlays.
-        branch: whose network they explain; None: as `SavedRun.branch`.
-
-    Returns:
-        How many images are predicted to be of each class, int [num_classes]; the reason by file
-        that cannot be read.
-
-    Raises:
-        RunError: the run has no such branch, or no image can be read.
-    """
-    branch = predictor.run.branch(branch).name
-    places = _places(files) if pictures else []
-    if pictures:
-        logger.info("Grad-CAM is of %s at %s", branch, predictor.heat_layer(branch))
-    counts = np.zeros(len(predictor.classes), int)
-    unreadable: dict[Path, str] = {}
-    with (
-        open_atomically(out, "w", newline="", encoding="utf-8", errors="backslashreplace") as table,
-        console.progress_of_images("Predicting", len(files)) as advance,
-    ):
-        writer = csv.writer(table)
-        for number, part in enumerate(predictor.stream(files)):
-            if number == 0:
-                writer.writerow(_header(part.predictions))
-            names = [files[i] for i in part.indices]
-            writer.writerows(_rows(names, part.predictions))
-            if pictures:
-                _draw(predictor, part, branch, [pictures / places[i] for i in part.indices])
-            counts += np.bincount(part.predictions.labels, minlength=len(counts))
-            unreadable |= {files[i]: reason for i, reason in part.unreadable.items()}
-            advance(len(part.indices) + len(part.unreadable))
-        if len(unreadable) == len(files):
-            nothing = f"No image can be read; {out} is not written:"
-            raise RunError(list_unreadable(nothing, unreadable))
-    return counts, unreadable
 
 
 def list_unreadable(title: str, unreadable: dict[Path, str]) -> str:
@@ -145,74 +90,99 @@ def list_unreadable(title: str, unreadable: dict[Path, str]) -> str:
     return "\n  ".join([title, *lines])
 
 
+def _write(
+    predictor: Predictor, files: Sequence[Path], out: Path, pictures: Sequence[Path], branch: str
+) -> tuple[np.ndarray, dict[Path, str]]:
+    """Writes the table and, where paths are given, pictures.
+
+    Returns:
+        How many images are predicted to be of each class, int [num_classes], and the reason for
+        each file that cannot be read.
+    """
+    counts = np.zeros(len(predictor.classes), int)
+    unreadable: dict[Path, str] = {}
+    with (
+        open_atomically(out, "w", newline="", encoding="utf-8", errors="backslashreplace") as table,
+        console.progress_of_images("Predicting", len(files)) as advance,
+    ):
+        writer = csv.writer(table)
+        for number, batch in enumerate(predictor.stream(files)):
+            if number == 0:
+                writer.writerow(_header(batch.classification))
+            writer.writerows(_rows([files[i] for i in batch.indices], batch.classification))
+            if pictures:
+                _draw(predictor, batch, branch, [pictures[i] for i in batch.indices])
+            counts += np.bincount(batch.classification.labels, minlength=len(counts))
+            unreadable |= {files[i]: reason for i, reason in batch.unreadable.items()}
+            advance(len(batch.indices) + len(batch.unreadable))
+        if len(unreadable) == len(files):
+            nothing = f"No image can be read; {out} is not written:"
+            raise RunError(list_unreadable(nothing, unreadable))
+    return counts, unreadable
+
+
 # --- The table -----------------------------------------------------------------------------------
 
 
-def _header(predictions: Predictions) -> list[str]:
-    columns = (f"{name}:{c}" for name in _ensemble_first(predictions) for c in predictions.classes)
-    return [*_FIRST_COLUMNS, *columns]
+def _header(classification: Classification) -> list[str]:
+    names = _ensemble_first(classification)
+    return [*_FIRST_COLUMNS, *(f"{n}:{label}" for n in names for label in classification.classes)]
+
+
+def _rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
+    columns = np.concatenate(
+        [classification.probabilities[name] for name in _ensemble_first(classification)], axis=1
+    )
+    for file, label, row in zip(map(str, files), classification.predicted, columns, strict=True):
+        file = os.path.join(".", file) if file.startswith(_FORMULA) else file
+        yield [file, label, *(f"{probability:.8g}" for probability in row)]
+
+
+def _ensemble_first(classification: Classification) -> list[str]:
+    *branches, last = classification.probabilities
+    return [last, *branches]
 
 
 def _require_own_table(out: Path) -> None:
-    """Raises RunError where another table would be lost."""
+    """Raises AccessError where a table of something else would be lost."""
     if not out.exists():
         return
     require_readable(out)
     with out.open(encoding="utf-8", errors="replace") as file:
         begin = file.read(1000).partition("\n")[0]
     if begin and begin.split(",")[:2] != _FIRST_COLUMNS:
-        raise RunError(
-            f"--out={out} is there and no table of predictions (it begins with {begin[:40]!r}): "
+        raise AccessError(
+            f"--out={out} exists and is no table of predictions (it begins with {begin[:40]!r}): "
             "take another name, or delete it."
         )
-
-
-def _rows(files: Sequence[Path], predictions: Predictions) -> Iterator[list[str]]:
-    columns = np.concatenate(list(_ensemble_first(predictions).values()), axis=1)
-    for file, label, row in zip(files, predictions.predicted, columns, strict=True):
-        yield [_cell(str(file)), label, *(f"{probability:.8g}" for probability in row)]
-
-
-def _ensemble_first(predictions: Predictions) -> dict[str, np.ndarray]:
-    *branches, last = predictions.probabilities.items()
-    return dict([last, *branches])
-
-
-def _cell(file: str) -> str:
-    return os.path.join(".", file) if file.startswith(_FORMULA) else file
 
 
 # --- Pictures ------------------------------------------------------------------------------------
 
 
-def _places(files: Sequence[Path]) -> list[Path]:
-    """Where each image's picture goes: as the images lie, no two in one place."""
+def _picture_paths(files: Sequence[Path], folder: Path) -> list[Path]:
+    """The path of each image's picture: as the images lie below the folder that all share."""
     absolute = [Path(os.path.abspath(file)) for file in files]
     shared = os.path.commonpath([path.parent for path in absolute])
-    places: list[Path] = []
-    taken: set[str] = set()
-    for path in absolute:
-        place = path.relative_to(shared).with_name(picture_name(path.name))
-        if str(place).casefold() in taken:  # a.jpg and a.jpg.png; or a and A, where these are one
-            digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-            place = place.with_name(picture_name(f"{path.name}~{digest}"))
-        taken.add(str(place).casefold())
-        places.append(place)
-    return places
+    return [folder / x.relative_to(shared).with_name(picture_name(x.name)) for x in absolute]
 
 
-def _require_none_replaced(pictures: Path, files: Sequence[Path]) -> None:
-    """Raises RunError where a picture would take the place of an image."""
+def _require_none_replaced(pictures: Sequence[Path], files: Sequence[Path], folder: Path) -> None:
+    """Raises AccessError where a picture would replace an image or another picture."""
     images = {os.path.realpath(file) for file in files}
-    for place in _places(files):
-        if os.path.realpath(pictures / place) in images:
-            raise RunError(
-                f"--gradcam={pictures} would write a picture over the image {pictures / place}: "
-                "take another folder."
+    for path in pictures:
+        if os.path.realpath(path) in images:
+            raise AccessError(
+                f"--gradcam={folder} would write a picture over the image {path}: take another "
+                "folder."
             )
+    for path, count in collections.Counter(pictures).items():
+        if count > 1:
+            raise AccessError(f"{count} images would have the one picture {path}: rename them.")
 
 
-def _draw(predictor: Predictor, part: Part, branch: str, paths: Sequence[Path]) -> None:
+def _draw(predictor: Predictor, batch: Batch, branch: str, paths: Sequence[Path]) -> None:
     text = f"Grad-CAM of {branch} at {predictor.heat_layer(branch)}"
-    for path, pixels, heat in zip(paths, part.pixels, predictor.heat(part, branch), strict=True):
+    heats = predictor.heat(batch, branch)
+    for path, pixels, heat in zip(paths, batch.pixels, heats, strict=True):
         write_overlay(path, pixels, heat, text=text)

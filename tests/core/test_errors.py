@@ -288,10 +288,10 @@ def test_reading_images_keeps_bugs(tmp_path, monkeypatch):
     of_run = types.SimpleNamespace(
         config=types.SimpleNamespace(data=types.SimpleNamespace(color="rgb")), intensity=BY_TYPE
     )
-    seen = types.SimpleNamespace(run=of_run)
+    seen = types.SimpleNamespace(run=of_run, _intensity=BY_TYPE)
     with pytest.raises(OSError, match="bug"):
-        predictor.Predictor._see(seen, tmp_path / "a.png")
-    assert predictor.Predictor._see(seen, tmp_path / "b.png") == "No such file or directory"
+        predictor.Predictor._view(seen, tmp_path / "a.png")
+    assert predictor.Predictor._view(seen, tmp_path / "b.png") == "No such file or directory"
 
 
 def test_records_that_cannot_be_written_are_told_and_bugs_are_not(tmp_path, monkeypatch):

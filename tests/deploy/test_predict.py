@@ -1,7 +1,6 @@
 """New images through a small finished run: the table, the pictures, and from Python."""
 
 import csv
-import errno
 import io
 import json
 import logging
@@ -82,7 +81,7 @@ def write_image(path, seed=0, size=(40, 50)):
     return path
 
 
-# --- What it says --------------------------------------------------------------------------------
+# --- Predictions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("round_index", [0, 1])
@@ -103,8 +102,8 @@ def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     # The ensemble, its class and its calibration are those that were scored.
     labels, classes = saved["mae"].labels, SavedRun(workdir).classes()
     scores = SavedRun(workdir).results()["rounds"][round_index]
-    found = compute_metrics(labels, of_branch(rows, "ensemble"))
-    assert found == pytest.approx(scores["test"]["ensemble"], abs=1e-5)
+    metrics = compute_metrics(labels, of_branch(rows, "ensemble"))
+    assert metrics == pytest.approx(scores["test"]["ensemble"], abs=1e-5)
     predicted = [classes.index(row["predicted"]) for row in rows]
     assert np.mean(predicted == labels) == scores["test"]["ensemble"]["accuracy"]
     _, calibrated, *_ = command(*flags)
@@ -137,20 +136,22 @@ def test_of_one_branch_there_is_no_ensemble(moved, tmp_path):
     workdir = shutil.copytree(moved[0], tmp_path / "run")
     edit(workdir / "config.json", branches=["mae"])
     image = next(moved[1].rglob("*.png"))
-    found, both = egmae_jax.load(workdir).predict(image), egmae_jax.load(moved[0]).predict(image)
-    assert list(found.probabilities) == ["mae"]
-    assert np.array_equal(found.probabilities["mae"], both.probabilities["mae"])
-    assert found.labels == found.probabilities["mae"].argmax()
+    alone, both = egmae_jax.load(workdir).predict(image), egmae_jax.load(moved[0]).predict(image)
+    assert list(alone.probabilities) == ["mae"]
+    assert np.array_equal(alone.probabilities["mae"], both.probabilities["mae"])
+    assert alone.labels == alone.probabilities["mae"].argmax()
 
 
-def test_a_run_with_noise_is_asked_without_and_says_so(moved, tmp_path, caplog, monkeypatch):
+def test_a_run_with_noise_classifies_without_and_warns(moved, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
     workdir = shutil.copytree(moved[0], tmp_path / "run")
     edit(workdir / "config.json", finetune={"input_noise": 0.2})
     image = next(moved[1].rglob("*.png"))
-    found = egmae_jax.load(workdir).predict(image).probabilities["mae"]
+    probabilities = egmae_jax.load(workdir).predict(image).probabilities["mae"]
     assert "finetune.input_noise=0.2" in caplog.text
-    assert np.array_equal(found, egmae_jax.load(moved[0]).predict(image).probabilities["mae"])
+    assert np.array_equal(
+        probabilities, egmae_jax.load(moved[0]).predict(image).probabilities["mae"]
+    )
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -171,8 +172,12 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     write_image(folder / ".hidden.png")
     status, rows, output, errors = command("--batch=2", "--images", folder)
     assert status == predict.UNREADABLE == 3
-    found = [os.path.relpath(row["file"], folder) for row in rows]
-    assert found == ["B.PNG", "a/1.png", "a/2.png", "a/10.png"]
+    assert [os.path.relpath(row["file"], folder) for row in rows] == [
+        "B.PNG",
+        "a/1.png",
+        "a/2.png",
+        "a/10.png",
+    ]
     head, *lines = errors.splitlines()
     assert head == "Error: 5 images cannot be read and are left out:"
     assert f"  {folder}/a/3.png: damaged or truncated" in errors
@@ -201,7 +206,9 @@ def test_a_table_of_something_else_is_not_replaced(command, tmp_path):
     out.write_text("id,label\n1,benign\n")
     status, _, _, errors = command("--images", tmp_path, out=out)
     assert status == 1
-    assert f"--out={out} is there and no table of predictions (it begins with 'id,label')" in errors
+    assert (
+        f"--out={out} exists and is no table of predictions (it begins with 'id,label')" in errors
+    )
     assert out.read_text() == "id,label\n1,benign\n"
     out.unlink()
     assert [command("--images", tmp_path, out=out)[0] for _ in range(2)] == [0, 0]  # its own
@@ -280,36 +287,26 @@ def test_what_cannot_be_is_refused(arguments, message, moved, command, tmp_path)
     assert not any((tmp_path / "empty").iterdir())
 
 
-def test_a_table_that_could_not_be_written_is_told_first(moved, command, tmp_path):
+def test_a_table_that_could_not_be_written_is_refused_first(moved, command, tmp_path):
     assert "must end in .csv" in command("--images", moved[1], out=tmp_path)[3]
     (tmp_path / "file").touch()
     status, _, _, errors = command("--images", moved[1], out=tmp_path / "file" / "table.csv")
     assert (status, errors.splitlines()[-1][:6]) == (1, "Error:")
     flags = ("--images", moved[1], f"--gradcam={tmp_path / 'file'}")
-    assert "file is a file; --gradcam is a folder" in command(*flags)[3]
+    assert "file is a file, not a folder" in command(*flags)[3]
 
 
 def test_images_are_not_replaced_by_pictures(command, tmp_path):
     folder = tmp_path / "images"
     write_image(folder / "a.png")
     before = (folder / "a.png").read_bytes()
-    said = command("--images", folder, f"--gradcam={folder}")[3]
-    assert f"would write a picture over the image {folder / 'a.png'}" in said
+    error = command("--images", folder, f"--gradcam={folder}")[3]
+    assert f"would write a picture over the image {folder / 'a.png'}" in error
     assert (folder / "a.png").read_bytes() == before
-
-
-def test_an_old_table_stays_where_a_new_one_fails(moved, command, tmp_path, monkeypatch):
-    out = tmp_path / "table.csv"
-    out.write_text("file,predicted\nold,\n")
-
-    def stop(*_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(predict.predictions, "_rows", stop)
-    status, rows, _, errors = command("--images", moved[1], out=out)
-    assert (status, rows) == (1, [{"file": "old", "predicted": ""}])
-    assert "A file could not be written (Input/output error)" in errors
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    for name in ("b.jpg", "b.jpg.png"):
+        write_image(folder / name)
+    error = command("--images", folder, f"--gradcam={tmp_path / 'gc'}")[3]
+    assert f"2 images would have the one picture {tmp_path / 'gc' / 'b.jpg.png'}" in error
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -323,13 +320,10 @@ def edit(path, **changes):
     path.write_text(json.dumps(content))
 
 
-def spoil_temperature(value):
-    def spoil(workdir):
-        content = json.loads((workdir / "results.json").read_text())
-        content["rounds"][0]["calibration"]["mae"]["temperature"] = value
-        (workdir / "results.json").write_text(json.dumps(content))
-
-    return spoil
+def spoil_temperature(workdir):
+    content = json.loads((workdir / "results.json").read_text())
+    content["rounds"][0]["calibration"]["mae"]["temperature"] = 0
+    (workdir / "results.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -341,9 +335,7 @@ def spoil_temperature(value):
         (lambda w: (w / "splits.json").unlink(), "splits.json is missing: restore it"),
         (lambda w: shutil.rmtree(w / "export"), "Fine-tuned are: none yet."),
         (lambda w: next(w.glob("export/*")).write_bytes(b"x" * 99), ".safetensors"),
-        (spoil_temperature(0), "does not say how branches are fused and calibrated"),
-        (spoil_temperature("hot"), "does not say how branches are fused and calibrated"),
-        (spoil_temperature(None), "does not say how branches are fused and calibrated"),
+        (spoil_temperature, "does not say how branches are fused and calibrated"),
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(spoil, message, moved, command, tmp_path):
@@ -355,11 +347,11 @@ def test_a_run_that_is_not_whole_is_refused(spoil, message, moved, command, tmp_
 
 
 def test_probabilities_that_are_no_numbers_are_refused(moved, monkeypatch):
-    found = egmae_jax.load(moved[0])
+    asked = egmae_jax.load(moved[0])
     nothing = np.full((1, 3), np.nan)
     monkeypatch.setattr(predictor, "_program", lambda *_: lambda *_: nothing)
     with pytest.raises(DamagedFileError, match=r"round_0_imagenet\.safetensors is damaged"):
-        found.predict(np.zeros((9, 9), np.uint8))
+        asked.predict(np.zeros((9, 9), np.uint8))
 
 
 def test_the_module_is_a_command(tmp_path):
@@ -380,36 +372,34 @@ def test_pictures_show_what_speaks_for_the_class_of_the_row(moved, command, tmp_
     edit(workdir / "config.json", data={"color": "grey", "image_size": 64})
     edit(workdir / "config.json", evaluation={"resize": 70})
     folder, out = tmp_path / "new", tmp_path / "gc"
-    names = ["a/x.png", "b/x.png", "b/x.jpg", "b/x.jpg.png", "b/c/y.tif"]
+    names = ["a/x.png", "b/x.png", "b/x.jpg", "b/c/y.tif"]
     for seed, name in enumerate(names):
         write_image(folder / name, seed)
     flags = ("--batch=3", "--images", folder, f"--gradcam={out}")
     status, rows, *_ = command(*flags, workdir=workdir)
     assert status == 0
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
-    assert len(drawn) == len(names)
-    twin = next(name for name in drawn if "~" in name)
-    assert sorted({*drawn} - {twin}) == ["a/x.png", "b/c/y.tif.png", "b/x.jpg.png", "b/x.png"]
+    assert drawn == ["a/x.png", "b/c/y.tif.png", "b/x.jpg.png", "b/x.png"]
 
     run = SavedRun(workdir)
     network = run.classifier(run.branch("mae"), 0)
     hot = 0
-    place = {"b/c/y.tif": "b/c/y.tif.png", "b/x.jpg": "b/x.jpg.png", "b/x.jpg.png": twin}
     for row in rows:
         name = Path(row["file"]).relative_to(folder).as_posix()
+        name = name if name.endswith(".png") else f"{name}.png"
         grey = images.decode(Path(row["file"]).read_bytes(), "grey")
         pixels = images.to_array(images.evaluation_view(grey, "shorter_side", 64, 70))
         label = run.classes().index(row["predicted"])
         normalized = augment.normalize(jax.numpy.asarray(pixels[None]))
         heat = gradcam.gradcam(network.model, network.variables, normalized, classes=label)
         hot += bool(heat.any())
-        with PIL.Image.open(out / place.get(name, name)) as picture:
+        with PIL.Image.open(out / name) as picture:
             expected = overlay(pixels, np.asarray(heat[0])).astype(int)
             assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
     assert hot >= 3
     with PIL.Image.open(out / "a/x.png") as picture:
-        said = picture.info["Description"]
-    assert said == "Grad-CAM of mae at layer stages_1/blocks_0, 8 x 8 grid"
+        description = picture.info["Description"]
+    assert description == "Grad-CAM of mae at layer stages_1/blocks_0, 8 x 8 grid"
 
 
 # --- From Python ---------------------------------------------------------------------------------
@@ -440,9 +430,9 @@ def test_images_of_any_kind_are_seen_alike(moved, tmp_path):
         [colour[None], [grey[..., None], opened[2]]],
         (x for x in [jax.numpy.asarray(colour), tmp_path / "grey.png", encoded[2]]),
     ):
-        found = asked.predict(several)
-        np.testing.assert_allclose(found.probabilities["mae"], files, atol=1e-6)
-        assert found.labels.shape == (3,)
+        result = asked.predict(several)
+        np.testing.assert_allclose(result.probabilities["mae"], files, atol=1e-6)
+        assert result.labels.shape == (3,)
     assert [image.size for image in opened] == before
     for one in (colour, tmp_path / "colour.png", opened[0], encoded[0]):
         np.testing.assert_allclose(asked.predict(one).probabilities["mae"], files[:1], atol=1e-6)
@@ -456,28 +446,19 @@ def test_images_of_any_kind_are_seen_alike(moved, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.full((8, 8, 3), 0.5), r"float64 \[8, 8, 3\]; expected are uint8.*np.rint\(255 \* x\)"),
-        (np.full((8, 8), 9.5, np.float32), r"float32 \[8, 8\]; expected are uint8 of 0 to 255, \["),
-        (np.zeros((8, 8), bool), r"bool \[8, 8\]; expected are uint8"),
+        (np.full((8, 8, 3), 0.5), r"float64 \[8, 8, 3\]; expected are uint8 of 0 to 255, \["),
         (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\]; expected"),
-        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\]; expected"),
         (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]; expected"),
         (np.zeros(8, np.uint8), r"uint8 \[8\]; expected"),
-        (5, "a int is no image; paths"),
-        ([None], "a NoneType is no image"),
+        ([None], "a NoneType is no image; paths"),
         ("absent.png", "^absent.png: No such file or directory$"),
         ([np.zeros((8, 8), np.uint8), b"x"], f"^image 1: {images.NOT_AN_IMAGE}$"),
         (PIL.Image.new("F", (8, 8)), "^image 0: its values have 32 bits"),
     ],
 )
-def test_what_is_no_image_is_told(given, message, moved):
+def test_what_is_no_image_is_refused(given, message, moved):
     with pytest.raises(UnreadableImageError, match=message):
         egmae_jax.load(moved[0]).predict(given)
-
-
-def test_a_folder_is_no_image(moved, tmp_path):
-    with pytest.raises(UnreadableImageError, match=f"^{tmp_path} is a folder; .*find_given"):
-        egmae_jax.load(moved[0]).predict(tmp_path)
 
 
 def test_of_many_images_few_are_in_memory(moved, monkeypatch):

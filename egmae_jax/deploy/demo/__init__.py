@@ -1,5 +1,5 @@
-"""A page to try a finished run: drop an image, see what the networks say and what raises it.
+"""A page to try a finished run: drop an image, see its class and what raises the score.
 
-`examine` is what it shows, without widgets; `page` draws it in a browser tab; `server` lets this
-machine alone see it. `page` and `server` need NiceGUI: pip install -e '.[demo]'.
+`examine` computes what is shown, without widgets; `page` draws it in a browser tab; `server` serves
+it to this machine alone. `page` and `server` need NiceGUI: pip install -e '.[demo]'.
 """

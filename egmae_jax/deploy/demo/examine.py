@@ -1,4 +1,4 @@
-"""What the page shows of an image."""
+"""Computes what the page shows of an image, without widgets."""
 
 import math
 from typing import NamedTuple
@@ -13,14 +13,13 @@ from egmae_jax.method.corruption import patch_entropy
 
 
 class Examined(NamedTuple):
-    """What the page shows of an image."""
+    """An image with everything that the page shows of it."""
 
     pixels: np.ndarray  # uint8 [S, S, 3], or 1 for grey: as the networks see it
     predicted: str  # class
-    # [num_classes], of the ensemble, if there is one, and then of each branch.
-    probabilities: dict[str, np.ndarray]
+    probabilities: dict[str, np.ndarray]  # [num_classes]: the ensemble, if any, then each branch
     overlays: dict[str, np.ndarray]  # Grad-CAM of the predicted class by branch, uint8 [S, S, 3]
-    layers: dict[str, Layer]  # that it is of, by branch
+    layers: dict[str, Layer]  # layer of the Grad-CAM by branch
     entropy: np.ndarray | None  # nats [S/P, S/P]; None where patches do not fill the image
 
 
@@ -28,43 +27,35 @@ def examine(predictor: Predictor, encoded: bytes) -> Examined:
     """Classifies an image, explains it, and measures the entropy of its patches.
 
     Args:
-        predictor: of a run.
-        encoded: the bytes of an image file.
+        predictor: predictor of a run.
+        encoded: bytes of an image file.
 
     Raises:
-        UnreadableImageError: they are none that can be used; says why.
+        UnreadableImageError: they are no image that can be used; says why.
         MissingExtraError: reading them needs a package that is not installed; says which.
     """
-    (part,) = predictor.stream([encoded])
-    for reason in part.unreadable.values():
+    (batch,) = predictor.stream([encoded])
+    for reason in batch.unreadable.values():
         raise UnreadableImageError(reason)
-    pixels = part.pixels[0]
-    *branches, decisive = part.predictions.probabilities.items()
+    pixels, names = batch.pixels[0], [branch.name for branch in predictor.run.branches]
+    *branches, decisive = batch.classification.probabilities.items()
     return Examined(
         pixels,
-        part.predictions.predicted[0],
+        batch.classification.predicted[0],
         {name: probabilities[0] for name, probabilities in (decisive, *branches)},
-        {
-            branch.name: overlay(pixels, predictor.heat(part, branch.name)[0])
-            for branch in predictor.run.branches
-        },
-        {branch.name: predictor.heat_layer(branch.name) for branch in predictor.run.branches},
+        {name: overlay(pixels, predictor.heat(batch, name)[0]) for name in names},
+        {name: predictor.heat_layer(name) for name in names},
         _entropy(predictor, pixels),
     )
 
 
 def _entropy(predictor: Predictor, pixels: np.ndarray) -> np.ndarray | None:
     config = predictor.run.config
-    if len(pixels) % config.corruption.patch_size:
+    patch, entropy = config.corruption.patch_size, config.entropy
+    if len(pixels) % patch:
         return None
-    return np.asarray(
-        patch_entropy(
-            pixels[None],
-            config.corruption.patch_size,
-            num_bins=config.entropy.num_bins,
-            color=config.entropy.color,
-        )[0]
-    )
+    (values,) = patch_entropy(pixels[None], patch, num_bins=entropy.num_bins, color=entropy.color)
+    return np.asarray(values)
 
 
 def greatest_entropy(predictor: Predictor) -> float:

@@ -29,16 +29,16 @@ def serve(
     """Shows the page until it is interrupted.
 
     Args:
-        workdir: of the run.
-        round_index: of the run; 'all' averages the probabilities of all.
-        branch: whose Grad-CAM is shown first; None: as `SavedRun.branch`.
-        port: to listen on; 0: any free one.
-        max_megabytes: the most that a file may have.
+        workdir: folder of the run.
+        round_index: round of the run; 'all' averages the probabilities of all.
+        branch: branch whose Grad-CAM is shown first; None: as `SavedRun.branch`.
+        port: port to listen on; 0: any free one.
+        max_megabytes: largest size of a file, in 10^6 bytes.
         browse: whether the page is opened in the browser.
 
     Raises:
-        MissingExtraError: there is no NiceGUI.
-        RunError: the run cannot be shown, or nobody can listen on the port.
+        MissingExtraError: NiceGUI is not installed.
+        RunError: the run cannot be shown, or the port cannot be used.
     """
     try:
         import uvicorn
@@ -61,7 +61,7 @@ def serve(
         url = f"http://{server.HOST}:{listener.getsockname()[1]}"
         logger.info("The page is at %s. Ctrl-C ends it.", url)
         if browse:
-            # In a thread, as it waits for some browsers to end.
+            # In a thread, because it waits until some browsers are closed.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""The page: what one browser tab shows (needs NiceGUI: pip install -e '.[demo]').
+"""The page in one browser tab (needs NiceGUI: pip install -e '.[demo]').
 
 All text goes to the browser as text, so that neither the name of a file nor that of a class is
 taken for HTML.
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class Page:
-    """What one browser tab shows.
+    """The page in one browser tab.
 
     Args:
-        predictor: of a run.
-        worker: on which images are examined, so that the server goes on answering.
-        branch: whose Grad-CAM is shown first.
-        max_megabytes: of 10^6 bytes, the most that a file may have.
+        predictor: predictor of a run.
+        worker: examines images, while the server goes on answering.
+        branch: branch whose Grad-CAM is shown first.
+        max_megabytes: largest size of a file, in 10^6 bytes.
     """
 
     def __init__(self, predictor: Predictor, worker: Executor, branch: str, max_megabytes: int):
@@ -75,12 +75,12 @@ class Page:
         run = self._predictor.run
         networks = ", ".join(f"{branch.name} ({branch.model_name})" for branch in run.branches)
         return (
-            f"{run.workdir.resolve().name}: {networks}. Probabilities are calibrated, each "
-            "classifier's by itself: the ensemble's mean is of those before."
+            f"{run.workdir.resolve().name}: {networks}. Probabilities are calibrated for each "
+            "classifier by itself: the ensemble's are fused before that."
         )
 
     def _text(self, tag: str, text: str) -> Element:
-        """An element of that text, which the browser takes for text whatever it says."""
+        """Adds an element with a text, which the browser never takes for HTML."""
         with ui.element(tag) as element:
             ui.label(text)
         return element
@@ -103,34 +103,32 @@ class Page:
         self._upload.disable()  # one image at a time
         self._results.clear()
         self._say(f"Looking at {name} …")
-        found, problem = None, ""
+        examined, problem = None, ""
         try:
             encoded = await event.file.read()
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._worker, examine, self._predictor, encoded)
+            examined = await loop.run_in_executor(self._worker, examine, self._predictor, encoded)
         except UserError as error:
             problem = str(error)
-        except MemoryError:
-            problem = "it is too large for this machine's memory"
-        except Exception:  # a fault of ours: the terminal has the traceback, other images go on
+        except Exception:  # a bug: the terminal shows the traceback, and the page goes on
             logger.exception("An image could not be classified.")
             problem = "it could not be classified; the terminal says why"
         if self._upload.is_deleted:  # the page was closed meanwhile
             return
         self._upload.reset()
         self._upload.enable()
-        if found is None:
+        if examined is None:
             self._say(f"{name}: {problem}", error=True)
             return
-        decisive = next(iter(found.probabilities.values())).max()
-        self._say(f"{name}: {found.predicted}, {decisive:.1%}")
+        decisive = next(iter(examined.probabilities.values())).max()
+        self._say(f"{name}: {examined.predicted}, {decisive:.1%}")
         with self._results:
-            self._draw_probabilities(found)
-            self._draw_pictures(found)
+            self._draw_probabilities(examined)
+            self._draw_pictures(examined)
 
-    def _draw_probabilities(self, found: Examined) -> None:
+    def _draw_probabilities(self, examined: Examined) -> None:
         with ui.element("section").props('aria-label="Class probabilities"').classes("tables"):
-            for name, row in found.probabilities.items():
+            for name, row in examined.probabilities.items():
                 with ui.element("table"):
                     self._text("caption", name)
                     likeliest = row.argmax()
@@ -143,35 +141,38 @@ class Page:
                                 ui.element("div").style(f"width: {p:.2%}")
                             self._text("td", f"{p:.3f}")
 
-    def _draw_pictures(self, found: Examined) -> None:
-        size = len(found.pixels)
+    def _draw_pictures(self, examined: Examined) -> None:
+        size = len(examined.pixels)
         with ui.element("section").props('aria-label="Pictures"').classes("pictures"):
             with ui.element("figure"):
-                _picture(found.pixels, "The image as the networks see it")
+                _picture(examined.pixels, "The image as the networks see it")
                 self._text("figcaption", f"As the networks see it: {size}x{size} pixels")
             with ui.element("figure"):
-                heat = _picture(found.overlays[self._branch], "")
-                self._text("figcaption", "Grad-CAM: regions that raise the score of "
-                                         f"“{found.predicted}”, the brighter the more")  # fmt: skip
+                heat = _picture(examined.overlays[self._branch], "")
+                self._text(
+                    "figcaption",
+                    f"Grad-CAM: regions that raise the score of “{examined.predicted}”, the "
+                    "brighter the more",
+                )
                 with ui.element("figcaption"):
                     layer = ui.label()
 
                 def choose(branch: str) -> None:
                     self._branch = branch
-                    heat.props["src"] = _data_url(found.overlays[branch])
-                    heat.props["alt"] = f"Grad-CAM of {found.predicted} by {branch}"
+                    heat.props["src"] = _data_url(examined.overlays[branch])
+                    heat.props["alt"] = f"Grad-CAM of {examined.predicted} by {branch}"
                     heat.update()
-                    layer.text = f"Of {found.layers[branch]}; between its cells interpolated"
+                    layer.text = f"Of {examined.layers[branch]}; between its cells interpolated"
 
                 choose(self._branch)
-                if len(found.overlays) > 1:
+                if len(examined.overlays) > 1:
                     ui.radio(
-                        list(found.overlays),
+                        list(examined.overlays),
                         value=self._branch,
                         on_change=lambda event: choose(event.value),
                     ).props('inline dense aria-label="Branch that Grad-CAM explains"')
-            if found.entropy is not None:
-                self._draw_entropy(found.entropy)
+            if examined.entropy is not None:
+                self._draw_entropy(examined.entropy)
 
     def _draw_entropy(self, entropy: np.ndarray) -> None:
         greatest = greatest_entropy(self._predictor)
