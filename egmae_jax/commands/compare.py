@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_output(json_file, (json_file.suffix.lower(),), [checkpoint])
         written.append(json_file.parent)
     with storage_errors_told(checkpoint, folder, *written):
-        found = compare.compare(checkpoint, folder, **options)
+        comparison = compare.compare(checkpoint, folder, **options)
         if json_file is not None:
-            compare.save(found, json_file)
-    compare.show(found)
-    return 0 if found.passed else 1
+            compare.save(comparison, json_file)
+    compare.show(comparison)
+    return 0 if comparison.passed else 1
 
 
 if __name__ == "__main__":

@@ -1,26 +1,22 @@
-"""The same here as in PyTorch?
+"""Does a network compute the same here as in PyTorch?
 
 Runs a PyTorch checkpoint in timm's network (SqueezeNet: torchvision's) and in ours on the same
-images. Prints how far the
-activations are apart layer by layer, the first layer where they part, the difference of the logits
-and which predictions agree. With --weights ours has other weights, such as a run's export. Needs
-torch, torchvision and timm: pip install -e '.[parity]'.
+images. Prints how far the activations are apart layer by layer, the first layer where they part,
+the difference of the logits and which predictions agree. With --weights ours has other weights,
+such as a run's export. Needs torch, torchvision and timm: pip install -e '.[parity]'.
 
-Both networks are given our pixels; how torchvision's differ is only told.
+Both networks are given our pixels; how torchvision's differ is reported beside.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
 import logging
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -30,27 +26,20 @@ import rich.table
 from scipy.special import softmax
 
 from egmae_jax import models
-from egmae_jax.core import extras, platform
-from egmae_jax.core.errors import MissingExtraError, UserError
+from egmae_jax.core import extras
+from egmae_jax.core.errors import MissingExtraError, UserError, some_of
 from egmae_jax.core.files import write_json
 from egmae_jax.data import images
 from egmae_jax.data.datasets.folders import find_images
+from egmae_jax.deploy.checkpoint import read_checkpoint
+from egmae_jax.deploy.layer_outputs import Program, layer_paths, our_program, their_program
+from egmae_jax.explain.gradcam import filled
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
-from egmae_jax.models.convnext import ConvNeXt
-from egmae_jax.models.resnet import ResNet
-from egmae_jax.models.weights import read
 
 PyTree = Any
-Tensors = Mapping[str, np.ndarray]
-Program = Callable[[np.ndarray], dict[str, np.ndarray]]  # images -> output of each layer
-logger = logging.getLogger(__name__)
-
-_NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
-_PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, torch.compile, Lightning
-_WAY_OUT = "Where you trust it: torch.save(model.state_dict(), FILE)."
 _SHOWN = 10  # files that are printed
-_LONGEST = 16  # times the shorter side; of longer images torchvision would make huge ones
+logger = logging.getLogger(__name__)
 
 
 class CompareError(UserError):
@@ -58,54 +47,29 @@ class CompareError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """Our evaluation view against torchvision's Resize and CenterCrop, in 8-bit values.
-
-    Attributes:
-        images: how many were compared; not those that torchvision cannot open (DICOM), nor strips.
-        mean: absolute difference.
-        max: the largest one.
-        different: files with any difference.
-    """
-
-    images: int
-    mean: float
-    max: int
-    different: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Disagreement:
-    """An image whose predicted classes differ; margins are the first class's logit lead."""
-
-    file: str
-    theirs: int
-    ours: int
-    their_margin: float
-    our_margin: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. 'Theirs' is PyTorch, 'ours' this library.
+    """Result of `compare`; 'theirs' is PyTorch, 'ours' this library.
 
     Attributes:
-        checkpoint: the file both have their weights from.
-        weights: where ours has its weights from instead, None if from the checkpoint.
+        checkpoint: file that both networks have their weights from.
+        weights: file that ours has its weights from; None: the checkpoint.
         model: name of the architecture.
-        num_classes: of the classifier.
+        num_classes: number of classes.
         image_size: side of the images, pixels.
-        tolerance: of the relative error of a layer.
-        files: images compared, relative to their folder.
-        unreadable: images left out, each with the reason.
-        preprocessing: our pixels against torchvision's.
+        tolerance: largest relative error of a layer that counts as equal.
+        files: images that were compared, relative to their folder.
+        unreadable: images that were left out, each with the reason.
+        preprocessing: our pixels against torchvision's Resize and CenterCrop in 8-bit values:
+            'images' that torchvision can open, 'mean' and 'max' of the absolute difference, and
+            the files that are 'different'.
         layers: relative error `|ours - theirs| / |theirs|` of every layer's output over all images
             (Euclidean norms), in the network's order and by timm's names; the last is the logits'.
         logits_mean: mean absolute difference of the logits.
-        logits_max: the largest one.
+        logits_max: largest absolute difference of the logits.
         probabilities_max: largest absolute difference of the probabilities.
-        agreeing: how many images are given the same class.
-        disagreements: the others.
+        agreeing: number of images that are given the same class.
+        disagreements: the others: 'file', the classes 'theirs' and 'ours', and how far the logit
+            of each leads the next, 'their_margin' and 'our_margin'.
     """
 
     checkpoint: str
@@ -116,27 +80,27 @@ class Comparison:
     tolerance: float
     files: tuple[str, ...]
     unreadable: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: dict[str, Any]
     layers: dict[str, float]
     logits_mean: float
     logits_max: float
     probabilities_max: float
     agreeing: int
-    disagreements: tuple[Disagreement, ...]
+    disagreements: list[dict[str, Any]]
 
     @property
     def beyond(self) -> list[str]:
-        """The layers whose error exceeds the tolerance; one that is no number does."""
+        """Layers whose error exceeds the tolerance, or is NaN."""
         return [name for name, error in self.layers.items() if not error <= self.tolerance]
 
     @property
     def parts_at(self) -> str | None:
-        """The first of them, None if there is none."""
+        """First layer whose error exceeds the tolerance; None: there is no such layer."""
         return next(iter(self.beyond), None)
 
     @property
     def passed(self) -> bool:
-        """Every layer is within the tolerance, and all predictions agree."""
+        """Whether every layer is within the tolerance and all predictions agree."""
         return not self.beyond and not self.disagreements
 
 
@@ -154,25 +118,61 @@ def compare(
     """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
 
     Args:
-        checkpoint: of timm's or torchvision's network: safetensors, npz, or what
-            `torch.load(weights_only=True)` reads. The weights may be nested ('state_dict', 'model',
-            ...) and prefixed ('module.', ...).
-        folder: images, at any depth.
+        checkpoint: weights of timm's or torchvision's network: see `checkpoint.read_checkpoint`.
+        folder: folder of images, at any depth.
         model: one of `models.names()`, but no ASFF-ResNet, which PyTorch's libraries do not have.
         image_size: side of the evaluation view in pixels: for ConvNeXt a multiple of 32, for
             others at least 32.
-        weights: safetensors file in timm's names that ours is given instead of the checkpoint.
-        max_images: of more images these many are taken, spread evenly over the sorted files.
+        weights: safetensors file in timm's names that ours is given; None: the checkpoint.
+        max_images: of more images this many are taken, spread evenly over the sorted files.
         batch: images that go through the networks together.
-        tolerance: of the relative error of a layer.
+        tolerance: largest relative error of a layer that counts as equal.
 
     Raises:
-        CompareError: no images, no weights in the checkpoint, or an option out of range.
+        CompareError: there are no images, or an option is out of range.
+        NoWeightsError: the checkpoint holds no weights that can be read.
         MissingExtraError: torch, torchvision or timm is missing.
         interop.CheckpointError: the weights do not fit the model; names every tensor that differs.
         MissingWeightsError: there are no `weights`.
-        ConfigError: no such model.
+        ConfigError: there is no such model.
     """
+    _require(model, image_size, batch, max_images)
+    extras.require("torch", "torchvision", "timm", extra="parity")
+    tensors, variables = _load(checkpoint, weights, model)
+    num_classes = len(tensors[interop.classifier_bias(model)])
+    views, unreadable, preprocessing = load_images(Path(folder), image_size, max_images)
+    logger.info("Comparing %d images of %d pixels", len(views), image_size)
+    network = models.create(model, num_classes)
+    paths = layer_paths(network)
+    layers, our_logits, their_logits = _run(
+        our_program(network, variables, paths),
+        their_program(model, num_classes, tensors, paths),
+        np.stack(list(views.values())),
+        min(batch, len(views)),
+    )
+    difference = np.abs(our_logits - their_logits)
+    probabilities = np.abs(softmax(our_logits, axis=1) - softmax(their_logits, axis=1))
+    disagreements = _disagreements(list(views), our_logits, their_logits)
+    return Comparison(
+        checkpoint=str(checkpoint),
+        weights=None if weights is None else str(weights),
+        model=model,
+        num_classes=num_classes,
+        image_size=image_size,
+        tolerance=tolerance,
+        files=tuple(views),
+        unreadable=tuple(unreadable),
+        preprocessing=preprocessing,
+        layers=layers,
+        logits_mean=float(difference.mean()),
+        logits_max=float(difference.max()),
+        probabilities_max=float(probabilities.max()),
+        agreeing=len(views) - len(disagreements),
+        disagreements=disagreements,
+    )
+
+
+def _require(model: str, image_size: int, batch: int, max_images: int) -> None:
     if models.family(model) not in ("convnext", "resnet", "squeezenet"):
         raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
     network = models.create(model, num_classes=1)
@@ -182,114 +182,28 @@ def compare(
         raise CompareError(f"image_size is {image_size}; it must be {rule}.")
     if min(batch, max_images) < 1:
         raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
-    extras.require("torch", "torchvision", "timm", extra="parity")
-    library, tensors = interop.as_timm(_read_checkpoint(Path(checkpoint)), model)
+
+
+def _load(
+    checkpoint: str | os.PathLike, weights: str | os.PathLike | None, model: str
+) -> tuple[Mapping[str, np.ndarray], PyTree]:
+    """The tensors of PyTorch's network and the variables of ours."""
+    library, tensors = interop.as_timm(read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
     variables = _convert(tensors, model, checkpoint)
-    num_classes = len(tensors[interop.classifier_bias(model)])
     if weights is not None:
         variables = interop.load(weights, model, finite=False)
-        if (ours := len(variables["params"]["head"]["fc"]["bias"])) != num_classes:
+        theirs = len(tensors[interop.classifier_bias(model)])
+        if (ours := len(variables["params"]["head"]["fc"]["bias"])) != theirs:
             raise CompareError(
-                f"{weights} has {ours} classes, {checkpoint} {num_classes}; they must be the same."
+                f"{weights} has {ours} classes, {checkpoint} {theirs}; they must be the same."
             )
-    pixels, files, unreadable, preprocessing = _load_images(Path(folder), image_size, max_images)
-
-    logger.info("Comparing %d images of %d pixels", len(files), image_size)
-    network = models.create(model, num_classes)
-    layers = _layer_paths(network)
-    errors, our_logits, their_logits = _run(
-        _our_program(network, variables, layers),
-        _their_program(model, num_classes, tensors, tuple(layers)),
-        pixels,
-        min(batch, len(files)),
-    )
-    logits = np.abs(our_logits - their_logits)
-    probabilities = np.abs(softmax(our_logits, axis=1) - softmax(their_logits, axis=1))
-    our_classes, their_classes = our_logits.argmax(axis=1), their_logits.argmax(axis=1)
-    differing = np.flatnonzero(our_classes != their_classes).tolist()
-    return Comparison(
-        checkpoint=str(checkpoint),
-        weights=None if weights is None else str(weights),
-        model=model,
-        num_classes=num_classes,
-        image_size=image_size,
-        tolerance=tolerance,
-        files=files,
-        unreadable=unreadable,
-        preprocessing=preprocessing,
-        layers={name: errors[name] for name in layers},
-        logits_mean=float(logits.mean()),
-        logits_max=float(logits.max()),
-        probabilities_max=float(probabilities.max()),
-        agreeing=len(files) - len(differing),
-        disagreements=tuple(
-            Disagreement(
-                file=files[i],
-                theirs=int(their_classes[i]),
-                ours=int(our_classes[i]),
-                their_margin=_margin(their_logits[i]),
-                our_margin=_margin(our_logits[i]),
-            )
-            for i in differing
-        ),
-    )
+    return tensors, variables
 
 
-def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """The tensors by timm's names, those of floating point as float32."""
-    if not path.is_file():
-        raise CompareError(f"There is no file {path}; a checkpoint is expected.")
-    plain = path.suffix in {".safetensors", ".npz"}
-    found = read(path) if plain else _read_pickle(path)
-    tensors = {_PREFIXES.sub("", name): x for name, x in found.items()}
-    if len(tensors) < len(found):
-        raise CompareError(
-            f"{path} holds several networks: without module., _orig_mod. and model. in front, some "
-            "of its names are the same. Save the state_dict() of one."
-        )
-    return {
-        name: x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for name, x in tensors.items()
-    }
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    import torch
-
-    try:
-        # timm saves a training's command line beside the weights, which is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files bring whatever the unpickler stumbles upon
-        raise CompareError(
-            f"{path} cannot be read by torch.load(weights_only=True) ({type(error).__name__}): it "
-            f"is damaged, or holds more than tensors, such as a whole model. {_WAY_OUT}"
-        ) from None
-    while isinstance(content, dict):
-        nests = [name for name in _NESTS if isinstance(content.get(name), dict)]
-        if not nests:
-            break
-        if len(nests) > 1:
-            logger.warning("%s holds %s; %r is compared", path, ", ".join(nests), nests[0])
-        content = content[nests[0]]
-    if not isinstance(content, dict) or not content:
-        kind = "an empty" if content == {} else "a value of type"
-        raise CompareError(f"{path} holds {kind} {type(content).__name__}, no weights. {_WAY_OUT}")
-    if other := [str(name) for name, x in content.items() if not isinstance(x, torch.Tensor)]:
-        raise CompareError(
-            f"{path} holds no state dict; what is no tensor: {', '.join(other[:_SHOWN])}. "
-            f"{_WAY_OUT}"
-        )
-    return {
-        str(name): (x.float() if x.is_floating_point() else x).detach().numpy()
-        for name, x in content.items()
-    }
-
-
-def _convert(tensors: Tensors, model: str, source: str | os.PathLike) -> PyTree:
-    """Our variables; if they do not fit, the error says of which model they seem to be."""
+def _convert(tensors: Mapping[str, np.ndarray], model: str, source: str | os.PathLike) -> PyTree:
+    """Our variables; where they do not fit, the error names the model that they do fit."""
     try:
         return interop.convert(tensors, model, source)
     except interop.CheckpointError as error:
@@ -299,23 +213,28 @@ def _convert(tensors: Tensors, model: str, source: str | os.PathLike) -> PyTree:
         raise
 
 
-def _load_images(
+def load_images(
     folder: Path, image_size: int, max_images: int
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], Preprocessing]:
-    """uint8 [N, H, W, 3], the files, the unreadable ones, the difference from torchvision."""
+) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
+    """Loads images of a folder as they are evaluated.
+
+    Returns:
+        uint8 [H, W, 3] by file; the unreadable files; the difference from torchvision's pixels, as
+        `Comparison.preprocessing`.
+    """
     if not folder.is_dir():
         raise CompareError(f"There is no folder {folder}; a folder of images is expected.")
     search = find_images(folder)
     search.report(folder)
-    found = sorted(search.images)
-    if not found:
+    paths = sorted(search.images)
+    if not paths:
         raise CompareError(f"{folder} holds no images {search.nothing}.")
-    chosen = np.linspace(0, len(found) - 1, min(len(found), max_images)).round().astype(int)
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), max_images)).round().astype(int)
 
     views: dict[str, np.ndarray] = {}
     differences: dict[str, np.ndarray] = {}
     unreadable = []
-    for path in (found[i] for i in chosen):
+    for path in (paths[i] for i in chosen):
         file = path.relative_to(folder).as_posix()
         try:
             image = images.decode(path.read_bytes())
@@ -327,19 +246,20 @@ def _load_images(
         if theirs is not None:
             differences[file] = np.abs(views[file].astype(np.int16) - theirs)
     if not views:
-        reasons = "; ".join(unreadable[:_SHOWN])
-        raise CompareError(f"None of {len(chosen)} images in {folder} can be read: {reasons}.")
-    preprocessing = Preprocessing(
-        images=len(differences),
-        mean=float(np.mean([x.mean() for x in differences.values()])) if differences else 0.0,
-        max=max((int(x.max()) for x in differences.values()), default=0),
-        different=tuple(file for file, x in differences.items() if x.any()),
-    )
-    return np.stack(list(views.values())), tuple(views), tuple(unreadable), preprocessing
+        raise CompareError(
+            f"None of {len(chosen)} images in {folder} can be read: {some_of(unreadable)}."
+        )
+    preprocessing = {
+        "images": len(differences),
+        "mean": float(np.mean([x.mean() for x in differences.values()])) if differences else 0.0,
+        "max": max((int(x.max()) for x in differences.values()), default=0),
+        "different": [file for file, x in differences.items() if x.any()],
+    }
+    return views, unreadable, preprocessing
 
 
 def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
-    """uint8 [H, W, 3] by ImageFolder, Resize and CenterCrop; None if they cannot."""
+    """uint8 [H, W, 3] by ImageFolder, Resize and CenterCrop; None of a file it cannot open."""
     from torchvision import transforms
 
     try:
@@ -347,99 +267,7 @@ def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
             image = file.convert("RGB")
     except OSError:  # DICOM
         return None
-    if max(image.size) > _LONGEST * min(image.size):
-        return None
     return np.asarray(transforms.CenterCrop(image_size)(transforms.Resize(image_size)(image)))
-
-
-def _layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
-    """PyTorch's names of the layers that are compared, in the order in which they are computed.
-
-    Returns:
-        Of each where our module is: 'stages.0.blocks.1' is ('stages_0', 'blocks_1'). The last one
-        gives the logits.
-    """
-    starts: dict[str, tuple[str, ...]] = {}
-    ends: dict[str, tuple[str, ...]]
-    if isinstance(network, ConvNeXt):
-        names = ["stem"]
-        for stage, depth in enumerate(network.depths):
-            names += [f"stages.{stage}.downsample"] if stage else []
-            names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
-        ends = {"head.norm": ("head", "norm"), "head.fc": ("head", "fc")}
-    elif isinstance(network, ResNet):
-        names = [f"layer{k}.{i}" for k, depth in enumerate(network.depths, 1) for i in range(depth)]
-        starts = {"bn1": ("stem",)}
-        ends = {"fc": ("head", "fc")}
-    else:
-        names = list(dict.fromkeys(x.split("/")[0].replace("_", ".") for x in network.layers))
-        ends = {"classifier": ("head",)}
-    paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in names}
-    return {**starts, **paths, **ends}
-
-
-def _our_program(
-    network: models.Model, variables: PyTree, paths: Mapping[str, tuple[str, ...]]
-) -> Program:
-    """Of normalised images [B, H, W, 3]."""
-
-    def program(variables: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
-        _, state = network.apply(
-            variables,
-            normalized,
-            capture_intermediates=lambda module, _: module.path in paths.values(),
-            mutable=["intermediates"],
-        )
-        outputs = {}
-        for name, path in paths.items():
-            module = functools.reduce(lambda tree, key: tree[key], path, state["intermediates"])
-            (outputs[name],) = module["__call__"]
-        return outputs
-
-    compiled = platform.jit(program)
-    variables = jax.device_put(variables)
-
-    def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
-        # A GPU's default, TF32, is farther from float32 than what is looked for.
-        with jax.default_matmul_precision("highest"):
-            return jax.device_get(compiled(variables, normalized))
-
-    return run
-
-
-def _their_program(
-    model: str, num_classes: int, tensors: Tensors, layers: Sequence[str]
-) -> Program:
-    """Of normalised images [B, H, W, 3]; outputs have their channels last, as ours."""
-    import timm
-    import torch
-    import torchvision
-
-    in_torchvision = models.family(model) == "squeezenet"
-    create = torchvision.models.get_model if in_torchvision else timm.create_model
-    network = create(model, num_classes=num_classes).float().eval()
-    # What our conversion has passed lacks at most batch norm's counters, which are of no effect.
-    counted = {k: x for k, x in network.state_dict().items() if k.endswith("num_batches_tracked")}
-    given = {k: torch.from_numpy(x) for k, x in tensors.items()}
-    network.load_state_dict(counted | given, strict=True)
-    outputs: dict[str, np.ndarray] = {}
-
-    def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
-        if output.ndim == 4:
-            output = output.permute(0, 2, 3, 1)
-        if name in ("head.norm", "classifier"):  # of pooled features, one pixel
-            output = output[:, 0, 0]
-        outputs[name] = output.numpy().copy()  # what follows may work in place
-
-    for name in layers:
-        network.get_submodule(name).register_forward_hook(functools.partial(keep, name))
-
-    def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            network(torch.from_numpy(normalized).permute(0, 3, 1, 2))
-        return dict(outputs)
-
-    return run
 
 
 def _run(
@@ -449,10 +277,9 @@ def _run(
     squares: dict[str, np.ndarray] = {}  # sums of squares: of the difference, of theirs
     logits = []
     for start in range(0, len(pixels), batch):
-        # The last batch is filled up by the last image, which then does not count again.
-        indices = np.minimum(np.arange(start, start + batch), len(pixels) - 1)
         count = min(batch, len(pixels) - start)
-        normalized = np.array(augment.normalize(jnp.asarray(pixels[indices])))
+        images = jnp.asarray(filled(pixels[start : start + batch], batch))
+        normalized = np.array(augment.normalize(images))
         our, their = (
             {name: x[:count].astype(np.float64) for name, x in program(normalized).items()}
             for program in (ours, theirs)
@@ -470,72 +297,83 @@ def _run(
     return errors, our_logits, their_logits
 
 
-def _margin(logits: np.ndarray) -> float:
-    second, first = np.sort(logits)[-2:]
-    return float(first - second)
+def _disagreements(
+    files: Sequence[str], our_logits: np.ndarray, their_logits: np.ndarray
+) -> list[dict[str, Any]]:
+    ours, theirs = our_logits.argmax(axis=1), their_logits.argmax(axis=1)
+    our_margins, their_margins = (
+        np.subtract(*np.sort(x, axis=1)[:, :-3:-1].T) for x in (our_logits, their_logits)
+    )
+    return [
+        {
+            "file": files[i],
+            "theirs": int(theirs[i]),
+            "ours": int(ours[i]),
+            "their_margin": float(their_margins[i]),
+            "our_margin": float(our_margins[i]),
+        }
+        for i in np.flatnonzero(ours != theirs).tolist()
+    ]
 
 
-def show(found: Comparison) -> None:
+def show(comparison: Comparison) -> None:
     """Prints a comparison, at most 80 columns wide but for the names of files."""
     terminal = rich.console.Console(highlight=False, emoji=False)
     say = functools.partial(terminal.print, markup=False, soft_wrap=True)
-    count, size, pixels = len(found.files), found.image_size, found.preprocessing
-
-    say(f"\n{found.model}, {found.num_classes} classes, {count} images of {size} pixels")
-    say(f"theirs: {found.checkpoint} in PyTorch")
-    say(f"ours:   {found.weights or 'the same weights'} in JAX\n")
-    if found.unreadable:
-        say(f"{len(found.unreadable)} unreadable images left out:", style="bold yellow")
-        say(_listed(found.unreadable))
+    count, size, pixels = len(comparison.files), comparison.image_size, comparison.preprocessing
+    say(f"\n{comparison.model}, {comparison.num_classes} classes, {count} images of {size} pixels")
+    say(f"theirs: {comparison.checkpoint} in PyTorch")
+    say(f"ours:   {comparison.weights or 'the same weights'} in JAX\n")
+    if comparison.unreadable:
+        say(f"{len(comparison.unreadable)} unreadable images left out:", style="bold yellow")
+        say(_listed(comparison.unreadable))
     torchvision = f"torchvision's Resize({size}), CenterCrop({size})"
-    if pixels.different:
+    if pixels["different"]:
         say(
-            f"{len(pixels.different)} of {pixels.images} images differ from {torchvision}:\n"
-            f"by {pixels.mean:.2g} on average over all images, {pixels.max} at most (of 255)",
+            f"{len(pixels['different'])} of {pixels['images']} images differ from {torchvision}:\n"
+            f"by {pixels['mean']:.2g} on average over all images, {pixels['max']} at most (of 255)",
             style="bold yellow",
         )
-        say(_listed(pixels.different))
+        say(_listed(pixels["different"]))
     else:
-        say(f"Pixels equal {torchvision} in {pixels.images} of {count} images.")
+        say(f"Pixels equal {torchvision} in {pixels['images']} of {count} images.")
+    terminal.print(_table(comparison))
+    verdict, style = "part nowhere", "bold green"
+    if comparison.parts_at is not None:
+        verdict, style = f"part first at {comparison.parts_at}", "bold yellow"
+    say(f"Activations {verdict} (tolerance {comparison.tolerance:g}).", style=style)
+    say(
+        f"Logits differ by {comparison.logits_mean:.1e} on average and "
+        f"{comparison.logits_max:.1e} at most, probabilities\n"
+        f"by {comparison.probabilities_max:.1e} at most."
+    )
+    if not comparison.disagreements:
+        say(f"Predictions agree for all {count} images.", style="bold green")
+        return
+    agreeing = comparison.agreeing
+    say(f"Predictions agree for {agreeing} of {count} images, not for:", style="bold yellow")
+    lines = [
+        f"{x['file']}: theirs {x['theirs']} (margin {x['their_margin']:.2g}), "
+        f"ours {x['ours']} (margin {x['our_margin']:.2g})"
+        for x in comparison.disagreements
+    ]
+    say(_listed(lines))
 
+
+def _table(comparison: Comparison) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     table.add_column("Layer")
     table.add_column("Relative error", justify="right")
     table.add_column("")
-    *_, last = found.layers
-    for name, error in found.layers.items():
+    *_, last = comparison.layers
+    for name, error in comparison.layers.items():
         table.add_row(
             f"{name} (logits)" if name == last else name,
             f"{error:.1e}",
-            "parts here" if name == found.parts_at else "",
-            style="yellow" if name in found.beyond else "",
+            "parts here" if name == comparison.parts_at else "",
+            style="yellow" if name in comparison.beyond else "",
         )
-    terminal.print(table)
-
-    if found.parts_at is None:
-        say(f"Activations part nowhere (tolerance {found.tolerance:g}).", style="bold green")
-    else:
-        say(
-            f"Activations part first at {found.parts_at} (tolerance {found.tolerance:g}).",
-            style="bold yellow",
-        )
-    say(
-        f"Logits differ by {found.logits_mean:.1e} on average and {found.logits_max:.1e} at most, "
-        f"probabilities\nby {found.probabilities_max:.1e} at most."
-    )
-    if not found.disagreements:
-        say(f"Predictions agree for all {count} images.", style="bold green")
-        return
-    say(f"Predictions agree for {found.agreeing} of {count} images, not for:", style="bold yellow")
-    say(
-        _listed(
-            [
-                f"{x.file}: theirs {x.theirs} (margin {x.their_margin:.2g}), "
-                f"ours {x.ours} (margin {x.our_margin:.2g})"
-                for x in found.disagreements
-            ]
-        )
-    )
+    return table
 
 
 def _listed(lines: Sequence[str]) -> str:
@@ -543,7 +381,8 @@ def _listed(lines: Sequence[str]) -> str:
     return "\n".join(f"  {line}" for line in [*lines[:_SHOWN], *more])
 
 
-def save(found: Comparison, path: Path) -> None:
-    """Writes all figures as JSON; those that are no number as the strings NaN and Infinity."""
-    figures = {"passed": found.passed, "parts_at": found.parts_at, **dataclasses.asdict(found)}
-    write_json(path, json.loads(json.dumps(figures), parse_constant=str))
+def save(comparison: Comparison, path: Path) -> None:
+    """Writes the comparison as JSON, with NaN and Infinity as strings."""
+    properties = {"passed": comparison.passed, "parts_at": comparison.parts_at}
+    content = json.dumps(properties | dataclasses.asdict(comparison))
+    write_json(path, json.loads(content, parse_constant=str))

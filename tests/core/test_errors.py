@@ -367,7 +367,7 @@ BROAD = {
     "egmae_jax/data/download.py": 2,  # pooch's HTTP library; readers of archives
     "egmae_jax/data/images.py": 1,  # Pillow
     "egmae_jax/data/records.py": 2,  # TFDS, array_record, protobuf
-    "egmae_jax/deploy/compare.py": 1,  # torch.load
+    "egmae_jax/deploy/checkpoint.py": 1,  # torch.load
     "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
     "egmae_jax/deploy/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import logging
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import pytest
 from egmae_jax.commands import compare as command_line
 from egmae_jax.data.images import NOT_AN_IMAGE
 from egmae_jax.deploy import compare
+from egmae_jax.deploy.checkpoint import read_checkpoint
 from tests import torch_reference
 from tests.conftest import REPOSITORY
 from tests.tiny import environment
@@ -118,123 +118,96 @@ def outputs(tensors, folder, layer):
     return captured[0].double(), logits.double()
 
 
-# What is found
+# Figures
 
 
 def test_equal_weights_part_nowhere(run, checkpoint):
-    found = run()
-    assert found.files == FILES
-    assert found.num_classes == 5
-    assert (found.checkpoint, found.weights) == (str(checkpoint), None)
-    assert list(found.layers) == LAYERS
-    assert max(found.layers.values()) < 1e-5
-    assert min(found.layers.values()) > 0  # two programs did compute them
-    assert found.logits_mean <= found.logits_max < 1e-5
-    assert found.probabilities_max < 1e-5
-    assert found.parts_at is None
-    assert (found.agreeing, found.disagreements) == (6, ())
-    assert found.passed
+    comparison = run()
+    assert comparison.files == FILES
+    assert comparison.num_classes == 5
+    assert (comparison.checkpoint, comparison.weights) == (str(checkpoint), None)
+    assert list(comparison.layers) == LAYERS
+    assert max(comparison.layers.values()) < 1e-5
+    assert min(comparison.layers.values()) > 0  # two programs did compute them
+    assert comparison.logits_mean <= comparison.logits_max < 1e-5
+    assert comparison.probabilities_max < 1e-5
+    assert comparison.parts_at is None
+    assert (comparison.agreeing, comparison.disagreements) == (6, [])
+    assert comparison.passed
 
-    strict = dataclasses.replace(found, tolerance=0.0)
+    strict = dataclasses.replace(comparison, tolerance=0.0)
     assert strict.beyond == LAYERS
     assert strict.parts_at == "stem"
     assert not strict.passed
 
 
-@pytest.mark.parametrize(
-    ("key", "layer"),
-    [
-        ("stem.1.bias", "stem"),
-        ("stages.1.downsample.1.bias", "stages.1.downsample"),
-        ("head.norm.weight", "head.norm"),
-    ],
-)
-def test_exactly_the_changed_layer_is_named_first(key, layer, run, tmp_path):
-    other = write(changed(key, lambda x: x + 0.1), tmp_path / "other.safetensors")
-    found = run(weights=other)
-    assert found.weights == str(other)
-    assert found.parts_at == layer
-    assert not found.passed
-    errors = list(found.layers.values())
-    index = LAYERS.index(layer)
-    assert max(errors[:index], default=0) < 1e-5
-    assert errors[index] > 1e-3
-
-
 def test_the_figures_are_those_of_pytorch(run, folder, tmp_path):
     other = changed("stages.2.blocks.3.gamma", lambda x: -4 * x)
-    found = run(weights=write(other, tmp_path / "other.safetensors"))
+    comparison = run(weights=write(other, tmp_path / "other.safetensors"))
     block, logits = outputs(weights(), folder, "stages.2.blocks.3")
     other_block, other_logits = outputs(other, folder, "stages.2.blocks.3")
 
-    assert found.parts_at == "stages.2.blocks.3"
+    assert comparison.parts_at == "stages.2.blocks.3"
+    errors = list(comparison.layers.values())
+    assert max(errors[: LAYERS.index("stages.2.blocks.3")]) < 1e-5
     expected = torch.linalg.norm(other_block - block) / torch.linalg.norm(block)
-    assert found.layers["stages.2.blocks.3"] == pytest.approx(expected.item(), rel=1e-4)
+    assert comparison.layers["stages.2.blocks.3"] == pytest.approx(expected.item(), rel=1e-4)
     expected = torch.linalg.norm(other_logits - logits) / torch.linalg.norm(logits)
-    assert found.layers["head.fc"] == pytest.approx(expected.item(), rel=1e-4)
+    assert comparison.layers["head.fc"] == pytest.approx(expected.item(), rel=1e-4)
     difference = (other_logits - logits).abs()
-    assert found.logits_mean == pytest.approx(difference.mean().item(), rel=1e-4)
-    assert found.logits_max == pytest.approx(difference.max().item(), rel=1e-4)
+    assert comparison.logits_mean == pytest.approx(difference.mean().item(), rel=1e-4)
+    assert comparison.logits_max == pytest.approx(difference.max().item(), rel=1e-4)
     difference = (other_logits.softmax(1) - logits.softmax(1)).abs()
-    assert found.probabilities_max == pytest.approx(difference.max().item(), rel=1e-4)
+    assert comparison.probabilities_max == pytest.approx(difference.max().item(), rel=1e-4)
 
     classes, other_classes = logits.argmax(1), other_logits.argmax(1)
     differing = (classes != other_classes).nonzero()[:, 0].tolist()
     assert 0 < len(differing) < len(FILES)  # else this would show nothing
-    assert found.agreeing == len(FILES) - len(differing)
-    assert [x.file for x in found.disagreements] == [FILES[i] for i in differing]
-    for x, i in zip(found.disagreements, differing, strict=True):
-        assert (x.theirs, x.ours) == (classes[i], other_classes[i])
+    assert comparison.agreeing == len(FILES) - len(differing)
+    assert [x["file"] for x in comparison.disagreements] == [FILES[i] for i in differing]
+    for x, i in zip(comparison.disagreements, differing, strict=True):
+        assert (x["theirs"], x["ours"]) == (classes[i], other_classes[i])
         (first, second), (other_first, other_second) = (
             values[i].topk(2).values.tolist() for values in (logits, other_logits)
         )
-        assert x.their_margin == pytest.approx(first - second, abs=1e-4)
-        assert x.our_margin == pytest.approx(other_first - other_second, abs=1e-4)
+        assert x["their_margin"] == pytest.approx(first - second, abs=1e-4)
+        assert x["our_margin"] == pytest.approx(other_first - other_second, abs=1e-4)
 
-    tolerant = dataclasses.replace(found, tolerance=100.0)
+    tolerant = dataclasses.replace(comparison, tolerance=100.0)
     assert tolerant.parts_at is None
     assert not tolerant.passed  # predictions count too
 
 
-def test_a_classifier_of_zeros_does_not_part(folder, tmp_path):
-    tensors = {key: x * (not key.startswith("head.fc")) for key, x in weights().items()}
-    path = write(tensors, tmp_path / "zeros.pt")
-    found = compare.compare(path, folder, model=NAME, image_size=SIZE, max_images=1)
-    assert found.layers["head.fc"] == 0
-    assert found.passed
-
-
 def test_what_is_no_number_parts_and_is_saved(run, tmp_path):
     other = changed("stages.3.blocks.1.gamma", lambda x: x * float("nan"))
-    found = run(weights=write(other, tmp_path / "nan.safetensors"), max_images=1)
-    assert found.parts_at == "stages.3.blocks.1"
-    compare.save(found, tmp_path / "found.json")
-    saved = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
+    comparison = run(weights=write(other, tmp_path / "nan.safetensors"), max_images=1)
+    assert comparison.parts_at == "stages.3.blocks.1"
+    compare.save(comparison, tmp_path / "nan.json")
+    saved = json.loads((tmp_path / "nan.json").read_text(), parse_constant=pytest.fail)
     assert saved["layers"]["stages.3.blocks.1"] == saved["logits_max"] == "NaN"
 
 
 def test_of_many_images_evenly_spread_ones_are_taken(folder):
-    *_, files, unreadable, preprocessing = compare._load_images(folder, SIZE, 3)
-    assert files == ("0.png", "2.jpg", "more/5.png")
-    assert unreadable == ()
-    assert preprocessing == compare.Preprocessing(3, 0.0, 0, ())
+    views, unreadable, preprocessing = compare.load_images(folder, SIZE, 3)
+    assert list(views) == ["0.png", "2.jpg", "more/5.png"]
+    assert unreadable == []
+    assert preprocessing == {"images": 3, "mean": 0.0, "max": 0, "different": []}
 
 
-def test_pixels_that_torchvision_sees_otherwise_are_told(tmp_path):
+def test_pixels_that_torchvision_sees_otherwise_are_reported(tmp_path):
     upright, turned = picture(0, (80, 64)), picture(1, (80, 64))
     upright.save(tmp_path / "a.png")
     exif = PIL.Image.Exif()
     exif[PIL.ExifTags.Base.Orientation] = 3  # upside down
     turned.save(tmp_path / "b.png", exif=exif)
-    picture(2, (4, 80)).save(tmp_path / "strip.png")
-    pixels, _, _, found = compare._load_images(tmp_path, SIZE, 64)
+    views, _, preprocessing = compare.load_images(tmp_path, SIZE, 64)
 
     ignoring = np.asarray(turned, int)[:, 8:72]
     expected = np.abs(ignoring - ignoring[::-1, ::-1])
-    np.testing.assert_array_equal(pixels[1], ignoring[::-1, ::-1])
-    assert (found.images, found.different) == (2, ("b.png",))
-    assert found.mean == pytest.approx(expected.mean() / 2)  # over a.png too
-    assert found.max == expected.max()
+    np.testing.assert_array_equal(views["b.png"], ignoring[::-1, ::-1])
+    assert (preprocessing["images"], preprocessing["different"]) == (2, ["b.png"])
+    assert preprocessing["mean"] == pytest.approx(expected.mean() / 2)  # over a.png too
+    assert preprocessing["max"] == expected.max()
 
 
 # Checkpoints
@@ -244,46 +217,24 @@ def test_pixels_that_torchvision_sees_otherwise_are_told(tmp_path):
     ("content", "name"),
     [
         (weights, "a.pt"),
-        (weights, "model_best.pth.tar"),
         (weights, "a.safetensors"),
-        (lambda: prefixed("module."), "a.pth"),
-        (lambda: prefixed("_orig_mod."), "a.safetensors"),
         (lambda: prefixed("module._orig_mod.model."), "a.bin"),
         (lambda: {"state_dict": prefixed("model."), "epoch": 3}, "a.ckpt"),
-        (lambda: {"model_state_dict": weights()}, "a.pt"),
         (lambda: {"model": {"state_dict": weights()}}, "a.pt"),
         (lambda: {"model_ema": prefixed("module.")}, "a.pt"),
         (lambda: {"state_dict": weights(), "args": argparse.Namespace(lr=1e-3)}, "a.pth"),
         (lambda: {k: torch.nn.Parameter(x) for k, x in weights().items()}, "a.pt"),
         (lambda: {k: x.double() for k, x in weights().items()}, "a.pt"),
+        (lambda: {"model_ema": changed("stem.0.bias", torch.neg), "state_dict": weights()}, "a.pt"),
     ],
 )
 def test_checkpoints_are_read_whatever_is_wrapped_around_them(content, name, tmp_path):
-    found = compare._read_checkpoint(write(content(), tmp_path / name))
+    tensors = read_checkpoint(write(content(), tmp_path / name))
     expected = weights()
-    assert list(found) == list(expected) or name.endswith(".safetensors")
-    assert found.keys() == expected.keys()
-    for key, x in found.items():
+    assert tensors.keys() == expected.keys()
+    for key, x in tensors.items():
         assert x.dtype == np.float32
         np.testing.assert_array_equal(x, expected[key].numpy(), err_msg=key)
-
-
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_bfloat16_is_read_as_float32(name, tmp_path):
-    tensors = {key: x.bfloat16() for key, x in weights().items()}
-    found = compare._read_checkpoint(write(tensors, tmp_path / name))
-    assert {x.dtype for x in found.values()} == {np.dtype(np.float32)}
-    key = "head.fc.weight"
-    np.testing.assert_array_equal(found[key], tensors[key].float().numpy())
-
-
-def test_of_several_state_dicts_the_trained_one_is_compared_and_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("egmae_jax"), "propagate", True)
-    other = {key: x + 1 for key, x in weights().items()}
-    path = write({"model_ema": other, "state_dict": weights()}, tmp_path / "a.pt")
-    found = compare._read_checkpoint(path)
-    np.testing.assert_array_equal(found["head.fc.bias"], weights()["head.fc.bias"].numpy())
-    assert "holds state_dict, model_ema; 'state_dict' is compared" in caplog.text
 
 
 # The command
@@ -311,7 +262,7 @@ def test_the_command_prints_and_saves_equal_weights(command, checkpoint, tmp_pat
     for k in range(3):
         picture(k, (80, 70)).save(images / f"{k}.png")
     (images / "broken.png").write_bytes(b"no image")
-    status, output, errors = command(images=images, json=tmp_path / "out" / "found.json")
+    status, output, errors = command(images=images, json=tmp_path / "out" / "comparison.json")
     assert (status, errors) == (0, "")
     lines = [line.rstrip() for line in output.splitlines()]
     assert f"{NAME}, 5 classes, 3 images of 64 pixels" in lines
@@ -325,7 +276,7 @@ def test_the_command_prints_and_saves_equal_weights(command, checkpoint, tmp_pat
     assert shown == LAYERS
     assert max(map(len, (line for line in lines if str(checkpoint) not in line))) <= 80
 
-    saved = json.loads((tmp_path / "out" / "found.json").read_text())
+    saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
     layers = saved.pop("layers")
     assert list(layers) == LAYERS
     assert 0 < max(layers.values()) < 1e-5
@@ -357,10 +308,10 @@ def test_the_command_names_the_layer_and_the_images_that_differ(command, tmp_pat
     other = changed("head.fc.bias", lambda x: x + 100 * torch.eye(5)[3])
     other["stages.0.blocks.1.gamma"] *= 1.01
     path = write(other, tmp_path / "other.safetensors")
-    status, output, errors = command(images=images, weights=path, json=tmp_path / "found.json")
+    status, output, errors = command(images=images, weights=path, json=tmp_path / "comparison.json")
     assert (status, errors) == (1, "")
     lines = [line.rstrip() for line in output.splitlines()]
-    saved = json.loads((tmp_path / "found.json").read_text())
+    saved = json.loads((tmp_path / "comparison.json").read_text())
     assert (saved["passed"], saved["parts_at"]) == (False, "stages.0.blocks.1")
     assert [line.split()[0] for line in lines if line.endswith("parts here")] == [saved["parts_at"]]
     assert "Activations part first at stages.0.blocks.1 (tolerance 0.0001)." in lines
@@ -394,7 +345,20 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(command, tmp_path):
     ]
 
 
-def test_a_checkpoint_of_another_model_says_of_which(command):
+def test_checkpoints_and_weights_that_cannot_be_compared_are_refused(command, checkpoint, tmp_path):
+    path = write(weights(), tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:5000])
+    status, _, errors = command(checkpoint=path)
+    assert status == 2
+    assert str(path) in errors
+    other = changed("head.fc.weight", lambda x: x[:3]) | {"head.fc.bias": torch.zeros(3)}
+    path = write(other, tmp_path / "other.safetensors")
+    status, _, errors = command(weights=path)
+    assert status == 2
+    assert errors == f"Error: {path} has 3 classes, {checkpoint} 5; they must be the same.\n"
+
+
+def test_a_checkpoint_of_another_model_names_its_model(command):
     status, _, errors = command(model="convnext_pico")
     assert status == 2
     assert "shape: stem.0.weight is (40, 3, 4, 4), the model's is (64, 3, 4, 4)" in errors
@@ -404,12 +368,10 @@ def test_a_checkpoint_of_another_model_says_of_which(command):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a value of type list, no weights"),
-        ({}, "holds an empty dict, no weights"),
-        ({"state_dict": {}}, "holds an empty dict, no weights"),
-        ({"epoch": 3, "lr": 0.1}, "holds no state dict; what is no tensor: epoch, lr."),
+        ([1, 2], "holds no state dict but '[1, 2]'"),
+        ({"state_dict": {}}, "holds no state dict but '{}'"),
+        ({"epoch": 3, "lr": 0.1}, "holds no state dict: these are no tensors: epoch, lr."),
         (torch.nn.Linear(2, 2), "(UnpicklingError): it is damaged, or holds more than tensors"),
-        ({"a.b": torch.zeros(2), "module.a.b": torch.zeros(2)}, "holds several networks"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
@@ -417,24 +379,7 @@ def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
     assert status == 2
     assert errors.startswith(f"Error: {tmp_path / 'a.pt'} ")
     assert message in errors
-    assert "torch.save(model.state_dict(), FILE)" in errors or "Save the state_dict()" in errors
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_damaged_checkpoints_are_refused(name, command, tmp_path):
-    path = write(weights(), tmp_path / name)
-    path.write_bytes(path.read_bytes()[:5000])
-    status, _, errors = command(checkpoint=path)
-    assert status == 2
-    assert str(path) in errors
-
-
-def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
-    other = changed("head.fc.weight", lambda x: x[:3]) | {"head.fc.bias": torch.zeros(3)}
-    path = write(other, tmp_path / "other.safetensors")
-    status, _, errors = command(weights=path)
-    assert status == 2
-    assert errors == f"Error: {path} has 3 classes, {checkpoint} 5; they must be the same.\n"
+    assert "torch.save(model.state_dict(), FILE)" in errors
 
 
 @pytest.mark.parametrize(
@@ -442,14 +387,12 @@ def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
     [
         ({"checkpoint": "absent.pth"}, "There is no file absent.pth"),
         ({"images": "absent"}, "There is no folder absent"),
-        ({"weights": "absent.safetensors"}, "There is no file absent.safetensors"),
         ({"weights": "absent.pth"}, "absent.pth is a pickle"),
         ({"model": "convnext_ato"}, "Did you mean 'convnext_atto'?"),
         ({"image_size": 100}, "image_size is 100; it must be a multiple of 32"),
-        ({"image_size": 0}, "image_size is 0; it must be a multiple of 32"),
+        ({"model": "resnet18", "image_size": 31}, "image_size is 31; it must be at least 32"),
+        ({"model": "asff_resnet18"}, "Neither timm nor torchvision has asff_resnet18"),
         ({"batch": 0}, "batch is 0 and max_images 64; both must be positive"),
-        ({"max_images": -1}, "both must be positive"),
-        ({"tolerance": "small"}, "argument --tolerance: invalid float value"),
     ],
 )
 def test_what_cannot_be_is_refused(flags, message, command):
@@ -466,16 +409,15 @@ def test_folders_without_a_readable_image_are_refused(command, tmp_path):
     (tmp_path / "b.jpg").symlink_to(tmp_path / "nowhere")
     status, _, errors = command(images=tmp_path)
     assert status == 2
-    expected = f"None of 2 images in {tmp_path} can be read: a.png ({NOT_AN_IMAGE}); b.jpg ("
+    expected = f"None of 2 images in {tmp_path} can be read: a.png ({NOT_AN_IMAGE}), b.jpg ("
     assert expected in errors
 
 
-@pytest.mark.parametrize("module", ["torch", "torchvision", "timm"])
-def test_without_torch_the_extra_is_named(module, command, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_without_timm_the_extra_is_named(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
     status, _, errors = command()
     assert status == 2
-    assert module in errors
+    assert "timm" in errors
     assert "pip install -e '.[parity]'" in errors
 
 
@@ -505,11 +447,11 @@ def test_resnet_and_squeezenet_are_compared_at_any_size(name, first, last, folde
     create = torch_reference.torchvision().models.get_model
     network = torch_reference.randomize(create(name, num_classes=5))
     path = write(network.state_dict(), tmp_path / "model.pth")
-    found = compare.compare(path, folder, model=name, image_size=45, max_images=3)
-    assert found.passed
-    assert [*found.layers][:: len(found.layers) - 1] == [first, last]
-    assert len(found.layers) == 10
-    assert 0 < max(found.layers.values()) < 1e-5
+    same = compare.compare(path, folder, model=name, image_size=45, max_images=3)
+    assert same.passed
+    assert [*same.layers][:: len(same.layers) - 1] == [first, last]
+    assert len(same.layers) == 10
+    assert 0 < max(same.layers.values()) < 1e-5
 
     kernel = "layer2.0.conv1.weight" if name == "resnet18" else "features.4.squeeze.weight"
     tensors = network.state_dict() | {kernel: network.state_dict()[kernel] * 1.1}
@@ -517,10 +459,3 @@ def test_resnet_and_squeezenet_are_compared_at_any_size(name, first, last, folde
     options = {"model": name, "image_size": 45, "max_images": 3, "weights": other}
     parted = compare.compare(path, folder, **options)
     assert parted.parts_at == ("layer2.0" if name == "resnet18" else "features.4")
-
-
-def test_what_pytorch_does_not_have_is_not_compared(run):
-    with pytest.raises(compare.CompareError, match="Neither timm nor torchvision has asff_resnet1"):
-        run(model="asff_resnet18")
-    with pytest.raises(compare.CompareError, match="image_size is 31; it must be at least 32"):
-        run(model="resnet18", image_size=31)

@@ -24,7 +24,7 @@ from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.explain import cam_scores, cam_study, lesions, noise
+from egmae_jax.explain import cam_scores, lesions, noise
 from egmae_jax.explain.lesions_figure import draw_lesions
 from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
 from egmae_jax.explain.panels import Panels, draw_sheet
