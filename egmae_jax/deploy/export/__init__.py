@@ -1,7 +1,7 @@
-"""A finished run's models for timm, for JAX without this package, and for ONNX.
+"""Exports a finished run's models: for timm, for JAX without this package, and for ONNX.
 
 `export_run` writes a folder for each branch and one for their ensemble, loads every file again and
-compares what it computes with the run. `egmae export --help` says which files there are.
+compares its outputs with the run's. `egmae export --help` lists the files.
 """
 
 from egmae_jax.deploy.export.run import FORMATS, ExportedFile, ExportError, export_run

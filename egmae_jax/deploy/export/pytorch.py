@@ -1,4 +1,4 @@
-"""What needs torch: loading the exported weights in timm or torchvision, and ONNX."""
+"""Loads exported weights in timm or torchvision, and writes ONNX; needs torch."""
 
 import json
 import warnings
@@ -7,48 +7,48 @@ from typing import Any
 
 import numpy as np
 
-from egmae_jax import models
 from egmae_jax.core.files import write_atomically
 from egmae_jax.core.quiet import quiet
 from egmae_jax.deploy.export.system import LUMA, System
+from egmae_jax.deploy.export.weights import library
 from egmae_jax.evaluation import calibration
 from egmae_jax.method import augment
 from egmae_jax.models.weights import read
 
 
 def network(folder: Path, model_name: str, num_classes: int) -> Any:
-    """PyTorch's network with the weights of an exported folder, loaded strictly; evaluates.
+    """PyTorch's network in evaluation mode, with the weights of an exported folder.
 
-    By timm alone from config.json, but for SqueezeNet, which is torchvision's.
+    timm makes it from the folder's config.json; SqueezeNet is torchvision's.
     """
-    if models.family(model_name) == "squeezenet":
+    if library(model_name) == "torchvision":
         import torch
         import torchvision
 
         tensors = {k: torch.tensor(x) for k, x in read(folder / "model.safetensors").items()}
-        found = torchvision.models.get_model(model_name, num_classes=num_classes)
-        found.load_state_dict(tensors, strict=True)
-        return found.eval()
+        module = torchvision.models.get_model(model_name, num_classes=num_classes)
+        module.load_state_dict(tensors, strict=True)
+        return module.eval()
     import timm
 
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def logits(found: Any, images: np.ndarray) -> np.ndarray:
-    """Of normalised images, float32 [B, S, S, 3]."""
+def logits(module: Any, images: np.ndarray) -> np.ndarray:
+    """Logits of normalised images, float32 [B, S, S, 3], by a module of torch."""
     import torch
 
     with torch.inference_mode():
-        return found(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+        return module(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
 
 
 def write_onnx(system: System, folder: Path, path: Path) -> None:
-    """Writes a branch as an ONNX program of the same inputs and outputs as the StableHLO one.
+    """Writes a branch as an ONNX program with the inputs and outputs of the StableHLO program.
 
     Args:
         system: a branch that timm or torchvision has.
-        folder: with its exported weights.
-        path: of the file.
+        folder: folder with its exported weights.
+        path: file to write.
     """
     import onnx
     import torch
@@ -58,7 +58,7 @@ def write_onnx(system: System, folder: Path, path: Path) -> None:
     size = system.view.size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with quiet("torch.onnx"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its own parts
+        warnings.simplefilter("ignore")  # torch's, about its own code
         program = torch.onnx.export(
             classifier,
             (example,),
@@ -70,19 +70,19 @@ def write_onnx(system: System, folder: Path, path: Path) -> None:
         )
     assert program is not None  # by the dynamo exporter
     content = program.model_proto
-    said = {"classes": json.dumps(system.classes), "preprocessing": system.view.in_words()}
-    onnx.helper.set_model_props(content, said)
+    properties = {"classes": json.dumps(system.classes), "preprocessing": system.view.in_words()}
+    onnx.helper.set_model_props(content, properties)
     write_atomically(path, content.SerializeToString())
 
 
-def _classifier(system: System, found: Any) -> Any:
-    """`System.probabilities` of a branch, as a module of torch."""
+def _classifier(system: System, network: Any) -> Any:
+    """`System.probabilities` of a branch as a module of torch, from the branch's network."""
     import torch
 
     class Classifier(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.network = found
+            self.network = network
             for name, values in (("mean", augment.MEAN), ("std", augment.STD), ("luma", LUMA)):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
@@ -101,7 +101,7 @@ def _classifier(system: System, found: Any) -> Any:
 
 
 def load_onnx(path: Path) -> Any:
-    """The program in a file, to be called with images; by onnxruntime on the CPU."""
+    """Loads a program for onnxruntime on the CPU; it is called with images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -22,7 +22,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def lower(system: System) -> jax.export.Exported:
-    """The program: uint8 [batch, S, S, 3] -> {'probabilities', 'calibrated'}, [batch, C] each."""
+    """Lowers uint8 [batch, S, S, 3] -> {'probabilities', 'calibrated'}, [batch, C] each."""
     (batch,) = jax.export.symbolic_shape("batch")
     size = system.view.size
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
@@ -31,7 +31,7 @@ def lower(system: System) -> jax.export.Exported:
 
 
 def write(system: System, path: Path) -> None:
-    """Writes the program and, beside it, a JSON file that says what it is and takes.
+    """Writes the program and, beside it, a JSON file that describes it.
 
     Raises:
         ValueError: the weights are more than the format holds, 2 GB.
@@ -78,5 +78,5 @@ def _description(system: System, program: jax.export.Exported, content: bytes) -
 
 
 def load(path: Path) -> Any:
-    """The program in a file, to be called with images."""
+    """Loads a program from its file; it is called with images."""
     return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)

@@ -1,7 +1,7 @@
-"""A classifier as it leaves: from the pixels of the evaluation view to calibrated probabilities.
+"""A classifier as it is exported: from the pixels of the evaluation view to probabilities.
 
-`System.probabilities` is one function of JAX that any platform can run; `reference` computes the
-same as the run was evaluated.
+`System.probabilities` is one function of JAX that any platform can run; `System.reference` is what
+it should return, computed as the run was evaluated.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,14 @@ from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import SavedRun
 
 PyTree = Any
-# Pillow's grey value is floor((w . rgb) / 65536 + 1/2), which float32 computes without an error.
+# Pillow's grey value is floor((w . rgb) / 65536 + 1/2), which float32 computes exactly.
 LUMA = (19595, 38470, 7471)
+
+
+def to_grey(pixels: jax.Array) -> jax.Array:
+    """Pillow's grey values [..., 1] of RGB values [..., 3], float32 of 0 to 255."""
+    luma = (pixels * jnp.array(LUMA, jnp.float32)).sum(axis=-1, keepdims=True)
+    return jnp.floor(luma / 65536 + 0.5)
 
 
 class View(NamedTuple):
@@ -38,7 +44,7 @@ class View(NamedTuple):
     intensity: IntensityRange = BY_TYPE  # of files with more than 8 bits a value
 
     def in_words(self) -> str:
-        """What is done to an image before the program sees it."""
+        """How an image is prepared before the program sees it."""
         grey = "made grey (Pillow's 'L'), " if self.color == "grey" else ""
         side = f"{self.resized} pixels"
         middle = f"the middle {self.size} by {self.size} cut out"
@@ -61,7 +67,7 @@ class View(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A branch's network; computes in float32, whatever the run did."""
+    """A branch's network, which computes in float32, whatever the run did."""
 
     branch: Branch
     model: nn.Module
@@ -69,31 +75,30 @@ class Network(NamedTuple):
 
 
 class System(NamedTuple):
-    """What is exported as one: a branch, or all branches of a round, fused."""
+    """One exported classifier: a branch, or all branches of a round, fused."""
 
-    name: str  # of the branch, or 'ensemble'
+    name: str  # name of the branch, or 'ensemble'
     networks: tuple[Network, ...]
     fusion: Fusion | None  # None for a branch
-    scaling: Scaling  # that calibrates its probabilities
+    scaling: Scaling  # calibrates the probabilities
     classes: tuple[str, ...]
     view: View
 
     def probabilities(self, images: jax.Array) -> dict[str, jax.Array]:
-        """uint8 [B, S, S, 3] of the evaluation view -> probabilities, float32 [B, C] each.
+        """Computes probabilities, float32 [B, C] each, from uint8 [B, S, S, 3] of the view.
 
-        'probabilities' are those that the run was tested by, 'calibrated' the same made as sure as
-        validation images support. Where the run made grey of its images, so does this.
+        'probabilities' are those that the run was tested with, 'calibrated' the same made as sure
+        as validation images support. Images are made grey where the run made its images grey.
         """
         pixels = images.astype(jnp.float32)
         if self.view.color == "grey":
-            luma = (pixels * jnp.array(LUMA, jnp.float32)).sum(axis=-1, keepdims=True)
-            pixels = jnp.floor(luma / 65536 + 0.5)
+            pixels = to_grey(pixels)
         normalized = augment.normalize(pixels)
-        found = [
+        branches = [
             jax.nn.softmax(cast(jax.Array, model.apply(variables, normalized)))
             for _, model, variables in self.networks
         ]
-        fused = found[0] if self.fusion is None else self.fusion.apply(found)
+        fused = branches[0] if self.fusion is None else self.fusion.apply(branches)
         temperature, least = self.scaling
         logits = jnp.log(jnp.maximum(fused, calibration.TINY))
         share = 1 - len(self.classes) * least
@@ -102,23 +107,20 @@ class System(NamedTuple):
             "calibrated": least + share * jax.nn.softmax(logits / temperature),
         }
 
-    def reference(self, of_branches: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What `probabilities` should be, from those of the branches, [B, C] each."""
-        found = [of_branches[network.branch.name] for network in self.networks]
-        fused = found[0] if self.fusion is None else self.fusion.apply(found)
-        return {
-            "probabilities": fused,
-            "calibrated": self.scaling.apply(fused),
-        }
+    def reference(self, by_branch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `probabilities` should return, from the branches' probabilities [B, C]."""
+        branches = [by_branch[network.branch.name] for network in self.networks]
+        fused = branches[0] if self.fusion is None else self.fusion.apply(branches)
+        return {"probabilities": fused, "calibrated": self.scaling.apply(fused)}
 
 
 def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]:
-    """One branch, or all of a round and their ensemble.
+    """The classifiers of one branch, or of all branches of a round and their ensemble.
 
     Args:
-        run: that has been evaluated.
-        branch: its name; None for all.
-        round_index: of the run.
+        run: run that has been evaluated.
+        branch: name of a branch; None: all branches.
+        round_index: round of the run.
 
     Raises:
         RunError, DamagedFileError, CheckpointError: see `SavedRun`.
@@ -133,17 +135,17 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
     data, classes = run.config.data, run.classes()
     resized = run.config.evaluation.resize
     view = View(data.image_size, data.resize, data.color, resized, run.intensity)
-    found = [
+    result = [
         System(n.branch.name, (n,), None, scalings[n.branch.name], classes, view) for n in networks
     ]
     if len(networks) > 1:
-        whole = System("ensemble", tuple(networks), fused, scalings["ensemble"], classes, view)
-        found.append(whole)
-    return found
+        scaling = scalings["ensemble"]
+        result.append(System("ensemble", tuple(networks), fused, scaling, classes, view))
+    return result
 
 
 def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [B, S, S, 3 or 1], by our own programs in full float32; [B, C]."""
+    """Logits [B, C] of uint8 images [B, S, S, 3 or 1], by our own programs in full float32."""
 
     @platform.jit
     def program(variables, images):

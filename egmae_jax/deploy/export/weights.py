@@ -19,26 +19,21 @@ _LAYERS = {
 _CROP_MODES = {"shorter_side": "center", "squash": "squash"}
 
 
-def in_timm(model_name: str) -> bool:
-    """Whether timm has the architecture."""
-    return models.family(model_name) in _LAYERS
-
-
-def in_pytorch(model_name: str) -> bool:
-    """Whether timm has it, or torchvision, whose SqueezeNet is; ASFF is nobody's but ours."""
-    return in_timm(model_name) or models.family(model_name) == "squeezenet"
+def library(model_name: str) -> str:
+    """The library of PyTorch's that has the architecture: 'timm', 'torchvision' or '', neither."""
+    family = models.family(model_name)
+    return "timm" if family in _LAYERS else "torchvision" if family == "squeezenet" else ""
 
 
 def not_written(system: System, formats: Sequence[str]) -> dict[str, str]:
-    """The files that an export lacks, each with the reason and, where there is one, the way out.
+    """The files that an export lacks, each with the reason and, where there is one, the remedy.
 
     Args:
         system: a branch or the ensemble.
-        formats: that it is exported in, of 'timm', 'stablehlo' and 'onnx'.
+        formats: formats that it is exported in, of 'timm', 'stablehlo' and 'onnx'.
 
     Returns:
-        Sentence by name of the file; of an ensemble or a network that PyTorch's libraries do not
-        have, no choice of formats writes ONNX.
+        A sentence for each file.
     """
     model_name = system.networks[0].branch.model_name
     absent = {}
@@ -50,7 +45,7 @@ def not_written(system: System, formats: Sequence[str]) -> dict[str, str]:
         return absent
     if not {"timm", "onnx"} & set(formats):
         absent["model.safetensors"] = "It was not asked for: --formats=timm writes it."
-    if not in_pytorch(model_name):
+    if not library(model_name):
         absent["model.onnx"] = (
             f"PyTorch's exporter makes ONNX, and no library of PyTorch's has {model_name}."
         )
@@ -67,16 +62,16 @@ def write(system: System, weights: Path, folder: Path) -> None:
 
     Args:
         system: a branch.
-        weights: its file in the workdir, which has timm's or torchvision's names.
-        folder: to write to.
+        weights: file of its weights in the workdir, in timm's or torchvision's names.
+        folder: folder to write to.
     """
     write_atomically(folder / "model.safetensors", weights.read_bytes())
-    if in_timm(system.networks[0].branch.model_name):
+    if library(system.networks[0].branch.model_name) == "timm":
         write_json(folder / "config.json", _config(system))
 
 
 def _config(system: System) -> dict[str, Any]:
-    """As timm's `save_config_for_hf` writes it."""
+    """The content of config.json as timm's `save_config_for_hf` writes it."""
     ((branch, _, variables),) = system.networks
     num_classes, size = len(system.classes), system.view.size
     config = {
@@ -103,9 +98,9 @@ def _config(system: System) -> dict[str, Any]:
 
 
 def _crop_pct(size: int, resized: int) -> float:
-    """What share of the resized side is kept, as timm reads it: `floor(size / share)` is resized.
+    """Share of the resized side that is kept; timm resizes to `floor(size / share)`.
 
-    Of no share whose quotient rounding takes below an integer.
+    A share whose quotient would be rounded to below `resized` is taken one float smaller.
     """
     share = size / resized
     return share if math.floor(size / share) == resized else math.nextafter(share, 0)
