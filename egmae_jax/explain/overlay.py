@@ -1,8 +1,6 @@
 """Pictures of heat: over its image, and sheets that show several images at a glance."""
 
-import hashlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -59,17 +57,8 @@ def write_overlay(
 
 
 def picture_name(name: str) -> str:
-    """Name of the PNG that shows the file `name`.
-
-    '.png' is added where the name ends otherwise; a name that is then longer than the 255 bytes
-    that file systems take is cut.
-    """
-    picture = name if name.lower().endswith(".png") else f"{name}.png"
-    if len(os.fsencode(picture)) <= 255:
-        return picture
-    encoded = os.fsencode(name)
-    digest = hashlib.sha256(encoded).hexdigest()[:8]
-    return f"{encoded[:230].decode(errors='ignore')}~{digest}.png"
+    """Name of the PNG that shows the file `name`: '.png' is added where it ends otherwise."""
+    return name if name.lower().endswith(".png") else f"{name}.png"
 
 
 class Row(NamedTuple):

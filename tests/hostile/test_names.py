@@ -26,7 +26,7 @@ from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
 from egmae_jax.explain import cam_scores, lesions, noise
 from egmae_jax.explain.lesions_figure import draw_lesions
-from egmae_jax.explain.overlay import Row, contact_sheet, picture_name
+from egmae_jax.explain.overlay import Row, contact_sheet
 from egmae_jax.explain.panels import Panels, draw_sheet
 from egmae_jax.run import results, tables
 
@@ -299,18 +299,6 @@ def test_figures_show_names_as_they_are(tmp_path):
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == sorted(NAMES)
     assert [text.get_text() for text in figure.axes[2].get_xticklabels()] == sorted(NAMES)
-
-
-@given(NAME | st.sampled_from(["x" * 255, "ä" * 127, "😀" * 63, "y" * 251 + ".png"]))
-def test_the_picture_of_any_file_has_a_name_that_file_systems_take(name):
-    picture = picture_name(name)
-    assert len(picture.encode()) <= 255
-    assert picture.lower().endswith(".png")
-    assert "/" not in picture
-    if len(name.encode()) <= 251:
-        assert picture in (name, f"{name}.png")
-    else:
-        assert picture != picture_name(name[:-1] + "z")
 
 
 def test_numbers_in_names_sort_only_where_they_are_numbers():
