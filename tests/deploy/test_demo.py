@@ -14,7 +14,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import experiment
 from egmae_jax.commands import demo
 from egmae_jax.data.images import NOT_AN_IMAGE, UnreadableImageError
 from egmae_jax.deploy import demo as package
@@ -33,11 +32,9 @@ HOSTILE = "<img src=x onerror=document.title='taken'>.txt"
 
 
 @pytest.fixture(scope="module")
-def workdir(data, cache, tmp_path_factory):
+def workdir(moved, tmp_path_factory):
     """A finished run, in a folder that looks like HTML."""
-    workdir = tmp_path_factory.mktemp("demo") / "<b>`${1}"
-    experiment.run(tiny.make_config(data, cache, rounds__count=1), workdir)
-    return workdir
+    return shutil.copytree(moved[0], tmp_path_factory.mktemp("demo") / "<b>`${1}")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +43,8 @@ def predictor(workdir):
 
 
 @pytest.fixture(scope="module")
-def files(data):
-    return sorted(data.rglob("*.png"))
+def files(moved):
+    return sorted(moved[1].rglob("*.png"))
 
 
 # --- What is shown of an image -------------------------------------------------------------------

@@ -16,7 +16,6 @@ import PIL.Image
 import pytest
 
 import egmae_jax
-from egmae_jax import experiment
 from egmae_jax.commands import predict
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
@@ -32,20 +31,6 @@ from egmae_jax.run.saved_run import RunError, SavedRun
 from tests import forks, tiny
 
 BRANCHES = ("imagenet", "mae")
-
-
-@pytest.fixture(scope="module")
-def moved(tmp_path_factory):
-    """A finished run that was moved, and its images, which are not where it found them either."""
-    root = tmp_path_factory.mktemp("made")
-    data = tiny.make_data(root / "data")
-    config = tiny.make_config(data, root / "cache", fusion__kind="weighted", evaluation__resize=37)
-    experiment.run(config, root / "run")
-    there = tmp_path_factory.mktemp("elsewhere")
-    shutil.move(root / "run", there / "run")
-    shutil.move(data, there / "images")
-    shutil.rmtree(root)
-    return there / "run", there / "images"
 
 
 @pytest.fixture
