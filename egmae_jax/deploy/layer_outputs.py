@@ -58,7 +58,7 @@ def our_program(network: models.Model, variables: PyTree, paths: Paths) -> Progr
         outputs = {}
         for name, path in paths.items():
             module = functools.reduce(lambda tree, key: tree[key], path, state["intermediates"])
-            (outputs[name],) = module["__call__"]
+            *_, outputs[name] = module["__call__"]  # an Mlp shares its block's scope
         return outputs
 
     variables = jax.device_put(variables)

@@ -153,37 +153,6 @@ def test_the_rules_of_a_derivative_share_a_trace():
     assert shapes == [(3,)]
 
 
-def without_names(body):
-    names = {}
-    return re.sub(r"%[\w.-]+", lambda match: names.setdefault(match[0], f"%{len(names)}"), body)
-
-
-def fused_programs(depth):
-    """The text of each that a gradient's program is made of; and the shapes of products."""
-    model = ConvNeXt((depth,), (8,), 3, drop_path_rate=0.5)
-    params = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))["params"]
-
-    def loss(params, key):
-        images, rngs = jnp.ones((4, 32, 32, 3)), {"drop_path": key}
-        return jnp.square(model.apply({"params": params}, images, train=True, rngs=rngs)).sum()
-
-    program = platform.jit(jax.grad(loss)).lower(params, jax.random.key(0)).compile()
-    notes = r"(, (metadata|frontend_attributes|backend_config)=\{.*?\})+$"
-    text = re.sub(notes, "", program.as_text(), flags=re.MULTILINE)
-    bodies = re.findall(r"\n%fused_computation.*?\{\n(.*?)\n\}", text, re.DOTALL)
-    return {without_names(body) for body in bodies}, re.findall(r"= (\S+) dot\(", text)
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms have no forms of ours")
-def test_blocks_of_one_shape_are_compiled_once():
-    two, products = fused_programs(2)
-    four, _ = fused_programs(4)
-    assert len(four) == len(two) + 2  # what takes a block's own row of the drop path's scales
-    # XLA compiles a program for each product with a vector.
-    assert products
-    assert not [shape for shape in products if shape.startswith("f32[1,")]
-
-
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms have no forms of ours")
 def test_a_portable_program_has_each_platforms_own_convolution():
     arrays = jnp.ones((2, 8, 8, 4)), jnp.ones((7, 7, 1, 4)), jnp.ones(4)

@@ -43,7 +43,7 @@ def small_networks(monkeypatch):
 def reference(name):
     """PyTorch's network in evaluation mode, all parameters and statistics drawn anew."""
     if name in SMALL:
-        depths, dims, bottleneck, _ = SMALL[name]
+        depths, dims, bottleneck = SMALL[name]
         blocks = timm.models.resnet
         network = blocks.ResNet(
             blocks.Bottleneck if bottleneck else blocks.BasicBlock,

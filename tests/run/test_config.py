@@ -520,7 +520,7 @@ def test_flatten_joins_names_by_dots():
 
 
 # How modules call the whole config.
-WHOLE = ("self.config", "self._config", "run.config", "self._run.config")
+WHOLE = ("self.config", "self._config", "run.config", "self.run.config", "self._run.config")
 
 
 def fields_read(source):

@@ -81,10 +81,11 @@ _affine.defvjp(lambda x, scale, bias: (_affine_plain(x, scale, bias), (x, scale)
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x * Phi(x), in float32 whatever the dtype of `x`."""
-    return platform.materialize(_gelu(x))
+    # Nothing but `x` is kept for the gradient; other compilers than a CPU's need no barrier for it.
+    kept = jax.checkpoint(_gelu, prevent_cse=platform.for_cpu())
+    return platform.materialize(kept(x))
 
 
-@jax.checkpoint  # nothing but `x` is kept for the gradient
 def _gelu(x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     return (0.5 * y * (1.0 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
