@@ -87,7 +87,7 @@ def test_a_wheel_has_everything_that_a_user_calls(installed, user, tmp_path):
     user(egmae, "audit", "--config", "configs/kvasir.py:cpu", *data, "--out", "second")
     audits = [json.loads((tmp_path / x / "audit.json").read_text()) for x in ("first", "second")]
     assert [audit["images"] for audit in audits] == [360, 360]
-    program = "from egmae_jax.sweep import recipes; print(recipes.base('busi,cpu').data.name)"
+    program = "from egmae_jax.sweep import variants; print(variants.base('busi,cpu').data.name)"
     assert user(sys.executable, "-c", program) == "busi\n"
     table = ("--workdir=run", "--table=table.tex")  # by the templates that the wheel has
     user(sys.executable, "-m", "egmae_jax.report", *table)
