@@ -203,7 +203,9 @@ PROGRAMS = {
     },
     **{"make": make, "git": git, "gcloud": gcloud, "srun": srun, "sbatch": sbatch, "sudo": sudo},
     **{"hf": hf, "tensorboard": tensorboard},
-    **dict.fromkeys(("scontrol", "ssh", "ruff", "mypy", "sphinx-build", "xdg-open"), nothing),
+    **dict.fromkeys(
+        ("scontrol", "ssh", "ruff", "mypy", "lint-imports", "sphinx-build", "xdg-open"), nothing
+    ),
 }
 
 

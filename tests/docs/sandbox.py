@@ -40,9 +40,30 @@ _PROGRAMS = (
         "srun",
         "sbatch",
     ),
-    *("scontrol", "sudo", "ssh", "hf", "tensorboard", "ruff", "mypy", "sphinx-build", "xdg-open"),
+    *(
+        "scontrol",
+        "sudo",
+        "ssh",
+        "hf",
+        "tensorboard",
+        "ruff",
+        "mypy",
+        "lint-imports",
+        "sphinx-build",
+        "xdg-open",
+    ),
 )
-_IN_VENV = ("python", "egmae", "pip", "uv", "pytest", "ruff", "mypy", "sphinx-build")
+_IN_VENV = (
+    "python",
+    "egmae",
+    "pip",
+    "uv",
+    "pytest",
+    "ruff",
+    "mypy",
+    "lint-imports",
+    "sphinx-build",
+)
 _PRETENDED = ("wandb", "mlflow")  # libraries that take any call
 # Config and data of a run that is needed, by its name; of any other they are busi and busi.
 _RUNS = {
