@@ -71,7 +71,7 @@ class LinearParams(nn.Module):
 class Mlp(nn.Module):
     """Linear layer to `hidden` channels, GELU, linear layer back; the same for every pixel.
 
-    Its parameters lie in the scope of the block, as timm's early names and our files have them.
+    Its parameters lie in the scope of the block, `fc1` and `fc2`, where files of runs have them.
 
     Attributes:
         hidden: channels between the two layers.
@@ -225,7 +225,7 @@ class ConvNeXt(nn.Module):
 
     @property
     def drop_path_rates(self) -> np.ndarray:
-        """Of every block."""
+        """Drop-path rate of each block, float [num_blocks], linear in depth."""
         return np.linspace(0.0, self.drop_path_rate, sum(self.depths))
 
     @property

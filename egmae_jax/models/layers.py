@@ -166,6 +166,6 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def below(addresses: frozenset[str], module: str) -> frozenset[str]:
-    """Of some layer addresses those within a submodule, relative to it."""
+    """The layer addresses within a submodule, relative to it."""
     prefix = f"{module}/"
     return frozenset(x.removeprefix(prefix) for x in addresses if x.startswith(prefix))

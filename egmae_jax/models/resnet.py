@@ -152,7 +152,7 @@ class ResNet(nn.Module):
 
     @property
     def drop_path_rates(self) -> np.ndarray:
-        """Of every block."""
+        """Drop-path rate of each block, float [num_blocks], linear in depth."""
         return np.linspace(0.0, self.drop_path_rate, sum(self.depths))
 
     @property

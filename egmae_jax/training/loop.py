@@ -44,11 +44,6 @@ class Plan:
     epochs: int
 
     @property
-    def section(self) -> str:
-        """Config section of this stage: 'pretrain' or 'finetune'."""
-        return self.stage.split("/")[0]
-
-    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch, at least one."""
         return max(1, len(self.files) // self.batch_size)
@@ -180,9 +175,8 @@ class Feeder:
     """
 
     def __init__(self, source: Resident | Stream, plan: Plan):
-        self.wanted = (
-            _MIN_STEPS  # grows with what the clock shows; the first dispatch also compiles
-        )
+        # It grows with what the clock shows; the first dispatch also compiles.
+        self.wanted = _MIN_STEPS
         self._source, self._plan = source, plan
         self._ready: tuple[int, tuple[int, Any]] | None = None
 
@@ -308,7 +302,8 @@ def leave_out_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, firs
         state, history = stage.program(state, batches, plan.key, count)
         return state, {name: np.asarray(values)[:count] for name, values in history.items()}
 
-    bad = nonfinite.find(_newest(stage).state, run, first=first, last=progress.step)
+    progress.state = _newest(stage).state  # in place of the bad one, whose memory is needed
+    bad = nonfinite.find(progress.state, run, first=first, last=progress.step)
     if bad is None:
         raise nonfinite.NonFiniteError(
             f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but when they "

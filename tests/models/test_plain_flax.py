@@ -129,6 +129,25 @@ def test_derivatives_of_every_kind_agree(name):
     np.testing.assert_allclose(ours, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "asff_resnet18"])
+def test_batch_norms_in_training_have_forward_derivatives(name):
+    model, inputs = make(name)
+    variables = variables_of(model, inputs)
+
+    def loss(scale):
+        scaled = variables | {"params": jax.tree.map(lambda x: x * scale, variables["params"])}
+        logits, _ = model.apply(scaled, *inputs, train=True, mutable=["batch_stats"])
+        return jnp.square(logits).mean()
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def derivatives(scale):
+        return jax.jvp(loss, (scale,), (jnp.ones(()),))[1], jax.grad(loss)(scale)
+
+    tangent, gradient = derivatives(jnp.ones(()))
+    np.testing.assert_allclose(tangent, gradient, rtol=1e-3)
+    np.testing.assert_allclose(platform.jit(jax.grad(loss))(jnp.ones(())), gradient, rtol=1e-3)
+
+
 @every_model
 def test_stock_adamw_trains(name):
     model, inputs = make(name)
