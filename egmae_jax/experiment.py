@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax.core import platform, preemption, sharding
-from egmae_jax.core.files import storage_errors_told
+from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.data import splits
 from egmae_jax.data.listing import Listing, list_files
 from egmae_jax.data.prepare import Prepared, describe
@@ -75,9 +75,9 @@ def run(
     require_own_folder(workdir, config)
     with (
         preemption.outranks_errors(),
-        storage_errors_told(workdir, cache),
+        explain_storage_errors(workdir, cache),
         lock(workdir),
-        platform.kept_in(cache / "compiled"),
+        platform.compilation_cache(cache / "compiled"),
     ):
         experiment = Experiment(config, workdir, stage, trackers)
         if stage in ("all", "pretrain"):
@@ -148,7 +148,7 @@ class Experiment:
         """Pre-trains the autoencoder, once for each split."""
         for split in self.run.pretrainings:
             sharding.wait_for_all(f"pre-training {split}")
-            preemption.goes_on_from(f"pretrain, round {split}")
+            preemption.set_resume_point(f"pretrain, round {split}")
             self.pretraining.train(split)
 
     def finetune(self) -> None:
@@ -157,7 +157,7 @@ class Experiment:
         self.pretraining.require()
         for branch, round_index in self._each:
             sharding.wait_for_all(f"fine-tuning {branch} {round_index}")
-            preemption.goes_on_from(f"finetune/{branch.name}, round {round_index}")
+            preemption.set_resume_point(f"finetune/{branch.name}, round {round_index}")
             self.finetuning.train(branch, round_index)
 
     def evaluate(self, *, again: bool) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Experiment:
             again: makes predictions anew that are there.
         """
         sharding.wait_for_all("fine-tuning is complete")
-        preemption.goes_on_from("the evaluation")
+        preemption.set_resume_point("the evaluation")
         self.finetuning.require()
         for branch, round_index in self._each:
             sharding.wait_for_all(f"prediction {branch} {round_index}")

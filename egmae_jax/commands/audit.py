@@ -11,7 +11,7 @@ from pathlib import Path
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.data import audit
 from egmae_jax.data.prepare import prepare
 from egmae_jax.run import rules
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.out or Path("runs") / "audit" / data.name
     rules.check(options.config, num_devices=1, section="data.")
     require_writable(folder, f"--out={folder}")
-    with storage_errors_told(folder):
+    with explain_storage_errors(folder):
         prepared = prepare(
             data.name,
             Path(data.dir).expanduser(),

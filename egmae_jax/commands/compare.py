@@ -15,7 +15,7 @@ from pathlib import Path
 from egmae_jax import models
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_output, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_output
 from egmae_jax.deploy import compare
 
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if json_file is not None:
         require_output(json_file, (json_file.suffix.lower(),), [checkpoint])
         written.append(json_file.parent)
-    with storage_errors_told(checkpoint, folder, *written):
+    with explain_storage_errors(checkpoint, folder, *written):
         comparison = compare.compare(checkpoint, folder, **options)
         if json_file is not None:
             compare.save(comparison, json_file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.data import datasets, download
 
 logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.read(arguments)
     console.set_up_logging()
     require_writable(options.folder, str(options.folder))
-    with storage_errors_told(options.folder):
+    with explain_storage_errors(options.folder):
         download.download(datasets.get(options.name).archives, options.folder)
     logger.info("Done; give --config.data.dir=%s", options.folder)
 

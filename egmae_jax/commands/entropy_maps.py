@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.explain import entropy_maps, source
 from egmae_jax.run.workdir import local_folder
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workdir = None if options.workdir is None else local_folder(options.workdir)
     out = local_folder(options.out, "--out")
     require_writable(out, f"--out={out}")
-    with storage_errors_told(out, *([workdir] if workdir else [])):
+    with explain_storage_errors(out, *([workdir] if workdir else [])):
         entropy_maps.run(
             source.config_of(workdir, options.config),
             workdir,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_writable, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.explain import cam_scores, cam_study
 from egmae_jax.run.saved_run import RunError
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if which != "all" and not which.isdecimal():
         raise RunError(f"--round is {which!r}; it must be a round's number or 'all'.")
     require_writable(out, f"--out={out}")
-    with storage_errors_told(workdir, out):
+    with explain_storage_errors(workdir, out):
         if which == "all":
             content = cam_study.explain_rounds(workdir, out, **options)
         else:

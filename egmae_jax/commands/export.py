@@ -17,7 +17,7 @@ from pathlib import Path
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import storage_errors_told
+from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.deploy.export import run
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.read(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
-    with storage_errors_told(options["workdir"], out):
+    with explain_storage_errors(options["workdir"], out):
         files = run.export_run(formats=[x for x in formats.split(",") if x], **options)
     run.show(files, out)
     if wrong := [str(file.path) for file in files if file.wrong]:

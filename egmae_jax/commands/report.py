@@ -6,7 +6,7 @@ from pathlib import Path
 
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import require_output, storage_errors_told
+from egmae_jax.core.files import explain_storage_errors, require_output
 from egmae_jax.report import write_comparison, write_report, write_table
 from egmae_jax.report.table import SUFFIXES
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = Path("comparison.html") if others else first / "report.html"
     out = options.table or options.out or page
     require_output(out, SUFFIXES if options.table else (".html", ".htm"))
-    with storage_errors_told(*options.workdir, out.parent):
+    with explain_storage_errors(*options.workdir, out.parent):
         if options.table:
             write_table(options.workdir, out)
         elif others:

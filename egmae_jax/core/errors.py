@@ -19,7 +19,7 @@ class MissingExtraError(UserError):
     """A library is not there, or does not work; the message says which and how to get it."""
 
 
-def some_of(names: Sequence[str], most: int = 10) -> str:
+def shorten_list(names: Sequence[str], most: int = 10) -> str:
     """Names joined by commas: the first ten, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

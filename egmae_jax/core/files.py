@@ -79,7 +79,7 @@ _RIEGELI = re.compile(r"\b(?:open|write|close|fsync|ftruncate)\(\) failed: (.+?)
 
 
 @contextlib.contextmanager
-def storage_errors_told(*folders: Path) -> Iterator[None]:
+def explain_storage_errors(*folders: Path) -> Iterator[None]:
     """Turns the errors of full, broken, read-only and forbidden places into a sentence.
 
     What the system refuses of a file is told only where the file lies in one of the folders.
@@ -188,7 +188,7 @@ def require_readable(path: Path) -> None:
         AccessError: the system does not let it be read.
     """
     if os.path.exists(path):
-        with storage_errors_told(path):
+        with explain_storage_errors(path):
             path.open("rb").close()
 
 
@@ -226,17 +226,17 @@ def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     Raises:
         AccessError: the system does not let it be there.
     """
-    with storage_errors_told(path.parent):
+    with explain_storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with storage_errors_told(path.parent):
+        with explain_storage_errors(path.parent):
             opened = partial.open(mode, **options)
         with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with storage_errors_told(path.parent):
+        with explain_storage_errors(path.parent):
             os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ def for_resident_images() -> float:
     """
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    available = _of_the_host() / sharding.processes_here()
+    available = _of_the_host() / sharding.processes_on_this_host()
     if None in limits:  # CPUs, which share the host's
         available /= len(devices)
     (least,) = sharding.agree(-min([available, *(limit for limit in limits if limit)]))
@@ -31,7 +31,7 @@ def for_resident_images() -> float:
 
 def for_decoded_images() -> float:
     """Bytes that this process may keep decoded images in: SHARE of what is free on the host."""
-    return SHARE * _of_the_host() / sharding.processes_here()
+    return SHARE * _of_the_host() / sharding.processes_on_this_host()
 
 
 def _of_the_host(root: Path = Path("/")) -> float:

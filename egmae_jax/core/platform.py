@@ -109,7 +109,7 @@ def jit(function: Callable, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def kept_in(folder: Path) -> Iterator[None]:
+def compilation_cache(folder: Path) -> Iterator[None]:
     """Keeps compiled programs in a folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         yield

@@ -74,12 +74,12 @@ class _State:
 _state = _State()
 
 
-def goes_on_from(place: str) -> None:
+def set_resume_point(place: str) -> None:
     """Keeps where the same command would go on from now on, such as 'step 8 of 345 of pretrain'."""
     _state.place = place
 
 
-def begins_run(name: str) -> None:
+def set_run_name(name: str) -> None:
     """Keeps which of several runs of one command begins, for the words."""
     _state.run, _state.place = f", {name}", "what the folder holds"
 
@@ -152,8 +152,8 @@ def _watch(reader: socket.socket, state: _State) -> None:
             heard = True
         if sharding.has_hosts():
             if state.number and not told:
-                sharding.tell_hosts(_KEY, str(state.number))
-            elif not state.number and (found := sharding.told_by_hosts(_KEY)):
+                sharding.set_key(_KEY, str(state.number))
+            elif not state.number and (found := sharding.get_key(_KEY)):
                 state.number = int(found)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             told = bool(state.number)
@@ -165,7 +165,7 @@ def _watch(reader: socket.socket, state: _State) -> None:
                 host, hosts = sharding.host()
                 if host:
                     _end(f"{_ENDED}/{host}")
-                if sharding.count_told(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
+                if sharding.count_keys(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
                     _end()
         if state.number and not (said or state.is_said or ready):  # it has taken a while already
             said = True
@@ -186,7 +186,7 @@ def _end(key: str = "") -> None:
     try:
         _say(_words(_state.number))
         if key:
-            sharding.tell_hosts(key, "")
+            sharding.set_key(key, "")
     finally:
         os._exit(128 + _state.number)
 

@@ -46,7 +46,7 @@ def _filter_of(logger: str) -> _ThisThread:
 
 
 @contextlib.contextmanager
-def unlogged(*loggers: str) -> Iterator[None]:
+def silenced(*loggers: str) -> Iterator[None]:
     """Keeps libraries from logging what they find in a file, in this thread and block only.
 
     The error that is raised says it once, with the file's name. The loggers themselves, their

@@ -128,7 +128,7 @@ def host() -> tuple[int, int]:
     return distributed.global_state.process_id, distributed.global_state.num_processes
 
 
-def tell_hosts(key: str, value: str) -> None:
+def set_key(key: str, value: str) -> None:
     """Leaves a word for the other processes at once, whatever they are doing; the last one stays.
 
     From any thread; where the coordination service is gone nobody is told.
@@ -139,7 +139,7 @@ def tell_hosts(key: str, value: str) -> None:
             client.key_value_set(key, value, allow_overwrite=True)
 
 
-def told_by_hosts(key: str) -> str | None:
+def get_key(key: str) -> str | None:
     """What a process has left under `key`; None: nothing, or the service is gone."""
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # NOT_FOUND is one
@@ -147,7 +147,7 @@ def told_by_hosts(key: str) -> str | None:
     return None
 
 
-def count_told(folder: str) -> int:
+def count_keys(folder: str) -> int:
     """How many keys the processes have left that begin with 'folder/'."""
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -170,7 +170,7 @@ def agree(*values: float) -> tuple[float, ...]:
 
 
 @functools.cache
-def processes_here() -> int:
+def processes_on_this_host() -> int:
     """How many processes of the run share this machine's memory; all call it."""
     if not has_hosts():
         return 1

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import pooch
 
 from egmae_jax.core.errors import UserError
-from egmae_jax.core.files import read_json, storage_errors_told, write_json
+from egmae_jax.core.files import explain_storage_errors, read_json, write_json
 from egmae_jax.data.datasets import Archive, DataError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
                 f"{path} has SHA-256 {digest}, not {expected}; delete it and try again."
             )
         try:
-            with storage_errors_told(folder):
+            with explain_storage_errors(folder):
                 _unpack(path, folder)
         except UserError:
             raise
@@ -67,7 +67,7 @@ def download(archives: Iterable[Archive], folder: Path) -> None:
 
 def _fetch(url: str, path: Path, sha256: str | None) -> None:
     try:
-        with storage_errors_told(path.parent):
+        with explain_storage_errors(path.parent):
             pooch.retrieve(url, sha256, path.name, path.parent, progressbar=True)
     except UserError:
         raise

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from egmae_jax.core.errors import some_of
-from egmae_jax.core.files import AccessError, StorageError, storage_errors_told
+from egmae_jax.core.errors import shorten_list
+from egmae_jax.core.files import AccessError, StorageError, explain_storage_errors
 from egmae_jax.data import datasets, lookalikes
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 
@@ -58,12 +58,12 @@ def list_files(
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
-        with storage_errors_told(folder):
+        with explain_storage_errors(folder):
             dataset.make(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
     try:
-        with storage_errors_told(folder):
+        with explain_storage_errors(folder):
             images = dataset.list_images(folder)
     except (AccessError, StorageError) as error:
         raise DataError(f"{folder} cannot be listed (data.dir): {error}") from None
@@ -127,7 +127,7 @@ def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
             "%d groups (patients, lesions) are spelled in several ways, and all images of each are "
             "kept together: %s. If they are different ones, give them names that differ by more.",
             len(alike),
-            some_of([lookalikes.shown(names) for names in alike]),
+            shorten_list([lookalikes.shown(names) for names in alike]),
         )
     name_of: dict[str | None, str] = {name: names[0] for names in alike for name in names}
     return [image._replace(group=name_of.get(image.group, image.group)) for image in images]
@@ -156,7 +156,7 @@ def _group_by_name(images: list[ImageFile], pattern: str) -> list[ImageFile]:
             "its own group unless the data set tells another: %s",
             len(without),
             len(images),
-            some_of(without),
+            shorten_list(without),
         )
     if count == len(images) - len(without):
         logger.warning(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import duplicates, pixels, records
 from egmae_jax.data.listing import Listing, list_files
 from egmae_jax.data.pixels import PixelStatistics
@@ -126,7 +126,7 @@ def describe(
     if skipped and on_error == "raise":  # the records were written with 'skip'
         raise records.unreadable_error(listing.folder, skipped, len(by_file))
     if skipped:
-        logger.warning("%d unreadable images are left out: %s", len(skipped), some_of(skipped))
+        logger.warning("%d unreadable images are left out: %s", len(skipped), shorten_list(skipped))
     files = index["path"].tolist()
     intensity = records.intensity_of(index)
     statistics = PixelStatistics(*(index[name] for name in PixelStatistics._fields))

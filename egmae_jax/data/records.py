@@ -25,13 +25,13 @@ import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
-from egmae_jax.core.errors import MissingExtraError, some_of
+from egmae_jax.core.errors import MissingExtraError, shorten_list
 from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
     StorageError,
+    explain_storage_errors,
     read_npz,
-    storage_errors_told,
 )
 from egmae_jax.data import duplicates, images, packing, pixels, samples
 from egmae_jax.data.datasets import DataError
@@ -153,7 +153,7 @@ def find_or_write(listing: Listing, cache: Path, on_error: str, rule: Rule) -> P
         raise DataError(f"{refused}{error}.") from error
     incomplete = folder.with_suffix(".incomplete")
     try:
-        with storage_errors_told(folder):
+        with explain_storage_errors(folder):
             if not (folder / _INDEX).exists():  # another process may have written it meanwhile
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.rmtree(incomplete, ignore_errors=True)  # of a process that was killed
@@ -235,8 +235,8 @@ def unreadable_error(folder: Path, files: Sequence[str], count: int) -> DataErro
     """The error that names the unreadable ones, with reasons, of `count` files of a folder."""
     remedy = ", or leave them out by --config.data.on_error=skip" if len(files) < count else ""
     return DataError(
-        f"{len(files)} of {count} images in {folder} cannot be read: {some_of(files)}. Mend or "
-        f"remove them{remedy}."
+        f"{len(files)} of {count} images in {folder} cannot be read: {shorten_list(files)}. "
+        f"Mend or remove them{remedy}."
     )
 
 

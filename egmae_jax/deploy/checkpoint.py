@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax.core.errors import UserError, some_of
+from egmae_jax.core.errors import UserError, shorten_list
 from egmae_jax.models.weights import read
 
 _NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
@@ -66,7 +66,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         raise NoWeightsError(f"{path} holds no state dict but {str(content)[:60]!r}. {_WAY_OUT}")
     if other := [str(name) for name, x in content.items() if not isinstance(x, torch.Tensor)]:
         raise NoWeightsError(
-            f"{path} holds no state dict: these are no tensors: {some_of(other)}. {_WAY_OUT}"
+            f"{path} holds no state dict: these are no tensors: {shorten_list(other)}. {_WAY_OUT}"
         )
     return {
         str(name): (x.float() if x.is_floating_point() else x).detach().numpy()

@@ -27,7 +27,7 @@ from scipy.special import softmax
 
 from egmae_jax import models
 from egmae_jax.core import extras
-from egmae_jax.core.errors import MissingExtraError, UserError, some_of
+from egmae_jax.core.errors import MissingExtraError, UserError, shorten_list
 from egmae_jax.core.files import write_json
 from egmae_jax.data import images
 from egmae_jax.data.datasets.folders import find_images
@@ -247,7 +247,7 @@ def load_images(
             differences[file] = np.abs(views[file].astype(np.int16) - theirs)
     if not views:
         raise CompareError(
-            f"None of {len(chosen)} images in {folder} can be read: {some_of(unreadable)}."
+            f"None of {len(chosen)} images in {folder} can be read: {shorten_list(unreadable)}."
         )
     preprocessing = {
         "images": len(differences),

@@ -14,11 +14,11 @@ import numpy as np
 from egmae_jax.core import console
 from egmae_jax.core.files import (
     AccessError,
+    explain_storage_errors,
     open_atomically,
     require_output,
     require_readable,
     require_writable,
-    storage_errors_told,
 )
 from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.deploy.predictor import Batch, Classification, Predictor
@@ -63,7 +63,7 @@ def predict_files(
     """
     if branch is not None and pictures is None:
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
-    with storage_errors_told(*images):
+    with explain_storage_errors(*images):
         files = find_given(images)
     require_output(out, (".csv",), files)
     _require_own_table(out)
@@ -76,7 +76,7 @@ def predict_files(
     if pictures:
         logger.info("Grad-CAM of %s at %s", chosen, predictor.heat_layer(chosen))
     start = time.monotonic()
-    with storage_errors_told(out.parent, *([pictures] if pictures else [])):
+    with explain_storage_errors(out.parent, *([pictures] if pictures else [])):
         counts, unreadable = _write(predictor, files, out, paths, chosen)
     console.print_predictions(
         dict(zip(predictor.classes, counts.tolist(), strict=True)), time.monotonic() - start, out

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 
 # Fewest groups of a test set, or of a stratum, whose weights vary as independent draws do.
 FEWEST_GROUPS = 3
@@ -64,7 +64,7 @@ def too_few(evidence: Evidence, classes: Sequence[str]) -> str:
     ]
     if evidence.groups >= TRUSTED_GROUPS and not small:
         return ""
-    by_class = f" ({some_of(small)})" if small else ""
+    by_class = f" ({shorten_list(small)})" if small else ""
     return (
         f"Few groups of test images: {evidence.groups}{by_class}. Intervals were found to cover "
         f"what they say from {TRUSTED_GROUPS} groups and {TRUSTED_GROUPS_OF_CLASS} of every class."

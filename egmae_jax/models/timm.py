@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.core.tensors import write_safetensors
 from egmae_jax.models import registry, weights
 from egmae_jax.models.init import abstract_variables
@@ -331,7 +331,7 @@ def _cause(
         others = [key for key in tensors if key.startswith(tuple(by_prefix.keys() - {""}))]
         return (
             f"{source} has the tensors of {model_name} and {len(others)} others "
-            f"({some_of(others, most=3)}): save it without these (docs/pytorch.md)."
+            f"({shorten_list(others, most=3)}): save it without these (docs/pytorch.md)."
         )
     if len(fitting) > 1:
         return (
@@ -342,7 +342,9 @@ def _cause(
         (prefix,) = fitting
         others = [key for key in tensors if not key.startswith(prefix)]
         alone = (
-            f", and without the {len(others)} others ({some_of(others, most=3)})" if others else ""
+            f", and without the {len(others)} others ({shorten_list(others, most=3)})"
+            if others
+            else ""
         )
         return (
             f"{source} has the tensors of {model_name} under names that begin with {prefix!r}: "

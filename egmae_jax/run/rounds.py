@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from egmae_jax.core import memory, sharding
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.core.files import RESTORE, DamagedFileError
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.datasets import DataError
@@ -257,7 +257,7 @@ class RoundData:
                     "near-duplicates with different labels (data.deduplicate, data.on_conflict)."
                 )
             if skipped:
-                before += f" Not read could be {len(skipped)} images: {some_of(skipped)}."
+                before += f" Not read could be {len(skipped)} images: {shorten_list(skipped)}."
             raise DataError(f"{error}{before}") from None
 
     def _require_images(self, label: int, name: str, excluded: np.ndarray) -> None:
@@ -267,7 +267,7 @@ class RoundData:
         if not of_class.any():
             raise DataError(
                 f"No image of the class {name!r} can be read; unreadable are "
-                f"{some_of(data.skipped)}. Mend them, or leave the class out by "
+                f"{shorten_list(data.skipped)}. Mend them, or leave the class out by "
                 "--config.data.classes."
             )
         if excluded[of_class].all():

@@ -25,8 +25,8 @@ from egmae_jax.core.files import (
     RESTORE,
     DamagedFileError,
     damaged,
+    explain_storage_errors,
     read_json,
-    storage_errors_told,
 )
 from egmae_jax.data import splits
 from egmae_jax.data.samples import IntensityRange
@@ -268,7 +268,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
-    with storage_errors_told(workdir):
+    with explain_storage_errors(workdir):
         is_run = path.is_file()
     if not is_run:
         raise RunError(f"{workdir} holds no run: there is no config.json in it.")

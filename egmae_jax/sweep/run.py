@@ -72,7 +72,7 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
             logger.info("%s: complete", place)
             continue
         logger.info("%s: %s", place, workdir)
-        preemption.begins_run(f"variant {variant.name}")
+        preemption.set_run_name(f"variant {variant.name}")
         try:
             take_pretraining(variant, sweep.variants, out)
             experiment.run(variant.config, workdir)

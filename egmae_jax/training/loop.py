@@ -253,7 +253,7 @@ def restore(stage: Stage) -> Progress:
     plan, progress = stage.plan, _newest(stage)
     stage.log.forget(plan.stage, plan.round_index, after_step=progress.step)
     stage.policy.forget(plan.stage, plan.round_index, after_step=progress.step)
-    preemption.goes_on_from(plan.place(progress.step))
+    preemption.set_resume_point(plan.place(progress.step))
     return progress
 
 
@@ -286,7 +286,7 @@ def save(stage: Stage, progress: Progress) -> None:
             "skipped": progress.skipped,
         },
     )
-    preemption.goes_on_from(stage.plan.place(progress.step))
+    preemption.set_resume_point(stage.plan.place(progress.step))
 
 
 def leave_out_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: int) -> None:

@@ -25,7 +25,7 @@ from egmae_jax.commands import (
 )
 from egmae_jax.core import extras, files, preemption
 from egmae_jax.core.errors import MissingExtraError, UserError
-from egmae_jax.core.files import AccessError, require_writable, storage_errors_told
+from egmae_jax.core.files import AccessError, explain_storage_errors, require_writable
 from egmae_jax.data import datasets, prepare, records
 from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.data.samples import BY_TYPE
@@ -211,19 +211,19 @@ def test_a_forbidden_folder_of_the_users_is_named_and_another_is_a_bug(tmp_path)
     refused = PermissionError(errno.EACCES, "Permission denied", str(ours / "export" / "x"))
     with (
         pytest.raises(AccessError, match=r"export/x cannot be used \(Permission denied\)"),
-        storage_errors_told(ours),
+        explain_storage_errors(ours),
     ):
         raise refused
-    with pytest.raises(PermissionError), storage_errors_told(tmp_path / "other"):
+    with pytest.raises(PermissionError), explain_storage_errors(tmp_path / "other"):
         raise refused
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", str(ours / "x"))
-    with pytest.raises(FileNotFoundError), storage_errors_told(ours):
+    with pytest.raises(FileNotFoundError), explain_storage_errors(ours):
         raise missing  # what should be there is asked for where it is read
 
 
 def test_a_sentence_of_a_full_disk_stays_as_it_is(tmp_path):
     said = UserError(f"x: {os.strerror(errno.ENOSPC)}")
-    with pytest.raises(UserError) as raised, storage_errors_told(tmp_path):
+    with pytest.raises(UserError) as raised, explain_storage_errors(tmp_path):
         raise said
     assert raised.value is said
 

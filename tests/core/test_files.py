@@ -17,10 +17,10 @@ from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
     StorageError,
+    explain_storage_errors,
     open_atomically,
     read_sealed,
     require_output,
-    storage_errors_told,
     write_atomically,
     write_json,
     write_sealed,
@@ -206,7 +206,7 @@ ARRAY_RECORD = "write() failed: No space left on device; writing /x.array_record
 )
 def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
     message = rf"could not be written .*{tmp_path} has \d.* GB left.*the same command goes on"
-    with pytest.raises(StorageError, match=message), storage_errors_told(tmp_path):
+    with pytest.raises(StorageError, match=message), explain_storage_errors(tmp_path):
         raise error
 
 
@@ -221,7 +221,7 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
     ],
 )
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)) as raised, storage_errors_told(tmp_path):
+    with pytest.raises(type(error)) as raised, explain_storage_errors(tmp_path):
         raise error
     assert raised.value is error
 
@@ -229,7 +229,7 @@ def test_other_errors_pass(tmp_path, error):
 def test_an_error_that_hides_a_full_disk_is_its_own(tmp_path):
     error = KeyError("x")
     error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
-    with pytest.raises(KeyError), storage_errors_told(tmp_path):
+    with pytest.raises(KeyError), explain_storage_errors(tmp_path):
         raise error
 
 
@@ -255,7 +255,7 @@ def test_what_the_libraries_that_write_raise_is_known(tmp_path, write):
     told = pytest.raises(StorageError, match=re.escape(os.strerror(errno.EFBIG)))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-        with told, storage_errors_told(tmp_path):
+        with told, explain_storage_errors(tmp_path):
             write(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

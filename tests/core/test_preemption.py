@@ -98,7 +98,7 @@ def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkey
 
 @pytest.mark.parametrize("number", NAMES)
 def test_outside_of_training_a_signal_ends_what_is_under_way(handled, number):
-    preemption.goes_on_from("the evaluation")
+    preemption.set_resume_point("the evaluation")
     with pytest.raises(preemption.Preempted, match="goes on from the evaluation"):
         os.kill(os.getpid(), number)
 

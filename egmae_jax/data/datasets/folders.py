@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from egmae_jax.core.errors import some_of
-from egmae_jax.core.files import natural_key, storage_errors_told
+from egmae_jax.core.errors import shorten_list
+from egmae_jax.core.files import explain_storage_errors, natural_key
 from egmae_jax.data import formats
 from egmae_jax.data.datasets.base import DataError, ImageFile
 
@@ -70,7 +70,7 @@ def class_folders(
     )
     if others:
         logger.warning(
-            "Not read in %s, being no class folder and in none: %s", folder, some_of(others)
+            "Not read in %s, being no class folder and in none: %s", folder, shorten_list(others)
         )
     return sorted(images)
 
@@ -116,7 +116,7 @@ class Search(NamedTuple):
 
     @property
     def _counts(self) -> str:
-        return some_of([f"{count} {kind}" for kind, count in self.ignored.most_common()])
+        return shorten_list([f"{count} {kind}" for kind, count in self.ignored.most_common()])
 
 
 def find_images(folder: Path) -> Search:
@@ -134,7 +134,7 @@ def find_images(folder: Path) -> Search:
 
     images: list[Path] = []
     ignored: collections.Counter[str] = collections.Counter()
-    with storage_errors_told(folder):
+    with explain_storage_errors(folder):
         for parent, folders, files in os.walk(folder, onerror=refuse):
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             ignored["links to folders"] += len(links)

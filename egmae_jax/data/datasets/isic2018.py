@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import image_files
 from egmae_jax.data.datasets.tables import read_columns
@@ -68,7 +68,7 @@ def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile
 
 
 def _warn(message: str, folder: Path, names: list[str]) -> None:
-    logger.warning(message, len(names), folder, some_of(names))
+    logger.warning(message, len(names), folder, shorten_list(names))
 
 
 def _diagnoses(truth: Path) -> dict[str, str]:

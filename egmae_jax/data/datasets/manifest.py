@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import lookalikes
 from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.tables import column_key, part_of, read_table
@@ -48,7 +48,7 @@ def _list_images(root: Path) -> list[ImageFile]:
     if not table.is_file():
         tables = sorted(p.name for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv"))
         raise DataError(
-            f"{root} has no {_FILE}" + (f"; it has {some_of(tables)}." if tables else ".")
+            f"{root} has no {_FILE}" + (f"; it has {shorten_list(tables)}." if tables else ".")
         )
     names, rows = read_table(table)
     place = _columns(table, names, [values for _, values in rows])
@@ -116,7 +116,8 @@ def _columns(table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -
         if len(places) > 1:
             raise DataError(
                 f"{table} has {len(places)} columns that could be the {column}: "
-                f"{some_of([names[k] for k in places])}. Call the one that is meant {column!r}."
+                f"{shorten_list([names[k] for k in places])}. Call the one that is meant "
+                f"{column!r}."
             )
         if places:
             place[column] = places[0]
@@ -139,7 +140,7 @@ def _warn_of_unused(
     unused = {name: k for k, name in enumerate(names) if name and k not in place.values()}
     if not unused:
         return
-    logger.warning("%s: not used: %s", table, some_of(list(unused), most=20))
+    logger.warning("%s: not used: %s", table, shorten_list(list(unused), most=20))
     for name, k in unused.items():
         if "group" in place and column_key(name) in ("group", *_SYNONYMS["group"]):
             groups: dict[str, set[str]] = {}

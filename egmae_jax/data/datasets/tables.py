@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from egmae_jax.core.errors import some_of
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.data.datasets.base import DataError
 
 # Names of the parts of a data set, as `column_key` has them.
@@ -59,7 +59,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         if len(values) != len(names):
             raise DataError(
                 f"{path}, line {number} has {len(values)} values; its first line names "
-                f"{len(names)} columns: {some_of(names)}."
+                f"{len(names)} columns: {shorten_list(names)}."
             )
     return names, rows[1:]
 

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from egmae_jax.core.errors import MissingExtraError
-from egmae_jax.core.quiet import unlogged
+from egmae_jax.core.quiet import silenced
 from egmae_jax.data.formats.dicom_values import (
     DicomError,
     given,
@@ -100,7 +100,7 @@ def decode(encoded: bytes) -> DicomImage:
     except ImportError:
         raise MissingExtraError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
     try:
-        with unlogged(*_LOGGERS):
+        with silenced(*_LOGGERS):
             dataset = _read(encoded)
             for problem in _problems(dataset):
                 raise DicomError(problem)

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
-from egmae_jax.core.quiet import unlogged
+from egmae_jax.core.quiet import silenced
 from egmae_jax.data.samples import Samples, SamplesError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -31,7 +31,7 @@ def read(encoded: bytes) -> Samples | None:
         mode = image.mode
         values = np.asarray(image) if mode == "I;16" else None
     if values is None:  # of colours of 16 bits Pillow keeps the high byte
-        with unlogged("imagecodecs"):
+        with silenced("imagecodecs"):
             values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last is alpha

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 
-from egmae_jax.core.quiet import unlogged
+from egmae_jax.core.quiet import silenced
 from egmae_jax.data.samples import (
     CMYK,
     CONVERT,
@@ -53,7 +53,7 @@ def read(encoded: bytes) -> Samples:
         SamplesError: the values are of a kind that is not supported; names it. Or the file is cut
             short, holds several images, or too many pixels.
     """
-    with unlogged("tifffile"):
+    with silenced("tifffile"):
         return _read_page(encoded, _open(encoded))
 
 
@@ -62,7 +62,7 @@ def read_unless_pillow(encoded: bytes) -> Samples | None:
 
     These are of at most 8 bits in colours or a compression that libtiff knows better.
     """
-    with unlogged("tifffile"):
+    with silenced("tifffile"):
         try:
             tags = _open(encoded)
         except Exception:  # Pillow says what is wrong, or copes
