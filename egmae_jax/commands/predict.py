@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         unreadable = predictions.predict_files(**options)
     except KeyboardInterrupt:
-        console.stopped(f"by Ctrl-C: {options['out']} is not written.")
+        console.print_stopped(f"by Ctrl-C: {options['out']} is not written.")
         return 130
     if unreadable:
         count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)}"

@@ -133,24 +133,24 @@ def user_errors(status: int = 1) -> Iterator[None]:
     except UserError as error:
         fail(str(error), status)
     except KeyboardInterrupt:
-        stopped("by Ctrl-C, before it was done.")
+        print_stopped("by Ctrl-C, before it was done.")
         sys.exit(130)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Ends the program with a message instead of a traceback."""
-    _say("Error:", message)
+    _print_error("Error:", message)
     sys.exit(status)
 
 
-def stopped(message: str) -> None:
+def print_stopped(message: str) -> None:
     """Says on the terminal that the program was stopped, such as 'by Ctrl-C: ...'."""
     if terminal.is_terminal:
         terminal.show_cursor(True)  # which a progress bar hides
-    _say("Stopped", message)
+    _print_error("Stopped", message)
 
 
-def _say(heading: str, message: str) -> None:
+def _print_error(heading: str, message: str) -> None:
     # File names may hold what rich takes for markup, and what a terminal takes for a command.
     shown = "".join(x if x == "\n" or unicodedata.category(x) != "Cc" else repr(x)[1:-1]
                     for x in message)  # fmt: skip

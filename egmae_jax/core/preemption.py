@@ -50,11 +50,11 @@ class Preempted(BaseException):
     def __init__(self, number: int):
         self.number = number
         self.status = 128 + number
-        super().__init__(_words(number))
+        super().__init__(_message(number))
 
     def exit(self) -> NoReturn:
         """Says so, and ends the program with its status."""
-        _say(str(self))
+        _announce(str(self))
         sys.exit(self.status)
 
 
@@ -65,7 +65,7 @@ class _State:
     number: int = 0  # of the first signal that came, to this process or another; 0: none
     deferred: bool = False  # the handler raises nothing
     protected: bool = False  # steps are being done that are to be saved
-    is_said: bool = False  # on the terminal, that the program was stopped
+    is_announced: bool = False  # on the terminal, that the program was stopped
     place: str = "what the folder holds"  # where the same command goes on
     run: str = ""  # which of several runs of one command is under way
     writer: socket.socket | None = None  # wakes the thread
@@ -101,7 +101,8 @@ def install() -> Callable[[], None]:
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if before is not None:
         before.close()  # which ends its thread
-    thread = threading.Thread(target=_watch, args=(reader, _state), name="signals", daemon=True)
+    watcher = _Watcher(reader, _state)
+    thread = threading.Thread(target=watcher.run, name="signals", daemon=True)
     thread.start()
 
     def undo() -> None:
@@ -135,73 +136,107 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Preempted(_state.number)
 
 
-def _watch(reader: socket.socket, state: _State) -> None:
-    """Tells other hosts of a signal and learns of theirs; ends what cannot be interrupted."""
-    heard, said, told = False, False, False
-    since = None  # when the main thread could have ended first
-    while True:
-        waits = sharding.has_hosts() or (state.number and not said)
-        ready, _, _ = select.select([reader], [], [], _POLL_SECONDS if waits else None)
-        received = reader.recv(4096) if ready else b""
-        if ready and not received:
+class _Watcher:
+    """What the thread does: it shares signals with other hosts and ends what cannot be interrupted.
+
+    Args:
+        reader: gets the number of each signal, in a byte; closed at the end.
+        state: what this process knows of signals.
+    """
+
+    def __init__(self, reader: socket.socket, state: _State):
+        self._reader, self._state = reader, state
+        self._has_signal = False  # to this process
+        self._is_shared = False  # with the other hosts
+        self._has_warned = False
+        self._blocked_since: float | None = None  # when the main thread could have ended
+
+    def run(self) -> None:
+        """Watches until the socket is closed."""
+        while True:
+            must_poll = sharding.has_hosts() or (self._state.number and not self._has_warned)
+            timeout = _POLL_SECONDS if must_poll else None
+            ready, _, _ = select.select([self._reader], [], [], timeout)
+            received = self._reader.recv(4096) if ready else b""
+            if ready and not received:
+                return
+            for number in filter(_SIGNALS.__contains__, received):
+                self._take(number)
+            if sharding.has_hosts():
+                self._share()
+                self._end_if_blocked()
+            if not ready:  # a main thread that can stop has done so by now
+                self._warn_once()
+
+    def _take(self, number: int) -> None:
+        self._state.number = self._state.number or number
+        if self._has_signal and number == signal.SIGINT:
+            _end()
+        self._has_signal = True
+
+    def _share(self) -> None:
+        """Passes a signal of this process on, or raises here what came to another."""
+        state = self._state
+        if state.number and not self._is_shared:
+            sharding.set_key(_KEY, str(state.number))
+        elif not state.number and (number := sharding.get_key(_KEY)):
+            state.number = int(number)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        self._is_shared = bool(state.number)
+
+    def _end_if_blocked(self) -> None:
+        """Ends a process that waits for hosts which have stopped, the first host last."""
+        if not self._state.number or self._state.protected:
+            self._blocked_since = None
             return
-        for number in filter(_SIGNALS.__contains__, received):
-            state.number = state.number or number
-            if heard and number == signal.SIGINT:
-                _end()
-            heard = True
-        if sharding.has_hosts():
-            if state.number and not told:
-                sharding.set_key(_KEY, str(state.number))
-            elif not state.number and (found := sharding.get_key(_KEY)):
-                state.number = int(found)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            told = bool(state.number)
-            if not state.number or state.protected:
-                since = None
-            elif since is None:
-                since = time.monotonic()
-            elif (late := time.monotonic() - since - _GRACE_SECONDS) > 0:
-                host, hosts = sharding.host()
-                if host:
-                    _end(f"{_ENDED}/{host}")
-                if sharding.count_keys(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
-                    _end()
-        if state.number and not (said or state.is_said or ready):  # it has taken a while already
-            said = True
-            under_way = "the steps under way are saved" if state.protected else "this is over"
-            logger.warning(
-                "%s: stopping once %s; Ctrl-C%s ends at once, and the same command then goes on "
-                "from %s%s",
-                _name(state.number),
-                under_way,
-                " again" if state.number == signal.SIGINT else "",
-                state.place,
-                state.run,
-            )
+        now = time.monotonic()
+        self._blocked_since = self._blocked_since or now
+        late = now - self._blocked_since - _GRACE_SECONDS
+        if late <= 0:
+            return
+        host, hosts = sharding.host()
+        if host:
+            _end(f"{_ENDED}/{host}")
+        if sharding.count_keys(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
+            _end()
+
+    def _warn_once(self) -> None:
+        state = self._state
+        if not state.number or self._has_warned or state.is_announced:
+            return
+        self._has_warned = True
+        logger.warning(
+            "%s: stopping once %s; Ctrl-C%s ends at once, and the same command then goes on from "
+            "%s%s",
+            _name(state.number),
+            "the steps under way are saved" if state.protected else "this is over",
+            " again" if state.number == signal.SIGINT else "",
+            state.place,
+            state.run,
+        )
 
 
 def _end(key: str = "") -> None:
     """Ends the process as a kill would, whatever its main thread is doing; leaves a key first."""
     try:
-        _say(_words(_state.number))
+        _announce(_message(_state.number))
         if key:
             sharding.set_key(key, "")
     finally:
         os._exit(128 + _state.number)
 
 
-def _say(words: str) -> None:
-    if not _state.is_said:
-        _state.is_said = True
-        console.stopped(words)
+def _announce(message: str) -> None:
+    if not _state.is_announced:
+        _state.is_announced = True
+        console.print_stopped(message)
 
 
 def _name(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def _words(number: int) -> str:
+def _message(number: int) -> str:
     return f"by {_name(number)}: the same command goes on from {_state.place}{_state.run}."
 
 
@@ -227,7 +262,7 @@ class Deferral:
 
     @property
     def requested(self) -> int:
-        """Number of the signal that came to this process or that it was told of; 0: none."""
+        """Number of the signal that came to this process or to another; 0: none."""
         return _state.number
 
     def stop(self, number: int) -> None:

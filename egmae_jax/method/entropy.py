@@ -56,6 +56,26 @@ def patch_entropy(
         TypeError: the images are not uint8.
         ValueError: another argument is out of its range.
     """
+    _require_valid(images, patch_size, num_bins, color, base)
+    values = patchify(images, patch_size)  # [B, h, w, P*P, C]
+    if color == "per_channel":
+        values = values.swapaxes(-1, -2)  # [B, h, w, C, P*P], one histogram per channel
+    elif color == "joint":
+        values = values.reshape(*values.shape[:3], 1, -1)  # [B, h, w, 1, P*P*C]
+    else:
+        values = _luma(values)[..., None, :]  # [B, h, w, 1, P*P]
+    counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
+    counts, total = counts.astype(jnp.float32), values.shape[-1]
+    # XLA divides by multiplying with the reciprocal: of a flat patch p would not be exactly 1.
+    p = jnp.where(counts == total, 1.0, counts / total)
+    entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
+    return jnp.maximum(entropy, 0.0)  # turns -0 into 0
+
+
+def _require_valid(
+    images: jax.Array, patch_size: int, num_bins: int, color: str, base: float
+) -> None:
+    """Raises TypeError or ValueError as `patch_entropy` documents."""
     if images.dtype != jnp.uint8:
         raise TypeError(
             f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}."
@@ -64,24 +84,10 @@ def patch_entropy(
         raise ValueError(f"patch_size must be at least 1; got {patch_size}.")
     if not 1 <= num_bins <= 256 or 256 % num_bins:
         raise ValueError(f"num_bins must be a divisor of 256; got {num_bins}.")
+    if color not in COLORS:
+        raise ValueError(f"color must be one of {', '.join(COLORS)}; got {color!r}.")
     if base <= 1:
         raise ValueError(f"base must be greater than 1; got {base}.")
-    values = patchify(images, patch_size)  # [B, h, w, P*P, C]
-    if color == "per_channel":
-        values = values.swapaxes(-1, -2)  # [B, h, w, C, P*P], a histogram a channel
-    elif color == "joint":
-        values = values.reshape(*values.shape[:3], 1, -1)  # [B, h, w, 1, P*P*C]
-    elif color == "luma":
-        values = _luma(values)[..., None, :]  # [B, h, w, 1, P*P]
-    else:
-        raise ValueError(f"color must be one of {', '.join(COLORS)}; got {color!r}.")
-    counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
-    total = values.shape[-1]
-    counts = counts.astype(jnp.float32)
-    # XLA divides by multiplying with the reciprocal: of a flat patch p would not be exactly 1.
-    p = jnp.where(counts == total, 1.0, counts / total)
-    entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
-    return jnp.maximum(entropy, 0.0)  # turns -0 into 0
 
 
 def _luma(rgb: jax.Array) -> jax.Array:

@@ -42,24 +42,14 @@ def finetune_step(
         The new state and {"loss", "accuracy"} of the batch, scalars.
     """
     crop_key, flip_key, drop_path_key, dropout_key, noise_key = jax.random.split(key, 5)
-    crop = augment.resized_random_crop(
-        crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
-    )
-    flip = augment.random_flip(flip_key, len(batch))
-    pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
-    images = augment.normalize(pixels)
-    if config.finetune.input_noise > 0:
-        images += augment.pixel_noise(noise_key, images.shape, config.finetune.input_noise)
-    rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
+    images = _augmented(batch, crop_key, flip_key, noise_key, config)
     trained, frozen = partition(state.params, prefixes)
 
     def loss_fn(trained):
+        variables = {"params": merge(frozen, trained), "batch_stats": state.batch_stats}
+        rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
         logits, changes = model.apply(  # equation 8
-            {"params": merge(frozen, trained), "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            rngs=rngs,
-            mutable=["batch_stats"],
+            variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
         )
         # Equations 9 and 10: cross-entropy of the softmax.
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
@@ -71,6 +61,25 @@ def finetune_step(
     accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
     state = state.update(optimizer, gradients, batch_stats)
     return state, {"loss": loss, "accuracy": accuracy}
+
+
+def _augmented(
+    batch: Images,
+    crop_key: jax.Array,
+    flip_key: jax.Array,
+    noise_key: jax.Array,
+    config: FrozenConfigDict,
+) -> jax.Array:
+    """Normalised images [B, H, W, 3], resized, cropped, flipped and made noisy at random."""
+    crop = augment.resized_random_crop(
+        crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
+    )
+    flip = augment.random_flip(flip_key, len(batch))
+    pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
+    images = augment.normalize(pixels)
+    if config.finetune.input_noise > 0:
+        images += augment.pixel_noise(noise_key, images.shape, config.finetune.input_noise)
+    return images
 
 
 def class_probabilities(

@@ -130,7 +130,7 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
         The last state and the best epoch (None without `stage.evaluate`).
 
     Raises:
-        NonFiniteError: a step is not finite, and `stage.policy` does not leave it out.
+        NonFiniteError: a step is not finite, and `stage.policy` does not skip it.
         Preempted: SIGTERM or Ctrl-C came, to any host; the steps done are saved.
     """
     plan, progress = stage.plan, restore(stage)
@@ -151,7 +151,7 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
             if is_finite:
                 progress.add(steps.history)
             else:
-                leave_out_bad_step(stage, progress, feeder, first=steps.first)
+                skip_bad_step(stage, progress, feeder, first=steps.first)
             bar.update(progress.step, steps.history["loss"][-1], steps.images_per_second)
             if progress.step % plan.steps_per_epoch == 0:
                 end_epoch(stage, progress, bar, steps.images_per_second)
@@ -220,13 +220,11 @@ def dispatch(stage: Stage, progress: Progress, feeder: Feeder) -> Steps:
 def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float) -> None:
     """Evaluates, keeps the best, and logs the means of the epoch that has ended."""
     plan, epoch = stage.plan, progress.step // stage.plan.steps_per_epoch
-    left_out = sum(
-        progress.step - plan.steps_per_epoch <= s < progress.step for s in progress.skipped
-    )
-    steps = plan.steps_per_epoch - left_out
+    skipped = sum(s >= progress.step - plan.steps_per_epoch for s in progress.skipped)
+    steps = plan.steps_per_epoch - skipped
     row = {name: total / steps for name, total in progress.sums.items()}
-    if left_out:
-        row["skipped_steps"] = left_out
+    if skipped:
+        row["skipped_steps"] = skipped
     progress.sums = {}
     if stage.evaluate is not None:
         score, validation = stage.evaluate(progress.state.variables)
@@ -289,11 +287,11 @@ def save(stage: Stage, progress: Progress) -> None:
     preemption.set_resume_point(stage.plan.place(progress.step))
 
 
-def leave_out_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: int) -> None:
+def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: int) -> None:
     """Finds the first step that is not finite, of those from `first` on; goes on after it.
 
     Raises:
-        NonFiniteError: it may not be left out, or the device does not compute the same twice.
+        NonFiniteError: it may not be skipped, or the device does not compute the same twice.
     """
     plan = stage.plan
 
@@ -314,18 +312,19 @@ def leave_out_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, firs
     progress.state, progress.step = bad.before, int(bad.before.step)
     if progress.step not in stage.checkpoints.steps:
         save(stage, progress)
-    warning = stage.policy.leave_out(
-        stage=plan.stage,
-        round_index=plan.round_index,
-        step=progress.step + 1,
-        epoch=progress.step // plan.steps_per_epoch + 1,
-        loss=bad.loss,
-        learning_rate=float(stage.schedule(progress.step)),
-        images=[plan.files[i] for i in plan.order[progress.step]],
-        in_a_row=next(
-            n for n in itertools.count() if progress.step - 1 - n not in progress.skipped
-        ),
+    skipped_before = next(
+        n for n in itertools.count() if progress.step - 1 - n not in progress.skipped
     )
+    description = {
+        "stage": plan.stage,
+        "round": plan.round_index,
+        "step": progress.step + 1,
+        "epoch": progress.step // plan.steps_per_epoch + 1,
+        "loss": bad.loss,
+        "learning_rate": float(stage.schedule(progress.step)),
+        "images": [plan.files[i] for i in plan.order[progress.step]],
+    }
+    warning = stage.policy.leave_out(description, in_a_row=skipped_before)
     logger.warning(warning)
     progress.skipped.append(progress.step)
     progress.state = dataclasses.replace(progress.state, step=progress.state.step + 1)

@@ -8,7 +8,7 @@ gradients inside the step would make it compile half as long again on a CPU.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,28 +122,12 @@ class Policy:
     def _name(stage: str, round_index: int, step: int | str) -> str:
         return f"round_{round_index}_{stage.replace('/', '_')}_step_{step}.json"
 
-    def leave_out(
-        self,
-        *,
-        stage: str,
-        round_index: int,
-        step: int,
-        epoch: int,
-        loss: float,
-        learning_rate: float,
-        images: Sequence[str],
-        in_a_row: int,
-    ) -> str:
-        """Describes a step in a file of its own, and decides whether it may be skipped.
+    def leave_out(self, description: Mapping[str, Any], *, in_a_row: int) -> str:
+        """Writes what is known of a step into a file, and decides whether it may be skipped.
 
         Args:
-            stage: 'pretrain', or 'finetune/' and the branch.
-            round_index: round of the stage.
-            step: number of the step, from 1.
-            epoch: number of the epoch, from 1.
-            loss: loss of the step.
-            learning_rate: learning rate of the step.
-            images: files of its batch.
+            description: "stage", "round", "step" and "epoch" (from 1), "loss", "learning_rate" and
+                "images", the files of its batch.
             in_a_row: how many steps just before it were skipped.
 
         Returns:
@@ -152,31 +136,21 @@ class Policy:
         Raises:
             NonFiniteError: the step may not be skipped.
         """
-        culprit = "gradient" if math.isfinite(loss) else "loss"
-        path = self.folder / self._name(stage, round_index, step)
-        skipped = in_a_row < self.max_skipped
-        description = {
-            "stage": stage,
-            "round": round_index,
-            "step": step,
-            "epoch": epoch,
-            "not_finite": culprit,
-            "loss": loss if math.isfinite(loss) else str(loss),
-            "learning_rate": learning_rate,
-            "images": list(images),
-            "skipped": skipped,
-        }
+        stage, step, loss = (description[name] for name in ("stage", "step", "loss"))
+        is_loss, skipped = not math.isfinite(loss), in_a_row < self.max_skipped
+        culprit = "loss" if is_loss else "gradient"
+        path = self.folder / self._name(stage, description["round"], step)
         if sharding.is_primary():
-            write_sealed(path, description)
-        value = "" if math.isfinite(loss) else f" ({loss})"
+            findings = {"not_finite": culprit, "loss": str(loss) if is_loss else loss}
+            write_sealed(path, {**description, **findings, "skipped": skipped})
+        value, epoch = f" ({loss})" if is_loss else "", description["epoch"]
         what = f"The {culprit} of {stage} is not finite{value} at step {step} (epoch {epoch})"
         if skipped:
-            return f"{what}: left out; {path} names its images"
-        section = stage.split("/")[0]
-        before = f" after {in_a_row} that were left out" if in_a_row else ""
+            return f"{what}: skipped; {path} names its images"
+        before = f" after {in_a_row} that were skipped" if in_a_row else ""
         raise NonFiniteError(
             f"{what}{before}; stopped. {path} names its images. The state before it is saved, so "
-            f"the same command repeats the step. {HINT.format(section)} "
+            f"the same command repeats the step. {HINT.format(stage.split('/')[0])} "
             f"--config.nonfinite.max_skipped={in_a_row + 1} goes on without such steps, so many in "
             "a row."
         )

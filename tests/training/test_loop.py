@@ -258,7 +258,7 @@ def test_a_step_that_is_not_finite_stops_the_run_there(
 @pytest.mark.parametrize("culprit", ["loss", "gradient"])
 def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
     bad = (3, 8, 9, 20)
-    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were left out"):
+    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were skipped"):
         _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)
     state, _ = _train(tmp_path / "run", step=_bad(culprit, *bad), max_skipped=2)
 
@@ -273,14 +273,14 @@ def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
     assert int(state.step) == 20
     told = [read_sealed(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
     assert sorted(row["step"] for row in told if row["skipped"]) == list(bad)
-    assert caplog.text.count("left out; ") >= len(bad)
+    assert caplog.text.count("skipped; ") >= len(bad)
     for row, all_five in zip(_rows(tmp_path / "run"), _rows(tmp_path / "expected"), strict=True):
         left_out = row.pop("skipped_steps", 0)
         assert left_out == sum((step - 1) // 5 == row["epoch"] - 1 for step in bad)
         assert row["loss"] == pytest.approx(all_five["loss"] * 5 / (5 - left_out), rel=1e-6)
-    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were left out"):
+    with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were skipped"):
         _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)  # it remembers
-    # A run that was stopped before goes on where more may be left out, to the same bits.
+    # A run that was stopped before goes on where more may be skipped, to the same bits.
     resumed, _ = _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=2)
     assert np.array_equal(resumed.params["w"], expected.params["w"])
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "run")
