@@ -36,6 +36,7 @@ from egmae_jax.deploy.layer_outputs import Program, layer_paths, our_program, th
 from egmae_jax.explain.gradcam import filled
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
+from egmae_jax.models import timm_names
 
 PyTree = Any
 _SHOWN = 10  # files that are printed
@@ -139,7 +140,7 @@ def compare(
     _require(model, image_size, batch, max_images)
     extras.require("torch", "torchvision", "timm", extra="parity")
     tensors, variables = _load(checkpoint, weights, model)
-    num_classes = len(tensors[interop.classifier_bias(model)])
+    num_classes = len(tensors[timm_names.classifier_bias(model)])
     views, unreadable, preprocessing = load_images(Path(folder), image_size, max_images)
     logger.info("Comparing %d images of %d pixels", len(views), image_size)
     network = models.create(model, num_classes)
@@ -188,13 +189,13 @@ def _load(
     checkpoint: str | os.PathLike, weights: str | os.PathLike | None, model: str
 ) -> tuple[Mapping[str, np.ndarray], PyTree]:
     """The tensors of PyTorch's network and the variables of ours."""
-    library, tensors = interop.as_timm(read_checkpoint(Path(checkpoint)), model)
+    library, tensors = timm_names.as_timm(read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
     variables = _convert(tensors, model, checkpoint)
     if weights is not None:
         variables = interop.load(weights, model, finite=False)
-        theirs = len(tensors[interop.classifier_bias(model)])
+        theirs = len(tensors[timm_names.classifier_bias(model)])
         if (ours := len(variables["params"]["head"]["fc"]["bias"])) != theirs:
             raise CompareError(
                 f"{weights} has {ours} classes, {checkpoint} {theirs}; they must be the same."

@@ -59,11 +59,11 @@ class Model(Protocol):
 class Spec(NamedTuple):
     """What is known of a network by its name."""
 
-    family: str  # names its table of parameters, `models.timm.PATTERNS`
+    family: str  # names its table of parameters, `models.timm_names.PATTERNS`
     build: Callable[..., Any]  # (num_classes, drop_path_rate, dtype, frozen) -> the module
     weights: str  # hub id or address of its ImageNet weights; '' if there are none
     backbone: str  # the network whose ImageNet weights it starts from; mostly itself
-    patterns: Patterns  # of a family that `models.timm.PATTERNS` does not have
+    patterns: Patterns  # of a family that `models.timm_names.PATTERNS` does not have
 
 
 _SPECS: dict[str, Spec] = {}
@@ -84,11 +84,11 @@ def register(
         name: timm's or torchvision's, where they have the network.
         build: called with the keywords num_classes, drop_path_rate, dtype and frozen, returns a
             `Model`.
-        family: of networks whose parameters have the same names, see `models.timm.PATTERNS`.
+        family: of networks whose parameters have the same names, see `models.timm_names.PATTERNS`.
         weights: hub id of its ImageNet weights, with its full tag.
         backbone: another network whose ImageNet weights it starts from.
         patterns: names of its parameters in PyTorch, (regular expression of our path, key, layout),
-            unless `models.timm.PATTERNS` has the family. Runs are saved in these names.
+            unless `models.timm_names.PATTERNS` has the family. Runs are saved in these names.
     """
     _SPECS[name] = Spec(family, build, weights, backbone or name, patterns)
 
@@ -157,7 +157,7 @@ def imagenet_model(name: str) -> str:
 
 
 def patterns(name: str) -> Patterns:
-    """Names of the network's parameters in PyTorch; () where `models.timm.PATTERNS` has them."""
+    """The network's own names of parameters in PyTorch; () if `timm_names.PATTERNS` has them."""
     return _spec(name).patterns
 
 

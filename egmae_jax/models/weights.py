@@ -30,7 +30,7 @@ class MissingWeightsError(UserError):
 
 
 def is_hub_id(source: str | os.PathLike) -> bool:
-    """Whether `locate` would look for a source on the hub: it is no file, folder or address."""
+    """Whether `locate` looks for a source on the hub, as it is no file, folder or address."""
     path = Path(source).expanduser()
     repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) is not None
@@ -38,7 +38,15 @@ def is_hub_id(source: str | os.PathLike) -> bool:
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The file that `source` stands for (see `models.timm.load`), fetched where needed."""
+    """Finds the file that a source of weights stands for, and fetches it from the hub if needed.
+
+    Args:
+        source: as for `models.timm.load`.
+
+    Raises:
+        CheckpointError: it is a pickle, which may run code.
+        MissingWeightsError: there are no weights there; the message says how to get them.
+    """
     if str(source).startswith("https://"):
         file = str(source).rsplit("/", 1)[-1].split("-")[0] + ".safetensors"
         raise MissingWeightsError(
@@ -60,9 +68,13 @@ def locate(source: str | os.PathLike) -> Path:
         path = path / "model.safetensors"
     if path.is_file():
         return path
-    repo_id = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
     if not is_hub_id(source):
         raise MissingWeightsError(f"There is no file {path}.")
+    return _fetch(str(source).removeprefix("hf-hub:").removeprefix("hf_hub:"))
+
+
+def _fetch(repo_id: str) -> Path:
+    """The weights of a repository on the hub, from the local cache where they are there."""
     cached = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors")
     if isinstance(cached, str):
         return Path(cached)
@@ -83,10 +95,10 @@ def locate(source: str | os.PathLike) -> Path:
     # What went wrong with the network lies at the end of the chain.
     while unreachable.__cause__ is not None:
         unreachable = unreachable.__cause__
-    said = " ".join(str(unreachable).split())[:200]
+    reason = " ".join(str(unreachable).split())[:200]
     raise MissingWeightsError(
         f"The weights {repo_id!r} are neither in the local hub cache nor could they be fetched "
-        f"({type(unreachable).__name__}: {said}). With network: "
+        f"({type(unreachable).__name__}: {reason}). With network: "
         f"`hf download {repo_id} model.safetensors`. Without: fetch that file elsewhere and give "
         "its path."
     )

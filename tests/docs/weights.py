@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from egmae_jax import models
-from egmae_jax.models import timm
+from egmae_jax.models import timm_names
 
 CLASSES = 1000  # ImageNet's
 
@@ -19,7 +19,7 @@ def write(path: Path, model_name: str) -> Path:
     tensors: dict[str, Any] = {
         # Variances must be positive, and what scales a block near nothing, as in trained networks.
         key: np.abs(rng.normal(scale=0.05, size=shape)).astype(np.float32)
-        for key, (_, shape, _) in timm._expected(model_name, CLASSES).items()
+        for key, (_, shape, _) in timm_names.expected_tensors(model_name, CLASSES).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":

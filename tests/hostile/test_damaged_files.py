@@ -30,7 +30,7 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.data import splits
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
-from egmae_jax.models import timm
+from egmae_jax.models import timm, timm_names
 from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.timm import CheckpointError
@@ -212,7 +212,7 @@ def test_a_compressed_npz_of_weights_is_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def squeezenet():
-    expected = timm._expected("squeezenet1_1", 2)
+    expected = timm_names.expected_tensors("squeezenet1_1", 2)
     return {key: np.full(shape, 0.5, np.float32) for key, (_, shape, _) in expected.items()}
 
 

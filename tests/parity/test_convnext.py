@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from egmae_jax import models
 from egmae_jax.models import timm as interop
+from egmae_jax.models import timm_names
 from tests import torch_reference
 
 torch = torch_reference.torch()
@@ -218,7 +219,7 @@ def test_facebooks_names_are_read_as_timm_reads_them(name):
     assert {key: x.shape for key, x in expected.items()} == {
         key: x.shape for key, x in theirs.state_dict().items()
     }
-    library, ours = interop.as_timm({k: x.numpy() for k, x in facebooks.items()}, name)
+    library, ours = timm_names.as_timm({k: x.numpy() for k, x in facebooks.items()}, name)
     assert library == "Facebook's"
     assert ours.keys() == expected.keys()
     for key, x in expected.items():
