@@ -74,7 +74,7 @@ def run(
     cache = Path(str(config.data.cache_dir)).expanduser()
     require_own_folder(workdir, config)
     with (
-        preemption.outranks_errors(),
+        preemption.treat_lost_hosts_as_preemption(),
         explain_storage_errors(workdir, cache),
         lock(workdir),
         platform.compilation_cache(cache / "compiled"),

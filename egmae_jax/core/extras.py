@@ -18,7 +18,7 @@ def require(*libraries: str, extra: str) -> None:
 
     Args:
         *libraries: names of modules, torch before what needs it.
-        extra: of this package, which brings them.
+        extra: extra of this package that installs them.
 
     Raises:
         MissingExtraError: one cannot be imported; says which extra brings it.

@@ -48,7 +48,7 @@ def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFi
     so the traceback is logged: the fault may be this program's.
 
     Args:
-        path: of the file.
+        path: path of the file.
         reason: what cannot be done with it.
         error: what its use raised.
         remedy: what to do.
@@ -85,11 +85,11 @@ def explain_storage_errors(*folders: Path) -> Iterator[None]:
     What the system refuses of a file is told only where the file lies in one of the folders.
 
     Args:
-        folders: that the user has named, and files.
+        folders: folders and files that the user has named.
 
     Raises:
-        StorageError: in place of an error of a disk.
-        AccessError: in place of what the system refuses of a file in the folders.
+        StorageError: a disk is full, broken or read-only.
+        AccessError: the system refuses a file in the folders.
     """
     try:
         yield
@@ -219,7 +219,7 @@ def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """A file to write that is at `path` once the block ends, and not at all if it fails.
 
     Args:
-        path: of the file; its folder is made.
+        path: path of the file, whose folder is made if needed.
         mode: 'w' or 'wb'.
         **options: of `open`.
 

@@ -10,7 +10,7 @@ import jax
 
 from egmae_jax.core import sharding
 
-SHARE = 0.3  # of the memory for images of one kind; the rest is for the network and its gradients
+SHARE = 0.3  # share of memory for images; the rest is for the network and its gradients
 _UNKNOWN = 8e9  # bytes, where the system does not say
 
 
@@ -38,7 +38,7 @@ def _of_the_host(root: Path = Path("/")) -> float:
     """Bytes that can be taken on this host now.
 
     Args:
-        root: of the file system, which tests replace.
+        root: root of the file system, which tests replace.
     """
     limits = [*_free(root), *_free_in_cgroups(root)]
     if not limits:

@@ -178,7 +178,7 @@ def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Calla
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=static_argnames)
     def traced(forms, *args, **named):
-        del forms  # of the platform, which JAX must not take for those of another
+        del forms  # makes JAX trace anew for another platform
         with set_xla_metadata(inlineable="true"):  # what is called from within
             return function(*args, **named)
 
@@ -229,7 +229,7 @@ def _works(options: dict[str, Any]) -> bool:
 
 
 def materialize(tree: Any) -> Any:
-    """The same arrays, written to memory before anything is computed from them.
+    """Returns the same arrays, written to memory before anything is computed from them.
 
     On other platforms than the CPU nothing is done: their compilers fuse well.
     """

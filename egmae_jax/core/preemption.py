@@ -41,7 +41,7 @@ class Preempted(BaseException):
     No handler of errors may catch it.
 
     Args:
-        number: of the signal, SIGINT or SIGTERM.
+        number: number of the signal, SIGINT or SIGTERM.
 
     Attributes:
         status: exit status, 128 and the signal's number, as shells have it.
@@ -62,7 +62,7 @@ class Preempted(BaseException):
 class _State:
     """What this process knows of signals."""
 
-    number: int = 0  # of the first signal that came, to this process or another; 0: none
+    number: int = 0  # the first signal that came to this or another process; 0: none came
     deferred: bool = False  # the handler raises nothing
     protected: bool = False  # steps are being done that are to be saved
     is_announced: bool = False  # on the terminal, that the program was stopped
@@ -75,12 +75,12 @@ _state = _State()
 
 
 def set_resume_point(place: str) -> None:
-    """Keeps where the same command would go on from now on, such as 'step 8 of 345 of pretrain'."""
+    """Sets where the same command would go on from, such as 'step 8 of 345 of pretrain'."""
     _state.place = place
 
 
 def set_run_name(name: str) -> None:
-    """Keeps which of several runs of one command begins, for the words."""
+    """Sets which of several runs of one command is under way, for the messages."""
     _state.run, _state.place = f", {name}", "what the folder holds"
 
 
@@ -116,15 +116,15 @@ def install() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def outranks_errors() -> Iterator[None]:
+def treat_lost_hosts_as_preemption() -> Iterator[None]:
     """On several hosts, takes an error after a signal for the end of another host.
 
     Raises:
-        Preempted: in place of such an error.
+        Preempted: such an error came; it is the cause.
     """
     try:
         yield
-    except Exception as error:  # of JAX and what it calls: their connection to a host is lost
+    except Exception as error:  # JAX and what it calls: the connection to a host is lost
         if _state.number and sharding.has_hosts():
             raise Preempted(_state.number) from error
         raise
@@ -254,7 +254,7 @@ class Deferral:
         return self
 
     def begin(self) -> None:
-        """From here on there are steps to save; all hosts call it."""
+        """Makes signals wait from here on, as there are steps to save; all hosts call it."""
         if not self._has_begun:
             self._has_begun = _state.deferred = True
             sharding.wait_for_all("training has begun")  # one that has stopped never comes

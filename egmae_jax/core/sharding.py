@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 from egmae_jax.core.errors import UserError
 
 PyTree = Any
-_BATCH = P(("data", "fsdp"))  # of arrays whose first axis is the batch
+_BATCH = P(("data", "fsdp"))  # for arrays whose first axis is the batch
 _SPLIT_ELEMENTS = 2**14  # parameters with fewer stay whole: splitting saves less than it costs
 # How the schedulers that JAX knows say that there are several processes.
 _CLUSTERS = (
@@ -81,7 +81,7 @@ def join_hosts(
             process_id,
             heartbeat_timeout_seconds=timeout_seconds,
         )
-    except (ValueError, RuntimeError) as error:  # of an address, a number, a process that is away
+    except (ValueError, RuntimeError) as error:  # a wrong address or number, a process that is away
         raise DeviceError(f"The hosts cannot be joined: {error}") from error
     if jax.default_backend() == "cpu":
         # In a program that XLA reads back from the cache the exchanges between CPUs have lost their
@@ -129,9 +129,9 @@ def host() -> tuple[int, int]:
 
 
 def set_key(key: str, value: str) -> None:
-    """Leaves a word for the other processes at once, whatever they are doing; the last one stays.
+    """Sets a key that the other processes can read at once, whatever they are doing.
 
-    From any thread; where the coordination service is gone nobody is told.
+    Any thread may call it. Where the coordination service is gone, nothing happens.
     """
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -140,7 +140,7 @@ def set_key(key: str, value: str) -> None:
 
 
 def get_key(key: str) -> str | None:
-    """What a process has left under `key`; None: nothing, or the service is gone."""
+    """Reads the value that a process has set; None if there is none or the service is gone."""
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # NOT_FOUND is one
         return client.key_value_try_get(key) if client is not None else None
@@ -148,7 +148,7 @@ def get_key(key: str) -> str | None:
 
 
 def count_keys(folder: str) -> int:
-    """How many keys the processes have left that begin with 'folder/'."""
+    """Counts the keys set by processes that begin with 'folder/'."""
     client = distributed.global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         return len(client.key_value_dir_get(folder)) if client is not None else 0
@@ -185,7 +185,7 @@ def mesh_shape(count: int, data: int, fsdp: int, batch_sizes: Sequence[int]) -> 
     """How many devices there are along 'data', 'fsdp' and 'copy'.
 
     Args:
-        count: of all devices.
+        count: number of all devices.
         data: along 'data'; -1 takes as many as there are and the batches can be divided among.
         fsdp: along 'fsdp'.
         batch_sizes: that are split along both.

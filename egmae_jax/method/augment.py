@@ -44,9 +44,9 @@ def pixel_noise(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array
     """Gaussian noise for normalised images [..., 3].
 
     Args:
-        key: for all of it.
-        shape: of the images.
-        std: as a share of the pixels' whole range, before normalisation.
+        key: random key.
+        shape: shape of the images.
+        std: standard deviation as a share of the pixels' range, before normalisation.
     """
     return std / jnp.array(STD) * jax.random.normal(key, shape)
 
@@ -61,7 +61,7 @@ def random_resized_crop(
     """Rectangles as torchvision's RandomResizedCrop draws them (paper section 4.2, pre-training).
 
     Args:
-        key: for all rectangles.
+        key: random key of all rectangles.
         sizes: int32 [B, 2], height and width of each image.
         scale: bounds of the rectangle's share of the image's area.
         ratio: bounds of its width / height, drawn log-uniformly.
@@ -187,7 +187,7 @@ def _resampling(
     size: int,
 ) -> _Axis:
     """Pillow's antialiased bilinear filter along one axis of `length` pixels."""
-    taps = math.ceil(2 * max(1.0, length / size))  # of the largest rectangle
+    taps = math.ceil(2 * max(1.0, length / size))  # enough for the largest rectangle
     step = (extent / size)[:, None, None]
     support = jnp.maximum(step, 1.0)
     pixel = jnp.arange(size, dtype=jnp.float32)[:, None]

@@ -70,7 +70,7 @@ def corrupt(
     """Corrupts images by one of `kinds()`.
 
     Args:
-        key: of the noise, or of the choice of patches.
+        key: random key of the noise, or of the choice of patches.
         images: float32 [B, H, W, C], normalised.
         entropy: [B, H/P, W/P] of `patch_entropy`, of the same images.
         kind: 'entropy_noise' (the paper), 'uniform_noise', 'entropy_topk', 'entropy_sampled',

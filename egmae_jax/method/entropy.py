@@ -46,7 +46,7 @@ def patch_entropy(
         num_bins: bins of equal width over the 256 values; a divisor of 256.
         color: 'per_channel' averages the channels' entropies, 'joint' pools the values of all
             channels into one histogram, 'luma' takes the grey value (ITU-R 601, as Pillow's 'L').
-        base: of the logarithm; e gives nats.
+        base: base of the logarithm; e gives nats.
 
     Returns:
         float32 [B, H/P, W/P] in [0, log(min(num_bins, values in a patch))]. A flat patch has

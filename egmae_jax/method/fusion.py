@@ -15,7 +15,7 @@ TINY = 1e-6  # below it a probability's logarithm says nothing more
 class Fusion(NamedTuple):
     """How branches are fused."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     # JSON-like, which results.json keeps. 'weighted': "weights", a number per branch. 'stacked':
     # "classes" [S], "coefficients" [S, K * C] and "intercepts" [S] of a logistic regression.
     fitted: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Fusion(NamedTuple):
         coefficients = coefficients.reshape(-1, count, num_classes)
         scores = xp.einsum("knc,skc->ns", xp.log(xp.maximum(stacked, TINY)), coefficients)
         scores = scores + np.asarray(self.fitted["intercepts"], dtype)
-        if scores.shape[1] == 1:  # of two classes scikit-learn has the second's
+        if scores.shape[1] == 1:  # for two classes scikit-learn has the second's alone
             scores = xp.concatenate([xp.zeros_like(scores), scores], axis=1)
         odds = xp.exp(scores - scores.max(axis=1, keepdims=True))
         # A class that validation lacks stays at 0.

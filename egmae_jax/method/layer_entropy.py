@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MODES = ("all", "head", "low_entropy", "random")
-_FINE_BINS = 4096  # of a channel's histogram while its range is not known
+_FINE_BINS = 4096  # bins of a channel's histogram while its range is not known
 
 
 def select(

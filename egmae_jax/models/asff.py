@@ -19,8 +19,8 @@ from egmae_jax.models.layers import ConvNorm, tap
 from egmae_jax.models.registry import register
 from egmae_jax.models.resnet import RESNETS, ResNet, conv_init
 
-WIDTH = 512  # of both branches
-HIDDEN = 32  # of the layer between the pooled branches and their weights
+WIDTH = 512  # channels of both branches
+HIDDEN = 32  # width of the layer between the pooled branches and their weights
 
 
 class Fusion(nn.Module):

@@ -22,9 +22,9 @@ class BatchNorm(nn.Module):
     Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
 
     Attributes:
-        frozen: in training, too, normalises by the running statistics and leaves them.
-        dtype: of the result; statistics are computed in float32.
-        scale_init: what the scales start from.
+        frozen: whether training, too, normalises by the running statistics and keeps them.
+        dtype: dtype of the result; statistics are computed in float32.
+        scale_init: initializer of the scales.
     """
 
     frozen: bool = False

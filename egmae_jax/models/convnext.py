@@ -212,8 +212,8 @@ class ConvNeXt(nn.Module):
 
     fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
     stride = TOTAL_STRIDE
-    min_size = TOTAL_STRIDE  # of image sides,
-    needs_multiple = True  # which must be multiples of the stride
+    min_size = TOTAL_STRIDE  # least image side in pixels
+    needs_multiple = True  # image sides must be multiples of the stride
 
     def setup(self):
         self.stem = Stem(self.dims[0], dtype=self.dtype)
@@ -290,5 +290,5 @@ def register_convnext(name: str, depths: tuple[int, ...], dims: tuple[int, ...],
 
 for _size, (_depths, _dims, _tag) in _SIZES.items():
     register_convnext(f"convnext_{_size}", _depths, _dims, _tag)
-    if _size != "small":  # of which there is no V2
+    if _size != "small":  # there is no V2 of this size
         register_convnext(f"convnextv2_{_size}", _depths, _dims, "fcmae_ft_in1k")

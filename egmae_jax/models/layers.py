@@ -31,13 +31,13 @@ class Conv(nn.Module):
     """Convolution with PyTorch's symmetric zero padding; its output is tapped.
 
     Attributes:
-        features: output channels.
-        kernel_size: of a square kernel.
-        strides: likewise.
-        padding: zeros on each side.
-        use_bias: whether there is one.
-        dtype: of compute.
-        kernel_init: how a new kernel is drawn.
+        features: number of output channels.
+        kernel_size: side of the square kernel in pixels.
+        strides: step along both axes in pixels.
+        padding: zeros added on each side, in pixels.
+        use_bias: whether a bias is added.
+        dtype: compute dtype.
+        kernel_init: initializer of the kernel.
     """
 
     features: int

@@ -63,7 +63,7 @@ class Spec(NamedTuple):
     build: Callable[..., Any]  # (num_classes, drop_path_rate, dtype, frozen) -> the module
     weights: str  # hub id or address of its ImageNet weights; '' if there are none
     backbone: str  # the network whose ImageNet weights it starts from; mostly itself
-    patterns: Patterns  # of a family that `models.timm_names.PATTERNS` does not have
+    patterns: Patterns  # names of parameters, where `models.timm_names.PATTERNS` lacks the family
 
 
 _SPECS: dict[str, Spec] = {}
@@ -84,7 +84,7 @@ def register(
         name: timm's or torchvision's, where they have the network.
         build: called with the keywords num_classes, drop_path_rate, dtype and frozen, returns a
             `Model`.
-        family: of networks whose parameters have the same names, see `models.timm_names.PATTERNS`.
+        family: networks of one family share names of parameters, see `models.timm_names.PATTERNS`.
         weights: hub id of its ImageNet weights, with its full tag.
         backbone: another network whose ImageNet weights it starts from.
         patterns: names of its parameters in PyTorch, (regular expression of our path, key, layout),

@@ -28,10 +28,10 @@ class ResidualBlock(nn.Module):
     """What both kinds of blocks have: relu(shortcut(x) + drop_path(branch(x))).
 
     Attributes:
-        features: of the 3x3 convolutions; the block gives `expansion` times as many.
-        strides: of the block.
+        features: channels of the 3x3 convolutions; the output has `expansion` times as many.
+        strides: step of the block along both axes in pixels.
         frozen: convolutions of this block whose norm is frozen, such as 'conv1'.
-        dtype: of compute.
+        dtype: compute dtype.
     """
 
     features: int
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     expansion = 1
-    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # of the branch's convolutions
+    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # sides of the branch's kernels
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -127,7 +127,7 @@ class ResNet(nn.Module):
     # Parameters that ImageNet weights do not give.
     fresh_prefixes: ClassVar[tuple[str, ...]] = ("head/fc/",)
     stride = 32  # input pixels, along each side, per feature of the last stage
-    min_size = 32  # of image sides, which need not be multiples of the stride
+    min_size = 32  # least image side in pixels; it need not be a multiple of the stride
     needs_multiple = False
 
     def setup(self):

@@ -97,7 +97,7 @@ class SqueezeNet(nn.Module):
         drop_path_rate: must be 0: there are no residual branches.
         dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
         frozen: layers (keys of `layers`) that are not trained; of no effect, there are no norms.
-        dropout_rate: of the features, in training.
+        dropout_rate: rate at which features are dropped in training.
     """
 
     version: str
@@ -109,7 +109,7 @@ class SqueezeNet(nn.Module):
 
     fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
     stride = 16  # input pixels, along each side, per feature of the last map
-    min_size = 32  # of image sides, which need not be multiples of the stride
+    min_size = 32  # least image side in pixels; it need not be a multiple of the stride
     needs_multiple = False
 
     def __post_init__(self):

@@ -40,7 +40,7 @@ def load(
     finite: bool = True,
     classifier: bool = True,
 ) -> PyTree:
-    """Reads a checkpoint of timm's or torchvision's.
+    """Reads a checkpoint in timm's or torchvision's names.
 
     Args:
         source: a `.safetensors` or `.npz` file, a folder that holds `model.safetensors`, or a hub
@@ -83,7 +83,7 @@ def convert(
     """Converts tensors in PyTorch's names and layouts into our variables.
 
     Args:
-        tensors: of every variable of the model, and no others but batch norm's counters.
+        tensors: one for every variable of the model, and no others but batch norm's counters.
         model_name: one of `models.names()`.
         source: where they come from, for the error.
         classifier: refuses tensors without one; else its place is taken by zeros.

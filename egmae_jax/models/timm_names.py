@@ -190,7 +190,7 @@ def as_timm(
             continue
         names = {key: _first_match(patterns, key) or key for key in tensors}
         if len(set(names.values())) < len(names):
-            continue  # of two networks
+            continue  # two networks in one file
         shapes = {k: x for k, (_, x, _) in expected_tensors(model_name, 1).items()}
         return library, {
             name: _without_ones(tensors[key], shapes.get(name)) for key, name in names.items()

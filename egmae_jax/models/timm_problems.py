@@ -19,7 +19,7 @@ from egmae_jax.models.timm_names import (
     with_classifier,
 )
 
-_SPARSE = re.compile(r"\.dwconv\.kernel$")  # of Facebook's pre-training of ConvNeXt V2
+_SPARSE = re.compile(r"\.dwconv\.kernel$")  # Facebook's pre-training of ConvNeXt V2
 _SHOWN = 10  # tensors that an error names
 # Of the first layer, whose tensors tell best what network they are of.
 _STEM = re.compile(r": (.+[./])?(stem|conv1|features\.0|downsample_layers\.0|embeddings)\.")

@@ -21,7 +21,8 @@ from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
 
 PyTree = Any
-FORMAT = 2  # of a checkpoint's tree; in 1, which was not written down, params held batch_stats
+# Version of a checkpoint's tree. In 1, which wrote no version, params held batch_stats.
+FORMAT = 2
 _RECORD = "{step}.sha256.json"
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # of a process that was killed as it saved
+                cleanup_tmp_directories=True,  # left by a process that was killed as it saved
             ),
         )
 

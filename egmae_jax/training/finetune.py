@@ -88,7 +88,7 @@ def class_probabilities(
     """Class probabilities of images in the evaluation view (equation 9).
 
     Args:
-        variables: of the classifier.
+        variables: variables of the classifier.
         pixels: uint8 [B, H, W, 3 or 1].
         noise: added to the normalised images.
         model: the classifier.

@@ -21,8 +21,8 @@ HEAD = ("head/", "fusion/")  # parameters of no layer: they always train
 class Selection(NamedTuple):
     """What trains of a network."""
 
-    prefixes: tuple[str, ...]  # of the paths of the parameters that train
-    frozen: frozenset[str]  # addresses of the layers that do not
+    prefixes: tuple[str, ...]  # path prefixes of the parameters that train
+    frozen: frozenset[str]  # addresses of the layers that do not train
 
 
 def sizes(layers: Mapping[str, Sequence[str]], params: PyTree) -> dict[str, int]:
@@ -96,8 +96,8 @@ def layer_entropies(
     images are seen once: the range need not be known before.
 
     Args:
-        model: with `layers`.
-        variables: of the model.
+        model: a `Model`, whose `layers` are measured.
+        variables: variables of the model.
         batches: normalised images [B, H, W, 3] and validity [B], 0 for padding.
 
     Returns:

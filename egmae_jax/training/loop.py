@@ -28,8 +28,9 @@ from egmae_jax.training.state import TrainState
 
 PyTree = Any
 logger = logging.getLogger(__name__)
-_DISPATCH_SECONDS = 1.0  # aimed at, with at least
-_MIN_STEPS = 4  # of a dispatch: on CPU each gets its memory anew, a tenth of a long step's time
+_DISPATCH_SECONDS = 1.0  # target duration of a dispatch
+# Least steps of a dispatch: on a CPU each allocates its memory anew, a tenth of a long step's time.
+_MIN_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Stage:
     """What a stage of training is made of."""
 
     plan: Plan
-    program: Callable  # of `compile_steps`
+    program: Callable  # the result of `compile_steps`
     create: Callable[[], TrainState]  # makes the initial state, on the devices
     feed: Callable[[], Resident | Stream]  # makes what feeds the steps; called if there are any
     schedule: optax.Schedule  # the learning rate, for the log
@@ -111,9 +112,9 @@ class Progress:
     """How far a stage has come: what a checkpoint holds."""
 
     state: TrainState
-    step: int  # of `state`, on the host
+    step: int  # number of steps that led to `state`, on the host
     best: Best | None = None
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of the epoch under way
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # metrics over this epoch
     skipped: list[int] = dataclasses.field(default_factory=list)  # steps left out
 
     def add(self, history: Mapping[str, np.ndarray]) -> None:

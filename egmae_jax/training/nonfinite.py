@@ -48,7 +48,7 @@ class BadStep(NamedTuple):
 
     before: Any  # the state that it began from
     history: dict[str, np.ndarray]  # metrics of the good steps before it
-    loss: float  # of the step itself; where it is finite, its gradient is not
+    loss: float  # the step's loss; where it is finite, its gradient is not
 
 
 def find(

@@ -25,7 +25,7 @@ class TrainState:
     step: jax.Array  # int32, steps done
     params: PyTree  # all parameters of the network
     batch_stats: PyTree  # running statistics of batch norms; {} for a network without any
-    opt_state: PyTree  # of the parameters that train
+    opt_state: PyTree  # optimizer state of the parameters that train
 
     @classmethod
     def create(

@@ -379,7 +379,7 @@ try:
     print("here", flush=True)
     if sys.argv[2] == sys.argv[3]:
         time.sleep(600)  # as one that still prepares its data
-    with preemption.outranks_errors():
+    with preemption.treat_lost_hosts_as_preemption():
         sharding.wait_for_all("both are ready")  # which nothing interrupts
 except preemption.Preempted as stop:
     stop.exit()

@@ -15,7 +15,7 @@ from jax import lax
 from egmae_jax.core.platform import by_platform, custom_vjp, materialize, subroutine
 from egmae_jax.models.kernels.operations import column_sums
 
-_MAX_ROWS = 7  # of the image, summed at a time by the kernel's gradient
+_MAX_ROWS = 7  # image rows that the kernel's gradient sums at a time
 
 
 @subroutine
@@ -54,7 +54,7 @@ def _shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 @_shifted.defjvp
 def _shifted_jvp(primals, tangents):
-    """By XLA's convolution: gradients of 49 multiply-adds, one by one, take 14 GB in a step."""
+    """Uses XLA's convolution, as gradients of 49 multiply-adds would take 14 GB in a step."""
     (x, kernel, _), (x_tangent, kernel_tangent, bias_tangent) = primals, tangents
     tangent = depthwise_conv_plain(x_tangent, kernel, bias_tangent)
     tangent += depthwise_conv_plain(x, kernel_tangent, jnp.zeros_like(bias_tangent))
@@ -107,7 +107,7 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     batch, height, width, channels = x.shape
     padded, gradient = _pad(x, size).astype(jnp.float32), gradient.astype(jnp.float32)
     rows = max(n for n in range(1, _MAX_ROWS + 1) if height % n == 0)
-    blocks = height // rows  # of an image
+    blocks = height // rows  # blocks of rows in an image
 
     # Unknown to the compiler, or it would write a program for each.
     columns = materialize([jnp.int32(j) for j in range(size)])
