@@ -82,7 +82,7 @@ _RIEGELI = re.compile(r"\b(?:open|write|close|fsync|ftruncate)\(\) failed: (.+?)
 def explain_storage_errors(*folders: Path) -> Iterator[None]:
     """Turns the errors of full, broken, read-only and forbidden places into a sentence.
 
-    What the system refuses of a file is told only where the file lies in one of the folders.
+    A file that the system refuses is reported only if it lies in one of the folders.
 
     Args:
         folders: folders and files that the user has named.
@@ -273,8 +273,8 @@ def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
     except RecursionError:
         raise DamagedFileError(path, "it is nested too deeply", remedy) from None
     if not isinstance(content, kind):
-        found = type(content).__name__
-        raise DamagedFileError(path, f"it holds a {found}, not a {kind.__name__}", remedy)
+        held = type(content).__name__
+        raise DamagedFileError(path, f"it holds a {held}, not a {kind.__name__}", remedy)
     return content
 
 

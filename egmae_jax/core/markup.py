@@ -41,8 +41,8 @@ def latex(value: str) -> str:
     return _LATEX.sub(_latex_of, printable(value))
 
 
-def _latex_of(found: re.Match[str]) -> str:
-    sign = found[0]
-    if found[1]:
+def _latex_of(match: re.Match[str]) -> str:
+    sign = match[0]
+    if match[1]:
         return sign + "{}"
     return _LATEX_COMMANDS.get(sign, "\\" + sign)

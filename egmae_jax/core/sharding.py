@@ -61,10 +61,10 @@ def join_hosts(
 
     Args:
         coordinator: address and port of process 0, such as '10.0.0.1:1234'. Without it TPU pods,
-            SLURM and Open MPI are found by themselves, and elsewhere the process is alone.
+            SLURM and Open MPI are recognised, and elsewhere the process is alone.
         num_processes: how many there are.
         process_id: which one this is, from 0.
-        timeout_seconds: a process that is not heard of for so long is dead: the others then end.
+        timeout_seconds: silence after which the others take a process for dead, and end.
 
     Raises:
         DeviceError: only some of the three are given, or the processes do not find each other.
@@ -72,7 +72,7 @@ def join_hosts(
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise DeviceError("--coordinator, --num_processes and --process_id belong together.")
-    if not any(given) and not any(found(os.environ) for found in _CLUSTERS):
+    if not any(given) and not any(is_there(os.environ) for is_there in _CLUSTERS):
         return
     try:
         jax.distributed.initialize(
@@ -100,9 +100,9 @@ def require_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter of JAX_PLATFORMS=cuda
         wanted = os.environ.get("JAX_PLATFORMS")
         asked = f", JAX_PLATFORMS being {wanted!r}" if wanted else ""
-        said = str(error).split("(")[0].strip(" .") or "without a word"
+        reason = str(error).split("(")[0].strip(" .") or "no reason given"
         raise DeviceError(
-            f"JAX finds no device{asked} ({said}). The extras gpu and tpu install what it needs: "
+            f"JAX finds no device{asked} ({reason}). The extras gpu and tpu install what it needs: "
             "pip install -e '.[gpu]'."
         ) from error
 

@@ -231,14 +231,14 @@ class ConvNeXt(nn.Module):
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Address of each spatial convolution -> prefixes of the layer's parameters, in order."""
-        found: dict[str, tuple[str, ...]] = {"stem/conv": ("stem/",)}
+        layers: dict[str, tuple[str, ...]] = {"stem/conv": ("stem/",)}
         for stage, depth in enumerate(self.depths):
             if stage:
-                found[f"stages_{stage}/downsample/conv"] = (f"stages_{stage}/downsample/",)
+                layers[f"stages_{stage}/downsample/conv"] = (f"stages_{stage}/downsample/",)
             for index in range(depth):
                 block = f"stages_{stage}/blocks_{index}"
-                found[f"{block}/depthwise"] = (f"{block}/",)
-        return found
+                layers[f"{block}/depthwise"] = (f"{block}/",)
+        return layers
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalised images [B, H, W, 3] -> features of the last stage [B, H/32, W/32, dims[-1]].

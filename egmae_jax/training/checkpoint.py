@@ -129,9 +129,9 @@ class Checkpoints:
         )
         # Orbax compares the shapes of device arrays only.
         pairs = zip(jax.tree.leaves(restored.tree), jax.tree.leaves(abstract), strict=True)
-        for found, expected in pairs:
-            if found.shape != expected.shape:
-                raise ValueError(f"an array of shape {found.shape}, not {expected.shape}")
+        for saved, expected in pairs:
+            if saved.shape != expected.shape:
+                raise ValueError(f"an array of shape {saved.shape}, not {expected.shape}")
         return restored.tree, notes
 
     def _step_folder(self, step: int) -> Path:
@@ -147,14 +147,16 @@ class Checkpoints:
             expected = read_json(record)
         except DamagedFileError:
             return f"{record.name} is not what was written"
-        found = _checksums(self._step_folder(step))
+        actual = _checksums(self._step_folder(step))
         differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+            name
+            for name in expected.keys() | actual.keys()
+            if expected.get(name) != actual.get(name)
         )
         if not differing:
             return None
         name = differing[0]
-        return f"{name} is {'missing' if name not in found else 'not what was written'}"
+        return f"{name} is {'missing' if name not in actual else 'not what was written'}"
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -93,7 +93,7 @@ def layer_entropies(
     A channel's entropy is that of the 256-bin histogram of its values over all pixels of all
     images, scaled to [0, 1] by their least and largest. The images are pooled, because a single
     image's entropy is bounded by ln(pixels), which falls from layer to layer whatever these do. The
-    images are seen once: the range need not be known before.
+    images are read once: the range need not be known before.
 
     Args:
         model: a `Model`, whose `layers` are measured.

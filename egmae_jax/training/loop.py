@@ -260,10 +260,12 @@ def _newest(stage: Stage) -> Progress:
     state = stage.create()
     if not stage.checkpoints.steps:
         return Progress(state, 0)
-    found = stage.checkpoints.restore({"state": state, "best": sharding.to_host(state.variables)})
-    if found is None:
+    restored = stage.checkpoints.restore(
+        {"state": state, "best": sharding.to_host(state.variables)}
+    )
+    if restored is None:
         return Progress(state, 0)
-    saved, notes = found
+    saved, notes = restored
     best = None
     if notes["best_epoch"] is not None:
         best = Best(saved["best"], notes["best_epoch"], tuple(notes["best_score"]))

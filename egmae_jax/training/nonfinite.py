@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: found, reported, and skipped where that is allowed.
+"""Finds steps whose loss or gradient is not finite, reports them, and skips them if allowed.
 
 The loss of every step and the whole state after every dispatch are checked. Where one is NaN or
 infinite, the steps since the last checkpoint are repeated, at last one by one, to find the first
