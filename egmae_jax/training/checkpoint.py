@@ -148,14 +148,10 @@ class Checkpoints:
         except DamagedFileError:
             return f"{record.name} is not what was written"
         actual = _checksums(self._step_folder(step))
-        differing = sorted(
-            name
-            for name in expected.keys() | actual.keys()
-            if expected.get(name) != actual.get(name)
-        )
-        if not differing:
+        names = sorted(expected.keys() | actual.keys())
+        name = next((name for name in names if expected.get(name) != actual.get(name)), None)
+        if name is None:
             return None
-        name = differing[0]
         return f"{name} is {'missing' if name not in actual else 'not what was written'}"
 
 

@@ -260,9 +260,8 @@ def _newest(stage: Stage) -> Progress:
     state = stage.create()
     if not stage.checkpoints.steps:
         return Progress(state, 0)
-    restored = stage.checkpoints.restore(
-        {"state": state, "best": sharding.to_host(state.variables)}
-    )
+    abstract = {"state": state, "best": sharding.to_host(state.variables)}
+    restored = stage.checkpoints.restore(abstract)
     if restored is None:
         return Progress(state, 0)
     saved, notes = restored
