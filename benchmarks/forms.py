@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import rich.console
 import rich.table
 
@@ -26,12 +27,13 @@ from benchmarks import timing, train_step
 from benchmarks.inputs import make_images
 from egmae_jax import models
 from egmae_jax.models import convnext, layers
-from egmae_jax.models.kernels import convolution, depthwise, mlp
+from egmae_jax.models.kernels import convolution, depthwise, operations
 
 # Where each form is called, its name there, and the plain form.
 FORMS: dict[str, tuple[ModuleType, str, Callable]] = {
     "depthwise": (convnext, "depthwise_conv", depthwise.depthwise_conv_plain),
-    "mlp": (convnext, "mlp", mlp.mlp_plain),
+    "gelu": (convnext, "gelu", operations.gelu_plain),
+    "broadcast_to": (operations, "_broadcast", jnp.broadcast_to),
     "conv2d": (layers, "conv2d", convolution.conv2d_plain),
 }
 

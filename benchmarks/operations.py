@@ -5,8 +5,8 @@ python -m benchmarks.operations [--batch=16] [--shapes=56x96,28x192,14x384,7x768
 
 Forward is the operation, both is forward and all gradients. The floor of GELU and LayerNorm is the
 memory they must move, that of the products (C -> 4C) the fastest product measured in the same run.
-Ours are the functions of `egmae_jax.models.kernels.operations`, each as a program of its own: in a
-network the compiler joins some of them with their neighbours. The depthwise convolution has
+Ours are the layers of `egmae_jax.models.layers`, each as a program of its own: in a network the
+compiler joins some of them with their neighbours. The depthwise convolution has
 `benchmarks.depthwise`.
 """
 
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 from benchmarks import timing
 from egmae_jax.models.kernels import operations
+from egmae_jax.models.layers import LayerNorm, Linear
 
 SHAPES = "56x96,28x192,14x384,7x768"  # of ConvNeXt-Tiny's stages at 224 pixels: height, channels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,12 +45,14 @@ def measure(rows: int, channels: int, dtype: str, rounds: int, repeats: int) -> 
     compared: dict[str, tuple[Callable, Callable, tuple[jax.Array, ...]]] = {
         "GELU": (operations.gelu, F.gelu, (wide,)),
         "LayerNorm": (
-            operations.layer_norm,
-            lambda x, *affine: F.layer_norm(x, x.shape[-1:], *affine, eps=operations.EPSILON),
+            lambda x, scale, bias: LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x),
+            lambda x, *affine: F.layer_norm(x, x.shape[-1:], *affine, eps=1e-6),
             (x, array(channels), array(channels)),
         ),
         "product": (
-            operations.linear,
+            lambda x, kernel, bias: Linear(kernel.shape[1], x.dtype).apply(
+                {"params": {"kernel": kernel, "bias": bias}}, x
+            ),
             lambda x, kernel, bias: torch.addmm(bias, x, kernel),
             (x, kernel, bias),
         ),

@@ -1,10 +1,10 @@
 """ASFF-ResNet: adaptive fusion of mid-level detail and high-level semantics.
 
-The paper (ASFF-ResNet-50 for skin lesions) states: two branches, global average pooling and fully
-connected layers that give adaptive weights, a weighted sum that is classified. It leaves open, so
-decided here: the branches are the third and fourth stage, each projected to one width by a 1x1
-convolution with batch norm, as in ASFF (Liu, Huang and Wang 2019); the two weights of an image are
-a softmax.
+The paper (ASFF-ResNet-50 for skin lesions) describes two branches, global average pooling and fully
+connected layers that give adaptive weights, and a classifier on the weighted sum. The following is
+our decision, as the paper leaves it open: the branches are the third and fourth stage; a 1x1
+convolution with batch norm projects each to the same width, as in ASFF (Liu, Huang and Wang 2019);
+and a softmax gives each image's two weights.
 """
 
 import functools
@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.convnext import Dense
-from egmae_jax.models.layers import ConvNorm, tap
+from egmae_jax.models.layers import ConvNorm, Linear, tap
 from egmae_jax.models.registry import register
 from egmae_jax.models.resnet import RESNETS, ResNet, conv_init
 
@@ -24,9 +23,9 @@ HIDDEN = 32  # width of the layer between the pooled branches and their weights
 
 
 class Fusion(nn.Module):
-    """Projects two branches, weighs them by their pooled features and adds them up.
+    """Projects two branches, weights them by their pooled features, and adds them.
 
-    An image's two weights are tapped at the address 'fusion/weights'.
+    The two weights of each image have the tap address 'fusion/weights'.
     """
 
     dtype: Any = jnp.float32
@@ -39,21 +38,21 @@ class Fusion(nn.Module):
             projection = ConvNorm(WIDTH, 1, dtype=self.dtype, kernel_init=conv_init, name=name)
             x = nn.relu(projection(x, train=train))
             pooled.append(x.astype(jnp.float32).mean(axis=(1, 2)))
-        hidden = nn.relu(Dense(HIDDEN, name="fc1")(jnp.concatenate(pooled, axis=-1)))
-        weights = nn.softmax(Dense(2, name="fc2")(hidden), axis=-1)
+        hidden = nn.relu(Linear(HIDDEN, name="fc1")(jnp.concatenate(pooled, axis=-1)))
+        weights = nn.softmax(Linear(2, name="fc2")(hidden), axis=-1)
         weights = tap(self, weights, "weights")
         return jnp.einsum("nb,bnc->nc", weights, jnp.stack(pooled))
 
 
 class ASFFResNet(ResNet):
-    """ResNet whose classifier sees the fusion of its last two stages.
+    """ResNet whose classifier gets the fusion of its last two stages.
 
-    The backbone's parameters have ResNet's paths; `fusion/` and `head/` are its own. `features` are
-    the fourth stage's, as ResNet's.
+    The backbone's parameters have the paths of a ResNet; `fusion/` and `head/` are new. As in a
+    ResNet, `features` are those of the fourth stage.
     """
 
-    fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not give
-    # By the beginnings of layers' addresses: what passes these is one branch's part of the score.
+    fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not provide
+    # By prefix of the layer's address: layers that affect only one branch's part of the score.
     partial_layers: ClassVar[dict[str, str]] = {
         "layer4_": "high-level branch alone",
         "fusion/high": "high-level branch alone",
@@ -65,7 +64,7 @@ class ASFFResNet(ResNet):
         self.fusion = Fusion(self.dtype)
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
+        """Normalized images [B, H, W, 3] -> float32 logits [B, num_classes]."""
         *_, mid, high = self.stages(images, train=train)
         fused = self.fusion(mid, high, train=train)
         return self.head(fused[:, None, None])  # the head pools; this is one pixel
@@ -73,22 +72,22 @@ class ASFFResNet(ResNet):
 
 @functools.partial(jax.jit, static_argnames="model")
 def fusion_weights(model: ASFFResNet, variables: Any, images: jax.Array) -> jax.Array:
-    """Weights of the third stage and of the fourth for each image; they sum to 1.
+    """Computes each image's weights of the third and the fourth stage, which sum to 1.
 
     Args:
         model: the network.
-        variables: its variables.
-        images: normalised, [B, H, W, 3].
+        variables: variables of the network.
+        images: normalized images [B, H, W, 3].
 
     Returns:
-        float32 [B, 2].
+        Weights, float32 [B, 2].
     """
     _, state = model.apply(variables, images, mutable=["intermediates"])
     return state["intermediates"]["fusion"]["weights"]
 
 
 def register_asff(backbone: str, sizes: tuple) -> None:
-    """Registers the ASFF of a ResNet of depths, features and kind of block."""
+    """Registers the ASFF of a ResNet; `sizes` are its depths, features and kind of block."""
     build = functools.partial(ASFFResNet, *sizes)
     register(f"asff_{backbone}", build, family="asff_resnet", backbone=backbone)
 

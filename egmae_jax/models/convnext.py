@@ -1,14 +1,15 @@
-"""ConvNeXt (Liu et al. 2022; paper section 3.2, equations 1-3) with timm's exact semantics.
+"""ConvNeXt (Liu et al. 2022; paper section 3.2, equations 1-3), equivalent to timm's.
 
-ConvNeXt V2 (Woo et al. 2023) has global response normalization in place of the layer scale.
+ConvNeXt V2 (Woo et al. 2023) replaces the layer scale by global response normalization.
 
-Channels come last. LayerNorm has eps 1e-6, GELU is the exact one (erf), the classifier is
-pool -> norm -> linear, drop path grows linearly with depth. Submodules carry timm's names, so that
-`egmae_jax.models.timm` is a table of patterns. On a CPU the depthwise convolution and the wide
-layers run in the faster forms of `egmae_jax.models.kernels`.
+Arrays are channels-last. LayerNorm uses eps 1e-6, GELU is the exact one (erf), the classifier is
+pool -> norm -> linear, and the drop-path rate grows linearly with depth. Submodules have timm's
+names, so that `egmae_jax.models.timm_names` is a table of patterns. On a CPU, the depthwise
+convolution, GELU and sums over pixels use the faster forms in `egmae_jax.models.kernels`.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,95 +18,87 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from egmae_jax.core.platform import materialize
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.mlp import MlpParams, mlp
-from egmae_jax.models.kernels.operations import layer_norm
-from egmae_jax.models.layers import Conv, drop_path, drop_path_scales, tap
+from egmae_jax.models.kernels.operations import broadcast_to, gelu
+from egmae_jax.models.layers import Conv, LayerNorm, Linear, drop_path, drop_path_scales, tap
 from egmae_jax.models.registry import register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
-# timm draws kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
-# deviations: a plain normal for all purposes. Biases are zeros.
+# timm initializes kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
+# deviations, and so is a plain normal distribution. Biases start at zero.
 kernel_init = nn.initializers.normal(0.02)
-Dense = functools.partial(nn.Dense, kernel_init=kernel_init)
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution with stride 1, zero padding and output of the input's size."""
+    """Depthwise convolution with stride 1 and zero padding, which keeps the spatial size."""
 
     kernel_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> the same, in `dtype`."""
+        """[B, H, W, C] -> [B, H, W, C] in `dtype`."""
         size, channels = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", kernel_init, (size, size, 1, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         return depthwise_conv(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
-class LayerNorm(nn.Module):
-    """Normalizes the channels of every pixel, with eps 1e-6."""
+def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Global response normalization: channels compete by norm (Woo et al. 2023, section 3).
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> the same, computed in float32."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return layer_norm(x, scale, self.param("bias", nn.initializers.zeros, x.shape[-1:]))
-
-
-class LinearParams(nn.Module):
-    """Kernel and bias of a linear layer that `Mlp` computes together with others."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Kernel [channels, features] and bias [features]."""
-        kernel = self.param("kernel", kernel_init, (channels, self.features))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+    Args:
+        x: features [B, N, C] at the N pixels of each image; norms are computed in float32.
+        scale: scale of each channel, [C].
+        bias: bias of each channel, [C].
+    """
+    squares = jnp.square(x.astype(jnp.float32)).sum(axis=1, keepdims=True)
+    # The square root has no derivative at 0. As in PyTorch, the gradient of a zero norm is 0.
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    shares = norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
+    return materialize(x + x * (scale * shares).astype(x.dtype) + bias.astype(x.dtype))
 
 
 class Mlp(nn.Module):
-    """Linear layer to `hidden` channels, GELU, linear layer back; the same for every pixel.
+    """Linear layer to `hidden` channels, GELU, and a linear layer back, applied to each pixel.
 
-    Its parameters lie in the scope of the block, `fc1` and `fc2`, where files of runs have them.
+    Its parameters `fc1` and `fc2` lie in the scope of the enclosing block.
 
     Attributes:
-        hidden: channels between the two layers.
+        hidden: number of channels between the two layers.
         response_norm: whether ConvNeXt V2's global response normalization follows GELU.
-        remat: computes the hidden activations again for the gradients instead of keeping them.
         dtype: compute dtype.
     """
 
     hidden: int
     response_norm: bool = False
-    remat: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> the same."""
+        """[B, H, W, C] -> [B, H, W, C]."""
         if isinstance(self.parent, nn.Module):
             nn.share_scope(self.parent, self)
-        zeros, channels = nn.initializers.zeros, x.shape[-1]
-        fc1 = LinearParams(self.hidden, name="fc1")(channels)
-        fc2 = LinearParams(channels, name="fc2")(self.hidden)
-        grn = (
-            [self.param(f"grn_{name}", zeros, (self.hidden,)) for name in ("scale", "bias")]
-            if self.response_norm
-            else []
-        )
-        params = MlpParams(*(a.astype(self.dtype) for a in (*fc1, *fc2, *grn)))
-        return mlp(x, params, remat=self.remat)
+        batch, height, width, channels = x.shape
+        # As a matrix: on a CPU, gradients that sum over several axes are slow.
+        y = materialize(x.reshape(-1, channels))
+        y = Linear(self.hidden, self.dtype, name="fc1")(y)
+        y = gelu(y)
+        if self.response_norm:
+            scale = self.param("grn_scale", nn.initializers.zeros, (self.hidden,))
+            bias = self.param("grn_bias", nn.initializers.zeros, (self.hidden,))
+            images = y.reshape(batch, height * width, self.hidden)
+            y = global_response_norm(images, scale, bias).reshape(y.shape)
+        y = Linear(channels, self.dtype, name="fc2")(y)
+        return materialize(y).reshape(x.shape)
 
 
 class ConvNeXtBlock(nn.Module):
-    """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))): paper equations 1 and 2.
+    """x + drop_path(gamma * fc2(gelu(fc1(norm(conv_dw(x)))))) (paper equations 1 and 2).
 
-    With `response_norm` it is V2's: x + drop_path(fc2(grn(gelu(fc1(norm(conv_dw(x))))))).
+    With `response_norm`, the block of V2: x + drop_path(fc2(grn(gelu(fc1(norm(conv_dw(x))))))).
     """
 
     dtype: Any = jnp.float32
@@ -114,19 +107,21 @@ class ConvNeXtBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
-        """[B, H, W, C] -> the same; `scales` [B] are drop path's factors, None drops nothing."""
+        """[B, H, W, C] -> [B, H, W, C]; `scales` [B] are drop-path factors, None drops nothing."""
         channels = x.shape[-1]
+        mlp = nn.remat(Mlp) if self.remat else Mlp
         y = DepthwiseConv(7, self.dtype, name="conv_dw")(x)
         y = tap(self, y, "depthwise")
         y = LayerNorm(name="norm")(y)
-        y = Mlp(4 * channels, self.response_norm, self.remat, self.dtype, name="mlp")(y)
+        y = mlp(4 * channels, self.response_norm, self.dtype, name="mlp")(y)
         if not self.response_norm:
-            y *= self.param("gamma", nn.initializers.constant(1e-6), (channels,)).astype(self.dtype)
+            gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
+            y *= broadcast_to(gamma.astype(self.dtype), y.shape)
         return tap(self, x + drop_path(y, scales))
 
 
 class Stem(nn.Module):
-    """4x4 patches of the image, embedded and normalised."""
+    """Embeds 4x4 patches of the image and normalizes them."""
 
     features: int
     dtype: Any = jnp.float32
@@ -138,7 +133,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the resolution between stages: norm, then 2x2 convolution with stride 2."""
+    """Halves the resolution between stages: LayerNorm, then a 2x2 convolution with stride 2."""
 
     features: int
     dtype: Any = jnp.float32
@@ -150,7 +145,7 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; every stage but the first begins by halving it."""
+    """Blocks at one resolution; every stage but the first starts by halving the resolution."""
 
     features: int
     depth: int
@@ -160,20 +155,20 @@ class Stage(nn.Module):
     response_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
-        """`scales` [depth, B] are of `drop_path_scales`, None drops nothing."""
+    def __call__(self, x: jax.Array, scales: Sequence[jax.Array | None]) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]; `scales` are the blocks' drop-path factors."""
         if self.downsample:
             x = Downsample(self.features, dtype=self.dtype, name="downsample")(x)
         for index in range(self.depth):
             block = ConvNeXtBlock(
                 self.dtype, self.remat, self.response_norm, name=f"blocks_{index}"
             )
-            x = block(x, None if scales is None else scales[index])
+            x = block(x, scales[index])
         return x
 
 
 class Head(nn.Module):
-    """Global average pooling -> norm -> linear (paper equation 3; the norm is ConvNeXt's)."""
+    """Global average pooling, LayerNorm and a linear layer (paper equation 3)."""
 
     num_classes: int
 
@@ -181,24 +176,24 @@ class Head(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         x = features.mean(axis=(1, 2))
         x = LayerNorm(name="norm")(x)
-        # Logits in float32, whatever the blocks compute in: softmax and loss need the digits.
-        return Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
+        # Logits are float32 for every compute dtype: softmax and loss need the precision.
+        return Linear(self.num_classes, name="fc")(x)
 
 
 class ConvNeXt(nn.Module):
     """ConvNeXt classifier.
 
     Attributes:
-        depths: blocks of each stage.
-        dims: channels of each stage.
-        num_classes: width of the classifier.
-        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
-        remat: computes the wide activations of every block again for the gradients, which
-            takes less memory and more multiplications.
-        frozen: layers (keys of `layers`) that are not trained; of no effect: no norm has running
-            statistics.
-        response_norm: whether it is a ConvNeXt V2.
+        depths: number of blocks in each stage.
+        dims: number of channels in each stage.
+        num_classes: number of classes.
+        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
+        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
+        remat: whether the backward pass recomputes each MLP's activations instead of keeping them,
+            which takes less memory and more time.
+        frozen: addresses of layers that do not train. ConvNeXt ignores it, as it has no running
+            statistics to freeze.
+        response_norm: whether this is a ConvNeXt V2.
     """
 
     depths: tuple[int, ...]
@@ -210,7 +205,7 @@ class ConvNeXt(nn.Module):
     frozen: frozenset[str] = frozenset()
     response_norm: bool = False
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
+    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not provide
     stride = TOTAL_STRIDE
     min_size = TOTAL_STRIDE  # least image side in pixels
     needs_multiple = True  # image sides must be multiples of the stride
@@ -230,7 +225,7 @@ class ConvNeXt(nn.Module):
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Address of each spatial convolution -> prefixes of the layer's parameters, in order."""
+        """Maps each spatial convolution's address to path prefixes of its parameters, in order."""
         layers: dict[str, tuple[str, ...]] = {"stem/conv": ("stem/",)}
         for stage, depth in enumerate(self.depths):
             if stage:
@@ -241,9 +236,14 @@ class ConvNeXt(nn.Module):
         return layers
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> features of the last stage [B, H/32, W/32, dims[-1]].
+        """Computes the last stage's features.
 
-        With `train` and a drop path rate above 0 the rng stream 'drop_path' is needed.
+        Args:
+            images: normalized images [B, H, W, 3].
+            train: whether to apply drop path, which needs the rng stream 'drop_path'.
+
+        Returns:
+            Features [B, H/32, W/32, dims[-1]].
 
         Raises:
             ValueError: H or W is not a multiple of 32.
@@ -253,24 +253,25 @@ class ConvNeXt(nn.Module):
             raise ValueError(
                 f"ConvNeXt needs image sides divisible by {TOTAL_STRIDE}; got {height}x{width}."
             )
-        scales: Sequence[jax.Array | None] = [None] * len(self.depths)
+        scales: Sequence[jax.Array | None] = [None] * sum(self.depths)
         if train and self.drop_path_rate > 0:
-            # Of all blocks at once: many small draws take longer to compile and to run.
-            drawn = drop_path_scales(self.make_rng("drop_path"), self.drop_path_rates, len(images))
-            scales = jnp.split(drawn, np.cumsum(self.depths)[:-1])
-        x = self.stem(images)
-        for stage, stage_scales in zip(self.stages, scales, strict=True):
-            x = stage(x, stage_scales)
+            # All blocks at once: many small draws take longer to compile and to run.
+            key = self.make_rng("drop_path")
+            drawn = list(drop_path_scales(key, self.drop_path_rates, len(images)))
+            scales = materialize(drawn)  # equal blocks then have equal programs, compiled once
+        x, blocks = self.stem(images), iter(scales)
+        for stage in self.stages:
+            x = stage(x, list(itertools.islice(blocks, stage.depth)))
         return x
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
+        """Normalized images [B, H, W, 3] -> float32 logits [B, num_classes]."""
         return self.head(self.features(images, train=train))
 
 
-# Depths, widths and tag of the ImageNet-1k checkpoint that `imagenet.weights='default'` fetches
-# from the Hugging Face hub: the full tag, because timm's bare names may mean another one
-# (`convnext_tiny` is `in12k_ft_in1k`; the paper's is `fb_in1k`).
+# Depths, widths and tag of the ImageNet-1k checkpoint that `imagenet.weights='default'` downloads
+# from the Hugging Face hub. The tag is given because timm's default may be another checkpoint
+# (that of `convnext_tiny` is `in12k_ft_in1k`; the paper uses `fb_in1k`).
 _SIZES = {
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320), "d2_in1k"),
     "femto": ((2, 2, 6, 2), (48, 96, 192, 384), "d1_in1k"),
@@ -283,7 +284,7 @@ _SIZES = {
 
 
 def register_convnext(name: str, depths: tuple[int, ...], dims: tuple[int, ...], tag: str) -> None:
-    """Registers a ConvNeXt, or a ConvNeXt V2 by a name that begins so."""
+    """Registers a ConvNeXt; a name that starts with 'convnextv2' makes it a ConvNeXt V2."""
     build = functools.partial(ConvNeXt, depths, dims, response_norm=name.startswith("convnextv2"))
     register(name, build, family="convnext", weights=f"timm/{name}.{tag}")
 

@@ -14,7 +14,6 @@ from egmae_jax.core.platform import materialize
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.mlp import num_parts
 
 
 def test_what_is_materialized_is_computed_once_on_cpu():
@@ -47,26 +46,6 @@ def test_options_unknown_to_this_xla_are_left_out():
     assert not platform._works({"xla_no_such_option": 1})
 
 
-@pytest.mark.parametrize("batch", [1, 7, 8])
-def test_logits_do_not_depend_on_the_parts_that_a_batch_is_computed_in(batch, monkeypatch):
-    monkeypatch.setattr("egmae_jax.models.kernels.mlp._CACHE_BYTES", 1.0)
-    model = models.create("convnext_atto", 3)
-    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    params = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)["params"]
-    images = np.random.default_rng(0).standard_normal((batch, 32, 32, 3)).astype(np.float32)
-    together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    monkeypatch.undo()
-    whole = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    np.testing.assert_allclose(together, whole, atol=1e-5)
-
-
-def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit():
-    assert num_parts(16, 1e6) == 1
-    assert num_parts(16, 77e6) == 8
-    assert num_parts(17, 77e6) == 17
-    assert num_parts(4, 1e9) == 4  # an image at a time at the least
-
-
 def gradient_program(*, remat=False, batch=4):
     """Parameters, and the compiled gradient of a loss."""
     model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, remat=remat)
@@ -92,15 +71,6 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
     assert_close(again(params), kept(params))
     kept, again = (p.memory_analysis().temp_size_in_bytes for p in (kept, again))
     assert again < 0.75 * kept
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use no parts")
-def test_gradients_do_not_depend_on_the_parts_that_a_batch_is_computed_in(monkeypatch):
-    params, whole = gradient_program()
-    monkeypatch.setattr("egmae_jax.models.kernels.mlp._CACHE_BYTES", 1.0)
-    _, parts = gradient_program()
-    assert_close(parts(params), whole(params))
 
 
 def test_a_barrier_over_several_arrays_in_a_small_loop_does_not_crash():

@@ -1,5 +1,7 @@
 """Each fast form gives the value and the gradients of its plain form, however it is compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,34 +9,39 @@ import pytest
 from scipy import special
 
 from egmae_jax.core import platform
-from egmae_jax.models.kernels import mlp
+from egmae_jax.models.kernels.convolution import conv2d, conv2d_plain
 from egmae_jax.models.kernels.depthwise import depthwise_conv, depthwise_conv_plain
-from egmae_jax.models.kernels.operations import gelu, linear, linear_plain
+from egmae_jax.models.kernels.operations import (
+    broadcast_to,
+    column_sums,
+    column_sums_plain,
+    gelu,
+    gelu_plain,
+)
 
 COMPILERS = {"our programs": platform.jit, "stock JAX": jax.jit}
-
-
-def in_parts(forms):
-    def function(x, *params, **named):
-        return forms(x, mlp.MlpParams(*params), **named)
-
-    return function
-
-
-MLP = [(4, 3, 3, 5), (5, 20), (20,), (20, 5), (5,)]
+SHAPE = {"shape": (2, 3, 4, 5)}
+STRIDED = {"strides": 2, "padding": 1}
 CASES = {
-    "wide linear": (linear, linear_plain, [(6, 4), (4, 9), (9,)]),
-    "narrow linear": (linear, linear_plain, [(2, 3, 9), (9, 4), (4,)]),
+    "gelu": (gelu, gelu_plain, [(7, 5)]),
+    "sums": (column_sums, column_sums_plain, [(7, 5)]),
+    "broadcast": (
+        functools.partial(broadcast_to, **SHAPE),
+        functools.partial(jnp.broadcast_to, **SHAPE),
+        [(5,)],
+    ),
     "depthwise": (depthwise_conv, depthwise_conv_plain, [(2, 8, 8, 3), (7, 7, 1, 3), (3,)]),
-    "mlp": (in_parts(mlp.mlp), in_parts(mlp.mlp_plain), MLP),
-    "mlp of V2": (in_parts(mlp.mlp), in_parts(mlp.mlp_plain), [*MLP, (20,), (20,)]),
+    "convolution": (
+        functools.partial(conv2d, **STRIDED),
+        functools.partial(conv2d_plain, **STRIDED),
+        [(2, 9, 8, 3), (3, 3, 3, 4)],
+    ),
 }
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_those_of_the_plain_form(case, compiler, monkeypatch):
-    monkeypatch.setattr(mlp, "_CACHE_BYTES", 1.0)  # an image at a time
+def test_values_and_gradients_are_those_of_the_plain_form(case, compiler):
     fast, plain, shapes = CASES[case]
     rng = np.random.default_rng(0)
     arguments = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
