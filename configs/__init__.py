@@ -1,1 +1,1 @@
-"""Configs: one file a data set; every field is in egmae_jax/run/default_config.py."""
+"""Configs, one file per data set; egmae_jax/run/default_config.py has every field."""

@@ -1,11 +1,12 @@
 """COVID-19 Radiography: chest X-rays in four classes.
 
 python main.py --config=configs/covid.py --config.data.dir=<folder> --workdir=runs/covid
-python main.py --config=configs/covid.py:covid2 ...      (COVID and Normal alone)
-    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
+python main.py --config=configs/covid.py:covid2 ...      (only COVID and Normal)
+    The paper's recipe. It needs a GPU and ImageNet weights. Not run, so neither wall time nor
+    figures are known.
 
-The paper reports a "COVID2" derived from this data set and does not say which classes it kept. Two
-classes is our reading of the name; all four are the default.
+The paper reports a "COVID2" derived from this data set and does not name its classes. We interpret
+the name as two classes; the default is all four.
 """
 
 from ml_collections import ConfigDict

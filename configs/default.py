@@ -1,6 +1,6 @@
-"""The paper's recipe with nothing of a data set in it: every field is in run/default_config.py.
+"""The paper's recipe without a data set; egmae_jax/run/default_config.py has every field.
 
-A config of your own begins the same way:
+Start a config of your own in the same way:
 
     from egmae_jax.run import default_config
 

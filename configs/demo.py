@@ -1,8 +1,8 @@
-"""The whole recipe offline, on generated ultrasound phantoms.
+"""The complete recipe on generated ultrasound phantoms, offline.
 
 python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
-    Two or three minutes on two CPU cores. To expect, of 72 test images of one seed: accuracy .389
-    from random weights, .569 of the MAE, .556 of the ensemble; AUC .562, .753, .709 (README.md).
+    Two to three minutes on two CPU cores. Expected on 72 test images with one seed: accuracy .389
+    (random start), .569 (MAE), .556 (ensemble); AUC .562, .753, .709 (README.md).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from egmae_jax.run import default_config
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
-    """The CPU preset, shortened; offline, so the ImageNet branch starts from random weights."""
+    """A shortened CPU preset, offline: the ImageNet branch starts from random weights."""
     config = default_config.get_config()
     default_config.set_cpu(config)
     config.data.name = "phantoms"

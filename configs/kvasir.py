@@ -1,7 +1,8 @@
 """Kvasir: 8000 endoscopic images in eight classes.
 
 python main.py --config=configs/kvasir.py --config.data.dir=<folder> --workdir=runs/kvasir
-    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
+    The paper's recipe. It needs a GPU and ImageNet weights. Not run, so neither wall time nor
+    figures are known.
 """
 
 from ml_collections import ConfigDict

@@ -1,19 +1,19 @@
-"""ASFF-ResNet-50: are skin lesions benign or malignant? With classic CNNs beside it.
+"""ASFF ResNet-50, which classifies skin lesions as benign or malignant, and classic CNNs.
 
 python main.py --config=configs/skin_asff.py --config.data.dir=<folder of ISIC 2018> \
     --workdir=runs/asff
 python main.py --config=configs/skin_asff.py:compare ...    with five classic CNNs as branches
 python main.py --config=configs/skin_asff.py --config.data.name=skin_lesions ...
-    For a GPU with ImageNet weights. Not run at full size.
+    For a GPU with ImageNet weights. Not run, so neither wall time nor figures are known.
 python main.py --config=configs/skin_asff.py:compare,cpu --config.data.dir=<folder of ISIC 2018> \
     --config.data.protocol=grouped --config.imagenet.weights=none --workdir=runs/cnns_cpu
-    64 pixels and three epochs: 80 minutes on two CPU cores that did other work besides. To expect
-    of the ASFF-ResNet-50, of 2003 test images over two seeds: accuracy .828 ± .005, AUC .864 ± .007
+    64 pixels and three epochs: 80 minutes on two shared CPU cores. Expected for the ASFF ResNet-50
+    on 2003 test images over two seeds: accuracy .828 ± .005, AUC .864 ± .007
     (docs/howto/companions.md).
 
-The source took 3297 images (`skin_lesions`), whose lesions are not known. The default is the
-same question put to ISIC 2018: melanoma, BCC and AKIEC against the rest, grouped by lesion. With
-its training part alone: --config.data.protocol=grouped.
+The publication uses 3297 images (`skin_lesions`) and does not state which show the same lesion. The
+default is ISIC 2018 with two classes, grouped by lesion: melanoma, BCC and AKIEC are malignant, the
+others benign. If you have only its training part, use --config.data.protocol=grouped.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ BASELINES = ("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1
 
 
 def get_config(words: str | None = None) -> ConfigDict:
-    """The ASFF-ResNet-50 from a ResNet-50's ImageNet weights; words: 'compare', 'cpu'."""
+    """ASFF ResNet-50 from a ResNet-50's ImageNet weights; words after the colon: compare, cpu."""
     config = default_config.get_config()
     config.data.name = "isic2018_binary"
     config.data.dir = "data/isic2018"

@@ -1,7 +1,8 @@
-"""3297 dermoscopic images, benign or malignant: the data of the ASFF ResNet-50.
+"""3297 dermoscopic images, benign or malignant: the data set of the ASFF ResNet-50.
 
 python main.py --config=configs/skin_lesions.py --config.data.dir=<folder> --workdir=runs/skin
-    The paper's recipe, for a GPU with ImageNet weights. Not run at full size.
+    The paper's recipe. It needs a GPU and ImageNet weights. Not run, so neither wall time nor
+    figures are known.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""Sweeps: egmae sweep --config=configs/sweeps/epochs.py:busi --out=runs/epochs."""
+"""Configs of sweeps: egmae sweep --config=configs/sweeps/epochs.py:busi --out=runs/epochs."""

@@ -1,14 +1,14 @@
-"""What to corrupt, and how much, at equal epochs, against no pre-training.
+"""Compares kinds and scales of corruption with no pre-training, at equal epochs.
 
 egmae sweep --config=configs/sweeps/corruption.py:busi,cpu --config.data.dir=<folder> \
     --config.rounds.count=5 --out=runs/corruption
-    Two and a quarter hours on two CPU cores that other work shared. To expect, of 157 test images
-    over five seeds: AUC .671 ± .017 without pre-training, .714 ± .015 by the paper's equation 4,
-    .747 ± .007 at a scale of .05 (docs/results.md).
+    Two and a quarter hours on two shared CPU cores. Expected on 157 test images over five seeds:
+    AUC .671 ± .017 without pre-training, .714 ± .015 with the paper's equation 4, .747 ± .007 with
+    scale .05 (docs/results.md).
 
-The words behind the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. Only
-the branch 'mae' is run: the other starts from ImageNet weights and is the same in all variants.
-Without pre-training the same network starts from the random weights that pre-training starts from.
+The words after the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. Only
+the branch 'mae' runs, because the branch 'imagenet' is the same in all variants. Without
+pre-training, the network starts from the random weights that pre-training starts from.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from egmae_jax.method import corruption
 from egmae_jax.sweep import variants
 
-# 1 is the paper's equation 4, 0.18 = 1 / ln 256 brings the entropy to [0, 1].
+# 1 is the paper's equation 4; 0.18 = 1 / ln 256 scales the entropy to [0, 1].
 SCALES = (1.0, 0.18, 0.05)
 
 
 def get_config(words: str | None = None) -> ConfigDict:
-    """The recipe of the words under each corruption, and without any."""
+    """The recipe named by `words`, with each corruption and without pre-training."""
     config = variants.base(words)
     config.branches = ("mae",)
     changes: dict[str, dict[str, Any]] = {

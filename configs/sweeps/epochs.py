@@ -1,10 +1,10 @@
-"""The paper's figure 2: how long to pre-train and to fine-tune.
+"""The paper's figure 2: numbers of pre-training and fine-tuning epochs.
 
 egmae sweep --config=configs/sweeps/epochs.py:busi --config.data.dir=<folder> --out=runs/epochs
-    For a GPU with ImageNet weights. Not run at full size.
+    For a GPU with ImageNet weights. Not run, so neither wall time nor figures are known.
 
-The words behind the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. With
-`divide=5` among them all epochs are a fifth: 20/6, 20/9, 100/6, 100/9 and 200/3.
+The words after the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. The
+additional word `divide=5` divides all epochs by five: 20/6, 20/9, 100/6, 100/9 and 200/3.
 """
 
 import re
@@ -19,7 +19,7 @@ BASELINE = (1000, 15)  # the best in the paper
 
 
 def get_config(words: str | None = None) -> ConfigDict:
-    """The recipe of the words at each pair of pre-training and fine-tuning epochs."""
+    """The recipe named by `words`, with each pair of pre-training and fine-tuning epochs."""
     chosen = words.split(",") if words else []
     divisors = [word for word in chosen if word.startswith("divide")]
     config = variants.base(",".join(word for word in chosen if word not in divisors))
