@@ -32,7 +32,7 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
-default_role = "code"  # what docstrings have in backticks
+default_role = "code"  # of text in backticks in docstrings
 highlight_language = "text"
 nitpicky = False
 
@@ -44,11 +44,11 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
-autodoc_inherit_docstrings = False  # Flax's of `setup` says nothing of ours
+autodoc_inherit_docstrings = False  # Flax's docstring of `setup` does not describe ours
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True  # attributes are described once
+napoleon_use_ivar = True  # describes each attribute once
 
 html_theme = "furo"
 html_title = "egmae_jax"
@@ -60,21 +60,21 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 class CommandHelp(SphinxDirective):
-    """`command-help`: what `python -m <module> --help` prints."""
+    """Directive `command-help`: inserts the output of `python -m <module> --help`."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """One block of text."""
+        """Returns the help text as one literal block."""
         main = importlib.import_module(self.arguments[0]).main
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             main(["--help"])
-        return [nodes.literal_block(said.getvalue(), said.getvalue(), language="text")]
+        return [nodes.literal_block(output.getvalue(), output.getvalue(), language="text")]
 
 
 def mark_code(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Indented lines of a module's docstring are code."""
+    """Marks indented lines of a module's docstring as code."""
     if what == "module":
         begins = [i for i in range(2, len(lines)) if lines[i][:1] == " " and not lines[i - 1]]
         for i in reversed(begins):
@@ -85,7 +85,7 @@ def mark_code(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: 
 def describe_field(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """A named tuple's fields are described by the comments behind them."""
+    """Describes the fields of a named tuple by the comments after them."""
     if lines and lines[0].startswith("Alias for field number"):
         module, owner, field = name.rsplit(".", 2)
         source = inspect.getsource(getattr(importlib.import_module(module), owner))
@@ -94,8 +94,8 @@ def describe_field(
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Registers the directive and the docstring handlers with Sphinx."""
     app.connect("autodoc-process-docstring", mark_code)
     app.connect("autodoc-process-docstring", describe_field)
-    os.environ["COLUMNS"] = "100"  # of argparse's lines
+    os.environ["COLUMNS"] = "100"  # line width of argparse
     app.add_directive("command-help", CommandHelp)

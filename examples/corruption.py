@@ -1,9 +1,9 @@
-"""What entropy-guided noise does to an image: entropy, noise, all corruptions.
+"""Entropy-guided noise on an image: patch entropy, the noise, and all other corruptions.
 
-python examples/corruption.py        # or cell by cell in an editor that knows `# %%`
+python examples/corruption.py        # or cell by cell in an editor that supports `# %%`
 """
 
-# %% An image to corrupt: a generated ultrasound. Any uint8 array [B, H, W, 3] will do.
+# %% An image to corrupt: a generated ultrasound. Any uint8 array [B, H, W, 3] works.
 import jax
 import numpy as np
 
@@ -15,11 +15,11 @@ grey = phantom(np.random.default_rng(0), "malignant", 224, 224)
 images = np.repeat(grey[None, :, :, None], 3, axis=-1)
 print("images", images.shape, images.dtype)
 
-# %% The entropy of its patches, of the 8-bit values before normalisation (paper section 3.3).
+# %% Entropy of its patches, from the 8-bit values before normalisation (paper section 3.3).
 entropy = corruption.patch_entropy(images, patch_size=16)
 print(f"entropy {entropy.shape}: {entropy.min():.2f} to {entropy.max():.2f} nats")
 
-# %% The paper's corruption: on each patch Gaussian noise whose variance is the patch's entropy.
+# %% The paper's corruption: Gaussian noise on each patch, whose variance is the patch's entropy.
 normalized = augment.normalize(images)
 noisy = corruption.corrupt(
     jax.random.key(0), normalized, entropy, kind="entropy_noise", patch_size=16
@@ -27,7 +27,7 @@ noisy = corruption.corrupt(
 added = patchify(noisy.image - normalized, 16).var(axis=(-1, -2))
 print(f"noise variance over entropy, mean of patches: {(added / entropy).mean():.3f}")
 
-# %% The others, for comparison: masks by entropy, by chance, and noise that nothing guides.
+# %% The other corruptions: masks chosen by entropy or at random, and unguided noise.
 for kind in corruption.kinds():
     other = corruption.corrupt(
         jax.random.key(0), normalized, entropy, kind=kind, patch_size=16, mask_ratio=0.6

@@ -1,9 +1,9 @@
-"""Metrics with intervals, calibration, fusion and paired tests of any classifier's probabilities.
+"""Metrics with intervals, calibration, fusion and paired tests for the output of any classifier.
 
 python examples/evaluate.py
 """
 
-# %% Probabilities of two classifiers. Of a run: load_predictions("W/predictions/….npz").
+# %% Probabilities of two classifiers. For those of a run: load_predictions("W/predictions/….npz").
 import numpy as np
 from scipy import special
 
@@ -14,14 +14,14 @@ from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 
 rng = np.random.default_rng(0)
 labels = np.repeat(rng.integers(0, 3, 150), 2)
-patients = np.repeat(np.arange(150), 2)  # of whom each has two images
+patients = np.repeat(np.arange(150), 2)  # two images of each
 first, second = (
     special.softmax(strength * np.eye(3)[labels] + rng.normal(size=(300, 3)), axis=1)
     for strength in (1.5, 2.0)
 )
 validation, test = slice(0, 100), slice(100, 300)
 
-# %% The paper's metrics and ours, with 95 % intervals.
+# %% Metrics with 95 % intervals.
 metrics = compute_metrics(labels[test], first[test])
 intervals = bootstrap_intervals(
     labels[test], first[test], groups=patients[test], seed=0, resamples=1000
@@ -30,7 +30,7 @@ for name in ("accuracy", "f1", "auc"):
     low, high = intervals[name]
     print(f"{name:9} {metrics[name]:.3f} ({low:.3f} to {high:.3f})")
 
-# %% Fused and calibrated on validation, measured on test.
+# %% Fusion and calibration, fitted on validation and measured on test.
 fused = ensemble.fit("weighted", labels[validation], [first[validation], second[validation]])
 together = fused.apply([first[test], second[test]])
 print("weights", np.round(fused.fitted["weights"], 2))
@@ -39,7 +39,7 @@ print(f"temperature {fit.temperature:.2f}, no probability above {1 - (3 - 1) * f
 for name, p in (("before", first[test]), ("after", fit.scaling.apply(first[test]))):
     print(f"calibration error {name}: {calibration.expected_error(labels[test], p):.3f}")
 
-# %% Is the second better than the first, on the same images?
+# %% Paired comparison: is the second classifier better on the same images?
 names = np.arange(200).astype(str)
 rounds = [Round(names, labels[test], (first[test], second[test]), patients[test])]
 better = Resampled(rounds, resamples=1000).difference(0, 1, "auc")

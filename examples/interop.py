@@ -1,10 +1,10 @@
-"""Weights from timm and back, without torch.
+"""Loads and saves weights in timm's format, without torch.
 
 python examples/interop.py
 """
 
-# %% A file as timm writes it. Online, `models.timm.load("timm/convnext_atto.d2_in1k",
-# "convnext_atto")` fetches ImageNet weights; here random ones stand in for them.
+# %% Saves a file in timm's format. The weights are random, because this example runs offline;
+# `timm.load("timm/convnext_atto.d2_in1k", "convnext_atto")` downloads ImageNet weights.
 import tempfile
 from pathlib import Path
 
@@ -26,12 +26,12 @@ tensors = load_file(path)
 print(f"{len(tensors)} tensors, such as {', '.join(list(tensors)[:3])}")
 # In PyTorch: timm.create_model("convnext_atto", num_classes=3, checkpoint_path=path)
 
-# %% Read again: the same bits, in our names.
+# %% Loads the file again: the parameters are bit-identical.
 again = timm.load(path, "convnext_atto")
 same = jax.tree.all(jax.tree.map(np.array_equal, variables, again))
 print("the same bits:", same)
 
-# %% A file that does not fit is refused, and every tensor that is wrong is named.
+# %% A file that does not fit is refused, with a message that names the wrong tensors.
 try:
     timm.load(path, "convnext_tiny")
 except timm.CheckpointError as error:
