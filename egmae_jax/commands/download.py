@@ -1,6 +1,6 @@
 """Fetches a data set that may be fetched: egmae download kvasir data/kvasir.
 
-Checksums are compared with those that are known. Archives are unpacked beside.
+Zip archives are unpacked beside.
 """
 
 import logging

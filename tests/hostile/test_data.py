@@ -3,7 +3,6 @@
 import contextlib
 import io
 import shutil
-import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -93,16 +92,14 @@ def isic(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "", "x/y", "x" * 300])
 def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
-    with pytest.raises(DataError, match=r"line 2: .* is no name of an image"):
+    with pytest.raises(DataError, match=r"1 images of .* are not in "):
         isic(f"{ISIC}{name},1,0,0,0,0,0,0\n")
 
 
-def test_an_isic_image_has_one_row_and_one_lesion(isic):
+def test_an_isic_image_has_one_row(isic):
     row = "a,1,0,0,0,0,0,0\n"
     with pytest.raises(DataError, match="line 3: a is listed before"):
         isic(ISIC + row + row)
-    with pytest.raises(DataError, match="line 3: a was of the lesion 'L1' before"):
-        isic(ISIC + row, "image,lesion_id\na,L1\na,L2\n")
 
 
 # --- Archives ----------------------------------------------------------------------------------
@@ -116,46 +113,27 @@ def zip_of(members, compression=zipfile.ZIP_DEFLATED):
     return buffer.getvalue()
 
 
-def tar_of(members, mode="w:gz"):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def unpack(name, content, *folders):
+def unpack(content):
     """What `download` leaves of an archive that is there already."""
-    folder = Path(tempfile.mkdtemp(dir=folders[0])) if folders else Path(tempfile.mkdtemp())
-    (folder / name).write_bytes(content)
+    folder = Path(tempfile.mkdtemp())
+    (folder / "a.zip").write_bytes(content)
     error = None
     try:
-        download.download((datasets.Archive(f"https://localhost/{name}"),), folder)
+        download.download(("https://localhost/a.zip",), folder)
     except DataError as raised:
         error = str(raised)
-        assert str(folder / name) in error
+        assert str(folder / "a.zip") in error
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     shutil.rmtree(folder)
-    return left - {name, "checksums.json"}, error
+    return left - {"a.zip"}, error
 
 
 BOMB = {"small.txt": b"x", "bomb.png": b"\0" * 30_000_000}
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.zip", zip_of(BOMB)),
-        ("a.tar.gz", tar_of(BOMB)),
-        ("a.tar.bz2", tar_of(BOMB, "w:bz2")),
-        ("a.tar.xz", tar_of(BOMB, "w:xz")),
-    ],
-)
-def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing(tmp_path, name, content):
+def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing():
     with little_memory():
-        left, error = unpack(name, content, tmp_path)
+        left, error = unpack(zip_of(BOMB))
     assert "decompression bomb; nothing was unpacked" in error
     assert not left
 
@@ -163,28 +141,25 @@ def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing(tmp_path, name,
 def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    for name, pack in (("a.zip", zip_of), ("a.tar", lambda x: tar_of(x, "w"))):
-        left, error = unpack(name, pack({"1.png": b"x" * 600, "2.png": b"y" * 600}), tmp_path)
-        assert "has 1000 free; nothing was unpacked" in error
-        assert not left
+    left, error = unpack(zip_of({"1.png": b"x" * 600, "2.png": b"y" * 600}))
+    assert "has 1000 free; nothing was unpacked" in error
+    assert not left
 
 
-def test_tables_and_blank_images_are_no_bombs(tmp_path):
+def test_tables_and_blank_images_are_no_bombs():
     members = {"a.csv": b"ISIC,0.0,1.0\n" * 9000, "blank.bmp": bytes(500_000)}
-    for name, pack in (("a.zip", zip_of), ("a.tar.gz", tar_of)):
-        assert unpack(name, pack(members), tmp_path) == (set(members), None)
+    assert unpack(zip_of(members)) == (set(members), None)
 
 
 PLAIN = {"cat/1.png": b"one", "dog/2.png": b"two" * 50}
 
 
 @pytest.mark.filterwarnings("ignore")
-@given(damaged(zip_of(PLAIN), 6) | damaged(tar_of(PLAIN), 6) | damaged(tar_of(PLAIN, "w"), 6))
+@given(damaged(zip_of(PLAIN), 6))
 @settings(max_examples=100)
 def test_a_damaged_archive_leaves_all_or_nothing(content):
-    for name in ("a.zip", "a.tar.gz"):
-        left, error = unpack(name, content)
-        assert not left or error is None
+    left, error = unpack(content)
+    assert not left or error is None
 
 
 # --- Images ------------------------------------------------------------------------------------

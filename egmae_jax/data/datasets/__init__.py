@@ -11,14 +11,6 @@ from egmae_jax.data.datasets import (  # noqa: F401 (each registers its data set
     phantoms,
     skin_lesions,
 )
-from egmae_jax.data.datasets.base import (
-    Archive,
-    DataError,
-    Dataset,
-    ImageFile,
-    get,
-    names,
-    register,
-)
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, get, names, register
 
-__all__ = ["Archive", "DataError", "Dataset", "ImageFile", "get", "names", "register"]
+__all__ = ["DataError", "Dataset", "ImageFile", "get", "names", "register"]

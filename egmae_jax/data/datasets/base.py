@@ -1,9 +1,8 @@
 """What a data set is to the rest of the project: where its files are, their labels and groups."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from egmae_jax.core.errors import UserError
@@ -29,18 +28,6 @@ class ImageFile(NamedTuple):
     split: str | None = None
 
 
-class Archive(NamedTuple):
-    """A file of a data set on the network; an archive is unpacked into the data folder.
-
-    Attributes:
-        url: address of the file.
-        sha256: its checksum; None where the publisher tells none: noted at the first download.
-    """
-
-    url: str
-    sha256: str | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set the project knows.
@@ -53,7 +40,8 @@ class Dataset:
         list_images: lists the labelled files below a folder, sorted by path; raises DataError.
         make: writes a generated data set into a folder, unless it is there already; raises
             DataError if the folder holds anything else. None: the data set is not generated.
-        archives: files that `egmae_jax.data.download` fetches; empty where a person must.
+        archives: addresses of the files that `egmae_jax.data.download` fetches; empty where a
+            person must fetch them.
         masks: for the data folder and an image's path, the files that outline the image's lesions;
             None where the data set has no masks.
     """
@@ -64,7 +52,7 @@ class Dataset:
     obtain: str
     list_images: Callable[[Path], list[ImageFile]]
     make: Callable[[Path], None] | None = None
-    archives: tuple[Archive, ...] = ()
+    archives: tuple[str, ...] = ()
     masks: Callable[[Path, str], list[Path]] | None = None
 
 
@@ -88,7 +76,11 @@ def get(name: str) -> Dataset:
         DataError: no data set of that name is registered.
     """
     if name not in _DATASETS:
-        nearest = difflib.get_close_matches(name, _DATASETS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise DataError(f"There is no data set {name!r}.{hint} Known: {', '.join(names())}.")
+        raise DataError(f"There is no data set {name!r}; there are {', '.join(names())}.")
     return _DATASETS[name]
+
+
+def leads_elsewhere(name: str) -> bool:
+    """Whether a path in a table or an archive is empty, absolute or leads out of its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or not path.parts

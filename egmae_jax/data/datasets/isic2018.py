@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 
 from egmae_jax.core.errors import shorten_list
-from egmae_jax.data.datasets.base import Archive, DataError, Dataset, ImageFile, register
-from egmae_jax.data.datasets.folders import image_files
+from egmae_jax.data import formats
+from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
 from egmae_jax.data.datasets.tables import read_columns
 
 logger = logging.getLogger(__name__)
@@ -24,51 +24,40 @@ _GROUPS = (  # file, column of the image, column of the lesion
 
 def _list_images(root: Path) -> list[ImageFile]:
     lesions = _lesions(root)
-    images: list[ImageFile] = []
-    for part in _PARTS:
-        images += _list_part(root, part, lesions)
-    missing = [image.file for image in images if not (root / image.file).exists()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} images of the ground truth are not in {root}, {missing[0]} for one."
-        )
-    return sorted(images)
+    return sorted(image for part in _PARTS for image in _list_part(root, part, lesions))
 
 
 def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile]:
     """Images of one part; none where the folder of a held-out part is not there."""
     folder = root / f"ISIC2018_Task3_{_PARTS[part]}_Input"
-    truth = _find(root, f"ISIC2018_Task3_{_PARTS[part]}_GroundTruth.csv")
+    table = f"ISIC2018_Task3_{_PARTS[part]}_GroundTruth.csv"
     if not folder.is_dir():
         if part == "train":
             raise DataError(f"{root} has no folder {folder.name}.")
-        if truth is not None:
-            logger.warning("%s is not used: there is no folder %s", truth, folder)
         return []  # the training part alone is what most people have
-    if truth is None:
-        table = folder.name.replace("Input", "GroundTruth.csv")
+    if (truth := _find(root, table)) is None:
         raise DataError(f"{root} has {folder.name}, but no {table}.")
     diagnoses = _diagnoses(truth)
-    by_stem = {path.stem: path for path in image_files(folder) if path.parent == folder}
+    by_stem = {path.stem: path for path in folder.glob("[!.]*") if formats.is_image(path)}
+    if missing := sorted(diagnoses.keys() - by_stem.keys()):
+        raise DataError(f"{len(missing)} images of {truth} are not in {folder}: {missing[0]} ...")
     if unlisted := sorted(by_stem.keys() - diagnoses.keys()):
-        _warn("%d images of %s are not in its table and are not used: %s", folder, unlisted)
+        logger.warning(
+            "%d images are not used, being in %s, but not in its table: %s",
+            len(unlisted),
+            folder,
+            shorten_list(unlisted),
+        )
     if lesions and part == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
-        _warn(
-            "%d images of %s have no lesion in the table; each counts as its own: %s", folder, alone
+        logger.warning(
+            "%d images have no lesion in the table, and each counts as its own: %s",
+            len(alone),
+            shorten_list(alone),
         )
     return [
-        ImageFile(
-            by_stem.get(name, folder / f"{name}.jpg").relative_to(root).as_posix(),
-            label,
-            lesions.get(name),
-            part,
-        )
+        ImageFile(by_stem[name].relative_to(root).as_posix(), label, lesions.get(name), part)
         for name, label in diagnoses.items()
     ]
-
-
-def _warn(message: str, folder: Path, names: list[str]) -> None:
-    logger.warning(message, len(names), folder, shorten_list(names))
 
 
 def _diagnoses(truth: Path) -> dict[str, str]:
@@ -81,8 +70,6 @@ def _diagnoses(truth: Path) -> dict[str, str]:
         name = row["image"]
         if name in diagnoses:
             raise DataError(f"{truth}, line {number}: {name} is listed before.")
-        if not name or name in (".", "..") or "/" in name or len(name.encode()) > 250:
-            raise DataError(f"{truth}, line {number}: {name!r} is no name of an image.")
         diagnoses[name] = marked[0]
     return diagnoses
 
@@ -91,14 +78,7 @@ def _lesions(root: Path) -> dict[str, str]:
     """{image: lesion} of the first table that is there; empty where there is none."""
     for file, image, lesion in _GROUPS:
         if (path := _find(root, file)) is not None:
-            lesions: dict[str, str] = {}
-            for number, row in read_columns(path, (image, lesion)):
-                if lesions.setdefault(row[image], row[lesion]) != row[lesion]:
-                    raise DataError(
-                        f"{path}, line {number}: {row[image]} was of the lesion "
-                        f"{lesions[row[image]]!r} before, and is of {row[lesion]!r} here."
-                    )
-            return lesions
+            return {row[image]: row[lesion] for _, row in read_columns(path, (image, lesion))}
     logger.warning(
         "%s has neither %s: images of one lesion are kept together only where they look alike.",
         root,
@@ -137,7 +117,7 @@ _ISIC2018 = Dataset(
     ),
     list_images=_list_images,
     archives=tuple(
-        Archive(_URL + file)
+        _URL + file
         for file in (
             "Training_Input.zip",
             "Training_GroundTruth.zip",

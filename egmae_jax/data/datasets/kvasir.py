@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from egmae_jax.data.datasets.base import Archive, Dataset, ImageFile, register
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = (
@@ -37,7 +37,7 @@ def _version(name: str, title: str, archive_folder: str) -> Dataset:
             f"give the folder that holds {archive_folder}/ as --config.data.dir=<folder>."
         ),
         list_images=functools.partial(_list_images, archive_folder=archive_folder),
-        archives=(Archive(url),),
+        archives=(url,),
     )
 
 
