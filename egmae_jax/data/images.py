@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import PIL.ExifTags
@@ -17,8 +17,7 @@ from egmae_jax.data.samples import BY_TYPE, IntensityRange, Samples
 
 Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
-RESIZE_MODES = ("shorter_side", "squash", "pad")
-COLORS = ("rgb", "grey")
+RESIZE_MODES, COLORS = get_args(Resize), get_args(Color)
 NOT_AN_IMAGE = "not an image in JPEG, PNG, TIFF, BMP, WebP or DICOM"  # why a file is unreadable
 _LOSSY = ("JPEG", "MPO", "WEBP")
 # Of an image longer than this many times its shorter side only the middle is used: a strip, resized
@@ -38,8 +37,8 @@ class Decoded(NamedTuple):
 
     Attributes:
         image: 8-bit RGB, upright.
-        mode: how the file stores its pixels: Pillow's mode ('L', 'RGB', 'I;16'), a name for what
-            Pillow has no mode for ('L;16S', 'RGB;16', 'L;12', 'L;32F'), or 'DICOM'.
+        mode: how the file stores its pixels: Pillow's mode ('L', 'RGB', 'P'), with the type of
+            values that are no 8-bit ones ('L;uint16', 'RGB;float32'), or 'DICOM'.
         lossy: whether the format is, so that the file is much smaller than its packed pixels.
         bits: bits of a value as the file declares them; 8 for fewer, which Pillow stretches.
         stored: type of the values ('uint16'; 'DICOM'; '' for at most 8 bits) and the least and the
@@ -87,20 +86,18 @@ def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
         raise UnreadableImageError("the file is empty")
     with _readers_errors():
         if dicom.is_dicom(encoded):
-            shown = dicom.decode(encoded)
-            rgb = shown.image.convert("RGB")
-            return Decoded(rgb, "DICOM", False, shown.bits, ("DICOM", *shown.extremes))
+            frame = dicom.decode(encoded)
+            rgb = frame.image.convert("RGB")
+            return Decoded(rgb, "DICOM", False, frame.bits, ("DICOM", *frame.extremes))
         if (values := _read_samples(encoded)) is not None:
             return _of_samples(values, intensity)
         try:
             image = PIL.Image.open(io.BytesIO(encoded), formats=PILLOW)
         except PIL.UnidentifiedImageError:
-            if tiff.is_tiff(encoded):
-                return _of_samples(tiff.read(encoded), intensity)  # or names what it is
-            if encoded.startswith(JPEG):
+            if encoded.startswith(JPEG) or tiff.is_tiff(encoded):
                 raise UnreadableImageError(
-                    "a damaged JPEG, or one of a kind that is not supported (of more than 8 bits "
-                    f"a value, lossless, JPEG-LS); {samples.CONVERT}"
+                    "a damaged or truncated JPEG or TIFF, or one of a kind that is not supported "
+                    f"(a JPEG of more than 8 bits a value, lossless, JPEG-LS); {samples.CONVERT}"
                 ) from None
             raise
         if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
@@ -120,7 +117,7 @@ def _read_samples(encoded: bytes) -> Samples | None:
     """
     if encoded.startswith(png.SIGNATURE):
         return png.read(encoded)
-    return tiff.read_unless_pillow(encoded) if tiff.is_tiff(encoded) else None
+    return tiff.read(encoded) if tiff.is_tiff(encoded) else None
 
 
 def _of_samples(values: Samples, intensity: IntensityRange) -> Decoded:
@@ -150,22 +147,23 @@ def convert(
 ) -> PIL.Image.Image:
     """Converts an image that Pillow has opened or made to what `decode` returns of its file.
 
-    The image given stays as it is.
+    The image itself stays as it is.
 
     Raises:
-        UnreadableImageError: as `decode`.
+        UnreadableImageError: as `decode`, or Pillow has read a TIFF or more than 8 bits a value
+            already, without the tags that say what these mean.
     """
     with _readers_errors():
         if (encoded := _unread(image)) is not None:
             upright = examine(encoded, intensity).image
+        elif image.format == "TIFF" or image.mode[0] in "IF":
+            raise UnreadableImageError(
+                f"an image that Pillow has read in mode {image.mode!r} lacks the tags that say "
+                "what its values mean: give the file, its bytes, or an image of 8 bits"
+            )
         else:
             _load(image)
-            values = samples.of_pillow(image)
-            upright = (
-                _upright_rgb(image)
-                if values is None
-                else samples.to_image(values, intensity).convert("RGB")
-            )
+            upright = _upright_rgb(image)
     return upright if color == "rgb" else upright.convert("L")
 
 
@@ -175,7 +173,7 @@ def _unread(image: PIL.Image.Image) -> bytes | None:
     Pillow keeps the high byte of colours of 16 bits only, and not all tags.
     """
     file = getattr(image, "fp", None)
-    if image.format not in ("PNG", "TIFF") or file is None or getattr(image, "n_frames", 1) > 1:
+    if image.format not in ("PNG", "TIFF") or file is None:
         return None
     position = file.tell()
     file.seek(0)
@@ -192,14 +190,8 @@ def _load(image: PIL.Image.Image) -> None:
 
 
 def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode in ("La", "RGBa"):  # multiplied by their alpha
-        exif = image.getexif()
-        image = image.convert(f"{image.mode[:-1]}A")
-        image.getexif().update(exif)
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # Pillow warns where such a palette goes straight to RGB
-    if image.mode == "LAB":
-        raise UnreadableImageError("CIELab colours are not supported; convert it to RGB")
     return PIL.ImageOps.exif_transpose(image).convert("RGB")
 
 

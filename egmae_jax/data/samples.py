@@ -56,13 +56,10 @@ def from_json(content: Any) -> IntensityRange:
         ValueError: the content is something else.
     """
     try:
-        rule, of_dataset = content["rule"], content["of_dataset"]
-        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in of_dataset.items()}
-        if rule not in RULES:
-            raise ValueError(f"the rule is {rule!r}")
+        ranges = {kind: (low, high) for kind, (low, high) in content["of_dataset"].items()}
+        return IntensityRange(content["rule"], ranges)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"no range of intensities: {error!r}") from None
-    return IntensityRange(rule, ranges)
 
 
 def listed(intensity: IntensityRange) -> str:
@@ -90,12 +87,11 @@ class Samples(NamedTuple):
 
     Attributes:
         values: [H, W] of grey, [H, W, 3] of RGB or [H, W, 4] of CMYK; integers or floats.
-        type: of the values as the file declares it, such as 'uint12', 'int16' or 'float32'.
+        type: type of the values as the file declares it, such as 'uint12', 'int16' or 'float32'.
         min_is_white: whether the least value is white (TIFF's PhotometricInterpretation 0).
         declared: the least and largest value that the file itself declares, by PNG's sBIT or
             TIFF's SMinSampleValue and SMaxSampleValue; None if it declares none.
         orientation: EXIF's, 1 to 8, still to be applied.
-        mode: for people: Pillow's mode where it has one, such as 'I;16', else such as 'L;16S'.
     """
 
     values: np.ndarray
@@ -103,7 +99,13 @@ class Samples(NamedTuple):
     min_is_white: bool = False
     declared: tuple[float, float] | None = None
     orientation: int = 1
-    mode: str = ""
+
+    @property
+    def mode(self) -> str:
+        """How the pixels are stored, for people: Pillow's mode 'L', 'RGB', or such as 'L;int16'."""
+        channels = self.values.shape[2] if self.values.ndim == 3 else GREY
+        name = {GREY: "L", RGB: "RGB", CMYK: "CMYK"}[channels]
+        return name if self.type == "uint8" else f"{name};{self.type}"
 
     @property
     def bits(self) -> int:
@@ -200,29 +202,3 @@ def require_bounded(pixels: int) -> None:
     """
     if pixels > 2 * (PIL.Image.MAX_IMAGE_PIXELS or pixels):
         raise SamplesError(f"{pixels} pixels: it could be a decompression bomb")
-
-
-def of_pillow(image: PIL.Image.Image) -> Samples | None:
-    """Takes the values of a loaded Pillow image with more than 8 bits a value, or signed ones.
-
-    What Pillow's mode leaves out, the tags of the TIFF file tell, if it was opened from one.
-
-    Returns:
-        None for all other images.
-    """
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    bits = tags.get(258, (0,))[0] or {"I": 32, "F": 32}.get(image.mode, 16)
-    kind = SAMPLE_FORMATS.get(tags.get(339, (1,))[0], "uint") if tags else ""
-    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        values, kind = values.astype(values.dtype.newbyteorder("=")), f"{kind or 'uint'}{bits}"
-    elif image.mode == "I":
-        kind = f"{kind or 'int'}{bits}"
-    elif image.mode == "F":
-        kind = f"float{bits}"
-    elif image.mode == "L" and kind == "int":
-        values, kind = values.view(np.int8), "int8"
-    else:
-        return None
-    return Samples(values, kind, tags.get(262) == 0, None, orientation, image.mode)

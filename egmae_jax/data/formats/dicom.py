@@ -15,8 +15,8 @@ from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.quiet import silenced
 from egmae_jax.data.formats.dicom_values import (
     DicomError,
-    given,
     grey,
+    has_value,
     high_bit,
     padding,
     palette,
@@ -104,7 +104,7 @@ def decode(encoded: bytes) -> DicomImage:
             dataset = _read(encoded)
             for problem in _problems(dataset):
                 raise DicomError(problem)
-            return _shown(dataset)
+            return _to_image(dataset)
     except (DicomError, MemoryError):
         raise
     except Exception as error:  # pydicom raises much besides its own errors
@@ -161,14 +161,11 @@ def _problems(dataset: Any) -> Iterator[str]:
         dataset.NumberOfFrames = 1  # pydicom warns of 0 and of an empty one
     for keyword in ("FloatPixelData", "DoubleFloatPixelData"):
         if keyword in dataset:
-            yield (
-                f"its pixels are in {keyword}, floating-point values, which are not supported; "
-                "save them as integers with RescaleSlope and RescaleIntercept"
-            )
+            yield f"its pixels are in {keyword}: floating-point values are not supported"
     if "PixelData" not in dataset:
         yield "this DICOM file holds no pixels (PixelData), or is cut short before them"
     for keyword in _REQUIRED:
-        if not given(dataset, keyword):
+        if not has_value(dataset, keyword):
             yield f"this DICOM file lacks {keyword}"
     count = int(dataset.Rows) * int(dataset.Columns)
     if count > 2 * (PIL.Image.MAX_IMAGE_PIXELS or count):  # Pillow's bound for other formats
@@ -185,12 +182,9 @@ def _problems(dataset: Any) -> Iterator[str]:
             f"BitsStored {dataset.BitsStored}, HighBit {high} and BitsAllocated "
             f"{dataset.BitsAllocated} contradict each other"
         )
-    if (shown := dataset.get("PixelPresentation")) in ("COLOR", "MIXED"):
-        yield (
-            f"its colours are a palette laid over grey (PixelPresentation {shown}), which is not "
-            "supported"
-        )
-    if given(dataset, "PresentationLUTSequence"):
+    if (presentation := dataset.get("PixelPresentation")) in ("COLOR", "MIXED"):
+        yield f"PixelPresentation {presentation}, colours laid over grey, is not supported"
+    if has_value(dataset, "PresentationLUTSequence"):
         yield "a PresentationLUTSequence is not supported"
     shape = dataset.get("PresentationLUTShape")
     if colours in _SHAPES and shape in _SHAPES.values() and shape != _SHAPES[colours]:
@@ -200,7 +194,7 @@ def _problems(dataset: Any) -> Iterator[str]:
         )
 
 
-def _shown(dataset: Any) -> DicomImage:
+def _to_image(dataset: Any) -> DicomImage:
     from pydicom import pixels
 
     # With all bits of their cells; YBR is converted to RGB.
@@ -215,8 +209,8 @@ def _shown(dataset: Any) -> DicomImage:
     if is_padding.all():
         return DicomImage(PIL.Image.fromarray(np.zeros(stored.shape, np.uint8)), bits, (0, 0))
     levels, places = np.unique(stored[~is_padding], return_inverse=True)
-    show = palette if dataset.PhotometricInterpretation == "PALETTE COLOR" else grey
-    shown = show(dataset, levels)
-    array = np.zeros((*stored.shape, *shown.shape[1:]), np.uint8)
-    array[~is_padding] = shown[places]
+    is_palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
+    pixels_of = palette(dataset, levels) if is_palette else grey(dataset, levels)
+    array = np.zeros((*stored.shape, *pixels_of.shape[1:]), np.uint8)
+    array[~is_padding] = pixels_of[places]
     return DicomImage(PIL.Image.fromarray(array), bits, (int(levels[0]), int(levels[-1])))

@@ -12,7 +12,7 @@ class DicomError(UserError):
     """The file cannot be shown as one image; the message says why."""
 
 
-def given(dataset: Any, name: str) -> bool:
+def has_value(dataset: Any, name: str) -> bool:
     """Whether an element is there and not empty, as anonymisation may leave it."""
     value = dataset.get(name)
     return value not in (None, "") and (not hasattr(value, "__len__") or len(value) > 0)
@@ -20,7 +20,7 @@ def given(dataset: Any, name: str) -> bool:
 
 def high_bit(dataset: Any) -> int:
     """The highest bit of a value in its cell; the one of today's standard where none is given."""
-    return int(dataset.HighBit) if given(dataset, "HighBit") else int(dataset.BitsStored) - 1
+    return int(dataset.HighBit) if has_value(dataset, "HighBit") else int(dataset.BitsStored) - 1
 
 
 def stored_values(dataset: Any, cells: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def padding(dataset: Any, cells: np.ndarray, stored: np.ndarray) -> np.ndarray:
         DicomError: it is not known whether pixels of the padding's lower bits are padding.
     """
     is_padding = np.zeros(stored.shape, bool)
-    names = [x for x in ("PixelPaddingValue", "PixelPaddingRangeLimit") if given(dataset, x)]
+    names = [x for x in ("PixelPaddingValue", "PixelPaddingRangeLimit") if has_value(dataset, x)]
     if "PixelPaddingValue" not in names:
         return is_padding
     is_signed, bits = dataset.PixelRepresentation == 1, int(dataset.BitsStored)
@@ -97,19 +97,19 @@ def _module(dataset: Any, macro: str) -> Any:
     """Where a transformation is: the frame's functional groups, the shared ones, or the top."""
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for item in dataset.get(groups) or ():
-            if given(item, macro):
+            if has_value(item, macro):
                 return item[macro].value[0]
     return dataset
 
 
 def _rescaled(dataset: Any, module: Any, stored: np.ndarray) -> np.ndarray:
     """What the stored values mean, float64, such as Hounsfield units (PS3.3, C.11.1)."""
-    if given(module, "ModalityLUTSequence"):
+    if has_value(module, "ModalityLUTSequence"):
         signed = dataset.PixelRepresentation == 1
         entries, first = _table(dataset, module.ModalityLUTSequence[0], signed=signed)
         return entries[_places(stored, first, len(entries))].astype(np.float64)
-    slope = float(module.RescaleSlope) if given(module, "RescaleSlope") else 1.0
-    intercept = float(module.RescaleIntercept) if given(module, "RescaleIntercept") else 0.0
+    slope = float(module.RescaleSlope) if has_value(module, "RescaleSlope") else 1.0
+    intercept = float(module.RescaleIntercept) if has_value(module, "RescaleIntercept") else 0.0
     if slope == 0:
         raise DicomError("RescaleSlope is 0, which makes one value of all")
     with np.errstate(all="ignore"):  # the caller refuses what is not finite
@@ -118,12 +118,12 @@ def _rescaled(dataset: Any, module: Any, stored: np.ndarray) -> np.ndarray:
 
 def _windowed(dataset: Any, module: Any, modality: Any, values: np.ndarray) -> np.ndarray:
     """Brightness of the values, from 0 for black to 1 for white, or beyond (PS3.3, C.11.2)."""
-    if given(module, "VOILUTSequence"):
+    if has_value(module, "VOILUTSequence"):
         signed = _may_be_negative(dataset, modality)
         entries, first = _table(dataset, module.VOILUTSequence[0], signed=signed)
-        shown = entries[_places(values, first, len(entries))]
-        return _between(shown.astype(np.float64), float(entries.min()), float(entries.max()))
-    if not (given(module, "WindowWidth") and given(module, "WindowCenter")):
+        looked_up = entries[_places(values, first, len(entries))].astype(np.float64)
+        return _between(looked_up, float(entries.min()), float(entries.max()))
+    if not (has_value(module, "WindowWidth") and has_value(module, "WindowCenter")):
         return _between(values, values.min(), values.max())
     center, width = (float(_first(module.get(n))) for n in ("WindowCenter", "WindowWidth"))
     if not (np.isfinite(center) and np.isfinite(width)):
@@ -156,7 +156,7 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _may_be_negative(dataset: Any, module: Any) -> bool:
     """Whether the modality transformation can give negative values."""
-    if given(module, "ModalityLUTSequence"):
+    if has_value(module, "ModalityLUTSequence"):
         return False
     signed, bits = dataset.PixelRepresentation == 1, int(dataset.BitsStored)
     ends = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
@@ -180,10 +180,11 @@ def _table(dataset: Any, item: Any, prefix: str = "LUT", *, signed: bool) -> tup
     Args:
         dataset: tells the order of bytes.
         item: holds the table.
-        prefix: of the names of the table's elements.
+        prefix: beginning of the names of the table's elements.
         signed: whether the values that are looked up can be negative.
     """
-    count, first, _ = _descriptor(item, prefix, signed)
+    count, first, _ = (int(x) for x in item[f"{prefix}Descriptor"].value)
+    count, first = count % (1 << 16) or 1 << 16, _signed(first, 16, signed)
     element = item[f"{prefix}Data"]
     data = element.value
     if isinstance(data, bytes):
@@ -197,32 +198,21 @@ def _table(dataset: Any, item: Any, prefix: str = "LUT", *, signed: bool) -> tup
     return data[:count], first
 
 
-def _descriptor(item: Any, prefix: str, signed: bool) -> tuple[int, int, int]:
-    """How many entries a table has, the value of the first, and bits of an entry."""
-    count, first, bits = (int(x) for x in item[f"{prefix}Descriptor"].value)
-    return count % (1 << 16) or 1 << 16, _signed(first, 16, signed), bits
-
-
 def palette(dataset: Any, levels: np.ndarray) -> np.ndarray:
     """Colours of a palette's values, uint8 [K, 3] (PS3.3, C.7.6.3.1.5 and C.7.9).
 
     Raises:
-        DicomError: its tables differ in length or first value, or are too long.
+        DicomError: its tables are missing, in segments, or differ in length or first value.
     """
     names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+    if lacking := [f"{name}Data" for name in names if f"{name}Data" not in dataset]:
+        raise DicomError(f"it lacks {', '.join(lacking)}; a palette in segments is not supported")
     signed = dataset.PixelRepresentation == 1
-    count, first, bits = _descriptor(dataset, names[0], signed)
-    if "RedPaletteColorLookupTableData" in dataset:
-        tables = [_table(dataset, dataset, name, signed=signed) for name in names]
-        if len({(len(entries), place) for entries, place in tables}) > 1:
-            raise DicomError("the tables of its palette differ in length or first value")
-        colours = np.stack([entries for entries, _ in tables], axis=-1)
-    else:  # in segments, which pydicom joins
-        from pydicom import pixels
-
-        if bits == 8 and count > 256:
-            raise DicomError(f"a palette of {count} entries of 8 bits in segments is not supported")
-        colours = pixels.apply_color_lut(first + np.arange(count), dataset)
+    tables = [_table(dataset, dataset, name, signed=signed) for name in names]
+    if len({(len(entries), first) for entries, first in tables}) > 1:
+        raise DicomError("the tables of its palette differ in length or first value")
+    colours, first = np.stack([entries for entries, _ in tables], axis=-1), tables[0][1]
+    bits = int(dataset[f"{names[0]}Descriptor"].value[2])
     # Entries of 8 bits may be stored in 16, some in the high byte, and 16 be declared of those that
     # have 8: what they hold tells.
     if colours.max() >= 1 << bits:

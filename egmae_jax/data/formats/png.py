@@ -28,18 +28,15 @@ def read(encoded: bytes) -> Samples | None:
             raise SamplesError(f"{frames} frames; one image is expected")
         image.load()
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-        mode = image.mode
-        values = np.asarray(image) if mode == "I;16" else None
+        values = np.asarray(image) if image.mode == "I;16" else None
     if values is None:  # of colours of 16 bits Pillow keeps the high byte
         with silenced("imagecodecs"):
             values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last is alpha
         values = values[..., 0] if channels == 2 else values[..., :3]
-    if mode != "I;16":  # Pillow's names of colours do not tell 8 bits from 16
-        mode += ";16"
     declared = _range_of_significant(values, _significant_bits(encoded, channels))
-    return Samples(values, "uint16", declared=declared, orientation=orientation, mode=mode)
+    return Samples(values, "uint16", declared=declared, orientation=orientation)
 
 
 def _range_of_significant(values: np.ndarray, bits: list[int]) -> tuple[float, float] | None:
