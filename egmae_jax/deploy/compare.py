@@ -29,7 +29,7 @@ from egmae_jax import models
 from egmae_jax.core import extras
 from egmae_jax.core.errors import MissingExtraError, UserError, shorten_list
 from egmae_jax.core.files import write_json
-from egmae_jax.data import images
+from egmae_jax.data import formats, images
 from egmae_jax.data.datasets.folders import find_images
 from egmae_jax.deploy.checkpoint import read_checkpoint
 from egmae_jax.deploy.layer_outputs import Program, layer_paths, our_program, their_program
@@ -225,11 +225,9 @@ def load_images(
     """
     if not folder.is_dir():
         raise CompareError(f"There is no folder {folder}; a folder of images is expected.")
-    search = find_images(folder)
-    search.report(folder)
-    paths = sorted(search.images)
+    paths = sorted(find_images(folder))
     if not paths:
-        raise CompareError(f"{folder} holds no images {search.nothing}.")
+        raise CompareError(f"{folder} holds no images ({formats.KNOWN}).")
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), max_images)).round().astype(int)
 
     views: dict[str, np.ndarray] = {}

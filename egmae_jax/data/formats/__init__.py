@@ -11,7 +11,6 @@ import PIL.Image
 
 from egmae_jax.data.formats import dicom, tiff
 
-READ = ("JPEG", "PNG", "TIFF", "BMP", "WebP", "DICOM")
 JPEG = b"\xff\xd8\xff"  # with which its files begin
 PILLOW = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # other formats start programs, or hold many images
 SUFFIXES = frozenset(
@@ -19,6 +18,11 @@ SUFFIXES = frozenset(
         *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
         *(".dcm", ".dicom"),
     }
+)
+# What counts as an image, in words.
+KNOWN = (
+    f"{', '.join(sorted(SUFFIXES))}, and under other names JPEG, PNG, TIFF, BMP, WebP and DICOM by "
+    "their bytes"
 )
 # Raw photographs begin as TIFF files do, but what a TIFF reader finds first in them is a thumbnail.
 _RAW = frozenset(
