@@ -57,9 +57,6 @@ def test_busi_finds_the_masks_of_an_image_and_of_no_other(tmp_path):
     assert names("benign (5).png") == []
 
 
-# Geometry
-
-
 @pytest.mark.parametrize("resize", images.RESIZE_MODES)
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (41, 137), (224, 224), (500, 31)])
 @pytest.mark.parametrize("resized", [64, 72])

@@ -17,28 +17,30 @@ def _list_brisc(root: Path) -> list[ImageFile]:
     return split_folders(root, {split: folder / split for split in ("train", "test")}, classes)
 
 
-_KAGGLE = Dataset(
-    name="brain_tumor",
-    title="Brain tumour MRI (Kaggle)",
-    citation="Nickparvar, Brain Tumor MRI Dataset, Kaggle, 2021, doi:10.34740/kaggle/dsv/2645886",
-    obtain=(
-        "Download it from https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset,"
-        " unpack it and give the folder that holds Training/ and Testing/ as "
-        "--config.data.dir=<folder>."
-    ),
-    list_images=_list_kaggle,
+register(
+    Dataset(
+        name="brain_tumor",
+        title="Brain tumour MRI (Kaggle)",
+        citation="Nickparvar, Brain Tumor MRI Dataset, Kaggle, 2021, "
+        "doi:10.34740/kaggle/dsv/2645886",
+        obtain=(
+            "Download it from "
+            "https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset, unpack it "
+            "and give the folder that holds Training/ and Testing/ as --config.data.dir=<folder>."
+        ),
+        list_images=_list_kaggle,
+    )
 )
-_BRISC = Dataset(
-    name="brisc2025",
-    title="BRISC 2025",
-    citation="Fateh et al., BRISC: annotated dataset for brain tumor segmentation and "
-    "classification, arXiv:2506.14318, 2025",
-    obtain=(
-        "Download it from https://www.kaggle.com/datasets/briscdataset/brisc2025, unpack it and "
-        "give the folder that holds brisc2025/ as --config.data.dir=<folder>."
-    ),
-    list_images=_list_brisc,
+register(
+    Dataset(
+        name="brisc2025",
+        title="BRISC 2025",
+        citation="Fateh et al., BRISC: annotated dataset for brain tumor segmentation and "
+        "classification, arXiv:2506.14318, 2025",
+        obtain=(
+            "Download it from https://www.kaggle.com/datasets/briscdataset/brisc2025, unpack it "
+            "and give the folder that holds brisc2025/ as --config.data.dir=<folder>."
+        ),
+        list_images=_list_brisc,
+    )
 )
-
-register(_KAGGLE)
-register(_BRISC)

@@ -23,16 +23,17 @@ def _masks(root: Path, file: str) -> list[Path]:
     return sorted(path for path in masks if _MASK.sub("", path.stem) == image.stem)
 
 
-_BUSI = Dataset(
-    name="busi",
-    title="Breast Ultrasound Images (BUSI)",
-    citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28, 2020",
-    obtain=(
-        "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, unpack "
-        "it and give the folder that holds Dataset_BUSI_with_GT/ as --config.data.dir=<folder>."
-    ),
-    list_images=_list_images,
-    masks=_masks,
+register(
+    Dataset(
+        name="busi",
+        title="Breast Ultrasound Images (BUSI)",
+        citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28, 2020",
+        obtain=(
+            "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, "
+            "unpack it and give the folder that holds Dataset_BUSI_with_GT/ as "
+            "--config.data.dir=<folder>."
+        ),
+        list_images=_list_images,
+        masks=_masks,
+    )
 )
-
-register(_BUSI)

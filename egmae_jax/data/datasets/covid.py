@@ -18,19 +18,19 @@ def _list_images(root: Path) -> list[ImageFile]:
     return class_folders(root, folder, _CLASSES, lambda path: path.parent.name != "masks")
 
 
-_COVID = Dataset(
-    name="covid",
-    title="COVID-19 Radiography",
-    citation=(
-        "Chowdhury et al., Can AI help in screening viral and COVID-19 pneumonia?, IEEE Access 8, "
-        "2020; Rahman et al., Computers in Biology and Medicine 132, 2021"
-    ),
-    obtain=(
-        "Download it from https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-"
-        "database, unpack it and give the folder that holds COVID-19_Radiography_Dataset/ as "
-        "--config.data.dir=<folder>."
-    ),
-    list_images=_list_images,
+register(
+    Dataset(
+        name="covid",
+        title="COVID-19 Radiography",
+        citation=(
+            "Chowdhury et al., Can AI help in screening viral and COVID-19 pneumonia?, IEEE Access "
+            "8, 2020; Rahman et al., Computers in Biology and Medicine 132, 2021"
+        ),
+        obtain=(
+            "Download it from https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-"
+            "database, unpack it and give the folder that holds COVID-19_Radiography_Dataset/ as "
+            "--config.data.dir=<folder>."
+        ),
+        list_images=_list_images,
+    )
 )
-
-register(_COVID)

@@ -45,12 +45,12 @@ def _list_images(root: Path) -> list[ImageFile]:
     return images
 
 
-_IMAGE_FOLDER = Dataset(
-    name="image_folder",
-    title="a folder of images, one folder a class",
-    citation="",
-    obtain="Put the images into <folder>/<class>/ and give --config.data.dir=<folder>.",
-    list_images=_list_images,
+register(
+    Dataset(
+        name="image_folder",
+        title="a folder of images, one folder a class",
+        citation="",
+        obtain="Put the images into <folder>/<class>/ and give --config.data.dir=<folder>.",
+        list_images=_list_images,
+    )
 )
-
-register(_IMAGE_FOLDER)

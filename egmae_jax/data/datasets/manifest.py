@@ -8,12 +8,18 @@ import collections
 import logging
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import lookalikes
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
+from egmae_jax.data.datasets.base import (
+    DataError,
+    Dataset,
+    ImageFile,
+    leads_elsewhere,
+    register,
+)
 from egmae_jax.data.datasets.tables import column_key, part_of, read_table
 
 logger = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ def _list_images(root: Path) -> list[ImageFile]:
     names, rows = read_table(table)
     place = _columns(table, names, [values for _, values in rows])
     images: dict[str, ImageFile] = {}
-    renamed: collections.Counter[str] = collections.Counter()
+    readings: collections.Counter[str] = collections.Counter()
     for number, values in rows:
         row = {column: values[k] for column, k in place.items()}
         where = f"{table}, line {number}"
@@ -64,11 +70,12 @@ def _list_images(root: Path) -> list[ImageFile]:
         if path in images:
             raise DataError(f"{where}: {path} is listed before.")
         if part and row["split"] != part:
-            renamed[f"the split {row['split']!r} is read as {part}"] += 1
-        renamed[how] += bool(how)
+            readings[f"the split {row['split']!r} is read as {part}"] += 1
+        if how:
+            readings[how] += 1
         group = None if lookalikes.is_missing(row.get("group", "")) else row["group"]
         images[path] = ImageFile(path, row["label"], group, part)
-    for how, count in sorted((+renamed).items()):
+    for how, count in sorted(readings.items()):
         logger.info("%s: %s (%d lines)", table, how, count)
     _check(table, list(images.values()), has_groups="group" in place)
     return sorted(images.values())
@@ -129,66 +136,42 @@ def _columns(table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -
     taken = [f"{names[k]!r} for {column!r}" for column, k in place.items() if names[k] != column]
     if taken:
         logger.info("%s: taken %s", table, ", ".join(taken))
-    _warn_of_unused(table, names, rows, place)
+    unused = [name for k, name in enumerate(names) if name and k not in place.values()]
+    if unused:
+        logger.warning("%s: not used: %s", table, shorten_list(unused, most=20))
     return place
 
 
-def _warn_of_unused(
-    table: Path, names: Sequence[str], rows: Sequence[Sequence[str]], place: Mapping[str, int]
-) -> None:
-    """Names the columns that are not used, and patients or lesions that the groups part."""
-    unused = {name: k for k, name in enumerate(names) if name and k not in place.values()}
-    if not unused:
-        return
-    logger.warning("%s: not used: %s", table, shorten_list(list(unused), most=20))
-    for name, k in unused.items():
-        if "group" in place and column_key(name) in ("group", *_SYNONYMS["group"]):
-            groups: dict[str, set[str]] = {}
-            for row in rows:
-                groups.setdefault(row[k], set()).add(row[place["group"]])
-            parted = sum(len(used) > 1 for value, used in groups.items() if value)
-            if parted:
-                logger.warning(
-                    "%s: %d values of %r have images in several groups of %r, which may come into "
-                    "several parts",
-                    table,
-                    parted,
-                    name,
-                    names[place["group"]],
-                )
-
-
-def _locate(root: Path, given: str, where: str) -> tuple[str, str]:
+def _locate(root: Path, text: str, where: str) -> tuple[str, str]:
     """A listed file's path below `root`, and how its path was read; '' for as it stands.
 
     Raises:
         DataError: the path leads elsewhere, or there is no such file.
     """
-    slashes = given.replace("\\", "/")
-    for text, how in (
-        (given, ""),
+    slashes = text.replace("\\", "/")
+    for path, how in (
+        (text, ""),
         (slashes, "backslashes are read as slashes"),
         # Files from a Mac have decomposed letters in their names.
         (unicodedata.normalize("NFC", slashes), "decomposed letters are read as composed ones"),
         (unicodedata.normalize("NFD", slashes), "composed letters are read as decomposed ones"),
     ):
-        path = PurePosixPath(text)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise DataError(f"{where}: the path {given!r} must lead below {root}.")
+        if leads_elsewhere(path):
+            raise DataError(f"{where}: the path {text!r} must lead below {root}.")
         if os.path.isfile(root / path):
-            return str(path), how
-    raise DataError(f"{where}: there is no file {root / given}.")
+            return PurePosixPath(path).as_posix(), how
+    raise DataError(f"{where}: there is no file {root / text}.")
 
 
-_MANIFEST = Dataset(
-    name="manifest",
-    title="images listed in a manifest",
-    citation="",
-    obtain=(
-        "Give the folder that holds manifest.csv, with the columns path (below that folder), label "
-        "and, if you like, group and split, as --config.data.dir=<folder>."
-    ),
-    list_images=_list_images,
+register(
+    Dataset(
+        name="manifest",
+        title="images listed in a manifest",
+        citation="",
+        obtain=(
+            "Give the folder that holds manifest.csv, with the columns path (below that folder), "
+            "label and, if you like, group and split, as --config.data.dir=<folder>."
+        ),
+        list_images=_list_images,
+    )
 )
-
-register(_MANIFEST)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from egmae_jax.data import phantoms
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, register
+from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders
 
 IMAGES_PER_CLASS = 120
@@ -14,19 +14,16 @@ def _list_images(root: Path) -> list[ImageFile]:
 
 
 def _make(folder: Path) -> None:
-    try:
-        phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0)
-    except phantoms.OtherFilesError as error:
-        raise DataError(f"data.dir: {error}") from None
+    phantoms.write(folder, images_per_class=IMAGES_PER_CLASS, seed=0)
 
 
-_PHANTOMS = Dataset(
-    name="phantoms",
-    title="generated B-mode ultrasound phantoms",
-    citation="",
-    obtain="It is generated into --config.data.dir, a folder of its own.",
-    list_images=_list_images,
-    make=_make,
+register(
+    Dataset(
+        name="phantoms",
+        title="generated B-mode ultrasound phantoms",
+        citation="",
+        obtain="It is generated into --config.data.dir, a folder of its own.",
+        list_images=_list_images,
+        make=_make,
+    )
 )
-
-register(_PHANTOMS)

@@ -14,15 +14,17 @@ def _list_images(root: Path) -> list[ImageFile]:
     return split_folders(root, {split: folder / split for split in ("train", "test")}, _CLASSES)
 
 
-_SKIN_LESIONS = Dataset(
-    name="skin_lesions",
-    title="Skin cancer: malignant vs. benign (ISIC)",
-    citation="ISIC Archive, https://www.isic-archive.com; selection by C. Fanconi on Kaggle, 2019",
-    obtain=(
-        "Download it from https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign,"
-        " unpack it and give the folder that holds train/ and test/ as --config.data.dir=<folder>."
-    ),
-    list_images=_list_images,
+register(
+    Dataset(
+        name="skin_lesions",
+        title="Skin cancer: malignant vs. benign (ISIC)",
+        citation="ISIC Archive, https://www.isic-archive.com; selection by C. Fanconi on Kaggle, "
+        "2019",
+        obtain=(
+            "Download it from "
+            "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign, unpack it "
+            "and give the folder that holds train/ and test/ as --config.data.dir=<folder>."
+        ),
+        list_images=_list_images,
+    )
 )
-
-register(_SKIN_LESIONS)
