@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import difflib
 import json
 import logging
 import re
@@ -10,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from egmae_jax.core.errors import shorten_list
-from egmae_jax.core.files import AccessError, StorageError, explain_storage_errors
+from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.data import datasets, lookalikes
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 
 logger = logging.getLogger(__name__)
 
-# Line breaks and other control characters: in terminals, tables and figures these are commands.
+# Line breaks and other control characters, which are commands in terminals, tables and figures, and
+# bytes that are no text.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -55,6 +55,7 @@ def list_files(
     Raises:
         DataError: the folder or a class is missing, a class is empty, names of classes look alike,
             stand for a missing value or hold control characters, or no name matches the pattern.
+        AccessError: the folder cannot be read.
     """
     dataset = datasets.get(name)
     if dataset.make is not None:
@@ -62,17 +63,14 @@ def list_files(
             dataset.make(folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
-    try:
-        with explain_storage_errors(folder):
-            images = dataset.list_images(folder)
-    except (AccessError, StorageError) as error:
-        raise DataError(f"{folder} cannot be listed (data.dir): {error}") from None
+    with explain_storage_errors(folder):
+        images = dataset.list_images(folder)
     for image in images:
         for kind, text in (("file", image.file), ("class", image.label)):
             if _CONTROL.search(text):
                 raise DataError(
-                    f"The name of the {kind} {text!r} holds a line break or another control "
-                    "character; rename it."
+                    f"The name of the {kind} {text!r} holds a line break, another control "
+                    "character or bytes that are not UTF-8; rename it."
                 )
     kept = _choose_classes(images, classes, folder)
     others = collections.Counter(image.label for image in images if image.label not in kept)
@@ -92,7 +90,8 @@ def _choose_classes(
     keys = {lookalikes.key(name): name for name in chosen} or dict.fromkeys(by_key, "")
 
     def described(name: str) -> str:
-        return f"{lookalikes.shown([name])}, {counts[name]} images such as {first_file[name]}"
+        spelled = lookalikes.spelled_out([name])
+        return f"{spelled}, {counts[name]} images such as {first_file[name]}"
 
     for names in lookalikes.groups(counts):
         if lookalikes.key(names[0]) in keys:
@@ -103,10 +102,8 @@ def _choose_classes(
             )
     for key, name in keys.items():
         if key not in by_key:
-            close = difflib.get_close_matches(name, counts, n=1)
             raise DataError(
-                f"data.classes names {name}; {folder} has {', '.join(sorted(counts))}."
-                + (f" Is {close[0]!r} meant?" if close else "")
+                f"data.classes names {name!r}; {folder} has {', '.join(sorted(counts))}."
             )
         if chosen and name != by_key[key]:
             logger.info("data.classes: %r is taken for %r", by_key[key], name)
@@ -127,7 +124,7 @@ def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
             "%d groups (patients, lesions) are spelled in several ways, and all images of each are "
             "kept together: %s. If they are different ones, give them names that differ by more.",
             len(alike),
-            shorten_list([lookalikes.shown(names) for names in alike]),
+            shorten_list([lookalikes.spelled_out(names) for names in alike]),
         )
     name_of: dict[str | None, str] = {name: names[0] for names in alike for name in names}
     return [image._replace(group=name_of.get(image.group, image.group)) for image in images]
@@ -148,8 +145,7 @@ def _group_by_name(images: list[ImageFile], pattern: str) -> list[ImageFile]:
             f"data.group_pattern {pattern!r} finds nothing in any of {len(images)} names, such as "
             f"{images[0].file}."
         )
-    count = len(set(names) - {None})
-    logger.info("data.group_pattern finds %d groups", count)
+    logger.info("data.group_pattern finds %d groups", len(set(names) - {None}))
     if without:
         logger.warning(
             "data.group_pattern finds nothing in %d of %d names: each of these images counts as "
@@ -157,10 +153,6 @@ def _group_by_name(images: list[ImageFile], pattern: str) -> list[ImageFile]:
             len(without),
             len(images),
             shorten_list(without),
-        )
-    if count == len(images) - len(without):
-        logger.warning(
-            "data.group_pattern finds as many groups as names, so it keeps no two images together"
         )
     return [
         image if name is None else image._replace(group=json.dumps(name))

@@ -6,6 +6,7 @@ would go by.
 """
 
 import collections
+import decimal
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ _MINUS = re.compile(r"(?:^|(?<=[\s_(,]))-(?=\d)")
 _BETWEEN = r"[-_\s]+"
 _BESIDE_LETTER = re.compile(rf"(?<=[^\W\d_]){_BETWEEN}(?=\w)|(?<=\w){_BETWEEN}(?=[^\W\d_])")
 _BESIDE_SIGN = re.compile(r"\s+(?=[^\w\s\0])|(?<=[^\w\s\0])\s+")
+_EXACT = decimal.Context(prec=1000)  # digits: more than a name has
 _ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")  # before a number
 
 
@@ -43,18 +45,11 @@ def key(name: str) -> str:
     )
     text = " ".join(text.translate(_SAME).split())
     if _NUMBER.fullmatch(text):
-        return _shortest(text.replace(",", "."))
+        number = decimal.Decimal(text.replace(",", ".")).normalize(_EXACT)
+        return "0" if number.is_zero() else f"{number:f}"
     text = _MINUS.sub("\0", text)  # no hyphen between words
     text = _ZEROS.sub("", _BESIDE_SIGN.sub("", _BESIDE_LETTER.sub("", text)))
     return text.replace("\0", "-")
-
-
-def _shortest(number: str) -> str:
-    """The shortest way to write a decimal number."""
-    whole, _, fraction = number.lstrip("+-").partition(".")
-    fraction = fraction.rstrip("0")
-    shortest = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
-    return f"-{shortest}" if number.startswith("-") and shortest != "0" else shortest
 
 
 def is_missing(value: str) -> bool:
@@ -70,6 +65,6 @@ def groups(names: Iterable[str]) -> list[list[str]]:
     return sorted(sorted(alike) for alike in by_key.values() if len(alike) > 1)
 
 
-def shown(names: Sequence[str]) -> str:
+def spelled_out(names: Sequence[str]) -> str:
     """Names as they are and, where they hold more than ASCII, with these letters written out."""
     return " and ".join(repr(name) if name.isascii() else f"{name!r} ({name!a})" for name in names)

