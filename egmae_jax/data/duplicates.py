@@ -42,8 +42,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-DESCRIPTOR_SIZE = 32  # side of the thumbnail in pixels
-
+_SIZE = 32  # side of the thumbnail in pixels
 _INSIDE_THRESHOLD = 0.96
 _DARK = 16  # grey levels of 255: black in JPEG files is noisy
 _FRAME_MARGIN = 2  # thumbnail pixels: how far bicubic resizing smears the edge of a frame
@@ -57,7 +56,7 @@ def descriptor(image: PIL.Image.Image) -> np.ndarray:
     Args:
         image: 8 bits a channel, as `images.decode` returns it.
     """
-    size, bicubic = (DESCRIPTOR_SIZE, DESCRIPTOR_SIZE), PIL.Image.Resampling.BICUBIC
+    size, bicubic = (_SIZE, _SIZE), PIL.Image.Resampling.BICUBIC
     # The gap lets Pillow average large images in blocks first: thrice as fast, two grey levels off.
     return np.asarray(image.convert("L").resize(size, bicubic, reducing_gap=3.0))
 
@@ -91,16 +90,7 @@ def duplicate_pairs(
 
     Returns:
         int64 [M, 2] of image indices with i < j in each row, rows sorted and unique.
-
-    Raises:
-        ValueError: the descriptors' shape or dtype is another.
     """
-    shape = (len(pixel_hashes), DESCRIPTOR_SIZE, DESCRIPTOR_SIZE)
-    if descriptors.shape != shape or descriptors.dtype != np.uint8:
-        raise ValueError(
-            f"descriptors must be uint8 {list(shape)} for {len(pixel_hashes)} pixel hashes, "
-            f"not {descriptors.dtype} {list(descriptors.shape)}"
-        )
     exact = [pair for same in members(pixel_hashes) for pair in itertools.combinations(same, 2)]
     accepted = [np.array(exact, np.int64).reshape(-1, 2)]
     unit = _unit(descriptors)

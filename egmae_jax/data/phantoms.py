@@ -56,10 +56,6 @@ MASS_LIMITS = {
 }
 
 
-class OtherFilesError(UserError):
-    """A folder holds something else than the phantoms asked for; the message says what."""
-
-
 def envelope(rng: np.random.Generator, echogenicity: np.ndarray) -> np.ndarray:
     """Detected echo amplitude of fully developed speckle.
 
@@ -173,10 +169,8 @@ def add_mass(rng: np.random.Generator, tissue: np.ndarray, kind: str) -> np.ndar
 
 def phantom(rng: np.random.Generator, label: str, height: int, width: int) -> np.ndarray:
     """Draws one image of a class of CLASSES, uint8 [height, width]."""
-    if label not in CLASSES:
-        raise ValueError(f"There is no phantom of class {label!r}; the classes are {CLASSES}.")
     tissue = anatomy(rng, height, width)
-    for kind in ["lobule"] * int(rng.integers(3)) + [label] * (label in MASS_KINDS):
+    for kind in ["lobule"] * int(rng.integers(3)) + [label] * (label != "normal"):
         tissue = add_mass(rng, tissue, kind)
     echogenicity = 10 ** (tissue / 10)
     views = [envelope(rng, echogenicity) for _ in range(rng.integers(3, 7))]
@@ -197,17 +191,18 @@ def write(
     written with the same parameters is left as it is.
 
     Raises:
-        OtherFilesError: the folder holds anything else.
+        UserError: the folder holds anything else.
     """
     wanted = {"version": VERSION, "images_per_class": images_per_class, "seed": seed}
     parameters = json.dumps(wanted | {"height": height, "width": width})
     if folder.exists() and any(folder.iterdir()):
         record = folder / "phantoms.json"
-        there = record.read_text() if record.exists() else "no phantoms.json"
-        if there != parameters:
-            raise OtherFilesError(
-                f"{folder} holds other files than asked for; found: {there}; wanted: {parameters}. "
-                "Remove the folder or name another."
+        written = record.read_text() if record.exists() else None
+        if written != parameters:
+            holds = f"phantoms of {written}" if written else "other files"
+            raise UserError(
+                f"{folder} (data.dir) holds {holds}; phantoms of {parameters} are to be written: "
+                "remove the folder or name another."
             )
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

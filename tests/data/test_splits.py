@@ -34,21 +34,6 @@ def random_images(seed, *, mixed=0.0, largest=6):
     return np.array(labels)[order], numbers[np.array(groups)][order], names
 
 
-def busi_like(seed):
-    """BUSI's class sizes and groups: near-duplicates by two to four, 7 times across classes."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat([0, 1, 2], [437, 210, 133])
-    groups = np.arange(780)
-    for label, pairs in ((0, 60), (1, 20), (2, 20)):
-        members = rng.choice(np.flatnonzero(labels == label), 2 * pairs, replace=False)
-        groups[members[:pairs]] = groups[members[pairs:]]
-        groups[members[0]] = groups[members[2 * pairs - 1]]  # some groups of 3 and 4
-        groups[members[pairs]] = groups[members[2 * pairs - 2]]
-    for a, b in rng.integers(0, 780, (7, 2)):
-        groups[groups == groups[a]] = groups[b]
-    return labels, groups, ("benign", "malignant", "normal")
-
-
 def fixed(labels, groups, classes, seed=0):
     return splits.fixed_split(
         labels, groups, classes, validation_share=SHARES[1], test_share=SHARES[2], seed=seed
@@ -56,19 +41,9 @@ def fixed(labels, groups, classes, seed=0):
 
 
 def all_folds(labels, groups, classes, num_folds=5, seed=0):
+    options = {"num_folds": num_folds, "validation_share": 0.1, "seed": seed}
     return np.stack(
-        [
-            splits.fold_split(
-                labels,
-                groups,
-                classes,
-                fold=fold,
-                num_folds=num_folds,
-                validation_share=0.1,
-                seed=seed,
-            )
-            for fold in range(num_folds)
-        ]
+        [splits.fold_split(labels, groups, classes, fold=k, **options) for k in range(num_folds)]
     )
 
 
@@ -107,17 +82,6 @@ def test_class_counts_are_off_by_no_more_than_the_largest_group():
         assert (off > -2 * largest - 1e-9).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_shares_are_met_to_the_image_on_busi_class_sizes(seed):
-    labels, groups, classes = busi_like(seed)
-    assert np.bincount(np.unique(groups, return_inverse=True)[1]).max() >= 3
-    parts = fixed(labels, groups, classes, seed)
-    assert_groups_whole(parts, groups)
-    # .2, .1 and .7 of 437, 210 and 133
-    expected = [[305.9, 147.0, 93.1], [43.7, 21.0, 13.3], [87.4, 42.0, 26.6]]
-    assert np.abs(counts(parts, labels) - expected).max() <= 2
-
-
 def test_no_group_spans_two_parts_of_a_fold():
     for seed in range(12):
         labels, groups, classes = random_images(seed, mixed=0.2)
@@ -129,19 +93,12 @@ def test_no_group_spans_two_parts_of_a_fold():
 
 
 def test_a_seed_gives_one_split_whatever_the_numbers_of_the_groups():
-    labels, groups, classes = busi_like(1)
+    labels, groups, classes = random_images(1)
     _, dense = np.unique(groups, return_inverse=True)
-    renumbered = 10 * dense + 3
     for split in (fixed, all_folds):
         expected = split(labels, groups, classes, seed=3)
-        np.testing.assert_array_equal(split(labels, renumbered, classes, seed=3), expected)
+        np.testing.assert_array_equal(split(labels, 10 * dense + 3, classes, seed=3), expected)
         assert (split(labels, groups, classes, seed=4) != expected).any()
-
-
-def test_image_level_split_has_a_group_an_image():
-    labels = np.repeat([0, 1], [70, 30])
-    parts = fixed(labels, np.arange(100), ("a", "b"))
-    np.testing.assert_array_equal(counts(parts, labels), [[49, 21], [7, 3], [14, 6]])
 
 
 def test_a_group_larger_than_any_part_takes_no_class_from_another_part():
@@ -153,19 +110,17 @@ def test_a_group_larger_than_any_part_takes_no_class_from_another_part():
     np.testing.assert_array_equal(table[:, 0], [90, 3, 7])  # the other 10 in the ratio 1 : 2
 
 
-def test_class_with_too_few_groups_is_named_with_its_counts():
+@pytest.mark.parametrize(
+    ("split", "groups", "message"),
+    [
+        (fixed, [30] * 5 + [31] * 3, "'rare' has 8 images in 2 groups.*at least 3 groups"),
+        (all_folds, [30] * 5 + [31, 32, 33], "'rare' has 8 images in 4 groups.*at least 5 groups"),
+    ],
+)
+def test_a_class_with_too_few_groups_is_named_with_its_counts(split, groups, message):
     labels = np.array([0] * 30 + [1] * 8)
-    groups = np.array(list(range(30)) + [30] * 5 + [31] * 3)
-    with pytest.raises(DataError, match=r"'rare' has 8 images in 2 groups.*at least 3 groups"):
-        fixed(labels, groups, ("common", "rare"))
-
-
-def test_folds_need_as_many_groups_of_each_class():
-    labels = np.array([0] * 30 + [1] * 8)
-    groups = np.array([*range(30), 30, 30, 30, 30, 30, 31, 32, 33])
-    fixed(labels, groups, ("common", "rare"))
-    with pytest.raises(DataError, match=r"'rare' has 8 images in 4 groups.*5 folds.*at least 5"):
-        all_folds(labels, groups, ("common", "rare"), num_folds=5)
+    with pytest.raises(DataError, match=message):
+        split(labels, np.array([*range(30), *groups]), ("common", "rare"))
 
 
 def test_a_class_missing_from_a_part_is_an_error_that_says_what_to_change():
@@ -191,12 +146,13 @@ def test_splits_json_round_trips_with_exactly_these_keys(tmp_path):
     rows = splits.read(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line.rstrip(",")) for line in lines[1:-1]] == rows  # one line an image
-    assert [set(row) for row in rows] == [{"file", "label", "split", "group", "sha256"}] * 3
-    assert [row["file"] for row in rows] == files
-    assert [row["label"] for row in rows] == ["benign", "normal", "normal"]
-    assert [row["split"] for row in rows] == ["train", "test", "validation"]
-    assert [row["group"] for row in rows] == [5, 7, 7]
-    assert [row["sha256"] for row in rows] == digests
+    keys = ("file", "label", "split", "group", "sha256")
+    assert [tuple(row) for row in rows] == [keys] * 3
+    assert [tuple(row.values()) for row in rows] == [
+        (files[0], "benign", "train", 5, digests[0]),
+        (files[1], "normal", "test", 7, digests[1]),
+        (files[2], "normal", "validation", 7, digests[2]),
+    ]
 
 
 # --- the data set's own parts ---------------------------------------------------------------------
@@ -218,17 +174,15 @@ def own_parts(**changes):
     return splits.official_split(classes=("a", "b"), **(options | changes))
 
 
-def test_official_parts_stay_and_validation_is_taken_from_train():
+def test_official_parts_stay_and_validation_is_taken_from_train_where_it_is_missing():
     parts = own_parts()
     assert (parts[20:] == 2).all()
     assert (parts[:20] == 1).sum() == 4
     assert (parts[:20] == 0).sum() == 16
-
-
-def test_an_official_validation_part_stays():
     official = np.array(["train"] * 14 + ["validation"] * 6 + ["test"] * 10)
-    parts = own_parts(official=official)
-    np.testing.assert_array_equal(parts, [0] * 14 + [1] * 6 + [2] * 10)
+    np.testing.assert_array_equal(own_parts(official=official), [0] * 14 + [1] * 6 + [2] * 10)
+    with pytest.raises(DataError, match="train and validation, taken from the official train part"):
+        own_parts(groups=np.concatenate([np.arange(20) % 2, np.arange(20, 30)]))
 
 
 def test_without_an_official_test_part_it_is_taken_by_groups():
@@ -252,37 +206,25 @@ def test_training_images_of_a_tested_group_are_left_out():
     assert (kept != splits.LEFT_OUT).all()
 
 
-def left_out(**changes):
-    options = {
-        "labels": np.array([0, 0, 1, 1, 0, 1]),
-        "pairs": np.array([[0, 1], [2, 3], [1, 3]]),
-        "pixel_hashes": np.array(["a", "a", "b", "b", "c", "d"]),
-        "official": np.array(["train", "test", "train", "train", "", ""]),
-        "on_conflict": "keep",
-        "deduplicate": False,
-    }
-    return np.flatnonzero(splits.left_out(**(options | changes))).tolist()
-
-
-def test_conflicting_pairs_are_dropped_by_choice():
-    assert left_out() == []
-    assert left_out(on_conflict="drop") == [1, 3]
-
-
-def test_of_identical_pixels_one_is_kept_rather_the_tested_one():
-    assert left_out(deduplicate=True) == [0, 3]
-
-
-def test_copies_of_a_conflict_are_not_kept_in_its_place():
-    assert left_out(deduplicate=True, on_conflict="drop") == [1, 3]
-
-
-# --- what is said --------------------------------------------------------------------------------
-
-
-def test_too_few_groups_for_a_part_that_is_taken_from_train():
-    with pytest.raises(DataError, match="train and validation, taken from the official train part"):
-        own_parts(groups=np.concatenate([np.arange(20) % 2, np.arange(20, 30)]))
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ({}, []),
+        ({"on_conflict": "drop"}, [1, 3]),
+        ({"deduplicate": True}, [0, 3]),  # rather the tested one is kept
+        # Copies of a conflict are not kept in its place.
+        ({"deduplicate": True, "on_conflict": "drop"}, [1, 3]),
+    ],
+)
+def test_conflicts_and_copies_are_left_out_by_choice(options, images):
+    out = splits.left_out(
+        labels=np.array([0, 0, 1, 1, 0, 1]),
+        pairs=np.array([[0, 1], [2, 3], [1, 3]]),
+        pixel_hashes=np.array(["a", "a", "b", "b", "c", "d"]),
+        official=np.array(["train", "test", "train", "train", "", ""]),
+        **({"on_conflict": "keep", "deduplicate": False} | options),
+    )
+    assert np.flatnonzero(out).tolist() == images
 
 
 def test_a_data_set_without_held_out_parts_has_no_official_split():
@@ -292,10 +234,10 @@ def test_a_data_set_without_held_out_parts_has_no_official_split():
 
 
 def test_the_account_adds_up():
-    said = splits.account(
+    text = splits.account(
         {"train": 70, "validation": 10, "test": 20}, {"copies": 3, "leaks": 0}, 2, {"x": 4, "y": 1}
     )
-    assert said == (
+    assert text == (
         "110 images found: 70 train, 10 validation, 20 test, 3 left out (3 copies), 2 unreadable, "
         "5 of classes not asked for (x, y)"
     )

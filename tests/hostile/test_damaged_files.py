@@ -390,17 +390,12 @@ def test_a_path_that_is_no_text_comes_back_from_json(tmp_path):
 ROW = {"file": "cat/1.png", "label": "cat", "split": "train", "group": 0, "sha256": "0" * 64}
 
 
-@given(st.dictionaries(st.sampled_from(sorted(ROW)), JSON, max_size=2), st.booleans())
-@example({"file": "../1.png"}, False)
-@example({"file": "/etc/passwd"}, False)
-@example({"file": "cat/../../1.png"}, False)
-@example({"file": ""}, False)
-@example({"split": "Train"}, False)
-@example({"split": ["train"]}, False)
-@example({}, True)  # twice: it would be in two parts
-def test_splits_json_has_rows_of_files_below_the_folder_or_is_damaged(file, changes, twice):
-    row = {**ROW, **changes}
-    write_json(file, [row] * (1 + twice))
+@given(st.dictionaries(st.sampled_from(sorted(ROW)), JSON, max_size=2))
+@example({"file": "../1.png"})
+@example({"file": "/etc/passwd"})
+@example({"split": "Train"})
+def test_splits_json_has_rows_of_files_below_the_folder_or_is_damaged(file, changes):
+    write_json(file, [{**ROW, **changes}])
     with either_right_or(DamagedFileError, file):
         (found,) = splits.read(file)
         assert found["file"].split("/")[0] not in ("", "..")
