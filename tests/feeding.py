@@ -44,7 +44,6 @@ def prepared(pictures):
         labels=np.arange(count) + 100,
         groups=np.arange(count),
         pairs=np.zeros((0, 2), int),
-        duplicate_groups=0,
         official=np.array([""] * count),
         sizes=np.array([(image.height, image.width) for image in pictures]),
         modes=np.array(["RGB"] * count),

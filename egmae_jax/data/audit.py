@@ -6,9 +6,8 @@ sheets of each class and of all near-duplicates.
 """
 
 import collections
-import re
 import runpy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ import rich.console
 import rich.table
 import rich.text
 
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.core.files import write_json
-from egmae_jax.data import contact_sheets, duplicates, pixels, splits
+from egmae_jax.data import contact_sheets, duplicates, splits
 from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.findings import confounders, findings
 from egmae_jax.data.prepare import Prepared
 
-_CONFLICTS_SHOWN = 20
 _IMAGES_OF_CLASS = 2 * contact_sheets.COLUMNS  # that are drawn
-_MOST_PAGES = 99  # of near-duplicates that are drawn, the gravest groups first
 _MOST_PAIRS = 100_000  # that audit.json lists: some ten megabytes
 
 
@@ -70,7 +68,7 @@ def audit(prepared: Prepared) -> dict[str, Any]:
             name: dict(collections.Counter(prepared.modes[labels == label].tolist()))
             for label, name in enumerate(names)
         },
-        "pixels": pixels.describe(prepared.files, prepared.pixels, prepared.intensity),
+        "pixels": _pixels(prepared),
         "confounders": confounders(prepared),
     }
     return result | {"findings": [each._asdict() for each in findings(prepared, result)]}
@@ -108,6 +106,44 @@ def _copies(prepared: Prepared, parts: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _pixels(prepared: Prepared) -> dict[str, Any]:
+    """Results on the values of the pixels, as their files store them and as they are decoded."""
+    values, intensity = prepared.pixels, prepared.intensity
+    used = values.bits_used
+    return {
+        "intensity_range": intensity.rule,
+        "range_of_dataset": {kind: list(ends) for kind, ends in intensity.of_dataset.items()},
+        "bits": _count(values.bits),
+        "bits_used": {  # by the bits that the files declare
+            str(bits): _count(used[values.bits == bits]) for bits in np.unique(values.bits).tolist()
+        },
+        "grey_levels": {
+            "least": int(values.levels.min()),
+            "median": float(np.median(values.levels)),
+            "most": int(values.levels.max()),
+        },
+        "share_below_32_levels": float(values.has_few_levels.mean()),
+        "share_below_a_tenth_of_the_range": float(values.is_narrow.mean()),
+        "odd": [
+            {
+                "file": prepared.files[i],
+                "bits": int(values.bits[i]),
+                "bits_used": int(used[i]),
+                "stored": values.stored[i].tolist(),
+                "grey_levels": int(values.levels[i]),
+                "greys": values.greys[i].tolist(),
+            }
+            for i in np.flatnonzero(values.is_odd).tolist()
+        ],
+    }
+
+
+def _count(values: np.ndarray) -> dict[str, int]:
+    """{value: how often it occurs}, by ascending values."""
+    different, counts = np.unique(values, return_counts=True)
+    return dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
+
+
 def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
     """Indices of images that pairs of near-duplicates join, two or more each, the gravest first.
 
@@ -119,8 +155,7 @@ def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
         is_alike = len(np.unique(classes)) == 1, len(np.unique(parts)) == 1
         return (*is_alike, -len(members), int(members[0]))
 
-    near = duplicates.group_ids(len(prepared.labels), prepared.pairs)
-    return sorted(duplicates.members(near), key=rank)
+    return sorted(prepared.near_duplicates, key=rank)
 
 
 def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
@@ -131,15 +166,11 @@ def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
     """
     result = audit(prepared)
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = {"classes": _classes(prepared), "near_duplicates": _near(prepared)}
     result["sheets"] = [
         name
-        for kind, sections in (
-            ("classes", _classes(prepared)),
-            ("near_duplicates", _near(prepared)),
-        )
-        for name in _save_sheets(
-            folder, kind, contact_sheets.pages(prepared, sections, _MOST_PAGES)
-        )
+        for kind, sections in kinds.items()
+        for name in _save_sheets(folder, kind, contact_sheets.pages(prepared, sections))
     ]
     write_json(folder / "audit.json", result)
     return result
@@ -165,9 +196,8 @@ def _near(prepared: Prepared) -> Iterator[Section]:
 
 def _save_sheets(folder: Path, kind: str, pages: Iterable[PIL.Image.Image]) -> Iterator[str]:
     """Writes pages as <kind>_01.png and so on, and deletes those of an earlier audit."""
-    for old in folder.glob(f"{kind}_*.png"):
-        if re.fullmatch(rf"{kind}_\d\d\.png", old.name):
-            old.unlink()
+    for old in folder.glob(f"{kind}_[0-9][0-9].png"):
+        old.unlink()
     for number, page in enumerate(pages, start=1):
         page.save(folder / f"{kind}_{number:02}.png")
         yield f"{kind}_{number:02}.png"
@@ -179,16 +209,11 @@ def show(result: dict[str, Any], folder: Path) -> None:
     terminal.print(f"\n[bold]{result['dataset']}[/]: {result['images']} images")
     terminal.print(_table(result))
     terminal.print("\n".join(_summary(result)), markup=False, soft_wrap=True)
-    conflicts = result["near_duplicates"]["conflicts"]
-    for first, second in conflicts[:_CONFLICTS_SHOWN]:
-        terminal.print(f"  conflict: {first} | {second}", markup=False, soft_wrap=True)
-    if len(conflicts) > _CONFLICTS_SHOWN:
-        terminal.print(f"  and {len(conflicts) - _CONFLICTS_SHOWN} more conflicts in audit.json")
     for each in result["findings"]:
         terminal.print()
         terminal.print(each["finding"], style="bold yellow", markup=False, soft_wrap=True)
         terminal.print(f"  -> {each['advice']}", markup=False, soft_wrap=True)
-    sheets = ", ".join(_ranges(result["sheets"]))
+    sheets = shorten_list(result["sheets"])
     terminal.print(f"\nSaved in {folder}: audit.json, {sheets}", markup=False, soft_wrap=True)
 
 
@@ -225,8 +250,6 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
         f"{near['largest_group']}; {near['pairs_across_classes']} pairs join two classes, "
         f"{near['pairs_across_official_parts']} two official parts"
     )
-    if near["pairs"] > len(near["listed"]):
-        yield f"  audit.json lists the first {len(near['listed'])} pairs, and all groups"
     yield (
         f"{groups['number']} groups, which a split keeps whole: {groups['of_several']} of several "
         f"images (near-duplicates, or of one patient or lesion; {groups['images_of_several']} "
@@ -242,19 +265,8 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
     levels = values["grey_levels"]
     yield (
         f"grey levels after decoding: {levels['least']} to {levels['most']}, median "
-        f"{levels['median']:g}; {values['share_below_32_levels']:.1%} of the images have fewer "
-        f"than {pixels.FEW_LEVELS}, {values['share_below_a_tenth_of_the_range']:.1%} use less than "
-        "a tenth of the range from black to white"
+        f"{levels['median']:g}"
     )
-    yield from (f"  {sentence}." for sentence in values["findings"])
-
-
-def _ranges(sheets: Sequence[str]) -> Iterator[str]:
-    """The first and the last page of each kind of sheet."""
-    for kind in ("classes", "near_duplicates"):
-        pages = [sheet for sheet in sheets if sheet.startswith(kind)]
-        if pages:
-            yield pages[0] if len(pages) == 1 else f"{pages[0]} to {pages[-1]}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import PIL.Image
@@ -17,6 +17,7 @@ from egmae_jax.data.prepare import Prepared
 
 COLUMNS = 8
 _ROWS = 10  # of a page
+_MOST_PAGES = 99
 # All in pixels.
 _TILE, _GAP = 144, 10
 _FONT_SIZE, _LINE, _LETTER = 12, 15, 7.25  # the font is monospaced
@@ -40,8 +41,8 @@ class Section(NamedTuple):
     alarming: bool = False
 
 
-def pages(prepared: Prepared, sections: Iterable[Section], most: int) -> Iterator[PIL.Image.Image]:
-    """Draws sections in their order, as many in a row as fit.
+def pages(prepared: Prepared, sections: Iterable[Section]) -> Iterator[PIL.Image.Image]:
+    """Draws sections in their order, as many in a row as fit, on 99 pages at most.
 
     Below each image stand its name, shortened in the middle if need be, its class and the official
     part it is in.
@@ -49,9 +50,8 @@ def pages(prepared: Prepared, sections: Iterable[Section], most: int) -> Iterato
     Args:
         prepared: the data set.
         sections: what to draw; a section of more than `COLUMNS` images takes several rows.
-        most: largest number of pages; what does not fit is left out.
     """
-    rows = list(itertools.islice(_rows(sections), most * _ROWS))
+    rows = list(itertools.islice(_rows(sections), _MOST_PAGES * _ROWS))
     for start in range(0, len(rows), _ROWS):
         yield _page(prepared, rows[start : start + _ROWS])
 
@@ -95,14 +95,11 @@ def _draw_tile(
     image = PIL.ImageOps.contain(images.from_array(prepared.records.pixels(index)), (_TILE, _TILE))
     sheet.paste(image, (left + (_TILE - image.width) // 2, top + (_TILE - image.height) // 2))
     letters = int(_TILE / _LETTER)
-    path = printable(prepared.files[index])
-    if len(path) > letters * _NAME_LINES:  # the folder says less than the name
-        path = PurePosixPath(path).name
-    label = prepared.classes[prepared.labels[index]]
-    part = prepared.official[index]
+    name = fitted(printable(prepared.files[index]), letters, _NAME_LINES)
+    label, part = prepared.classes[prepared.labels[index]], prepared.official[index]
     (caption,) = fitted(printable(f"{label} ({part})" if part else label), letters, 1)
     draw = PIL.ImageDraw.Draw(sheet)
-    draw.text((left, top + _TILE), "\n".join(fitted(path, letters, _NAME_LINES)), _FAINT, _font())
+    draw.text((left, top + _TILE), "\n".join(name), _FAINT, _font())
     top += _TILE + _NAME_LINES * _LINE
     draw.text((left, top), caption, _ALARM if alarming else _INK, _font())
 

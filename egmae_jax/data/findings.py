@@ -1,14 +1,15 @@
 """What a user should know of a data set before training on it, and what to do about it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
-from egmae_jax.data import duplicates
+from egmae_jax.data import duplicates, pixels
+from egmae_jax.data.pixels import Finding
 from egmae_jax.data.prepare import Prepared
 
 _SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
@@ -34,20 +35,6 @@ _ADVICE = {
     "If they come from several devices or hospitals, test on images of one that was not trained "
     "on.",
 }
-
-
-class Finding(NamedTuple):
-    """One thing that is odd about a data set.
-
-    Attributes:
-        about: a word or two, such as 'near-duplicates'.
-        finding: sentences that say what was found.
-        advice: sentences that say what to do, by the name of the field or command.
-    """
-
-    about: str
-    finding: str
-    advice: str
 
 
 def confounders(prepared: Prepared) -> dict[str, float]:
@@ -124,6 +111,7 @@ def findings(prepared: Prepared, audit: Mapping[str, Any]) -> list[Finding]:
         *_copies(audit),
         *_classes(prepared),
         *_patients(prepared),
+        *pixels.findings(prepared.files, prepared.pixels, prepared.intensity),
     ]
 
 
@@ -179,7 +167,7 @@ def _confounded(prepared: Prepared, scores: Mapping[str, float]) -> Iterator[Fin
         lacking = prepared.classes[_groups_by_class(prepared).argmin()]
         yield Finding(
             "confounders",
-            "Whether size, mode or the like tell the class cannot be said: the images of "
+            "Whether size, mode or the like tell the class cannot be tested: the images of "
             f"{lacking} are one group.",
             "A run needs three groups of each class (patients, lesions, near-duplicates): gather "
             "more images of it, or leave the class out by --config.data.classes.",
@@ -236,8 +224,8 @@ def _classes(prepared: Prepared) -> Iterator[Finding]:
 
 
 def _patients(prepared: Prepared) -> Iterator[Finding]:
-    near = duplicates.group_ids(len(prepared.labels), prepared.pairs)
-    if len(np.unique(prepared.groups)) == len(np.unique(near)):
+    copies = sum(len(members) - 1 for members in prepared.near_duplicates)
+    if len(np.unique(prepared.groups)) == len(prepared.groups) - copies:
         yield Finding(
             "patients",
             "Which images are of one patient is not known: only near-identical ones are kept "

@@ -10,7 +10,7 @@ import numpy as np
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import duplicates, pixels, records
 from egmae_jax.data.listing import Listing, list_files
-from egmae_jax.data.pixels import PixelStatistics
+from egmae_jax.data.pixels import Finding, PixelStatistics
 from egmae_jax.data.records import Records
 from egmae_jax.data.samples import IntensityRange, Rule
 
@@ -22,7 +22,7 @@ class Prepared:
     """A data set whose N readable images are described and at hand, sorted by path.
 
     Attributes:
-        name: of the data set, as in the config.
+        name: name of the data set, as in the config.
         title: what people call the data set.
         citation: the paper to cite; empty where there is none.
         classes: names of the classes, sorted; a label is an index into them.
@@ -30,10 +30,9 @@ class Prepared:
         labels: int [N].
         groups: int [N]; images of one patient or lesion and near-duplicates share a number.
         pairs: int [P, 2], the pairs i < j of near-duplicates.
-        duplicate_groups: number of groups of near-duplicates.
         official: str [N], the part that the data set itself puts an image into; '' for none.
         sizes: int [N, 2], height and width in pixels.
-        modes: str [N], how the file stores its pixels: 'L', 'RGB', 'I;16', 'DICOM', ...
+        modes: str [N], how the file stores its pixels: 'L', 'RGB', 'L;uint16', 'DICOM', ...
         descriptors: uint8 [N, 32, 32], grey thumbnails.
         pixel_hashes: str [N], digests of size and pixels.
         sha256: N SHA-256 of the files' bytes.
@@ -52,7 +51,6 @@ class Prepared:
     labels: np.ndarray
     groups: np.ndarray
     pairs: np.ndarray
-    duplicate_groups: int
     official: np.ndarray
     sizes: np.ndarray
     modes: np.ndarray
@@ -71,6 +69,11 @@ class Prepared:
         return len(self.files) + len(self.skipped) + sum(self.other_classes.values())
 
     @property
+    def near_duplicates(self) -> list[np.ndarray]:
+        """Indices of the images that pairs of near-duplicates join, two or more each."""
+        return duplicates.members(duplicates.group_ids(len(self.files), self.pairs))
+
+    @property
     def held_out(self) -> np.ndarray:
         """bool [N], which images are in the data set's own validation or test part."""
         return np.isin(self.official, ("validation", "test"))
@@ -81,8 +84,8 @@ def prepare(
     folder: Path,
     cache: Path,
     *,
-    on_error: str,
-    near_duplicate_threshold: float,
+    on_error: str = "raise",
+    near_duplicate_threshold: float = 0.99,
     classes: Sequence[str] = (),
     group_pattern: str = "",
     intensity_range: Rule = "type",
@@ -120,22 +123,17 @@ def describe(
         DamagedFileError: the cache is damaged.
     """
     folder = records.find_or_write(listing, cache, on_error, intensity_range)
-    by_file = {image.file: image for image in listing.images}
-    index = records.read_index(folder, by_file)
-    skipped = tuple(index["skipped"].tolist())
+    index = records.read_index(folder)
+    skipped = index["skipped"].tolist()
     if skipped and on_error == "raise":  # the records were written with 'skip'
-        raise records.unreadable_error(listing.folder, skipped, len(by_file))
-    if skipped:
-        logger.warning("%d unreadable images are left out: %s", len(skipped), shorten_list(skipped))
-    files = index["path"].tolist()
-    intensity = records.intensity_of(index)
+        raise records.unreadable_error(listing.folder, skipped, len(listing.images))
+    files, intensity = index["path"].tolist(), records.intensity_of(index)
     statistics = PixelStatistics(*(index[name] for name in PixelStatistics._fields))
-    if odd := pixels.findings(files, statistics, intensity):
-        logger.warning("%s", " ".join(f"{sentence}." for sentence in odd))
+    _warn(skipped, pixels.findings(files, statistics, intensity))
     pairs = duplicates.duplicate_pairs(
         index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
     )
-    near = duplicates.group_ids(len(files), pairs)
+    by_file = {image.file: image for image in listing.images}
     images = [by_file[file] for file in files]
     return Prepared(
         name=listing.dataset.name,
@@ -146,7 +144,6 @@ def describe(
         labels=np.array([listing.classes.index(image.label) for image in images]),
         groups=duplicates.group_ids(len(files), pairs, [image.group or None for image in images]),
         pairs=pairs,
-        duplicate_groups=int((np.bincount(near) > 1).sum()),
         official=np.array([image.split or "" for image in images]),
         sizes=index["size"],
         modes=index["mode"],
@@ -155,7 +152,15 @@ def describe(
         sha256=tuple(index["sha256"].tolist()),
         pixels=statistics,
         intensity=intensity,
-        skipped=skipped,
+        skipped=tuple(skipped),
         records=Records(folder, index),
         other_classes=listing.other_classes,
     )
+
+
+def _warn(skipped: Sequence[str], findings: Sequence[Finding]) -> None:
+    """Logs which images are left out, and what is odd about the pixels of the others."""
+    if skipped:
+        logger.warning("%d unreadable images are left out: %s", len(skipped), shorten_list(skipped))
+    for _, finding, advice in findings:
+        logger.warning("%s %s", finding, advice)

@@ -31,7 +31,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             "citation": prepared.citation,
             "counts": run.data.counts(0),
             "protocol": run.data.protocol,
-            "duplicate_groups": prepared.duplicate_groups,
+            "duplicate_groups": len(prepared.near_duplicates),
             "found": prepared.num_found,
             "left_out": run.data.num_left_out,
             "left_out_by_reason": run.data.left_out,
