@@ -1,6 +1,5 @@
 """What a user types: `egmae predict`, or `python -m egmae_jax.predict`, is predict.py here."""
 
-import difflib
 import importlib
 import sys
 import textwrap
@@ -9,10 +8,10 @@ from collections.abc import Sequence
 import egmae_jax
 from egmae_jax.core import console
 
-# One line each, in the order in which they are met. A command is imported when it is called.
+# In the order in which a user meets them; each is imported when it is called.
 COMMANDS = {
     "download": "Fetches a data set that may be fetched.",
-    "audit": "Says what is odd about a data set, before a run.",
+    "audit": "Reports what is odd about a data set, before a run.",
     "train": "Trains, evaluates and reports; goes on where it was stopped.",
     "sweep": "Runs the variants of a recipe and compares them.",
     "report": "Writes a report of a run or of several, or a table for a paper.",
@@ -29,14 +28,14 @@ _HELP = """usage: egmae COMMAND [FLAG ...]
 
 {commands}
 
-`egmae COMMAND --help` tells a command's flags. To begin:
+`egmae COMMAND --help` lists the flags of a command. To begin:
 
   egmae train --config=configs/demo.py --workdir=runs/demo
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calls the command that is named first; returns its exit status."""
+    """Calls the command that the first argument names; returns its exit status."""
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
@@ -48,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"egmae_jax {egmae_jax.__version__}")
         return 0
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-        console.fail(
-            f"There is no command {name!r}. Did you mean {nearest!r}? See egmae --help.", 2
-        )
+        console.fail(f"There is no command {name!r}. See egmae --help.", 2)
     sys.path.insert(0, "")  # the current folder, as python -m has it: for trackers of the user
     return importlib.import_module(f"egmae_jax.commands.{name}").main(rest) or 0

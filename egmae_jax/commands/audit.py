@@ -1,8 +1,9 @@
-"""Says what is odd about a data set, before a run.
+"""Reports what is odd about a data set, before a run.
 
-Prints and saves what a split has to know and a reader of the results too: counts, copies within and
-across classes and official parts, groups, sizes, modes, whether what is no disease tells the class
-alone, what to do about each finding, and contact sheets of each class and of all near-duplicates.
+Prints and saves what a split and a reader of its results must know: counts, copies within and
+across classes and official parts, groups, sizes, modes, whether something other than the disease
+tells the classes apart, what to do about each finding, and contact sheets of each class and of all
+near-duplicates.
 """
 
 import sys
@@ -19,7 +20,7 @@ from egmae_jax.run import rules
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Runs `egmae audit`."""
     parser = Parser("audit", __doc__)
     parser.add_config("configs/busi.py")
     parser.add_argument("--out", type=Path, metavar="FOLDER",

@@ -18,11 +18,11 @@ logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: name of the data set, folder."""
+    """Runs `egmae download`."""
     parser = Parser("download", __doc__)
     fetchable = [n for n in datasets.names() if datasets.get(n).archives]
-    parser.add_argument("name", choices=fetchable, help="of the data set")
-    parser.add_argument("folder", type=Path, help="for its files")
+    parser.add_argument("name", choices=fetchable, help="name of the data set")
+    parser.add_argument("folder", type=Path, help="folder for its files")
     options = parser.read(arguments)
     console.set_up_logging()
     require_writable(options.folder, str(options.folder))

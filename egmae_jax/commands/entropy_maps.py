@@ -23,17 +23,18 @@ from egmae_jax.run.workdir import local_folder
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Runs `egmae entropy_maps`."""
     parser = Parser("entropy_maps", __doc__)
     parser.add_config("configs/busi.py", required=False)
     add = parser.add_argument
-    add("--workdir", metavar="FOLDER", help="of a run whose pre-training is finished")
+    add("--workdir", metavar="FOLDER", help="folder of a run whose pre-training is finished")
     add("--out", default="runs/entropy_maps", metavar="FOLDER",
-        help="for the figures and noise.json")  # fmt: skip
-    add("--images", type=_count, default=6, metavar="N", help="to draw, of all classes alike")
+        help="folder for the figures and noise.json")  # fmt: skip
+    add("--images", type=_count, default=6, metavar="N",
+        help="number of images to draw, of all classes alike")  # fmt: skip
     add("--file", action="append", default=[], metavar="IMAGE",
         help="draws this image instead; may be repeated")  # fmt: skip
-    parser.add_switch("statistics", default=True,
+    add("--nostatistics", action="store_false", dest="statistics",
         help="does not measure all images of the data set")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _count(text: str) -> int:
+    """Reads a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number from 1")
     return int(text)

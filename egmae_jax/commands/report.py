@@ -12,20 +12,21 @@ from egmae_jax.report.table import SUFFIXES
 
 
 @console.user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status, 0."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `egmae report`."""
     parser = Parser("report", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, action="append", type=Path, metavar="FOLDER",
-        help="of a run; several are compared")  # fmt: skip
-    written = parser.add_mutually_exclusive_group().add_argument
-    written("--out", type=Path, metavar="FILE",
+        help="folder of a run; several are compared")  # fmt: skip
+    add_output = parser.add_mutually_exclusive_group().add_argument
+    add_output("--out", type=Path, metavar="FILE",
         help="the page; without it report.html in the workdir, or, of several, "
         "comparison.html here")  # fmt: skip
-    written("--table", type=Path, metavar="FILE",
+    add_output("--table", type=Path, metavar="FILE",
         help="the table of results instead of the page: LaTeX for booktabs (.tex), Markdown (.md) "
         "or .csv")  # fmt: skip
-    add("--data_dir", type=Path, metavar="FOLDER", help="of the images, if they were moved")
+    add("--data_dir", type=Path, metavar="FOLDER",
+        help="folder of the images, if they were moved")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
     first, *others = options.workdir
@@ -40,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             write_report(first, out, data_dir=options.data_dir)
     print(f"Written to {out}")
-    return 0
 
 
 if __name__ == "__main__":

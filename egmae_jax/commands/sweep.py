@@ -22,7 +22,7 @@ logger = logging.getLogger("egmae_jax.sweep")  # __name__ is __main__ by -m
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs `egmae sweep`; returns the exit status."""
     options = _parser().read(arguments)
     console.set_up_logging()
     preemption.install()
@@ -32,28 +32,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run.check(sweep, out)
         with lock(out, flag="--out"):
             failures = {} if options.summary_only else run.run(sweep, out)
-            found = summary.summarize(
+            result = summary.summarize(
                 sweep,
                 out,
                 failures,
                 resamples=options.config.evaluation.bootstrap_resamples,
                 all_on_test=options.all_on_test,
             )
-            summary.write(found, out)
+            summary.write(result, out)
     except preemption.Preempted as stop:
         stop.exit()
-    display.show(found)
+    display.show(result)
     logger.info("Written to %s: summary.json, summary.csv and, of what is complete, .png", out)
-    return 1 if any(row["status"] == "failed" for row in found["variants"]) else 0
+    return 1 if any(row["status"] == "failed" for row in result["variants"]) else 0
 
 
 def _parser() -> Parser:
     parser = Parser("sweep", __doc__)
     parser.add_config("configs/sweeps/corruption.py:busi,cpu")
     parser.add_argument("--out", required=True, metavar="FOLDER",
-        help="for all runs; goes on with what is in it")  # fmt: skip
-    parser.add_switch("summary_only", default=False, help="runs nothing, compares what there is")
-    parser.add_switch("all_on_test", default=False,
+        help="folder for all runs; goes on with what is in it")  # fmt: skip
+    parser.add_argument("--summary_only", action="store_true",
+        help="runs nothing, compares what there is")  # fmt: skip
+    parser.add_argument("--all_on_test", action="store_true",
         help="shows all variants on test images, not the chosen and the baseline alone: for an "
         "ablation, nothing may be chosen from it")  # fmt: skip
     return parser

@@ -17,7 +17,7 @@ from egmae_jax.run.workdir import local_folder
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the experiment; a mistake of the user ends in a sentence, not in a traceback."""
+    """Runs `egmae train`."""
     options = _parser().read(arguments)
     console.set_up_logging()
     if options.deterministic:
@@ -49,13 +49,13 @@ def _parser() -> Parser:
     add("--stage", choices=experiment.STAGES, default="all",
         help="part of the recipe to run; evaluate makes predictions and results anew")  # fmt: skip
     add("--tracker", action="append", default=[], metavar="MODULE:FUNCTION",
-        help="what is told of every epoch; may be repeated")  # fmt: skip
-    parser.add_switch("deterministic", default=False,
+        help="makes a tracker, which gets the metrics of every epoch; may be repeated")  # fmt: skip
+    add("--deterministic", action="store_true",
         help="on a GPU: the same bits in every run, at some cost; a CPU has them")  # fmt: skip
     hosts = parser.add_argument_group("several hosts", "TPU pods, SLURM and Open MPI need none.")
-    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of process 0")
-    hosts.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of process 0")
+    hosts.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
     return parser
 
 

@@ -236,7 +236,6 @@ def test_images_are_spread_over_classes_and_files():
         ({"branch": "resnet18"}, "no branch 'resnet18'; its branches are 'imagenet', 'mae'."),
         ({"round": 1}, "Fine-tuned are: --branch=mae --round=0."),
         ({"round": 2}, "There is no round 2; the run's are 0 to 1."),
-        ({"round": "every"}, "--round is 'every'; it must be a round's number or 'all'."),
         ({"layer": "stages_3/block_0"}, "The nearest: stages_3/blocks_0"),
         ({"images": 0}, "the first two must be positive"),
         ({"tolerance": -1}, "the last not negative"),
