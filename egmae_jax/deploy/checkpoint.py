@@ -8,17 +8,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax.core.errors import UserError, shorten_list
-from egmae_jax.models.weights import read
+from egmae_jax.models.weights import CheckpointError, read
 
 _NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 _PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, torch.compile, Lightning
 _WAY_OUT = "Where you trust it: torch.save(model.state_dict(), FILE)."
 logger = logging.getLogger(__name__)
-
-
-class NoWeightsError(UserError):
-    """A file holds no weights that can be read; the message says what it holds."""
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
@@ -29,11 +24,10 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
             nested ('state_dict', 'model', ...) and prefixed ('module.', ...).
 
     Raises:
-        NoWeightsError: the file is missing, damaged, or holds anything but the weights of one
-            network.
+        CheckpointError: the file is missing, damaged, or holds no weights of a network.
     """
     if not path.is_file():
-        raise NoWeightsError(f"There is no file {path}; a checkpoint is expected.")
+        raise CheckpointError(f"There is no file {path}; a checkpoint is expected.")
     tensors = read(path) if path.suffix in {".safetensors", ".npz"} else _read_pickle(path)
     return {
         _PREFIXES.sub("", name): (
@@ -51,7 +45,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files bring whatever the unpickler stumbles upon
-        raise NoWeightsError(
+        raise CheckpointError(
             f"{path} cannot be read by torch.load(weights_only=True) ({type(error).__name__}): it "
             f"is damaged, or holds more than tensors, such as a whole model. {_WAY_OUT}"
         ) from None
@@ -62,11 +56,10 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         if len(nests) > 1:
             logger.warning("%s holds %s; %r is compared", path, ", ".join(nests), nests[0])
         content = content[nests[0]]
-    if not isinstance(content, dict) or not content:
-        raise NoWeightsError(f"{path} holds no state dict but {str(content)[:60]!r}. {_WAY_OUT}")
-    if other := [str(name) for name, x in content.items() if not isinstance(x, torch.Tensor)]:
-        raise NoWeightsError(
-            f"{path} holds no state dict: these are no tensors: {shorten_list(other)}. {_WAY_OUT}"
+    values = content.values() if isinstance(content, dict) else []
+    if not values or not all(isinstance(x, torch.Tensor) for x in values):
+        raise CheckpointError(
+            f"{path} holds no state dict of tensors but {str(content)[:60]!r}. {_WAY_OUT}"
         )
     return {
         str(name): (x.float() if x.is_floating_point() else x).detach().numpy()

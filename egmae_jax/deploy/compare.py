@@ -1,36 +1,28 @@
 """Does a network compute the same here as in PyTorch?
 
 Runs a PyTorch checkpoint in timm's network (SqueezeNet: torchvision's) and in ours on the same
-images. Prints how far the activations are apart layer by layer, the first layer where they part,
-the difference of the logits and which predictions agree. With --weights ours has other weights,
-such as a run's export. Needs torch, torchvision and timm: pip install -e '.[parity]'.
-
-Both networks are given our pixels; how torchvision's differ is reported beside.
+pixels, which are ours, and reports how far the activations are apart layer by layer. Needs torch,
+torchvision and timm: pip install -e '.[parity]'.
 """
 
-import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import rich.box
-import rich.console
 import rich.table
-from scipy.special import softmax
 
 from egmae_jax import models
-from egmae_jax.core import extras
-from egmae_jax.core.errors import MissingExtraError, UserError, shorten_list
-from egmae_jax.core.files import write_json
-from egmae_jax.data import formats, images
-from egmae_jax.data.datasets.folders import find_images
+from egmae_jax.core import console, extras
+from egmae_jax.core.errors import UserError
+from egmae_jax.data import images
+from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.deploy.checkpoint import read_checkpoint
 from egmae_jax.deploy.layer_outputs import Program, layer_paths, our_program, their_program
 from egmae_jax.explain.gradcam import filled
@@ -39,55 +31,35 @@ from egmae_jax.models import timm as interop
 from egmae_jax.models import timm_names
 
 PyTree = Any
-_SHOWN = 10  # files that are printed
+_BATCH = 8  # images that go through the networks together
+_PRINTED = 10  # most files that are printed of a list
 logger = logging.getLogger(__name__)
 
 
 class CompareError(UserError):
-    """The input cannot be used; the message says what is wrong and what would be right."""
+    """The input cannot be compared; the message says what is wrong and what would be right."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Result of `compare`; 'theirs' is PyTorch, 'ours' this library.
+class Comparison(NamedTuple):
+    """How far our network's outputs are from PyTorch's.
 
     Attributes:
-        checkpoint: file that both networks have their weights from.
-        weights: file that ours has its weights from; None: the checkpoint.
-        model: name of the architecture.
-        num_classes: number of classes.
-        image_size: side of the images, pixels.
-        tolerance: largest relative error of a layer that counts as equal.
-        files: images that were compared, relative to their folder.
-        unreadable: images that were left out, each with the reason.
-        preprocessing: our pixels against torchvision's Resize and CenterCrop in 8-bit values:
-            'images' that torchvision can open, 'mean' and 'max' of the absolute difference, and
-            the files that are 'different'.
+        files: paths of the images that were compared.
+        different_pixels: of images whose pixels differ from those by torchvision's Resize and
+            CenterCrop, the largest difference in 8-bit values, by file.
         layers: relative error `|ours - theirs| / |theirs|` of every layer's output over all images
             (Euclidean norms), in the network's order and by timm's names; the last is the logits'.
-        logits_mean: mean absolute difference of the logits.
+        tolerance: largest relative error of a layer that counts as equal.
         logits_max: largest absolute difference of the logits.
-        probabilities_max: largest absolute difference of the probabilities.
-        agreeing: number of images that are given the same class.
-        disagreements: the others: 'file', the classes 'theirs' and 'ours', and how far the logit
-            of each leads the next, 'their_margin' and 'our_margin'.
+        disagreements: classes (theirs, ours) of the images that are given different ones, by file.
     """
 
-    checkpoint: str
-    weights: str | None
-    model: str
-    num_classes: int
-    image_size: int
-    tolerance: float
     files: tuple[str, ...]
-    unreadable: tuple[str, ...]
-    preprocessing: dict[str, Any]
+    different_pixels: dict[str, int]
     layers: dict[str, float]
-    logits_mean: float
+    tolerance: float
     logits_max: float
-    probabilities_max: float
-    agreeing: int
-    disagreements: list[dict[str, Any]]
+    disagreements: dict[str, tuple[int, int]]
 
     @property
     def beyond(self) -> list[str]:
@@ -113,7 +85,6 @@ def compare(
     image_size: int = 224,
     weights: str | os.PathLike | None = None,
     max_images: int = 64,
-    batch: int = 8,
     tolerance: float = 1e-4,
 ) -> Comparison:
     """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
@@ -124,24 +95,21 @@ def compare(
         model: one of `models.names()`, but no ASFF-ResNet, which PyTorch's libraries do not have.
         image_size: side of the evaluation view in pixels: for ConvNeXt a multiple of 32, for
             others at least 32.
-        weights: safetensors file in timm's names that ours is given; None: the checkpoint.
-        max_images: of more images this many are taken, spread evenly over the sorted files.
-        batch: images that go through the networks together.
+        weights: safetensors file in timm's names that our network is given; None: the checkpoint.
+        max_images: most images that are compared, spread evenly over the folder's files.
         tolerance: largest relative error of a layer that counts as equal.
 
     Raises:
-        CompareError: there are no images, or an option is out of range.
-        NoWeightsError: the checkpoint holds no weights that can be read.
+        ConfigError, CompareError: there is no such model, or it does not take the image size.
+        CheckpointError, MissingWeightsError: the weights are missing or do not fit the model.
+        DataError: there are no images.
         MissingExtraError: torch, torchvision or timm is missing.
-        interop.CheckpointError: the weights do not fit the model; names every tensor that differs.
-        MissingWeightsError: there are no `weights`.
-        ConfigError: there is no such model.
     """
-    _require(model, image_size, batch, max_images)
+    _require(model, image_size)
     extras.require("torch", "torchvision", "timm", extra="parity")
     tensors, variables = _load(checkpoint, weights, model)
     num_classes = len(tensors[timm_names.classifier_bias(model)])
-    views, unreadable, preprocessing = load_images(Path(folder), image_size, max_images)
+    views, different_pixels = _load_images(Path(folder), image_size, max_images)
     logger.info("Comparing %d images of %d pixels", len(views), image_size)
     network = models.create(model, num_classes)
     paths = layer_paths(network)
@@ -149,31 +117,19 @@ def compare(
         our_program(network, variables, paths),
         their_program(model, num_classes, tensors, paths),
         np.stack(list(views.values())),
-        min(batch, len(views)),
     )
-    difference = np.abs(our_logits - their_logits)
-    probabilities = np.abs(softmax(our_logits, axis=1) - softmax(their_logits, axis=1))
-    disagreements = _disagreements(list(views), our_logits, their_logits)
     return Comparison(
-        checkpoint=str(checkpoint),
-        weights=None if weights is None else str(weights),
-        model=model,
-        num_classes=num_classes,
-        image_size=image_size,
-        tolerance=tolerance,
         files=tuple(views),
-        unreadable=tuple(unreadable),
-        preprocessing=preprocessing,
+        different_pixels=different_pixels,
         layers=layers,
-        logits_mean=float(difference.mean()),
-        logits_max=float(difference.max()),
-        probabilities_max=float(probabilities.max()),
-        agreeing=len(views) - len(disagreements),
-        disagreements=disagreements,
+        tolerance=tolerance,
+        logits_max=float(np.abs(our_logits - their_logits).max()),
+        disagreements=_disagreements(list(views), their_logits, our_logits),
     )
 
 
-def _require(model: str, image_size: int, batch: int, max_images: int) -> None:
+def _require(model: str, image_size: int) -> None:
+    """Raises CompareError where PyTorch has no such network, or the image size does not suit it."""
     if models.family(model) not in ("convnext", "resnet", "squeezenet"):
         raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
     network = models.create(model, num_classes=1)
@@ -181,8 +137,6 @@ def _require(model: str, image_size: int, batch: int, max_images: int) -> None:
     if image_size < network.min_size or image_size % multiple:
         rule = f"a multiple of {multiple}" if multiple > 1 else f"at least {network.min_size}"
         raise CompareError(f"image_size is {image_size}; it must be {rule}.")
-    if min(batch, max_images) < 1:
-        raise CompareError(f"batch is {batch} and max_images {max_images}; both must be positive.")
 
 
 def _load(
@@ -192,7 +146,7 @@ def _load(
     library, tensors = timm_names.as_timm(read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
-    variables = _convert(tensors, model, checkpoint)
+    variables = interop.convert(tensors, model, checkpoint)
     if weights is not None:
         variables = interop.load(weights, model, finite=False)
         theirs = len(tensors[timm_names.classifier_bias(model)])
@@ -203,62 +157,36 @@ def _load(
     return tensors, variables
 
 
-def _convert(tensors: Mapping[str, np.ndarray], model: str, source: str | os.PathLike) -> PyTree:
-    """Our variables; where they do not fit, the error names the model that they do fit."""
-    try:
-        return interop.convert(tensors, model, source)
-    except interop.CheckpointError as error:
-        for name in models.names():
-            if name != model and interop.fits(tensors, name):
-                raise interop.CheckpointError(f"{error}\nTry --model={name}.") from None
-        raise
-
-
-def load_images(
+def _load_images(
     folder: Path, image_size: int, max_images: int
-) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
-    """Loads images of a folder as they are evaluated.
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Loads images of a folder as they are evaluated; warns of those that cannot be read.
 
     Returns:
-        uint8 [H, W, 3] by file; the unreadable files; the difference from torchvision's pixels, as
-        `Comparison.preprocessing`.
+        uint8 [S, S, 3] by file, and `Comparison.different_pixels`.
     """
-    if not folder.is_dir():
-        raise CompareError(f"There is no folder {folder}; a folder of images is expected.")
-    paths = sorted(find_images(folder))
-    if not paths:
-        raise CompareError(f"{folder} holds no images ({formats.KNOWN}).")
+    paths = find_given([folder])
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), max_images)).round().astype(int)
-
     views: dict[str, np.ndarray] = {}
-    differences: dict[str, np.ndarray] = {}
-    unreadable = []
+    different: dict[str, int] = {}
     for path in (paths[i] for i in chosen):
-        file = path.relative_to(folder).as_posix()
         try:
             image = images.decode(path.read_bytes())
-        except (images.UnreadableImageError, MissingExtraError, OSError) as error:
-            unreadable.append(f"{file} ({error})")
+        except (images.UnreadableImageError, OSError) as error:
+            logger.warning("%s is left out: %s", path, error)
             continue
-        views[file] = images.to_array(images.evaluation_view(image, "shorter_side", image_size))
+        view = images.to_array(images.evaluation_view(image, "shorter_side", image_size))
+        views[str(path)] = view
         theirs = _torchvision_view(path, image_size)
-        if theirs is not None:
-            differences[file] = np.abs(views[file].astype(np.int16) - theirs)
+        if theirs is not None and not np.array_equal(view, theirs):
+            different[str(path)] = int(np.abs(view.astype(np.int16) - theirs).max())
     if not views:
-        raise CompareError(
-            f"None of {len(chosen)} images in {folder} can be read: {shorten_list(unreadable)}."
-        )
-    preprocessing = {
-        "images": len(differences),
-        "mean": float(np.mean([x.mean() for x in differences.values()])) if differences else 0.0,
-        "max": max((int(x.max()) for x in differences.values()), default=0),
-        "different": [file for file, x in differences.items() if x.any()],
-    }
-    return views, unreadable, preprocessing
+        raise CompareError(f"None of {len(chosen)} images in {folder} can be read.")
+    return views, different
 
 
 def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
-    """uint8 [H, W, 3] by ImageFolder, Resize and CenterCrop; None of a file it cannot open."""
+    """uint8 [S, S, 3] by ImageFolder, Resize and CenterCrop; None of a file it cannot open."""
     from torchvision import transforms
 
     try:
@@ -270,93 +198,65 @@ def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
 
 
 def _run(
-    ours: Program, theirs: Program, pixels: np.ndarray, batch: int
+    ours: Program, theirs: Program, pixels: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Relative error of each layer over all images, and both logits [N, num_classes]."""
-    squares: dict[str, np.ndarray] = {}  # sums of squares: of the difference, of theirs
-    logits = []
-    for start in range(0, len(pixels), batch):
-        count = min(batch, len(pixels) - start)
-        images = jnp.asarray(filled(pixels[start : start + batch], batch))
-        normalized = np.array(augment.normalize(images))
+    sums: dict[str, np.ndarray] = {}  # sums of squares by layer: of the difference, of theirs
+    our_logits, their_logits = [], []
+    for start in range(0, len(pixels), _BATCH):
+        batch = pixels[start : start + _BATCH]
+        normalized = np.array(augment.normalize(jnp.asarray(filled(batch, _BATCH))))
         our, their = (
-            {name: x[:count].astype(np.float64) for name, x in program(normalized).items()}
+            {name: x[: len(batch)].astype(np.float64) for name, x in program(normalized).items()}
             for program in (ours, theirs)
         )
         for name, reference in their.items():
             pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
-            squares[name] = squares.get(name, 0.0) + np.array(pair)
-        *_, last = their  # as they were computed; JAX sorts what a program returns
-        logits.append((our[last], their[last]))
+            sums[name] = sums.get(name, 0.0) + np.array(pair)
+        *_, last = their  # in the order of computation; JAX sorts what a program returns
+        our_logits.append(our[last])
+        their_logits.append(their[last])
     errors = {}
-    for name, (difference, reference) in squares.items():
+    for name, (difference, reference) in sums.items():
         with np.errstate(divide="ignore"):
             errors[name] = float(np.sqrt(difference / reference)) if difference else 0.0
-    our_logits, their_logits = (np.concatenate(x) for x in zip(*logits, strict=True))
-    return errors, our_logits, their_logits
+    return errors, np.concatenate(our_logits), np.concatenate(their_logits)
 
 
 def _disagreements(
-    files: Sequence[str], our_logits: np.ndarray, their_logits: np.ndarray
-) -> list[dict[str, Any]]:
-    ours, theirs = our_logits.argmax(axis=1), their_logits.argmax(axis=1)
-    our_margins, their_margins = (
-        np.subtract(*np.sort(x, axis=1)[:, :-3:-1].T) for x in (our_logits, their_logits)
-    )
-    return [
-        {
-            "file": files[i],
-            "theirs": int(theirs[i]),
-            "ours": int(ours[i]),
-            "their_margin": float(their_margins[i]),
-            "our_margin": float(our_margins[i]),
-        }
-        for i in np.flatnonzero(ours != theirs).tolist()
-    ]
+    files: Sequence[str], their_logits: np.ndarray, our_logits: np.ndarray
+) -> dict[str, tuple[int, int]]:
+    theirs, ours = (logits.argmax(axis=1).tolist() for logits in (their_logits, our_logits))
+    rows = zip(files, theirs, ours, strict=True)
+    return {file: (their, our) for file, their, our in rows if their != our}
 
 
 def show(comparison: Comparison) -> None:
-    """Prints a comparison, at most 80 columns wide but for the names of files."""
-    terminal = rich.console.Console(highlight=False, emoji=False)
-    say = functools.partial(terminal.print, markup=False, soft_wrap=True)
-    count, size, pixels = len(comparison.files), comparison.image_size, comparison.preprocessing
-    say(f"\n{comparison.model}, {comparison.num_classes} classes, {count} images of {size} pixels")
-    say(f"theirs: {comparison.checkpoint} in PyTorch")
-    say(f"ours:   {comparison.weights or 'the same weights'} in JAX\n")
-    if comparison.unreadable:
-        say(f"{len(comparison.unreadable)} unreadable images left out:", style="bold yellow")
-        say(_listed(comparison.unreadable))
-    torchvision = f"torchvision's Resize({size}), CenterCrop({size})"
-    if pixels["different"]:
-        say(
-            f"{len(pixels['different'])} of {pixels['images']} images differ from {torchvision}:\n"
-            f"by {pixels['mean']:.2g} on average over all images, {pixels['max']} at most (of 255)",
-            style="bold yellow",
-        )
-        say(_listed(pixels["different"]))
-    else:
-        say(f"Pixels equal {torchvision} in {pixels['images']} of {count} images.")
-    terminal.print(_table(comparison))
-    verdict, style = "part nowhere", "bold green"
-    if comparison.parts_at is not None:
-        verdict, style = f"part first at {comparison.parts_at}", "bold yellow"
-    say(f"Activations {verdict} (tolerance {comparison.tolerance:g}).", style=style)
-    say(
-        f"Logits differ by {comparison.logits_mean:.1e} on average and "
-        f"{comparison.logits_max:.1e} at most, probabilities\n"
-        f"by {comparison.probabilities_max:.1e} at most."
+    """Prints a comparison."""
+    print_line = functools.partial(
+        console.terminal.print, highlight=False, markup=False, soft_wrap=True
     )
+    count = len(comparison.files)
+    if comparison.different_pixels:
+        print_line("Pixels that differ from torchvision's Resize and CenterCrop:", style="yellow")
+        differences = comparison.different_pixels.items()
+        print_line(_indented([f"{file}: by {x} of 255" for file, x in differences]))
+    else:
+        print_line("Pixels equal torchvision's Resize and CenterCrop.")
+    console.terminal.print(_table(comparison))
+    part = f"first at {comparison.parts_at}" if comparison.beyond else "nowhere"
+    style = "bold yellow" if comparison.beyond else "bold green"
+    print_line(f"Activations part {part} (tolerance {comparison.tolerance:g}).", style=style)
+    print_line(f"Logits differ by {comparison.logits_max:.1e} at most.")
     if not comparison.disagreements:
-        say(f"Predictions agree for all {count} images.", style="bold green")
+        print_line(f"Predictions agree for all {count} images.", style="bold green")
         return
-    agreeing = comparison.agreeing
-    say(f"Predictions agree for {agreeing} of {count} images, not for:", style="bold yellow")
-    lines = [
-        f"{x['file']}: theirs {x['theirs']} (margin {x['their_margin']:.2g}), "
-        f"ours {x['ours']} (margin {x['our_margin']:.2g})"
-        for x in comparison.disagreements
-    ]
-    say(_listed(lines))
+    agreeing = count - len(comparison.disagreements)
+    print_line(f"Predictions agree for {agreeing} of {count} images, not for:", style="bold yellow")
+    classes = comparison.disagreements.items()
+    print_line(
+        _indented([f"{file}: theirs {theirs}, ours {ours}" for file, (theirs, ours) in classes])
+    )
 
 
 def _table(comparison: Comparison) -> rich.table.Table:
@@ -375,13 +275,6 @@ def _table(comparison: Comparison) -> rich.table.Table:
     return table
 
 
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join(f"  {line}" for line in [*lines[:_SHOWN], *more])
-
-
-def save(comparison: Comparison, path: Path) -> None:
-    """Writes the comparison as JSON, with NaN and Infinity as strings."""
-    properties = {"passed": comparison.passed, "parts_at": comparison.parts_at}
-    content = json.dumps(properties | dataclasses.asdict(comparison))
-    write_json(path, json.loads(content, parse_constant=str))
+def _indented(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _PRINTED} more"] if len(lines) > _PRINTED else []
+    return "\n".join(f"  {line}" for line in [*lines[:_PRINTED], *more])

@@ -45,7 +45,7 @@ def layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
 
 
 def our_program(network: models.Model, variables: PyTree, paths: Paths) -> Program:
-    """Our network as a program that returns the output of each of its layers."""
+    """Our network as a program that returns the output of each layer."""
 
     @platform.jit
     def program(variables: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
@@ -64,7 +64,7 @@ def our_program(network: models.Model, variables: PyTree, paths: Paths) -> Progr
     variables = jax.device_put(variables)
 
     def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
-        # A GPU's default, TF32, differs more from float32 than what is looked for.
+        # TF32, a GPU's default, differs more from float32 than the errors looked for.
         with jax.default_matmul_precision("highest"):
             return jax.device_get(program(variables, normalized))
 
@@ -84,8 +84,8 @@ def their_program(
     network = create(model, num_classes=num_classes).float().eval()
     # Only batch norm's counters may be missing, which have no effect: our conversion checks that.
     counters = {k: x for k, x in network.state_dict().items() if k.endswith("num_batches_tracked")}
-    given = {k: torch.from_numpy(x) for k, x in tensors.items()}
-    network.load_state_dict(counters | given, strict=True)
+    weights = {k: torch.from_numpy(x) for k, x in tensors.items()}
+    network.load_state_dict(counters | weights, strict=True)
     outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
