@@ -1,7 +1,7 @@
-"""The table of predictions of new images, and pictures of the regions that raise the scores."""
+"""Writes the table of predictions of new images, and pictures of what raises the scores."""
 
-import collections
 import csv
+import itertools
 import logging
 import os
 import time
@@ -17,7 +17,6 @@ from egmae_jax.core.files import (
     explain_storage_errors,
     open_atomically,
     require_output,
-    require_readable,
     require_writable,
 )
 from egmae_jax.data.datasets.folders import find_given
@@ -25,8 +24,7 @@ from egmae_jax.deploy.predictor import Batch, Classification, Predictor
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.run.saved_run import RunError
 
-_FIRST_COLUMNS = ["file", "predicted"]
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula of a spreadsheet begins
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a spreadsheet's formula
 logger = logging.getLogger(__name__)
 
 
@@ -46,12 +44,12 @@ def predict_files(
     Args:
         workdir: folder of the run.
         images: files, and folders that are searched for images.
-        out: the table to write, CSV; it is there once all images are classified.
-        round_index: round of the run; 'all' averages the probabilities of all.
+        out: CSV file to write; it is there once all images are classified.
+        round_index: round of the run; 'all' averages the probabilities of all rounds.
         calibrated: whether probabilities are scaled by the temperatures.
         pictures: folder for Grad-CAM overlays; None: no overlays.
-        branch: branch whose network they explain; None: as `SavedRun.branch`.
-        batch: images at a time.
+        branch: branch that the overlays explain; None: as `SavedRun.branch`.
+        batch: number of images that go through a network together.
 
     Returns:
         The reason for each file that cannot be read.
@@ -59,25 +57,21 @@ def predict_files(
     Raises:
         RunError: the run cannot be used so, or no image can be read.
         DataError: there are no such images.
-        AccessError: something cannot be written, or would replace what is there.
+        AccessError: something cannot be written, or would replace an image.
     """
     if branch is not None and pictures is None:
         raise RunError("--branch says whose network --gradcam explains, which is not given.")
     with explain_storage_errors(*images):
         files = find_given(images)
     require_output(out, (".csv",), files)
-    _require_own_table(out)
     paths = _picture_paths(files, pictures) if pictures else []
-    if pictures is not None:
-        _require_none_replaced(paths, files, pictures)
-        require_writable(pictures, f"--gradcam={pictures}")
     predictor = Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
-    chosen = predictor.run.branch(branch).name
+    explained = predictor.run.branch(branch).name
     if pictures:
-        logger.info("Grad-CAM of %s at %s", chosen, predictor.heat_layer(chosen))
+        logger.info("Grad-CAM of %s at %s", explained, predictor.heat_layer(explained))
     start = time.monotonic()
     with explain_storage_errors(out.parent, *([pictures] if pictures else [])):
-        counts, unreadable = _write(predictor, files, out, paths, chosen)
+        counts, unreadable = _write(predictor, files, out, paths, explained)
     console.print_predictions(
         dict(zip(predictor.classes, counts.tolist(), strict=True)), time.monotonic() - start, out
     )
@@ -85,8 +79,8 @@ def predict_files(
 
 
 def list_unreadable(title: str, unreadable: dict[Path, str]) -> str:
-    """A title, and below it each file with the reason, a line each."""
-    lines = (f"{file}: {why}".replace("\n", "\\n") for file, why in unreadable.items())
+    """A title, and below it a line for each file with the reason."""
+    lines = (f"{file}: {reason}".replace("\n", "\\n") for file, reason in unreadable.items())
     return "\n  ".join([title, *lines])
 
 
@@ -106,9 +100,9 @@ def _write(
         console.progress_of_images("Predicting", len(files)) as advance,
     ):
         writer = csv.writer(table)
-        for number, batch in enumerate(predictor.stream(files)):
-            if number == 0:
-                writer.writerow(_header(batch.classification))
+        columns = map(":".join, itertools.product(predictor.classifiers, predictor.classes))
+        writer.writerow(["file", "predicted", *columns])
+        for batch in predictor.stream(files):
             writer.writerows(_rows([files[i] for i in batch.indices], batch.classification))
             if pictures:
                 _draw(predictor, batch, branch, [pictures[i] for i in batch.indices])
@@ -121,64 +115,33 @@ def _write(
     return counts, unreadable
 
 
-# --- The table -----------------------------------------------------------------------------------
-
-
-def _header(classification: Classification) -> list[str]:
-    names = _ensemble_first(classification)
-    return [*_FIRST_COLUMNS, *(f"{n}:{label}" for n in names for label in classification.classes)]
-
-
 def _rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
-    columns = np.concatenate(
-        [classification.probabilities[name] for name in _ensemble_first(classification)], axis=1
-    )
+    columns = np.concatenate(list(classification.probabilities.values()), axis=1)
     for file, label, row in zip(map(str, files), classification.predicted, columns, strict=True):
         file = os.path.join(".", file) if file.startswith(_FORMULA) else file
         yield [file, label, *(f"{probability:.8g}" for probability in row)]
 
 
-def _ensemble_first(classification: Classification) -> list[str]:
-    *branches, last = classification.probabilities
-    return [last, *branches]
-
-
-def _require_own_table(out: Path) -> None:
-    """Raises AccessError where a table of something else would be lost."""
-    if not out.exists():
-        return
-    require_readable(out)
-    with out.open(encoding="utf-8", errors="replace") as file:
-        begin = file.read(1000).partition("\n")[0]
-    if begin and begin.split(",")[:2] != _FIRST_COLUMNS:
-        raise AccessError(
-            f"--out={out} exists and is no table of predictions (it begins with {begin[:40]!r}): "
-            "take another name, or delete it."
-        )
-
-
-# --- Pictures ------------------------------------------------------------------------------------
-
-
 def _picture_paths(files: Sequence[Path], folder: Path) -> list[Path]:
-    """The path of each image's picture: as the images lie below the folder that all share."""
+    """The path of each image's picture: as the images lie below the folder that all share.
+
+    Raises:
+        AccessError: the folder cannot be written to, or a picture would replace an image or
+            another picture.
+    """
+    require_writable(folder, f"--gradcam={folder}")
     absolute = [Path(os.path.abspath(file)) for file in files]
     shared = os.path.commonpath([path.parent for path in absolute])
-    return [folder / x.relative_to(shared).with_name(picture_name(x.name)) for x in absolute]
-
-
-def _require_none_replaced(pictures: Sequence[Path], files: Sequence[Path], folder: Path) -> None:
-    """Raises AccessError where a picture would replace an image or another picture."""
-    images = {os.path.realpath(file) for file in files}
-    for path in pictures:
-        if os.path.realpath(path) in images:
+    pictures = [folder / x.relative_to(shared).with_name(picture_name(x.name)) for x in absolute]
+    taken = {os.path.realpath(file) for file in files}
+    for picture in pictures:
+        if (place := os.path.realpath(picture)) in taken:
             raise AccessError(
-                f"--gradcam={folder} would write a picture over the image {path}: take another "
-                "folder."
+                f"--gradcam={folder} would write {picture} over an image or another image's "
+                "picture: take another folder, or rename the image."
             )
-    for path, count in collections.Counter(pictures).items():
-        if count > 1:
-            raise AccessError(f"{count} images would have the one picture {path}: rename them.")
+        taken.add(place)
+    return pictures
 
 
 def _draw(predictor: Predictor, batch: Batch, branch: str, paths: Sequence[Path]) -> None:

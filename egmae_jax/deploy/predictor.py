@@ -4,14 +4,13 @@
     result = predictor.predict(["a.png", "b.dcm"])
     result.predicted, result.probabilities["ensemble"]
 
-Images are decoded by threads, once for all branches, while the devices work on those before. Of any
-number of images about three batches are in memory.
+Threads decode images, once for all branches, while the devices compute the batch before. However
+many images there are, about three batches are in memory.
 """
 
 import functools
 import itertools
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from jax.sharding import Mesh
 
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
-from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images, samples
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.threads import read_ahead
@@ -37,51 +35,48 @@ from egmae_jax.training import finetune
 
 # A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].
 Source = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
-_CHUNKS = 8  # of a batch; a thread decodes one at a time, and up to sixteen are decoded ahead
 logger = logging.getLogger(__name__)
 
 
 class Classification(NamedTuple):
-    """Predicted classes and probabilities of some images."""
+    """Predicted classes and probabilities of N images.
 
-    classes: tuple[str, ...]  # names, in the order of the probabilities
-    # float [N, num_classes] by branch; last that of 'ensemble', if there are several branches
+    Attributes:
+        classes: names of the classes, in the order of the probabilities.
+        probabilities: float [N, num_classes] by classifier: 'ensemble' first, where the run has
+            several branches, then each branch.
+    """
+
+    classes: tuple[str, ...]
     probabilities: dict[str, np.ndarray]
 
     @property
     def labels(self) -> np.ndarray:
-        """Index of the likeliest class, of the ensemble if there is one: int [N]."""
-        *_, decisive = self.probabilities.values()
-        return decisive.argmax(axis=1)
+        """Index of each image's likeliest class by the first classifier, int [N]."""
+        return next(iter(self.probabilities.values())).argmax(axis=1)
 
     @property
     def predicted(self) -> list[str]:
-        """Name of the likeliest class of each image, of the ensemble if there is one."""
+        """Name of each image's likeliest class by the first classifier."""
         return [self.classes[label] for label in self.labels]
 
 
 class Batch(NamedTuple):
-    """Some of many images, classified."""
+    """A batch of classified images.
 
-    indices: np.ndarray  # int [n] among the sources, of those that could be read
-    pixels: np.ndarray  # uint8 [n, S, S, 3], or 1 for grey: the evaluation view of these
-    classification: Classification  # of these
-    unreadable: dict[int, str]  # reason by index of the others
-    size: int  # images that went through the networks, with copies that fill the batch
-
-
-def load(
-    workdir: str | os.PathLike,
-    *,
-    round_index: int | Literal["all"] = 0,
-    calibrated: bool = True,
-    batch: int = 64,
-) -> "Predictor":
-    """Opens a finished run to classify images: `egmae_jax.load("runs/busi").predict("new.png")`.
-
-    Only the workdir is read. See `Predictor` for the arguments and errors.
+    Attributes:
+        indices: positions of the n readable images among the sources, int [n].
+        pixels: evaluation view of the readable images, uint8 [n, S, S, 3], or 1 for grey.
+        classification: classes and probabilities of the readable images.
+        unreadable: why each other image could not be read, by its position.
+        size: number of images that went through the networks, with those that fill the batch.
     """
-    return Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
+
+    indices: np.ndarray
+    pixels: np.ndarray
+    classification: Classification
+    unreadable: dict[int, str]
+    size: int
 
 
 class Predictor:
@@ -91,19 +86,21 @@ class Predictor:
     without noise; a warning says so where the run tested with noise.
 
     Args:
-        workdir: folder of the run. Nothing else is read: neither its images nor its cache.
+        workdir: folder of the run; nothing else is read, so it may have been moved.
         round_index: round whose networks are used. Round 0 is what a user would have trained with
             one seed, and results.json scores such single rounds. 'all' averages the probabilities
             of all rounds, a deep ensemble (Lakshminarayanan et al. 2017): mostly more accurate, as
             many times slower, scored nowhere, and less confident than calibrated. With folds it
             also asks networks that were trained on the images that another fold tests.
-        calibrated: scales probabilities as was fitted on the validation part, none surer than so
-            many images support. It changes no single round's predicted class.
-        batch: images that go through a network together.
+        calibrated: whether probabilities are scaled by what was fitted on the validation part,
+            none surer than so many images support. In a single round the predicted classes are the
+            same.
+        batch: number of images that go through a network together.
 
     Attributes:
         run: the run.
         classes: names of the classes, in the order of the probabilities.
+        classifiers: 'ensemble', where the run has several branches, then the branches' names.
 
     Raises:
         RunError: the run is not finished, or has no such round.
@@ -120,8 +117,6 @@ class Predictor:
     ):
         if batch < 1:
             raise RunError(f"batch is {batch}; it must be positive.")
-        if round_index != "all" and not isinstance(round_index, int):
-            raise RunError(f"The round is {round_index!r}; it must be a round's number or 'all'.")
         self.run = run = SavedRun(Path(workdir))
         self._intensity = run.intensity
         self._calibrated, self._batch, self._warned_of_range = calibrated, batch, False
@@ -138,6 +133,8 @@ class Predictor:
                 noise,
             )
         self.classes = run.classes()
+        branches = [branch.name for branch in run.branches]
+        self.classifiers = ["ensemble", *branches] if len(branches) > 1 else branches
         self._mesh = sharding.make_mesh()
         self._classifiers = {
             branch.name: [
@@ -166,46 +163,41 @@ class Predictor:
                 name = source if isinstance(source, (str, os.PathLike)) else f"image {index}"
                 raise UnreadableImageError(f"{name}: {reason}")
             batches.append(batch.classification.probabilities)
-        names = [*self._classifiers, *(["ensemble"] if len(self._classifiers) > 1 else [])]
-        nothing = np.zeros((0, len(self.classes)))
+        batches = batches or [dict.fromkeys(self.classifiers, np.zeros((0, len(self.classes))))]
         return Classification(
-            self.classes, {n: np.concatenate([b[n] for b in batches] or [nothing]) for n in names}
+            self.classes, {n: np.concatenate([b[n] for b in batches]) for n in self.classifiers}
         )
 
     def stream(self, sources: Sequence[Source]) -> Iterator[Batch]:
-        """Classifies any number of images, some at a time and in their order.
+        """Classifies any number of images, a batch at a time and in their order.
 
-        Images that cannot be read are reported with the others, and do not stop it.
+        A batch names its images that cannot be read, which do not stop the stream.
         """
         size = self._batch_size(len(sources))
-        views = enumerate(self._views(sources, max(1, size // _CHUNKS)))
+        views = enumerate(read_ahead(lambda i: self._view(sources[i]), 0, len(sources)))
         started = None
         while chunk := list(itertools.islice(views, size)):
-            following = chunk, self._start([x for _, x in chunk if not isinstance(x, str)], size)
-            if started is not None:  # which the devices have computed while images were decoded
-                yield self._finish(*started, size)
+            following = self._start(chunk, size)
+            if started is not None:  # the devices computed it while the chunk was decoded
+                yield self._finish(*started)
             started = following
         if started is not None:
-            yield self._finish(*started, size)
+            yield self._finish(*started)
 
-    def heat_layer(self, branch: str | None = None) -> gradcam.Layer:
-        """The layer of `heat` and its grid: `gradcam.default_layer` of the branch's network."""
-        classifier = self._classifiers[self.run.branch(branch).name][0]
+    def heat_layer(self, branch: str) -> gradcam.Layer:
+        """The layer of a branch that `heat` explains, with its grid: `gradcam.default_layer`."""
+        classifier = self._classifiers[branch][0]
         return gradcam.layer_at(classifier.model, self.run.config.data.image_size)
 
-    def heat(self, batch: Batch, branch: str | None = None) -> np.ndarray:
+    def heat(self, batch: Batch, branch: str) -> np.ndarray:
         """Grad-CAM of the predicted classes by a branch in its first round, at `heat_layer`.
 
-        Args:
-            batch: some images of `stream`.
-            branch: name of the branch; None: as `SavedRun.branch`.
-
         Returns:
-            float32 [n, S, S], in [0, 1].
+            float32 [n, S, S] of the readable images, in [0, 1].
         """
         if not len(batch.indices):
             return np.zeros(batch.pixels.shape[:3], np.float32)
-        classifier = self._classifiers[self.run.branch(branch).name][0]
+        classifier = self._classifiers[branch][0]
         heat = gradcam.gradcam(
             classifier.model,
             classifier.variables,
@@ -216,16 +208,8 @@ class Predictor:
 
     # --- Images ----------------------------------------------------------------------------------
 
-    def _views(self, sources: Sequence[Source], chunk: int) -> Iterator[np.ndarray | str]:
-        """The evaluation view of every image, or the reason why there is none."""
-
-        def views(i: int) -> list[np.ndarray | str]:
-            return [self._view(source) for source in sources[i * chunk : (i + 1) * chunk]]
-
-        chunks = read_ahead(views, 0, math.ceil(len(sources) / chunk))
-        return itertools.chain.from_iterable(chunks)
-
     def _view(self, source: Source) -> np.ndarray | str:
+        """The evaluation view of an image, uint8 [S, S, 3 or 1], or why it cannot be read."""
         data, intensity = self.run.config.data, self._intensity
         try:
             if isinstance(source, (str, os.PathLike)):
@@ -266,48 +250,45 @@ class Predictor:
         enough = 1 << max(count - 1, 0).bit_length()
         return sharding.divisible(min(enough, self._batch), self._mesh)
 
-    def _start(self, views: Sequence[np.ndarray], size: int) -> dict[str, list[jax.Array]]:
-        """Hands a batch to the devices; returns the probabilities to come, by branch and round."""
-        if not views:
-            return {}
-        pixels = gradcam.filled(np.stack(views), size)
-        return {
-            name: [_program(x.model, self._mesh)(x.variables, pixels) for x in rounds]
-            for name, rounds in self._classifiers.items()
-        }
+    def _start(
+        self, chunk: Sequence[tuple[int, np.ndarray | str]], size: int
+    ) -> tuple[Batch, dict[str, list[jax.Array]]]:
+        """Hands a batch to the devices.
 
-    def _finish(
-        self,
-        chunk: Sequence[tuple[int, np.ndarray | str]],
-        running: dict[str, list[jax.Array]],
-        size: int,
-    ) -> Batch:
+        Returns:
+            The batch, still without probabilities, and those to come by branch and round.
+        """
         unreadable = {index: view for index, view in chunk if isinstance(view, str)}
         readable = {index: view for index, view in chunk if not isinstance(view, str)}
         data = self.run.config.data
-        shape = (-1, data.image_size, data.image_size, 1 if data.color == "grey" else 3)
-        pixels = np.array(list(readable.values()), np.uint8).reshape(shape)
+        shape = (size, data.image_size, data.image_size, 1 if data.color == "grey" else 3)
+        pixels = np.zeros(shape, np.uint8)
+        for row, view in enumerate(readable.values()):
+            pixels[row] = view
+        running = {
+            name: [_program(x.model, self._mesh)(x.variables, pixels) for x in rounds]
+            for name, rounds in self._classifiers.items()
+        }
         indices = np.array(list(readable), np.int64)
-        return Batch(indices, pixels, self._fused(running, len(indices)), unreadable, size)
+        nothing = Classification(self.classes, {})
+        return Batch(indices, pixels[: len(indices)], nothing, unreadable, size), running
 
-    def _fused(self, running: dict[str, list[jax.Array]], count: int) -> Classification:
-        by_round: list[dict[str, np.ndarray]] = []
+    def _finish(self, batch: Batch, running: dict[str, list[jax.Array]]) -> Batch:
+        """The batch with its probabilities, which are fused and averaged over the rounds."""
+        by_round = []
         for k, ensemble in enumerate(self._ensembles):
-            probabilities = {}
-            for name, rounds in self._classifiers.items():
-                nothing = np.zeros((0, len(self.classes)))
-                probabilities[name] = np.asarray(running[name][k])[:count] if count else nothing
-                if not np.isfinite(probabilities[name]).all():
-                    reason = "its network computes values that are not finite"
-                    raise DamagedFileError(rounds[k].weights, reason)
-            by_round.append(ensemble.apply(probabilities, calibrated=self._calibrated))
-        means = {n: np.mean([one[n] for one in by_round], axis=0) for n in by_round[0]}
-        return Classification(self.classes, means)
+            branches = {n: np.asarray(x[k])[: len(batch.indices)] for n, x in running.items()}
+            by_round.append(ensemble.apply(branches, calibrated=self._calibrated))
+        means = {name: np.mean([p[name] for p in by_round], axis=0) for name in self.classifiers}
+        return batch._replace(classification=Classification(self.classes, means))
+
+
+load = Predictor  # egmae_jax.load("runs/busi")
 
 
 @functools.cache
 def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Computes class probabilities; compiled once for all branches and rounds of a model."""
+    """A program of class probabilities; compiled once for all branches and rounds of a model."""
 
     @platform.jit
     def program(variables, pixels):
@@ -317,32 +298,27 @@ def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax
     return program
 
 
-def _sources(given: Any) -> list[Source]:
-    """Lists images, however they are nested.
+def _sources(images: Any) -> list[Source]:
+    """Lists single images, however they are nested.
 
     Raises:
         UnreadableImageError: something is no image.
     """
-    if isinstance(given, (str, os.PathLike)) and os.path.isdir(given):
-        raise UnreadableImageError(
-            f"{os.fspath(given)} is a folder; egmae_jax.data.datasets.folders.find_given("
-            "[Path(folder)]) gives its images"
-        )
-    if isinstance(given, (str, os.PathLike, bytes, PIL.Image.Image)):
-        return [given]
-    if hasattr(given, "__array__"):  # NumPy's, JAX's, PyTorch's
-        array = np.asarray(given)
-        several = array[None, :, :, None] if array.ndim == 2 else array
-        several = several[None] if several.ndim == 3 else several
-        shape = several.shape
+    if isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image)):
+        return [images]
+    if hasattr(images, "__array__"):  # NumPy's, JAX's, PyTorch's
+        array = np.asarray(images)
+        stack = array[None, :, :, None] if array.ndim == 2 else array
+        stack = stack[None] if stack.ndim == 3 else stack
+        shape = stack.shape
         if array.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
             raise UnreadableImageError(
                 f"an array is {array.dtype} {list(array.shape)}; expected are uint8 of 0 to 255, "
                 "[H, W] for grey, [H, W, 3] for RGB or [N, H, W, 3] for several"
             )
-        return list(several)
-    if not isinstance(given, Iterable):
+        return list(stack)
+    if not isinstance(images, Iterable):
         raise UnreadableImageError(
-            f"a {type(given).__name__} is no image; paths, Pillow's images and uint8 arrays are"
+            f"a {type(images).__name__} is no image; paths, Pillow's images and uint8 arrays are"
         )
-    return [source for one in given for source in _sources(one)]
+    return [source for image in images for source in _sources(image)]

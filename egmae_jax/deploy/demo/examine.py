@@ -38,11 +38,11 @@ def examine(predictor: Predictor, encoded: bytes) -> Examined:
     for reason in batch.unreadable.values():
         raise UnreadableImageError(reason)
     pixels, names = batch.pixels[0], [branch.name for branch in predictor.run.branches]
-    *branches, decisive = batch.classification.probabilities.items()
+    result = batch.classification
     return Examined(
         pixels,
-        batch.classification.predicted[0],
-        {name: probabilities[0] for name, probabilities in (decisive, *branches)},
+        result.predicted[0],
+        {name: probabilities[0] for name, probabilities in result.probabilities.items()},
         {name: overlay(pixels, predictor.heat(batch, name)[0]) for name in names},
         {name: predictor.heat_layer(name) for name in names},
         _entropy(predictor, pixels),
