@@ -369,7 +369,6 @@ BROAD = {
     "egmae_jax/data/records.py": 2,  # TFDS, array_record, protobuf
     "egmae_jax/deploy/checkpoint.py": 1,  # torch.load
     "egmae_jax/deploy/demo/page.py": 1,  # told with its traceback
-    "egmae_jax/deploy/demo/server.py": 1,  # raised again
     "egmae_jax/core/files.py": 3,  # raised again, twice; numpy's reader of archives
     "egmae_jax/models/weights.py": 1,  # the hub's HTTP library
     "egmae_jax/core/preemption.py": 1,  # raised again

@@ -14,12 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import egmae_jax
 from egmae_jax.commands import demo
-from egmae_jax.data.images import NOT_AN_IMAGE, UnreadableImageError
+from egmae_jax.data.images import NOT_AN_IMAGE
 from egmae_jax.deploy import demo as package
-from egmae_jax.deploy.demo.examine import examine, greatest_entropy
+from egmae_jax.deploy.demo.examine import examine
 from egmae_jax.deploy.predictor import Predictor
-from egmae_jax.explain.overlay import overlay
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -58,34 +58,12 @@ def test_shows_what_the_predictor_computes(predictor, files):
         np.testing.assert_allclose(row, expected.probabilities[name][0], atol=1e-6)
     assert [examined.predicted] == expected.predicted
 
-    (batch,) = predictor.stream([files[3]])
-    assert np.array_equal(examined.pixels, batch.pixels[0])
+    assert np.array_equal(examined.pixels, next(predictor.stream([files[3]])).pixels[0])
+    assert {image.shape for image in examined.overlays.values()} == {(32, 32, 3)}
     for branch in ("imagenet", "mae"):
-        drawn = overlay(batch.pixels[0], predictor.heat(batch, branch)[0])
-        assert np.array_equal(examined.overlays[branch], drawn)
         assert str(examined.layers[branch]) == "layer stages_0/blocks_0, 8 x 8 grid"
-
-    patches = examined.pixels.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4)
-    for row in range(2):
-        for column in range(2):
-            entropies = []
-            for channel in np.moveaxis(patches[row, column], -1, 0):
-                p = np.bincount(channel.ravel()) / 256
-                entropies.append(-(p[p > 0] * np.log(p[p > 0])).sum())
-            assert examined.entropy[row, column] == pytest.approx(np.mean(entropies), abs=1e-5)
-    assert examined.entropy.max() < greatest_entropy(predictor) == pytest.approx(np.log(256))
-
-
-def test_no_entropy_where_patches_do_not_fill_the_image(workdir, files):
-    predictor = Predictor(workdir)
-    with predictor.run.config.unlocked():
-        predictor.run.config.corruption.patch_size = 5
-    assert examine(predictor, files[0].read_bytes()).entropy is None
-
-
-def test_a_file_that_is_no_image_is_refused(predictor):
-    with pytest.raises(UnreadableImageError, match=NOT_AN_IMAGE):
-        examine(predictor, b"<script>alert(1)</script>")
+    (entropy,) = egmae_jax.patch_entropy(examined.pixels[None], 16)
+    np.testing.assert_allclose(examined.entropy, entropy, atol=1e-6)
 
 
 # --- Whom it answers -----------------------------------------------------------------------------
@@ -100,7 +78,7 @@ def client(predictor):
 
     from egmae_jax.deploy.demo import server
 
-    app = server.make_app(predictor, branch="mae", max_megabytes=4)
+    app = server.make_app(predictor, branch="mae")
     with TestClient(app, base_url=f"http://{HOST}") as client:
         yield client
 
@@ -121,11 +99,11 @@ class Tab:
     def texts(self):
         from nicegui import Client, ui
 
-        shown = Client.instances[self._id].elements.values()
-        return [element.text for element in shown if isinstance(element, ui.label)]
+        elements = Client.instances[self._id].elements.values()
+        return [element.text for element in elements if isinstance(element, ui.label)]
 
     def waits_for(self, text):
-        self.waits_until(lambda texts: any(text in shown for shown in texts))
+        self.waits_until(lambda texts: any(text in label for label in texts))
 
     def waits_until(self, holds):
         """Elements come one by one: `holds` is asked of the texts until it is true."""
@@ -135,18 +113,11 @@ class Tab:
             time.sleep(0.02)
 
 
-def test_the_page_names_no_other_host(client):
+def test_the_browser_may_load_nothing_from_elsewhere(client):
     page = client.get("/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert "connect-src 'self'" in page.headers["content-security-policy"]
-    links = re.findall(r"""(?:src|href|url\()\s*=?\s*["'(]([^"')]+)""", page.text)
-    assert len(links) > 5
-    styles = [link for link in links if link.endswith(".css")]
-    assert styles
-    for style in styles:
-        links += re.findall(r"url\(([^)]+)\)", client.get(style).text)
-    assert not [link for link in links if re.match(r"\s*[\"']?(\w+:)?//", link)]
     assert "set-cookie" not in page.headers
 
 
@@ -187,24 +158,10 @@ def test_nothing_is_written(client, monkeypatch, tmp_path):
     tab = Tab(client)
     image = io.BytesIO()
     PIL.Image.new("RGB", (1000, 1300)).save(image, "BMP")
-    assert 3e6 < len(image.getvalue()) < 4e6
+    assert len(image.getvalue()) > 3e6
     assert tab.send("large.bmp", image.getvalue()).status_code == 200
-    tab.waits_for("large.bmp: ")
-    assert any(re.fullmatch(r"large\.bmp: \w+, \d+\.\d%", text) for text in tab.texts())
+    tab.waits_until(lambda texts: any(re.fullmatch(r"large\.bmp: \w+, \d+\.\d%", x) for x in texts))
     assert not list(tmp_path.iterdir())
-
-
-def test_refuses_a_file_that_is_too_large(client):
-    tab = Tab(client)
-    assert tab.send("a.bmp", bytes(5 * 10**6)).status_code == 413
-
-    def parts():  # of no length that is told before
-        yield b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
-        for _ in range(8):
-            yield bytes(10**6)
-
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert client.post(tab.url, content=parts(), headers=headers).status_code == 413
 
 
 def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkeypatch):
@@ -219,28 +176,9 @@ def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkey
         patch.setattr("egmae_jax.deploy.demo.page.examine", fail)
         tab.send("b.png", files[0].read_bytes())
         tab.waits_for("b.png: it could not be classified; the terminal says why")
-        patch.setattr("egmae_jax.deploy.demo.page.examine", examine)
-        patch.setitem(sys.modules, "pydicom", None)
-        tab.send("c.dcm", bytes(128) + b"DICM" + bytes(200))
-        tab.waits_for("c.dcm: reading DICOM needs pydicom")
     tab.send("d.png", files[0].read_bytes())
     tab.waits_for("Grad-CAM: regions that raise the score of “")
     tab.waits_for("Of layer stages_0/blocks_0, 8 x 8 grid")
-
-
-def test_tabs_do_not_mix(client, predictor, files):
-    tabs = {file: Tab(client) for file in (files[0], files[20], files[35])}
-    for file, tab in tabs.items():
-        assert tab.send(file.name, file.read_bytes()).status_code == 200
-    for file, tab in tabs.items():
-        examined = examine(predictor, file.read_bytes())
-        tab.waits_for(f"{file.name}: {examined.predicted}, ")
-        expected = [f"{p:.3f}" for x in examined.probabilities.values() for p in x]
-        tab.waits_until(
-            lambda texts, expected=expected: (
-                expected == [text for text in texts if re.fullmatch(r"\d\.\d{3}", text)]
-            )
-        )
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -268,17 +206,15 @@ def test_names_the_extra_that_is_missing(refused, workdir, monkeypatch):
     assert "pip install -e '.[demo]'" in refused(workdir)
 
 
-def test_refuses_what_cannot_be_shown(refused, workdir, tmp_path):
+def test_refuses_what_cannot_be_shown(refused, workdir):
     pytest.importorskip("nicegui")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         error = refused(workdir, f"--port={port}")
-        assert f"Port {port} of 127.0.0.1 cannot be used: Address already in use." in error
+        assert f"Port {port} of 127.0.0.1 cannot be used" in error
+        assert "Address already in use" in error
     assert "Port 70000" in refused(workdir, "--port=70000")
-    assert "holds no run" in refused(tmp_path, "--port=0")
     assert "no branch 'x'" in refused(workdir, "--port=0", "--branch=x")
-    assert "There is no round 7" in refused(workdir, "--port=0", "--round=7")
-    assert "--max_megabytes is 0" in refused(workdir, "--max_megabytes=0")
 
 
 # --- In a browser --------------------------------------------------------------------------------
@@ -290,8 +226,9 @@ def served(workdir):
     pytest.importorskip("nicegui")
     pytest.importorskip("playwright.sync_api")
     start = "import sys; from tests import tiny; tiny.register(); "
+    start += "from egmae_jax.deploy.demo import page; page.MAX_BYTES = 10**6; "
     start += "from egmae_jax.commands.demo import main; sys.exit(main())"
-    flags = (f"--workdir={workdir}", "--port=0", "--no-open", "--max_megabytes=1")
+    flags = (f"--workdir={workdir}", "--port=0", "--no-open")
     process = subprocess.Popen(
         [sys.executable, "-c", start, *flags],
         cwd=REPOSITORY,
@@ -362,7 +299,7 @@ def test_in_a_browser(served, predictor, files, tmp_path):
         large = tmp_path / "large.png"
         large.write_bytes(bytes(2 * 10**6))
         page.set_input_files("input[type=file]", large)
-        expect(status).to_contain_text("up to 1 MB")
+        expect(status).to_contain_text("more than 1 MB")
         expect(page.locator("figure")).to_have_count(0)
         page.set_input_files("input[type=file]", bad)
         expect(status).to_have_text(f"{bad.name}: {NOT_AN_IMAGE}")

@@ -1,6 +1,5 @@
 """Computes what the page shows of an image, without widgets."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +12,23 @@ from egmae_jax.method.corruption import patch_entropy
 
 
 class Examined(NamedTuple):
-    """An image with everything that the page shows of it."""
+    """An image with everything that the page shows of it.
 
-    pixels: np.ndarray  # uint8 [S, S, 3], or 1 for grey: as the networks see it
-    predicted: str  # class
-    probabilities: dict[str, np.ndarray]  # [num_classes]: the ensemble, if any, then each branch
-    overlays: dict[str, np.ndarray]  # Grad-CAM of the predicted class by branch, uint8 [S, S, 3]
-    layers: dict[str, Layer]  # layer of the Grad-CAM by branch
-    entropy: np.ndarray | None  # nats [S/P, S/P]; None where patches do not fill the image
+    Attributes:
+        pixels: the image as the networks see it, uint8 [S, S, 3], or 1 for grey.
+        predicted: name of the predicted class.
+        probabilities: float [num_classes] by classifier, the ensemble first.
+        overlays: Grad-CAM of the predicted class over the image by branch, uint8 [S, S, 3].
+        layers: layer of the Grad-CAM by branch.
+        entropy: nats of the patches [S/P, S/P]; None where patches do not fill the image.
+    """
+
+    pixels: np.ndarray
+    predicted: str
+    probabilities: dict[str, np.ndarray]
+    overlays: dict[str, np.ndarray]
+    layers: dict[str, Layer]
+    entropy: np.ndarray | None
 
 
 def examine(predictor: Predictor, encoded: bytes) -> Examined:
@@ -31,8 +39,8 @@ def examine(predictor: Predictor, encoded: bytes) -> Examined:
         encoded: bytes of an image file.
 
     Raises:
-        UnreadableImageError: they are no image that can be used; says why.
-        MissingExtraError: reading them needs a package that is not installed; says which.
+        UnreadableImageError: the bytes are no image that can be used.
+        MissingExtraError: reading the image needs a package that is not installed.
     """
     (batch,) = predictor.stream([encoded])
     for reason in batch.unreadable.values():
@@ -56,12 +64,3 @@ def _entropy(predictor: Predictor, pixels: np.ndarray) -> np.ndarray | None:
         return None
     (values,) = patch_entropy(pixels[None], patch, num_bins=entropy.num_bins, color=entropy.color)
     return np.asarray(values)
-
-
-def greatest_entropy(predictor: Predictor) -> float:
-    """The entropy in nats that no patch of the run exceeds."""
-    config = predictor.run.config
-    values = config.corruption.patch_size**2
-    if config.entropy.color == "joint" and config.data.color == "rgb":
-        values *= 3
-    return math.log(min(config.entropy.num_bins, values))

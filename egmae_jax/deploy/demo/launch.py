@@ -12,7 +12,6 @@ import PIL.Image
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.deploy.demo.examine import examine
 from egmae_jax.deploy.predictor import Predictor
-from egmae_jax.run.saved_run import RunError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,6 @@ def serve(
     round_index: int | Literal["all"],
     branch: str | None,
     port: int,
-    max_megabytes: int,
     browse: bool,
 ) -> None:
     """Shows the page until it is interrupted.
@@ -33,7 +31,6 @@ def serve(
         round_index: round of the run; 'all' averages the probabilities of all.
         branch: branch whose Grad-CAM is shown first; None: as `SavedRun.branch`.
         port: port to listen on; 0: any free one.
-        max_megabytes: largest size of a file, in 10^6 bytes.
         browse: whether the page is opened in the browser.
 
     Raises:
@@ -48,20 +45,18 @@ def serve(
         raise MissingExtraError(
             f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."
         ) from None
-    if max_megabytes < 1:
-        raise RunError(f"--max_megabytes is {max_megabytes}; it must be at least 1.")
     with server.listen(port) as listener:
         predictor = Predictor(workdir, round_index=round_index)
-        shown_first = predictor.run.branch(branch).name
+        first_branch = predictor.run.branch(branch).name
         logger.info("Compiling the networks, so that the first image need not wait ...")
         blank = io.BytesIO()
         PIL.Image.new("L", (64, 64)).save(blank, "PNG")
         examine(predictor, blank.getvalue())
-        app = server.make_app(predictor, branch=shown_first, max_megabytes=max_megabytes)
+        app = server.make_app(predictor, branch=first_branch)
         url = f"http://{server.HOST}:{listener.getsockname()[1]}"
         logger.info("The page is at %s. Ctrl-C ends it.", url)
         if browse:
-            # In a thread, because it waits until some browsers are closed.
+            # Opening some browsers returns only once they are closed.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listener])

@@ -19,12 +19,13 @@ from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 
 from egmae_jax.core.errors import UserError
-from egmae_jax.deploy.demo.examine import Examined, examine, greatest_entropy
+from egmae_jax.deploy.demo.examine import Examined, examine
 from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.explain.overlay import COLORMAP
 
 _STYLE = Path(__file__).with_suffix(".css")
 _PRIMARY = "#0b62b0"  # white on it has a contrast of 6
+MAX_BYTES = 100 * 10**6  # of a file
 logger = logging.getLogger(__name__)
 
 
@@ -35,12 +36,10 @@ class Page:
         predictor: predictor of a run.
         worker: examines images, while the server goes on answering.
         branch: branch whose Grad-CAM is shown first.
-        max_megabytes: largest size of a file, in 10^6 bytes.
     """
 
-    def __init__(self, predictor: Predictor, worker: Executor, branch: str, max_megabytes: int):
+    def __init__(self, predictor: Predictor, worker: Executor, branch: str):
         self._predictor, self._worker, self._branch = predictor, worker, branch
-        self._max_megabytes = max_megabytes
         ui.colors(primary=_PRIMARY)
         ui.add_css(_STYLE.read_text(encoding="utf-8"))
         with ui.element("main"):
@@ -48,12 +47,11 @@ class Page:
             self._text("p", self._about())
             self._upload = ui.upload(
                 auto_upload=True,
-                max_file_size=max_megabytes * 10**6,
+                max_file_size=MAX_BYTES,
                 on_begin_upload=lambda: self._say("Sending the image …"),
                 on_upload=self._show,
                 on_rejected=self._refuse,
             ).props("flat no-thumbnails")
-            self._upload.on("failed", self._refuse, args=[])
             self._upload.add_slot(
                 "header",
                 """
@@ -93,9 +91,7 @@ class Page:
 
     def _refuse(self) -> None:
         self._results.clear()
-        self._say(
-            f"The image was not taken. A file may have up to {self._max_megabytes} MB.", error=True
-        )
+        self._say(f"The image was not taken: it has more than {MAX_BYTES / 1e6:g} MB.", error=True)
         self._upload.reset()
 
     async def _show(self, event: UploadEventArguments) -> None:
@@ -175,29 +171,19 @@ class Page:
                 self._draw_entropy(examined.entropy)
 
     def _draw_entropy(self, entropy: np.ndarray) -> None:
-        greatest = greatest_entropy(self._predictor)
         patch = self._predictor.run.config.corruption.patch_size
         lowest, highest = entropy.min(), entropy.max()
         with ui.element("figure"):
-            _picture(_colors(entropy / greatest),
-                     f"Entropy of its patches, {lowest:.2f} to {highest:.2f} nats")  # fmt: skip
-            with ui.element("div").classes("scale"):
-                self._text("span", "0")
-                _picture(_colors(np.linspace(0, 1, 256)[None]), "Colours from 0 to the most")
-                self._text("span", f"{greatest:.2f} nats")
-            self._text("figcaption", f"Entropy of its {patch}x{patch} patches: {lowest:.2f} to "
-                                     f"{highest:.2f}, mean {entropy.mean():.2f}")  # fmt: skip
+            colors = matplotlib.colormaps[COLORMAP](entropy / max(highest, 1e-9), bytes=True)
+            text = f"Entropy of its {patch}x{patch} patches, {lowest:.2f} to {highest:.2f} nats"
+            _picture(colors[..., :3], text)
+            self._text("figcaption", f"{text}, the brighter the more")
 
 
 def _picture(pixels: np.ndarray, alt: str) -> Element:
     image = ui.element("img")
     image.props["src"], image.props["alt"] = _data_url(pixels), alt
     return image
-
-
-def _colors(values: np.ndarray) -> np.ndarray:
-    """float [H, W] in [0, 1] -> uint8 [H, W, 3]."""
-    return matplotlib.colormaps[COLORMAP](values, bytes=True)[..., :3]
 
 
 def _data_url(pixels: np.ndarray) -> str:
