@@ -8,7 +8,7 @@ branch, and 'ensemble' where there are several. In it are README.md, the model c
     model.onnx                        likewise, for an ONNX runtime
 
 Every file is loaded again and compared with the run: exit status 1 where one computes something
-else.
+else. An ensemble and an ASFF-ResNet have no ONNX.
 """
 
 import sys
@@ -22,21 +22,20 @@ from egmae_jax.deploy.export import run
 
 
 @console.user_errors()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 1 where a file computes something else."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `egmae export`."""
     parser = Parser("export", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="of the run")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="gets a folder for each model")
-    add("--branch", metavar="NAME", help="to export alone; without it all, and their ensemble")
-    add("--round", type=int, default=0, metavar="I", dest="round_index", help="of the run")
-    add(
-        "--formats",
-        default="timm,stablehlo",
-        metavar="LIST",
-        help=f"of {', '.join(run.FORMATS)}; onnx needs "
-        "pip install -e '.[onnx]' and brings timm's files along",
-    )
+    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
+    add("--out", required=True, type=Path, metavar="FOLDER",
+        help="folder that gets a folder for each model")  # fmt: skip
+    add("--branch", metavar="NAME",
+        help="branch to export; without it all branches and their ensemble")  # fmt: skip
+    add("--round", type=int, default=0, metavar="I", dest="round_index",
+        help="round of the run")  # fmt: skip
+    add("--formats", default="timm,stablehlo", metavar="LIST",
+        help=f"some of {', '.join(run.FORMATS)}; onnx needs pip install -e '.[onnx]' and brings "
+        "timm's files along")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
@@ -45,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.show(files, out)
     if wrong := [str(file.path) for file in files if file.wrong]:
         console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """Exports a finished run's models: for timm, for JAX without this package, and for ONNX.
 
-`export_run` writes a folder for each branch and one for their ensemble, loads every file again and
-compares its outputs with the run's. `egmae export --help` lists the files.
+`run.export_run` writes a folder for each branch and one for their ensemble, loads every file again
+and compares its outputs with the run's. `egmae export --help` lists the files.
 """
-
-from egmae_jax.deploy.export.run import FORMATS, ExportedFile, ExportError, export_run
-
-__all__ = ["FORMATS", "ExportError", "ExportedFile", "export_run"]

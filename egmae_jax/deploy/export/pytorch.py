@@ -42,19 +42,18 @@ def logits(module: Any, images: np.ndarray) -> np.ndarray:
         return module(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
 
 
-def write_onnx(system: System, folder: Path, path: Path) -> None:
+def write_onnx(system: System, path: Path) -> None:
     """Writes a branch as an ONNX program with the inputs and outputs of the StableHLO program.
 
     Args:
-        system: a branch that timm or torchvision has.
-        folder: folder with its exported weights.
-        path: file to write.
+        system: a branch whose network timm or torchvision has.
+        path: file to write, beside the branch's exported weights.
     """
     import onnx
     import torch
 
     (branch, _, _) = system.networks[0]
-    classifier = _classifier(system, network(folder, branch.model_name, len(system.classes)))
+    classifier = _classifier(system, network(path.parent, branch.model_name, len(system.classes)))
     size = system.view.size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with quiet("torch.onnx"), warnings.catch_warnings():
@@ -101,7 +100,7 @@ def _classifier(system: System, network: Any) -> Any:
 
 
 def load_onnx(path: Path) -> Any:
-    """Loads a program for onnxruntime on the CPU; it is called with images."""
+    """Loads a program from its file, as a function of images that onnxruntime runs on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

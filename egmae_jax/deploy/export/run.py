@@ -8,37 +8,44 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import rich.box
-import rich.console
 import rich.table
 import rich.text
 from scipy.special import softmax
 
-from egmae_jax.core.errors import MissingExtraError, UserError
+from egmae_jax.core import console
+from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, write_atomically
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
 from egmae_jax.deploy.export.system import System, branch_logits, systems
 from egmae_jax.method import augment
-from egmae_jax.run.saved_run import SavedRun
+from egmae_jax.run.saved_run import RunError, SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
-_TOLERANCES = {"timm": 1e-4, "stablehlo": 1e-5, "onnx": 1e-4}
+_TOLERANCES = {"model.safetensors": 1e-4, "model.stablehlo": 1e-5, "model.onnx": 1e-4}
 _COMPARED = 2  # images
 
 logger = logging.getLogger("egmae_jax.deploy.export")
 
 
-class ExportError(UserError):
-    """The run cannot be exported so; the message says what would do."""
-
-
 class ExportedFile(NamedTuple):
-    """An exported file, and how far its outputs are from the run's."""
+    """An exported file, and how far its outputs are from the run's.
+
+    Attributes:
+        path: the file.
+        difference: largest absolute difference, of logits where PyTorch loads weights, else of
+            probabilities; None where the file could not be loaded.
+        reason: why the file could not be loaded.
+    """
 
     path: Path
-    difference: float | None  # largest absolute difference; None where it could not be loaded
-    tolerance: float
-    note: str  # what was compared, or why nothing was
+    difference: float | None
+    reason: str = ""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference that counts as equal."""
+        return _TOLERANCES[self.path.name]
 
     @property
     def wrong(self) -> bool:
@@ -65,8 +72,8 @@ def export_run(
 
     Args:
         workdir: folder of a run that has been evaluated.
-        out: folder for the folders.
-        branch: branch to export alone; None: all branches, and the ensemble of several.
+        out: folder that gets a folder for each model.
+        branch: branch to export; None: all branches, and the ensemble of several.
         round_index: round of the run.
         formats: some of FORMATS. 'onnx' needs the extra of that name and a network that timm or
             torchvision has, and brings timm's files along; the ensemble has no ONNX.
@@ -75,49 +82,49 @@ def export_run(
         The files. Those whose `wrong` is true do not compute what the run computed.
 
     Raises:
-        ExportError: a format is unknown or cannot be written, or a folder is not empty.
-        RunError, DamagedFileError, CheckpointError: the run cannot be used so.
+        RunError: a format is unknown, a folder is not empty, or the run cannot be used so.
+        DamagedFileError, CheckpointError: a file of the run cannot be read.
+        MissingExtraError: a library that ONNX needs is missing.
     """
     if not formats or set(formats) - set(FORMATS):
-        raise ExportError(
-            f"--formats={','.join(formats)}: expected are some of {', '.join(FORMATS)}."
-        )
+        raise RunError(f"--formats={','.join(formats)}: expected are some of {', '.join(FORMATS)}.")
     require_writable(out, f"--out={out}")
     run = SavedRun(workdir)
     if "onnx" in formats:
-        _require_onnx(run, branch)
+        require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
     exported = systems(run, branch, round_index)
     for folder in (out / system.name for system in exported):
         if folder.exists() and any(folder.iterdir()):
-            raise ExportError(
+            raise RunError(
                 f"{folder} holds files, which may be another model's: delete it, or take another "
                 "--out."
             )
-    cards = [card.card(run, system, round_index, formats) for system in exported]
-    for system in exported:
-        for file, reason in weights.not_written(system, formats).items():
-            logger.warning("Not written: %s/%s. %s", system.name, file, reason)
-    batch = _random_batch(exported[-1])  # which has all networks
+    names = {system.name: _file_names(system, formats) for system in exported}
+    cards = [card.card(run, system, round_index, names[system.name]) for system in exported]
+    batch = _random_batch(exported[-1])  # the last has all networks
     files = []
     for system, text in zip(exported, cards, strict=True):
-        write_atomically(out / system.name / "README.md", text)
-        source = run.paths.finetuned(system.name, round_index)
-        files += _write(system, out / system.name, source, batch, formats)
+        folder, source = out / system.name, run.paths.finetuned(system.name, round_index)
+        write_atomically(folder / "README.md", text)
+        files += [_write(system, folder / name, source, batch) for name in names[system.name]]
     return files
 
 
-def _require_onnx(run: SavedRun, branch: str | None) -> None:
-    """Raises ExportError where no branch can be written as ONNX."""
-    try:
-        require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
-    except MissingExtraError as error:
-        raise ExportError(f"ONNX cannot be written: {error}") from None
-    names = [x.model_name for x in (run.branches if branch is None else (run.branch(branch),))]
-    if not any(map(weights.library, names)):
-        raise ExportError(
-            f"ONNX is made from PyTorch's networks, and no library has {', '.join(names)}: leave "
-            "onnx out of --formats."
-        )
+def _file_names(system: System, formats: Sequence[str]) -> list[str]:
+    """Files of a model beside its card; warns where there can be no ONNX."""
+    names = ["model.stablehlo"] if "stablehlo" in formats else []
+    if system.fusion is None and {"timm", "onnx"} & set(formats):
+        names.append("model.safetensors")
+    if "onnx" in formats:
+        if system.fusion is None and weights.library(system.networks[0].branch.model_name):
+            names.append("model.onnx")
+        else:
+            logger.warning(
+                "Not written: %s/model.onnx. ONNX is made of a single network that timm or "
+                "torchvision has",
+                system.name,
+            )
+    return names
 
 
 def _random_batch(system: System) -> _Batch:
@@ -128,44 +135,40 @@ def _random_batch(system: System) -> _Batch:
     return _Batch(np.broadcast_to(pixels, (*shape, 3)).copy(), logits)
 
 
-def _write(
-    system: System, folder: Path, source: Path, batch: _Batch, formats: Sequence[str]
-) -> list[ExportedFile]:
-    """Writes the files of a branch, whose weights are in `source`, or of the ensemble."""
-    files = []
-    if system.fusion is None and {"timm", "onnx"} & set(formats):
-        weights.write(system, source, folder)
-        files.append(_check_weights(system, folder, batch))
-        if "onnx" in formats and weights.library(system.networks[0].branch.model_name):
-            path = folder / "model.onnx"
-            pytorch.write_onnx(system, folder, path)
-            files.append(_check_program(path, pytorch.load_onnx(path), system, batch, "onnx"))
-    if "stablehlo" in formats:
-        path = folder / "model.stablehlo"
-        stablehlo.write(system, path)
-        files.append(_check_program(path, stablehlo.load(path), system, batch, "stablehlo"))
-    return files
+def _write(system: System, path: Path, source: Path, batch: _Batch) -> ExportedFile:
+    """Writes a file of a model and compares its outputs with the run's.
+
+    Args:
+        system: a branch or the ensemble.
+        path: file to write; an ONNX program is made from the weights beside it.
+        source: file of the branch's weights in the workdir.
+        batch: images that both compute.
+    """
+    if path.name == "model.safetensors":
+        weights.write(system, source, path.parent)
+        return _compare_weights(system, path, batch)
+    if path.name == "model.onnx":
+        pytorch.write_onnx(system, path)
+        return _compare_program(system, path, pytorch.load_onnx(path), batch)
+    stablehlo.write(system, path)
+    return _compare_program(system, path, stablehlo.load(path), batch)
 
 
-def _check_weights(system: System, folder: Path, batch: _Batch) -> ExportedFile:
+def _compare_weights(system: System, path: Path, batch: _Batch) -> ExportedFile:
     """Compares the logits of PyTorch's network, where its libraries are at hand."""
-    path, tolerance = folder / "model.safetensors", _TOLERANCES["timm"]
     branch = system.networks[0].branch
     if not weights.library(branch.model_name):
-        return ExportedFile(path, None, tolerance, f"no other library has {branch.model_name}.")
+        return ExportedFile(path, None, f"no other library has {branch.model_name}.")
     try:
         require("torch", "torchvision", "timm", extra="parity")
     except MissingExtraError as error:
-        return ExportedFile(path, None, tolerance, str(error))
-    network = pytorch.network(folder, branch.model_name, len(system.classes))
+        return ExportedFile(path, None, str(error))
+    network = pytorch.network(path.parent, branch.model_name, len(system.classes))
     theirs = pytorch.logits(network, np.asarray(augment.normalize(jnp.asarray(batch.images))))
-    difference = float(np.abs(theirs - batch.logits[branch.name]).max())
-    return ExportedFile(path, difference, tolerance, "logits")
+    return ExportedFile(path, float(np.abs(theirs - batch.logits[branch.name]).max()))
 
 
-def _check_program(
-    path: Path, program: Callable, system: System, batch: _Batch, kind: str
-) -> ExportedFile:
+def _compare_program(system: System, path: Path, program: Callable, batch: _Batch) -> ExportedFile:
     """Compares the probabilities of a program.
 
     Differences of calibrated probabilities are reduced by the factor by which a temperature below 1
@@ -175,13 +178,11 @@ def _check_program(
     expected = system.reference({name: softmax(x, axis=1) for name, x in batch.logits.items()})
     apart = {name: np.abs(np.asarray(outputs[name]) - x).max() for name, x in expected.items()}
     apart["calibrated"] *= min(1.0, system.scaling.temperature)
-    difference = float(np.max(list(apart.values())))
-    return ExportedFile(path, difference, _TOLERANCES[kind], "probabilities")
+    return ExportedFile(path, float(np.max(list(apart.values()))))
 
 
 def show(files: Sequence[ExportedFile], out: Path) -> None:
     """Prints a table of the files, at most 80 columns wide but for the folder."""
-    terminal = rich.console.Console(highlight=False, emoji=False)
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     table.add_column("File", overflow="fold")
     for title in ("MB", "Largest difference", "Allowed"):
@@ -194,12 +195,9 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
             f"{file.tolerance:.0e}",
             style="bold red" if file.wrong else "",
         )
-    terminal.print(table)
-    terminal.print("Differences are of logits where timm loads weights, else of probabilities.")
-    for reason in dict.fromkeys(file.note for file in files if file.difference is None):
-        terminal.print(f"Not compared: {reason}", markup=False)
-    terminal.print(
-        "Each folder has a model card, README.md: before you publish it, choose a license.",
-        markup=False,
-    )
-    terminal.print(f"The folders are in {out}", markup=False, soft_wrap=True)
+    console.terminal.print(table)
+    lines = ["Differences are of logits where PyTorch loads weights, else of probabilities."]
+    lines += dict.fromkeys(f"Not compared: {file.reason}" for file in files if file.reason)
+    lines += ["Each folder has a model card, README.md: before you publish it, choose a license."]
+    for line in [*lines, f"The folders are in {out}"]:
+        console.terminal.print(line, highlight=False, markup=False, soft_wrap=True)

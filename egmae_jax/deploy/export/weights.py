@@ -1,7 +1,6 @@
 """A branch's weights as a folder that timm reads: `timm.create_model("local-dir:FOLDER", ...)`."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,9 @@ _CROP_MODES = {"shorter_side": "center", "squash": "squash"}
 
 
 def library(model_name: str) -> str:
-    """The library of PyTorch's that has the architecture: 'timm', 'torchvision' or '', neither."""
+    """The PyTorch library that has an architecture: 'timm', 'torchvision' or '' for neither."""
     family = models.family(model_name)
     return "timm" if family in _LAYERS else "torchvision" if family == "squeezenet" else ""
-
-
-def not_written(system: System, formats: Sequence[str]) -> dict[str, str]:
-    """The files that an export lacks, each with the reason and, where there is one, the remedy.
-
-    Args:
-        system: a branch or the ensemble.
-        formats: formats that it is exported in, of 'timm', 'stablehlo' and 'onnx'.
-
-    Returns:
-        A sentence for each file.
-    """
-    model_name = system.networks[0].branch.model_name
-    absent = {}
-    if "stablehlo" not in formats:
-        absent["model.stablehlo"] = "It was not asked for: --formats=stablehlo writes it."
-    if system.fusion is not None:
-        absent["model.safetensors"] = "The weights are in the folders of the ensemble's branches."
-        absent["model.onnx"] = "ONNX is of single branches; model.stablehlo is of the ensemble."
-        return absent
-    if not {"timm", "onnx"} & set(formats):
-        absent["model.safetensors"] = "It was not asked for: --formats=timm writes it."
-    if not library(model_name):
-        absent["model.onnx"] = (
-            f"PyTorch's exporter makes ONNX, and no library of PyTorch's has {model_name}."
-        )
-    elif "onnx" not in formats:
-        absent["model.onnx"] = (
-            "It was not asked for: --formats=timm,stablehlo,onnx writes it, and needs "
-            "pip install -e '.[onnx]'."
-        )
-    return absent
 
 
 def write(system: System, weights: Path, folder: Path) -> None:
