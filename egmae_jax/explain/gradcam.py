@@ -13,7 +13,7 @@ For the test images of a run: egmae explain --workdir=FOLDER --out=FOLDER
 import difflib
 import functools
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -67,7 +67,6 @@ def gradcam(
     *,
     layer: str | None = None,
     classes: Classes = None,
-    upsample: bool = True,
 ) -> jax.Array:
     """Computes heat maps of a batch; compiled once for a model, layer and shape.
 
@@ -77,18 +76,17 @@ def gradcam(
         model: a classifier, (images) -> logits [B, num_classes].
         variables: its variables, `{"params": ..., "batch_stats": ...}`.
         images: float32 [B, H, W, 3] as the model takes them (`augment.normalize`).
-        layer: address of an activation, one of `layers`; None: `default_layer`.
+        layer: address of an activation, one of `layers`; None: that of `layer_at`.
         classes: classes to explain, one for each image or one for all; None: the predicted ones.
-        upsample: whether the heat is resized to the size of the images.
 
     Returns:
-        float32 [B, H, W], or [B, h, w] of the layer; the hottest pixel of each image is 1.
+        float32 [B, H, W]; the hottest pixel of each image is 1.
 
     Raises:
         LayerError: the model has no such layer.
         ValueError: the model has no such class.
     """
-    return explain(model, variables, images, layer=layer, classes=classes, upsample=upsample).heat
+    return explain(model, variables, images, layer=layer, classes=classes).heat
 
 
 def explain(
@@ -98,7 +96,6 @@ def explain(
     *,
     layer: str | None = None,
     classes: Classes = None,
-    upsample: bool = True,
 ) -> Explanation:
     """Computes heat maps as `gradcam` does, and returns the explained classes and logits, too."""
     images = jnp.asarray(images)
@@ -114,7 +111,7 @@ def explain(
                 f"one for each of {batch} images."
             )
     chosen = np.broadcast_to(chosen, (batch,)).astype(np.int32)
-    return _program()(variables, images, chosen, model=model, layer=layer, upsample=upsample)
+    return _program()(variables, images, chosen, model=model, layer=layer)
 
 
 def filled(array: np.ndarray, size: int) -> np.ndarray:
@@ -126,46 +123,32 @@ def filled(array: np.ndarray, size: int) -> np.ndarray:
     return array[np.where(np.arange(size) < len(array), np.arange(size), 0)]
 
 
-def layers(model: nn.Module, image_size: int = _USUAL_SIZE) -> tuple[str, ...]:
+def layers(model: nn.Module) -> tuple[str, ...]:
     """Every address that `gradcam` takes, in the order in which the model computes them."""
-    return tuple(_taps(model, image_size, image_size).shapes)
-
-
-def default_layer(model: nn.Module, image_size: int | tuple[int, int] = _USUAL_SIZE) -> str:
-    """The output of the deepest block whose grid has at least 7 x 7 cells.
-
-    At 224 pixels that is the last block, which pytorch-grad-cam recommends for convolutional
-    networks: ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. Of
-    smaller images the last block's grid is too coarse to point at anything (2 x 2 of 64 pixels),
-    and an earlier one is taken. Where no grid is as large, it is the deepest block of the largest.
-    A block is what has tapped activations inside; a network without blocks has its activations.
-
-    Args:
-        model: a classifier, (images) -> logits [B, num_classes].
-        image_size: pixels of a side, or (height, width).
-    """
-    shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
-    blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
-    sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
-    least = min(_LEAST_SIDE, max(sides.values()))
-    return [address for address in blocks if sides[address] >= least][-1]
+    return tuple(_taps(model, _USUAL_SIZE, _USUAL_SIZE).shapes)
 
 
 def layer_at(
-    model: nn.Module, image_size: int | tuple[int, int], address: str | None = None
+    model: nn.Module, image_size: int | tuple[int, int] = _USUAL_SIZE, address: str | None = None
 ) -> Layer:
     """The layer of an address, with its grid for images of a size.
+
+    Without an address it is the output of the deepest block whose grid has at least 7 x 7 cells. At
+    224 pixels that is the last block, which pytorch-grad-cam recommends for convolutional networks:
+    ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. Of smaller
+    images the last block's grid is too coarse to point at anything (2 x 2 of 64 pixels), and an
+    earlier one is taken; where no grid is as large, the deepest block of the largest.
 
     Args:
         model: a classifier, (images) -> logits [B, num_classes].
         image_size: pixels of a side, or (height, width).
-        address: one of `layers`; None: `default_layer`.
+        address: one of `layers`; None: the default layer.
 
     Raises:
         LayerError: the model has no such layer.
     """
     shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
-    address = address or default_layer(model, image_size)
+    address = address or _default(shapes)
     if address not in shapes:
         nearest = difflib.get_close_matches(address, shapes, n=3, cutoff=0.0)
         raise LayerError(
@@ -176,6 +159,14 @@ def layer_at(
     partial = getattr(model, "partial_layers", {})
     part = next((part for prefix, part in partial.items() if address.startswith(prefix)), "")
     return Layer(address, (rows, columns), part)
+
+
+def _default(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    """Address of the default layer; a block is what has tapped activations inside."""
+    blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
+    sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
+    least = min(_LEAST_SIDE, max(sides.values()))
+    return [address for address in blocks if sides[address] >= least][-1]
 
 
 class _Taps(NamedTuple):
@@ -215,7 +206,7 @@ def _address(path: tuple[str, ...]) -> str:
 
 @functools.cache
 def _program() -> Callable[..., Explanation]:
-    return platform.jit(_explain, static_argnames=("model", "layer", "upsample"))
+    return platform.jit(_explain, static_argnames=("model", "layer"))
 
 
 def _explain(
@@ -225,7 +216,6 @@ def _explain(
     *,
     model: nn.Module,
     layer: str,
-    upsample: bool,
 ) -> Explanation:
     batch, height, width = images.shape[:3]
     taps = _taps(model, height, width)
@@ -250,8 +240,7 @@ def _explain(
         "bhwc,bc->bhw", activation.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST
     )
     heat = _scale(jax.nn.relu(heat))
-    if upsample:
-        heat = jax.image.resize(heat, (batch, height, width), "linear", antialias=False)
+    heat = jax.image.resize(heat, (batch, height, width), "linear", antialias=False)
     return Explanation(_scale(heat), chosen, logits.astype(jnp.float32))
 
 

@@ -1,5 +1,6 @@
 """Grad-CAM where it has a closed form, batches, classes, layers, and what is refused."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +8,7 @@ import pytest
 from flax import linen as nn
 
 from egmae_jax import models
-from egmae_jax.explain import gradcam as module
-from egmae_jax.explain.gradcam import (
-    LayerError,
-    default_layer,
-    explain,
-    gradcam,
-    layer_at,
-    layers,
-)
+from egmae_jax.explain.gradcam import LayerError, explain, gradcam, layer_at, layers
 from egmae_jax.models.layers import Conv, tap
 
 CLASSES = 3
@@ -30,11 +23,9 @@ class Block(nn.Module):
 class Pooled(nn.Module):
     """Eleven blocks, then global average pooling and a linear layer."""
 
-    dtype: jnp.dtype = jnp.float32
-
     @nn.compact
     def __call__(self, images):
-        x = Conv(6, 4, strides=4, dtype=self.dtype, name="stem")(images)
+        x = Conv(6, 4, strides=4, name="stem")(images)
         for index in range(11):
             x = Block(name=f"blocks_{index}")(x)
         x = tap(self, x.mean(axis=(1, 2)), "pooled")
@@ -60,11 +51,6 @@ def variables(images):
     return Pooled().init(jax.random.key(1), images)
 
 
-def activations(variables, images, address):
-    _, state = Pooled().apply(variables, images, mutable=["intermediates"])
-    return np.asarray(state["intermediates"][address]["output"], np.float64)
-
-
 def scaled(x):
     x = x - x.min(axis=(1, 2), keepdims=True)
     return x / x.max(axis=(1, 2), keepdims=True)
@@ -72,28 +58,14 @@ def scaled(x):
 
 def test_before_pooling_and_a_linear_layer_it_is_the_class_activation_map(images, variables):
     # The gradient by every pixel of channel c is W[c, class] / (h * w).
-    features = activations(variables, images, "blocks_10")
+    _, state = Pooled().apply(variables, images, mutable=["intermediates"])
+    features = np.asarray(state["intermediates"]["blocks_10"]["output"], np.float64)
     weights = np.asarray(variables["params"]["fc"]["kernel"], np.float64)
     for label in range(CLASSES):
-        expected = scaled(np.maximum(features @ weights[:, label], 0))
-        ours = gradcam(Pooled(), variables, images, classes=label, upsample=False)
-        assert ours.shape == (3, 4, 6)
+        activation_maps = np.maximum(features @ weights[:, label], 0)
+        expected = scaled(np.stack([cv2.resize(x, (24, 16)) for x in scaled(activation_maps)]))
+        ours = gradcam(Pooled(), variables, images, classes=label)
         np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-def test_within_the_network_the_gradient_is_that_of_what_follows(images, variables):
-    layer, params = "blocks_9", variables["params"]
-    features = activations(variables, images, layer).astype(np.float32)
-
-    def logit(features):
-        last = Block().apply({"params": params["blocks_10"]}, features)
-        pooled = last.mean(axis=(1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
-        return pooled[:, 2].sum()
-
-    weights = jax.grad(logit)(features).mean(axis=(1, 2), keepdims=True)
-    expected = scaled(np.maximum((weights * features).sum(axis=-1), 0))
-    ours = gradcam(Pooled(), variables, images, layer=layer, classes=2, upsample=False)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_an_image_has_the_same_heat_alone_and_in_a_batch(images, variables):
@@ -119,67 +91,48 @@ def test_without_classes_the_predicted_ones_are_explained(images, variables):
     np.testing.assert_array_equal(once, gradcam(Pooled(), variables, images, classes=[1, 1, 1]))
 
 
-def test_one_program_serves_all_batches_and_classes_of_a_shape(images, variables):
-    gradcam(Pooled(), variables, images)
-    before = module._program()._cache_size()
-    for classes in (None, 0, [2, 1, 0]):
-        gradcam(Pooled(), variables, images + 1, classes=classes)
-    assert module._program()._cache_size() == before
-
-
 def test_what_nothing_speaks_for_has_no_heat(images, variables):
     fc = variables["params"]["fc"] | {"kernel": jnp.zeros((6, CLASSES))}
     negative = {"params": variables["params"] | {"fc": fc}}
     np.testing.assert_array_equal(gradcam(Pooled(), negative, images), np.zeros((3, 16, 24)))
 
 
-def test_bfloat16_activations_give_nearly_the_same_heat(images, variables):
-    exact = gradcam(Pooled(), variables, images, classes=0)
-    rough = gradcam(Pooled(jnp.bfloat16), variables, images, classes=0)
-    assert rough.dtype == jnp.float32
-    assert np.abs(exact - rough).max() < 0.1
-
-
 def test_layers_are_listed_in_the_order_of_the_network():
-    addresses = layers(Pooled(), 16)
+    addresses = layers(Pooled())
     blocks = [f"blocks_{k}" for k in range(11)]
     assert addresses == ("stem", *(x for block in blocks for x in (f"{block}/conv", block)))
-    assert default_layer(Pooled()) == "blocks_10"
-    assert layers(Plain(), 16) == ("last",)
-    assert default_layer(Plain()) == "last"
+    assert layer_at(Pooled()).address == "blocks_10"
+    assert layers(Plain()) == ("last",)
+    assert layer_at(Plain()).address == "last"
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"layer": "block_10"}, r"no layer 'block_10'. The nearest: .*blocks_10"),
         ({"layer": "pooled"}, "no layer 'pooled'"),  # has no rows and columns
-        ({"classes": 3}, "classes are 3; expected is a whole number from 0 to 2"),
-        ({"classes": [0, -1, 0]}, r"classes are \[0, -1, 0\]"),
+        ({"classes": [0, -1, 3]}, r"classes are \[0, -1, 3\]; expected .* from 0 to 2"),
         ({"classes": [0, 1]}, r"classes are \[0, 1\].* one for each of 3 images"),
         ({"classes": 0.5}, "classes are 0.5"),
     ],
 )
-def test_what_cannot_be_is_refused(given, message, images, variables):
+def test_what_cannot_be_is_refused(options, message, images, variables):
     with pytest.raises((ValueError, LayerError), match=message):
-        gradcam(Pooled(), variables, images, **given)
+        gradcam(Pooled(), variables, images, **options)
 
 
 def test_a_model_without_taps_is_refused():
     with pytest.raises(ValueError, match="Plain taps no activation"):
-        layers(Plain(tapped=False), 16)
+        layers(Plain(tapped=False))
 
 
 # Stage strides are 4, 8, 16, 32, rounded up; SqueezeNet's by its unpadded convolution and pooling.
 GRIDS = {
     ("convnext_tiny", 224): ("stages_3/blocks_2", 7),
     ("convnext_atto", 96): ("stages_1/blocks_1", 12),
-    ("convnext_atto", 64): ("stages_1/blocks_1", 8),
-    ("resnet50", 224): ("layer4_2", 7),
     ("resnet18", 193): ("layer4_1", 7),
     ("resnet18", 192): ("layer3_1", 12),
     ("squeezenet1_1", 224): ("features_12", 13),
-    ("squeezenet1_0", 64): ("features_10", 7),
     ("asff_resnet18", 64): ("layer2_1", 8),
 }
 
@@ -191,15 +144,11 @@ def test_the_default_layer_is_the_deepest_block_of_seven_by_seven(name, size):
     layer = layer_at(model, size)
     assert layer == (address, (side, side), "")
     assert str(layer) == f"layer {address}, {side} x {side} grid"
-    assert default_layer(model, size) == address
 
 
 def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(images, variables):
     model = models.create("resnet18", CLASSES)
     assert layer_at(model, (64, 224)) == ("layer2_1", (8, 28), "")
-    assert str(layer_at(model, 64, "layer4_1")) == (
-        "layer layer4_1, 2 x 2 grid, coarser than 7 x 7"
-    )
     # All blocks of four by six: the last of them, and it is called coarse.
     assert str(layer_at(Pooled(), (16, 24))) == "layer blocks_10, 4 x 6 grid, coarser than 7 x 7"
     heat = gradcam(Pooled(), variables, images)

@@ -7,7 +7,7 @@ import pytest
 
 from egmae_jax import models
 from egmae_jax.data import images as decoding
-from egmae_jax.explain.gradcam import default_layer, explain, gradcam, layer_at, layers
+from egmae_jax.explain.gradcam import explain, gradcam, layer_at, layers
 from egmae_jax.method import augment
 from egmae_jax.models import asff, registry
 from egmae_jax.models import timm as interop
@@ -119,7 +119,7 @@ def test_what_is_explained_is_what_the_network_says(networks, images):
 
 def test_the_default_layer_is_the_one_their_readme_names(networks):
     theirs, model, _ = networks
-    assert theirs.get_submodule(LAYERS[default_layer(model)]) is theirs.stages[-1].blocks[-1]
+    assert theirs.get_submodule(LAYERS[layer_at(model).address]) is theirs.stages[-1].blocks[-1]
 
 
 def test_the_default_heat_of_smaller_images_is_theirs_of_seven_by_seven(networks, images):
@@ -263,8 +263,8 @@ def test_the_heat_of_the_other_backbones_is_theirs(reference, other, images):
 def test_the_other_backbones_default_layer_is_the_deepest_block_of_seven_by_seven(other):
     name, (_, model, _) = other
     at_224, here, *_ = OTHER_LAYERS[name]
-    assert default_layer(model) == at_224
-    assert default_layer(model, (HEIGHT, WIDTH)) == here
+    assert layer_at(model).address == at_224
+    assert layer_at(model, (HEIGHT, WIDTH)).address == here
 
 
 @pytest.mark.skipif(not SQUEEZENET_WEIGHTS.is_file(), reason="the real weights are not at hand")
