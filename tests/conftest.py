@@ -38,6 +38,30 @@ def busi_folder() -> Path:
     return folder
 
 
+HTML_CLASSES = {
+    "benign": '<script>alert("a")<script>',
+    "malignant": "\"><img src=x onerror='b()'>",
+    "normal": "{{ 7 * 7 }} $x^2$ & <b>",
+}
+
+
+@pytest.fixture(scope="session")
+def html_run(tmp_path_factory) -> tuple[Path, Path]:
+    """Workdir and images of a finished run of two rounds, whose names are like HTML."""
+    from egmae_jax import experiment  # imports JAX
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("hostile")
+    data = tiny.make_data(folder / "phantoms")
+    for name, label in HTML_CLASSES.items():
+        (data / name).rename(data / label)
+        for k, path in enumerate(sorted((data / label).glob("*.png"))):
+            path.rename(path.with_name(f"<i>{k}<i> {path.name}"))
+    fields = {"evaluation__report": True, "pretrain__epochs": 2, "finetune__epochs": 2}
+    experiment.run(tiny.make_config(data, folder / "cache", **fields), folder / "run")
+    return folder / "run", data
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A tiny data set for whole runs."""

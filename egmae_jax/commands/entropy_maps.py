@@ -1,6 +1,6 @@
 """Draws what the entropy guides, and measures where the noise falls.
 
-Draws, image by image and on one sheet, the entropy H of the patches, the noise's sigma, the
+Draws on one sheet, a row an image, the entropy H of the patches, the noise's sigma, the
 corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
 reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
 where the data set has masks of its lesions, inside them, in a ring around them and outside.

@@ -32,9 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "grid of at least 7 x 7 cells")  # fmt: skip
     add("--images", type=int, default=24, metavar="N", dest="max_images",
         help="number of images with pictures")  # fmt: skip
-    add("--batch", type=int, default=16, metavar="N", help="images at a time")
-    add("--tolerance", type=float, default=0, metavar="X",
-        help="tolerance of the pointing game, in pixels")  # fmt: skip
     add("--data_dir", type=Path, metavar="FOLDER",
         help="folder of the images, if they were moved")  # fmt: skip
     options = vars(parser.read(arguments))
@@ -42,10 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
     require_writable(out, f"--out={out}")
     with explain_storage_errors(workdir, out):
-        if which == "all":
-            content = cam_study.explain_rounds(workdir, out, **options)
-        else:
-            content = cam_study.explain_run(workdir, out, round_index=which, **options)
+        index = None if which == "all" else which
+        content = cam_study.explain_run(workdir, out, round_index=index, **options)
     cam_scores.show(content, out)
 
 

@@ -13,61 +13,40 @@ import rich.text
 from egmae_jax.explain import localization
 from egmae_jax.explain.gradcam import Layer
 
-SCORES = ("heat_in_mask", "pointing_game", "area_share", "pointing_game_chance")
+SCORES = ("heat_in_mask", "pointing_game", "area_share")
 
 
-def score(heat: np.ndarray, mask: np.ndarray | None, tolerance: float) -> dict[str, Any]:
+def score(heat: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
     """Scores the heat of one image.
 
     Args:
         heat: float [H, W].
         mask: bool [H, W] of the lesion; None: the image has no mask that can be used.
-        tolerance: tolerance of the pointing game, in pixels.
 
     Returns:
         'lesion', whether there is one, None without a mask; 'heat', whether there is any; and
         SCORES, None without a lesion or heat.
     """
-    lesion = None if mask is None else bool(mask.any())
-    values: tuple[Any, ...] = (None,) * len(SCORES)
-    if mask is not None and lesion and heat.any():
-        values = (
-            localization.heat_in_mask(heat, mask),
-            localization.pointing_game(heat, mask, tolerance=tolerance),
-            localization.area_share(mask),
-            localization.area_share(localization.widen(mask, tolerance)),
-        )
-        values = tuple(round(float(x), 6) for x in values)
-    scores = dict(zip(SCORES, values, strict=True))
-    return {"lesion": lesion, "heat": bool(heat.any()), **scores}
+    scores: dict[str, Any] = {"lesion": None if mask is None else bool(mask.any())}
+    scores |= {"heat": bool(heat.any()), **dict.fromkeys(SCORES)}
+    if mask is not None and mask.any() and heat.any():
+        scores |= {
+            "heat_in_mask": round(localization.heat_in_mask(heat, mask), 6),
+            "pointing_game": round(localization.pointing_game(heat, mask), 6),
+            "area_share": round(localization.area_share(mask), 6),
+        }
+    return scores
 
 
-def note(row: Mapping[str, Any]) -> str:
-    """The scores of an image in words, for a contact sheet."""
-    if row["heat_in_mask"] is not None:
-        return (
-            f"heat in lesion: {row['heat_in_mask']:.0%}\n"
-            f"lesion's area: {row['area_share']:.0%}\n"
-            f"hottest pixel: {'inside' if row['pointing_game'] >= 0.5 else 'outside'}"
-        )
-    if not row["heat"]:
-        return "no heat: nothing here\nraises the score"
-    return "no mask that can be used" if row["lesion"] is None else "no lesion in view"
-
-
-def summarize(
-    files: Sequence[Mapping[str, Any]], unusable: Sequence[str], tolerance: float
-) -> dict[str, Any]:
-    """Means of the scores over images with a lesion, and how many images are left out.
+def summarize(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of the scores over images with a lesion, and why images are left out.
 
     Args:
         files: rows of gradcam.json.
-        unusable: a sentence for each image whose mask cannot be used.
-        tolerance: tolerance of the pointing game, in pixels.
     """
+    unusable = [f"{row['file']}: {row['mask_error']}" for row in files if row["mask_error"]]
     scored = [row for row in files if row["heat_in_mask"] is not None]
     return {
-        "tolerance": tolerance,
         "all": _means(scored),
         "right": _means([row for row in scored if row["predicted"] == row["true"]]),
         "wrong": _means([row for row in scored if row["predicted"] != row["true"]]),
@@ -79,7 +58,7 @@ def summarize(
             "without_lesion": sum(row["lesion"] is False for row in files),
             "without_heat": sum(bool(row["lesion"]) and not row["heat"] for row in files),
             "without_mask": sum(row["lesion"] is None for row in files) - len(unusable),
-            "unusable_masks": list(unusable),
+            "unusable_masks": unusable,
         },
     }
 
@@ -100,7 +79,6 @@ def show(content: Mapping[str, Any], out: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
-    terminal.print(f"Explained: {content['explained']}.", markup=False)
     if content["masks"] is None:
         terminal.print("The data set has no masks of lesions: nothing to score.")
     else:
@@ -117,7 +95,7 @@ def _show_masks(masks: Mapping[str, Any], terminal: rich.console.Console) -> Non
         table.add_column(title, justify="right", no_wrap=True)
     for name, row in groups.items():
         if row["images"]:
-            cells = (f"{row[s]:.3f}".lstrip("0") for s in SCORES[:3])
+            cells = (f"{row[s]:.3f}".lstrip("0") for s in SCORES)
             table.add_row(rich.text.Text(name), str(row["images"]), *cells)
     terminal.print(table)
     left_out = masks["left_out"]

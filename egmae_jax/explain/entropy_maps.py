@@ -1,20 +1,12 @@
-"""What the entropy guides, drawn and measured.
+"""What the entropy guides, drawn and measured: `egmae entropy_maps --help` says what is written."""
 
-Draws, image by image and on one sheet, the entropy H of the patches, the noise's sigma, the
-corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
-reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
-where the data set has masks of its lesions, inside them, in a ring around them and outside.
-
-A config alone needs no training: then there is no reconstruction.
-"""
-
-import difflib
 import logging
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax.core.files import write_json
@@ -23,8 +15,7 @@ from egmae_jax.data.prepare import Prepared
 from egmae_jax.explain import noise
 from egmae_jax.explain.cam_study import spread
 from egmae_jax.explain.lesions_figure import draw_lesions
-from egmae_jax.explain.overlay import picture_name
-from egmae_jax.explain.panels import common_scales, draw_sheet
+from egmae_jax.explain.panels import draw_sheet
 from egmae_jax.explain.source import Source
 
 logger = logging.getLogger(__name__)
@@ -50,33 +41,25 @@ def run(
         statistics: whether all images are measured, too.
     """
     source = Source(config, workdir)
-    indices = find(source.prepared, files)
-    if not indices:
-        among = np.arange(len(source.prepared.files))
-        if workdir is not None:  # pre-training has not seen them
-            among = held_out(source)
-        indices = choose(source.prepared, count, among)
-    pictures = draw(source, indices, out)
-    logger.info("Written to %s: sheet.png and %d figures of single images", out, len(pictures) - 1)
+    indices = find(source.prepared, files) or choose(source.prepared, count, source.unseen())
+    figure, _ = draw(source, indices)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "sheet.png")
+    logger.info("Written to %s: sheet.png", out)
     if not statistics:
         return
-    result, rows = noise.measure(source)
+    result = noise.measure(source)
     write_json(out / "noise.json", result)
     (out / "lesions.png").unlink(missing_ok=True)
-    if rows:
+    if "lesions" in result:
+        rows = result["lesions"]["rows"]
         title = (
             f"{source.prepared.title}: {len(rows)} images with a lesion in the evaluation view, "
             + describe(source.config).split(". ")[0]
         )
         draw_lesions(rows, title).savefig(out / "lesions.png")
     noise.show(result)
-    logger.info("Written to %s: noise.json%s", out, ", lesions.png" if rows else "")
-
-
-def held_out(source: Source) -> np.ndarray:
-    """Indices of the validation images of a run's first split."""
-    files = source.prepared.files
-    return np.flatnonzero([source.part_of.get(file) == "validation" for file in files])
+    logger.info("Written to %s: noise.json%s", out, ", lesions.png" * ("lesions" in result))
 
 
 def choose(prepared: Prepared, count: int, among: np.ndarray) -> list[int]:
@@ -93,22 +76,18 @@ def find(prepared: Prepared, names: Sequence[str]) -> list[int]:
     indices = []
     for name in names:
         matching = [k for k, file in enumerate(prepared.files) if f"/{file}".endswith(f"/{name}")]
-        if len(matching) > 1:
-            several = ", ".join(prepared.files[k] for k in matching[:5])
-            raise DataError(f"--file={name} is {len(matching)} images: {several}. Give the path.")
-        if not matching:
-            by_name = {Path(file).name: file for file in prepared.files}
-            (nearest,) = difflib.get_close_matches(Path(name).name, by_name, n=1, cutoff=0.0)
+        if len(matching) != 1:
+            several = f" ({', '.join(prepared.files[k] for k in matching[:5])})" if matching else ""
             raise DataError(
-                f"--file={name}: the data set has no such image. Did you mean {by_name[nearest]!r}?"
+                f"--file={name} is the name of {len(matching)} images{several}. Give the path of "
+                f"one below the data folder, such as {prepared.files[0]}."
             )
-        indices.append(matching[0])
+        indices += matching
     return indices
 
 
-def draw(source: Source, indices: Sequence[int], folder: Path) -> list[Path]:
-    """Writes sheet.png and a figure of each image, all of one scale; returns the files."""
-    panels = [source.panels(index) for index in indices]
+def draw(source: Source, indices: Sequence[int]) -> tuple[Figure, list[str]]:
+    """Draws a sheet of images with the outlines of their lesions; returns it and the captions."""
     lesions: list[np.ndarray | None] = []
     for index in indices:
         try:
@@ -116,16 +95,10 @@ def draw(source: Source, indices: Sequence[int], folder: Path) -> list[Path]:
         except DataError as error:
             logger.warning("No outline: %s", error)
             lesions.append(None)
+    panels = [source.panels(index) for index in indices]
     captions = [source.caption(index) for index in indices]
-    scales, note = common_scales(panels), describe(source.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "sheet.png"]
-    draw_sheet(panels, captions, scales=scales, lesions=lesions, note=note).savefig(files[0])
-    for index, panel, caption, lesion in zip(indices, panels, captions, lesions, strict=True):
-        files.append(folder / picture_name(source.prepared.files[index].replace("/", "_")))
-        figure = draw_sheet([panel], [caption], scales=scales, lesions=[lesion], note=note)
-        figure.savefig(files[-1])
-    return files
+    note = describe(source.config)
+    return draw_sheet(panels, captions, lesions=lesions, note=note), captions
 
 
 def describe(config: FrozenConfigDict) -> str:

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 from scipy import stats
 
+from egmae_jax.evaluation.metrics import mean_std
 from egmae_jax.explain.panels import Panels, to_pixels
 
 REGIONS = ("core", "inside", "ring", "outside")
-_QUANTITIES = ("entropy", "noise_variance", "masked_share", "grey", "contrast")
-_ROUNDING = 1e-5
+_QUANTITIES = ("entropy", "noise_variance", "masked_share", "contrast")
+_ROUNDING = 1e-5  # differences below it count as none: their ranks mean nothing
 
 
 def regions(lesion: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
@@ -47,10 +48,10 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
 
     Returns:
         'area_share'; of each quantity the mean in every region ('entropy' in nats, 'noise_variance'
-        in squared normalised units, 'masked_share', 'grey' value 0 ... 255, 'contrast', the
-        standard deviation of grey within a patch); 'noise_share' and 'masked_within', the shares of
-        the total noise variance and of the masked area that are inside; their ratios to the area's
-        share, 'noise_enrichment' and 'mask_enrichment'. None where there is nothing to share.
+        in squared normalised units, 'masked_share', 'contrast', the standard deviation of the grey
+        values within a patch); 'noise_share' and 'masked_within', the shares of the total noise
+        variance and of the masked area that are inside; their ratios to the area's share,
+        'noise_enrichment' and 'mask_enrichment'. None where there is nothing to share.
     """
     side = lesion.shape[0]
     grey = panel.pixels.mean(axis=-1)
@@ -59,7 +60,6 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
         "entropy": to_pixels(panel.entropy, side),
         "noise_variance": to_pixels(np.square(panel.sigma), side),
         "masked_share": to_pixels(panel.mask, side),
-        "grey": grey,
         "contrast": to_pixels(_blocks(grey, patch).std(axis=(1, 3)), side),
     }
     places = regions(lesion, patch)
@@ -92,22 +92,20 @@ def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "images": len(rows),
         "groups": len(set(groups)),
         "images_with_core": sum(row["entropy"]["core"] is not None for row in rows),
-        "area_share": mean_sd([row["area_share"] for row in rows]),
+        "area_share": average([row["area_share"] for row in rows]),
     }
     for name in _QUANTITIES:
-        summary[name] = {region: mean_sd([row[name][region] for row in rows]) for region in REGIONS}
+        summary[name] = {region: average([row[name][region] for row in rows]) for region in REGIONS}
         for first, second in itertools.product(("core", "inside"), ("ring", "outside")):
-            differences = [_difference(row[name][first], row[name][second]) for row in rows]
-            summary[name][f"{first} - {second}"] = _tested(differences, groups)
-    for enrichment in ("noise_enrichment", "mask_enrichment"):
-        ratios = [row[enrichment] for row in rows]
-        present = [ratio for ratio in ratios if ratio is not None]
-        summary[enrichment] = {
-            **mean_sd(ratios),
-            "median": float(np.median(present)) if present else None,
-            "images_above_1": sum(ratio > 1 for ratio in present),
-            "p": _tested([_logarithm(ratio) for ratio in ratios], groups)["p"],
-        }
+            pairs = [(row[name][first], row[name][second]) for row in rows]
+            differences = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+            p = _wilcoxon(differences, groups)
+            summary[name][f"{first} - {second}"] = {**average(differences), "p": p}
+    for name in ("noise_enrichment", "mask_enrichment"):
+        ratios = [row[name] for row in rows]
+        # A lesion without any noise gets the lowest rank.
+        logarithms = [None if ratio is None else math.log(max(ratio, 1e-6)) for ratio in ratios]
+        summary[name] = {**average(ratios), "p": _wilcoxon(logarithms, groups)}
     return summary
 
 
@@ -123,37 +121,22 @@ def measure_image(panel: Panels) -> dict[str, float]:
 
 def summarize_images(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Averages the rows of `measure_image` over images."""
-    means = {name: mean_sd([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    means = {name: average([row[name] for row in rows]) for name in rows[0]}
     return {"images": len(rows), **means}
 
 
-def mean_sd(values: Sequence[float | None]) -> dict[str, float | None]:
+def average(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and standard deviation of the values that are there; None of too few."""
     present = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(present)) if present else None,
-        "sd": float(np.std(present, ddof=1)) if len(present) > 1 else None,
-    }
+    return mean_std(present) if present else {"mean": None, "std": None}
 
 
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
-
-
-def _logarithm(ratio: float | None) -> float | None:
-    return None if ratio is None else math.log(max(ratio, 1e-6))  # no noise at all: the lowest rank
-
-
-def _tested(differences: Sequence[float | None], groups: Sequence[int]) -> dict[str, Any]:
-    """Mean and standard deviation over images, and p-value of the groups' means; None of too few.
-
-    Differences that are mere rounding errors count as 0: their ranks mean nothing.
-    """
+def _wilcoxon(differences: Sequence[float | None], groups: Sequence[int]) -> float | None:
+    """Wilcoxon's p-value of the groups' mean differences; None of too few."""
     members: dict[int, list[float]] = {}
     for group, difference in zip(groups, differences, strict=True):
         if difference is not None:
             members.setdefault(group, []).append(difference)
     means = [float(np.mean(values)) for values in members.values()]
     means = [0.0 if abs(mean) < _ROUNDING else mean for mean in means]
-    p = float(stats.wilcoxon(means).pvalue) if len(means) > 1 and any(means) else None
-    return {**mean_sd(differences), "p": p}
+    return float(stats.wilcoxon(means).pvalue) if len(means) > 1 and any(means) else None

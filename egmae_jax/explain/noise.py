@@ -1,7 +1,7 @@
 """Where the noise of pre-training falls over a whole data set: noise.json, and its table."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -21,15 +21,11 @@ from egmae_jax.explain.source import Source
 logger = logging.getLogger(__name__)
 
 
-def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Measures all images of a data set.
-
-    Returns:
-        The content of noise.json, and the rows of the images with a lesion in view.
-    """
-    prepared = source.prepared
+def measure(source: Source) -> dict[str, Any]:
+    """Measures all images of a data set; returns the content of noise.json."""
+    prepared, config = source.prepared, source.config
     images: dict[str, list[dict[str, float]]] = {name: [] for name in prepared.classes}
-    rows: list[dict[str, Any]] = []
+    lesions: dict[str, list[dict[str, Any]]] = {name: [] for name in prepared.classes}
     without_lesion, left_out = 0, []
     for index, file in enumerate(prepared.files):
         panel = source.panels(index, reconstruct=False)
@@ -41,35 +37,38 @@ def measure(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             left_out.append(f"{file}: {error}")
             continue
         if lesion is not None and lesion.any():
-            known = {"file": file, "label": label, "group": int(prepared.groups[index])}
-            rows.append(known | measure_lesion(panel, lesion))
+            row = {"file": file, "label": label, "group": int(prepared.groups[index])}
+            lesions[label].append(row | measure_lesion(panel, lesion))
         else:
             without_lesion += 1
     if left_out:
         logger.warning("Left out of the lesions (%d): %s", len(left_out), "; ".join(left_out[:5]))
-    config = source.config
     result: dict[str, Any] = {
         "dataset": prepared.title,
         "view": f"evaluation view, {config.data.image_size} pixels",
         "entropy": config.entropy.to_dict(),
         "corruption": config.corruption.to_dict(),
         "seed": config.seed,
-        "images": {
-            "all": summarize_images([row for of_class in images.values() for row in of_class]),
-            "by_class": {name: summarize_images(images[name]) for name in prepared.classes},
-        },
+        "images": _summarize(summarize_images, images),
     }
-    if rows:
-        by_class = {name: [row for row in rows if row["label"] == name] for name in images}
+    if any(lesions.values()):
         result["lesions"] = {
             "ring_pixels": config.corruption.patch_size,
             "images_without_lesion": without_lesion,
             "images_left_out": left_out,
-            "all": summarize_lesions(rows),
-            "by_class": {name: summarize_lesions(x) for name, x in by_class.items() if x},
-            "rows": rows,
+            **_summarize(summarize_lesions, lesions),
+            "rows": [row for of_class in lesions.values() for row in of_class],
         }
-    return result, rows
+    return result
+
+
+def _summarize(
+    summarize: Callable[[Sequence[Any]], dict[str, Any]], by_class: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Summary of all images, and of each class that has any."""
+    every = [row for of_class in by_class.values() for row in of_class]
+    named = {name: summarize(rows) for name, rows in by_class.items() if rows}
+    return {"all": summarize(every), "by_class": named}
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -109,10 +108,9 @@ def _table(first: str, *others: str) -> rich.table.Table:
 
 
 def _all_and_classes(summaries: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    rows = [("all", summaries["all"]), *summaries["by_class"].items()]
-    return [(name, row) for name, row in rows if row["images"]]
+    return [("all", summaries["all"]), *summaries["by_class"].items()]
 
 
 def _cell(value: Mapping[str, float | None]) -> str:
-    mean, sd = value["mean"], value["sd"]
-    return "" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+    mean, std = value["mean"], value["std"]
+    return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")

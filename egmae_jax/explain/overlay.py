@@ -1,6 +1,5 @@
 """Pictures of heat: over its image, and sheets that show several images at a glance."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -19,7 +18,7 @@ COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
 _OPACITY = 0.75  # opacity of the greatest heat
 _OUTLINE = (64, 224, 255)  # a colour that neither grey images nor the colormap have
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
-_PANEL = 2.0  # inches, a panel's side
+_PANEL, _HEAD = 2.0, 0.55  # inches: a panel's side, the height of what stands above the panels
 _DPI = 140
 _LINE = 26  # columns of text beside a panel
 
@@ -71,43 +70,37 @@ class Row(NamedTuple):
     true: str  # class
     predicted: str  # class
     probability: float  # of the predicted class
-    note: str = ""  # lines below the predicted class
 
 
 @fonts_of_all_letters()
-def contact_sheet(rows: Sequence[Row], path: Path, *, note: str = "") -> None:
+def contact_sheet(rows: Sequence[Row], path: Path, *, note: str) -> None:
     """Writes a PNG: image, heat, overlay with the mask's outline, and what the model predicts.
 
     Args:
-        rows: images; more than four stand in two columns.
+        rows: images, from top to bottom.
         path: file to write; its folder is made.
         note: text above the images, such as the layer of the heat.
     """
-    columns = 2 if len(rows) > 4 else 1
-    lines = math.ceil(len(rows) / columns)
-    widths = [1.0, 1.0, 1.0, 0.95] * columns
-    head = 0.55 if note else 0.3  # inches
-    height = _PANEL * lines + head
+    widths = [1.0, 1.0, 1.0, 0.95]
+    height = _PANEL * len(rows) + _HEAD
     figure = Figure(figsize=(_PANEL * sum(widths), height), dpi=_DPI)
     figure.text(0.01, 1 - 0.05 / height, note, fontsize=9, va="top", parse_math=False)
-    edges = {"left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - head / height}
+    edges = {"left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - _HEAD / height}
     spaces = {"width_ratios": widths, "wspace": 0.03, "hspace": 0.03}
-    grid = figure.subplots(lines, len(widths), squeeze=False, gridspec_kw={**edges, **spaces})
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={**edges, **spaces})
+    for panels, row in zip(grid, rows, strict=True):
+        _draw_row(panels, row)
     both = "both, and lesion" if any(row.mask is not None for row in rows) else "both"
-    for k, row in enumerate(rows):
-        line, first = k % lines, 4 * (k // lines)
-        _draw_row(grid[line, first : first + 4], row)
-        if line == 0:
-            for axes, name in zip(grid[0, first:], ("image", "heat", both), strict=False):
-                axes.set_title(name, fontsize=9, pad=4)
+    for axes, name in zip(grid[0], ("image", "heat", both), strict=False):
+        axes.set_title(name, fontsize=9, pad=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _draw_row(panels: np.ndarray, row: Row) -> None:
     plain, heat, both, text = cast(Sequence[Axes], panels)
+    for axes in (plain, heat, both, text):
+        axes.set_axis_off()
     plain.imshow(np.broadcast_to(row.image, (*row.image.shape[:2], 3)))
     heat.imshow(row.heat, cmap=COLORMAP, vmin=0, vmax=1)
     both.imshow(overlay(row.image, row.heat))
@@ -122,8 +115,9 @@ def _draw_row(panels: np.ndarray, row: Row) -> None:
             f"predicted: {row.predicted} ({row.probability:.0%})",
             _RIGHT if row.true == row.predicted else _WRONG,
         ),
-        *((line, "dimgrey") for line in row.note.splitlines()),
     ]
+    if not row.heat.any():
+        entries.append(("no heat: nothing raises the score", "dimgrey"))
     y = 0.92
     for entry, ink in entries:
         for line in wrap(entry, _LINE, lines=3).splitlines():

@@ -9,12 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import fonts_of_all_letters
+from egmae_jax.explain.lettering import fonts_of_all_letters, wrap
 from egmae_jax.method import augment
 from egmae_jax.training import pretrain
 
 _OUTLINE = "#00e5ff"  # of lesions
-_LONGEST_CAPTION = 30  # characters of a line
+_CAPTION = 30  # columns of a line beside an image
+_UNIT, _SQUARED = "normalised units", "normalised units squared"
+_MASKED = matplotlib.colors.ListedColormap(["#30343c", "#f2c14e"])
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 
 
@@ -28,14 +30,6 @@ class Panels(NamedTuple):
     mask: np.ndarray  # M: [H/P, W/P], 1 = masked
     reconstruction: np.ndarray | None  # [H, W, 3], normalised units
     squared_error: np.ndarray | None  # [H, W], mean over channels; NaN where it is not scored
-
-
-class Scales(NamedTuple):
-    """Highest values of the colour bars, shared by all images of a sheet."""
-
-    entropy: float
-    sigma: float
-    error: float
 
 
 def compute_panels(
@@ -67,17 +61,6 @@ def compute_panels(
     )
 
 
-def common_scales(panels: Sequence[Panels]) -> Scales:
-    """Scales of a sheet: its highest entropy and sigma, the 99th percentile of its errors."""
-    errors = [x.squared_error for x in panels if x.squared_error is not None]
-    scored = np.concatenate([x[np.isfinite(x)] for x in errors]) if errors else np.zeros(0)
-    return Scales(
-        entropy=max(float(x.entropy.max()) for x in panels) or 1.0,
-        sigma=max(float(x.sigma.max()) for x in panels) or 1.0,
-        error=float(np.percentile(scored, 99)) if scored.size else 1.0,
-    )
-
-
 def to_display(normalized: np.ndarray) -> np.ndarray:
     """Turns normalised values [..., 3] into uint8 [..., 3], clipped to 0 ... 255."""
     values = (normalized * np.array(augment.STD) + np.array(augment.MEAN)) * 255
@@ -90,109 +73,91 @@ def to_pixels(patch_values: np.ndarray, side: int) -> np.ndarray:
     return patch_values.repeat(patch, axis=0).repeat(patch, axis=1)
 
 
+class _Cell(NamedTuple):
+    """A picture of a sheet: what one column shows of one image."""
+
+    title: str  # of the column
+    values: np.ndarray  # [H, W], mapped to colours, NaN is grey; or uint8 [H, W, 3]
+    colors: Any = None  # colormap
+    unit: str = ""  # label of the column's colour bar; '' for none
+    note: str = ""  # written over the picture
+
+
 @fonts_of_all_letters()
 def draw_sheet(
     panels: Sequence[Panels],
     captions: Sequence[str],
     *,
-    scales: Scales | None = None,
     lesions: Sequence[np.ndarray | None] | None = None,
-    note: str = "",
+    note: str,
 ) -> Figure:
-    """Draws a row of panels for each image and a colour bar below each column that has a scale.
+    """Draws a row of pictures for each image and a colour bar below each column that has a scale.
 
     Args:
         panels: one or more images; all with a reconstruction or all without.
         captions: name and class of each image.
-        scales: scales of the colour bars; None: those of these images.
         lesions: bool [H, W] of each image, whose outlines are drawn; None for one without.
         note: text below the figure.
     """
-    scales = scales or common_scales(panels)
-    lesions = lesions or [None] * len(panels)
-    titles = _titles(panels[0])
-    rows = len(panels)
-    inches = (0.5 + 2.1 * len(titles), 1.5 + 2.1 * rows)
-    figure = Figure(figsize=inches, dpi=110, layout="constrained")
+    cells, lesions = [_cells(panel) for panel in panels], lesions or [None] * len(panels)
+    rows, columns = len(cells), len(cells[0])
+    figure = Figure(figsize=(0.5 + 2.1 * columns, 1.5 + 2.1 * rows), dpi=110, layout="constrained")
     ratios = [1.0] * rows + [0.05]
-    grid = figure.subplots(rows + 1, len(titles), squeeze=False, height_ratios=ratios)
-    bars: dict[int, tuple[Any, str, str]] = {}
-    for axes, panel, caption, lesion in zip(grid[:-1], panels, captions, lesions, strict=True):
-        for axis in axes:
-            axis.set(xticks=[], yticks=[], box_aspect=1)
-        lines = map(_shorten, caption.splitlines())
+    grid = figure.subplots(rows + 1, columns, squeeze=False, height_ratios=ratios)
+    for axes, column in zip(grid.T, zip(*cells, strict=True), strict=True):
+        _draw_column(figure, axes, column)
+    for axes, caption, lesion in zip(grid[:-1], captions, lesions, strict=True):
+        lines = (wrap(line, _CAPTION, lines=1) for line in caption.splitlines())
         axes[0].set_ylabel("\n".join(lines), fontsize=9, parse_math=False)
-        bars |= _draw_row(axes, panel, scales, lesion)
-    for column, title in enumerate(titles):
-        grid[0, column].set_title(title, fontsize=11, linespacing=1.25)
-        grid[-1, column].set_axis_off()
-    for column, (image, label, extend) in bars.items():
-        cax = grid[-1, column]
-        cax.set_axis_on()
-        bar = figure.colorbar(image, cax=cax, orientation="horizontal", extend=extend)
-        bar.set_label(label, fontsize=9)
-        bar.ax.tick_params(labelsize=8)
+        if lesion is not None and lesion.any() and not lesion.all():
+            for axis in axes[:3]:
+                axis.contour(lesion, levels=[0.5], colors=_OUTLINE, linewidths=1.0)
     if any(lesion is not None and lesion.any() for lesion in lesions):
-        note = f"{note} The line is the lesion's outline, from its mask.".strip()
+        note += " The line is the lesion's outline, from its mask."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=9)
     return figure
 
 
-def _titles(panel: Panels) -> list[str]:
-    patch = panel.pixels.shape[0] // panel.mask.shape[0]
-    titles = [
-        "Image\nevaluation view",
-        f"Entropy H\nof {patch}x{patch} pixels",
-        "Noise $\\sigma$\nstandard deviation",
-        "Corrupted input\nshown clipped to 0-255",
-        "Masked patches M\nyellow: masked, scored",
-    ]
-    if panel.reconstruction is not None:
-        titles += ["Reconstruction\nshown clipped to 0-255", "Squared error\non masked patches"]
-    return titles
-
-
-def _draw_row(
-    axes: Sequence[Axes], panel: Panels, scales: Scales, lesion: np.ndarray | None
-) -> dict[int, tuple[Any, str, str]]:
-    """Draws an image's panels; returns (image, unit, extend) of each column with a colour bar."""
+def _cells(panel: Panels) -> list[_Cell]:
     side = panel.pixels.shape[0]
-    extent = (-0.5, side - 0.5, side - 0.5, -0.5)  # patches over the pixels they hold
-    noise = bool(panel.sigma.any())
-    axes[0].imshow(panel.pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
-    entropy = axes[1].imshow(
-        panel.entropy, cmap="viridis", vmin=0, vmax=scales.entropy, extent=extent
-    )
-    bars = {1: (entropy, "nats", "neither")}
-    if noise:
-        sigma = axes[2].imshow(panel.sigma, cmap="magma", vmin=0, vmax=scales.sigma, extent=extent)
-        bars[2] = (sigma, "normalised units", "neither")
-    else:
-        middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes[2].transAxes}
-        axes[2].text(0.5, 0.5, "no noise is added", **middle)
-    axes[3].imshow(to_display(panel.corrupted))
-    colors = matplotlib.colors.ListedColormap(["#30343c", "#f2c14e"])
-    axes[4].imshow(panel.mask, cmap=colors, vmin=0, vmax=1, extent=extent)
-    _label(axes[4], f"{100 * panel.mask.mean():.0f} % masked")
+    patch = side // panel.mask.shape[0]
+    entropy, sigma, mask = (to_pixels(x, side) for x in (panel.entropy, panel.sigma, panel.mask))
+    no_noise = "" if panel.sigma.any() else "no noise is added"
+    masked = f"{100 * panel.mask.mean():.0f} % masked"
+    cells = [
+        _Cell("Image\nevaluation view", np.broadcast_to(panel.pixels, (side, side, 3))),
+        _Cell(f"Entropy H\nof {patch}x{patch} pixels", entropy, "viridis", "nats"),
+        _Cell("Noise $\\sigma$\nstandard deviation", sigma, "magma", _UNIT, no_noise),
+        _Cell("Corrupted input\nshown clipped to 0-255", to_display(panel.corrupted)),
+        _Cell("Masked patches M\nyellow: masked, scored", mask, _MASKED, note=masked),
+    ]
     if panel.reconstruction is not None and panel.squared_error is not None:
-        axes[5].imshow(to_display(panel.reconstruction))
-        axes[6].set_facecolor("#b8b8b8")
-        error = axes[6].imshow(panel.squared_error, cmap="inferno", vmin=0, vmax=scales.error)
-        scored = panel.mask.any()
-        _label(axes[6], f"mean {np.nanmean(panel.squared_error):.3f}" if scored else "none scored")
-        bars[6] = (error, "normalised units squared", "max")
-    if lesion is not None and lesion.any() and not lesion.all():
-        for axis in axes[:3] if noise else axes[:2]:
-            axis.contour(lesion, levels=[0.5], colors=_OUTLINE, linewidths=1.0)
-    return bars
+        error, scored = panel.squared_error, panel.mask.any()
+        mean = f"mean {np.nanmean(error):.3f}" if scored else "none scored"
+        cells += [
+            _Cell("Reconstruction\nshown clipped to 0-255", to_display(panel.reconstruction)),
+            _Cell("Squared error\non masked patches", error, "inferno", _SQUARED, mean),
+        ]
+    return cells
 
 
-def _label(axis: Axes, text: str) -> None:
-    axis.text(0.03, 0.03, text, fontsize=9, transform=axis.transAxes, bbox=_BOX)
-
-
-def _shorten(caption: str) -> str:
-    if len(caption) <= _LONGEST_CAPTION:
-        return caption
-    half = (_LONGEST_CAPTION - 1) // 2
-    return f"{caption[:half]}…{caption[-half:]}"
+def _draw_column(figure: Figure, axes: Sequence[Axes], cells: Sequence[_Cell]) -> None:
+    """Draws the pictures of a column, on one scale, and its colour bar where that has a unit."""
+    *places, below = axes
+    title, unit = cells[0].title, cells[0].unit
+    values = np.concatenate([cell.values[np.isfinite(cell.values)] for cell in cells])
+    is_error = unit == _SQUARED  # a few outliers would leave all else dark
+    highest = float(np.percentile(values, 99 if is_error else 100)) if values.size else 0.0
+    for axis, cell in zip(places, cells, strict=True):
+        axis.set(xticks=[], yticks=[], box_aspect=1, facecolor="#b8b8b8")
+        image = axis.imshow(cell.values, cmap=cell.colors, vmin=0, vmax=highest or 1.0)
+        if cell.note:
+            axis.text(0.03, 0.03, cell.note, fontsize=9, transform=axis.transAxes, bbox=_BOX)
+    places[0].set_title(title, fontsize=11, linespacing=1.25)
+    if not unit or not highest:
+        below.set_axis_off()
+        return
+    extend = "max" if is_error else "neither"
+    bar = figure.colorbar(image, cax=below, orientation="horizontal", extend=extend)
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=8)

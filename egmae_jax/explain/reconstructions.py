@@ -54,16 +54,15 @@ class ReconstructionPanels:
         from egmae_jax.explain import entropy_maps, panels  # matplotlib takes a while to import
 
         data, program = self._run.data, functools.partial(self._program, params)
-        indices = entropy_maps.choose(
-            data.prepared, _IMAGES, data.indices(self._split, "validation")
-        )
+        held_out = data.indices(self._split, "validation")
+        indices = entropy_maps.choose(data.prepared, _IMAGES, held_out)
         key = rng.stage_key(self._run.config.seed + self._split, "panels")
-        drawn = [
+        rows = [
             panels.compute_panels(program, pixels, jax.random.fold_in(key, index))
             for index, pixels in zip(indices, data.pixels(np.array(indices)), strict=True)
         ]
         captions = [data.prepared.classes[data.prepared.labels[i]] for i in indices]
         note = entropy_maps.describe(self._run.config)
-        sheet = io.BytesIO()
-        panels.draw_sheet(drawn, captions, note=note).savefig(sheet, format="png")
-        return sheet.getvalue()
+        png = io.BytesIO()
+        panels.draw_sheet(rows, captions, note=note).savefig(png, format="png")
+        return png.getvalue()

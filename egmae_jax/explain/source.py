@@ -11,14 +11,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax.core import platform, rng
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.core.files import RESTORE, DamagedFileError
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.explain.panels import Panels, compute_panels
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.run import branches, rules
 from egmae_jax.run import config as configs
+from egmae_jax.run import rules
 from egmae_jax.run.saved_run import RunError
 from egmae_jax.run.workdir import Paths, require_same_run
 from egmae_jax.training import pretrain
@@ -34,10 +33,9 @@ class Source:
     Attributes:
         config: config as given, frozen.
         prepared: the images of the data set.
-        part_of: part of each file of the first split; empty without a workdir.
 
     Raises:
-        ConfigError: the config cannot be run, or the run pre-trains nothing.
+        ConfigError: the config cannot be run.
         RunError: the workdir has no finished pre-training.
         DataError: the images cannot be read, or are not those of the run.
         DamagedFileError: a file of the workdir cannot be read.
@@ -48,8 +46,7 @@ class Source:
         self.config = FrozenConfigDict(config)
         self._root = Path(config.data.dir).expanduser()
         if workdir is not None:
-            _require_mae(config, workdir)
-            paths = _pretrained(workdir)
+            paths = _pretrained(config, workdir)
             if not self._root.is_dir():  # phantoms would be written there
                 raise DataError(f"There is no folder {self._root} (--config.data.dir).")
         self.prepared = prepare(
@@ -71,12 +68,12 @@ class Source:
         )
         self._key = rng.stage_key(config.seed, "entropy_maps")
         self._corrupt = functools.partial(self._program(None), None)
-        self._reconstruct, self.part_of = self._corrupt, dict[str, str]()
+        self._reconstruct, self._part_of = self._corrupt, dict[str, str]()
         if workdir is not None:
             model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
             params = pretrain.load_autoencoder(paths.autoencoder(0), model)
             self._reconstruct = functools.partial(self._program(model), params)
-            self.part_of = _parts(paths.splits(0), self.prepared)
+            self._part_of = _parts(paths.splits(0), self.prepared)
 
     def _program(self, model: MaskedAutoencoder | None) -> Callable[..., Any]:
         """Compiles `pretrain.reconstruct`; a model of None only corrupts."""
@@ -109,10 +106,17 @@ class Source:
             resized=self.config.evaluation.resize,
         )
 
+    def unseen(self) -> np.ndarray:
+        """Indices of images that pre-training has not seen: a run's validation images, or all."""
+        if not self._part_of:
+            return np.arange(len(self.prepared.files))
+        parts = [self._part_of.get(file) for file in self.prepared.files]
+        return np.flatnonzero([part == "validation" for part in parts])
+
     def caption(self, index: int) -> str:
         """Name of an image's file, and its class and part."""
         file = self.prepared.files[index]
-        part = self.part_of.get(file)
+        part = self._part_of.get(file)
         label = self.prepared.classes[self.prepared.labels[index]]
         return f"{Path(file).name}\n{label}" + (f", {part}" if part else "")
 
@@ -122,11 +126,8 @@ def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
 
     Raises:
         ConfigError: neither is given, or they differ.
-        RunError: the workdir holds no run.
-        DamagedFileError: its config.json cannot be read.
+        DamagedFileError: the workdir's config.json is missing or cannot be read.
     """
-    if workdir is not None and not (workdir / "config.json").exists():
-        raise RunError(f"--workdir={workdir} holds no run: there is no config.json.")
     if config is None:
         if workdir is None:
             raise ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
@@ -136,32 +137,19 @@ def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
     return config
 
 
-def _require_mae(config: ConfigDict, workdir: Path) -> None:
-    of_run = branches.of(config)
-    if not any(branch.is_mae for branch in of_run):
-        raise ConfigError(
-            f"--workdir={workdir} is a run without the branch 'mae' (its branches: "
-            f"{', '.join(repr(branch.name) for branch in of_run)}), which pre-trains nothing. Give "
-            "--config without --workdir for the maps that need no network."
+def _pretrained(config: ConfigDict, workdir: Path) -> Paths:
+    """Paths of a run whose first split is pre-trained on."""
+    paths = Paths(workdir, folds=config.rounds.kind == "folds")
+    if not paths.autoencoder(0).exists():
+        raise RunError(
+            f"There is no {paths.autoencoder(0)}. Run main.py with --stage=pretrain first, if the "
+            "branches have 'mae', or give --config without --workdir: the maps need no network."
         )
-
-
-def _pretrained(workdir: Path) -> Paths:
-    """Paths of the run, in which the first split is pre-trained on."""
-    for paths in (Paths(workdir, folds=False), Paths(workdir, folds=True)):
-        if paths.autoencoder(0).exists():
-            return paths
-    raise RunError(
-        f"--workdir={workdir} has no finished pre-training (pretrain/autoencoder.safetensors). "
-        "Run main.py with --stage=pretrain on it first, or give --config without --workdir for the "
-        "maps that need no network."
-    )
+    return paths
 
 
 def _parts(path: Path, prepared: Prepared) -> dict[str, str]:
     """Part of each file of a splits.json, whose images must be those of the data set."""
-    if not path.exists():
-        raise DamagedFileError(path, "it is missing", RESTORE)
     rows = splits.read(path)
     hashes = dict(zip(prepared.files, prepared.sha256, strict=True))
     for row in rows:

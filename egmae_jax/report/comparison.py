@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.report.content import RESAMPLES, Content, pair
 from egmae_jax.run import config as configs
@@ -40,7 +41,7 @@ class Comparison:
         return [
             name
             for name, run in self.runs.items()
-            if not all(_same_images(a, b) for a, b in zip(base.rounds, run.rounds, strict=False))
+            if not all(same_images(a, b) for a, b in zip(base.rounds, run.rounds, strict=False))
         ]
 
     @functools.cached_property
@@ -63,7 +64,8 @@ class Comparison:
         return [row for row in rows if any(value != row[1][0] for value in row[1])]
 
 
-def _same_images(first: Round, second: Round) -> bool:
+def same_images(first: Round | Predictions, second: Round | Predictions) -> bool:
+    """Whether two sets of predictions are of the same images in the same order."""
     return np.array_equal(first.ids, second.ids) and np.array_equal(first.labels, second.labels)
 
 

@@ -1,27 +1,25 @@
 """The numbers of one run for its page and table, gathered from the workdir."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json
-from egmae_jax.evaluation import calibration
-from egmae_jax.evaluation.bootstrap import Evidence
+from egmae_jax.core.files import REEVALUATE, DamagedFileError
 from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
-from egmae_jax.report import complexity, published
+from egmae_jax.report import complexity
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.run.workdir import local_folder
 
 RESAMPLES = 2000
 _REQUIRED = (  # fields of results.json
     *("config", "dataset", "rounds", "summary", "summary_by_class", "branches"),
-    *("imagenet_weights", "pretraining", "pretraining_saw_test", "skipped_steps"),
+    *("imagenet_weights", "imagenet_sha256", "pretraining", "pretraining_saw_test"),
+    *("skipped_steps", "made_with"),
 )
 
 
@@ -33,14 +31,13 @@ class Content:
         data_dir: folder of the images; None: where the run found them.
 
     Attributes:
-        run: the run.
+        saved: the run, as it was saved.
         results: content of its results.json.
         config: its config, as results.json has it.
         title: name of the data set.
         classes: names of the classes.
         classifiers: the branches, and 'ensemble' last where there are several.
         data_dir: folder of the images.
-        moved: whether they are elsewhere than the run found them.
 
     Raises:
         RunError: the run has not been evaluated.
@@ -48,17 +45,16 @@ class Content:
     """
 
     def __init__(self, workdir: Path, data_dir: Path | None = None):
-        self.run = SavedRun(workdir)
-        self.results = self.run.results()
+        self.saved = SavedRun(workdir)
+        self.results = self.saved.results()
         if absent := [field for field in _REQUIRED if field not in self.results]:
             reason = f"it has no {', '.join(absent)}"
-            raise DamagedFileError(self.run.paths.results, reason, REEVALUATE)
+            raise DamagedFileError(self.saved.paths.results, reason, REEVALUATE)
         self.config: dict[str, Any] = self.results["config"]
         self.title: str = self.results["dataset"]["title"]
         self.classes: list[str] = self.results["dataset"]["classes"]
         self.classifiers = list(self.results["summary"])
-        self.moved = data_dir is not None
-        self.data_dir = local_folder(data_dir or self.run.config.data.dir, "--data_dir")
+        self.data_dir = local_folder(data_dir or self.saved.config.data.dir, "--data_dir")
 
     # --- Predictions ---
 
@@ -66,14 +62,14 @@ class Content:
     def predictions(self) -> list[dict[str, Predictions]]:
         """Test predictions of each round, by branch."""
         return [
-            {b.name: self.run.predictions(b, index, "test") for b in self.run.branches}
-            for index in self.run.rounds
+            {b.name: self.saved.predictions(b, index, "test") for b in self.saved.branches}
+            for index in self.saved.rounds
         ]
 
     def probabilities(self, index: int, *, calibrated: bool) -> list[np.ndarray]:
         """Test probabilities of a round, one array for each classifier."""
         by_branch = {name: x.probabilities for name, x in self.predictions[index].items()}
-        return list(self.run.ensemble(index).apply(by_branch, calibrated=calibrated).values())
+        return list(self.saved.ensemble(index).apply(by_branch, calibrated=calibrated).values())
 
     @functools.cached_property
     def rounds(self) -> list[Round]:
@@ -87,24 +83,8 @@ class Content:
 
     @functools.cached_property
     def resampled(self) -> Resampled:
-        """The classifiers' metrics with bootstrap intervals.
-
-        Raises:
-            DamagedFileError: the metrics in results.json are not those of the predictions.
-        """
-        resampled = Resampled(self.rounds, resamples=RESAMPLES)
-        for k, name in enumerate(self.classifiers):
-            for metric in WEIGHTED_METRICS:
-                mean = self.results["summary"][name][metric]["mean"]
-                if abs(mean - resampled.estimate(k, metric).mean) > 1e-6:
-                    reason = f"its {metric} of {name} is not that of predictions/"
-                    raise DamagedFileError(self.run.paths.results, reason, REEVALUATE)
-        return resampled
-
-    @property
-    def evidence(self) -> Evidence:
-        """Number of groups of the test images of all rounds, on which the intervals rest."""
-        return self.resampled.evidence
+        """The classifiers' metrics with bootstrap intervals."""
+        return Resampled(self.rounds, resamples=RESAMPLES)
 
     # --- Tables ---
 
@@ -128,20 +108,6 @@ class Content:
         return [pair(self.rounds, self.resampled, other, last) for other in others]
 
     @property
-    def published(self) -> published.Table | None:
-        """The paper's table of this data set; None if it has none."""
-        return published.table_of(self.results["dataset"]["name"], len(self.classes))
-
-    @property
-    def recipe(self) -> str:
-        """Model, image size and epochs of the run; '' if they are the paper's."""
-        model, size = self.config["model"]["name"], self.config["data"]["image_size"]
-        epochs = self.config["pretrain"]["epochs"], self.config["finetune"]["epochs"]
-        if (model, size, epochs) == ("convnext_tiny", 224, (1000, 15)):
-            return ""
-        return f"{model} at {size} pixels, {epochs[0]} / {epochs[1]} epochs"
-
-    @functools.cached_property
     def costs(self) -> dict[str, complexity.Complexity]:
         """Complexity of each classifier; the ensemble's is the sum of its branches'."""
         size = self.config["data"]["image_size"]
@@ -177,11 +143,6 @@ class Content:
         ]
 
     @property
-    def calibration_limits(self) -> list[str]:
-        """Sentences on what bounded the temperatures."""
-        return calibration.explain_rounds(self.results["rounds"], self.classifiers)
-
-    @property
     def tested_counts(self) -> dict[str, int]:
         """Number of test images of each class, over all folds."""
         dataset = self.results["dataset"]
@@ -190,31 +151,15 @@ class Content:
         return {name: sum(counts["test"][name] for counts in parts) for name in self.classes}
 
     @property
-    def audit(self) -> dict[str, Any] | None:
-        """Content of audit.json; None if the run left none."""
-        path = self.run.paths.audit
-        return read_json(path) if path.exists() else None
-
-    @property
-    def made_with(self) -> dict[str, Any]:
-        """Versions, devices and command of the run; empty for results of an older version."""
-        return self.results.get("made_with", {})
-
-    @property
     def machines(self) -> list[str]:
-        """Machines of the run with their versions, in order; empty for an older version."""
+        """Machines of the run with their versions, in order."""
         return [
             ", ".join(
                 [machine.get("processor", machine["device"])]
                 + [f"{name} {version}" for name, version in machine["versions"].items()]
             )
-            for machine in self.made_with.get("machines", [])
+            for machine in self.results["made_with"]["machines"]
         ]
-
-    @property
-    def config_text(self) -> str:
-        """The config as JSON."""
-        return json.dumps(self.config, indent=2, ensure_ascii=False)
 
 
 def pair(

@@ -32,7 +32,7 @@ def warnings(run: Content) -> list[str]:
             f"{', '.join(at_random)} started from random weights instead of ImageNet's: these are "
             "not the method's figures."
         )
-    if few := bootstrap.too_few(run.evidence, run.classes):
+    if few := bootstrap.too_few(run.resampled.evidence, run.classes):
         sentences.append(few)
     if skipped := len(dataset["skipped"]):
         sentences.append(f"Unreadable images, left out: {skipped}.")
@@ -71,10 +71,11 @@ def origin(run: Content, classifier: str) -> str:
 
 def _tested(run: Content) -> str:
     counts, rounds = run.tested_counts, len(run.results["rounds"])
+    groups = run.resampled.evidence.groups
     classes = f"{len(counts)} classes"
     if len(counts) <= _MOST_CLASSES:
         classes = ", ".join(f"{name} {count}" for name, count in counts.items())
-    images = f"{sum(counts.values())} test images ({classes}) in {run.evidence.groups} groups"
+    images = f"{sum(counts.values())} test images ({classes}) in {groups} groups"
     if run.config["rounds"]["kind"] == "folds":
         images += f", each in the test part of one of {rounds} folds"
     return f"{images}."

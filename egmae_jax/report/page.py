@@ -1,5 +1,6 @@
 """Writes the HTML pages: the report of a run and the comparison of several."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from egmae_jax.core.errors import UserError
-from egmae_jax.core.files import DamagedFileError, write_atomically
+from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json, write_atomically
+from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.metrics import TITLES
-from egmae_jax.report import figures, notes, pictures
+from egmae_jax.explain.cam_study import Explained
+from egmae_jax.explain.overlay import overlay
+from egmae_jax.report import figures, notes, pictures, published
 from egmae_jax.report.comparison import Comparison
 from egmae_jax.report.content import Content
 from egmae_jax.report.render import environment
@@ -39,21 +43,29 @@ def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> N
     """
     run = Content(workdir, data_dir)
     classes = list(enumerate(run.classes))
+    command = f"egmae report --workdir={workdir}" + (f" --data_dir={data_dir}" if data_dir else "")
     _write(
         out,
         "run.html.j2",
         run=run,
         title=run.title,
         warnings=notes.warnings(run),
+        published=published.table_of(run.results["dataset"]["name"], len(run.classes)),
         curves=[
             [figures.class_curves(curve, run.rounds, run.classifiers, *x) for x in classes]
             for curve in (figures.ROC, figures.PRECISION_RECALL)
         ],
+        calibration_limits=calibration.explain_rounds(run.results["rounds"], run.classifiers),
         reliability=_reliability(run),
-        learning_curves=learning_curves(run.run.paths.metrics),
+        learning_curves=_learning_curves(run.saved.paths.metrics),
         cases=_cases(run),
         heat_scale=pictures.heat_scale(),
+        embed=pictures.embed,
+        overlay=overlay,
         reconstructions=_reconstructions(run),
+        audit=read_json(run.saved.paths.audit, REEVALUATE),
+        config_text=json.dumps(run.config, indent=2, ensure_ascii=False),
+        command=command,
     )
 
 
@@ -82,7 +94,7 @@ def _write(out: Path, template: str, **context: Any) -> None:
 def _reliability(run: Content) -> list[Markup]:
     """Reliability diagrams, a figure per classifier."""
     labels = np.concatenate([r.labels for r in run.rounds])
-    after = [run.probabilities(index, calibrated=True) for index in run.run.rounds]
+    after = [run.probabilities(index, calibrated=True) for index in run.saved.rounds]
     return [
         figures.reliability_diagram(
             labels,
@@ -94,12 +106,8 @@ def _reliability(run: Content) -> list[Markup]:
     ]
 
 
-def learning_curves(metrics: Path) -> list[Markup]:
-    """Loss and validation scores of each stage over its epochs.
-
-    Args:
-        metrics: metrics.jsonl of a run; without it there are no curves.
-    """
+def _learning_curves(metrics: Path) -> list[Markup]:
+    """Loss and validation scores of each stage over its epochs, from metrics.jsonl."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for _, row in logs.read(metrics):
         stages.setdefault(row["stage"], []).append(row)
@@ -114,23 +122,23 @@ def learning_curves(metrics: Path) -> list[Markup]:
     return [figure for figure in curves if figure is not None]
 
 
-def _cases(run: Content) -> dict[str, list[pictures.Case]] | str:
+def _cases(run: Content) -> dict[str, list[Explained]] | str:
     """Test images with Grad-CAM, by kind; a sentence if there can be none."""
-    branch = run.run.branch()
+    branch = run.saved.branch()
     predictions = run.predictions[0][branch.name]
     return _drawn(
         "Grad-CAM",
-        lambda: pictures.explain_cases(run.run, branch, predictions, run.data_dir, _CASES),
+        lambda: pictures.explain_cases(run.saved, branch, predictions, run.data_dir, _CASES),
     )
 
 
 def _reconstructions(run: Content) -> pictures.Sheet | str | None:
     """Reconstructed validation images; a sentence if there can be none; None without 'mae'."""
-    if not any(branch.is_mae for branch in run.run.branches):
+    if not any(branch.is_mae for branch in run.saved.branches):
         return None
     return _drawn(
         "Reconstructions",
-        lambda: pictures.reconstructions(run.run.workdir, run.data_dir, _RECONSTRUCTED),
+        lambda: pictures.reconstructions(run.saved.workdir, run.data_dir, _RECONSTRUCTED),
     )
 
 

@@ -12,27 +12,14 @@ import numpy as np
 import PIL.Image
 
 from egmae_jax.evaluation.predictions import Predictions
-from egmae_jax.explain import cam_study, entropy_maps
-from egmae_jax.explain.gradcam import Layer
+from egmae_jax.explain import entropy_maps
+from egmae_jax.explain.cam_study import Explained, explain_images
 from egmae_jax.explain.overlay import overlay
-from egmae_jax.explain.panels import common_scales, draw_sheet
 from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import SavedRun
 
 _SIDE = 192  # most pixels of a side; the page shows pictures smaller
-
-
-class Case(NamedTuple):
-    """A test image with the Grad-CAM of the predicted class."""
-
-    image: str  # data URI
-    heat: str  # data URI of the image with the heat over it
-    layer: Layer  # layer of the heat
-    file: str
-    true: str  # class
-    predicted: str  # class
-    probability: float  # of the predicted class
 
 
 class Sheet(NamedTuple):
@@ -64,7 +51,7 @@ def choose_cases(predictions: Predictions, count: int) -> dict[str, list[int]]:
 
 def explain_cases(
     run: SavedRun, branch: Branch, predictions: Predictions, data_dir: Path, count: int
-) -> dict[str, list[Case]]:
+) -> dict[str, list[Explained]]:
     """The images of `choose_cases`, by kind, with Grad-CAM of their predicted class.
 
     Args:
@@ -77,32 +64,20 @@ def explain_cases(
     Raises:
         RunError: an image is missing, or is not the one that was tested.
     """
-    chosen = {
-        kind: [str(predictions.ids[i]) for i in members]
-        for kind, members in choose_cases(predictions, count).items()
-    }
-    files = {file for of_kind in chosen.values() for file in of_kind}
+    chosen = choose_cases(predictions, count)
+    files = {str(predictions.ids[i]) for members in chosen.values() for i in members}
     rows = [row for row in run.split(0) if row["file"] in files]
-    classes = run.classes()
-    cases = {}
-    for explained in cam_study.explain_images(run, branch, 0, rows, data_dir):
-        example = explained.example
-        cases[example.file] = Case(
-            image=_embed(example.pixels),
-            heat=_embed(overlay(example.pixels, explained.heat)),
-            layer=explained.layer,
-            file=example.file,
-            true=classes[example.label],
-            predicted=classes[explained.predicted],
-            probability=explained.probability,
-        )
-    return {kind: [cases[file] for file in of_kind] for kind, of_kind in chosen.items()}
+    explained = {x.example.file: x for x in explain_images(run, branch, 0, rows, data_dir)}
+    return {
+        kind: [explained[str(predictions.ids[i])] for i in members]
+        for kind, members in chosen.items()
+    }
 
 
 def heat_scale() -> str:
     """A data URI of the colours of heat from 0 to 1, over grey."""
     heat = np.tile(np.linspace(0, 1, _SIDE), (12, 1))
-    return _embed(overlay(np.full((*heat.shape, 3), 128, np.uint8), heat))
+    return embed(overlay(np.full((*heat.shape, 3), 128, np.uint8), heat))
 
 
 def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
@@ -120,20 +95,17 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
     with config.unlocked():
         config.data.dir = str(data_dir)
     source = entropy_maps.Source(config, workdir)
-    files = source.prepared.files
-    held_out = np.flatnonzero([source.part_of.get(file) == "validation" for file in files])
-    indices = entropy_maps.choose(source.prepared, count, held_out)
-    panels = [source.panels(index) for index in indices]
-    captions = [source.caption(index) for index in indices]
-    note = entropy_maps.describe(source.config)
+    indices = entropy_maps.choose(source.prepared, count, source.unseen())
+    figure, captions = entropy_maps.draw(source, indices)
     buffer = io.BytesIO()
-    draw_sheet(panels, captions, scales=common_scales(panels), note=note).savefig(buffer)
+    figure.savefig(buffer)
     picture = _data_uri(PIL.Image.open(buffer).convert("RGB"), quality=88)
+    note = entropy_maps.describe(source.config)
     return Sheet(picture, [caption.replace("\n", ": ") for caption in captions], note)
 
 
-def _embed(pixels: np.ndarray) -> str:
-    """A data URI of uint8 [H, W, 3 or 1], made smaller to at most _SIDE pixels a side."""
+def embed(pixels: np.ndarray) -> str:
+    """A data URI of an image, uint8 [H, W, 3 or 1], made smaller where a side exceeds _SIDE."""
     image = PIL.Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     image.thumbnail((_SIDE, _SIDE), PIL.Image.Resampling.LANCZOS)
     return _data_uri(image, quality=82)

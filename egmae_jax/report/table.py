@@ -151,7 +151,7 @@ def _columns(run: Content) -> dict[str, Any]:
     return {
         "dataset": run.title,
         "test_images": sum(run.tested_counts.values()),
-        "test_groups": run.evidence.groups,
+        "test_groups": run.resampled.evidence.groups,
         "classes": len(run.classes),
         "split_protocol": run.results["dataset"]["protocol"],
         "rounds": len(run.results["rounds"]),

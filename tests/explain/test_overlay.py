@@ -43,12 +43,12 @@ def test_the_outline_is_the_masks_border_and_nothing_else(image):
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_sheet_is_a_picture_of_all_rows(count, image, tmp_path):
     heat = np.linspace(0, 1, 600).reshape(20, 30)
-    rows = [Row(image, heat, MASK, "an_image$_^", "benign", "malignant", 0.7, "a\nb")]
+    rows = [Row(image, heat, MASK, "an_image$_^", "benign", "malignant", 0.7)]
     rows += [Row(image[..., :1], heat, None, "b", "benign", "benign", 0.7)] * (count - 1)
     path = tmp_path / "new" / "sheet.png"
-    contact_sheet(rows, path)
+    contact_sheet(rows, path, note="a note")
     with PIL.Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     # Three panels of four for each image; here they are as wide as high, the images wider.
-    assert pixels.shape[1] == (1 if count == 1 else 2) * 1106
+    assert pixels.shape[:2] == (int(140 * (2 * count + 0.55)), 1106)
     assert (pixels < 250).any(axis=2).mean() > 0.35  # more than paper

@@ -12,16 +12,16 @@ from egmae_jax.commands.report import main
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.evaluation.predictions import Predictions
-from egmae_jax.report import page, pictures, published, render
+from egmae_jax.report import pictures, published, render
 from egmae_jax.report.complexity import of_network
-from egmae_jax.run.saved_run import RunError, SavedRun
-from tests.conftest import REPOSITORY
-from tests.report.conftest import CLASSES, Page
+from egmae_jax.run.saved_run import RunError
+from tests.conftest import HTML_CLASSES, REPOSITORY
+from tests.report.conftest import Page
 
 
-def copy(made, folder, change=None):
+def copy(html_run, folder, change=None):
     """A copy of the run, with its results.json changed."""
-    workdir = shutil.copytree(made[0], folder)
+    workdir = shutil.copytree(html_run[0], folder)
     results = json.loads((workdir / "results.json").read_text())
     if change is not None:
         change(results)
@@ -32,20 +32,15 @@ def copy(made, folder, change=None):
 # --- The page of a run ----------------------------------------------------------------------------
 
 
-def test_names_that_are_html_stay_names(made, read):
-    raw = (made[0] / "report.html").read_text()
-    for name in CLASSES.values():
+def test_names_that_are_html_stay_names(html_run, read):
+    raw = (html_run[0] / "report.html").read_text()
+    for name in HTML_CLASSES.values():
         assert name in " ".join(read.strings)
         assert name not in raw
-    known = {"html", "head", "body", "title", "style", "meta", "svg", "g", "path", "use", "defs"}
-    known |= {"text", "tspan", "clippath", "rect", "header", "section", "nav", "figure", "pre"}
-    known |= {"h1", "h2", "h3", "p", "a", "b", "ul", "li", "dl", "dt", "dd", "table", "caption"}
-    known |= {"thead", "tbody", "tr", "th", "td", "small", "div", "figcaption", "img", "br"}
-    known |= {"details", "summary", "code", "span"}
-    assert {tag for tag, _ in read.tags} <= known
+    assert not {"script", "i"} & {tag for tag, _ in read.tags}
     assert not [name for _, attributes in read.tags for name in attributes if name[:2] == "on"]
     assert "49" not in re.sub(r"[\d.]{3,}", "", " ".join(read.strings))  # 7 * 7
-    assert any(CLASSES["malignant"] in x["aria-label"] for x in read.of("svg"))
+    assert any(HTML_CLASSES["malignant"] in x["aria-label"] for x in read.of("svg"))
 
 
 def test_the_page_needs_no_network_and_forbids_it(read):
@@ -56,8 +51,6 @@ def test_the_page_needs_no_network_and_forbids_it(read):
     policy = read.of("meta")[2]
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert "default-src 'none'" in policy["content"]
-    assert "@import" not in read.text
-    assert "url(http" not in read.text
 
 
 def test_links_lead_somewhere_ids_are_unique_and_pictures_are_described(read):
@@ -65,95 +58,57 @@ def test_links_lead_somewhere_ids_are_unique_and_pictures_are_described(read):
     assert len(set(ids)) == len(ids)
     for attributes in read.of("a") + read.of("use"):
         assert (attributes.get("href") or attributes["xlink:href"])[1:] in ids
-    assert len(read.of("svg")) >= 3 + 3 + 3 + 5
+    # Curves of three classes, reliability of three classifiers, losses and scores of three stages;
+    # pre-training has no scores.
+    assert len(read.of("svg")) == 3 + 3 + 3 + 5
     assert all(x["role"] == "img" and len(x["aria-label"]) > 30 for x in read.of("svg"))
     assert len(read.of("img")) >= 5
     assert all(len(x["alt"]) > 10 for x in read.of("img"))
 
 
-def test_the_page_has_the_figures_of_results_json(made, read):
-    results = json.loads((made[0] / "results.json").read_text())
+def test_the_page_has_the_figures_of_results_json(html_run, read):
+    results = json.loads((html_run[0] / "results.json").read_text())
     for metrics in results["summary"].values():
         for name in TITLES:
             mean, std = (render.number(metrics[name][key]) for key in ("mean", "std"))
             assert f"{mean} ± {std}" in read.text
     assert "imagenet started from random weights instead of ImageNet's" in read.text
     assert results["made_with"]["versions"]["jax"] in read.text
-    commit = results["made_with"]["commit"]
-    assert commit is None or f"commit {commit}" in read.text
     assert "Pre-training saw test images no" in " ".join(" ".join(read.strings).split())
-    for field in ("learning_rate", "split_seed", "near_duplicate_threshold"):
-        assert field in read.text
-    audit = json.loads((made[0] / "audit.json").read_text())
-    assert audit["images"] == 36
+    assert "near_duplicate_threshold" in read.text  # of the config
+    audit = json.loads((html_run[0] / "audit.json").read_text())
     assert f"{audit['near_duplicates']['pairs']} pairs in" in read.text
     # Of 32 pixels the last block has one cell.
     grid = "no finer than 8 x 8 cells on 32 x 32 pixels (layer stages_0/blocks_0, 8 x 8 grid)"
     assert grid in read.text
-    assert "regions that raise the score of the predicted class" in read.text
 
 
 def test_a_page_without_images_says_so_and_names_temperatures_at_their_limit(
-    made, tmp_path, capsys
+    html_run, tmp_path, capsys
 ):
     def change(results):
         for row in results["rounds"]:
             row["calibration"]["mae"] |= {"temperature": 99.9, "limit": "hottest"}
-        del results["made_with"]["commit"]  # as by an older version
 
-    workdir, out = copy(made, tmp_path / "run", change), tmp_path / "r.html"
+    workdir, out = copy(html_run, tmp_path / "run", change), tmp_path / "r.html"
     assert main([f"--workdir={workdir}", "--data_dir=nowhere", f"--out={out}"]) == 0
     assert f"Written to {out}" in capsys.readouterr().out
-    found = Page(out.read_text())
-    assert not found.of("img")
-    assert "There is no folder nowhere" in found.text
-    assert "mae: No temperature was hot enough; 100 is the highest" in found.text
+    page = Page(out.read_text())
+    assert not page.of("img")
+    assert "There is no folder nowhere" in page.text
+    assert "mae: No temperature was hot enough; 100 is the highest" in page.text
 
 
-def test_other_images_of_the_same_names_are_not_drawn(made, tmp_path):
-    images = shutil.copytree(made[1], tmp_path / "images")
-    for path in images.rglob("*.png"):
-        path.write_bytes(path.read_bytes() + b"\0")
-    run = SavedRun(made[0])
-    branch = run.branch()
-    predictions = run.predictions(branch, 0, "test")
-    with pytest.raises(RunError, match="is not the file that the run was tested on"):
-        pictures.explain_cases(run, branch, predictions, images, 1)
-
-
-def test_learning_curves_are_of_the_whole_lines_of_the_log(made, tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    shutil.copy(made[0] / "metrics.jsonl", path)
-    before = page.learning_curves(path)
-    assert len(before) == 5  # pre-training has no scores
-    with path.open("a") as file:
-        file.write('{"stage": "pretrain", "round": 0, "step": 9, "loss": 7.0, "epo')
-    assert page.learning_curves(path) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r["rounds"][0].pop("calibration"), "calibrated"),
-        (lambda r: r.pop("summary_by_class"), "it has no summary_by_class"),
-        (
-            lambda r: r["summary"]["mae"]["auc"].update(mean=0.123),
-            "its auc of mae is not that of predictions/",
-        ),
-    ],
-)
-def test_results_that_are_damaged_or_of_other_predictions_are_refused(
-    made, tmp_path, change, message
-):
-    workdir = copy(made, tmp_path / "run", change)
-    match = rf"results\.json is damaged \(.*{message}.*--stage=evaluate"
+def test_results_that_lack_a_field_are_refused(html_run, tmp_path):
+    workdir = copy(html_run, tmp_path / "run", lambda results: results.pop("summary_by_class"))
+    match = r"results\.json is damaged \(it has no summary_by_class\).*--stage=evaluate"
     with pytest.raises(DamagedFileError, match=match):
         report.write_report(workdir, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_run_that_is_not_evaluated_ends_in_a_sentence(made, tmp_path, capsys):
-    workdir = copy(made, tmp_path / "run")
+def test_a_run_that_is_not_evaluated_ends_in_a_sentence(html_run, tmp_path, capsys):
+    workdir = copy(html_run, tmp_path / "run")
     (workdir / "results.json").unlink()
     with pytest.raises(SystemExit):
         main([f"--workdir={workdir}"])
@@ -163,19 +118,19 @@ def test_a_run_that_is_not_evaluated_ends_in_a_sentence(made, tmp_path, capsys):
 # --- The comparison -------------------------------------------------------------------------------
 
 
-def test_runs_are_compared(made, tmp_path):
+def test_runs_are_compared(html_run, tmp_path):
     def change(results):
         results["config"]["pretrain"]["learning_rate"] = 0.125
 
-    other = copy(made, tmp_path / "other", change)
-    elsewhere = copy(made, tmp_path / "elsewhere")
+    other = copy(html_run, tmp_path / "other", change)
+    elsewhere = copy(html_run, tmp_path / "elsewhere")
     for path in (elsewhere / "predictions").glob("*_test.npz"):
         with np.load(path) as arrays:
             saved = dict(arrays)
         saved["ids"] = np.array([f"x{i}" for i in saved["ids"]])
         np.savez(path, **saved)
     out = tmp_path / "c.html"
-    folders = [f"--workdir={x}" for x in (made[0], other, elsewhere)]
+    folders = [f"--workdir={x}" for x in (html_run[0], other, elsewhere)]
     assert main([*folders, f"--out={out}"]) == 0
     text = " ".join(" ".join(Page(out.read_text()).strings).split())
     assert "pretrain.learning_rate" in text
