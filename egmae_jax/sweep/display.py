@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmae_jax.explain.lettering import fonts_of_all_letters
+from egmae_jax.report.render import number
 
 COLUMNS = {"accuracy": "Accuracy", "f1": "F1", "auc": "AUC"}
-ABLATION = "for an ablation: nothing may be chosen from this"
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # Okabe and Ito's
 
 Row = Mapping[str, Any]
@@ -32,11 +32,10 @@ def show(summary: Mapping[str, Any]) -> None:
     if tested := [row for row in complete if "test" in row]:
         groups = sorted({row["test_groups"] for row in tested})
         counted = " to ".join(map(str, dict.fromkeys((groups[0], groups[-1]))))
-        terminal.print(f"\nTest, {over}, images in {counted} groups; {summary['test']}:")
+        terminal.print(f"\nTest, {over}, images in {counted} groups; {_shown(summary)}:")
         terminal.print(_table(tested, "test"))
     if compared := [row for row in complete if row.get("difference")]:
-        ending = f", {ABLATION}" if summary["all_on_test"] else ""
-        terminal.print(f"Test, difference to {summary['baseline']} (95 % interval){ending}:")
+        terminal.print(f"Test, difference to {summary['baseline']} (95 % interval):")
         terminal.print(_table(compared, "difference"))
         terminal.print(summary["differences"])
     for row in summary["variants"]:
@@ -48,6 +47,13 @@ def show(summary: Mapping[str, Any]) -> None:
                 f"{row['name']}: other rounds or test images than {summary['baseline']}, not "
                 "compared."
             )
+
+
+def _shown(summary: Mapping[str, Any]) -> str:
+    """Which variants have test figures, and what those are not for."""
+    if summary["all_on_test"]:
+        return "all variants, for an ablation: nothing may be chosen from this"
+    return "the chosen and the baseline"
 
 
 def _over(rows: Sequence[Row]) -> str:
@@ -65,7 +71,8 @@ def _table(rows: Sequence[Row], part: str) -> rich.table.Table:
     for row in rows:
         figures = [row[part][metric] for metric in COLUMNS]
         if part == "difference":
-            cells = ["{mean} ({low} {high})".format(**_signed(x)) for x in figures]
+            limits = [(_signed(x["mean"]), _signed(x["low"]), _signed(x["high"])) for x in figures]
+            cells = [f"{mean} ({low} {high})" for mean, low, high in limits]
         else:
             cells = [str(row["rounds"]), *map(_mean_std, figures)]
         table.add_row(row["name"], *cells, style="bold" if row["is_chosen"] else "")
@@ -73,16 +80,12 @@ def _table(rows: Sequence[Row], part: str) -> rich.table.Table:
 
 
 def _mean_std(figures: Mapping[str, Any]) -> str:
-    std = "" if figures["std"] is None else f" ± {_short(figures['std'])}"
-    return f"  {_short(figures['mean'])}{std}"
+    std = "" if figures["std"] is None else f" ± {number(figures['std'])}"
+    return f"  {number(figures['mean'])}{std}"
 
 
-def _signed(figures: Mapping[str, float]) -> dict[str, str]:
-    return {key: _short(value, "+") for key, value in figures.items()}
-
-
-def _short(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+def _signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + number(value)
 
 
 @fonts_of_all_letters()
@@ -90,33 +93,32 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     """Validation of all variants, test of those that are shown, and differences on test images."""
     rows = [row for row in summary["variants"] if row["status"] == "complete"]
     tested = [row for row in rows if "test" in row]
-    figures = f"{_over(rows)}{'; small: the rounds' * any(row['rounds'] > 1 for row in rows)}"
-    ending = f", {ABLATION}" if summary["all_on_test"] else ""
-    # (title, variants, what draws a metric of one, label)
-    parts: list[tuple[str, list[Row], Callable, str]] = [
-        ("validation", rows, _draw_figures, f"validation: {figures}"),
-        ("test", tested, _draw_figures, f"test{ending or ' of ' + summary['test']}: {figures}"),
+    over = _over(rows) + ("; small: the rounds" if any(row["rounds"] > 1 for row in rows) else "")
+    # (part of a row, variants, what draws a metric of one, label)
+    lines: list[tuple[str, list[Row], Callable, str]] = [
+        ("validation", rows, _draw_figures, f"validation: {over}"),
+        ("test", tested, _draw_figures, f"test of {_shown(summary)}: {over}"),
     ]
     if any(row.get("difference") for row in rows):
         compared = [row for row in tested if row.get("difference") or row["is_baseline"]]
-        label = f"test: difference to {summary['baseline']}, 95 % interval{ending}"
-        parts.append(("difference", compared, _draw_difference, label))
-    heights = [0.9 + 0.32 * len(shown) for _, shown, _, _ in parts]
+        label = f"test: difference to {summary['baseline']}, 95 % interval"
+        lines.append(("difference", compared, _draw_difference, label))
+    heights = [0.9 + 0.32 * len(variants) for _, variants, _, _ in lines]
     figure = Figure(figsize=(10, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(f"Chosen on validation: {summary['chosen']}", parse_math=False)
     grid = figure.subplots(
-        len(parts), len(COLUMNS), sharey="row", squeeze=False, height_ratios=heights
+        len(lines), len(COLUMNS), sharey="row", squeeze=False, height_ratios=heights
     )
-    for line, (part, shown, draw_one, label) in zip(grid, parts, strict=True):
+    for line, (part, variants, draw_one, label) in zip(grid, lines, strict=True):
         for axes, (metric, title) in zip(line, COLUMNS.items(), strict=True):
-            for place, row in enumerate(shown):
+            for place, row in enumerate(variants):
                 draw_one(axes, place, row, row.get(part), metric)
             axes.set_title(f"{title}: {part}")
             axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="x", alpha=0.3)
-        names = [row["name"] + (" (chosen)" if row["is_chosen"] else "") for row in shown]
-        line[0].set_yticks(np.arange(len(shown)), names, parse_math=False)
-        line[0].set_ylim(len(shown) - 0.4, -0.6)
+        names = [row["name"] + (" (chosen)" if row["is_chosen"] else "") for row in variants]
+        line[0].set_yticks(np.arange(len(variants)), names, parse_math=False)
+        line[0].set_ylim(len(variants) - 0.4, -0.6)
         line[1].set_xlabel(label, parse_math=False)
     return figure
 

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from egmae_jax.core.files import DamagedFileError, write_atomically, write_json
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.files import write_atomically, write_json
 from egmae_jax.evaluation.metrics import compute_metrics, mean_std
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round
+from egmae_jax.report.comparison import same_images
 from egmae_jax.report.table import csv_text
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import display
 from egmae_jax.sweep.run import taken_from
-from egmae_jax.sweep.variants import Sweep, Variant
+from egmae_jax.sweep.variants import Sweep
 
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
@@ -69,8 +71,15 @@ def summarize(
     rows = []
     for variant in sweep.variants:
         name = variant.name
-        row = _description(variant, out)
-        row |= {"is_baseline": name == sweep.baseline, "is_chosen": name == chosen}
+        row: dict[str, Any] = {
+            "name": name,
+            "workdir": variant.folder,
+            "changes": variant.changes,
+            "pretraining_from": taken_from(variant, out),
+            "status": "not complete",
+            "is_baseline": name == sweep.baseline,
+            "is_chosen": name == chosen,
+        }
         if name in failures:
             row |= {"status": "failed", "error": failures[name]}
         elif name in scored:
@@ -80,26 +89,13 @@ def summarize(
                 row |= _test(name, sweep.baseline, scored, resamples)
         rows.append(row)
     one_round = any(len(x.test) == 1 for x in scored.values())
-    shown = f"all variants, {display.ABLATION}" if all_on_test else "the chosen and the baseline"
     return {
         "baseline": sweep.baseline,
         "chosen": chosen,
         "selection": _selection(scored, len(rows)),
         "all_on_test": all_on_test,
-        "test": shown,
         "differences": _NOTE + _NOTE_OF_ONE_ROUND * one_round,
         "variants": rows,
-    }
-
-
-def _description(variant: Variant, out: Path) -> dict[str, Any]:
-    """A variant in summary.json, as long as it is not complete."""
-    return {
-        "name": variant.name,
-        "workdir": variant.folder,
-        "changes": variant.changes,
-        "pretraining_from": taken_from(variant, out),
-        "status": "not complete",
     }
 
 
@@ -123,7 +119,7 @@ def _score_all(
         if variant.name not in errors and (workdir / "results.json").exists():
             try:
                 scored[variant.name] = score(workdir)
-            except (RunError, DamagedFileError) as error:
+            except UserError as error:
                 errors[variant.name] = str(error)
     return scored, errors
 
@@ -168,18 +164,17 @@ def _selection(scored: Mapping[str, Scored], variants: int) -> str:
             f"More so those of {', '.join(fitted)}, whose fusion was fitted on these images."
         )
     first, *others = scored or [""]
-    if moved := [name for name in others if not _same_images(scored[name], scored[first])]:
+    others = [n for n in others if not _same_rounds(scored[n].validation, scored[first].validation)]
+    if others:
         sentences.append(
-            f"The validation images of {', '.join(moved)} are other ones than those of {first}, so "
-            "that the choice compares figures of different images."
+            f"The validation images of {', '.join(others)} are other ones than those of {first}: "
+            "the choice compares figures of different images."
         )
     return " ".join(sentences)
 
 
-def _same_images(one: Scored, other: Scored) -> bool:
-    return len(one.validation) == len(other.validation) and all(
-        np.array_equal(a.ids, b.ids) for a, b in zip(one.validation, other.validation, strict=True)
-    )
+def _same_rounds(ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> bool:
+    return len(ours) == len(theirs) and all(map(same_images, ours, theirs))
 
 
 def paired_difference(
@@ -198,13 +193,11 @@ def paired_difference(
     Returns:
         {metric of METRICS: {"mean", "low", "high"}}; None if the rounds or images differ.
     """
-    pairs = list(zip(ours, theirs, strict=False))
-    if len(ours) != len(theirs) or not all(
-        np.array_equal(a.ids, b.ids) and np.array_equal(a.labels, b.labels) for a, b in pairs
-    ):
+    if not _same_rounds(ours, theirs):
         return None
     rounds = [
-        Round(a.ids, a.labels, (b.probabilities, a.probabilities), a.groups) for a, b in pairs
+        Round(a.ids, a.labels, (b.probabilities, a.probabilities), a.groups)
+        for a, b in zip(ours, theirs, strict=True)
     ]
     resampled = Resampled(rounds, resamples=resamples, random_rounds=True)
     return {name: resampled.difference(0, 1, name)._asdict() for name in METRICS}

@@ -1,6 +1,7 @@
 """The variants of a sweep: a base config, and the fields in which each of them differs."""
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -70,12 +71,12 @@ def attach(
     return config
 
 
-def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
+def read(config: ConfigDict, overrides: Iterable[str] = ()) -> Sweep:
     """Reads the sweep that `attach` made.
 
     Args:
         config: a config with a sweep.
-        given: fields that the command line sets, which no variant may set as well.
+        overrides: fields that the command line sets, which no variant may set as well.
 
     Raises:
         ConfigError: the config has no sweep, or a variant of it cannot be.
@@ -92,7 +93,7 @@ def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
     for name, fields in config.sweep.changes:
         changed = copy.deepcopy(recipe)
         for field, value in fields:
-            if field in given:
+            if field in overrides:
                 raise ConfigError(
                     f"--config.{field} cannot be set: the sweep sets it ({name!r}: {value!r})."
                 )
@@ -107,11 +108,6 @@ def read(config: ConfigDict, given: Iterable[str] = ()) -> Sweep:
 
 
 def _require_different(variants: list[Variant]) -> None:
-    for i, variant in enumerate(variants):
-        if not variant.name or variant.folder.startswith("."):
-            raise ConfigError(f"{variant.name!r} is no name of a variant: it must name a folder.")
-        for other in variants[:i]:
-            if variant.folder == other.folder or variant.config.to_dict() == other.config.to_dict():
-                raise ConfigError(
-                    f"The variants {other.name!r} and {variant.name!r} of the sweep are the same."
-                )
+    for one, other in itertools.combinations(variants, 2):
+        if one.folder == other.folder or one.config.to_dict() == other.config.to_dict():
+            raise ConfigError(f"The variants {one.name!r} and {other.name!r} are the same.")

@@ -14,8 +14,6 @@ import pytest
 import sklearn.metrics
 
 from egmae_jax import experiment
-from egmae_jax.commands.sweep import main
-from egmae_jax.core import console
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.run.rounds import RoundData
@@ -85,18 +83,17 @@ def test_a_variant_that_fails_is_named_and_the_others_go_on(finished):
     out, printed, status = finished
     assert status == 1, printed
     assert "Traceback" not in printed
-    found = json.loads((out / "summary.json").read_text())["variants"]
-    assert [(row["name"], row["status"]) for row in found] == [
+    rows = json.loads((out / "summary.json").read_text())["variants"]
+    assert [(row["name"], row["status"]) for row in rows] == [
         ("short", "complete"),
         ("longer/4", "complete"),
         ("diverging", "failed"),
         ("none", "complete"),
     ]
-    assert "not finite" in found[2]["error"]
+    assert "not finite" in rows[2]["error"]
     assert "diverging: failed (" in printed
     table = printed[printed.index("Validation, mean") :]
-    shown = [line for line in table.splitlines() if not line.startswith(("diverging", "Error"))]
-    assert max(map(len, shown[:30])) <= 80
+    assert max(len(x) for x in table.splitlines()[:30] if not x.startswith("diverging")) <= 80
 
 
 @pytest.mark.slow
@@ -148,9 +145,9 @@ def test_the_summary_is_of_the_predictions(finished):
 def test_equal_pretraining_is_shared_to_the_same_bits(finished, sweep, tmp_path):
     out, printed, _ = finished
     assert "longer/4: takes the pre-trained autoencoder of short" in printed
-    found = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["variants"]}
-    assert found["longer/4"]["pretraining_from"] == "../short"
-    assert found["short"]["pretraining_from"] is None
+    rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["variants"]}
+    assert rows["longer/4"]["pretraining_from"] == "../short"
+    assert rows["short"]["pretraining_from"] is None
     experiment.run(sweep.variants[1].config, tmp_path)
     tiny.assert_same(tiny.outcome(tmp_path), tiny.outcome(out / "longer_4"))
     stages = [
@@ -235,25 +232,12 @@ def test_all_variants_are_checked_before_any_is_run(data, cache, tmp_path, monke
         run.check(bad, tmp_path)
 
 
-def test_a_mistake_ends_in_a_sentence(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(console, "set_up_logging", lambda: None)  # global
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as ended:
-        main([f"--config={file}", f"--out={out}", "--config.finetune.epochs=7"])
-    assert ended.value.code == 1
-    message = "--config.finetune.epochs cannot be set: the sweep sets it ('short': 3)"
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not out.exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "shared"),
     [
         ({"finetune.epochs": 4, "evaluation.resize": 40}, True),
-        ({"branches": ("mae",), "imagenet.model": "convnext_tiny"}, True),
         ({"pretrain.epochs": 4}, False),
         ({"corruption.kind": "random_mask"}, False),
-        ({"data.protocol": "image_level"}, False),
         ({"seed": 7}, False),
         ({"branches": ("imagenet",)}, False),
     ],
