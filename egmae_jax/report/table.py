@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from egmae_jax.core import markup
 from egmae_jax.core.files import require_output, write_atomically
@@ -24,16 +24,6 @@ _LATEX_SYNTAX: Mapping[str, Any] = {
     "comment_start_string": "<#",
     "comment_end_string": "#>",
 }
-
-
-class Cell(NamedTuple):
-    """A metric of a classifier."""
-
-    mean: float
-    std: float | None  # None for a single round
-    low: float  # limits of the mean's 95 % interval
-    high: float
-    best: bool  # whether no mean of the column is printed as a higher one
 
 
 def write_table(workdirs: Sequence[Path], out: Path) -> None:
@@ -77,18 +67,18 @@ def _markdown(comparison: Comparison, out: Path) -> str:
 def _csv(comparison: Comparison, out: Path) -> str:
     """A row per classifier with unrounded numbers; the facts of a run stand in each of its rows."""
     rows = []
-    for run_name, classifiers in _cells(comparison).items():
-        run = comparison.runs[run_name]
-        for classifier, cells in classifiers.items():
+    for run_name, run in comparison.runs.items():
+        for classifier in run.summary:
             row = {
                 "run": run_name,
-                "classifier": classifier,
-                "model": run.results["branches"].get(classifier, ""),
-                "started_from": notes.origin(run, classifier),
+                "classifier": classifier["name"],
+                "model": classifier["model"],
+                "started_from": notes.origin(run, classifier["name"]),
             }
-            for metric, cell in cells.items():
-                row[metric] = cell.mean
-                row |= {f"{metric}_{key}": getattr(cell, key) for key in ("std", "low", "high")}
+            for metric, interval in classifier["intervals"].items():
+                values = classifier["metrics"][metric]
+                row |= {metric: values["mean"], f"{metric}_std": values["std"]}
+                row |= {f"{metric}_low": interval.low, f"{metric}_high": interval.high}
             rows.append(row | _columns(run))
     return csv_text(rows)
 
@@ -101,47 +91,36 @@ _WRITERS: Mapping[str, Callable[[Comparison, Path], str]] = {
 SUFFIXES = tuple(_WRITERS)
 
 
-def _cells(comparison: Comparison) -> dict[str, dict[str, dict[str, Cell]]]:
-    """{run: {classifier: {metric: cell}}}.
+def _best(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """The highest mean of each metric as it is printed, by run.
 
-    The best is sought among all runs if they have the same test images, else within each. A
-    classifier alone is not the best.
+    It is sought among all runs if they have the same test images, else within each. A classifier
+    alone is not the best.
     """
     rivals = [[run] for run in comparison.runs] if comparison.incomparable else [[*comparison.runs]]
-    cells: dict[str, dict[str, dict[str, Cell]]] = {}
+    best: dict[str, dict[str, str]] = {}
     for names in rivals:
-        rows = [(name, row) for name in names for row in comparison.runs[name].summary]
-        best = {
-            metric: number(max(row["metrics"][metric]["mean"] for _, row in rows))
-            for metric in WEIGHTED_METRICS
-        }
-        for name, row in rows:
-            cells.setdefault(name, {})[row["name"]] = {
-                metric: Cell(
-                    **row["metrics"][metric],
-                    low=row["intervals"][metric].low,
-                    high=row["intervals"][metric].high,
-                    best=len(rows) > 1 and number(row["metrics"][metric]["mean"]) == best[metric],
-                )
-                for metric in WEIGHTED_METRICS
-            }
-    return cells
+        rows = [row["metrics"] for name in names for row in comparison.runs[name].summary]
+        highest = {m: number(max(row[m]["mean"] for row in rows)) for m in WEIGHTED_METRICS}
+        best |= dict.fromkeys(names, highest if len(rows) > 1 else {})
+    return best
 
 
 def _context(comparison: Comparison, *, intervals: bool) -> dict[str, Any]:
     """What the templates are filled with: `notes` of all runs, `own_notes` of single ones."""
-    cells, runs = _cells(comparison), comparison.runs
+    best, runs = _best(comparison), comparison.runs
     facts = {name: notes.facts(run) for name, run in runs.items()}
     common = [x for x in next(iter(facts.values())) if all(x in own for own in facts.values())]
     own = {name: [x for x in sentences if x not in common] for name, sentences in facts.items()}
     if len({run.title for run in runs.values()}) > 1:
         own = {name: [f"{runs[name].title}.", *sentences] for name, sentences in own.items()}
-    has_best = any(c.best for x in cells.values() for row in x.values() for c in row.values())
+    reading = _reading(bool(comparison.incomparable), any(best.values()), intervals)
     return {
         "caption": _caption(list(runs.values())),
-        "titles": [TITLES[metric] for metric in WEIGHTED_METRICS],
-        "groups": cells,
-        "notes": [*common, *_reading(bool(comparison.incomparable), has_best, intervals)],
+        "metrics": {metric: TITLES[metric] for metric in WEIGHTED_METRICS},
+        "rows": {name: run.summary for name, run in runs.items()},
+        "best": best,
+        "notes": [*common, *reading],
         "own_notes": {name: sentences for name, sentences in own.items() if sentences},
     }
 
