@@ -185,7 +185,7 @@ class Predictor:
             yield self._finish(*started)
 
     def heat_layer(self, branch: str) -> gradcam.Layer:
-        """The layer that `heat` explains, and its grid: the default layer of the branch's network."""
+        """Layer that `heat` explains, with its grid: the default layer of the branch's network."""
         classifier = self._classifiers[branch][0]
         return gradcam.layer_at(classifier.model, self.run.config.data.image_size)
 
