@@ -1,7 +1,7 @@
 """Files of a run and weights that are damaged, or written by somebody who means harm.
 
-Whatever comes in, what comes out is what was meant, or an error of the project's own that names the
-file: no other exception, no memory that the file does not fill.
+What is read is what was meant, or an error of the project's own names the file: no other exception,
+no memory that the file does not fill.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from egmae_jax.core.files import (
@@ -35,11 +35,8 @@ from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.timm import CheckpointError
 from egmae_jax.run import default_config
-from egmae_jax.run.config import ConfigError
-from egmae_jax.run.logs import MetricsLog
-from egmae_jax.run.workdir import lock
 from egmae_jax.training import layer_selection, pretrain
-from egmae_jax.training.checkpoint import Checkpoints, load_params, save_params
+from egmae_jax.training.checkpoint import Checkpoints, load_params
 
 # What the libraries say of odd files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -116,13 +113,10 @@ def tensor(**changes):
 
 @given(damaged(safetensors.numpy.save(TENSORS)))
 @example(lying(tensor(dtype="F8_E4M3", shape=[64])))  # numpy has no such type
-@example(lying(tensor(dtype="F4", shape=[128])))
 @example(lying(tensor(shape=[1] * 70 + [16])))  # nor so many dimensions
 @example(lying(tensor(shape=[2**40, 2**40])))
-@example(lying(tensor(shape=[-4, -4])))
 @example(lying(tensor(shape=[0, 2**60], data_offsets=[0, 0]), b""))
 @example(lying(tensor(data_offsets=[0, 10**15])))
-@example(lying(tensor(data_offsets=[64, 0])))
 @example(lying(tensor() | {"y": tensor()["x"]}))  # two tensors in one place
 @example(lying(b"[" * 100_000))
 @example(pickle.dumps({"x": [1.0]}))
@@ -165,8 +159,6 @@ def saved(**arrays):
 LIES = {
     "10^15 elements": npz([("x.npy", npy(shape=(10**15,)))]),
     "sizes that overflow": npz([("x.npy", npy(shape=(2**62, 2**62)))]),
-    "negative sizes": npz([("x.npy", npy(shape=(-1, -2)))]),
-    "one more than there is": npz([("x.npy", npy(shape=(3,)))]),
     "one fewer than there is": npz([("x.npy", npy(shape=(1,)))]),
     "an enormous item": npz([("x.npy", npy(descr="<U400000000", shape=(1000,)))]),
     "objects": npz([("x.npy", npy(descr="|O"))]),
@@ -176,12 +168,11 @@ LIES = {
     "two of one name": npz([("x.npy", npy()), ("x.npy", npy(np.ones(2)))]),
     "a bomb": npz([("x.npy", npy(np.zeros(3 * 10**7, np.uint8)))], zipfile.ZIP_DEFLATED),
     "another version": npz([("x.npy", npy(version=b"\x09\x00"))]),
-    "no member": npz([]) + b"trailing",
 }
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "no member"])
+@pytest.mark.parametrize("lie", LIES)
 def test_an_npz_that_lies_is_refused_at_once(tmp_path, lie):
     path = tmp_path / "weights.npz"
     path.write_bytes(LIES[lie])
@@ -192,160 +183,83 @@ def test_an_npz_that_lies_is_refused_at_once(tmp_path, lie):
 
 
 @given(damaged(saved(**TENSORS)))
-@example(LIES["no member"])
 def test_an_npz_is_read_or_refused(file, content):
     path = file.with_name("weights.npz")
     path.write_bytes(content)
     with little_memory(), either_right_or(CheckpointError, path):
-        found = model_weights.read(path)
-        for name in TENSORS.keys() & found.keys():
-            assert found[name].dtype.kind in "fiu"
+        tensors = model_weights.read(path)
+        assert all(tensors[name].dtype.kind in "fiu" for name in TENSORS.keys() & tensors.keys())
 
 
 def test_a_compressed_npz_of_weights_is_read(tmp_path):
     x = np.random.default_rng(0).standard_normal(1000, np.float32)
     np.savez_compressed(tmp_path / "weights.npz", x=x, y=np.zeros((0, 3)))
-    found = read_npz(tmp_path / "weights.npz")
-    np.testing.assert_array_equal(found["x"], x)
-    assert found["y"].shape == (0, 3)
+    arrays = read_npz(tmp_path / "weights.npz")
+    np.testing.assert_array_equal(arrays["x"], x)
+    assert arrays["y"].shape == (0, 3)
 
 
-@pytest.fixture(scope="module")
-def squeezenet():
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("features.0.bias", np.full(64, np.nan), "NaN, infinite or .* features_0/bias"),
+        ("features.0.bias", np.full(64, 1e300), "too large for float32"),
+        ("features.0.bias", np.array(["x"] * 64), "dtype: features.0.bias is <U1"),
+        ("features.0.bias", np.zeros((0,)), r"shape: features.0.bias is \(0,\)"),
+        ("classifier.1.bias", np.zeros(()), r"classifier\.1\.(weight|bias)"),
+        ("classifier.1.bias", np.zeros(10**6), r"classifier\.1\.(weight|bias)"),
+    ],
+)
+def test_weights_of_wrong_values_types_and_sizes_are_named(tmp_path, name, values, message):
     expected = timm_names.expected_tensors("squeezenet1_1", 2)
-    return {key: np.full(shape, 0.5, np.float32) for key, (_, shape, _) in expected.items()}
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_named(tmp_path, squeezenet, value):
-    wrong = squeezenet["features.0.bias"].copy()
-    wrong[3] = value
-    path = tmp_path / "w.safetensors"
-    safetensors.numpy.save_file({**squeezenet, "features.0.bias": wrong}, path)
-    with pytest.raises(CheckpointError, match=r"w\.safetensors holds .*NaN.* features_0/bias"):
-        timm.load(path, "squeezenet1_1")
-    assert timm.load(path, "squeezenet1_1", finite=False)
-
-
-def test_weights_too_large_for_float32_are_named(tmp_path, squeezenet):
-    wrong = squeezenet["features.0.bias"].astype(np.float64) * 1e300
-    np.savez(tmp_path / "w.npz", **{**squeezenet, "features.0.bias": wrong})
-    with pytest.raises(CheckpointError, match="too large for float32"):
+    tensors = {key: np.full(shape, 0.5, np.float32) for key, (_, shape, _) in expected.items()}
+    np.savez(tmp_path / "w.npz", **{**tensors, name: values})
+    with pytest.raises(CheckpointError, match=rf"(?s)w\.npz .*{message}"):
         timm.load(tmp_path / "w.npz", "squeezenet1_1")
 
 
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("name", "leaf", "message"),
     [
-        (np.zeros(64, np.int32), "dtype: features.0.bias is int32"),
-        (np.zeros(64, np.complex64), "dtype: features.0.bias is complex64"),
-        (np.zeros(64, bool), "dtype: features.0.bias is bool"),
-        (np.array(["x"] * 64), "dtype: features.0.bias is <U1"),
-        (np.zeros((64, 1), np.float32), r"shape: features.0.bias is \(64, 1\)"),
-        (np.zeros((0,), np.float32), r"shape: features.0.bias is \(0,\)"),
-        (np.float32(0), r"shape: features.0.bias is \(\)"),
+        ("encoder/stem/conv/bias", np.full(40, np.nan, np.float32), "no finite float32"),
+        ("decoder/predict/bias", None, "missing: decoder/predict/bias"),
+        ("more", np.zeros(3, np.float32), "extra: more"),
     ],
 )
-def test_weights_of_wrong_types_and_sizes_are_named(tmp_path, squeezenet, array, message):
-    np.savez(tmp_path / "w.npz", **{**squeezenet, "features.0.bias": array})
-    with pytest.raises(CheckpointError, match=message):
-        timm.load(tmp_path / "w.npz", "squeezenet1_1")
-
-
-@pytest.mark.parametrize("bias", [np.zeros(0), np.zeros(()), np.zeros((2, 2)), np.zeros(10**6)])
-def test_a_classifier_of_absurd_size_is_refused(tmp_path, squeezenet, bias):
-    wrong = {**squeezenet, "classifier.1.bias": bias.astype(np.float32)}
-    np.savez(tmp_path / "w.npz", **wrong)
-    with pytest.raises(CheckpointError, match=r"(?s)w\.npz .*classifier\.1\.(weight|bias)"):
-        timm.load(tmp_path / "w.npz", "squeezenet1_1")
-
-
-@pytest.mark.parametrize("first", ["a", "a/b"])
-def test_parameters_that_are_both_a_leaf_and_a_branch_are_damaged(tmp_path, first):
-    path = tmp_path / "p.safetensors"
-    names = (first, f"{first}/c")
-    safetensors.numpy.save_file({name: np.zeros(1, np.float32) for name in names}, path)
-    with pytest.raises(DamagedFileError, match=f"'{first}' is a tensor and a group of tensors"):
-        load_params(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("encoder/stem/conv/kernel", lambda x: x[..., :3], r"shape: encoder/stem/conv/kernel"),
-        ("encoder/stem/conv/bias", lambda x: x * np.nan, "no finite float32"),
-        ("encoder/stem/conv/bias", lambda x: x.astype(np.int32), "no finite float32"),
-        ("decoder/predict/kernel", lambda x: None, "missing: decoder/predict/kernel"),
-        ("encoder", None, "missing: encoder/stem"),
-        ("more", lambda _: np.zeros(3, np.float32), "extra: more"),
-    ],
-)
-def test_an_autoencoder_of_another_network_is_damaged(tmp_path, autoencoder, name, change, message):
-    model, params = autoencoder
-    flat = dict(traverse_util.flatten_dict(params, sep="/"))
-    if change is None:
-        flat = {key: x for key, x in flat.items() if not key.startswith(f"{name}/")}
-    elif (leaf := change(flat.get(name))) is None:
-        del flat[name]
-    else:
-        flat[name] = np.ascontiguousarray(leaf)
+def test_an_autoencoder_of_another_network_is_damaged(tmp_path, name, leaf, message):
+    config = default_config.get_config()
+    config.model.name, config.decoder.dim = "convnext_atto", 8
+    model = pretrain.create_autoencoder(config, 2)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    mask = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
+    params = initial_variables(model, 0, image, mask)["params"]
+    flat = {**traverse_util.flatten_dict(params, sep="/"), name: leaf}
     path = tmp_path / "autoencoder.safetensors"
-    safetensors.numpy.save_file(flat, path)
+    safetensors.numpy.save_file({key: x for key, x in flat.items() if x is not None}, path)
     with pytest.raises(
         DamagedFileError, match=rf"(?s)autoencoder\.safetensors is damaged.*{message}"
     ):
         pretrain.load_autoencoder(path, model)
 
 
-def test_an_autoencoder_of_this_network_is_read(tmp_path, autoencoder):
-    model, params = autoencoder
-    save_params(tmp_path / "a.safetensors", params)
-    found = pretrain.load_autoencoder(tmp_path / "a.safetensors", model)
-    jax.tree.map(np.testing.assert_array_equal, found, params)
-
-
-@pytest.fixture(scope="module")
-def autoencoder():
-    config = default_config.get_config()
-    config.model.name, config.decoder.dim = "convnext_atto", 8
-    model = pretrain.create_autoencoder(config, 2)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    mask = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
-    return model, initial_variables(model, 0, image, mask)["params"]
-
-
 # --- Checkpoints -------------------------------------------------------------------------------
 
 
-@given(JSON.map(json.dumps) | st.text(max_size=20))
-@example("[" * 100_000)
-@example("[]")
-@example("7")
-@example('{"manifest.ocdbt": 7}')
-@settings(max_examples=30)  # each is a manager of its own
-def test_a_checkpoint_whose_record_is_something_else_is_damaged(checkpoint, content):
-    folder, tree = checkpoint
-    (folder / "1.sha256.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    with Checkpoints(folder) as checkpoints, pytest.raises(DamagedFileError, match="is damaged"):
-        checkpoints.restore(tree)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+@pytest.mark.parametrize("record", ["[" * 100_000, "7", '{"manifest.ocdbt": 7}', "\udcff"])
+def test_a_checkpoint_whose_record_is_something_else_is_damaged(tmp_path, record):
     tree = {"x": np.arange(4, dtype=np.float32)}
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, {"epoch": 1})
-    return folder, tree
+        (tmp_path / "1.sha256.json").write_bytes(record.encode("utf-8", "surrogatepass"))
+        with pytest.raises(DamagedFileError, match="is damaged"):
+            checkpoints.restore(tree)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"x": np.zeros(5, np.float32)},
         {"x": np.zeros((2, 2), np.float32)},
         {"y": np.zeros(4, np.float32)},
-        {"x": np.zeros(4, np.float32), "y": np.zeros(1, np.float32)},
         {"x": {"z": np.zeros(4, np.float32)}},
     ],
     ids=str,
@@ -362,17 +276,16 @@ def test_a_checkpoint_of_other_arrays_is_damaged(tmp_path, other):
 
 @given(JSON.map(lambda x: json.dumps(x).encode()) | st.binary(max_size=40))
 @example(b"[" * 100_000)
-@example(b'{"a":' * 100_000)
 @example(b"9" * 5000)
 @example(b'{"loss": NaN}')
-@example(b'{"loss": -Infinity}')
 @example(b"\xff\xfe{}")
-@example(b"")
 def test_json_is_of_the_kind_that_is_asked_for_or_damaged(file, content):
     file.write_bytes(content)
     for kind in (dict, list):
         with either_right_or(DamagedFileError, file):
             assert type(read_json(file, kind=kind)) is kind
+    with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
+        read_sealed(file)
 
 
 def test_a_folder_in_a_files_place_is_damaged(tmp_path):
@@ -387,51 +300,24 @@ def test_a_path_that_is_no_text_comes_back_from_json(tmp_path):
     assert json.loads((tmp_path / "x.json").read_bytes()) == {"dir": "m\udce4rz", "ok": "März"}
 
 
-ROW = {"file": "cat/1.png", "label": "cat", "split": "train", "group": 0, "sha256": "0" * 64}
-
-
-@given(st.dictionaries(st.sampled_from(sorted(ROW)), JSON, max_size=2))
-@example({"file": "../1.png"})
-@example({"file": "/etc/passwd"})
-@example({"split": "Train"})
-def test_splits_json_has_rows_of_files_below_the_folder_or_is_damaged(file, changes):
-    write_json(file, [{**ROW, **changes}])
-    with either_right_or(DamagedFileError, file):
-        (found,) = splits.read(file)
-        assert found["file"].split("/")[0] not in ("", "..")
-        assert ".." not in found["file"].split("/")
-        assert found["split"] in splits.PARTS
-
-
-@pytest.mark.parametrize("content", ["{}", "7", '"x"', "null", "[7]", "[[]]", "[{}]", "[null]"])
-def test_splits_json_of_another_structure_is_damaged(file, content):
-    file.write_text(content)
+@pytest.mark.parametrize("content", [{}, [7], [{}], [{"file": "../1.png"}], [{"file": "/a/1.png"}]])
+def test_splits_json_of_other_content_is_damaged(file, content):
+    row = {"file": "1.png", "label": "cat", "split": "train", "group": 0, "sha256": "0" * 64}
+    write_json(file, content if content in ({}, [7], [{}]) else [row | content[0]])
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged .*restore it"):
         splits.read(file)
 
 
-@given(JSON)
-@example({"layers": None})
-@example({"layers": [{"layer": "a", "trains": True}]})
-@example({"layers": [{"layer": ["a"], "trains": True}]})
-@example({"layers": [{"layer": x, "trains": 1} for x in "ab"]})
-@example({"layers": [{"layer": x, "trains": True} for x in "abc"]})
-def test_layers_json_decides_for_every_layer_or_is_damaged(file, content):
-    (write_sealed if isinstance(content, dict) else write_json)(file, content)
+@pytest.mark.parametrize("layers", [None, [{"layer": x, "trains": True} for x in "abc"]])
+def test_layers_json_decides_for_every_layer_or_is_damaged(file, layers):
+    write_sealed(file, {"layers": layers})
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
         layer_selection.read_report(file, ["a", "b"])
 
 
-@given(JSON)
-def test_what_is_not_sealed_is_damaged(file, content):
-    write_json(file, content)
-    with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
-        read_sealed(file)
-
-
 # --- Predictions -------------------------------------------------------------------------------
 
-GOOD = Predictions(
+PREDICTIONS = Predictions(
     np.array(["a", "b"]), np.array([0, 1]), np.eye(2, dtype=np.float32), np.array([7, 7])
 )
 
@@ -439,61 +325,21 @@ GOOD = Predictions(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ids": np.array([1, 2])},
-        {"ids": np.array("a")},
-        {"labels": np.array([0.0, 1.0])},
-        {"labels": np.array([0])},
-        {"labels": np.array([["0", "1"]])},
-        {"groups": np.array([0.0, 1.0])},
-        {"groups": np.array([0])},
-        {"groups": np.array(0)},
-        {"probabilities": np.eye(2, dtype=int)},
         {"probabilities": np.ones(2)},
-        {"probabilities": np.ones((3, 2))},
         {"probabilities": np.full((2, 2), np.nan)},
-        {"probabilities": np.full((2, 2), -np.inf)},
         {"probabilities": np.array([[{}, 1], [1, 1]], object)},
     ],
     ids=str,
 )
 def test_predictions_of_wrong_types_or_sizes_are_damaged(file, changes):
-    file.write_bytes(saved(**{**GOOD._asdict(), **changes}))
+    file.write_bytes(saved(**{**PREDICTIONS._asdict(), **changes}))
     with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
         load_predictions(file)
 
 
-@given(damaged(saved(**GOOD._asdict())))
+@given(damaged(saved(**PREDICTIONS._asdict())))
 def test_predictions_are_what_was_saved_or_damaged(file, content):
     file.write_bytes(content)
     with little_memory(), either_right_or(DamagedFileError, file):
-        found = load_predictions(file)
-        for values, expected in zip(found, GOOD, strict=True):
+        for values, expected in zip(load_predictions(file), PREDICTIONS, strict=True):
             np.testing.assert_array_equal(values, expected)
-
-
-# --- metrics.jsonl -----------------------------------------------------------------------------
-
-LINE = {"stage": "pretrain", "round": 0, "epoch": 1, "step": 10, "loss": 0.5}
-
-
-@given(st.lists(JSON.map(lambda x: json.dumps(x).encode()) | st.binary(max_size=30), max_size=5))
-@example([b"[]", b"7", b"null", b"{}", b'{"stage": "pretrain"}'])
-@example([b'{"stage": "pretrain", "round": 0, "step": "x"}'])
-@example([b'{"stage": "pretrain", "round": 0, "step": ' + b"9" * 5000 + b"}"])
-@example([b"[" * 100_000, b"\xff\xfe\x00"])
-def test_a_log_with_other_lines_is_gone_on_with(file, lines):
-    own = [json.dumps({**LINE, "step": step}).encode() for step in (10, 20, 30)]
-    file.write_bytes(b"\n".join([own[0], *lines, own[1], *lines, own[2]]))
-    MetricsLog(file).forget("pretrain", 0, after_step=20)
-    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    kept = [row["step"] for row in rows if row["stage"] == "pretrain" and row["round"] == 0]
-    assert [step for step in kept if step in (10, 20, 30)][:1] == [10]
-    assert 20 in kept
-    assert 30 not in kept
-
-
-def test_a_workdir_whose_holder_is_no_text_is_in_use(tmp_path):
-    with lock(tmp_path / "run"):
-        (tmp_path / "run" / ".holder").write_bytes(b"\xff\xfe")
-        with pytest.raises(ConfigError, match="is in use by"), lock(tmp_path / "run"):
-            pass

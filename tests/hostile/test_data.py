@@ -1,4 +1,4 @@
-"""Tables, archives, DICOM files, caches and names that somebody else has made."""
+"""Tables, archives, images and DICOM files that somebody else has made."""
 
 import contextlib
 import io
@@ -15,10 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import datasets, download, images, packing
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.prepare import prepare
 from egmae_jax.data.samples import IntensityRange
 from tests.data.writers import dicom as write_dicom
 from tests.data.writers import encode, noise, png, spread, table, tiff
@@ -53,22 +51,19 @@ ROWS = st.lists(st.lists(CELL | TEXT, max_size=4).map(",".join), max_size=4).map
 
 
 @given(ROWS.map(lambda rows: f"path,label\n{rows}".encode()) | TEXT.map(str.encode) | st.binary())
-@example(b"")
 @example(b"\xef\xbb\xbfpath,label\n1.png,cat\n2.png,dog\n")  # a byte order mark
 @example(b"\xff\xfep\0a\0t\0h\0")
 @example(b'path,label\n"1.png,cat\n2.png,dog\n')  # a quote that is not closed
-@example(b"path,label\n1.png\0,cat\n2.png,dog\n")
 @example(b"path,label\n" + b"x" * 200_000 + b",cat\n")
-@example(b"path,label\n" + b"x/" * 3000 + b",cat\n2.png,dog\n")
 @settings(max_examples=100)
 def test_a_manifest_lists_images_below_its_folder_or_says_what_is_wrong(listed, content):
     try:
-        found = listed(content)
+        images = listed(content)
     except DataError as error:
         assert "manifest.csv" in str(error)  # noqa: PT017 (either outcome is right)
     else:
-        assert {image.file for image in found} == {"1.png", "2.png"}
-        assert all(image.label for image in found)
+        assert {image.file for image in images} == {"1.png", "2.png"}
+        assert all(image.label for image in images)
 
 
 ISIC = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
@@ -90,7 +85,7 @@ def isic(tmp_path_factory):
     return list_images
 
 
-@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "..", "", "x/y", "x" * 300])
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", "x" * 300])
 def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
     with pytest.raises(DataError, match=r"1 images of .* are not in "):
         isic(f"{ISIC}{name},1,0,0,0,0,0,0\n")
@@ -105,9 +100,9 @@ def test_an_isic_image_has_one_row(isic):
 # --- Archives ----------------------------------------------------------------------------------
 
 
-def zip_of(members, compression=zipfile.ZIP_DEFLATED):
+def zip_of(members):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
@@ -123,9 +118,9 @@ def unpack(content):
     except DataError as raised:
         error = str(raised)
         assert str(folder / "a.zip") in error
-    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     shutil.rmtree(folder)
-    return left - {"a.zip"}, error
+    return files - {"a.zip"}, error
 
 
 BOMB = {"small.txt": b"x", "bomb.png": b"\0" * 30_000_000}
@@ -133,17 +128,20 @@ BOMB = {"small.txt": b"x", "bomb.png": b"\0" * 30_000_000}
 
 def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing():
     with little_memory():
-        left, error = unpack(zip_of(BOMB))
+        files, error = unpack(zip_of(BOMB))
     assert "decompression bomb; nothing was unpacked" in error
-    assert not left
+    assert not files
 
 
-def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "pack"), [("a.zip", zip_of), ("a.tar", lambda members: tar_of(members, "w"))]
+)
+def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypatch, name, pack):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    left, error = unpack(zip_of({"1.png": b"x" * 600, "2.png": b"y" * 600}))
+    files, error = unpack(zip_of({"1.png": b"x" * 600, "2.png": b"y" * 600}))
     assert "has 1000 free; nothing was unpacked" in error
-    assert not left
+    assert not files
 
 
 def test_tables_and_blank_images_are_no_bombs():
@@ -158,8 +156,8 @@ PLAIN = {"cat/1.png": b"one", "dog/2.png": b"two" * 50}
 @given(damaged(zip_of(PLAIN), 6))
 @settings(max_examples=100)
 def test_a_damaged_archive_leaves_all_or_nothing(content):
-    left, error = unpack(content)
-    assert not left or error is None
+    files, error = unpack(content)
+    assert not files or error is None
 
 
 # --- Images ------------------------------------------------------------------------------------
@@ -234,22 +232,15 @@ def test_damaged_dicom_is_an_image_or_unreadable(dicom, has_table):
     "elements",
     [
         {"RescaleSlope": "1e308", "RescaleIntercept": "1e308"},
-        {"RescaleSlope": 0, "WindowCenter": "1e308", "WindowWidth": "1e308"},
         {"WindowCenter": 0, "WindowWidth": -5},
-        {"WindowCenter": 0, "WindowWidth": 0},
         {"SamplesPerPixel": 65535},
-        {"SamplesPerPixel": 3},
         {"BitsAllocated": 65535},
         {"BitsStored": 0},
-        {"BitsStored": 99},
-        {"PhotometricInterpretation": "<script>"},
         {"PhotometricInterpretation": "PALETTE COLOR"},
         {"PixelRepresentation": 7},
-        {"NumberOfFrames": -1},
         {"NumberOfFrames": 10**9},
         {"Rows": 0},
         {"Rows": 65535, "Columns": 65535},
-        {"Rows": 60000, "Columns": 2000},
         {"PixelData": b""},
     ],
     ids=str,
@@ -266,8 +257,8 @@ def test_dicom_elements_that_lie_make_no_picture_of_nothing(dicom, elements):
             assert picture.size == (8, 8)
 
 
-def compressed(syntax, fragments, **elements):
-    """A DICOM file of encapsulated pixels."""
+def rewritten(syntax, pixels=None, **elements):
+    """A DICOM file in another transfer syntax, of encapsulated pixels where they are given."""
     import pydicom
     from pydicom.encaps import encapsulate
 
@@ -275,8 +266,9 @@ def compressed(syntax, fragments, **elements):
     dataset.file_meta.TransferSyntaxUID = syntax
     for name, value in elements.items():
         setattr(dataset, name, value)
-    dataset.PixelData = encapsulate(fragments)
-    dataset["PixelData"].is_undefined_length = True
+    if pixels is not None:
+        dataset.PixelData = encapsulate([pixels])
+        dataset["PixelData"].is_undefined_length = True
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
@@ -289,84 +281,27 @@ def test_compressed_dicom_that_claims_a_huge_size_is_refused(dicom, caplog):
     picture = io.BytesIO()
     PIL.Image.new("L", (8, 8), 7).save(picture, "JPEG")
     whole = picture.getvalue()
-    good = images.decode(compressed(uid.JPEGBaseline8Bit, [whole]))
+    good = images.decode(rewritten(uid.JPEGBaseline8Bit, whole))
     assert np.abs(np.asarray(good).astype(int) - np.asarray(good).flat[0]).max() == 0
     start = whole.index(b"\xff\xc0") + 5  # height and width of the frame
     liar = whole[:start] + b"\xff\xff\xff\xff" + whole[start + 4 :]
     rle = b"\x01\0\0\0\x40" + bytes(59) + b"\x81\0" * 1000
     for syntax, pixels, size in (
         (uid.JPEGBaseline8Bit, liar, 8),
-        (uid.JPEGBaseline8Bit, liar, 65535),
         (uid.JPEGBaseline8Bit, whole, 3000),
         (uid.RLELossless, rle, 60000),
-        (uid.RLELossless, rle, 3000),
     ):
-        encoded = compressed(syntax, [pixels], Rows=size, Columns=size)
+        encoded = rewritten(syntax, pixels, Rows=size, Columns=size)
         with little_memory(), pytest.raises(images.UnreadableImageError):
             images.decode(encoded)
     assert not caplog.records  # with tracebacks
 
 
-def deflated(elements):
-    """A DICOM file that is compressed as a whole."""
-    import pydicom
-    from pydicom import uid
-
-    dataset = pydicom.dcmread(io.BytesIO(write_dicom(np.full((8, 8), 5), bits=8, allocated=8)))
-    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    buffer = io.BytesIO()
-    dataset.save_as(buffer)
-    return buffer.getvalue()
-
-
 def test_deflated_dicom_is_read_if_it_inflates_to_little(dicom, monkeypatch):
-    assert images.decode(deflated({})).size == (8, 8)
+    from pydicom.uid import DeflatedExplicitVRLittleEndian as DEFLATED
+
+    assert images.decode(rewritten(DEFLATED)).size == (8, 8)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10**6)
-    bomb = deflated({"ImageComments": "x" * 10**7})
+    bomb = rewritten(DEFLATED, ImageComments="x" * 10**7)
     with pytest.raises(images.UnreadableImageError, match="a decompression bomb"):
         images.decode(bomb)
-
-
-# --- The cache ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Prepares four images, and the path of their index, whose content is given back at the end."""
-    root = tmp_path_factory.mktemp("cached")
-    rng = np.random.default_rng(0)
-    for file in ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"):
-        path = root / "data" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)).save(path)
-
-    def call():
-        options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
-        return prepare("image_folder", root / "data", root / "cache", **options)
-
-    call()
-    return call, next((root / "cache").rglob("index.npz"))
-
-
-def test_a_damaged_index_is_what_was_written_or_named(prepared):
-    call, path = prepared
-    whole, expected = path.read_bytes(), call()
-
-    @given(damaged(whole))
-    @settings(max_examples=40)
-    def check(content):
-        path.write_bytes(content)
-        try:
-            found = call()
-        except DamagedFileError as error:
-            assert "index.npz is damaged" in str(error)  # noqa: PT017 (either outcome is right)
-        else:
-            assert found.files == expected.files
-            np.testing.assert_array_equal(found.descriptors, expected.descriptors)
-
-    try:
-        check()
-    finally:
-        path.write_bytes(whole)

@@ -18,17 +18,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from egmae_jax.core import console
-from egmae_jax.core.files import DamagedFileError, natural_key, read_json, write_json
+from egmae_jax.core.files import natural_key, read_json, write_json
 from egmae_jax.data import audit, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
-from egmae_jax.evaluation.predictions import Predictions, save_predictions
+from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
-from egmae_jax.explain import cam_scores, lesions, noise
+from egmae_jax.explain import lesions
 from egmae_jax.explain.lesions_figure import draw_lesions
-from egmae_jax.explain.overlay import Row, contact_sheet
 from egmae_jax.explain.panels import Panels, draw_sheet
-from egmae_jax.run import results, tables
+from egmae_jax.run import tables
 
 # What the libraries say of odd files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -59,16 +58,11 @@ NAMES = (
     "ensemble",
     "x" * 100,
 )
-NAME = st.sampled_from(NAMES) | st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"), exclude_characters="/"),
-    min_size=1,
-    max_size=20,
-)
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """A folder a name, each with two images of names of the same kind."""
+def prepared(tmp_path_factory):
+    """A data set with a class of each name, each with two images of names of the same kind."""
     root = tmp_path_factory.mktemp("names")
     rng = np.random.default_rng(0)
     for name in NAMES:
@@ -76,17 +70,12 @@ def tree(tmp_path_factory):
         folder.mkdir(parents=True)
         for file in (f"{name}.png", f"{'y' * 251}.png"):
             PIL.Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)).save(folder / file)
-    return root
+    return prepare_(root)
 
 
-@pytest.fixture(scope="module")
-def prepared(tree):
-    return prepare_(tree)
-
-
-def prepare_(root, name="image_folder"):
+def prepare_(root):
     options = {"on_error": "raise", "near_duplicate_threshold": 0.99}
-    return prepare(name, root / "data", root / "cache", **options)
+    return prepare("image_folder", root / "data", root / "cache", **options)
 
 
 def test_names_come_through_preparing_and_splitting_as_they_are(prepared, tmp_path):
@@ -100,7 +89,7 @@ def test_names_come_through_preparing_and_splitting_as_they_are(prepared, tmp_pa
     assert [row["file"] for row in splits.read(path)] == list(prepared.files)
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b[2Jx", "x\u2028y", "bell\a", "tab\tx"])
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2Jx", "x\u2028y"])
 def test_control_characters_in_names_are_refused(tmp_path, name):
     for where in ("class", "file"):
         root = tmp_path / where
@@ -112,30 +101,18 @@ def test_control_characters_in_names_are_refused(tmp_path, name):
         assert name not in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_refused_in_any_place(tmp_path, caplog):
-    for k, place in enumerate((b"m\xe4rz/1.png", b"cat/m\xe4rz.png", b"cat/x.m\xe4rz")):
-        root = tmp_path / str(k)
-        (root / "data" / "cat").mkdir(parents=True)
-        path = os.path.join(os.fsencode(root / "data"), place)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w"):
-            pass
-        (root / "data" / "dog").mkdir(exist_ok=True)
-        with pytest.raises(DataError) as caught:
-            prepare_(root)
-        with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit):
-            console.fail(str(caught.value))
-        said.getvalue().encode()  # a terminal takes it
-    caplog.text.encode()
-
-
-def test_a_class_of_a_manifest_with_a_line_break_is_refused(tmp_path):
-    (tmp_path / "data").mkdir()
-    for k in (1, 2):
-        PIL.Image.new("L", (9, 9)).save(tmp_path / "data" / f"{k}.png")
-    (tmp_path / "data" / "manifest.csv").write_text('path,label\n1.png,"a\nb"\n2.png,dog\n')
-    with pytest.raises(DataError, match=r"The name of the class 'a\\nb' holds a line break"):
-        prepare_(tmp_path, "manifest")
+@pytest.mark.parametrize("place", [b"m\xe4rz/1.png", b"cat/x.m\xe4rz"])
+def test_bytes_that_are_no_text_are_refused_in_any_place(tmp_path, place):
+    path = os.path.join(os.fsencode(tmp_path / "data"), place)
+    for folder in (os.path.dirname(path), tmp_path / "data" / "dog"):
+        os.makedirs(folder)
+    with open(path, "w"):
+        pass
+    with pytest.raises(DataError) as caught:
+        prepare_(tmp_path)
+    with contextlib.redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit):
+        console.fail(str(caught.value))
+    output.getvalue().encode()  # a terminal takes it
 
 
 # --- Terminals ---------------------------------------------------------------------------------
@@ -186,11 +163,11 @@ def results_of(classes):
 
 def test_the_tables_show_names_as_they_are(tmp_path):
     classes = [*NAMES, "[/]", "[red]x[/]", "[/red]", "[x\\", ":smiley:"]
-    found = results_of(classes)
-    write_json(tmp_path / "results.json", found)
-    assert read_json(tmp_path / "results.json") == json.loads(json.dumps(found))
+    results = results_of(classes)
+    write_json(tmp_path / "results.json", results)
+    assert read_json(tmp_path / "results.json") == json.loads(json.dumps(results))
     with terminal(width=9999) as lines:
-        tables.print_results(found)
+        tables.print_results(results)
     for name in classes:  # in the counts, the table of classes, the fusion weights
         assert len([line for line in lines if name.strip() in line]) >= 3, name
 
@@ -208,13 +185,13 @@ def test_a_long_name_does_not_take_the_place_of_the_figures():
 @example("\\[/]\\")
 @example("\x1b]0;title\x07")
 @example("m\udce4rz :cat:")
-def test_errors_are_told_as_they_are_but_for_control_characters(message):
+def test_errors_are_printed_as_they_are_but_for_control_characters(message):
     with contextlib.redirect_stderr(io.StringIO()) as output, pytest.raises(SystemExit):
         console.fail(message)
-    said = output.getvalue()
-    assert "\x1b]" not in said.replace("\x1b[", "")
+    printed = output.getvalue()
+    assert "\x1b]" not in printed.replace("\x1b[", "")
     if message.isprintable():
-        assert f"Error: {message}" in said.replace("\x1b[1;31m", "").replace("\x1b[0m", "")
+        assert f"Error: {message}" in printed.replace("\x1b[1;31m", "").replace("\x1b[0m", "")
 
 
 def test_log_lines_are_no_markup(monkeypatch):
@@ -231,113 +208,34 @@ def test_log_lines_are_no_markup(monkeypatch):
         assert "[/] :cat: [red]" in re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())
 
 
-def test_the_audit_shows_names_as_they_are(prepared, tmp_path):
-    found = audit.save(prepared, tmp_path)
+def test_the_audit_shows_names_as_they_are(prepared, tmp_path, monkeypatch):
+    result = audit.save(prepared, tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
     with terminal() as lines:
-        os.environ["COLUMNS"], before = "300", os.environ.get("COLUMNS")
-        try:
-            audit.show(found, tmp_path)
-        finally:
-            os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+        audit.show(result, tmp_path)
     for name in NAMES:
         assert any(name in line for line in lines), name
 
 
-def test_explanations_show_names_as_they_are(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "300")
-    means = {"images": 2, **dict.fromkeys(cam_scores.SCORES, 0.5)}
-    left_out = {"without_lesion": 0, "unusable_masks": ["[/]"]}
-    groups = {"all": means, "right": means, "wrong": means, "left_out": left_out}
-    content = {
-        **{"model": "resnet18", "branch": "mae", "round": 0, "images": 2, "right": 1},
-        **{"layer": "layer4", "grid": [7, 7], "part": ""},
-        "masks": {**groups, "by_class": dict.fromkeys(NAMES, means)},
-    }
-    number = {"mean": 0.5, "std": 0.1}
-    row = {"images": 2, **dict.fromkeys(("entropy", "noise_variance", "masked_share"), number)}
-    lesion = {
-        "images": 2,
-        "entropy": dict.fromkeys(lesions.REGIONS, number),
-        **{"noise_enrichment": {**number, "p": 0.1}, "mask_enrichment": {**number, "p": 0.1}},
-    }
-    maps = {
-        "images": {"all": row, "by_class": dict.fromkeys(NAMES, row)},
-        "lesions": {"all": lesion, "by_class": dict.fromkeys(NAMES, lesion)},
-    }
-    for show in (lambda: cam_scores.show(content, tmp_path), lambda: noise.show(maps)):
-        with terminal() as lines:
-            show()
-        for name in NAMES:
-            assert any(name in line for line in lines), name
-
-
 # --- Figures and pictures ----------------------------------------------------------------------
-
-PIXELS = np.zeros((32, 32, 3), np.uint8)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.filterwarnings("ignore:constrained_layout")
-def test_figures_show_names_as_they_are(tmp_path):
-    names = ("$\\frac$", "\\$x$ 100 %", "größer 中文", "x" * 100)
-    rows = [Row(PIXELS, np.zeros((32, 32)), None, name, name, name, 0.5) for name in names]
-    contact_sheet(rows, tmp_path / "sheet.png", note="")
-    patches = np.zeros((2, 2))
-    panel = Panels(PIXELS, patches, patches, np.zeros((32, 32, 3)), patches, None, None)
-    sheet = draw_sheet([panel] * len(names), [f"{name}\n{name}" for name in names], note="")
-    sheet.savefig(io.BytesIO(), dpi=20)
-    regions = dict.fromkeys(lesions.REGIONS, 1.0)
-    measured = {"entropy": regions, "area_share": 0.1}
-    measured |= dict.fromkeys(("noise_share", "masked_within"), 0.5)
-    figure = draw_lesions([{**measured, "label": name} for name in NAMES], "title")
+def test_figures_show_names_as_they_are():
+    names = ["$\\frac$", "größer 中文"]
+    pixels, patches = np.zeros((32, 32, 3), np.uint8), np.zeros((2, 2))
+    panel = Panels(pixels, patches, patches, np.zeros((32, 32, 3)), patches, None, None)
+    draw_sheet([panel] * 2, names, note="").savefig(io.BytesIO(), dpi=20)
+    measured = {"entropy": dict.fromkeys(lesions.REGIONS, 1.0), "area_share": 0.1}
+    shares = ("noise_share", "masked_within", "noise_enrichment", "mask_enrichment")
+    measured |= dict.fromkeys(shares, 0.5)
+    figure = draw_lesions([{**measured, "label": name} for name in names], "title")
     figure.savefig(io.BytesIO(), dpi=20)
-    legend = figure.axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == sorted(NAMES)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names
 
 
 def test_numbers_in_names_sort_only_where_they_are_numbers():
     files = ["a²1.png", "²1.png", "a\u0663.png", "a (10).png", "a (2).png", "①.png"]
     ordered = sorted(files, key=natural_key)
     assert ordered.index("a (2).png") + 1 == ordered.index("a (10).png")
-
-
-# --- Predictions of other images ---------------------------------------------------------------
-
-
-class Data:
-    """What `results` asks of a run's data."""
-
-    class prepared:
-        files = ("a", "b", "c")
-        labels = np.array([0, 1, 0])
-        classes = ("x", "y")
-        groups = np.array([3, 3, 1])
-
-    @staticmethod
-    def indices(round_index, split):
-        return np.array([0, 1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ids": np.array(["b", "a"])}, "its images are not those of the test part"),
-        ({"labels": np.array([1, 0])}, "its labels are not those of its images"),
-        ({"probabilities": np.eye(2, 3)}, "of 3 classes, not 2"),
-    ],
-)
-def test_predictions_of_other_images_are_not_scored(tmp_path, changes, message):
-    class Run:
-        data = Data
-
-        class paths:
-            @staticmethod
-            def predictions(*_):
-                return tmp_path / "p.npz"
-
-    good = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.eye(2), np.arange(2))
-    save_predictions(tmp_path / "p.npz", good)
-    assert results._predictions(Run, "mae", 0, "test").ids.tolist() == ["a", "b"]
-    save_predictions(tmp_path / "p.npz", good._replace(**changes))
-    with pytest.raises(DamagedFileError, match=rf"p\.npz is damaged \({message}"):
-        results._predictions(Run, "mae", 0, "test")
