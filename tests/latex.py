@@ -29,7 +29,7 @@ def shown(source: str) -> str:
     Every character that TeX takes for something else must be written as a command, braces must be
     in pairs, and no two letters may run into another sign.
     """
-    found, depth, place = [], 0, 0
+    text, depth, place = [], 0, 0
     letters = re.sub("|".join(re.escape(x) for x in _SYMBOLS), "\0", source)
     assert not [x for x in _LIGATURES if x in letters], source
     while place < len(source):
@@ -40,8 +40,8 @@ def shown(source: str) -> str:
             depth += 1 if token["group"] == "{" else -1
             assert depth >= 0, source
         elif token["letter"]:
-            found.append(token["letter"])
+            text.append(token["letter"])
         elif not token["command"]:
-            found.append(_SYMBOLS[token[0]])
+            text.append(_SYMBOLS[token[0]])
     assert depth == 0, source
-    return "".join(found)
+    return "".join(text)

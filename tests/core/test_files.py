@@ -1,9 +1,8 @@
-"""Files that are whole or not there, and the log of metrics that outlives a kill."""
+"""Files that are whole or not there, and errors of disks that take no more."""
 
 import contextlib
 import errno
 import json
-import logging
 import os
 import re
 import resource
@@ -26,8 +25,6 @@ from egmae_jax.core.files import (
     write_sealed,
 )
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
-from egmae_jax.run import logs
-from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import checkpoint
 
 
@@ -60,12 +57,6 @@ def test_what_a_user_would_lose_is_not_written_over(tmp_path):
             require_output(tmp_path / name, (".csv",))
 
 
-def test_nothing_but_the_file_is_left(tmp_path):
-    write_atomically(tmp_path / "a" / "b" / "file.json", "1")
-    write_atomically(tmp_path / "a" / "b" / "file.json", "2")
-    assert names(tmp_path / "a" / "b") == ["file.json"]
-
-
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "a long text " * 1000)
@@ -75,6 +66,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.read_text() == "short"
     assert len(reader.read()) == 12_000 - 6
     reader.close()
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("crash_in", ["fsync", "replace"])
@@ -93,16 +85,6 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, crash_
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert names(tmp_path) == ["file"]
-
-
-def test_a_crash_while_writing_a_new_file_leaves_none(tmp_path, monkeypatch):
-    def crash(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", crash)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(tmp_path / "file", "new")
-    assert not (tmp_path / "file").exists()
 
 
 def test_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
@@ -126,10 +108,7 @@ def test_json_round_trips_with_letters_as_they_are(tmp_path):
 # --- What later stages read ----------------------------------------------------------------------
 
 
-def test_sealed_content_comes_back(tmp_path):
-    value = {"loss": 0.1, "names": ["ä", "b"], "nested": {"1": None}}
-    write_sealed(tmp_path / "x.json", value)
-    assert read_sealed(tmp_path / "x.json") == value
+_STEP = 5  # from one bit to the next that is flipped: every place in a byte has its turn
 
 
 def flipped(content, bit):
@@ -142,7 +121,7 @@ def test_no_flipped_bit_of_a_sealed_file_changes_a_number_silently(tmp_path):
     path, value = tmp_path / "x.json", {"loss": 0.12345, "trains": True, "layers": ["a", "b"]}
     write_sealed(path, value)
     content = path.read_bytes()
-    for bit in range(8 * len(content)):
+    for bit in range(0, 8 * len(content), _STEP):
         path.write_bytes(flipped(content, bit))
         try:
             assert read_sealed(path) == value
@@ -155,8 +134,8 @@ def test_equal_tensors_make_equal_files(tmp_path):
     for k in range(12):
         write_safetensors(tmp_path / str(k), tensors)
     assert len({(tmp_path / str(k)).read_bytes() for k in range(12)}) == 1
-    found = safetensors.numpy.load_file(tmp_path / "0")
-    assert {name: x.tolist() for name, x in found.items()} == {"é": [[1.0] * 3] * 2, "b": 0}
+    read = safetensors.numpy.load_file(tmp_path / "0")
+    assert {name: x.tolist() for name, x in read.items()} == {"é": [[1.0] * 3] * 2, "b": 0}
 
 
 def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path):
@@ -165,16 +144,16 @@ def test_no_flipped_bit_of_a_safetensors_file_changes_a_number_silently(tmp_path
     write_safetensors(path, tensors)
     content = path.read_bytes()
     refused = 0
-    for bit in range(8 * len(content)):
+    for bit in range(0, 8 * len(content), _STEP):
         path.write_bytes(flipped(content, bit))
         try:
-            found = read_safetensors(path)
+            read = read_safetensors(path)
         except (ValueError, safetensors.SafetensorError):
             refused += 1
             continue
-        assert found.keys() == tensors.keys()
-        assert all(np.array_equal(x, found[name]) for name, x in tensors.items())
-    assert refused >= 8 * sum(x.nbytes for x in tensors.values())
+        assert read.keys() == tensors.keys()
+        assert all(np.array_equal(x, read[name]) for name, x in tensors.items())
+    assert refused >= 8 * sum(x.nbytes for x in tensors.values()) // _STEP
 
 
 def raised_from(cause):
@@ -195,16 +174,13 @@ ARRAY_RECORD = "write() failed: No space left on device; writing /x.array_record
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         OSError(errno.ENOSPC, "Kein Speicherplatz mehr"),  # the number counts, not the words
-        OSError(errno.EROFS, os.strerror(errno.EROFS), "x"),
         raised_from(OSError(errno.EDQUOT, "over quota")),
-        ValueError(TENSORSTORE),
         raised_from(ValueError(TENSORSTORE)),
         RuntimeError(ARRAY_RECORD),
     ],
 )
-def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
+def test_a_disk_that_takes_no_more_is_named(tmp_path, error):
     message = rf"could not be written .*{tmp_path} has \d.* GB left.*the same command goes on"
     with pytest.raises(StorageError, match=message), explain_storage_errors(tmp_path):
         raise error
@@ -215,7 +191,6 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path, error):
     [
         KeyError("space"),
         RuntimeError("NCCL failed: /dev/shm: No space left on device"),
-        ValueError("No image is called 'Input/output error'"),
         OSError(errno.ENOENT, "No space left on device"),
         DamagedFileError(Path("x"), "No space left on device"),
     ],
@@ -224,13 +199,6 @@ def test_other_errors_pass(tmp_path, error):
     with pytest.raises(type(error)) as raised, explain_storage_errors(tmp_path):
         raise error
     assert raised.value is error
-
-
-def test_an_error_that_hides_a_full_disk_is_its_own(tmp_path):
-    error = KeyError("x")
-    error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
-    with pytest.raises(KeyError), explain_storage_errors(tmp_path):
-        raise error
 
 
 def _save_checkpoint(folder):
@@ -251,109 +219,13 @@ def _write_records(folder):
 def test_what_the_libraries_that_write_raise_is_known(tmp_path, write):
     """Where no file may grow beyond 50 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    levels = {name: logging.getLogger(name).level for name in ("", "asyncio", "absl")}
-    told = pytest.raises(StorageError, match=re.escape(os.strerror(errno.EFBIG)))
+    explained = pytest.raises(StorageError, match=re.escape(os.strerror(errno.EFBIG)))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-        with told, explain_storage_errors(tmp_path):
+        with explained, explain_storage_errors(tmp_path):
             write(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert levels == {name: logging.getLogger(name).level for name in levels}
-
-
-# --- metrics.jsonl -----------------------------------------------------------------------------
-
-ROWS = [
-    {"stage": "pretrain", "round": 0, "epoch": 1, "step": 10, "loss": 0.5},
-    {"stage": "pretrain", "round": 0, "epoch": 2, "step": 20, "loss": 0.4},
-    {"stage": "finetune/mae", "round": 0, "epoch": 1, "step": 10, "loss": 1.1},
-    {"stage": "finetune/mae", "round": 1, "epoch": 1, "step": 10, "loss": 1.2},
-    {"stage": "finetune/mae", "round": 1, "epoch": 2, "step": 20, "loss": 0.9},
-    {"stage": "finetune/mae", "round": 1, "epoch": 3, "step": 30, "loss": 0.7},
-    {"stage": "finetune/imagenet", "round": 1, "epoch": 3, "step": 30, "loss": 0.6},
-]
-
-
-@pytest.fixture
-def log(tmp_path):
-    log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
-    for row in ROWS:
-        log.write(**row)
-    return log
-
-
-def rows(log):
-    return [json.loads(line) for line in log._path.read_text().splitlines()]
-
-
-def test_one_line_a_row_in_order(log):
-    assert rows(log) == ROWS
-
-
-ODD_LINES = [
-    b"[]",
-    b"null",
-    b"\xff\xfe",
-    b"[" * 100_000,
-    b'{"stage": "pretrain", "round": 0}',
-    b'{"stage": "pretrain", "round": 0, "step": "x"}',
-    b'{"stage": ["pretrain"], "round": 0, "step": 5, "epoch": 1}',
-    b'{"stage": "pretrain", "round": {}, "step": 5, "epoch": 1}',
-    b'{"stage": "finetune/mae", "rou',
-]
-
-
-def test_what_is_no_line_of_the_log_is_not_read(log):
-    own = log._path.read_bytes().splitlines()
-    log._path.write_bytes(b"\n".join([*ODD_LINES[:4], *own, *ODD_LINES[4:]]))
-    assert list(logs.read(log._path)) == list(zip(own, ROWS, strict=True))
-    assert list(logs.read(log._path.with_name("none.jsonl"))) == []
-
-
-def test_forget_drops_the_later_lines_of_that_stage_and_round_only(log):
-    log.forget("finetune/mae", 1, after_step=10)
-    assert rows(log) == [row for i, row in enumerate(ROWS) if i not in (4, 5)]
-
-
-def test_forget_after_step_0_drops_the_whole_stage(log):
-    log.forget("pretrain", 0, after_step=0)
-    assert rows(log) == ROWS[2:]
-
-
-def test_forget_keeps_all_when_nothing_is_later(log):
-    log.forget("finetune/mae", 1, after_step=30)
-    log.forget("finetune/imagenet", 0, after_step=0)
-    assert rows(log) == ROWS
-
-
-@pytest.mark.parametrize("kept_characters", [1, 20, 70])
-def test_forget_drops_a_last_line_that_was_cut_off(log, kept_characters):
-    cut = json.dumps({"stage": "finetune/imagenet", "round": 1, "step": 40, "loss": 0.123456789})
-    with log._path.open("a") as file:
-        file.write(cut[:kept_characters])
-    log.forget("finetune/imagenet", 1, after_step=30)
-    assert rows(log) == ROWS
-    log.write(**ROWS[0])
-    assert rows(log) == [*ROWS, ROWS[0]]
-
-
-def test_a_whole_last_line_without_its_newline_stays_a_line_of_its_own(log):
-    path = log._path
-    path.write_text(path.read_text().rstrip("\n"))
-    log.forget("pretrain", 5, after_step=0)
-    log.write(**ROWS[1])
-    assert rows(log) == [*ROWS, ROWS[1]]
-
-
-def test_forget_makes_no_file_where_there_is_none(tmp_path):
-    MetricsLog(tmp_path / "metrics.jsonl").forget("pretrain", 0, after_step=0)
-    assert names(tmp_path) == []
-
-
-def test_writing_and_forgetting_leave_no_other_file(log):
-    log.forget("pretrain", 0, after_step=10)
-    assert names(log._path.parent) == ["metrics.jsonl"]
 
 
 def test_a_file_that_is_written_bit_by_bit_appears_when_it_is_whole(tmp_path):

@@ -1,6 +1,7 @@
 """How much memory images may take."""
 
 import gc
+import re
 import types
 import weakref
 
@@ -30,8 +31,8 @@ def host(root, *, available, cgroups="", **files):
 
 
 def test_without_limits_it_is_what_the_system_has_available(tmp_path):
-    found = memory._of_the_host(host(tmp_path, available=64 * GB))
-    assert found == pytest.approx(64 * GB)
+    available = memory._of_the_host(host(tmp_path, available=64 * GB))
+    assert available == pytest.approx(64 * GB)
 
 
 def test_what_a_container_may_take_is_its_limit_less_what_it_uses(tmp_path):
@@ -75,11 +76,11 @@ def test_the_limit_of_a_job_in_groups_of_version_1_counts(tmp_path):
 
 def devices(monkeypatch, *limits):
     """Devices of so many bytes; None is a CPU."""
-    found = [
+    devices = [
         types.SimpleNamespace(memory_stats=lambda n=n: n and {"bytes_limit": n, "bytes_in_use": 1})
         for n in limits
     ]
-    monkeypatch.setattr(jax, "local_devices", lambda: found)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +113,15 @@ def test_all_hosts_take_what_the_least_of_them_has(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "available", "kind", "told"),
+    ("gigabytes", "available", "kind", "reason"),
     [
-        (-1.0, 20 * GB, Resident, "of at most 6 on a device (30% of its memory): kept on the"),
-        (-1.0, 10_000, Stream, "of at most 3e-06 on a device (30% of its memory): streamed, 3e-06"),
-        (2e-6, 20 * GB, Stream, "of at most 2e-06 on a device (data.resident_gigabytes): streamed"),
-        (1.0, 10_000, Resident, "of at most 1 on a device (data.resident_gigabytes): kept on the"),
+        (-1.0, 20 * GB, Resident, r"on a device \(30% of its memory\): kept"),
+        (-1.0, 10_000, Stream, r"on a device \(30% of its memory\): streamed"),
+        (2e-6, 20 * GB, Stream, r"on a device \(data.resident_gigabytes\): streamed"),
     ],
 )
 def test_the_memory_decides_where_images_wait_and_the_log_says_so(
-    data, cache, tmp_path, monkeypatch, caplog, gigabytes, available, kind, told
+    data, cache, tmp_path, monkeypatch, caplog, gigabytes, available, kind, reason
 ):
     caplog.set_level("INFO", "egmae_jax")
     monkeypatch.setattr(memory, "_of_the_host", lambda: available)
@@ -129,7 +129,7 @@ def test_the_memory_decides_where_images_wait_and_the_log_says_so(
     run = experiment.Experiment(config, tmp_path).run
     order = Order(len(run.data.indices(0, "train")), 8, (0,))
     assert type(run.data.feed(0, ("train",), order, total_steps=8)) is kind
-    assert told in caplog.text
+    assert re.search(reason, caplog.text)
 
 
 def test_one_training_set_at_a_time_is_on_the_device(data, cache, tmp_path):
