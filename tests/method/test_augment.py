@@ -95,20 +95,7 @@ def test_resize_then_crop_is_pillows(resize, crop):
     assert_equal_up_to_rounding(resample(PICTURES, rectangles, size=crop), expected)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_crops_resampled_are_pillows_crops(seed):
-    crop = augment.random_resized_crop(
-        jax.random.key(seed), sizes_of(PICTURES), scale=(0.05, 1.0), ratio=(0.5, 2.0)
-    )
-    expected = []
-    for index, picture in enumerate(PICTURES):
-        top, left, height, width = (int(x[index]) for x in crop[:4])
-        cut = picture.crop((left, top, left + width, top + height))
-        expected.append(cut.resize((64, 64), BILINEAR))
-    assert_equal_up_to_rounding(resample(PICTURES, crop), expected)
-
-
-def test_resampling_of_real_images_is_pillows():
+def real_pictures():
     folder = SHARED_DATA / "isic2018" / "ISIC2018_Task3_Training_Input"
     if not folder.is_dir():
         pytest.skip("the real ISIC images are not at hand")
@@ -116,8 +103,14 @@ def test_resampling_of_real_images_is_pillows():
     for path in sorted(folder.iterdir())[:4]:
         with Image.open(path) as image:
             pictures.append(image.convert("RGB").crop((0, 0, 180, 150)))
+    return pictures
+
+
+@pytest.mark.parametrize("pictures", [lambda: PICTURES, real_pictures], ids=["made", "real"])
+def test_random_crops_resampled_are_pillows_crops(pictures):
+    pictures = pictures()
     crop = augment.random_resized_crop(
-        jax.random.key(0), sizes_of(pictures), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)
+        jax.random.key(0), sizes_of(pictures), scale=(0.05, 1.0), ratio=(0.5, 2.0)
     )
     expected = []
     for index, picture in enumerate(pictures):
@@ -137,16 +130,6 @@ def test_images_resampled_at_once_are_those_resampled_one_by_one(monkeypatch):
     at_once = resample(PICTURES, crop)
     np.testing.assert_allclose(at_once.astype(int), one_by_one, atol=1)  # summation order
     assert (at_once != one_by_one).mean() < 1e-3
-
-
-def test_channels_are_resampled_each_on_its_own():
-    crop = augment.random_resized_crop(
-        jax.random.key(0), sizes_of(PICTURES), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)
-    )
-    canvas, flips = jnp.asarray(on_canvas(PICTURES)), jnp.zeros(len(PICTURES), bool)
-    whole = augment.resample(canvas, crop, flips, size=64)
-    green = augment.resample(canvas[..., 1:2], crop, flips, size=64)
-    np.testing.assert_allclose(green[..., 0].astype(int), whole[..., 1], atol=1)
 
 
 def test_the_whole_image_at_its_own_size_stays_as_it_is():
@@ -214,8 +197,8 @@ def torchvisions_boxes(size, scale=SCALE, ratio=RATIO, draws=DRAWS):
     )
 
 
-# In the last two, 47 % and 5 % of the draws end in the central crop.
-@pytest.mark.parametrize("size", [(300, 400), (448, 448), (601, 299), (100, 400), (80, 200)])
+# In the last, 47 % of the draws end in the central crop.
+@pytest.mark.parametrize("size", [(300, 400), (601, 299), (100, 400)])
 def test_boxes_are_distributed_as_torchvisions(size):
     ours, theirs = our_boxes(size), torchvisions_boxes(size)
     quantities = {
@@ -237,16 +220,6 @@ def test_boxes_are_whole_pixels_inside_the_image():
         assert (boxes[:, :2] >= 0).all()
         assert (boxes[:, 2:] >= 1).all()
         assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
-
-
-def test_share_and_ratio_are_within_bounds_where_the_first_draw_fits():
-    boxes = our_boxes((400, 400), scale=(0.2, 0.5))  # 0.5 * 4/3 < 1: every draw fits
-    share = boxes[:, 2] * boxes[:, 3] / 400**2
-    ratio = np.log(boxes[:, 3] / boxes[:, 2])
-    assert stats.kstest(share, stats.uniform(0.2, 0.3).cdf).pvalue > 0.01
-    low, high = np.log(RATIO)
-    assert stats.kstest(ratio, stats.uniform(low, high - low).cdf).pvalue > 0.01
-    assert abs(np.corrcoef(share, ratio)[0, 1]) < 4 / np.sqrt(DRAWS)
 
 
 @pytest.mark.parametrize(
@@ -304,20 +277,6 @@ def test_the_resized_size_is_truncated_as_torchvision_does():
         np.testing.assert_allclose(resized, np.round(resized), rtol=1e-5)
         expected = [functional._compute_resized_output_size(size, [resize]) for size in sizes]
         np.testing.assert_array_equal(np.round(resized), expected)
-
-
-def test_resize_then_crop_is_torchvisions():
-    functional = torch_reference.torchvision().transforms.functional
-    rectangles = augment.resized_random_crop(
-        jax.random.key(5), sizes_of(PICTURES), resize=57, crop=48
-    )
-    expected = []
-    for index, picture in enumerate(PICTURES):
-        resized = functional.resize(picture, 57)  # bilinear, antialiased, sizes truncated
-        top = round(rectangles.top[index].item() * resized.height / picture.height)
-        left = round(rectangles.left[index].item() * resized.width / picture.width)
-        expected.append(functional.crop(resized, top, left, 48, 48))
-    assert_equal_up_to_rounding(resample(PICTURES, rectangles, size=48), expected)
 
 
 def test_no_slack_means_no_offset():

@@ -89,22 +89,10 @@ def test_to_pixels_is_a_kronecker_product():
     np.testing.assert_array_equal(pixels[..., 0], np.kron(values, np.ones((1, 4, 4), np.float32)))
 
 
-@pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 30)])
-def test_sizes_that_patches_do_not_tile_are_refused(height, width):
-    with pytest.raises(ValueError, match=f"{height}x{width} images cannot be cut .* 16x16"):
-        patch_entropy(jnp.zeros((1, height, width, 3), jnp.uint8), 16)
-
-
-@pytest.mark.parametrize("patch_size", [0, -16])
-def test_patches_have_pixels(patch_size):
-    with pytest.raises(ValueError, match=f"at least 1; got {patch_size}"):
-        patch_entropy(jnp.zeros((1, 32, 32, 3), jnp.uint8), patch_size)
-
-
 # Entropy
 
 
-@pytest.mark.parametrize("num_bins", [16, 64, 256])
+@pytest.mark.parametrize("num_bins", [16, 256])
 @pytest.mark.parametrize("color", COLORS)
 def test_entropy_equals_numpys_on_random_images(color, num_bins):
     images = random_images(1, 4, 96, 128)
@@ -115,17 +103,14 @@ def test_entropy_equals_numpys_on_random_images(color, num_bins):
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("num_bins", [16, 64, 256])
 @pytest.mark.parametrize("color", COLORS)
-def test_entropy_equals_scikit_images_on_real_images(real_images, color, num_bins):
-    entropy = patch_entropy(jnp.asarray(real_images), 16, color=color, num_bins=num_bins)
-    expected = reference_entropy(
-        real_images, 16, color, lambda x: shannon_entropy(x // (256 // num_bins), base=np.e)
-    )
+def test_entropy_equals_scikit_images_on_real_images(real_images, color):
+    entropy = patch_entropy(jnp.asarray(real_images), 16, color=color)
+    expected = reference_entropy(real_images, 16, color, lambda x: shannon_entropy(x, base=np.e))
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("total", [49, 256, 257, 768, 2**16])
+@pytest.mark.parametrize("total", [49, 256, 2**16])
 def test_histograms_of_all_platforms_count_the_same(total):
     rows = np.random.default_rng(0).integers(0, 64, (5, total), np.int32)
     rows[0] = 63
@@ -136,28 +121,20 @@ def test_histograms_of_all_platforms_count_the_same(total):
     np.testing.assert_array_equal(compared, scattered)
 
 
-@pytest.mark.parametrize("patch_size", [4, 8, 32])
-def test_entropy_of_other_patch_sizes_equals_scikit_images(patch_size):
+@pytest.mark.parametrize(("patch_size", "base"), [(4, np.e), (32, np.e), (16, 2)])
+def test_entropy_of_other_patch_sizes_and_bases_equals_scikit_images(patch_size, base):
     images = random_images(2, 2, 32, 64) // 8
-    entropy = patch_entropy(jnp.asarray(images), patch_size)
+    entropy = patch_entropy(jnp.asarray(images), patch_size, base=base)
     expected = reference_entropy(
-        images, patch_size, "per_channel", lambda x: shannon_entropy(x, base=np.e)
+        images, patch_size, "per_channel", lambda x: shannon_entropy(x, base=base)
     )
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
 
 
-def test_base_two_gives_bits():
-    images = random_images(3, 1, 32, 32)
-    entropy = patch_entropy(jnp.asarray(images), 16, base=2)
-    expected = reference_entropy(images, 16, "per_channel", lambda x: shannon_entropy(x, base=2))
-    np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("patch_size", [1, 9, 11, 22, 48, 88])
-@pytest.mark.parametrize("color", COLORS)
-def test_flat_patches_of_every_size_have_exactly_zero_entropy(color, patch_size):
+@pytest.mark.parametrize("patch_size", [1, 11, 48])
+def test_flat_patches_of_every_size_have_exactly_zero_entropy(patch_size):
     images = jnp.full((1, 2 * patch_size, patch_size, 3), 7, jnp.uint8)
-    assert not patch_entropy(images, patch_size, color=color).any()
+    assert not patch_entropy(images, patch_size).any()
 
 
 @pytest.mark.parametrize("color", COLORS)
@@ -183,13 +160,6 @@ def test_a_patch_of_all_values_reaches_the_upper_bound(num_bins):
     assert entropy.item() == pytest.approx(math.log(num_bins), abs=1e-5)
 
 
-@pytest.mark.parametrize(("patch_size", "bound"), [(4, math.log(16)), (16, math.log(256))])
-def test_entropy_stays_within_its_bounds(patch_size, bound):
-    entropy = np.asarray(patch_entropy(jnp.asarray(random_images(4, 4, 64, 64)), patch_size))
-    assert entropy.min() > 0
-    assert entropy.max() <= bound + 1e-5
-
-
 def test_luma_is_bit_for_bit_pillows():
     levels = np.arange(0, 256, 5, dtype=np.uint8)  # 0 and 255 among them
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
@@ -198,10 +168,9 @@ def test_luma_is_bit_for_bit_pillows():
         np.testing.assert_array_equal(_luma(jnp.asarray(rgb)), expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_only_8_bit_images_are_taken(dtype):
-    with pytest.raises(TypeError, match=f"uint8.*{np.dtype(dtype).name}"):
-        patch_entropy(jnp.zeros((1, 16, 16, 3), dtype), 16)
+def test_only_8_bit_images_are_taken():
+    with pytest.raises(TypeError, match=r"uint8.*float32"):
+        patch_entropy(jnp.zeros((1, 16, 16, 3), jnp.float32), 16)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +178,15 @@ def test_only_8_bit_images_are_taken(dtype):
     [
         ({"num_bins": 100}, "num_bins must be a divisor of 256; got 100"),
         ({"num_bins": 512}, "num_bins must be a divisor of 256; got 512"),
-        ({"num_bins": 0}, "num_bins must be a divisor of 256; got 0"),
         ({"color": "hsv"}, "per_channel, joint, luma; got 'hsv'"),
         ({"base": 1.0}, "base must be greater than 1; got 1.0"),
+        ({"patch_size": 0}, "at least 1; got 0"),
+        ({"patch_size": 15}, "16x32 images cannot be cut .* 15x15"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        patch_entropy(jnp.zeros((1, 16, 16, 3), jnp.uint8), 16, **options)
+        patch_entropy(jnp.zeros((1, 16, 32, 3), jnp.uint8), **{"patch_size": 16, **options})
 
 
 # Corruption, what is returned
@@ -275,11 +245,7 @@ def test_a_flat_image_is_neither_corrupted_nor_scored_by_noise():
 
 @pytest.mark.parametrize(
     ("kind", "ratio"),
-    [
-        *itertools.product(MASK_KINDS, (0.2, 0.6)),
-        ("random_mask", 0.0),
-        ("entropy_sampled", 1.0),
-    ],
+    [*((kind, 0.6) for kind in MASK_KINDS), ("random_mask", 0.0), ("entropy_sampled", 1.0)],
 )
 def test_masks_cover_the_ratio_of_every_image_and_add_no_noise(kind, ratio):
     result = corrupted(kind, mask_ratio=ratio)
@@ -362,15 +328,10 @@ def test_the_variance_of_every_patch_is_that_of_sigma_squared(kind):
 
 
 @pytest.mark.parametrize("kind", NOISE_KINDS)
-def test_the_noise_is_normal_with_mean_zero(kind):
+def test_the_noise_is_normal_and_independent_across_pixels_channels_and_examples(kind):
     z = noise(kind)
     assert abs(z.mean()) < 3 / math.sqrt(z.size)
     assert stats.kstest(z.ravel(), "norm").pvalue > 0.01
-
-
-@pytest.mark.parametrize("kind", NOISE_KINDS)
-def test_the_noise_is_independent_across_pixels_channels_and_examples(kind):
-    z = noise(kind)
     pairs = {
         "channels": (z[..., 0], z[..., 1]),
         "other channels": (z[..., 0], z[..., 2]),
@@ -430,20 +391,6 @@ def goodness_of_fit(observed, probabilities):
 def test_entropy_sampled_draws_in_proportion_without_replacement(weights, count):
     observed = frequencies_of_sets("entropy_sampled", weights, count)
     assert goodness_of_fit(observed, probabilities_of_sets(weights, count)) > 0.01
-
-
-def test_entropy_sampled_includes_patches_as_often_as_numpys_choice():
-    weights = np.array([0.2, 0.7, 1.5, 3.0, 5.5])
-    rng = np.random.default_rng(0)
-    p = weights / weights.sum()
-    theirs = np.zeros(5)
-    for _ in range(20_000):
-        theirs[rng.choice(5, 3, replace=False, p=p)] += 1
-    ours = np.zeros(5)
-    for chosen, n in frequencies_of_sets("entropy_sampled", weights, 3).items():
-        ours[list(chosen)] += n
-    # Each count's standard deviation is at most sqrt(20000) / 2.
-    np.testing.assert_allclose(ours, theirs, atol=4 * math.sqrt(2 * 20_000) / 2)
 
 
 def test_entropy_sampled_takes_flat_patches_only_when_no_other_is_left():
