@@ -31,6 +31,9 @@ CASES = {
         [(5,)],
     ),
     "depthwise": (depthwise_conv, depthwise_conv_plain, [(2, 8, 8, 3), (7, 7, 1, 3), (3,)]),
+    # The kernel lies mostly on the padding.
+    "depthwise, small": (depthwise_conv, depthwise_conv_plain, [(2, 2, 3, 3), (7, 7, 1, 3), (3,)]),
+    "depthwise, 3x3": (depthwise_conv, depthwise_conv_plain, [(2, 8, 5, 3), (3, 3, 1, 3), (3,)]),
     "convolution": (
         functools.partial(conv2d, **STRIDED),
         functools.partial(conv2d_plain, **STRIDED),
@@ -58,6 +61,24 @@ def test_values_and_gradients_are_those_of_the_plain_form(case, compiler):
     theirs = value_and_gradients(plain, jax.jit)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_depthwise_convolution_and_its_gradients_in_bfloat16_round_once():
+    rng = np.random.default_rng(0)
+    shapes = (2, 9, 11, 4), (7, 7, 1, 4), (2, 9, 11, 4)
+    arrays = [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
+
+    def value_and_gradients(conv, x, kernel, weight):
+        without_bias = functools.partial(conv, bias=jnp.zeros(4, x.dtype))
+        value, backward = jax.vjp(without_bias, x, kernel)
+        return value, *backward(weight)
+
+    ours = jax.jit(functools.partial(value_and_gradients, depthwise_conv))(*arrays)
+    exact = value_and_gradients(depthwise_conv_plain, *(x.astype(jnp.float32) for x in arrays))
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Half of the last of eight binary digits.
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-4)
 
 
 def test_gelu_is_the_normal_distributions():

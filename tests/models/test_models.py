@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import traverse_util
-from jax import lax
 from scipy import stats
 
 from egmae_jax import models
@@ -17,7 +16,6 @@ from egmae_jax.models import mae
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.convnext import ConvNeXt, ConvNeXtBlock, global_response_norm
 from egmae_jax.models.init import abstract_variables, initial_variables
-from egmae_jax.models.kernels.depthwise import depthwise_conv
 from egmae_jax.models.layers import drop_path_scales
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
 from egmae_jax.models.resnet import ResNet
@@ -43,65 +41,11 @@ def redrawn(params, seed=0):
     return jax.tree.map(lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), params)
 
 
-# Depthwise convolution
-
-
-def xla_conv(x, kernel):
-    padding = kernel.shape[0] // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-        precision=lax.Precision.HIGHEST,
-    )
-
-
-def value_and_gradients(conv, x, kernel, cotangent):
-    @jax.jit
-    def program(x, kernel, cotangent):
-        value, pull_back = jax.vjp(conv, x, kernel)
-        return value, *pull_back(cotangent)
-
-    return program(x, kernel, cotangent)
-
-
-def convolve(x, kernel):
-    return depthwise_conv(x, kernel, jnp.zeros(x.shape[-1], x.dtype))
-
-
-# (2, 3): smaller than the kernel, which then lies mostly on the padding.
-@pytest.mark.parametrize(("height", "width", "size"), [(9, 14, 7), (2, 3, 7), (1, 1, 7), (8, 5, 3)])
-def test_depthwise_convolution_and_its_gradients_are_xlas(height, width, size):
-    x, kernel = random(0, 2, height, width, 5), random(1, size, size, 1, 5)
-    cotangent = random(2, 2, height, width, 5)
-    ours = value_and_gradients(convolve, x, kernel, cotangent)
-    theirs = value_and_gradients(xla_conv, x, kernel, cotangent)
-    for name, a, b in zip(("value", "input", "kernel"), ours, theirs, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
-        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
-
-
-def test_depthwise_convolution_in_bfloat16_rounds_once():
-    x, kernel, cotangent = (
-        jnp.asarray(v, jnp.bfloat16)
-        for v in (random(0, 2, 9, 11, 4), random(1, 7, 7, 1, 4), random(2, 2, 9, 11, 4))
-    )
-    ours = value_and_gradients(convolve, x, kernel, cotangent)
-    exact = value_and_gradients(xla_conv, *(v.astype(jnp.float32) for v in (x, kernel, cotangent)))
-    for name, a, b in zip(("value", "input", "kernel"), ours, exact, strict=True):
-        assert a.dtype == jnp.bfloat16, name
-        # Half of the last of eight binary digits.
-        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-4, err_msg=name)
-
-
 # Drop path
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_drop_path_drops_examples_at_its_rate_and_preserves_the_expectation(rate):
+def test_drop_path_drops_examples_at_its_rate_and_preserves_the_expectation():
+    rate = 0.1
     scales = np.asarray(drop_path_scales(jax.random.key(0), [0.0, rate], 4000))
     assert (scales[0] == 1).all()
     dropped = scales[1] == 0
@@ -109,12 +53,6 @@ def test_drop_path_drops_examples_at_its_rate_and_preserves_the_expectation(rate
     assert stats.binomtest(int(dropped.sum()), 4000, rate).pvalue > 0.01
     # 0 or 1 / keep: variance rate / keep
     assert abs(scales[1].mean() - 1) < 3 * np.sqrt(rate / (1 - rate) / 4000)
-
-
-def test_drop_path_follows_its_key():
-    draw = functools.partial(drop_path_scales, rates=[0.5], batch=64)
-    np.testing.assert_array_equal(draw(jax.random.key(0)), draw(jax.random.key(0)))
-    assert (draw(jax.random.key(0)) != draw(jax.random.key(1))).any()
 
 
 def test_blocks_drop_independently():
@@ -223,16 +161,6 @@ def test_initial_parameters_depend_on_seed_and_path_alone():
     assert len(set(values)) == len(values)
 
 
-def test_initial_parameters_of_the_encoder_are_those_of_the_classifier_under_another_path():
-    # Not the same values: the path is part of the seed. The same names and shapes, but the head.
-    encoder = flatten(
-        initial_variables(MaskedAutoencoder(SMALL), 0, *autoencoder_inputs())["params"]["encoder"]
-    )
-    classifier = flatten(initial_variables(SMALL, 0, image_shape())["params"])
-    body = {path: x.shape for path, x in classifier.items() if not path.startswith("head/")}
-    assert {path: x.shape for path, x in encoder.items()} == body
-
-
 def test_fan_in_keeps_the_variance_of_what_goes_through():
     params = initial_variables(atto(), 0, image_shape(), kernel_init="fan_in", layer_scale=0.1)[
         "params"
@@ -260,18 +188,6 @@ def test_an_unknown_kind_of_parameter_is_refused():
 # ConvNeXt V2
 
 
-@pytest.mark.slow
-def test_the_responses_of_an_image_are_normalized_by_itself_alone():
-    model = SMALL.clone(response_norm=True)
-    params = redrawn(initial_variables(model, 0, image_shape())["params"])
-    images = random(0, 3, 64, 64, 3)
-    images[1] *= 5
-    together = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images)
-    alone = jax.jit(lambda p, x: model.apply({"params": p}, x[None])[0])
-    for image, logits in zip(images, together, strict=True):
-        np.testing.assert_allclose(alone(params, image), logits, atol=1e-4)
-
-
 def test_channels_without_any_response_have_a_finite_gradient():
     def loss(x):
         return jnp.square(global_response_norm(x, jnp.ones(2), jnp.zeros(2))).sum()
@@ -285,28 +201,24 @@ def test_channels_without_any_response_have_a_finite_gradient():
 # The registry
 
 
-# torchvision's documented counts for 1000 classes (it has these three), the ConvNeXt V2 paper's in
-# millions for the smaller ones.
+# torchvision's documented counts for 1000 classes, those of the ConvNeXt V2 paper in millions.
 @pytest.mark.parametrize(
     ("name", "count"),
     [
         ("convnext_tiny", 28_589_128),
-        ("convnext_small", 50_223_688),
         ("convnext_base", 88_591_464),
         ("convnext_atto", 3.7e6),
-        ("convnext_femto", 5.2e6),
-        ("convnext_pico", 9.1e6),
-        ("convnext_nano", 15.6e6),
-        ("convnextv2_atto", 3.7e6),
-        ("convnextv2_femto", 5.2e6),
-        ("convnextv2_pico", 9.1e6),
         ("convnextv2_nano", 15.6e6),
-        ("convnextv2_tiny", 28.6e6),
         ("convnextv2_base", 89e6),
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("squeezenet1_0", 1_248_424),
+        ("squeezenet1_1", 1_235_496),
     ],
 )
 def test_models_have_the_published_number_of_parameters(name, count):
-    shapes = abstract_variables(models.create(name, 1000), image_shape())["params"]
+    shapes = abstract_variables(models.create(name, 1000), image_shape(64, 64))["params"]
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert total == (count if isinstance(count, int) else pytest.approx(count, rel=0.01))
 
@@ -342,23 +254,27 @@ def test_image_sides_that_the_stride_does_not_divide_are_refused(height, width):
         abstract_variables(SMALL, image_shape(height, width))["params"]
 
 
-def test_bfloat16_compute_keeps_parameters_logits_and_gradients_in_float32():
-    half = SMALL.copy(dtype=jnp.bfloat16)
-    shapes = abstract_variables(half, image_shape())["params"]
+HALF = functools.partial(models.create, num_classes=3, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(functools.partial(HALF, name) for name in ("convnext_atto", "resnet18", "asff_resnet50")),
+        functools.partial(HALF, "squeezenet1_0"),
+        lambda: MaskedAutoencoder(HALF("convnext_atto"), decoder_dim=16),
+    ],
+)
+def test_bfloat16_compute_keeps_parameters_and_results_in_float32(make):
+    model = make()
+    is_classifier = not isinstance(model, MaskedAutoencoder)
+    inputs = (image_shape(64, 64),) if is_classifier else autoencoder_inputs()
+    shapes = abstract_variables(model, *inputs)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-    params, images = redrawn(shapes), random(0, 2, 32, 32, 3)
-    features = jax.eval_shape(
-        lambda p: half.apply({"params": p}, images, method=ConvNeXt.features), params
-    )
-    assert features.dtype == jnp.bfloat16
-
-    def total(params):
-        logits = half.apply({"params": params}, images)
-        return jnp.square(logits).sum(), logits
-
-    gradients, logits = jax.eval_shape(jax.grad(total, has_aux=True), params)
-    assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype(np.float32)}
+    assert jax.eval_shape(model.apply, shapes, *inputs).dtype == jnp.float32
+    if is_classifier:
+        features = functools.partial(model.apply, method="features")
+        assert jax.eval_shape(features, shapes, *inputs).dtype == jnp.bfloat16
 
 
 def test_bfloat16_compute_is_float32_to_three_digits():
@@ -374,7 +290,7 @@ def test_bfloat16_compute_is_float32_to_three_digits():
 # The masked autoencoder
 
 
-@pytest.mark.parametrize("patch_size", [8, 16, 32, 48, 96])
+@pytest.mark.parametrize("patch_size", [8, 48])
 def test_the_autoencoder_gives_an_image_whatever_the_patch_size(patch_size):
     model = MaskedAutoencoder(SMALL, decoder_dim=16)
     mask = jax.ShapeDtypeStruct((2, 96 // patch_size, 192 // patch_size), np.float32)
@@ -386,15 +302,7 @@ def test_the_autoencoder_gives_an_image_whatever_the_patch_size(patch_size):
     assert "head" not in variables["params"]["encoder"]
 
 
-def test_the_autoencoder_in_bfloat16_gives_float32():
-    model = MaskedAutoencoder(SMALL.copy(dtype=jnp.bfloat16), decoder_dim=16)
-    shapes = abstract_variables(model, *autoencoder_inputs())["params"]
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-    result = jax.eval_shape(model.apply, {"params": shapes}, *autoencoder_inputs())
-    assert result.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("patch_size", [4, 6, 8, 12, 16, 24, 32, 48, 96])
+@pytest.mark.parametrize("patch_size", [6, 8, 32, 48])
 def test_the_masked_share_of_a_cell_is_that_of_its_pixels(patch_size):
     height, width = 96, 192
     shape = (2, height // patch_size, width // patch_size)

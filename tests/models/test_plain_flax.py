@@ -28,6 +28,12 @@ NAMES = {
     "autoencoder": "decoder/blocks_0/conv_dw",
 }
 every_model = pytest.mark.parametrize("name", NAMES)
+SLOW = [pytest.mark.slow, pytest.mark.essential]
+# Programs are compiled: one network with batch norms and one without are quick tests.
+every_program = pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x in ("convnext_atto", "resnet18") else SLOW) for x in NAMES],
+)
 QUICK = {"xla_backend_optimization_level": 0}  # compiles soon
 
 
@@ -89,7 +95,7 @@ def test_a_table_lists_every_layer(name):
     assert f"Total Parameters: {total:,}" in table
 
 
-@every_model
+@every_program
 def test_what_was_initialized_is_computed_with(name):
     """The output while initializing is that of applying the result."""
     model, inputs = make(name)
@@ -100,7 +106,7 @@ def test_what_was_initialized_is_computed_with(name):
     np.testing.assert_allclose(output, again, rtol=1e-5, atol=1e-6)
 
 
-@every_model
+@every_program
 def test_derivatives_of_every_kind_agree(name):
     """Forward, backward, second derivatives, and the backward rules of our own programs."""
     model, inputs = make(name)
@@ -129,7 +135,7 @@ def test_derivatives_of_every_kind_agree(name):
     np.testing.assert_allclose(ours, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "asff_resnet18"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("asff_resnet18", marks=SLOW)])
 def test_batch_norms_in_training_have_forward_derivatives(name):
     model, inputs = make(name)
     variables = variables_of(model, inputs)
@@ -148,7 +154,7 @@ def test_batch_norms_in_training_have_forward_derivatives(name):
     np.testing.assert_allclose(platform.jit(jax.grad(loss))(jnp.ones(())), gradient, rtol=1e-3)
 
 
-@every_model
+@every_program
 def test_stock_adamw_trains(name):
     model, inputs = make(name)
     variables = variables_of(model, inputs)
@@ -171,7 +177,7 @@ def test_stock_adamw_trains(name):
     assert losses[2] < losses[0]
 
 
-@every_model
+@every_program
 def test_the_bridge_to_nnx_computes_the_same(name):
     model, inputs = make(name)
     variables = variables_of(model, inputs)
