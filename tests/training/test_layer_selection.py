@@ -6,12 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import pytest
 from flax import linen as nn
 
 from egmae_jax import models
-from egmae_jax.explain import layer_selection as drawing
 from egmae_jax.method import layer_entropy
 from egmae_jax.models import timm as interop
 from egmae_jax.models.init import abstract_variables
@@ -39,12 +37,12 @@ class Seen(nn.Module):
 
 def numpy_entropies(values):
     """[C] of [B, H, W, C]: of np.histogram over each channel's range, all images pooled."""
-    found = []
+    entropies = []
     for channel in np.moveaxis(values.astype(np.float64), -1, 0):
         counts, _ = np.histogram(channel, bins=256)
         p = counts[counts > 0] / counts.sum()
-        found.append(-(p * np.log(p)).sum() if np.ptp(channel) > 0 else 0.0)
-    return np.array(found)
+        entropies.append(-(p * np.log(p)).sum() if np.ptp(channel) > 0 else 0.0)
+    return np.array(entropies)
 
 
 def in_batches(values, size):
@@ -112,14 +110,6 @@ def test_a_channel_that_wakes_up_late_is_counted_from_the_start():
     values[7, ..., 0] = np.linspace(-700, 300, 64).reshape(8, 8)
     values[7, ..., 1] = 1e-25
     assert entropy(values, 2) == pytest.approx(numpy_entropies(values).mean(), abs=1e-3)
-
-
-def test_values_as_dense_as_float32_has_them_do_not_run_out_of_bins():
-    base = np.float32(1e4)
-    steps = np.arange(8 * 16 * 16).reshape(8, 16, 16, 1) % 200
-    values = base + steps.astype(np.float32) * np.spacing(base)
-    assert numpy_entropies(values).mean() == pytest.approx(math.log(200), abs=0.01)
-    assert entropy(values) == pytest.approx(math.log(200), abs=0.01)
 
 
 def test_the_most_is_the_logarithm_of_the_number_of_bins():
@@ -236,19 +226,17 @@ def test_the_size_of_a_layer_is_its_kernels_and_its_norms():
 @pytest.mark.parametrize(
     ("share", "chosen"),
     [
-        (0.05, []),  # the head alone is more
-        (0.10, []),  # or just as much
+        (0.10, []),  # the head alone is just as much
         (0.11, ["b"]),
         (0.40, ["b"]),
         (0.41, ["b", "c"]),
-        (0.80, ["b", "c"]),
         (0.81, ["b", "c"]),  # some layer stays frozen
         (1.00, ["b", "c", "a"]),
     ],
 )
 def test_layers_of_lowest_entropy_are_added_until_the_share_is_reached(share, chosen):
-    found = select("low_entropy", LAYERS, toy_params(), share=share, entropies=ENTROPIES)
-    assert found == chosen
+    layers = select("low_entropy", LAYERS, toy_params(), share=share, entropies=ENTROPIES)
+    assert layers == chosen
 
 
 def test_all_and_head_do_not_look_at_the_share():
@@ -272,9 +260,7 @@ def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
     model = models.create("squeezenet1_1", 3)
     params = abstract_variables(model, IMAGE)["params"]
     draws = [
-        select("random", model.layers, params, share=0.5, seed=seed, entropies=entropies)
-        for seed in (0, 0, 1, 2, 3)
-        for entropies in (None,)
+        select("random", model.layers, params, share=0.5, seed=seed) for seed in (0, 0, 1, 2, 3)
     ]
     assert draws[0] == draws[1]
     assert len({tuple(draw) for draw in draws}) == 4
@@ -290,9 +276,9 @@ def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
 
 
 def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
-    found = layer_selection.selection(LAYERS, ["b"])
-    assert found.frozen == {"a", "c"}
-    assert set(found.prefixes) == {"b/", "b_norm/", "head/", "fusion/"}
+    selection = layer_selection.selection(LAYERS, ["b"])
+    assert selection.frozen == {"a", "c"}
+    assert set(selection.prefixes) == {"b/", "b_norm/", "head/", "fusion/"}
     # In whatever order they were chosen: one compiled program serves them.
     assert layer_selection.selection(LAYERS, ["c", "a"]) == layer_selection.selection(
         LAYERS, ["a", "c"]
@@ -309,35 +295,12 @@ def test_the_fusion_of_an_asff_trains_with_its_head():
 
 
 def test_the_report_holds_every_layer_and_what_trains():
-    found = layer_selection.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
-    assert found["trainable"] == "low_entropy"
-    assert (found["trainable_parameters"], found["parameters"]) == (10 + 30, 100)
-    assert [row["layer"] for row in found["layers"]] == ["a", "b", "c"]
-    assert found["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
-    assert not found["layers"][2]["trains"]
+    report = layer_selection.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
+    assert report["trainable"] == "low_entropy"
+    assert (report["trainable_parameters"], report["parameters"]) == (10 + 30, 100)
+    assert [row["layer"] for row in report["layers"]] == ["a", "b", "c"]
+    assert report["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
+    assert not report["layers"][2]["trains"]
     without = layer_selection.report("all", LAYERS, toy_params(), list(LAYERS), None)
     assert without["trainable_parameters"] == without["parameters"] == 100
     assert {row["entropy"] for row in without["layers"]} == {None}
-
-
-def test_the_plot_is_a_picture_as_high_as_it_has_layers(tmp_path):
-    heights = []
-    for count in (3, 30):
-        rows = [
-            {"layer": f"layer{i}", "parameters": 1, "entropy": i / 9, "trains": i < 2}
-            for i in range(count)
-        ]
-        report = {
-            "trainable": "low_entropy",
-            "trainable_parameters": 2,
-            "parameters": count,
-            "layers": rows,
-        }
-        path = tmp_path / "new" / f"{count}.png"
-        drawing.plot(report, path)
-        with PIL.Image.open(path) as image:
-            image.load()
-            heights.append(image.height)
-            colours = {colour for _, colour in image.convert("RGB").getcolors(10**6)}
-        assert {(0xD5, 0x5E, 0x00), (0x56, 0xB4, 0xE9)} <= colours  # bars of both kinds
-    assert heights[1] > 2 * heights[0]

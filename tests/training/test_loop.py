@@ -1,7 +1,5 @@
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +12,7 @@ import optax
 import pytest
 
 from egmae_jax.core import rng, sharding
-from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
+from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.training import checkpoint, loop, nonfinite
@@ -142,7 +140,7 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one():
     assert np.count_nonzero(history["loss"]) == 7
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4])
+@pytest.mark.parametrize("stop_after", [1, 4])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, stop_after):
     whole, best = _train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -228,9 +226,15 @@ def unbroken(tmp_path_factory):
     return folder, _train(folder)[0]
 
 
-@pytest.mark.parametrize("culprit", ["loss", "gradient"])
-@pytest.mark.parametrize("bad", [1, 5, 6, 13, 20])  # the first, of an epoch's end, ..., the last
-@pytest.mark.parametrize("save_seconds", [0.0, 1e9])
+@pytest.mark.parametrize(
+    ("culprit", "bad", "save_seconds"),
+    [  # the first step, an epoch's last, within an epoch, the last of all
+        ("loss", 1, 0.0),
+        ("gradient", 5, 1e9),
+        ("loss", 13, 1e9),
+        ("gradient", 20, 0.0),
+    ],
+)
 def test_a_step_that_is_not_finite_stops_the_run_there(
     tmp_path, culprit, bad, save_seconds, unbroken
 ):
@@ -238,9 +242,9 @@ def test_a_step_that_is_not_finite_stops_the_run_there(
     message = rf"The {culprit} of test is not finite.* at step {bad} \(epoch {(bad + 4) // 5}\)"
     with pytest.raises(nonfinite.NonFiniteError, match=message):
         _train(tmp_path, step=step, save_seconds=save_seconds)
-    told = read_sealed(tmp_path / "nonfinite" / f"round_0_test_step_{bad}.json")
-    assert (told["step"], told["not_finite"], told["skipped"]) == (bad, culprit, False)
-    assert told["images"] == [f"{i}.png" for i in _plan(_images(), 4).order[bad - 1]]
+    record = read_sealed(tmp_path / "nonfinite" / f"round_0_test_step_{bad}.json")
+    assert (record["step"], record["not_finite"], record["skipped"]) == (bad, culprit, False)
+    assert record["images"] == [f"{i}.png" for i in _plan(_images(), 4).order[bad - 1]]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert max(checkpoints.steps) == bad - 1
     # The same call repeats the step, and nothing but the step.
@@ -255,12 +259,12 @@ def test_a_step_that_is_not_finite_stops_the_run_there(
     assert not list((tmp_path / "nonfinite").iterdir())
 
 
-@pytest.mark.parametrize("culprit", ["loss", "gradient"])
-def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
+def test_so_many_in_a_row_are_left_out(tmp_path, caplog):
     bad = (3, 8, 9, 20)
+    broken = _bad("gradient", *bad)
     with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were skipped"):
-        _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)
-    state, _ = _train(tmp_path / "run", step=_bad(culprit, *bad), max_skipped=2)
+        _train(tmp_path / "stopped", step=broken, max_skipped=1)
+    state, _ = _train(tmp_path / "run", step=broken, max_skipped=2)
 
     def leave_out(state, batch, key):
         new, metrics = _step(state, batch, key)
@@ -271,17 +275,17 @@ def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
     expected, _ = _train(tmp_path / "expected", step=leave_out)
     assert np.array_equal(state.params["w"], expected.params["w"])
     assert int(state.step) == 20
-    told = [read_sealed(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
-    assert sorted(row["step"] for row in told if row["skipped"]) == list(bad)
+    records = [read_sealed(path) for path in (tmp_path / "run" / "nonfinite").iterdir()]
+    assert sorted(row["step"] for row in records if row["skipped"]) == list(bad)
     assert caplog.text.count("skipped; ") >= len(bad)
     for row, all_five in zip(_rows(tmp_path / "run"), _rows(tmp_path / "expected"), strict=True):
         left_out = row.pop("skipped_steps", 0)
         assert left_out == sum((step - 1) // 5 == row["epoch"] - 1 for step in bad)
         assert row["loss"] == pytest.approx(all_five["loss"] * 5 / (5 - left_out), rel=1e-6)
     with pytest.raises(nonfinite.NonFiniteError, match=r"at step 9 .* after 1 that were skipped"):
-        _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=1)  # it remembers
+        _train(tmp_path / "stopped", step=broken, max_skipped=1)  # it remembers
     # A run that was stopped before goes on where more may be skipped, to the same bits.
-    resumed, _ = _train(tmp_path / "stopped", step=_bad(culprit, *bad), max_skipped=2)
+    resumed, _ = _train(tmp_path / "stopped", step=broken, max_skipped=2)
     assert np.array_equal(resumed.params["w"], expected.params["w"])
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "run")
     assert [row["step"] for row in nonfinite.Policy(tmp_path / "run" / "nonfinite").skipped()] == [
@@ -289,7 +293,7 @@ def test_so_many_in_a_row_are_left_out(tmp_path, culprit, caplog):
     ]
 
 
-def test_a_device_that_does_not_compute_the_same_twice_is_told(tmp_path, monkeypatch):
+def test_a_device_that_does_not_compute_the_same_twice_stops_the_run(tmp_path, monkeypatch):
     finite = nonfinite.is_finite
     answers = iter([True, False])
     monkeypatch.setattr(nonfinite, "is_finite", lambda *a: next(answers, True) and finite(*a))
@@ -363,41 +367,14 @@ def test_damage_stops_where_there_is_no_checkpoint_before(tmp_path):
         _train(alone)
 
 
-@pytest.mark.parametrize(("written", "age"), [(None, "an earlier"), (99, "a later")])
-def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(
-    tmp_path, monkeypatch, written, age
-):
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", written)
+        patch.setattr(checkpoint, "FORMAT", 99)
         _stopped(tmp_path)
-        if written is None:  # as before there was a number
-            _without_formats(tmp_path / "checkpoints")
     held = sorted((tmp_path / "checkpoints").rglob("*"))
-    with pytest.raises(checkpoint.CheckpointVersionError) as refused:
+    with pytest.raises(checkpoint.CheckpointVersionError, match=r"or delete .* to begin it anew"):
         _train(tmp_path)
-    folder = re.escape(str(tmp_path / "checkpoints"))
-    assert re.fullmatch(
-        rf"The checkpoints in {folder} were written by {age} version of egmae_jax.*, "
-        rf"or delete {folder} to begin it anew; stages that have finished stay as they are\.",
-        str(refused.value),
-    )
     assert sorted((tmp_path / "checkpoints").rglob("*")) == held
-    shutil.rmtree(tmp_path / "checkpoints")
-    state, _ = _train(tmp_path)
-    expected, _ = _train(tmp_path / "whole")
-    assert np.array_equal(state.params["w"], expected.params["w"])
-    assert _rows(tmp_path) == _rows(tmp_path / "whole")
-
-
-def _without_formats(folder):
-    """Takes the format's number out of all checkpoints and writes their records anew."""
-    for record in folder.glob("*.sha256.json"):
-        step = record.with_name(record.name.split(".")[0])
-        (notes,) = step.rglob("notes/metadata")
-        content = json.loads(notes.read_text())
-        del content["format"]
-        notes.write_text(json.dumps(content))
-        write_json(record, checkpoint._checksums(step))
 
 
 def test_a_checkpoint_that_a_kill_cut_short_does_not_count(tmp_path, caplog):

@@ -83,13 +83,10 @@ def test_the_forms_of_a_gpu_train_as_those_of_a_cpu(stage, name):
         np.testing.assert_allclose(gpu[path], x, rtol=0, atol=tolerance, err_msg=str(path))
 
 
-@pytest.mark.parametrize(
-    ("target", "dtype"),
-    [("gpu", jax.numpy.float32), ("gpu", jax.numpy.bfloat16), ("tpu", jax.numpy.bfloat16)],
-)
+@pytest.mark.parametrize("target", ["gpu", "tpu"])
 @pytest.mark.parametrize(("stage", "name"), STAGES)
-def test_training_steps_can_be_lowered_for_a_platform_that_is_not_here(stage, name, target, dtype):
-    traced, _ = trace(stage, name, dtype, target)
+def test_training_steps_can_be_lowered_for_a_platform_that_is_not_here(stage, name, target):
+    traced, _ = trace(stage, name, jax.numpy.bfloat16, target)
     text = traced.lower(lowering_platforms=("cuda" if target == "gpu" else target,)).as_text()
     assert "optimization_barrier" not in text  # a form of CPUs
     assert ("feature_group_count = 8" in text) == (name == tiny.MODEL)
