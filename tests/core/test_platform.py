@@ -40,8 +40,6 @@ def test_a_model_gives_the_same_with_the_options_and_without():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
-
-
 @pytest.mark.slow
 def test_rematerialized_gradients_are_the_same_for_less_memory():
     shape = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
