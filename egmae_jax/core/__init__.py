@@ -1,1 +1,1 @@
-"""What every other room stands on; knows nothing of images, networks or runs."""
+"""General utilities that all other packages use; independent of images, networks and runs."""

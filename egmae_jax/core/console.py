@@ -1,4 +1,4 @@
-"""The terminal: log lines, progress bars, errors."""
+"""Terminal output: log lines, progress bars and error messages."""
 
 import contextlib
 import logging
@@ -17,16 +17,16 @@ import rich.text
 
 from egmae_jax.core.errors import UserError
 
-# Names of classes and files are printed as they are: neither :cat: nor [red] means anything.
+# Class and file names may contain rich's markup, such as :cat: or [red]; print them unchanged.
 terminal = rich.console.Console(emoji=False)
 logger = logging.getLogger(__name__)
 
 
 def set_up_logging(*, quiet: bool = False) -> None:
-    """Sends the project's log lines to the terminal; those of the libraries from warnings up.
+    """Sends this package's log lines to the terminal, and only warnings and errors of absl.
 
     Args:
-        quiet: shows errors alone, as all hosts of a run but one do.
+        quiet: whether to show only errors, as on all hosts of a run except the primary one.
     """
     terminal.quiet = quiet
     absl.logging.set_verbosity(absl.logging.WARNING)
@@ -35,7 +35,7 @@ def set_up_logging(*, quiet: bool = False) -> None:
             console=terminal, show_path=False, log_time_format="%H:%M:%S"
         )
         handler.setFormatter(logging.Formatter("%(message)s"))
-    else:  # into a file or pipe: whole lines, nothing wrapped
+    else:  # in a file or pipe, rich would wrap long lines
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     project = logging.getLogger("egmae_jax")
@@ -45,9 +45,15 @@ def set_up_logging(*, quiet: bool = False) -> None:
 
 
 class ProgressBar:
-    """Progress of one stage: a bar with images/s, loss and time left, or a line an epoch.
+    """Progress bar of one stage with images/s, loss and time left.
 
-    The bar needs a terminal; into a file or a pipe goes one line an epoch instead.
+    If the output is a file or a pipe, it logs lines on finished epochs instead, at most about 20
+    per stage.
+
+    Args:
+        title: name of the stage.
+        total_steps: number of steps of the stage.
+        first_step: number of steps done before, if the stage is resumed.
     """
 
     def __init__(self, title: str, total_steps: int, first_step: int):
@@ -73,12 +79,18 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Moves the bar."""
+        """Moves the bar to `step` and updates the loss and the images/s beside it."""
         status = f"loss {loss:.4f}, {images_per_second:.0f} images/s"
         self._bar.update(self._task, completed=step, status=status)
 
     def epoch(self, epoch: int, epochs: int, row: Mapping[str, float]) -> None:
-        """Says how an epoch went, where no bar shows it."""
+        """Logs the metrics of a finished epoch if the output is not a terminal.
+
+        Args:
+            epoch: number of the epoch, from 1.
+            epochs: total number of epochs.
+            row: metrics of the epoch.
+        """
         if not terminal.is_terminal and (epoch == epochs or epoch % max(1, epochs // 20) == 0):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             logger.info("%s: epoch %d/%d, %s", self._title, epoch, epochs, numbers)
@@ -86,7 +98,15 @@ class ProgressBar:
 
 @contextlib.contextmanager
 def progress_of_images(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images a minute and the time left; yields what moves it on. None into a pipe."""
+    """Shows a progress bar with images per minute and time left, if the output is a terminal.
+
+    Args:
+        title: text before the bar.
+        total: number of images.
+
+    Yields:
+        A function that advances the bar by a number of images.
+    """
     bar = rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
@@ -100,18 +120,24 @@ def progress_of_images(title: str, total: int) -> Iterator[Callable[[int], None]
 
     def advance(count: int) -> None:
         speed = bar.tasks[task].speed
-        bar.update(task, advance=count, status=f"{60 * speed:.0f} a minute" if speed else "")
+        bar.update(task, advance=count, status=f"{60 * speed:.0f} per minute" if speed else "")
 
     with bar:
         yield advance
 
 
 def print_predictions(counts: Mapping[str, int], seconds: float, out: object) -> None:
-    """Says how many images are predicted to be of each class, how fast, and where it is written."""
+    """Prints the number of images predicted for each class, the speed and the output path.
+
+    Args:
+        counts: number of images predicted for each class.
+        seconds: duration of the prediction.
+        out: path of the predictions.
+    """
     total = sum(counts.values())
-    each = ", ".join(f"{label} {count}" for label, count in counts.items())
+    by_class = ", ".join(f"{label} {count}" for label, count in counts.items())
     terminal.print(
-        f"{total} images in {seconds:.1f} s ({60 * total / seconds:.0f} a minute): {each}",
+        f"{total} images in {seconds:.1f} s ({60 * total / seconds:.0f} per minute): {by_class}",
         highlight=False,
         markup=False,
     )
@@ -120,39 +146,39 @@ def print_predictions(counts: Mapping[str, int], seconds: float, out: object) ->
 
 @contextlib.contextmanager
 def user_errors(status: int = 1) -> Iterator[None]:
-    """Ends the program with a sentence where the user can mend what is wrong; decorates a `main`.
+    """Ends the program with a message and no traceback after a `UserError`; decorates a `main`.
 
-    Only the message of a `UserError` is shown, and that Ctrl-C stopped it, with status 130. All
-    other exceptions are faults of this program: they pass, and Python shows their traceback.
+    Ctrl-C ends the program with a message and exit status 130. All other exceptions are bugs of
+    this program; they propagate, and Python prints their traceback.
 
     Args:
-        status: exit status of the program after such an error.
+        status: exit status of the program after a `UserError`.
     """
     try:
         yield
     except UserError as error:
         fail(str(error), status)
     except KeyboardInterrupt:
-        print_stopped("by Ctrl-C, before it was done.")
+        print_stopped("by Ctrl-C before it was finished.")
         sys.exit(130)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """Ends the program with a message instead of a traceback."""
+    """Prints an error message and ends the program with exit status `status`."""
     _print_error("Error:", message)
     sys.exit(status)
 
 
 def print_stopped(message: str) -> None:
-    """Says on the terminal that the program was stopped, such as 'by Ctrl-C: ...'."""
+    """Prints 'Stopped' and the message, such as 'by Ctrl-C before it was finished.'."""
     if terminal.is_terminal:
-        terminal.show_cursor(True)  # which a progress bar hides
+        terminal.show_cursor(True)  # a progress bar hides it
     _print_error("Stopped", message)
 
 
 def _print_error(heading: str, message: str) -> None:
-    # File names may hold what rich takes for markup, and what a terminal takes for a command.
-    shown = "".join(x if x == "\n" or unicodedata.category(x) != "Cc" else repr(x)[1:-1]
-                    for x in message)  # fmt: skip
-    text = rich.text.Text.assemble((heading, "bold red"), " ", shown)
+    # File names may contain rich's markup and control characters of the terminal.
+    escaped = "".join(x if x == "\n" or unicodedata.category(x) != "Cc" else repr(x)[1:-1]
+                      for x in message)  # fmt: skip
+    text = rich.text.Text.assemble((heading, "bold red"), " ", escaped)
     rich.console.Console(stderr=True).print(text, highlight=False, soft_wrap=True)

@@ -1,25 +1,25 @@
-"""The base of every error that a user can mend, and what several modules' errors share."""
+"""Base classes of the errors that a user can fix."""
 
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """What was given cannot be used: the message says what was found and what would be right.
+    """Base class of errors that a user can fix; the message names the fault and a valid value.
 
-    Commands print the message of such an error and end with status 1 (`console.user_errors`).
-    Every other exception is a fault of this program and keeps its traceback.
+    Commands print the message and end with status 1 (`console.user_errors`). All other exceptions
+    are bugs of this program and keep their traceback.
     """
 
 
 class ConfigError(UserError):
-    """The config cannot be run; the message names every field that is wrong."""
+    """The config is invalid; the message names every wrong field."""
 
 
 class MissingExtraError(UserError):
-    """A library is not there, or does not work; the message says which and how to get it."""
+    """An optional library is missing or broken; the message tells how to install it."""
 
 
 def shorten_list(names: Sequence[str], most: int = 10) -> str:
-    """Names joined by commas: the first ten, and how many more there are."""
+    """Joins names by commas; after the first `most` names gives the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

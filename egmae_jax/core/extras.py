@@ -1,4 +1,4 @@
-"""PyTorch's libraries, which only comparing with them and ONNX need: the extras parity and onnx."""
+"""Imports of torch, torchvision and timm, which only the extras parity and onnx install."""
 
 import importlib
 import logging
@@ -11,56 +11,56 @@ logger = logging.getLogger(__name__)
 
 
 def require(*libraries: str, extra: str) -> None:
-    """Imports libraries.
+    """Imports optional libraries.
 
-    A torchvision that was built for another torch, such as a GPU's beside the CPU's, is taken all
-    the same: its networks and transforms are Python. A warning says so.
+    A torchvision that was built for another torch, such as a GPU build next to a CPU build, is
+    accepted with a warning, because its networks and transforms are written in Python.
 
     Args:
-        *libraries: names of modules, torch before what needs it.
+        *libraries: names of the modules; torch must precede the modules that import it.
         extra: extra of this package that installs them.
 
     Raises:
-        MissingExtraError: one cannot be imported; says which extra brings it.
+        MissingExtraError: a library cannot be imported; the message names the extra.
     """
     for library in libraries:
         try:
             _import_torchvision() if library == "torchvision" else importlib.import_module(library)
-        except (ImportError, OSError) as error:  # the latter of a shared library
+        except (ImportError, OSError) as error:  # OSError: a shared library cannot be loaded
             raise MissingExtraError(
-                f"{library} cannot be imported ({error}); pip install -e '.[{extra}]' brings it."
+                f"{library} cannot be imported ({error}); pip install -e '.[{extra}]' installs it."
             ) from None
         except (RuntimeError, AttributeError) as error:
             raise MissingExtraError(
                 f"{library} cannot be imported ({error}): torch and torchvision are not built for "
-                "each other; install both anew, from the same index."
+                "each other; reinstall both from the same index."
             ) from None
 
 
 def _import_torchvision() -> None:
-    """Imports torchvision, also where its compiled operators do not load.
+    """Imports torchvision even if its compiled operators cannot be loaded.
 
-    Its Python part then stops at the name of the first that it describes. Neither timm nor we call
-    them, so each is given a name, which says nothing of what it computes.
+    Importing then fails at the first operator that torchvision registers. Neither timm nor this
+    package calls these operators, so a placeholder without an implementation is defined for each.
     """
     torch: Any = importlib.import_module("torch")
-    named: list[str] = []
+    placeholders: list[str] = []
     while True:
         try:
             torchvision: Any = importlib.import_module("torchvision")
             break
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-            if missing is None or missing[1] in named:
+            if missing is None or missing[1] in placeholders:
                 raise
-            named.append(missing[1])
+            placeholders.append(missing[1])
             schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{missing[1]}", schema)
-    if named:
+    if placeholders:
         logger.warning(
-            "torchvision %s was built for another torch than %s: its compiled operators, such as "
-            "%s, are not there. Its networks and transforms need none of them.",
+            "torchvision %s was not built for torch %s: its compiled operators, such as %s, are "
+            "missing. Its networks and transforms do not need them.",
             torchvision.__version__,
             torch.__version__,
-            named[0],
+            placeholders[0],
         )

@@ -117,7 +117,7 @@ def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
     with pytest.raises(SystemExit) as end:
         command()
     assert end.value.code == 130
-    assert capsys.readouterr().err == "Stopped by Ctrl-C, before it was done.\n"
+    assert capsys.readouterr().err == "Stopped by Ctrl-C before it was finished.\n"
 
 
 # As a process of its own, with the signals of a terminal

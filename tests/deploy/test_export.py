@@ -53,7 +53,7 @@ def with_asff(altered):
 
 
 def no_torch(*libraries, extra):
-    raise MissingExtraError(f"no torch; pip install -e '.[{extra}]' brings it.")
+    raise MissingExtraError(f"no torch; pip install -e '.[{extra}]' installs it.")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_the_command_says_what_was_not_compared(moved, command, tmp_path):
     status, output, errors = command(workdir=moved[0], out=tmp_path / "out", **flags)
     assert (status, errors) == (0, "")
     assert re.search(r"^ mae/model\.safetensors +0\.\d +not compared +1e-04", output, re.M)
-    assert "Not compared: no torch; pip install -e '.[parity]' brings it." in output
+    assert "Not compared: no torch; pip install -e '.[parity]' installs it." in output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mae"]
 
 
