@@ -1,7 +1,8 @@
-"""Files that are whole or not there: written beside their place, then renamed.
+"""Atomic writes and checked reads of files.
 
-What is read may be damaged, or written by somebody else: readers say so, and take no more memory
-than a file can fill.
+A file is written under a temporary name and then renamed, so a reader sees all of it or none. The
+readers assume that a file may be damaged or malicious: they raise an error that names it, and
+allocate no more memory than its content needs.
 """
 
 import contextlib
@@ -23,35 +24,43 @@ import numpy as np
 
 from egmae_jax.core.errors import UserError
 
-REMAKE = "delete it and run again"  # for what the same command makes anew
-RESTORE = "restore it, or start in another --workdir"  # for what it cannot
-REEVALUATE = "run main.py with --stage=evaluate, which makes it anew"  # for results.json
+# Remedies that end the message of a `DamagedFileError`.
+REMAKE = "delete it and run again"  # for files that the same command recreates
+RESTORE = "restore it, or start in another --workdir"  # for files that it cannot recreate
+REEVALUATE = "run main.py with --stage=evaluate, which recreates it"  # for results.json
 logger = logging.getLogger(__name__)
-_MOST_INFLATED = 100  # times its file that an npz may unpack to: weights do not compress so well
+# Largest ratio of an npz's unpacked size to its file size; weights compress far less.
+_MAX_COMPRESSION_RATIO = 100
 
 
 class DamagedFileError(UserError):
-    """A file of the workdir cannot be read; the message names it and says what to do."""
-
-    def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
-        if isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
-            what = f"cannot be read ({reason.strerror or reason})"
-        else:
-            what = f"is damaged ({reason})" if os.path.exists(path) else "is missing"
-        super().__init__(f"{path} {what}: {remedy}.")
-
-
-def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFileError:
-    """The error for a file whose content lacks, or has of another kind, what its use needs.
-
-    A field that is missing says that by itself. For what else went wrong the file is only suspect,
-    so the traceback is logged: the fault may be this program's.
+    """A file is missing, unreadable or damaged; the message names it and a remedy.
 
     Args:
         path: path of the file.
-        reason: what cannot be done with it.
-        error: what its use raised.
-        remedy: what to do.
+        reason: what is wrong with it, in words or as the exception that reading it raised.
+        remedy: what the user can do, as an imperative.
+    """
+
+    def __init__(self, path: Path, reason: object, remedy: str = REMAKE):
+        if isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
+            problem = f"cannot be read ({reason.strerror or reason})"
+        else:
+            problem = f"is damaged ({reason})" if os.path.exists(path) else "is missing"
+        super().__init__(f"{path} {problem}: {remedy}.")
+
+
+def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFileError:
+    """Returns the error for a readable file whose content is missing or of the wrong type.
+
+    Unless `error` is a LookupError, which names the missing field, its traceback is logged, because
+    it may also come from a bug of this program.
+
+    Args:
+        path: path of the file.
+        reason: what cannot be done with the file.
+        error: exception that using the content raised.
+        remedy: what the user can do, as an imperative.
     """
     if not isinstance(error, LookupError):
         logger.error("%s: %s", path, reason, exc_info=error)
@@ -59,87 +68,88 @@ def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFi
 
 
 class AccessError(UserError):
-    """A file or folder cannot be read or written as was asked; the message says which and why."""
+    """A file or folder cannot be read or written; the message names it and the reason."""
 
 
 class StorageError(UserError):
-    """A disk takes no more; the message says which, and that nothing is lost."""
+    """A disk is full, broken or read-only; the message names the folders and their free space."""
 
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# What the system may refuse of a place, which its owner can mend or whoever names another.
+# Errors that the user can fix by changing permissions or choosing another path.
 _REFUSED = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
     | {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 )
-# Of libraries that raise no OSError: how TensorStore (by which Orbax writes) gives the number, and
-# Riegeli (by which array_record writes) the system's words alone.
+# Two libraries raise no OSError: TensorStore, with which Orbax writes, gives the error number, and
+# Riegeli, with which array_record writes, only the system's message.
 _TENSORSTORE = re.compile(r"\[os_error_code='(\d+)'\]")
 _RIEGELI = re.compile(r"\b(?:open|write|close|fsync|ftruncate)\(\) failed: (.+?); writing ")
 
 
 @contextlib.contextmanager
 def explain_storage_errors(*folders: Path) -> Iterator[None]:
-    """Turns the errors of full, broken, read-only and forbidden places into a sentence.
+    """Turns the errors of full, broken, read-only and forbidden paths into a `UserError`.
 
-    A file that the system refuses is reported only if it lies in one of the folders.
+    A permission error is converted only if its file is in, or above, one of `folders`. For any
+    other file it is a bug of this program and propagates.
 
     Args:
         folders: folders and files that the user has named.
 
     Raises:
         StorageError: a disk is full, broken or read-only.
-        AccessError: the system refuses a file in the folders.
+        AccessError: the system denies access to a file in the folders.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # Orbax, TensorStore and TFDS raise errors of their own for a disk
+    except Exception as error:  # Orbax, TensorStore and TFDS have their own types of disk errors
         if isinstance(error, OSError) and _is_refusal(error, folders):
             raise AccessError(
-                f"{os.fsdecode(error.filename)} cannot be used ({error.strerror}): mend that, or "
-                "name another place."
+                f"{os.fsdecode(error.filename)} cannot be used ({error.strerror}): fix this, or "
+                "choose another path."
             ) from error
         number = next((n for n in map(_error_number, _chain(error)) if n in _STORAGE), None)
         if number is None:
             raise
         reason = os.strerror(number)
-        left = (f"{f} has {_free(f) / 1e9:.3g} GB left" for f in folders)
+        free = (f"{f} has {_free_bytes(f) / 1e9:.3g} GB left" for f in folders)
         raise StorageError(
-            f"A file could not be written ({reason}): {', '.join(left)}. What was saved before is "
-            "whole: the same command goes on once this is mended."
+            f"A file could not be written ({reason}): {', '.join(free)}. All files saved before "
+            "are complete. Fix this and run the same command again to resume."
         ) from error
 
 
-def _is_refusal(error: OSError, given: Sequence[Path]) -> bool:
-    """Whether the system refuses a file that is given, or lies in or above one that is."""
+def _is_refusal(error: OSError, paths: Sequence[Path]) -> bool:
+    """Whether the system denies access to one of the paths, or to a file in or above one."""
     if error.errno not in _REFUSED or not isinstance(error.filename, (str, bytes)):
         return False
-    names = [os.fsdecode(error.filename), *map(str, given)]
-    for spell in (os.path.abspath, os.path.realpath):
-        refused, *places = (Path(spell(name)) for name in names)
-        for place in places:
-            if refused == place or place in refused.parents or refused in place.parents:
+    names = [os.fsdecode(error.filename), *map(str, paths)]
+    for resolve in (os.path.abspath, os.path.realpath):
+        refused, *candidates = (Path(resolve(name)) for name in names)
+        for path in candidates:
+            if refused == path or path in refused.parents or refused in path.parents:
                 return True
     return False
 
 
-def _nearest(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    whole = Path(os.path.abspath(path))
-    return next(place for place in (whole, *whole.parents) if os.path.exists(place))
+def _nearest_existing(path: Path) -> Path:
+    """Returns the path, or the nearest folder above it that exists."""
+    absolute = Path(os.path.abspath(path))
+    return next(x for x in (absolute, *absolute.parents) if os.path.exists(x))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """Iterates over an error and the errors that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The system's number of what went wrong with a file."""
+    """Returns the system's error number (errno) of a file error; None if the error has none."""
     if isinstance(error, OSError):
         return error.errno
     if match := _TENSORSTORE.search(str(error)):
@@ -149,43 +159,51 @@ def _error_number(error: BaseException) -> int | None:
     return None
 
 
-def _free(folder: Path) -> int:
-    """Bytes left where a folder is, or would be."""
-    return shutil.disk_usage(_nearest(folder)).free
+def _free_bytes(folder: Path) -> int:
+    """Returns the free space of the disk with the folder, which need not exist yet."""
+    return shutil.disk_usage(_nearest_existing(folder)).free
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` to `path` so that no reader, and no crash, ever sees half of it.
+    """Writes a file so that even after a crash it is either complete or unchanged.
 
-    Of several hosts of a run each would write: the caller asks `sharding.is_primary` first.
+    Every process that calls this writes: check `sharding.is_primary` first on several hosts.
+
+    Raises:
+        AccessError: the system does not allow the file at `path`.
     """
     with open_atomically(path, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def require_output(path: Path, suffixes: Sequence[str], inputs: Iterable[Path] = ()) -> None:
-    """Asks of a file that a user wants written that nothing of theirs is lost by it.
+    """Checks that an output file can be written and overwrites none of the inputs.
+
+    Args:
+        path: path of the output file.
+        suffixes: allowed suffixes, in lower case, such as '.csv'.
+        inputs: files that the command reads.
 
     Raises:
-        AccessError: it ends otherwise, is a folder or a device, or is one of the files read; or
-            nothing can be written where it is to be.
+        AccessError: the suffix is another one, the path is a folder, a device or one of `inputs`,
+            or its folder is not writable.
     """
     if path.suffix.lower() not in suffixes:
         raise AccessError(f"{path} must end in {' or '.join(suffixes)}.")
     if os.path.exists(path) and not os.path.isfile(path):
-        kind = "a folder" if os.path.isdir(path) else "no file"
-        raise AccessError(f"{path} is {kind}; a file is to be written.")
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise AccessError(f"{path} is {kind}; give the path of a file to write.")
     existing = [x for x in inputs if os.path.exists(x)] if os.path.exists(path) else []
     if any(os.path.samefile(path, x) for x in existing):
-        raise AccessError(f"{path} is one of the files to be read; it would be overwritten.")
+        raise AccessError(f"{path} is one of the input files and would be overwritten.")
     require_writable(path.parent, str(path))
 
 
 def require_readable(path: Path) -> None:
-    """Opens a file, if there is one: readers seldom tell one that is forbidden from a damaged one.
+    """Checks that a file, if it exists, may be read; few readers tell forbidden from damaged files.
 
     Raises:
-        AccessError: the system does not let it be read.
+        AccessError: the system denies access to the file.
     """
     if os.path.exists(path):
         with explain_storage_errors(path):
@@ -193,38 +211,41 @@ def require_readable(path: Path) -> None:
 
 
 def require_writable(folder: Path, named: str) -> None:
-    """Tries whether a folder that is there, or that would be made, can be written to.
+    """Checks that files can be written to a folder, which need not exist yet.
 
     Args:
-        folder: to be written to; neither it nor one above it needs to be there yet.
-        named: what the user gave for it, for the message, such as '--out=results'.
+        folder: path of the folder; the folders above it need not exist either.
+        named: how the user named the folder, such as '--out=results', for the message.
 
     Raises:
-        AccessError: it is a file, or the system lets no file be made in it.
+        AccessError: the path, or one above it, is a file, or the folder is not writable.
     """
-    existing = _nearest(folder)
-    kind = "not writable" if existing.is_dir() else "a file, not a folder"
-    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    if writable:
-        try:  # what `os.access` says is not always so: of NFS, of a quota, to root
+    existing = _nearest_existing(folder)
+    problem = "not writable" if existing.is_dir() else "a file, not a folder"
+    is_writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    if is_writable:
+        try:  # `os.access` can be wrong on NFS, over quota and for root
             tempfile.TemporaryFile(dir=existing).close()
         except OSError as error:
-            kind, writable = f"not writable ({error.strerror})", False
-    if not writable:
-        raise AccessError(f"{named} cannot be written to: {existing} is {kind}.")
+            problem, is_writable = f"not writable ({error.strerror})", False
+    if not is_writable:
+        raise AccessError(f"{named} cannot be written to: {existing} is {problem}.")
 
 
 @contextlib.contextmanager
 def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
-    """A file to write that is at `path` once the block ends, and not at all if it fails.
+    """Opens a file that replaces `path` when the block ends, and is removed if the block raises.
 
     Args:
-        path: path of the file, whose folder is made if needed.
+        path: path of the file; its folder is created if needed.
         mode: 'w' or 'wb'.
-        **options: of `open`.
+        **options: further arguments of `open`.
+
+    Yields:
+        The open file.
 
     Raises:
-        AccessError: the system does not let it be there.
+        AccessError: the system does not allow the file at `path`.
     """
     with explain_storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,58 +265,64 @@ def open_atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
 
 
 def natural_key(name: str) -> list[tuple[bool, Any]]:
-    """Sorts 'benign (2).png' before 'benign (10).png'."""
+    """Sort key that orders names by their numbers: 'benign (2).png' before 'benign (10).png'."""
     parts = (int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name))
     return [(isinstance(x, str), x) for x in parts]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Writes `value` as indented JSON, atomically (see `write_atomically`)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Bytes of a path that are no UTF-8 become what JSON has for them.
+    # A path's bytes that are not valid UTF-8 become JSON escapes.
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
-    """Reads a JSON file whose content is of a `kind`, dict or list.
+    """Reads a JSON file.
+
+    Args:
+        path: path of the file.
+        remedy: end of the error's message, an imperative.
+        kind: expected type of the content, dict or list.
 
     Raises:
-        DamagedFileError: it is none; the message ends with the `remedy`.
+        DamagedFileError: the file is missing, unreadable, or not JSON of this type.
     """
     try:
         encoded = path.read_bytes()
     except OSError as error:
         raise DamagedFileError(path, error, remedy) from None
     try:
-        content = json.loads(encoded.decode(), parse_constant=_no_number)
+        content = json.loads(encoded.decode(), parse_constant=_reject_constant)
     except ValueError as error:
         raise DamagedFileError(path, error, remedy) from None
     except RecursionError:
         raise DamagedFileError(path, "it is nested too deeply", remedy) from None
     if not isinstance(content, kind):
-        held = type(content).__name__
-        raise DamagedFileError(path, f"it holds a {held}, not a {kind.__name__}", remedy)
+        actual = type(content).__name__
+        raise DamagedFileError(path, f"it holds a {actual}, not a {kind.__name__}", remedy)
     return content
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")  # nor what `write_json` writes
+def _reject_constant(text: str) -> NoReturn:
+    """Rejects NaN and Infinity, which Python's parser accepts."""
+    raise ValueError(f"{text} is not valid JSON")
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object with the SHA-256 of its content, which `read_sealed` holds it to."""
+    """Writes a JSON object and the SHA-256 of its content, which `read_sealed` checks."""
     write_json(path, value | {"sha256": _digest(value)})
 
 
 def read_sealed(path: Path, remedy: str = REMAKE) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote.
+    """Reads a JSON object that `write_sealed` wrote.
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: the file is missing, unreadable, or changed since it was written.
     """
     value = read_json(path, remedy)
     if value.pop("sha256", None) != _digest(value):
-        raise DamagedFileError(path, "it is not what was written", remedy)
+        raise DamagedFileError(path, "its SHA-256 does not match its content", remedy)
     return value
 
 
@@ -304,44 +331,47 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, none of which claims more than the file can hold.
+    """Reads the arrays of an npz file, by name, after checking their sizes.
 
     Raises:
-        ValueError: it is none, or holds pickled objects, a name twice, or arrays of another size
-            than they claim, or unpacks to a hundred times its size.
-        AccessError: the system does not let it be read.
+        ValueError: the file is not an npz file, holds pickled objects or two arrays of one name,
+            the size of an array differs from its header, or the arrays are more than 100 times
+            larger than the file.
+        AccessError: the system denies access to the file.
     """
     require_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            inflated = sum(member.file_size for member in members)
-            if inflated > _MOST_INFLATED * path.stat().st_size:
-                raise ValueError(f"it unpacks to {inflated} bytes: it could be a bomb")
+            unpacked = sum(member.file_size for member in members)
+            if unpacked > _MAX_COMPRESSION_RATIO * path.stat().st_size:
+                raise ValueError(f"it unpacks to {unpacked} bytes and may be a zip bomb")
             if len({member.filename for member in members}) < len(members):
-                raise ValueError("it holds two arrays of one name")
+                raise ValueError("it holds two arrays with the same name")
             for member in members:
                 _require_npy(archive, member)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # damaged archives bring whatever the readers stumble upon
+    except Exception as error:  # damaged archives raise many types of errors
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def _require_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Compares the size an array claims with what is there: numpy takes that much memory first.
+    """Checks the size in an array's header, because numpy allocates it before reading.
 
     Raises:
-        ValueError: they differ, or it is no array.
+        ValueError: the array has another size, or the member is not an array.
     """
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):  # what numpy writes
-            raise ValueError(f"{member.filename} is of npy version {version}")
+        if version not in ((1, 0), (2, 0)):  # the versions that numpy writes
+            raise ValueError(f"{member.filename} has npy version {version}, not 1.0 or 2.0")
         read = np.lib.format.read_array_header_2_0
         if version == (1, 0):
             read = np.lib.format.read_array_header_1_0
         shape, _, dtype = read(file)
-        claimed = file.tell() + math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and claimed != member.file_size:
-        raise ValueError(f"{member.filename} has {member.file_size} bytes, but claims {claimed}")
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and expected != member.file_size:
+        raise ValueError(
+            f"{member.filename} has {member.file_size} bytes, but its header says {expected}"
+        )

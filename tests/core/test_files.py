@@ -46,13 +46,13 @@ def test_what_a_user_would_lose_is_not_written_over(tmp_path):
     require_output(image, (".csv",))
     for path, message in (
         (tmp_path / "x.png", r"x\.png must end in \.csv"),
-        (image, "is one of the files to be read"),
+        (image, "is one of the input files"),
     ):
         with pytest.raises(AccessError, match=message):
             require_output(path, (".csv",), [image])
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    for name, kind in (("folder.csv", "a folder"), ("pipe.csv", "no file")):
+    for name, kind in (("folder.csv", "a folder"), ("pipe.csv", "not a regular file")):
         with pytest.raises(AccessError, match=f"{name} is {kind}"):
             require_output(tmp_path / name, (".csv",))
 
@@ -181,7 +181,7 @@ ARRAY_RECORD = "write() failed: No space left on device; writing /x.array_record
     ],
 )
 def test_a_disk_that_takes_no_more_is_named(tmp_path, error):
-    message = rf"could not be written .*{tmp_path} has \d.* GB left.*the same command goes on"
+    message = rf"could not be written .*{tmp_path} has \d.* GB left.*run the same command again"
     with pytest.raises(StorageError, match=message), explain_storage_errors(tmp_path):
         raise error
 
