@@ -1,12 +1,12 @@
-"""Text that stays text in Markdown and LaTeX, whatever people call their classes and folders."""
+"""Escapes class and folder names for Markdown and LaTeX."""
 
 import re
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&!$@:])")
-# A character, or one that makes another sign with the next, such as a dash of two hyphens.
+# A special character, or the first of two that LaTeX merges, such as two hyphens into a dash.
 _LATEX = re.compile(r"""[\\~^<>|"`\[\]*±_&%$#{}]|([-',])(?=\1)""")
-# Not all fonts have the signs of <, > and |, a * or [ can belong to the \\ before it, and " is a
-# command in some languages. Digits are the place in the font.
+# Some fonts lack <, > and |; a * or [ after \\ is read as its argument; " is a command in some
+# languages. The numbers of \symbol are character codes.
 _LATEX_COMMANDS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -24,25 +24,28 @@ _LATEX_COMMANDS = {
 
 
 def printable(value: str) -> str:
-    """The text on one line, without what cannot be seen."""
+    """Returns the text on one line, with each run of whitespace and invisible signs as one space.
+
+    Invisible are the characters that Python does not call printable.
+    """
     return " ".join("".join(x if x.isprintable() else " " for x in value).split())
 
 
 def markdown(value: str) -> str:
-    """Markdown that shows a text as it is, on one line."""
+    """Escapes a text for Markdown, on one line."""
     return _MARKDOWN.sub(r"\\\1", printable(value))
 
 
 def latex(value: str) -> str:
-    """LaTeX that shows a text as it is, on one line; it needs no package.
+    """Escapes a text for LaTeX, on one line; the result needs no package.
 
-    Letters beyond those of the document's font are for the document to declare.
+    Letters that the document's font lacks are not replaced.
     """
-    return _LATEX.sub(_latex_of, printable(value))
+    return _LATEX.sub(_escape_latex, printable(value))
 
 
-def _latex_of(match: re.Match[str]) -> str:
-    sign = match[0]
+def _escape_latex(match: re.Match[str]) -> str:
+    character = match[0]
     if match[1]:
-        return sign + "{}"
-    return _LATEX_COMMANDS.get(sign, "\\" + sign)
+        return character + "{}"
+    return _LATEX_COMMANDS.get(character, "\\" + character)

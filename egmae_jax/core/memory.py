@@ -1,6 +1,6 @@
-"""How much memory there is for images: on a device, and of the host.
+"""Memory available for images, on each device and on the host.
 
-The limits of a container or a job (cgroups) count as the host's memory.
+The memory limit of a container or a job (cgroup) counts as the host's memory.
 """
 
 import os
@@ -11,36 +11,40 @@ import jax
 from egmae_jax.core import sharding
 
 SHARE = 0.3  # share of memory for images; the rest is for the network and its gradients
-_UNKNOWN = 8e9  # bytes, where the system does not say
+_UNKNOWN = 8e9  # bytes, assumed if the system does not report its memory
 
 
 def for_resident_images() -> float:
-    """Bytes that a set of images may take on each device: SHARE of what the smallest has.
+    """Returns the bytes that a data set may occupy on each device.
 
-    Never more than that share of the host's memory, where the set is decoded first. All hosts of a
-    run call it and get the same.
+    This is the fraction SHARE of the smallest device's memory, or of the free host memory if that
+    is less, because images are decoded on the host first. All hosts of a run must call it and get
+    the same number.
     """
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    available = _of_the_host() / sharding.processes_on_this_host()
-    if None in limits:  # CPUs, which share the host's
+    available = _free_on_host() / sharding.processes_on_this_host()
+    if None in limits:  # CPU devices share the host's memory
         available /= len(devices)
-    (least,) = sharding.agree(-min([available, *(limit for limit in limits if limit)]))
-    return SHARE * -least
+    (negative,) = sharding.agree(-min([available, *(limit for limit in limits if limit)]))
+    return SHARE * -negative
 
 
 def for_decoded_images() -> float:
-    """Bytes that this process may keep decoded images in: SHARE of what is free on the host."""
-    return SHARE * _of_the_host() / sharding.processes_on_this_host()
+    """Returns the bytes that this process may use for decoded images.
+
+    This is the fraction SHARE of the free host memory, divided by the run's processes on this host.
+    """
+    return SHARE * _free_on_host() / sharding.processes_on_this_host()
 
 
-def _of_the_host(root: Path = Path("/")) -> float:
-    """Bytes that can be taken on this host now.
+def _free_on_host(root: Path = Path("/")) -> float:
+    """Returns the free memory of this host in bytes.
 
     Args:
-        root: root of the file system, which tests replace.
+        root: root of the file system, replaced in tests.
     """
-    limits = [*_free(root), *_free_in_cgroups(root)]
+    limits = [*_free_in_meminfo(root), *_free_in_cgroups(root)]
     if not limits:
         try:
             limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2]  # macOS
@@ -49,7 +53,8 @@ def _of_the_host(root: Path = Path("/")) -> float:
     return min(limits)
 
 
-def _free(root: Path) -> list[float]:
+def _free_in_meminfo(root: Path) -> list[float]:
+    """Returns the available bytes in /proc/meminfo; empty except on Linux."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
@@ -58,12 +63,12 @@ def _free(root: Path) -> list[float]:
 
 
 def _free_in_cgroups(root: Path) -> list[float]:
-    """What is left of the limit of every group that the process is in, of versions 1 and 2."""
+    """Returns the bytes left in each cgroup of this process that has a limit, versions 1 and 2."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    left = []
+    free = []
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -74,17 +79,17 @@ def _free_in_cgroups(root: Path) -> list[float]:
         else:
             continue
         inner = Path(path.lstrip("/"))
-        for group in (inner, *inner.parents):  # in a container the path may be the host's
+        for group in (inner, *inner.parents):  # a container may see the path on the host
             folder = mount / group
             try:
-                most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+                allowed, used = ((folder / name).read_text().strip() for name in (limit, usage))
                 stat = (folder / "memory.stat").read_text().splitlines()
             except OSError:  # no such group
                 continue
-            if most == "max":
+            if allowed == "max":
                 continue
-            cached = {name: float(n) for name, n in (row.split() for row in stat)}
-            files = cached.get("inactive_file", cached.get("total_inactive_file", 0.0))
-            # Files that were read give way.
-            left.append(max(0.0, float(most) - float(used) + files))
-    return left
+            counters = {name: float(n) for name, n in (row.split() for row in stat)}
+            # The system frees the page cache of inactive files on demand.
+            cached = counters.get("inactive_file", counters.get("total_inactive_file", 0.0))
+            free.append(max(0.0, float(allowed) - float(used) + cached))
+    return free

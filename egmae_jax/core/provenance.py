@@ -1,4 +1,4 @@
-"""What made a result: versions, commit, devices, the command."""
+"""Provenance of a result: versions, commit, devices and command."""
 
 import importlib.metadata
 import platform
@@ -23,7 +23,12 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """JSON-like: "versions" by package, "commit", "devices", "hosts", "platform", "command"."""
+    """Describes this process as a JSON object.
+
+    Returns:
+        "versions" by package, "commit" (see `_commit`), "devices" such as '8 x NVIDIA H100', number
+        of "hosts", "platform" and "command".
+    """
     versions = {name: _version(name) for name in ("egmae_jax", *_PACKAGES)}
     device = jax.devices()[0]
     return {
@@ -44,7 +49,10 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the clone that holds this code, "-dirty" if changed; None without a clone."""
+    """Returns the commit of the git clone with this code, or None without a clone.
+
+    The suffix '-dirty' marks uncommitted changes.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
@@ -54,7 +62,7 @@ def _commit() -> str | None:
 
     here = Path(__file__)
     try:
-        git("ls-files", "--error-unmatch", here.name)  # not of a clone that an environment is in
+        git("ls-files", "--error-unmatch", here.name)  # fails if the clone only holds a virtualenv
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

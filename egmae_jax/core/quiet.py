@@ -1,4 +1,4 @@
-"""Other libraries' log lines, where an error of ours says the same better."""
+"""Suppresses log lines of other libraries that only repeat an error of this package."""
 
 import contextlib
 import functools
@@ -9,7 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(name: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Leaves log lines below `level` of the logger called `name` out within the block."""
+    """Drops the log lines of one logger below a level, within the block.
+
+    Args:
+        name: name of the logger.
+        level: lowest level that is still logged.
+    """
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -19,43 +24,44 @@ def quiet(name: str, level: int = logging.ERROR) -> Iterator[None]:
         logger.setLevel(before)
 
 
-class _ThisThread(logging.Filter):
-    """Drops what is logged in a thread that reads a file of ours."""
+class _ThreadFilter(logging.Filter):
+    """Drops the log lines of threads that are within `silence`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._local = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self._local, "reading", False)
+        return not getattr(self._local, "is_silent", False)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        self._local.reading = True
+    def silence(self) -> Iterator[None]:
+        """Drops the log lines of the current thread within the block."""
+        self._local.is_silent = True
         try:
             yield
         finally:
-            self._local.reading = False
+            self._local.is_silent = False
 
 
 @functools.cache
-def _filter_of(logger: str) -> _ThisThread:
-    made = _ThisThread()
-    logging.getLogger(logger).addFilter(made)
-    return made
+def _install_filter(logger: str) -> _ThreadFilter:
+    thread_filter = _ThreadFilter()
+    logging.getLogger(logger).addFilter(thread_filter)
+    return thread_filter
 
 
 @contextlib.contextmanager
 def silenced(*loggers: str) -> Iterator[None]:
-    """Keeps libraries from logging what they find in a file, in this thread and block only.
+    """Drops the log lines of some loggers, only in this thread and within the block.
 
-    The error that is raised says it once, with the file's name. The loggers themselves, their
-    levels and what other threads log stay as they are.
+    Readers of image files use it, because their error names the file and the problem. Other threads
+    and the levels of the loggers are not affected.
 
     Args:
-        loggers: names of the libraries' loggers.
+        loggers: names of the loggers.
     """
     with contextlib.ExitStack() as stack:
         for logger in loggers:
-            stack.enter_context(_filter_of(logger).reading())
+            stack.enter_context(_install_filter(logger).silence())
         yield

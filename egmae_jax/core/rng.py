@@ -1,6 +1,6 @@
-"""Where randomness comes from: fold_in(seed of the round, stage, step), and nothing else.
+"""Random keys of stages and steps, derived from the round's seed only.
 
-No generator state is carried along or saved, so a resumed run draws what an unbroken one draws.
+No generator state is saved, so a resumed run draws the same numbers as an uninterrupted one.
 """
 
 import zlib
@@ -9,10 +9,15 @@ import jax
 
 
 def stage_id(name: str) -> int:
-    """A number for a stage's name, e.g. 'pretrain' or 'finetune/mae', equal in every process."""
+    """Returns a number for a stage's name, such as 'finetune/mae', equal in every process."""
     return zlib.crc32(name.encode()) >> 1  # fits int32
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
-    """The key of a stage; a step's is fold_in(stage key, step). Each round has a seed."""
+    """Returns the random key of a stage; the key of a step is `fold_in(stage key, step)`.
+
+    Args:
+        seed: seed of the round.
+        stage: name of the stage, such as 'pretrain' or 'finetune/mae'.
+    """
     return jax.random.fold_in(jax.random.key(seed), stage_id(stage))

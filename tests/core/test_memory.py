@@ -31,7 +31,7 @@ def host(root, *, available, cgroups="", **files):
 
 
 def test_without_limits_it_is_what_the_system_has_available(tmp_path):
-    available = memory._of_the_host(host(tmp_path, available=64 * GB))
+    available = memory._free_on_host(host(tmp_path, available=64 * GB))
     assert available == pytest.approx(64 * GB)
 
 
@@ -45,7 +45,7 @@ def test_what_a_container_may_take_is_its_limit_less_what_it_uses(tmp_path):
         memory_DOT_current=5 * GB,
         memory_DOT_stat=f"anon {2 * GB}\ninactive_file {3 * GB}\n",
     )
-    assert memory._of_the_host(root) == 8 * GB
+    assert memory._free_on_host(root) == 8 * GB
 
 
 def test_of_nested_groups_the_least_counts_and_max_is_no_limit(tmp_path):
@@ -59,7 +59,7 @@ def test_of_nested_groups_the_least_counts_and_max_is_no_limit(tmp_path):
         f"{job}memory_DOT_stat": "anon 0",
     }
     root = host(tmp_path, available=64 * GB, cgroups="0::/job/step\n", **files)
-    assert memory._of_the_host(root) == 3 * GB
+    assert memory._free_on_host(root) == 3 * GB
 
 
 def test_the_limit_of_a_job_in_groups_of_version_1_counts(tmp_path):
@@ -71,7 +71,7 @@ def test_the_limit_of_a_job_in_groups_of_version_1_counts(tmp_path):
     }
     cgroups = "5:cpuset:/\n4:memory:/slurm/job_7\n0::/\n"
     root = host(tmp_path, available=64 * GB, cgroups=cgroups, **files)
-    assert memory._of_the_host(root) == 5 * GB
+    assert memory._free_on_host(root) == 5 * GB
 
 
 def devices(monkeypatch, *limits):
@@ -96,13 +96,13 @@ def test_resident_images_take_a_share_of_the_smallest_device(
     monkeypatch, limits, available, expected
 ):
     devices(monkeypatch, *limits)
-    monkeypatch.setattr(memory, "_of_the_host", lambda: available)
+    monkeypatch.setattr(memory, "_free_on_host", lambda: available)
     assert memory.for_resident_images() == pytest.approx(expected)
 
 
 def test_all_hosts_take_what_the_least_of_them_has(monkeypatch):
     devices(monkeypatch, 60 * GB)
-    monkeypatch.setattr(memory, "_of_the_host", lambda: 500 * GB)
+    monkeypatch.setattr(memory, "_free_on_host", lambda: 500 * GB)
     monkeypatch.setattr(memory.sharding, "processes_on_this_host", lambda: 2)
     monkeypatch.setattr(memory.sharding, "agree", lambda *values: (max(*values, -40.0 * GB),))
     assert memory.for_resident_images() == pytest.approx(0.3 * 40 * GB)
@@ -124,7 +124,7 @@ def test_the_memory_decides_where_images_wait_and_the_log_says_so(
     data, cache, tmp_path, monkeypatch, caplog, gigabytes, available, kind, reason
 ):
     caplog.set_level("INFO", "egmae_jax")
-    monkeypatch.setattr(memory, "_of_the_host", lambda: available)
+    monkeypatch.setattr(memory, "_free_on_host", lambda: available)
     config = tiny.make_config(data, cache, data__resident_gigabytes=gigabytes)
     run = experiment.Experiment(config, tmp_path).run
     order = Order(len(run.data.indices(0, "train")), 8, (0,))
