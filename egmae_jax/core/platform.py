@@ -1,9 +1,9 @@
-"""How programs are compiled: by the options that are fastest on the platform.
+"""Compilation with the fastest options of each platform (CPU, GPU, TPU).
 
-XLA's CPU compiler fuses an array that several others are computed from into each of them, and so
-computes an expensive one several times, in loops that no longer vectorise. `materialize` marks what
-must be computed once. The mark is an optimization barrier, which the CPU compiler drops before it
-fuses unless the options of `jit` tell it not to.
+If several arrays are computed from one, XLA's CPU compiler fuses that one into each of them: it is
+computed several times, in loops that are no longer vectorised. `materialize` prevents this by an
+optimization barrier. By default the CPU compiler removes barriers before fusion; the options of
+`jit` keep them.
 """
 
 import contextlib
@@ -25,35 +25,35 @@ _CPU_OPTIONS = {
         (
             "cse_barrier_expander",  # removes optimization barriers
             "small-while-loop-hoisting",  # crashes on barriers over several arrays
-            # A tenth of the time that compiling takes, for nothing: no step is faster by them.
+            # These take a tenth of the compile time, and no step is faster by them.
             "simplify-while-loops",
             "while-loop-invariant-code-motion",
             "post_scatter_expansion_simplification",
         )
     ),
     # YNNPACK's fusions are slower than XLA's own reductions and matrix products at our shapes, and
-    # take in what should be computed once.
+    # they recompute arrays that should be computed once.
     "xla_cpu_experimental_ynn_fusion_type": "",
-    "xla_cpu_prefer_vector_width": 512,  # bits; of no effect where the processor has fewer
+    "xla_cpu_prefer_vector_width": 512,  # bits; no effect on processors with shorter vectors
 }
 
 
-# What functions are traced for, where that is not the machine's own platform.
+# Platform that functions are traced for; None: the platform of this machine.
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("_target", default=None)
-# Whether backward rules of `custom_vjp` count: within `jit`.
-_own_gradients = contextvars.ContextVar("_own_gradients", default=False)
+# Whether the backward rules of `custom_vjp` are used; only within `jit`.
+_use_backward_rules = contextvars.ContextVar("_use_backward_rules", default=False)
 
 
 def for_cpu() -> bool:
-    """Whether what is being traced will run on a CPU and nowhere else."""
+    """Whether the program that is being traced will run on CPUs only."""
     return (_target.get() or jax.default_backend()) == "cpu"
 
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """What is traced within runs on every platform, as an exported program must.
+    """Traces functions within the block for all platforms, for export.
 
-    A batch may then be of symbolic size.
+    The batch size may be symbolic.
     """
     with tracing_for("any"):
         yield
@@ -61,10 +61,13 @@ def portable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """What is traced within gets the forms of a platform, 'cpu', 'gpu' or 'tpu', wherever it runs.
+    """Traces functions within the block as on another platform.
 
-    So a CPU can check them. What JAX has traced before, for another platform, it uses again unless
-    `jax.clear_caches()` is called.
+    A machine with a CPU can thus check the code for a GPU. JAX reuses functions that it has traced
+    before for another platform unless `jax.clear_caches()` is called.
+
+    Args:
+        platform: 'cpu', 'gpu', 'tpu', or 'any' for a program that runs on all of them.
     """
     token = _target.set(platform)
     try:
@@ -74,7 +77,10 @@ def tracing_for(platform: str) -> Iterator[None]:
 
 
 def by_platform(*args: Any, cpu: Callable, others: Callable) -> Any:
-    """`cpu(*args)` on a CPU, `others(*args)` elsewhere; a portable program holds both."""
+    """Returns `cpu(*args)` on a CPU and `others(*args)` elsewhere.
+
+    A program that is traced within `portable` contains both and chooses when it runs.
+    """
     if _target.get() != "any":
         return cpu(*args) if for_cpu() else others(*args)
 
@@ -89,28 +95,32 @@ _EMPTY_MESH = jax.sharding.AbstractMesh((), ())
 
 
 def jit(function: Callable, **kwargs: Any) -> Any:
-    """`jax.jit` with the platform's options, for whole programs; functions within need none.
+    """Compiles a whole program, like `jax.jit`, with the platform's options.
 
-    A program that is compiled by plain `jax.jit` gives the same results, on CPU more slowly.
-    Call it only when the devices may be initialised.
+    Plain `jax.jit` gives the same results, but runs more slowly on CPU. Calling this function
+    initialises the devices.
+
+    Args:
+        function: the function to compile; functions that it calls need no `jit` of their own.
+        **kwargs: further arguments of `jax.jit`.
     """
 
     @functools.wraps(function)
     def traced(*args, **named):
-        token = _own_gradients.set(True)
+        token = _use_backward_rules.set(True)
         try:
-            # JAX traces backward rules in the empty mesh; in another, all would be traced twice.
+            # JAX traces backward rules in an empty mesh; in any other, all is traced twice.
             with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
                 return function(*args, **named)
         finally:
-            _own_gradients.reset(token)
+            _use_backward_rules.reset(token)
 
     return jax.jit(traced, compiler_options=_options(), **kwargs)
 
 
 @contextlib.contextmanager
 def compilation_cache(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs in a folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Stores compiled programs in a folder unless JAX_COMPILATION_CACHE_DIR is set."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         yield
         return
@@ -122,38 +132,38 @@ def compilation_cache(folder: Path) -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-DETERMINISTIC = "xla_gpu_deterministic_ops"  # a flag of XLA's
-_BOOLEANS = {
-    "": "true",
-    "1": "true",
-    "0": "false",
-}  # how else XLA takes them, a bare flag being true
+DETERMINISTIC = "xla_gpu_deterministic_ops"  # name of an XLA flag
+# Other spellings of booleans that XLA accepts; a flag without a value is true.
+_BOOLEANS = {"": "true", "1": "true", "0": "false"}
 
 
 def make_deterministic() -> None:
-    """Asks for GPU programs that compute the same bits every time; before a device is used.
+    """Makes GPU programs bit-reproducible by an XLA flag; must be called before a device is used.
 
-    Without it XLA times several kernels and takes the fastest, which need not be the same in the
-    next process, and some add up in no fixed order. A CPU computes the same bits anyway.
+    Without the flag, XLA chooses the fastest kernels by timing them, so the choice may differ
+    between processes, and some kernels sum in no fixed order. CPU programs are always reproducible.
     """
     os.environ["XLA_FLAGS"] = f"{_flag_text('XLA_FLAGS')} --{DETERMINISTIC}=true"
 
 
 def is_deterministic() -> bool:
-    """Whether such programs are asked for."""
+    """Whether XLA_FLAGS asks for bit-reproducible GPU programs, see `make_deterministic`."""
     return flags_of("XLA_FLAGS").get(DETERMINISTIC) == "true"
 
 
 def flags_of(variable: str) -> dict[str, str]:
-    """The flags in an environment variable, such as XLA_FLAGS, without their dashes.
+    """Parses the flags in an environment variable, such as XLA_FLAGS, as XLA does.
 
-    As XLA reads them: the last of equal names counts, and a text that begins with no dash names a
-    file of flags.
+    The last of several flags with the same name counts. A text that does not begin with a dash is
+    the path of a file of flags.
+
+    Returns:
+        The value of each flag by its name without dashes; booleans are 'true' or 'false'.
     """
     text = _flag_text(variable)
     try:
         words = shlex.split(text)
-    except ValueError:  # an open quote; XLA says so itself
+    except ValueError:  # an open quote, which XLA reports itself
         words = text.split()
     pairs = (word.lstrip("-").partition("=") for word in words if word.startswith("-"))
     return {name: _BOOLEANS.get(value, value) for name, _, value in pairs}
@@ -165,36 +175,44 @@ def _flag_text(variable: str) -> str:
         return text
     try:
         return Path(text).read_text(errors="replace")
-    except OSError:  # which XLA passes over, too
+    except OSError:  # XLA ignores it, too
         return ""
 
 
 def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Callable:
-    """`jax.jit` for a part that a program calls many times with the same shapes, such as a block.
+    """Compiles a function once that a program calls often with the same shapes, such as a block.
 
-    It is traced once. On CPU, where optimising it takes longest, that is done once, too: the
-    compiler is told not to merge the calls into the program until it has done so.
+    JAX traces it once. On CPU, the compiler also optimises it only once, because it may not inline
+    the calls before; this shortens the compile time.
+
+    Args:
+        function: the function.
+        static_argnames: names of its arguments that are static, as in `jax.jit`.
     """
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=static_argnames)
-    def traced(forms, *args, **named):
-        del forms  # makes JAX trace anew for another platform
-        with set_xla_metadata(inlineable="true"):  # what is called from within
+    def traced(trace_key, *args, **named):
+        del trace_key  # only makes JAX trace again for another platform
+        with set_xla_metadata(inlineable="true"):  # for the functions called within
             return function(*args, **named)
 
     @functools.wraps(function)
     def call(*args, **named):
         with set_xla_metadata(inlineable="false" if for_cpu() else "true"):
-            return traced((_target.get(), _own_gradients.get()), *args, **named)
+            return traced((_target.get(), _use_backward_rules.get()), *args, **named)
 
     return call
 
 
 class custom_vjp:
-    """`jax.custom_vjp` whose backward rule counts only in what `jit` of this module compiles.
+    """`jax.custom_vjp` whose backward rule is used only within this module's `jit`.
 
-    Elsewhere JAX derives the function itself, so that `jax.jvp` and `jax.hessian` work on the
-    networks, which no function with a backward rule of its own allows.
+    Elsewhere JAX differentiates the function itself, so `jax.jvp` and `jax.hessian` work on the
+    networks; with `jax.custom_vjp` they would not.
+
+    Args:
+        function: the function to differentiate.
+        nondiff_argnums: positions of the arguments without a gradient, as in `jax.custom_vjp`.
     """
 
     def __init__(self, function: Callable, nondiff_argnums: Sequence[int] = ()):
@@ -203,22 +221,24 @@ class custom_vjp:
         self._with_rule = jax.custom_vjp(function, nondiff_argnums=nondiff_argnums)
 
     def defvjp(self, forward: Callable, backward: Callable) -> None:
-        """Sets the rule, as `jax.custom_vjp.defvjp` does."""
+        """Sets the forward and the backward function, as `jax.custom_vjp.defvjp` does."""
         self._with_rule.defvjp(forward, backward)
 
     def __call__(self, *args: Any) -> Any:
-        return (self._with_rule if _own_gradients.get() else self._function)(*args)
+        return (self._with_rule if _use_backward_rules.get() else self._function)(*args)
 
 
 @functools.cache
 def _options() -> dict[str, Any]:
-    """The `_CPU_OPTIONS` that this version of XLA takes; none on other platforms."""
+    """Returns the `_CPU_OPTIONS` that this version of XLA supports; none on other platforms."""
     if jax.default_backend() != "cpu":
         return {}
-    return {name: value for name, value in _CPU_OPTIONS.items() if _works({name: value})}
+    return {name: value for name, value in _CPU_OPTIONS.items() if _is_supported({name: value})}
 
 
-def _works(options: dict[str, Any]) -> bool:
+def _is_supported(options: dict[str, Any]) -> bool:
+    """Whether XLA compiles a small program with these options, and correctly."""
+
     def program(x):
         return lax.optimization_barrier(jnp.exp(x)) + 1
 
@@ -229,8 +249,8 @@ def _works(options: dict[str, Any]) -> bool:
 
 
 def materialize(tree: Any) -> Any:
-    """Returns the same arrays, written to memory before anything is computed from them.
+    """Returns the same arrays, which on CPU are written to memory once and not fused.
 
-    On other platforms than the CPU nothing is done: their compilers fuse well.
+    On other platforms it does nothing, because their compilers fuse well.
     """
     return lax.optimization_barrier(tree) if for_cpu() else tree
