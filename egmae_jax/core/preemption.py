@@ -1,12 +1,13 @@
-"""SIGTERM, by which schedulers take a machine back, and Ctrl-C: save, then stop.
+"""Handling of SIGTERM, which schedulers send before they take a machine back, and of Ctrl-C.
 
-A signal ends whatever is under way, since every file is whole or not there. Only while training is
-a checkpoint saved first; the steps under way are finished for that. Ctrl-C after it ends at once.
+Outside of training, a signal stops the program immediately, since files are written atomically.
+During training, the current dispatch of steps is finished and a checkpoint is saved first; a
+further Ctrl-C stops the program without saving.
 
-Of several hosts that train together, one may get the signal alone. It tells the others through
-JAX's coordination service, so each ends what it is doing, and while they train they agree on the
-step to save and stop at. A host that waits for one that has stopped cannot be interrupted: a thread
-ends it.
+If several hosts train together, perhaps only one of them gets the signal. It informs the others
+through JAX's coordination service: outside of training each stops immediately, and during training
+all agree on the step at which they save and stop. The main thread of a host cannot be interrupted
+while it waits for a host that has stopped, so another thread ends the process.
 """
 
 import contextlib
@@ -27,24 +28,24 @@ from egmae_jax.core import console, sharding
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Keys of the coordination service.
-_KEY = "egmae_jax/stop"  # the signal's number
-_ENDED = "egmae_jax/ended"  # the folder of a key for each host that had to be ended
-_POLL_SECONDS = 1.0  # between two looks at what other hosts say
-_GRACE_SECONDS = 10.0  # after which a host that waits for others without training is ended
-_PRIMARY_SECONDS = 20.0  # at most, that the first host waits for the others, which need its service
+_KEY = "egmae_jax/stop"  # number of the signal
+_ENDED = "egmae_jax/ended"  # folder with one key for each host that its thread has ended
+_POLL_SECONDS = 1.0  # interval at which a host looks for the signals of others
+_GRACE_SECONDS = 10.0  # time that the main thread has to stop, unless it trains
+_PRIMARY_SECONDS = 20.0  # longest further time that host 0, which runs the service, waits
 logger = logging.getLogger(__name__)
 
 
 class Preempted(BaseException):
-    """The run was asked to stop; its text says where the same command goes on.
+    """A signal has stopped the run; the message says from where the same command resumes.
 
-    No handler of errors may catch it.
+    It derives from BaseException, so `except Exception` does not catch it.
 
     Args:
         number: number of the signal, SIGINT or SIGTERM.
 
     Attributes:
-        status: exit status, 128 and the signal's number, as shells have it.
+        status: exit status of the program, 128 + `number`, as shells report it.
     """
 
     def __init__(self, number: int):
@@ -53,21 +54,21 @@ class Preempted(BaseException):
         super().__init__(_message(number))
 
     def exit(self) -> NoReturn:
-        """Says so, and ends the program with its status."""
+        """Prints the message and ends the program with `status`."""
         _announce(str(self))
         sys.exit(self.status)
 
 
 @dataclasses.dataclass
 class _State:
-    """What this process knows of signals."""
+    """State of the signal handling in this process."""
 
-    number: int = 0  # the first signal that came to this or another process; 0: none came
-    deferred: bool = False  # the handler raises nothing
-    protected: bool = False  # steps are being done that are to be saved
-    is_announced: bool = False  # on the terminal, that the program was stopped
-    place: str = "what the folder holds"  # where the same command goes on
-    run: str = ""  # which of several runs of one command is under way
+    number: int = 0  # number of the first signal to any process of the run; 0 before it
+    is_deferred: bool = False  # whether signals wait for `Deferral` instead of raising
+    is_training: bool = False  # whether there are steps to save, so that the thread must not end it
+    is_announced: bool = False  # whether the terminal shows that the program was stopped
+    place: str = "the saved files"  # from where the same command resumes
+    run: str = ""  # ', ' and the name of the current run, for commands of several runs
     writer: socket.socket | None = None  # wakes the thread
 
 
@@ -75,32 +76,32 @@ _state = _State()
 
 
 def set_resume_point(place: str) -> None:
-    """Sets where the same command would go on from, such as 'step 8 of 345 of pretrain'."""
+    """Sets from where the same command would resume, such as 'step 8 of 345 of pretrain'."""
     _state.place = place
 
 
 def set_run_name(name: str) -> None:
-    """Sets which of several runs of one command is under way, for the messages."""
-    _state.run, _state.place = f", {name}", "what the folder holds"
+    """Sets the name of the current run in messages, for commands of several runs."""
+    _state.run, _state.place = f", {name}", _State.place
 
 
 def install() -> Callable[[], None]:
-    """Makes SIGTERM and Ctrl-C raise Preempted in the main thread, or wait while it trains.
+    """Makes SIGTERM and Ctrl-C raise `Preempted` in the main thread; see `Deferral` for training.
 
-    Called again it takes the signals back from whoever took them since, as `jax.distributed` does.
+    Call it again after `jax.distributed.initialize`, which installs its own handlers.
 
     Returns:
-        A function that undoes it.
+        A function that restores the previous handlers.
     """
     handlers = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before, _state.writer = _state.writer, writer
-    # The fd is written to by the system's handler, so the thread learns of a signal even while the
-    # main thread is in a library that does not come back for minutes, such as a compiler.
+    # Python's C handler writes to this socket, so the thread learns of a signal even while the main
+    # thread is in a library for minutes, such as the compiler.
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if before is not None:
-        before.close()  # which ends its thread
+        before.close()  # ends the previous thread
     watcher = _Watcher(reader, _state)
     thread = threading.Thread(target=watcher.run, name="signals", daemon=True)
     thread.start()
@@ -117,14 +118,14 @@ def install() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def treat_lost_hosts_as_preemption() -> Iterator[None]:
-    """On several hosts, takes an error after a signal for the end of another host.
+    """On several hosts, treats any error after a signal as the loss of another host.
 
     Raises:
-        Preempted: such an error came; it is the cause.
+        Preempted: such an error was raised; it is the `__cause__`.
     """
     try:
         yield
-    except Exception as error:  # JAX and what it calls: the connection to a host is lost
+    except Exception as error:  # JAX has no single type for a lost connection
         if _state.number and sharding.has_hosts():
             raise Preempted(_state.number) from error
         raise
@@ -132,27 +133,27 @@ def treat_lost_hosts_as_preemption() -> Iterator[None]:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     _state.number = _state.number or number
-    if not _state.deferred:
+    if not _state.is_deferred:
         raise Preempted(_state.number)
 
 
 class _Watcher:
-    """What the thread does: it shares signals with other hosts and ends what cannot be interrupted.
+    """Work of the thread: shares signals with other hosts and ends a process that cannot stop.
 
     Args:
-        reader: gets the number of each signal, in a byte; closed at the end.
-        state: what this process knows of signals.
+        reader: socket that receives the number of each signal as a byte.
+        state: state of the signal handling.
     """
 
     def __init__(self, reader: socket.socket, state: _State):
         self._reader, self._state = reader, state
-        self._has_signal = False  # to this process
-        self._is_shared = False  # with the other hosts
+        self._has_signal = False  # whether this process itself got a signal
+        self._is_shared = False  # whether the other hosts know of the signal
         self._has_warned = False
-        self._blocked_since: float | None = None  # when the main thread could have ended
+        self._blocked_since: float | None = None  # since when the main thread should have stopped
 
     def run(self) -> None:
-        """Watches until the socket is closed."""
+        """Handles signals until the other end of the socket is closed."""
         while True:
             must_poll = sharding.has_hosts() or (self._state.number and not self._has_warned)
             timeout = _POLL_SECONDS if must_poll else None
@@ -165,7 +166,7 @@ class _Watcher:
             if sharding.has_hosts():
                 self._share()
                 self._end_if_blocked()
-            if not ready:  # a main thread that can stop has done so by now
+            if not ready:  # a poll interval later, so the main thread has had time to stop
                 self._warn_once()
 
     def _take(self, number: int) -> None:
@@ -175,7 +176,7 @@ class _Watcher:
         self._has_signal = True
 
     def _share(self) -> None:
-        """Passes a signal of this process on, or raises here what came to another."""
+        """Informs the other hosts of this host's signal, or raises another host's signal here."""
         state = self._state
         if state.number and not self._is_shared:
             sharding.set_key(_KEY, str(state.number))
@@ -185,19 +186,19 @@ class _Watcher:
         self._is_shared = bool(state.number)
 
     def _end_if_blocked(self) -> None:
-        """Ends a process that waits for hosts which have stopped, the first host last."""
-        if not self._state.number or self._state.protected:
+        """Ends this process if it does not stop; host 0, which runs the service, ends last."""
+        if not self._state.number or self._state.is_training:
             self._blocked_since = None
             return
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
-        late = now - self._blocked_since - _GRACE_SECONDS
-        if late <= 0:
+        overdue = now - self._blocked_since - _GRACE_SECONDS
+        if overdue <= 0:
             return
-        host, hosts = sharding.host()
+        host, num_hosts = sharding.host()
         if host:
             _end(f"{_ENDED}/{host}")
-        if sharding.count_keys(_ENDED) == hosts - 1 or late > _PRIMARY_SECONDS:
+        if sharding.count_keys(_ENDED) == num_hosts - 1 or overdue > _PRIMARY_SECONDS:
             _end()
 
     def _warn_once(self) -> None:
@@ -206,10 +207,10 @@ class _Watcher:
             return
         self._has_warned = True
         logger.warning(
-            "%s: stopping once %s; Ctrl-C%s ends at once, and the same command then goes on from "
-            "%s%s",
+            "%s: stopping as soon as %s. Press Ctrl-C%s to stop now; the same command then resumes "
+            "from %s%s",
             _name(state.number),
-            "the steps under way are saved" if state.protected else "this is over",
+            "the current steps are saved" if state.is_training else "the current task allows it",
             " again" if state.number == signal.SIGINT else "",
             state.place,
             state.run,
@@ -217,7 +218,11 @@ class _Watcher:
 
 
 def _end(key: str = "") -> None:
-    """Ends the process as a kill would, whatever its main thread is doing; leaves a key first."""
+    """Ends the process immediately, without cleanup, whatever its main thread is doing.
+
+    Args:
+        key: key to set in the coordination service before; '' sets none.
+    """
     try:
         _announce(_message(_state.number))
         if key:
@@ -237,14 +242,15 @@ def _name(number: int) -> str:
 
 
 def _message(number: int) -> str:
-    return f"by {_name(number)}: the same command goes on from {_state.place}{_state.run}."
+    return f"by {_name(number)}: the same command resumes from {_state.place}{_state.run}."
 
 
 class Deferral:
-    """A block of training, in which signals wait: with Deferral() as deferral: ...
+    """Context manager that defers signals during training: `with Deferral() as deferral: ...`.
 
-    It lets them wait from `begin` on. At its end a signal that came and was not heeded raises
-    Preempted, on all hosts or none.
+    Signals are deferred from the call of `begin` on. The training loop checks `requested` and calls
+    `stop`. A signal that is still pending at the end of the block raises `Preempted`, either on all
+    hosts or on none.
     """
 
     def __init__(self) -> None:
@@ -254,19 +260,20 @@ class Deferral:
         return self
 
     def begin(self) -> None:
-        """Makes signals wait from here on, as there are steps to save; all hosts call it."""
+        """Defers signals from now on, since there will be steps to save; all hosts must call it."""
         if not self._has_begun:
-            self._has_begun = _state.deferred = True
-            sharding.wait_for_all("training has begun")  # one that has stopped never comes
-            _state.protected = True
+            self._has_begun = _state.is_deferred = True
+            # Waits forever if a host has stopped; the thread then ends this process.
+            sharding.wait_for_all("training has begun")
+            _state.is_training = True
 
     @property
     def requested(self) -> int:
-        """Number of the signal that came to this process or to another; 0: none."""
+        """Number of the first signal to any process of the run; 0 before it."""
         return _state.number
 
     def stop(self, number: int) -> None:
-        """Raises Preempted where `number`, which all hosts have agreed on, is a signal's."""
+        """Raises `Preempted` unless `number`, on which all hosts have agreed, is 0."""
         if number:
             _state.number = number
             raise Preempted(number)
@@ -281,6 +288,6 @@ class Deferral:
             if self._has_begun and kind is None:
                 self.stop(int(*sharding.agree(self.requested)))
         finally:
-            _state.deferred = _state.protected = False
-        if self._has_begun and kind is None and _state.number:  # after all have agreed
+            _state.is_deferred = _state.is_training = False
+        if self._has_begun and kind is None and _state.number:  # it came after they had agreed
             raise Preempted(_state.number)

@@ -43,7 +43,7 @@ def test_a_signal_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, handl
     assert step == 5
     assert stop.value.status == 128 + signal.SIGTERM
     assert str(stop.value) == (
-        "by SIGTERM: the same command goes on from step 5 of 20 of test, round 0."
+        "by SIGTERM: the same command resumes from step 5 of 20 of test, round 0."
     )
     monkeypatch.setattr(preemption, "_state", preemption._State())
     state, _ = test_loop._train(tmp_path / "run")
@@ -82,7 +82,7 @@ def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(sharding, "agree", agree)
-        with pytest.raises(preemption.Preempted, match=r"by SIGTERM: .* goes on from step") as stop:
+        with pytest.raises(preemption.Preempted, match=r"by SIGTERM: .* resumes from step") as stop:
             test_loop._train(tmp_path / "run", epochs=2, save_seconds=1e9)
     assert stop.value.status == 143
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
@@ -95,7 +95,7 @@ def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkey
 @pytest.mark.parametrize("number", SIGNALS)
 def test_outside_of_training_a_signal_ends_what_is_under_way(handled, number):
     preemption.set_resume_point("the evaluation")
-    with pytest.raises(preemption.Preempted, match="goes on from the evaluation"):
+    with pytest.raises(preemption.Preempted, match="resumes from the evaluation"):
         os.kill(os.getpid(), number)
 
 
@@ -177,10 +177,10 @@ def interrupt(folder, where, *numbers, seconds=60.0, pause=0.0):
 def test_ctrl_c_waits_for_the_steps_under_way_and_says_so(tmp_path):
     status, output = interrupt(tmp_path, "evaluating", signal.SIGINT, seconds=2.5)
     assert status == 130
-    assert "Ctrl-C: stopping once the steps under way are saved; Ctrl-C again ends at" in output
-    assert "then goes on from the beginning of test, round 0" in output
+    assert "Ctrl-C: stopping as soon as the current steps are saved. Press Ctrl-C again" in output
+    assert "then resumes from the beginning of test, round 0" in output
     assert output.endswith(
-        "Stopped by Ctrl-C: the same command goes on from step 5 of 250 of test, round 0.\n"
+        "Stopped by Ctrl-C: the same command resumes from step 5 of 250 of test, round 0.\n"
     )
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps == [5]
@@ -193,7 +193,7 @@ def test_ctrl_c_after_a_signal_ends_at_once_and_says_where_the_same_command_begi
     status, output = interrupt(tmp_path, "evaluating", *numbers, pause=0.3)  # of 60 s
     assert status == 128 + signal.SIGTERM
     assert output.endswith(
-        "Stopped by SIGTERM: the same command goes on from the beginning of test, round 0.\n"
+        "Stopped by SIGTERM: the same command resumes from the beginning of test, round 0.\n"
     )
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps == []
@@ -204,4 +204,4 @@ def test_ctrl_c_after_a_signal_ends_at_once_and_says_where_the_same_command_begi
 def test_a_signal_while_the_first_program_is_compiled_ends_the_run(tmp_path):
     status, output = interrupt(tmp_path, "compiling", signal.SIGINT)
     assert status == 130
-    assert "Stopped by Ctrl-C: the same command goes on from the beginning of test," in output
+    assert "Stopped by Ctrl-C: the same command resumes from the beginning of test," in output

@@ -191,7 +191,7 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_bits(finished, file, tmp_pa
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "the same command goes on" in printed
+    assert "the same command resumes" in printed
     assert not (tmp_path / "none").exists()
     process = start(file, tmp_path)
     process.communicate(timeout=300)

@@ -349,7 +349,7 @@ def test_one_signalled_host_of_two_stops_both_and_nothing_is_lost(data, cache, t
         assert [process.returncode for process in processes] == [128 + number] * 2, words
         assert words[0] == words[1]
         assert re.match(
-            rf"Stopped by {name}: the same command goes on from step \d+ of \d+ of {stage}, ",
+            rf"Stopped by {name}: the same command resumes from step \d+ of \d+ of {stage}, ",
             words[0],
         )
         assert not finals[stage].exists()
@@ -402,7 +402,7 @@ def test_between_stages_too_one_signalled_host_stops_both(busy, signalled):
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
     for output in outputs:
-        assert "Stopped by SIGTERM: the same command goes on from what the folder holds." in output
+        assert "Stopped by SIGTERM: the same command resumes from the saved files." in output
 
 
 def test_large_arrays_are_split_along_their_longest_axis_that_can_be(monkeypatch):
