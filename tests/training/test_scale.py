@@ -98,7 +98,7 @@ def test_a_machine_without_the_backend_asked_for_is_refused(error, monkeypatch):
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(
-        sharding.DeviceError, match=r"no device, JAX_PLATFORMS being 'cuda' .*\[gpu\]"
+        sharding.DeviceError, match=r"no device with JAX_PLATFORMS='cuda' .*\[gpu\]"
     ):
         sharding.require_devices()
 
