@@ -31,7 +31,12 @@ from jax.scipy.special import xlogy
 
 from benchmarks import timing
 from egmae_jax.method.corruption import corrupt
-from egmae_jax.method.entropy import _compared, _scattered, patch_entropy, patchify
+from egmae_jax.method.entropy import (
+    _count_by_comparison,
+    _count_by_scatter,
+    patch_entropy,
+    patchify,
+)
 
 PATCH = 16
 TOLERANCE = 1e-5
@@ -61,7 +66,7 @@ def _of_counts(counts: jax.Array, total: int) -> jax.Array:
 
 def scatter(values: jax.Array) -> jax.Array:
     """A histogram by adding into it: the library's on a GPU."""
-    return _of_counts(_scattered(values.astype(jnp.int32), 256), values.shape[-1])
+    return _of_counts(_count_by_scatter(values.astype(jnp.int32), 256), values.shape[-1])
 
 
 def sort(values: jax.Array) -> jax.Array:
@@ -85,7 +90,7 @@ def compare(values: jax.Array) -> jax.Array:
 
 def compare_parts(values: jax.Array) -> jax.Array:
     """The same, some values at a time, counted in 8 bits: the library's on a CPU."""
-    return _of_counts(_compared(values, 256), values.shape[-1])
+    return _of_counts(_count_by_comparison(values, 256), values.shape[-1])
 
 
 def nibbles(values: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""The papers, as pure functions of arrays: no config, no files. Read this first."""
+"""The methods of the papers, as pure functions of arrays without config and files."""

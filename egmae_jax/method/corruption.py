@@ -1,8 +1,8 @@
-"""Entropy-guided corruption (paper section 3.3, equation 4) and the loss on what it masks.
+"""Entropy-guided corruption (paper section 3.3, equation 4) and the loss on masked patches.
 
     x~[k] = x[k] + eps, eps ~ N(0, H[k])     `corrupt(..., kind="entropy_noise")`, normalised image
 
-All corruptions stand behind one function, so that the ablation is a config.
+All corruptions have the same interface, `corrupt`, so ablations need only a config.
 """
 
 import functools
@@ -20,24 +20,27 @@ _CORRUPTIONS: dict[str, Callable[..., "Corruption"]] = {}  # by kind
 
 
 class Corruption(NamedTuple):
-    """What a corruption returns."""
+    """Result of a corruption."""
 
-    image: jax.Array  # [B, H, W, C], corrupted, normalised units
+    image: jax.Array  # [B, H, W, C], the corrupted images in normalised units
     mask: jax.Array  # M: [B, H/P, W/P] float32, 1 = masked (scored by the loss), 0 = not
-    sigma: jax.Array  # [B, H/P, W/P], the noise's standard deviation; 0 where none is added
+    sigma: jax.Array  # [B, H/P, W/P], the noise's standard deviation; 0 without noise
 
 
 def to_pixels(patch_values: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H/P, W/P] -> [B, H, W, 1]: every pixel gets its patch's value."""
+    """Gives every pixel its patch's value: [B, H/P, W/P] -> [B, H, W, 1]."""
     x = jnp.repeat(jnp.repeat(patch_values, patch_size, axis=1), patch_size, axis=2)
     return x[..., None]
 
 
 def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., Corruption]]:
-    """Decorates a corruption, so that `corruption.kind` may name it.
+    """Registers the decorated function as a kind of corruption.
 
     The function takes `key, images, entropy` and the keywords `patch_size, scale, threshold,
-    mask_ratio, mask_token`, which `corrupt` describes, and returns a `Corruption`. JAX traces it.
+    mask_ratio, mask_token`, see `corrupt`, and returns a `Corruption`. JAX traces it.
+
+    Args:
+        kind: name of the corruption in the config, `corruption.kind`.
     """
 
     def add(function: Callable[..., Corruption]) -> Callable[..., Corruption]:
@@ -48,7 +51,7 @@ def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., C
 
 
 def kinds() -> tuple[str, ...]:
-    """The names of all corruptions, the paper's first."""
+    """Returns the names of all corruptions, starting with the paper's."""
     return tuple(_CORRUPTIONS)
 
 
@@ -67,19 +70,19 @@ def corrupt(
     mask_ratio: float = 0.6,
     mask_token: jax.Array | float = 0.0,
 ) -> Corruption:
-    """Corrupts images by one of `kinds()`.
+    """Corrupts images by one of `kinds()` (paper section 3.3).
 
     Args:
-        key: random key of the noise, or of the choice of patches.
+        key: random key of the noise or of the choice of patches.
         images: float32 [B, H, W, C], normalised.
-        entropy: [B, H/P, W/P] of `patch_entropy`, of the same images.
+        entropy: [B, H/P, W/P], the `patch_entropy` of the same images.
         kind: 'entropy_noise' (the paper), 'uniform_noise', 'entropy_topk', 'entropy_sampled',
-            'random_mask', or a registered one.
+            'random_mask', or a registered name.
         patch_size: P, in pixels.
-        scale: noise variance per unit of entropy; the noise kinds read it.
-        threshold: a patch is masked where its noise variance exceeds this; the noise kinds read it.
-        mask_ratio: share of masked patches; the mask kinds read it.
-        mask_token: value(s) that replace masked pixels, a scalar or [C]; the mask kinds read it.
+        scale: noise variance per unit of entropy; only for kinds that add noise.
+        threshold: noise variance above which a patch is masked; only for kinds that add noise.
+        mask_ratio: fraction of masked patches; only for kinds that mask.
+        mask_token: value that replaces masked pixels, a scalar or [C]; only for kinds that mask.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -100,9 +103,10 @@ def corrupt(
 
 @register("entropy_noise")
 def entropy_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
-    """Gaussian noise of variance scale * H on each patch, independent by pixel and channel (eq. 4).
+    """Adds Gaussian noise of variance scale * H to each patch (paper equation 4).
 
-    A patch is masked where its variance exceeds the threshold.
+    The noise is independent for each pixel and channel. Patches whose variance exceeds the
+    threshold are masked.
     """
     return _add_noise(key, images, scale * entropy, patch_size, threshold)
 
@@ -116,36 +120,37 @@ def entropy_topk(key, images, entropy, *, patch_size, mask_ratio, mask_token, **
 @register("entropy_sampled")
 def entropy_sampled(key, images, entropy, *, patch_size, mask_ratio, mask_token, **_) -> Corruption:
     """Masks patches drawn without replacement in proportion to their entropy."""
-    # Gumbel noise on log-weights makes the top k such a draw. log 0 = -inf: flat patches come last.
+    # The top k of log-weights plus Gumbel noise are such a sample; log 0 = -inf puts flat patches
+    # last.
     score = jnp.log(entropy) + jax.random.gumbel(key, entropy.shape)
     return _mask_highest(images, score, patch_size, mask_ratio, mask_token)
 
 
 @register("random_mask")
 def random_mask(key, images, entropy, *, patch_size, mask_ratio, mask_token, **_) -> Corruption:
-    """Masks patches drawn uniformly."""
+    """Masks patches drawn uniformly at random."""
     score = jax.random.gumbel(key, entropy.shape)
     return _mask_highest(images, score, patch_size, mask_ratio, mask_token)
 
 
 @register("uniform_noise")
 def uniform_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
-    """The mean noise variance of 'entropy_noise' in each image, on all of its patches alike."""
+    """Adds noise of equal variance to all patches of an image: the mean of 'entropy_noise'."""
     mean = (scale * entropy).mean(axis=(1, 2), keepdims=True)
     return _add_noise(key, images, jnp.broadcast_to(mean, entropy.shape), patch_size, threshold)
 
 
 def _add_noise(key, images, variance, patch_size, threshold) -> Corruption:
-    """Gaussian noise of a variance for each patch, [B, H/P, W/P]."""
+    """Adds Gaussian noise with a variance for each patch, [B, H/P, W/P]."""
     sigma = jnp.sqrt(variance)
-    # Drawn in one row: the same numbers as in the images' shape, in half the time on CPU.
+    # Drawing a flat array gives the same numbers in half the time on CPU.
     noise = jax.random.normal(key, (images.size,), images.dtype).reshape(images.shape)
     mask = (variance > threshold).astype(jnp.float32)
     return Corruption(images + to_pixels(sigma, patch_size) * noise, mask, sigma)
 
 
 def _mask_highest(images, score, patch_size, mask_ratio, mask_token) -> Corruption:
-    """Replaces the round(mask_ratio * h * w) patches of each image with the highest scores."""
+    """Masks the round(mask_ratio * h * w) patches of each image that have the highest scores."""
     batch, rows, columns = score.shape
     count = round(mask_ratio * rows * columns)
     _, chosen = jax.lax.top_k(score.reshape(batch, -1), count)
@@ -158,13 +163,16 @@ def _mask_highest(images, score, patch_size, mask_ratio, mask_token) -> Corrupti
 def masked_mse(
     prediction: jax.Array, target: jax.Array, mask: jax.Array, patch_size: int
 ) -> jax.Array:
-    """Mean squared error over the pixels of masked patches (paper equation 7); 0 without any.
+    """Mean squared error over the pixels of masked patches (paper equation 7).
 
     Args:
-        prediction: [B, H, W, C].
-        target: [B, H, W, C], the image before corruption.
-        mask: M, [B, H/P, W/P].
+        prediction: [B, H, W, C], the reconstructed images.
+        target: [B, H, W, C], the images before corruption.
+        mask: M, [B, H/P, W/P], 1 for masked patches.
         patch_size: P, in pixels.
+
+    Returns:
+        float32 scalar; 0 if no patch is masked.
     """
     squared = jnp.square(prediction.astype(jnp.float32) - target)
     weight = to_pixels(mask, patch_size)

@@ -1,6 +1,6 @@
 """Shannon entropy of image patches (paper section 3.3, the formula below equation 4).
 
-H[k] = -sum_i p_i[k] log p_i[k]     `patch_entropy`, of the 8-bit image before normalisation
+H[k] = -sum_i p_i[k] log p_i[k]     `patch_entropy`, from the 8-bit image before normalisation
 """
 
 import functools
@@ -16,7 +16,7 @@ COLORS = ("per_channel", "joint", "luma")
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H/P, W/P, P*P, C], non-overlapping patches.
+    """Cuts images into non-overlapping patches: [B, H, W, C] -> [B, H/P, W/P, P*P, C].
 
     Raises:
         ValueError: H or W is not divisible by `patch_size`.
@@ -24,7 +24,10 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     batch, height, width, channels = images.shape
     p = patch_size
     if height % p or width % p:
-        raise ValueError(f"{height}x{width} images cannot be cut into patches of {p}x{p}.")
+        raise ValueError(
+            f"{height}x{width} images cannot be cut into patches of {p}x{p}: both sides must be "
+            f"divisible by {p}."
+        )
     x = images.reshape(batch, height // p, p, width // p, p, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, p * p, channels)
 
@@ -38,23 +41,23 @@ def patch_entropy(
     color: str = "per_channel",
     base: float = math.e,
 ) -> jax.Array:
-    """Shannon entropy of every patch (paper section 3.3, the formula below equation 4).
+    """Computes the Shannon entropy of every patch (paper section 3.3, below equation 4).
 
     Args:
         images: uint8 [B, H, W, C], before normalisation.
         patch_size: P, a divisor of H and W.
-        num_bins: bins of equal width over the 256 values; a divisor of 256.
+        num_bins: number of bins of equal width over the 256 values; a divisor of 256.
         color: 'per_channel' averages the channels' entropies, 'joint' pools the values of all
-            channels into one histogram, 'luma' takes the grey value (ITU-R 601, as Pillow's 'L').
+            channels into one histogram, 'luma' uses the grey value (ITU-R 601, as Pillow's 'L').
         base: base of the logarithm; e gives nats.
 
     Returns:
-        float32 [B, H/P, W/P] in [0, log(min(num_bins, values in a patch))]. A flat patch has
-        exactly 0.
+        float32 [B, H/P, W/P] in [0, log(min(num_bins, number of values in a patch))]. The entropy
+        of a patch of one colour is exactly 0.
 
     Raises:
         TypeError: the images are not uint8.
-        ValueError: another argument is out of its range.
+        ValueError: another argument is out of range.
     """
     _require_valid(images, patch_size, num_bins, color, base)
     values = patchify(images, patch_size)  # [B, h, w, P*P, C]
@@ -66,7 +69,7 @@ def patch_entropy(
         values = _luma(values)[..., None, :]  # [B, h, w, 1, P*P]
     counts = _histograms(values.astype(jnp.int32) // (256 // num_bins), num_bins)
     counts, total = counts.astype(jnp.float32), values.shape[-1]
-    # XLA divides by multiplying with the reciprocal: of a flat patch p would not be exactly 1.
+    # XLA multiplies by the reciprocal, so p of a flat patch would not be exactly 1.
     p = jnp.where(counts == total, 1.0, counts / total)
     entropy = -xlogy(p, p).sum(axis=-1).mean(axis=-1) / math.log(base)
     return jnp.maximum(entropy, 0.0)  # turns -0 into 0
@@ -78,7 +81,7 @@ def _require_valid(
     """Raises TypeError or ValueError as `patch_entropy` documents."""
     if images.dtype != jnp.uint8:
         raise TypeError(
-            f"patch_entropy takes uint8 images, before normalisation; got {images.dtype}."
+            f"patch_entropy takes uint8 images before normalisation; got {images.dtype}."
         )
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1; got {patch_size}.")
@@ -91,46 +94,46 @@ def _require_valid(
 
 
 def _luma(rgb: jax.Array) -> jax.Array:
-    """[..., 3] uint8 -> [...] uint8, bit for bit what Pillow's convert('L') gives."""
+    """Converts to greyscale, uint8 [..., 3] -> [...], bit-identical to Pillow's convert('L')."""
     weights = jnp.array([19595, 38470, 7471], jnp.int32)
     return ((rgb.astype(jnp.int32) * weights).sum(axis=-1) + 0x8000) >> 16
 
 
 def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:
-    """int32 [..., N] with values below num_bins -> integer counts [..., num_bins].
+    """Counts the values in each bin: int32 [..., N], below num_bins -> integers [..., num_bins].
 
-    A bin that holds all of 256 values may count 0: its share of the entropy is 0 either way.
+    If all of 256 values are in one bin, its count may overflow to 0, which gives the same entropy.
     """
     rows = bins.reshape(-1, bins.shape[-1])
-    histograms = _compared if for_cpu() else _scattered
-    return histograms(rows, num_bins).reshape(*bins.shape[:-1], num_bins)
+    count = _count_by_comparison if for_cpu() else _count_by_scatter
+    return count(rows, num_bins).reshape(*bins.shape[:-1], num_bins)
 
 
-def _compared(rows: jax.Array, num_bins: int) -> jax.Array:
-    """[R, N] -> [R, num_bins]. Some values at a time are compared with all bins.
+def _count_by_comparison(rows: jax.Array, num_bins: int) -> jax.Array:
+    """Counts by comparing a few values at a time with all bins: [R, N] -> [R, num_bins].
 
-    The fastest on CPU, and takes the same time whatever the values.
+    This is the fastest way on CPU, and its time does not depend on the values.
     """
     total = rows.shape[1]
-    part = math.gcd(total, 16)
+    chunk = math.gcd(total, 16)
     dtype = jnp.uint8 if total <= 256 else jnp.uint16 if total < 2**16 else jnp.int32
     columns = rows.T.astype(jnp.uint8)
     all_bins = jnp.arange(num_bins, dtype=jnp.uint8)
 
     def count(index, counts):
-        values = jax.lax.dynamic_slice_in_dim(columns, index * part, part)
+        values = jax.lax.dynamic_slice_in_dim(columns, index * chunk, chunk)
         return sum(((row[:, None] == all_bins).astype(dtype) for row in values), counts)
 
     zeros = jnp.zeros((len(rows), num_bins), dtype)
-    return jax.lax.fori_loop(0, total // part, count, zeros)
+    return jax.lax.fori_loop(0, total // chunk, count, zeros)
 
 
-def _scattered(rows: jax.Array, num_bins: int) -> jax.Array:
-    """[R, N] -> [R, num_bins]. Ones are added into the bins.
+def _count_by_scatter(rows: jax.Array, num_bins: int) -> jax.Array:
+    """Counts by adding ones into the bins: [R, N] -> [R, num_bins].
 
-    The counts are integers on purpose: scattering floats is pathologically slow on GPUs where many
-    updates meet in one bin (jax-ml/jax#38806), and a dark patch is just that. Each row has an array
-    of its own: scattered into one for all rows, they would be summed over the devices of a batch.
+    The counts are integers because scattering floats is very slow on GPUs if many updates hit one
+    bin (jax-ml/jax#38806), as those of a dark patch do. Each row has its own array, since a common
+    array would be summed over the devices that share a batch.
     """
     zeros = jnp.zeros(num_bins, jnp.int32)
     return jax.vmap(lambda row: zeros.at[row].add(1, mode="promise_in_bounds"))(rows)

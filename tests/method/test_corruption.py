@@ -13,7 +13,14 @@ from skimage.measure import shannon_entropy
 
 from egmae_jax.method import corruption
 from egmae_jax.method.corruption import corrupt, masked_mse, to_pixels
-from egmae_jax.method.entropy import COLORS, _compared, _luma, _scattered, patch_entropy, patchify
+from egmae_jax.method.entropy import (
+    COLORS,
+    _count_by_comparison,
+    _count_by_scatter,
+    _luma,
+    patch_entropy,
+    patchify,
+)
 from tests.conftest import SHARED_DATA
 
 NOISE_KINDS = ("entropy_noise", "uniform_noise")
@@ -114,7 +121,8 @@ def test_entropy_equals_scikit_images_on_real_images(real_images, color):
 def test_histograms_of_all_platforms_count_the_same(total):
     rows = np.random.default_rng(0).integers(0, 64, (5, total), np.int32)
     rows[0] = 63
-    compared, scattered = (np.array(f(rows, 64), int) for f in (_compared, _scattered))
+    counts = (np.array(f(rows, 64), int) for f in (_count_by_comparison, _count_by_scatter))
+    compared, scattered = counts
     assert scattered[0, 63] == total
     if total == 256:  # counted in 8 bits
         compared[0, 63] += 256
