@@ -1,7 +1,7 @@
-"""What training leaves on disk: checkpoints of a stage under way (Orbax) and finished parameters.
+"""Checkpoints of a running stage (Orbax), and the parameters of a finished one (safetensors).
 
-The only module that knows Orbax. A finished stage leaves its parameters as one safetensors file;
-its checkpoints, four times as large, have served their purpose and go.
+A finished stage keeps only its parameters in one safetensors file; its checkpoints, which are four
+times as large, are deleted.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
 
 PyTree = Any
-# Version of a checkpoint's tree. In 1, which wrote no version, params held batch_stats.
+# Version of a checkpoint's tree. Version 1, not recorded in the notes, had batch_stats in params.
 FORMAT = 2
 _RECORD = "{step}.sha256.json"
 logger = logging.getLogger(__name__)
 
 
 class CheckpointVersionError(UserError):
-    """A checkpoint holds another tree than this version's; the message says what to do."""
+    """An incompatible version of egmae_jax wrote a checkpoint; the message names a remedy."""
 
 
 class Checkpoints:
-    """The newest two checkpoints of one stage; one that is still being written never counts.
+    """The two newest checkpoints of one stage.
 
-    Saving is synchronous: the training state is donated to the next step, so nothing may still be
-    reading it. Beside every checkpoint lie the SHA-256 of its files, written last: what differs
-    from them is damaged, and the checkpoint before it is used.
+    Saving is synchronous, because the next step donates the training state. The SHA-256 of a
+    checkpoint's files are written last, to a file next to it. A checkpoint without them is
+    incomplete, and one that differs from them is damaged; the previous one is used instead.
 
     Args:
         folder: folder of the stage's checkpoints.
@@ -49,7 +49,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # left by a process that was killed as it saved
+                cleanup_tmp_directories=True,  # of a process that was killed while saving
             ),
         )
 
@@ -60,7 +60,13 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, tree: PyTree, notes: dict[str, Any]) -> None:
-        """Saves arrays and JSON notes under `step`, in place of a damaged one of that step."""
+        """Saves a checkpoint and replaces a damaged one of the same step.
+
+        Args:
+            step: number of steps done.
+            tree: arrays to save.
+            notes: further values to save, as JSON.
+        """
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -77,38 +83,42 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that checkpoints are of, the newest first."""
+        """Steps of the existing checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, abstract: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """The arrays and notes of the newest checkpoint that is whole; None if there is none.
-
-        Newer ones are deleted. One without a record was being written when the process died.
+        """Restores the newest intact checkpoint and deletes newer ones, incomplete or damaged.
 
         Args:
-            abstract: arrays of the shapes, dtypes and placement that the restored ones shall have.
+            abstract: tree of arrays with the expected shapes, dtypes and shardings.
+
+        Returns:
+            The tree and the notes, or None if there is no complete checkpoint.
 
         Raises:
-            DamagedFileError: one is damaged, and there is none before it.
-            CheckpointVersionError: the newest that is whole is of another version of this package.
+            DamagedFileError: a checkpoint is damaged and there is none before it.
+            CheckpointVersionError: an incompatible version of egmae_jax wrote the checkpoint.
         """
         for step in self.steps:
             folder, older = self._step_folder(step), [s for s in self.steps if s < step]
             if not self._record(step).exists():
-                logger.warning("The checkpoint %s was not finished: left out", folder)
+                logger.warning("The checkpoint %s was not finished and is ignored", folder)
                 self._manager.delete(step)
                 continue
-            if (damage := self._damage(step)) is None:
+            if (damage := self._find_damage(step)) is None:
                 try:
                     return self._restore(step, abstract)
-                except (ValueError, KeyError, TypeError) as error:  # whole, but of another network
+                except (ValueError, KeyError, TypeError) as error:  # intact, but of another network
                     damage = str(error)
             if not older:
                 raise DamagedFileError(
-                    folder, damage, f"delete {self._folder} to begin this stage anew"
+                    folder, damage, f"delete {self._folder} to restart this stage"
                 )
             logger.warning(
-                "The checkpoint %s is damaged (%s): going on from step %d", folder, damage, older[0]
+                "The checkpoint %s is damaged (%s): resuming from step %d instead",
+                folder,
+                damage,
+                older[0],
             )
             self._manager.delete(step)
         return None
@@ -117,21 +127,21 @@ class Checkpoints:
         notes = self._manager.restore(
             step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
         ).notes
-        if (written := notes.pop("format", 1)) != FORMAT:
+        if (version := notes.pop("format", 1)) != FORMAT:
             raise CheckpointVersionError(
                 f"The checkpoints in {self._folder} were written by "
-                f"{'an earlier' if written < FORMAT else 'a later'} version of egmae_jax and hold "
-                "another tree than this version's. Finish this stage with that version, or delete "
-                f"{self._folder} to begin it anew; stages that have finished stay as they are."
+                f"{'an earlier' if version < FORMAT else 'a later'} version of egmae_jax with "
+                f"format {version}; this version reads format {FORMAT}. Finish this stage with "
+                f"that version, or delete {self._folder} to restart it; finished stages are kept."
             )
         restored = self._manager.restore(
             step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
         )
-        # Orbax compares the shapes of device arrays only.
+        # Orbax checks only the shapes of arrays on devices.
         pairs = zip(jax.tree.leaves(restored.tree), jax.tree.leaves(abstract), strict=True)
         for saved, expected in pairs:
             if saved.shape != expected.shape:
-                raise ValueError(f"an array of shape {saved.shape}, not {expected.shape}")
+                raise ValueError(f"it has an array of shape {saved.shape}, not {expected.shape}")
         return restored.tree, notes
 
     def _step_folder(self, step: int) -> Path:
@@ -140,23 +150,25 @@ class Checkpoints:
     def _record(self, step: int) -> Path:
         return self._folder / _RECORD.format(step=step)
 
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, if anything."""
+    def _find_damage(self, step: int) -> str | None:
+        """Describes the first damaged file of a checkpoint; None if all are intact."""
         record = self._record(step)
         try:
             expected = read_json(record)
         except DamagedFileError:
-            return f"{record.name} is not what was written"
+            return f"{record.name} is not valid JSON"
         actual = _checksums(self._step_folder(step))
         names = sorted(expected.keys() | actual.keys())
         name = next((name for name in names if expected.get(name) != actual.get(name)), None)
         if name is None:
             return None
-        return f"{name} is {'missing' if name not in actual else 'not what was written'}"
+        if name not in actual:
+            return f"{name} is missing"
+        return f"{name} is changed: its SHA-256 is not the one recorded"
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
+    """Computes the SHA-256 of every file below a folder, by relative path."""
     digests = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
@@ -165,29 +177,29 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def delete_checkpoints(folder: Path) -> None:
-    """Deletes a stage's checkpoints, if there are any, once its result is safe elsewhere."""
+    """Deletes a stage's checkpoints, if any; all hosts must call it after saving the result."""
     sharding.wait_for_all(f"{folder} is not used any more")
     if sharding.is_primary() and folder.exists():
         shutil.rmtree(folder)
 
 
 def save_params(path: Path, params: PyTree) -> None:
-    """Writes parameters as safetensors under their paths, 'encoder/stem/conv/kernel'."""
+    """Writes parameters to a safetensors file, with names such as 'encoder/stem/conv/kernel'."""
     flat = traverse_util.flatten_dict(params, sep="/")
     write_safetensors(path, {name: np.asarray(leaf) for name, leaf in flat.items()})
 
 
 def load_params(path: Path) -> PyTree:
-    """Reads what `save_params` wrote, a nested dict of numpy arrays.
+    """Reads the parameters that `save_params` wrote, as a nested dict of numpy arrays.
 
     Raises:
-        DamagedFileError: the file is not what was written.
+        DamagedFileError: the file is missing or damaged.
     """
     try:
         flat = read_safetensors(path)
     except ValueError as error:
         raise DamagedFileError(path, error) from None
-    inner = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
-    if both := sorted(inner & flat.keys()):
+    groups = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
+    if both := sorted(groups & flat.keys()):
         raise DamagedFileError(path, f"{both[0]!r} is a tensor and a group of tensors")
     return traverse_util.unflatten_dict(flat, sep="/")
