@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier (paper section 3.4): one step, prediction, and where it starts."""
+"""Fine-tuning of a classifier (paper section 3.4): training step, prediction, initial variables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -26,36 +26,36 @@ def finetune_step(
     config: FrozenConfigDict,
     prefixes: tuple[str, ...] = EVERYTHING,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step: resize, crop, flip, classify, update (equations 8-10).
+    """Runs one optimizer step: resize, crop, flip, classify, update (paper equations 8-10).
 
     Args:
         state: parameters, running statistics and optimizer state.
-        batch: uint8 images on a canvas, [B, H, W, 3 or 1], with sizes and labels.
+        batch: uint8 images on canvases [B, H, W, 3 or 1], with their sizes and labels.
         key: random key of this step.
         model: the classifier.
-        optimizer: transforms the gradients of the parameters that train into updates.
+        optimizer: optimizer of the trainable parameters.
         config: the whole config.
-        prefixes: path prefixes of the parameters that train. Below the lowest of them no gradient
-            is computed.
+        prefixes: path prefixes of the trainable parameters. No gradients are computed for layers
+            closer to the input than all of them.
 
     Returns:
-        The new state and {"loss", "accuracy"} of the batch, scalars.
+        The new state and the scalar metrics "loss" and "accuracy" of the batch.
     """
     crop_key, flip_key, drop_path_key, dropout_key, noise_key = jax.random.split(key, 5)
-    images = _augmented(batch, crop_key, flip_key, noise_key, config)
+    images = _augment(batch, crop_key, flip_key, noise_key, config)
     trained, frozen = partition(state.params, prefixes)
 
     def loss_fn(trained):
         variables = {"params": merge(frozen, trained), "batch_stats": state.batch_stats}
         rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
-        logits, changes = model.apply(  # equation 8
+        logits, updated = model.apply(  # equation 8
             variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
         )
         # Equations 9 and 10: cross-entropy of the softmax.
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, changes.get("batch_stats", {}))
+        return loss, (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
@@ -63,14 +63,14 @@ def finetune_step(
     return state, {"loss": loss, "accuracy": accuracy}
 
 
-def _augmented(
+def _augment(
     batch: Images,
     crop_key: jax.Array,
     flip_key: jax.Array,
     noise_key: jax.Array,
     config: FrozenConfigDict,
 ) -> jax.Array:
-    """Normalised images [B, H, W, 3], resized, cropped, flipped and made noisy at random."""
+    """Resizes, crops, flips and normalises images and adds noise; float32 [B, H, W, 3]."""
     crop = augment.resized_random_crop(
         crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
     )
@@ -85,16 +85,16 @@ def _augmented(
 def class_probabilities(
     variables: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: Model
 ) -> jax.Array:
-    """Class probabilities of images in the evaluation view (equation 9).
+    """Predicts the class probabilities of images (paper equation 9).
 
     Args:
         variables: variables of the classifier.
-        pixels: uint8 [B, H, W, 3 or 1].
-        noise: added to the normalised images.
+        pixels: uint8 [B, H, W, 3 or 1], resized and cropped for evaluation.
+        noise: noise to add to the normalised images.
         model: the classifier.
 
     Returns:
-        [B, num_classes].
+        float32 [B, num_classes].
     """
     images = augment.normalize(pixels) + noise
     logits = cast(jax.Array, model.apply(variables, images))
@@ -102,39 +102,41 @@ def class_probabilities(
 
 
 def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) -> PyTree:
-    """Variables to start fine-tuning from: the pre-trained ones below a fresh head.
+    """Returns the variables at the start of fine-tuning: pre-trained ones with a new head.
 
     Args:
         fresh: initial variables of the classifier, {"params": ..., "batch_stats": ...}.
-        pretrained: the variables that pre-training left.
-        keep_fresh: path prefixes of the leaves that stay fresh, such as 'head/'. All others must be
-            in `pretrained`, with the same shape, and nothing else may be.
+        pretrained: pre-trained variables.
+        keep_fresh: path prefixes of the leaves to take from `fresh`, such as 'head/'. `pretrained`
+            must have all other leaves, with the same shapes, and no further ones.
 
     Raises:
-        ValueError: names every leaf that is missing, extra or of another shape.
+        ValueError: leaves are missing, extra or of another shape; the message names all of them.
     """
     kept = tuple(f"{collection}/{prefix}" for collection in fresh for prefix in keep_fresh)
-    ours, theirs = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, pretrained))
-    needed, given = (
-        {path: leaf for path, leaf in flat.items() if not path.startswith(kept)}
-        for flat in (ours, theirs)
+    flat_fresh, flat_pretrained = (
+        traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, pretrained)
     )
-    require_fit(needed, given)
-    return traverse_util.unflatten_dict(ours | given, sep="/")
+    expected, actual = (
+        {path: leaf for path, leaf in flat.items() if not path.startswith(kept)}
+        for flat in (flat_fresh, flat_pretrained)
+    )
+    require_fit(expected, actual)
+    return traverse_util.unflatten_dict(flat_fresh | actual, sep="/")
 
 
-def require_fit(needed: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Compares leaves by their paths.
+def require_fit(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Checks that two sets of leaves, by path, have the same paths and shapes.
 
     Raises:
-        ValueError: names every leaf that is missing, extra or of another shape.
+        ValueError: leaves are missing, extra or of another shape; the message names all of them.
     """
-    problems = [f"missing: {path} {x.shape}" for path, x in needed.items() if path not in given]
-    problems += [f"extra: {path} {x.shape}" for path, x in given.items() if path not in needed]
+    problems = [f"missing: {path} {x.shape}" for path, x in expected.items() if path not in actual]
+    problems += [f"extra: {path} {x.shape}" for path, x in actual.items() if path not in expected]
     problems += [
-        f"shape: {path} is {given[path].shape}, the model's is {leaf.shape}"
-        for path, leaf in needed.items()
-        if path in given and given[path].shape != leaf.shape
+        f"shape: {path} is {actual[path].shape}, the model's is {leaf.shape}"
+        for path, leaf in expected.items()
+        if path in actual and actual[path].shape != leaf.shape
     ]
     if problems:
         raise ValueError("The pre-trained variables do not fit:\n  " + "\n  ".join(problems))
