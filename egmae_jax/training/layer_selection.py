@@ -1,4 +1,4 @@
-"""Which layers of a network train, by the entropies of their outputs or otherwise."""
+"""Selection of the layers to train, and the entropies of their outputs."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +15,23 @@ from egmae_jax.method.layer_entropy import Histogram
 from egmae_jax.training.state import EVERYTHING, count_parameters, partition
 
 PyTree = Any
-HEAD = ("head/", "fusion/")  # parameters of no layer: they always train
+HEAD = ("head/", "fusion/")  # path prefixes of parameters outside of all layers; they always train
 
 
 class Selection(NamedTuple):
-    """What trains of a network."""
+    """Trainable parameters and frozen layers of a network."""
 
-    prefixes: tuple[str, ...]  # path prefixes of the parameters that train
-    frozen: frozenset[str]  # addresses of the layers that do not train
+    prefixes: tuple[str, ...]  # path prefixes of the trainable parameters
+    frozen: frozenset[str]  # addresses of the frozen layers
 
 
 def sizes(layers: Mapping[str, Sequence[str]], params: PyTree) -> dict[str, int]:
-    """The number of parameters of each layer."""
+    """Returns the number of parameters of each layer.
+
+    Args:
+        layers: path prefixes of each layer's parameters, see `Model.layers`.
+        params: parameters of the network.
+    """
     flat = {path: leaf.size for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
     return {
         layer: sum(size for path, size in flat.items() if path.startswith(tuple(prefixes)))
@@ -35,7 +40,12 @@ def sizes(layers: Mapping[str, Sequence[str]], params: PyTree) -> dict[str, int]
 
 
 def selection(layers: Mapping[str, Sequence[str]], chosen: Iterable[str]) -> Selection:
-    """What trains where `chosen` layers and the head do."""
+    """Returns the selection that trains the chosen layers and the head.
+
+    Args:
+        layers: path prefixes of each layer's parameters, see `Model.layers`.
+        chosen: addresses of the layers to train.
+    """
     chosen = set(chosen)
     if chosen == set(layers):
         return Selection(EVERYTHING, frozenset())
@@ -50,7 +60,15 @@ def report(
     chosen: Sequence[str],
     entropies: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """The selection as JSON: parameters that train, and every layer from input to output."""
+    """Describes a selection as JSON: number of trainable parameters, and each layer.
+
+    Args:
+        mode: one of `layer_entropy.MODES`.
+        layers: path prefixes of each layer's parameters, from input to output.
+        params: parameters of the network.
+        chosen: addresses of the layers to train.
+        entropies: entropy of each layer's output; None if it was not measured.
+    """
     counts = sizes(layers, params)
     total = count_parameters(params)
     trained = count_parameters(partition(params, selection(layers, chosen).prefixes)[0])
@@ -71,40 +89,44 @@ def report(
 
 
 def read_report(path: Path, layers: Iterable[str]) -> list[str]:
-    """The layers that train, of a `report` that was written to layers.json.
+    """Returns the addresses of the layers to train from a `report` in layers.json.
+
+    Args:
+        path: path of the file.
+        layers: addresses of all layers of the network.
 
     Raises:
-        DamagedFileError: it is none of these layers.
+        DamagedFileError: the file is missing, damaged, or of other layers.
     """
     try:
         trains = {row["layer"]: row["trains"] for row in read_sealed(path)["layers"]}
     except (KeyError, TypeError) as error:
         raise DamagedFileError(path, repr(error)) from None
     if trains.keys() != set(layers) or not all(isinstance(x, bool) for x in trains.values()):
-        raise DamagedFileError(path, "it does not say of every layer whether it trains")
+        raise DamagedFileError(path, "its layers are not those of the network")
     return [layer for layer, is_trained in trains.items() if is_trained]
 
 
 def layer_entropies(
     model: Any, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
 ) -> dict[str, float]:
-    """Mean entropy of the channels of every layer's output, in nats, from 0 to ln 256 = 5.545.
+    """Measures the mean entropy of the channels of every layer's output.
 
-    A channel's entropy is that of the 256-bin histogram of its values over all pixels of all
-    images, scaled to [0, 1] by their least and largest. The images are pooled, because a single
-    image's entropy is bounded by ln(pixels), which falls from layer to layer whatever these do. The
-    images are read once: the range need not be known before.
+    The entropy of a channel is that of a histogram of its values at all pixels of all images, with
+    256 bins between the smallest and the largest value. The images are pooled, because the entropy
+    of a single image is at most ln(number of pixels), which falls from layer to layer. The images
+    are read only once.
 
     Args:
-        model: a `Model`, whose `layers` are measured.
+        model: the `Model` whose `layers` are measured.
         variables: variables of the model.
-        batches: normalised images [B, H, W, 3] and validity [B], 0 for padding.
+        batches: normalised images [B, H, W, 3] and their validity [B], 0 for padding.
 
     Returns:
-        {address: entropy}, in the order of `model.layers`.
+        Entropy by layer address in nats, from 0 to ln 256 = 5.545, in the order of `model.layers`.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no batch.
     """
     state: dict[str, Histogram] | None = None
     for images, valid in batches:
@@ -126,9 +148,9 @@ def layer_entropies(
 
 def _activations(model: Any, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
     _, state = model.apply(variables, images, mutable=["intermediates"])
-    tapped = traverse_util.flatten_dict(state["intermediates"], sep="/")
-    tapped = {path.removesuffix("/output"): x for path, x in tapped.items()}
-    return {layer: tapped[layer] for layer in model.layers}
+    outputs = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    outputs = {path.removesuffix("/output"): x for path, x in outputs.items()}
+    return {layer: outputs[layer] for layer in model.layers}
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnums=0)
