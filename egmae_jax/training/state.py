@@ -1,6 +1,6 @@
-"""What a step changes, and which of the parameters train.
+"""Training state, and the partition of the parameters into trainable and frozen ones.
 
-A parameter that does not train has no gradient and no optimizer state and stays as it was.
+Frozen parameters have neither gradients nor optimizer state and never change.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 from egmae_jax.core import sharding
 
 PyTree = Any
-EVERYTHING = ("",)  # prefixes of all paths
+EVERYTHING = ("",)  # path prefixes that match all parameters
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes."""
+    """Training state of a network."""
 
-    step: jax.Array  # int32, steps done
+    step: jax.Array  # int32, number of steps done
     params: PyTree  # all parameters of the network
-    batch_stats: PyTree  # running statistics of batch norms; {} for a network without any
-    opt_state: PyTree  # optimizer state of the parameters that train
+    batch_stats: PyTree  # running statistics of batch norms; {} for a network without them
+    opt_state: PyTree  # optimizer state of the trainable parameters
 
     @classmethod
     def create(
@@ -35,18 +35,19 @@ class TrainState:
         mesh: Mesh,
         prefixes: tuple[str, ...] = EVERYTHING,
     ) -> "TrainState":
-        """Places the state before the first step on the devices.
+        """Creates the state before the first step and places it on the devices.
 
         Args:
-            variables: {"params": ..., "batch_stats": ...}, the latter if the network has any.
-            optimizer: optimizer of the parameters that train.
-            mesh: the devices.
-            prefixes: path prefixes of the parameters that train, such as 'head/'.
+            variables: initial variables, {"params": ..., "batch_stats": ...}; "batch_stats" is
+                missing for a network without batch norms.
+            optimizer: optimizer of the trainable parameters.
+            mesh: mesh of the devices.
+            prefixes: path prefixes of the trainable parameters, such as 'head/'.
         """
         step = sharding.replicate(np.int32(0), mesh)
         variables = sharding.place(variables, sharding.state_shardings(variables, mesh))
         params = variables["params"]
-        # Jitted, it is one program instead of one for every shape. It runs once.
+        # jit compiles one program instead of one per shape; optimising it does not pay for one run.
         trained = partition(params, prefixes)[0]
         shapes = jax.eval_shape(optimizer.init, trained)
         init = jax.jit(
@@ -58,7 +59,7 @@ class TrainState:
 
     @property
     def variables(self) -> PyTree:
-        """What `model.apply` takes: {"params": ...}, and "batch_stats" if there are any."""
+        """Variables for `model.apply`: {"params": ...}, and "batch_stats" if not empty."""
         statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {"params": self.params, **statistics}
 
@@ -68,12 +69,12 @@ class TrainState:
         gradients: PyTree,
         batch_stats: PyTree | None = None,
     ) -> "TrainState":
-        """The state after one step of the optimizer.
+        """Returns the state after one step of the optimizer.
 
         Args:
-            optimizer: optimizer of the parameters that train.
-            gradients: gradients of those parameters.
-            batch_stats: new running statistics; None keeps them.
+            optimizer: optimizer of the trainable parameters.
+            gradients: gradients of the trainable parameters.
+            batch_stats: new running statistics; None keeps the old ones.
         """
         trained = restrict(self.params, gradients)
         updates, opt_state = optimizer.update(gradients, self.opt_state, trained)
@@ -83,7 +84,12 @@ class TrainState:
 
 
 def partition(params: PyTree, prefixes: tuple[str, ...] = EVERYTHING) -> tuple[PyTree, PyTree]:
-    """The parameters below some path prefixes, such as 'head/', and all others."""
+    """Returns the parameters whose paths begin with one of the prefixes, and all others.
+
+    Args:
+        params: parameters of the network.
+        prefixes: path prefixes, such as 'head/'.
+    """
     return (
         _filter(params, lambda path: path.startswith(prefixes)),
         _filter(params, lambda path: not path.startswith(prefixes)),
@@ -91,7 +97,7 @@ def partition(params: PyTree, prefixes: tuple[str, ...] = EVERYTHING) -> tuple[P
 
 
 def merge(*trees: PyTree) -> PyTree:
-    """One tree with the leaves of all; of leaves with the same path the last one's."""
+    """Merges trees into one; of leaves with the same path, the last one is taken."""
     flat: dict[str, Any] = {}
     for tree in trees:
         flat |= traverse_util.flatten_dict(tree, sep="/")
@@ -99,13 +105,13 @@ def merge(*trees: PyTree) -> PyTree:
 
 
 def restrict(params: PyTree, like: PyTree) -> PyTree:
-    """The leaves of `params` whose paths the tree `like` has, too."""
+    """Returns the leaves of `params` whose paths also occur in the tree `like`."""
     paths = traverse_util.flatten_dict(like, sep="/")
     return _filter(params, paths.__contains__)
 
 
 def count_parameters(params: PyTree) -> int:
-    """How many numbers the leaves hold."""
+    """Returns the total number of elements of all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
