@@ -1,1 +1,1 @@
-"""The training loop and what each of the two stages does in a step."""
+"""The training loop, the steps of the two stages, the optimizer and the checkpoints."""

@@ -303,7 +303,7 @@ def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: in
         return state, {name: np.asarray(values)[:count] for name, values in history.items()}
 
     progress.state = _newest(stage).state  # in place of the bad one, whose memory is needed
-    bad = nonfinite.find(progress.state, run, first=first, last=progress.step)
+    bad = nonfinite.find_bad_step(progress.state, run, first=first, last=progress.step)
     if bad is None:
         raise nonfinite.NonFiniteError(
             f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but when they "
@@ -326,7 +326,7 @@ def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: in
         "learning_rate": float(stage.schedule(progress.step)),
         "images": [plan.files[i] for i in plan.order[progress.step]],
     }
-    warning = stage.policy.leave_out(description, in_a_row=skipped_before)
+    warning = stage.policy.record_bad_step(description, in_a_row=skipped_before)
     logger.warning(warning)
     progress.skipped.append(progress.step)
     progress.state = dataclasses.replace(progress.state, step=progress.state.step + 1)

@@ -1,9 +1,9 @@
 """Finds steps whose loss or gradient is not finite, reports them, and skips them if allowed.
 
-The loss of every step and the whole state after every dispatch are checked. Where one is NaN or
-infinite, the steps since the last checkpoint are repeated, at last one by one, to find the first
-that is at fault: a gradient that is not finite shows only in the loss of a later step. Checking all
-gradients inside the step would make it compile half as long again on a CPU.
+The loss of every step and the state after every dispatch are checked. If one is NaN or infinite,
+the steps since the last checkpoint are repeated, the suspect ones singly, to find the first bad
+step, because a gradient that is not finite shows only in the loss of a later step. Checking all
+gradients within the step would increase its compile time on CPU by half.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ HINT = (
 
 
 class NonFiniteError(UserError):
-    """The loss or a gradient is NaN or infinite; the message says where and what to try."""
+    """The loss or a gradient is NaN or infinite; the message names the step and remedies."""
 
 
 @jax.jit
@@ -39,19 +39,19 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
 
 def is_finite(state: PyTree, losses: np.ndarray) -> bool:
-    """Whether a state, and the losses of the steps that led to it, are finite."""
+    """Whether a state and the losses of the steps that led to it are finite."""
     return bool(np.isfinite(losses).all()) and bool(_all_finite(state))
 
 
 class BadStep(NamedTuple):
-    """The first step that is not finite."""
+    """The first step whose loss or gradient is not finite."""
 
-    before: Any  # the state that it began from
-    history: dict[str, np.ndarray]  # metrics of the good steps before it
-    loss: float  # the step's loss; where it is finite, its gradient is not
+    before: Any  # state before the step
+    history: dict[str, np.ndarray]  # metrics of the finite steps before it, [steps] each
+    loss: float  # loss of the step; if it is finite, the gradient is not
 
 
-def find(
+def find_bad_step(
     state: Any,
     run: Callable[[Any, int], tuple[Any, dict[str, np.ndarray]]],
     *,
@@ -61,14 +61,14 @@ def find(
     """Repeats steps until one is not finite.
 
     Args:
-        state: state of the last checkpoint, or the initial one; donated.
-        run: (state, number of steps at most) -> the state after them, and their metrics.
-        first: number of the first step that may be at fault.
-        last: number of the step before which the repetition ends.
+        state: state of the last checkpoint, or the initial one; it is donated.
+        run: runs steps, (state, largest number of steps) -> (new state, metrics).
+        first: number of the first suspect step; the steps before it were finite.
+        last: number of the step at which the repetition ends; it is not repeated.
 
     Returns:
-        The step, with the metrics of the good steps from `first` on. None if a step before `first`
-        was not finite this time, or all steps were.
+        The bad step, with the metrics of the finite steps from `first` on. None if the repetition
+        differs: all steps are finite, or one before `first` is not.
     """
     while (step := int(state.step)) < first:
         state, _ = run(state, first - step)
@@ -79,29 +79,29 @@ def find(
         before = jax.tree.map(jnp.copy, state)
         state, metrics = run(state, 1)
         if not is_finite(state, metrics["loss"]):
-            good = {
+            history = {
                 name: np.concatenate([row[name] for row in rows] or [x[:0]])
                 for name, x in metrics.items()
             }
-            return BadStep(before, good, float(metrics["loss"][0]))
+            return BadStep(before, history, float(metrics["loss"][0]))
         rows.append(metrics)
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is done about steps that are not finite.
+    """How to treat steps that are not finite.
 
     Attributes:
-        folder: folder of a JSON file for each of them.
-        max_skipped: how many in a row are skipped; 0 stops at the first.
+        folder: folder for a JSON file about each of these steps.
+        max_skipped: largest number of consecutive steps to skip; 0 stops at the first.
     """
 
     folder: Path
     max_skipped: int = 0
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
-        """Deletes the files of a stage's later steps, which will be repeated."""
+        """Deletes the files about a stage's steps after `after_step`, which will be repeated."""
         if not sharding.is_primary():
             return
         for path in self.folder.glob(self._name(stage, round_index, "*")):
@@ -109,10 +109,10 @@ class Policy:
                 path.unlink()
 
     def skipped(self) -> list[dict[str, Any]]:
-        """Descriptions of the skipped steps of all stages.
+        """Reads the descriptions of the skipped steps of all stages, see `record_bad_step`.
 
         Raises:
-            DamagedFileError: a file is not what was written.
+            DamagedFileError: a file is damaged.
         """
         rows = [read_sealed(path, RESTORE) for path in self.folder.glob("*.json")]
         rows = [row for row in rows if row["skipped"]]
@@ -122,35 +122,35 @@ class Policy:
     def _name(stage: str, round_index: int, step: int | str) -> str:
         return f"round_{round_index}_{stage.replace('/', '_')}_step_{step}.json"
 
-    def leave_out(self, description: Mapping[str, Any], *, in_a_row: int) -> str:
-        """Writes what is known of a step into a file, and decides whether it may be skipped.
+    def record_bad_step(self, description: Mapping[str, Any], *, in_a_row: int) -> str:
+        """Writes a file about a step that is not finite, and decides whether to skip it.
 
         Args:
             description: "stage", "round", "step" and "epoch" (from 1), "loss", "learning_rate" and
-                "images", the files of its batch.
-            in_a_row: how many steps just before it were skipped.
+                "images", the files of the batch.
+            in_a_row: number of consecutive steps skipped just before this one.
 
         Returns:
-            A sentence for the log, if the step may be skipped.
+            A warning for the log if the step is skipped.
 
         Raises:
-            NonFiniteError: the step may not be skipped.
+            NonFiniteError: the step must not be skipped.
         """
         stage, step, loss = (description[name] for name in ("stage", "step", "loss"))
-        is_loss, skipped = not math.isfinite(loss), in_a_row < self.max_skipped
+        is_loss, is_skipped = not math.isfinite(loss), in_a_row < self.max_skipped
         culprit = "loss" if is_loss else "gradient"
         path = self.folder / self._name(stage, description["round"], step)
         if sharding.is_primary():
             findings = {"not_finite": culprit, "loss": str(loss) if is_loss else loss}
-            write_sealed(path, {**description, **findings, "skipped": skipped})
+            write_sealed(path, {**description, **findings, "skipped": is_skipped})
         value, epoch = f" ({loss})" if is_loss else "", description["epoch"]
-        what = f"The {culprit} of {stage} is not finite{value} at step {step} (epoch {epoch})"
-        if skipped:
-            return f"{what}: skipped; {path} names its images"
+        problem = f"The {culprit} of {stage} is not finite{value} at step {step} (epoch {epoch})"
+        if is_skipped:
+            return f"{problem}: skipped; {path} names its images"
         before = f" after {in_a_row} that were skipped" if in_a_row else ""
+        limit = in_a_row + 1
         raise NonFiniteError(
-            f"{what}{before}; stopped. {path} names its images. The state before it is saved, so "
-            f"the same command repeats the step. {HINT.format(stage.split('/')[0])} "
-            f"--config.nonfinite.max_skipped={in_a_row + 1} goes on without such steps, so many in "
-            "a row."
+            f"{problem}{before}; stopped. {path} names its images. The state before this step is "
+            f"saved, so the same command repeats the step. {HINT.format(stage.split('/')[0])} "
+            f"--config.nonfinite.max_skipped={limit} skips up to {limit} such steps in a row."
         )

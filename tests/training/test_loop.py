@@ -349,9 +349,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
         for file in files:
             content, name = file.read_bytes(), str(file.relative_to(newest))
             harm(file)
-            assert checkpoints._damage(int(newest.name)).startswith(f"{name} is ")
+            assert checkpoints._find_damage(int(newest.name)).startswith(f"{name} is ")
             file.write_bytes(content)
-        assert checkpoints._damage(int(newest.name)) is None
+        assert checkpoints._find_damage(int(newest.name)) is None
     harm(files[-1])
     state, _ = _train(tmp_path / "run")
     assert np.array_equal(state.params["w"], expected.params["w"])
@@ -363,7 +363,7 @@ def test_damage_stops_where_there_is_no_checkpoint_before(tmp_path):
     alone = tmp_path / "alone"
     _, files = _stopped(alone, stop_after=1)
     _flip(files[0])
-    with pytest.raises(DamagedFileError, match="to begin this stage anew"):
+    with pytest.raises(DamagedFileError, match="to restart this stage"):
         _train(alone)
 
 
@@ -372,7 +372,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_p
         patch.setattr(checkpoint, "FORMAT", 99)
         _stopped(tmp_path)
     held = sorted((tmp_path / "checkpoints").rglob("*"))
-    with pytest.raises(checkpoint.CheckpointVersionError, match=r"or delete .* to begin it anew"):
+    with pytest.raises(checkpoint.CheckpointVersionError, match=r"or delete .* to restart it"):
         _train(tmp_path)
     assert sorted((tmp_path / "checkpoints").rglob("*")) == held
 
