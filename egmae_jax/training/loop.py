@@ -1,8 +1,8 @@
-"""The one training loop: resume, step, log, evaluate, save. Pre-training and fine-tuning use it.
+"""The training loop of both stages, pre-training and fine-tuning: resume, step, evaluate, save.
 
-Many steps run in one dispatch. How many is chosen by the clock, which changes nothing but how often
-the progress bar moves: a step's batch and key depend on its number. While the device works, the
-batches of the next dispatch are made ready.
+Several steps run in one dispatch. Their number follows from measured time and does not affect the
+result, because the batch and the random key of a step depend only on its number. While the device
+computes, the host prepares the batches of the next dispatch.
 """
 
 import dataclasses
@@ -29,110 +29,110 @@ from egmae_jax.training.state import TrainState
 PyTree = Any
 logger = logging.getLogger(__name__)
 _DISPATCH_SECONDS = 1.0  # target duration of a dispatch
-# Least steps of a dispatch: on a CPU each allocates its memory anew, a tenth of a long step's time.
+# Fewest steps per dispatch: on CPU, allocating memory for a dispatch takes a tenth of a long step.
 _MIN_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a stage trains on, and for how long."""
+    """Training images, batch size and number of epochs of a stage."""
 
-    stage: str  # such as 'finetune/mae', for the log and all randomness
+    stage: str  # name such as 'finetune/mae', for the log and the random keys
     round_index: int
-    seed: int
-    files: Sequence[str]  # names of the images
-    batch_size: int
+    seed: int  # seed of the round
+    files: Sequence[str]  # names of the training images
+    batch_size: int  # images per step
     epochs: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch, at least one."""
+        """Number of optimizer steps per epoch, at least one."""
         return max(1, len(self.files) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Total optimizer steps over all epochs."""
+        """Total number of optimizer steps over all epochs."""
         return self.epochs * self.steps_per_epoch
 
-    def place(self, step: int) -> str:
-        """Says where training goes on after `step` steps, such as 'step 8 of 345 of pretrain'."""
+    def resume_point(self, step: int) -> str:
+        """Describes the state after `step` steps: 'step 8 of 345 of pretrain, round 0'."""
         done = f"step {step} of {self.total_steps}" if step else "the beginning"
         return f"{done} of {self.stage}, round {self.round_index}"
 
     @functools.cached_property
     def order(self) -> Order:
-        """The order of training: which images each batch has."""
+        """Order of the training images: indices of the images in each batch."""
         return Order(len(self.files), self.batch_size, (self.seed, rng.stage_id(self.stage)))
 
     @property
     def key(self) -> jax.Array:
-        """Random key of the stage, into which each step folds its number."""
+        """Random key of the stage; each step folds its number into it."""
         return rng.stage_key(self.seed, self.stage)
 
 
 class Log(Protocol):
-    """Takes the metrics of every epoch; `run.logs.MetricsLog` writes them to metrics.jsonl."""
+    """Log of the metrics of every epoch, such as `run.logs.MetricsLog`."""
 
     def write(self, **row: Any) -> None:
-        """Takes one epoch's stage, round, epoch, step, time and metrics."""
+        """Logs stage, round, epoch, step, time and metrics of one epoch."""
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
-        """Drops a stage's epochs after a step, which will be trained again."""
+        """Deletes a stage's epochs after `after_step`, which will be trained again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage of training is made of."""
+    """Everything that `train` needs to train one stage."""
 
     plan: Plan
-    program: Callable  # the result of `compile_steps`
-    create: Callable[[], TrainState]  # makes the initial state, on the devices
-    feed: Callable[[], Resident | Stream]  # makes what feeds the steps; called if there are any
-    schedule: optax.Schedule  # the learning rate, for the log
+    program: Callable  # result of `compile_steps`
+    create: Callable[[], TrainState]  # returns the initial state on the devices
+    feed: Callable[[], Resident | Stream]  # returns the source of batches; called before a step
+    schedule: optax.Schedule  # learning rate by step, for the log
     checkpoints: Checkpoints
-    save_seconds: float  # least time between two checkpoints; the last step is always saved
+    save_seconds: float  # shortest time between two checkpoints; the last step is always saved
     log: Log
-    policy: nonfinite.Policy  # for steps that are not finite
-    # After each epoch: variables -> (score, metrics to log). The best score wins.
+    policy: nonfinite.Policy  # treatment of steps that are not finite
+    # Called after each epoch: variables -> (score, metrics to log). The highest score is the best.
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None
-    # Called with the epoch, the step and the variables, once the epoch is logged.
+    # Called with the epoch, the step and the variables after the epoch is logged.
     after_epoch: Callable[[int, int, PyTree], None] | None = None
 
 
 class Best(NamedTuple):
     """The best epoch so far, by validation score."""
 
-    variables: PyTree  # on the host
+    variables: PyTree  # numpy arrays on the host
     epoch: int
-    score: tuple[float, ...]  # compared from the left
+    score: tuple[float, ...]  # the first element counts most
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a stage has come: what a checkpoint holds."""
+    """Progress of a stage; checkpoints save it."""
 
     state: TrainState
-    step: int  # number of steps that led to `state`, on the host
+    step: int  # number of steps done, on the host
     best: Best | None = None
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # metrics over this epoch
-    skipped: list[int] = dataclasses.field(default_factory=list)  # steps left out
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of metrics in this epoch
+    skipped: list[int] = dataclasses.field(default_factory=list)  # numbers of skipped steps
 
     def add(self, history: Mapping[str, np.ndarray]) -> None:
-        """Adds the metrics of steps, arrays [steps], to those of the epoch under way."""
+        """Adds the metrics of some steps, arrays [steps], to the sums of the current epoch."""
         for name, values in history.items():
-            for value in values.tolist():  # one by one: the sum must not depend on the dispatches
+            for value in values.tolist():  # singly, so the sum does not depend on the dispatches
                 self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 def train(stage: Stage) -> tuple[TrainState, Best | None]:
-    """Trains from the newest checkpoint, or from the beginning, to the last epoch.
+    """Trains a stage to its last epoch, from the newest checkpoint if there is one.
 
     Returns:
-        The last state and the best epoch (None without `stage.evaluate`).
+        The last state, and the best epoch (None without `stage.evaluate`).
 
     Raises:
         NonFiniteError: a step is not finite, and `stage.policy` does not skip it.
-        Preempted: SIGTERM or Ctrl-C came, to any host; the steps done are saved.
+        Preempted: a host received SIGTERM or Ctrl-C; the steps done have been saved.
     """
     plan, progress = stage.plan, restore(stage)
     if progress.step == plan.total_steps:
@@ -147,7 +147,7 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
     ):
         while progress.step < plan.total_steps:
             steps = dispatch(stage, progress, feeder)
-            deferral.begin()  # all is compiled, and there are steps to save
+            deferral.begin()  # the program is compiled and has done steps worth saving
             is_finite = nonfinite.is_finite(progress.state, steps.history["loss"])
             if is_finite:
                 progress.add(steps.history)
@@ -157,37 +157,42 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
             if progress.step % plan.steps_per_epoch == 0:
                 end_epoch(stage, progress, bar, steps.images_per_second)
             is_due = not is_finite or time.monotonic() - saved_at >= stage.save_seconds
-            # What the clock and signals say, all hosts must do alike.
-            feeder.wanted, stopping, must_save = map(
-                int, sharding.agree(steps.wanted, deferral.requested, is_due)
+            # Times and signals differ between hosts, but all hosts must do the same.
+            feeder.target_steps, stop_signal, must_save = map(
+                int, sharding.agree(steps.target_steps, deferral.requested, is_due)
             )
-            if must_save or stopping or progress.step == plan.total_steps:
+            if must_save or stop_signal or progress.step == plan.total_steps:
                 save(stage, progress)
                 saved_at = time.monotonic()
-            deferral.stop(stopping)
+            deferral.stop(stop_signal)
     return progress.state, progress.best
 
 
 class Feeder:
-    """The batches of each dispatch, which are made ready while the device still works.
+    """Prepares the batches of the next dispatch while the device computes.
 
     Attributes:
-        wanted: steps of the next dispatch, at most; it ends with the epoch.
+        target_steps: largest number of steps of the next dispatch, which also ends with the epoch.
     """
 
     def __init__(self, source: Resident | Stream, plan: Plan):
-        # It grows with what the clock shows; the first dispatch also compiles.
-        self.wanted = _MIN_STEPS
+        # `train` adapts it to the measured time; the first dispatch also compiles.
+        self.target_steps = _MIN_STEPS
         self._source, self._plan = source, plan
         self._ready: tuple[int, tuple[int, Any]] | None = None
 
     def prepare(self, step: int) -> None:
-        """Makes the batches from a step on ready, unless it is the end."""
+        """Prepares the batches of the dispatch from `step` on, unless training is complete."""
         if step < self._plan.total_steps:
-            self._ready = step, self.take(step, self.wanted)
+            self._ready = step, self.take(step, self.target_steps)
 
     def take(self, step: int, at_most: int | None = None) -> tuple[int, Any]:
-        """How many steps the dispatch from `step` on has, and their batches."""
+        """Returns the number of steps in the dispatch from `step` on, and their batches.
+
+        Args:
+            step: number of the first step.
+            at_most: largest number of steps; None returns the prepared batches, if any.
+        """
         if at_most is None:
             if self._ready is not None and self._ready[0] == step:
                 return self._ready[1]
@@ -197,29 +202,30 @@ class Feeder:
 
 
 class Steps(NamedTuple):
-    """Steps that one dispatch has done."""
+    """Result of a dispatch."""
 
-    first: int  # number of the first
-    history: dict[str, np.ndarray]  # their metrics, [steps] each
+    first: int  # number of the first step
+    history: dict[str, np.ndarray]  # metrics of the steps, [steps] each
     images_per_second: float
-    wanted: int  # steps that would take `_DISPATCH_SECONDS`
+    target_steps: int  # number of steps that would take `_DISPATCH_SECONDS`
 
 
 def dispatch(stage: Stage, progress: Progress, feeder: Feeder) -> Steps:
-    """Runs the next steps and makes those after them ready meanwhile."""
+    """Runs the next steps on the device and meanwhile prepares the following batches."""
     started, first = time.monotonic(), progress.step
     count, batches = feeder.take(first)
     progress.state, history = stage.program(progress.state, batches, stage.plan.key, count)
     progress.step += count
     feeder.prepare(progress.step)
-    history = {name: np.asarray(values)[:count] for name, values in history.items()}  # waits
+    # np.asarray waits for the device.
+    history = {name: np.asarray(values)[:count] for name, values in history.items()}
     seconds = time.monotonic() - started
-    wanted = max(_MIN_STEPS, round(count * _DISPATCH_SECONDS / seconds))
-    return Steps(first, history, count * stage.plan.batch_size / seconds, wanted)
+    target_steps = max(_MIN_STEPS, round(count * _DISPATCH_SECONDS / seconds))
+    return Steps(first, history, count * stage.plan.batch_size / seconds, target_steps)
 
 
 def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float) -> None:
-    """Evaluates, keeps the best, and logs the means of the epoch that has ended."""
+    """Evaluates after an epoch, keeps the best variables, and logs the epoch's mean metrics."""
     plan, epoch = stage.plan, progress.step // stage.plan.steps_per_epoch
     skipped = sum(s >= progress.step - plan.steps_per_epoch for s in progress.skipped)
     steps = plan.steps_per_epoch - skipped
@@ -248,15 +254,18 @@ def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_sec
 
 
 def restore(stage: Stage) -> Progress:
-    """The progress that the newest checkpoint holds, or that of the beginning."""
-    plan, progress = stage.plan, _newest(stage)
+    """Returns the progress from the newest checkpoint, or the initial one if there is none.
+
+    Log rows and reports of later steps, which will be repeated, are deleted.
+    """
+    plan, progress = stage.plan, _load_newest(stage)
     stage.log.forget(plan.stage, plan.round_index, after_step=progress.step)
     stage.policy.forget(plan.stage, plan.round_index, after_step=progress.step)
-    preemption.set_resume_point(plan.place(progress.step))
+    preemption.set_resume_point(plan.resume_point(progress.step))
     return progress
 
 
-def _newest(stage: Stage) -> Progress:
+def _load_newest(stage: Stage) -> Progress:
     state = stage.create()
     if not stage.checkpoints.steps:
         return Progress(state, 0)
@@ -273,7 +282,7 @@ def _newest(stage: Stage) -> Progress:
 
 
 def save(stage: Stage, progress: Progress) -> None:
-    """Saves a checkpoint."""
+    """Saves the progress as a checkpoint."""
     best = progress.best
     variables = best.variables if best else sharding.to_host(progress.state.variables)
     stage.checkpoints.save(
@@ -286,14 +295,20 @@ def save(stage: Stage, progress: Progress) -> None:
             "skipped": progress.skipped,
         },
     )
-    preemption.set_resume_point(stage.plan.place(progress.step))
+    preemption.set_resume_point(stage.plan.resume_point(progress.step))
 
 
 def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: int) -> None:
-    """Finds the first step that is not finite, of those from `first` on; goes on after it.
+    """Skips the first step that is not finite, so that training continues after it.
+
+    Args:
+        stage: the stage.
+        progress: progress after the dispatch with the bad step; changed in place.
+        feeder: source of the batches.
+        first: number of the first step of that dispatch.
 
     Raises:
-        NonFiniteError: it may not be skipped, or the device does not compute the same twice.
+        NonFiniteError: the step must not be skipped, or the device does not compute the same twice.
     """
     plan = stage.plan
 
@@ -302,13 +317,13 @@ def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: in
         state, history = stage.program(state, batches, plan.key, count)
         return state, {name: np.asarray(values)[:count] for name, values in history.items()}
 
-    progress.state = _newest(stage).state  # in place of the bad one, whose memory is needed
+    progress.state = _load_newest(stage).state  # frees the memory of the bad state
     bad = nonfinite.find_bad_step(progress.state, run, first=first, last=progress.step)
     if bad is None:
         raise nonfinite.NonFiniteError(
-            f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but when they "
-            "were repeated it was otherwise: the device does not compute the same twice. The same "
-            "command goes on from the last checkpoint."
+            f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but repeating "
+            "them gave another result: the device does not compute the same twice. Run the same "
+            "command again to resume from the last checkpoint."
         )
     progress.add(bad.history)
     progress.state, progress.step = bad.before, int(bad.before.step)
@@ -334,29 +349,28 @@ def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: in
 
 
 def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
-    """Makes the program that runs many steps in one dispatch.
+    """Returns the jitted program that runs several steps in one dispatch.
 
     Args:
-        step_fn: (state, batch, key) -> (state, metrics), one training step.
-        mesh: the devices.
+        step_fn: one training step, (state, batch, key) -> (state, metrics).
+        mesh: mesh of the devices.
 
     Returns:
-        A jitted function (state, ResidentSteps or StreamedSteps, stage key, number of steps) ->
-        (state, metrics [MAX_STEPS]). The number of steps is data, not shape: one compilation serves
-        all of them.
+        A function (state, ResidentSteps or StreamedSteps, stage key, number of steps) ->
+        (state, metrics [MAX_STEPS]). The number of steps is not static, so it is compiled once.
     """
 
     @functools.partial(platform.jit, donate_argnums=0)
     def run(state, steps, key, num_steps):
-        @jax.jit  # traced once, for the metrics' shapes and for the loop
+        @jax.jit  # so it is traced only once, for the metrics' shapes and for the loop
         def one_step(i, state):
-            # Kept in parts, variables are gathered for the step: else the compiler might gather
-            # activations instead, which are larger.
-            whole = state.replace(
+            # Sharded variables are gathered for the step; otherwise the compiler might gather the
+            # activations, which are larger.
+            gathered = state.replace(
                 params=sharding.gather(state.params, mesh),
                 batch_stats=sharding.gather(state.batch_stats, mesh),
             )
-            return step_fn(whole, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
+            return step_fn(gathered, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
 
         def body(i, carry):
             state, history = carry
