@@ -1,4 +1,4 @@
-"""Optimizers: AdamW with a decay mask, cosine annealing with warm-up, learning rates by layer."""
+"""AdamW with a weight-decay mask and layer-wise learning rates, and the cosine schedule."""
 
 import functools
 import math
@@ -18,11 +18,17 @@ PyTree = Any
 
 
 def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to 0 at `total_steps`."""
+    """Returns a schedule with linear warm-up to `peak` and cosine annealing to 0.
+
+    Args:
+        peak: learning rate at the end of the warm-up.
+        total_steps: step at which the learning rate reaches 0.
+        warmup_steps: number of warm-up steps.
+    """
     warmup_steps = min(warmup_steps, total_steps - 1)
     return optax.join_schedules(
         [
-            # The first step already moves: a rate of (step + 1) / warmup_steps, not step / ...
+            # step + 1, because with step the first learning rate would be 0.
             lambda step: peak * (step + 1) / max(warmup_steps, 1),
             lambda step: (
                 peak
@@ -42,16 +48,16 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """PyTorch's AdamW (decoupled decay times learning rate).
+    """AdamW as in PyTorch, with weight decay decoupled and scaled by the learning rate.
 
     Args:
         schedule: learning rate by step.
-        params: all parameters of the network, or their shapes; only paths are read. The optimizer
-            may be given some of them, those that train.
-        weight_decay: decay of kernels; biases, norms, layer scales and embeddings do not decay.
+        params: all parameters of the network, or their shapes; only their paths are read. The
+            optimizer itself may be applied to only the trainable ones.
+        weight_decay: weight decay of kernels; biases, norms, layer scales and embeddings have none.
         betas: decay rates of the first and the second moment.
-        layer_decay: factor by which the learning rate falls from each layer to the one below it,
-            from the head down to the stem; 1 gives all layers the same rate.
+        layer_decay: factor between the learning rates of adjacent layers, from the head to the
+            stem; 1 gives all layers the same learning rate.
     """
     scales = None if layer_decay == 1.0 else layer_scales(params, layer_decay)
 
@@ -63,7 +69,7 @@ def adamw(
         gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
-        # Else the CPU compiler computes them again in the update of every parameter.
+        # Otherwise the CPU compiler recomputes them in the update of every parameter.
         rate, *corrections = platform.materialize(
             (schedule(state.count), *(_one_minus_power(beta, count) for beta in betas))
         )
@@ -75,11 +81,11 @@ def adamw(
             decay = weight_decay if decays else 0.0
             return _update(*leaf, *corrections, betas=tuple(betas), decay=decay)
 
-        stepped = jax.tree.map(
+        results = jax.tree.map(
             update_leaf, decay_mask(params), gradients, state.mu, state.nu, params, rates
         )
         updates, mu, nu = jax.tree.transpose(
-            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), stepped
+            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), results
         )
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
@@ -88,10 +94,10 @@ def adamw(
 
 @functools.partial(jax.jit, static_argnames=("betas", "decay"))
 def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, decay):
-    """Update and moments of one parameter (Loshchilov & Hutter 2019, algorithm 2).
+    """Returns the update and the moments of one parameter (Loshchilov & Hutter 2019, algorithm 2).
 
-    It is traced once for each shape: traced for all parameters, as by optax, it is most of a step's
-    operations.
+    It is traced once per shape. optax traces it once per parameter, which makes up most operations
+    of a step.
     """
     mu = betas[0] * mu + (1 - betas[0]) * gradient
     nu = betas[1] * nu + (1 - betas[1]) * gradient**2
@@ -102,32 +108,34 @@ def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, dec
 
 
 def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
-    """1 - beta ** count, of which float32 would lose the last digits."""
+    """Returns 1 - beta ** count, without the rounding errors of computing it so in float32."""
     return -jnp.expm1(count * math.log(beta)) if beta else jnp.ones(())
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for every leaf that decays: the kernels."""
+    """Returns for each leaf whether it has weight decay, which only kernels have."""
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
 def layer_scales(params: PyTree, decay: float) -> PyTree:
-    """Learning-rate factor of each leaf: decay ** (number of layers above it), 1 for the head.
+    """Returns the learning-rate factor of each leaf: decay ** (number of layers above it).
 
-    The stem is layer 0, each block is a layer (with the downsampling before it), as is each Fire
-    module of a SqueezeNet; the head is the last.
+    The layers are the stem, each block (with the downsampling before it) or Fire module, and the
+    head, whose factor is 1.
 
     Raises:
-        ConfigError: no parameter's path is known as one of the stem or of a block.
+        ConfigError: no path is that of a stem or a block.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    layers = sorted({_place(path) for path in flat})
+    positions = {path: _layer_position(path) for path in flat}
+    layers = sorted(set(positions.values()))
     if layers == [_HEAD]:
         raise ConfigError(
-            "finetune.layer_decay is below 1, but no layers are known of a network with parameters "
-            f"such as {min(flat)}: set it to 1, or add its blocks' names to optim.py."
+            "finetune.layer_decay is below 1, but training/optim.py does not know the layers of "
+            f"this network, with parameters such as {min(flat)}: set finetune.layer_decay to 1, or "
+            "add the names of its blocks to optim.py."
         )
-    scales = {path: decay ** (len(layers) - 1 - layers.index(_place(path))) for path in flat}
+    scales = {path: decay ** (len(layers) - 1 - layers.index(x)) for path, x in positions.items()}
     return traverse_util.unflatten_dict(scales, sep="/")
 
 
@@ -135,8 +143,8 @@ _BLOCK = re.compile(r"stages_(\d+)/(?:blocks_(\d+)|downsample)/|layer(\d+)_(\d+)
 _HEAD = (math.inf,)
 
 
-def _place(path: str) -> tuple[float, ...]:
-    """Sort key of the layer that a leaf belongs to."""
+def _layer_position(path: str) -> tuple[float, ...]:
+    """Returns the position of a leaf's layer as a sort key, from the stem to the head."""
     if path.startswith("stem/"):
         return (-1,)
     match = _BLOCK.match(path)
