@@ -1,4 +1,4 @@
-"""Entropy-guided MAE pre-training (paper section 3.3): one step, and the loss on validation."""
+"""Entropy-guided MAE pre-training (paper section 3.3): training step and validation loss."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,9 +30,9 @@ class Reconstruction(NamedTuple):
     """A batch before and after corruption, and its reconstruction."""
 
     target: jax.Array  # [B, H, W, 3], the images in normalised units
-    entropy: jax.Array  # H: [B, H/P, W/P], nats
-    corruption: Corruption  # what the encoder sees, M and sigma
-    image: jax.Array | None  # [B, H, W, 3], reconstructed, normalised units; None without a network
+    entropy: jax.Array  # H: [B, H/P, W/P], in nats
+    corruption: Corruption  # the corrupted images, M and sigma
+    image: jax.Array | None  # [B, H, W, 3], the reconstruction, normalised; None without a model
 
 
 def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAutoencoder:
@@ -40,9 +40,9 @@ def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAuto
 
     Args:
         config: the whole config.
-        num_classes: width of the encoder's classifier, which is not built.
+        num_classes: number of classes; the encoder's classifier is not used.
     """
-    encoder: Any = models.create(  # a ConvNeXt: `branches.of` takes no other
+    encoder: Any = models.create(  # always a ConvNeXt, as `run.branches` checks
         config.model.name,
         num_classes,
         dtype=jnp.dtype(config.model.dtype),
@@ -52,10 +52,15 @@ def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAuto
 
 
 def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
-    """Reads the parameters that pre-training has saved.
+    """Reads the parameters of a pre-trained autoencoder.
+
+    Args:
+        path: safetensors file that `save_params` wrote.
+        model: the masked autoencoder.
 
     Raises:
-        DamagedFileError: the file is not whole, or holds other parameters than the model's.
+        DamagedFileError: the file is missing or damaged, does not fit the model, or has values that
+            are not finite float32.
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
@@ -65,7 +70,7 @@ def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
     except ValueError as error:
         raise DamagedFileError(path, error) from None
     if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):
-        raise DamagedFileError(path, "it holds values that are no finite float32")
+        raise DamagedFileError(path, "it holds values that are not finite float32")
     return params
 
 
@@ -78,18 +83,19 @@ def pretrain_step(
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step: crop, corrupt, reconstruct, update.
+    """Runs one optimizer step: crop, flip, corrupt, reconstruct, update (paper equations 4-7).
 
     Args:
         state: parameters and optimizer state.
-        batch: uint8 images on a canvas, [B, H, W, 3 or 1], with their sizes.
+        batch: uint8 images on canvases [B, H, W, 3 or 1], with their sizes.
         key: random key of this step.
         model: the masked autoencoder.
-        optimizer: transforms its gradients into updates.
+        optimizer: optimizer of all parameters.
         config: the whole config.
 
     Returns:
-        The new state and {"loss", "masked_share"}, scalars.
+        The new state and the scalar metrics "loss" and "masked_share", the fraction of masked
+        patches.
     """
     crop_key, flip_key, corruption_key = jax.random.split(key, 3)
     crop = augment.random_resized_crop(
@@ -117,15 +123,15 @@ def reconstruct(
     config: FrozenConfigDict,
     train: bool = False,
 ) -> Reconstruction:
-    """Measures the entropy of images, corrupts them and reconstructs them (equations 4-6).
+    """Measures the entropy of images, corrupts and reconstructs them (paper equations 4-6).
 
     Args:
-        params: parameters of the masked autoencoder; None before there are any.
+        params: parameters of the masked autoencoder; None uses the initial mask token, 0.
         pixels: uint8 [B, H, W, 3 or 1].
         key: random key of the corruption.
-        model: the masked autoencoder; None leaves the reconstruction out.
+        model: the masked autoencoder; None omits the reconstruction.
         config: the whole config.
-        train: whether gradients will be asked for.
+        train: whether gradients will be computed.
     """
     entropy = patch_entropy(
         pixels,
@@ -143,7 +149,7 @@ def reconstruct(
         scale=config.corruption.scale,
         threshold=config.corruption.threshold,
         mask_ratio=config.corruption.mask_ratio,
-        mask_token=0.0 if params is None else params["mask_token"],  # 0 is where it starts
+        mask_token=0.0 if params is None else params["mask_token"],
     )
     if model is None:
         return Reconstruction(target, entropy, corrupted, None)
@@ -160,18 +166,19 @@ def reconstruction_sums(
     model: MaskedAutoencoder,
     config: FrozenConfigDict,
 ) -> dict[str, jax.Array]:
-    """Sums over the masked pixels of one evaluation batch, for `reconstruction_losses`.
+    """Computes the sums over the masked pixels of one batch, for `reconstruction_losses`.
 
     Args:
         params: parameters of the masked autoencoder.
-        pixels: uint8 [B, H, W, 3 or 1], the evaluation view.
+        pixels: uint8 [B, H, W, 3 or 1], resized and cropped for evaluation.
         valid: float32 [B], 0 for padding.
         key: random key of the corruption.
         model: the masked autoencoder.
         config: the whole config.
 
     Returns:
-        The sums of each channel, [3]: "count" of pixels, squared "error", "value", "square".
+        For each channel, [3]: number of masked pixels ("count"), sum of squared errors ("error"),
+        of target values ("value") and of squared target values ("square").
     """
     output = reconstruct(params, pixels, key, model=model, config=config)
     target, image, mask = output.target, cast(jax.Array, output.image), output.corruption.mask
@@ -186,7 +193,14 @@ def reconstruction_sums(
 
 
 def reconstruction_losses(sums: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
-    """Mean squared error over the masked pixels, and that of always predicting their mean colour.
+    """Computes the mean squared error over all masked pixels from the sums of the batches.
+
+    Args:
+        sums: results of `reconstruction_sums`.
+
+    Returns:
+        "reconstruction_loss" of the model, and for comparison "mean_colour_loss", the error of
+        predicting the mean colour of the masked pixels everywhere.
 
     Raises:
         DataError: no pixel is masked.
@@ -195,8 +209,9 @@ def reconstruction_losses(sums: Iterable[dict[str, jax.Array]]) -> dict[str, flo
     count = total["count"].sum()
     if count == 0:
         raise DataError(
-            "No patch of the validation images is masked, so pre-training learns nothing: each is "
-            "of one colour, or its noise variance is below corruption.threshold."
+            "No patch of the validation images is masked, so pre-training learns nothing: every "
+            "patch has a single colour or a noise variance of at most corruption.threshold. Choose "
+            "a lower corruption.threshold."
         )
     mean_colour = total["value"] / total["count"]
     mean_colour_error = (total["square"] - total["count"] * mean_colour**2).sum()

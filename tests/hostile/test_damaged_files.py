@@ -221,7 +221,7 @@ def test_weights_of_wrong_values_types_and_sizes_are_named(tmp_path, name, value
 @pytest.mark.parametrize(
     ("name", "leaf", "message"),
     [
-        ("encoder/stem/conv/bias", np.full(40, np.nan, np.float32), "no finite float32"),
+        ("encoder/stem/conv/bias", np.full(40, np.nan, np.float32), "not finite float32"),
         ("decoder/predict/bias", None, "missing: decoder/predict/bias"),
         ("more", np.zeros(3, np.float32), "extra: more"),
     ],
