@@ -1,8 +1,8 @@
 """ResNet (He et al. 2016; paper table 1) with timm's and torchvision's exact semantics.
 
-Channels last. The stride of a bottleneck is in its 3x3 convolution ("v1.5"), as in both libraries
-and unlike the paper. Submodules carry their names, but for the stem and the head: `layer1_0/conv1`
-is their `layer1.0.conv1`.
+Channels are last. The stride of a bottleneck is in its 3x3 convolution ("v1.5"), as in both
+libraries and unlike the paper. Submodules have the libraries' names, except the stem and the head:
+`layer1_0/conv1` is `layer1.0.conv1` there.
 """
 
 import functools
@@ -18,18 +18,19 @@ from egmae_jax.models.convnext import drop_path_scales
 from egmae_jax.models.layers import Conv, ConvNorm, below, max_pool, tap
 from egmae_jax.models.registry import register
 
-# timm: kaiming_normal_(mode="fan_out"); nn.Linear's own, a uniform distribution, as a normal one of
-# its deviation, with a bias of zeros.
+# As timm: kaiming_normal_(mode="fan_out") for convolutions. The classifier has the standard
+# deviation of nn.Linear's uniform distribution, but is drawn from a normal one, with bias 0.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 fc_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
 
 
 class ResidualBlock(nn.Module):
-    """What both kinds of blocks have: relu(shortcut(x) + drop_path(branch(x))).
+    """Base class of both kinds of blocks: relu(shortcut(x) + drop_path(branch(x))).
 
     Attributes:
-        features: channels of the 3x3 convolutions; the output has `expansion` times as many.
-        strides: step of the block along both axes in pixels.
+        features: number of channels of the 3x3 convolutions; the output has `expansion` times as
+            many.
+        strides: stride of the block along both axes.
         frozen: convolutions of this block whose norm is frozen, such as 'conv1'.
         dtype: compute dtype.
     """
@@ -40,13 +41,16 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     expansion = 1
-    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # sides of the branch's kernels
+    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # of the branch's convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', expansion * features].
+        """Applies the block: [B, H, W, C] -> [B, H', W', expansion * features].
 
-        `scales` [B] are of `drop_path_scales`, None drops nothing.
+        Args:
+            x: input features.
+            scales: factors [B] of the branch from `drop_path_scales`; None disables drop path.
+            train: whether batch norms use and update the statistics of the batch.
         """
         outputs, last = self.features * self.expansion, len(self.kernel_sizes)
         strided = self.kernel_sizes.index(3) + 1
@@ -64,7 +68,7 @@ class ResidualBlock(nn.Module):
             update = BatchNorm(
                 f"conv{index}" in self.frozen,
                 self.dtype,
-                # New blocks are identities: timm's zero_init_last.
+                # New blocks are identities, as with timm's zero_init_last.
                 nn.initializers.zeros if index == last else nn.initializers.ones,
                 name=f"bn{index}",
             )(update, train=train)
@@ -81,24 +85,24 @@ class ResidualBlock(nn.Module):
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions: paper figure 5, left."""
+    """Block of two 3x3 convolutions (paper figure 5, left)."""
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 and 1x1 convolutions, the last one wider: paper figure 5, right."""
+    """Block of 1x1, 3x3 and 1x1 convolutions, the last one wider (paper figure 5, right)."""
 
     expansion = 4
     kernel_sizes = (1, 3, 1)
 
 
 class Head(nn.Module):
-    """Global average pooling -> linear, in float32."""
+    """Global average pooling and a linear layer, in float32."""
 
     num_classes: int
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, num_classes]."""
+        """Computes the logits: [B, h, w, C] -> [B, num_classes]."""
         x = features.astype(jnp.float32).mean(axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=fc_init, name="fc")(x)
 
@@ -107,12 +111,12 @@ class ResNet(nn.Module):
     """ResNet classifier.
 
     Attributes:
-        depths: blocks of each of the four stages.
-        dims: features of each stage, which bottlenecks give four times.
-        bottleneck: whether the blocks are `Bottleneck` or `BasicBlock`.
-        num_classes: width of the classifier.
-        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
+        depths: number of blocks of each of the four stages.
+        dims: number of channels of the 3x3 convolutions in each stage.
+        bottleneck: whether the blocks are `Bottleneck` instead of `BasicBlock`.
+        num_classes: number of classes.
+        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
+        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
         frozen: layers (keys of `layers`) whose norm keeps its running statistics in training.
     """
 
@@ -124,10 +128,10 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     frozen: frozenset[str] = frozenset()
 
-    # Parameters that ImageNet weights do not give.
+    # Parameters that ImageNet weights do not contain.
     fresh_prefixes: ClassVar[tuple[str, ...]] = ("head/fc/",)
-    stride = 32  # input pixels, along each side, per feature of the last stage
-    min_size = 32  # least image side in pixels; it need not be a multiple of the stride
+    stride = 32  # input pixels per feature of the last stage, along each axis
+    min_size = 32  # smallest side of an image in pixels
     needs_multiple = False
 
     def setup(self):
@@ -157,7 +161,7 @@ class ResNet(nn.Module):
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Address of each convolution -> prefixes of its parameters and its norm's, in order."""
+        """Path prefixes of each layer (convolution and norm) by address, from input to output."""
         names = [("stem/conv", "stem/bn")]
         for stage, depth in enumerate(self.depths, 1):
             for index in range(depth):
@@ -169,7 +173,12 @@ class ResNet(nn.Module):
         return {conv: (f"{conv}/", f"{norm}/") for conv, norm in names}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Standard deviation that a new leaf is drawn with around 0; None: not for me to say."""
+        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
+
+        Args:
+            path: path of the variable.
+            shape: shape of the variable.
+        """
         if path == "head/fc/kernel":
             return (3 * shape[0]) ** -0.5
         if path.endswith("kernel") and len(shape) == 4:
@@ -178,9 +187,15 @@ class ResNet(nn.Module):
         return 0.0 if path.startswith("layer") and path.endswith(last_norm) else None
 
     def stages(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
-        """Normalised images [B, H, W, 3] -> features of the four stages, 4, 8, 16 and 32 apart.
+        """Computes the feature maps of the four stages, at strides 4, 8, 16 and 32.
 
-        With `train` and a drop path rate above 0 the rng stream 'drop_path' is needed.
+        Args:
+            images: normalised images [B, H, W, 3].
+            train: whether to use batch statistics and drop path. If `drop_path_rate` is above 0,
+                this needs the rng stream 'drop_path'.
+
+        Returns:
+            Feature maps [B, h, w, C].
         """
         scales: Any = [None] * sum(self.depths)
         if train and self.drop_path_rate > 0:
@@ -196,16 +211,16 @@ class ResNet(nn.Module):
         return tuple(outputs)
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> the last stage's features [B, h, w, C], h = ⌈H/32⌉."""
+        """Computes the last stage: images [B, H, W, 3] -> [B, h, w, C] with h = ⌈H/32⌉."""
         return self.stages(images, train=train)[-1]
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32."""
+        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
         return self.head(self.features(images, train=train))
 
 
-# Depths, features, whether the blocks are bottlenecks. The weights are torchvision's first ones,
-# which the papers that the recipes come from started from.
+# Depths, channels, and whether the blocks are bottlenecks. The ImageNet weights are torchvision's
+# first version, which the papers of the recipes used.
 RESNETS = {
     "resnet18": ((2, 2, 2, 2), (64, 128, 256, 512), False),
     "resnet34": ((3, 4, 6, 3), (64, 128, 256, 512), False),
@@ -214,7 +229,12 @@ RESNETS = {
 
 
 def register_resnet(name: str, sizes: tuple) -> None:
-    """Registers a ResNet of depths, features and kind of block, as `RESNETS` has them."""
+    """Registers a ResNet.
+
+    Args:
+        name: name of the network.
+        sizes: depths, channels and kind of block, as in `RESNETS`.
+    """
     build = functools.partial(ResNet, *sizes)
     register(name, build, family="resnet", weights=f"timm/{name}.tv_in1k")
 
