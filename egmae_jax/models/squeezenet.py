@@ -1,6 +1,6 @@
 """SqueezeNet 1.0 and 1.1 (Iandola et al. 2016; paper table 1) with torchvision's exact semantics.
 
-Channels last. Modules are numbered as in torchvision's `features`; there is no batch norm.
+Channels are last. Modules are numbered as in torchvision's `features`; there is no batch norm.
 """
 
 import functools
@@ -15,8 +15,8 @@ from egmae_jax.models.registry import register
 
 _Fires = tuple[tuple[int, int] | None, ...]
 _POOL = None
-# Channels and kernel size of the first convolution. Then torchvision's `features` from number 2:
-# channels of a Fire module's squeeze and of each of its two expansions, or pooling.
+# Number of channels and kernel size of the first convolution, then torchvision's `features` from
+# number 2: channels of a Fire module's squeeze layer and of each of its expand layers, or pooling.
 _VERSIONS: dict[str, tuple[int, int, _Fires]] = {
     "1_0": (
         96,
@@ -37,18 +37,24 @@ _VERSIONS: dict[str, tuple[int, int, _Fires]] = {
         ),
     ),
 }
-# torchvision: kaiming_uniform_, here a normal distribution of the same deviation.
+# As torchvision's kaiming_uniform_, but a normal distribution of the same standard deviation.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def ceil_mode_pool(x: jax.Array) -> jax.Array:
-    """torchvision's MaxPool2d(3, 2, ceil_mode=True): the last windows may stick out by a pixel."""
+    """torchvision's MaxPool2d(3, 2, ceil_mode=True), whose last windows may exceed the input."""
     height, width = x.shape[1:3]
     return max_pool(x, padding=((0, (height - 3) % 2), (0, (width - 3) % 2)))
 
 
 class Fire(nn.Module):
-    """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side: paper figure 1."""
+    """Fire module (paper figure 1): a 1x1 convolution, then 1x1 and 3x3 convolutions in parallel.
+
+    Attributes:
+        squeeze: number of channels of the first convolution.
+        expand: number of channels of each parallel convolution.
+        dtype: compute dtype.
+    """
 
     squeeze: int
     expand: int
@@ -56,7 +62,7 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] -> [B, h, w, 2 * expand]."""
+        """Applies the module: [B, h, w, C] -> [B, h, w, 2 * expand]."""
 
         def conv(x, features, size, name):
             padding = size // 2
@@ -70,14 +76,17 @@ class Fire(nn.Module):
 
 
 class Head(nn.Module):
-    """Dropout -> a linear layer at every pixel -> relu -> global average pooling, in float32."""
+    """Dropout, a linear layer at every pixel, relu and global average pooling, in float32."""
 
     num_classes: int
     dropout_rate: float
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """[B, h, w, C] -> [B, num_classes]; in training needs the rng stream 'dropout'."""
+        """Computes the logits: [B, h, w, C] -> [B, num_classes].
+
+        With `train`, dropout is applied, which needs the rng stream 'dropout'.
+        """
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(features)
         fc = nn.Dense(
             self.num_classes,
@@ -93,11 +102,11 @@ class SqueezeNet(nn.Module):
 
     Attributes:
         version: '1_0' or '1_1'.
-        num_classes: width of the classifier.
-        drop_path_rate: must be 0: there are no residual branches.
-        dtype: compute dtype, float32 or bfloat16. Parameters are float32 always.
-        frozen: layers (keys of `layers`) that are not trained; of no effect, there are no norms.
-        dropout_rate: rate at which features are dropped in training.
+        num_classes: number of classes.
+        drop_path_rate: must be 0, because there are no residual blocks.
+        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
+        frozen: frozen layers (keys of `layers`); without effect, because there are no batch norms.
+        dropout_rate: dropout rate before the classifier.
     """
 
     version: str
@@ -107,15 +116,15 @@ class SqueezeNet(nn.Module):
     frozen: frozenset[str] = frozenset()
     dropout_rate: float = 0.5
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not give
-    stride = 16  # input pixels, along each side, per feature of the last map
-    min_size = 32  # least image side in pixels; it need not be a multiple of the stride
+    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
+    stride = 16  # input pixels per feature of the last map, along each axis
+    min_size = 32  # smallest side of an image in pixels
     needs_multiple = False
 
     def __post_init__(self):
         if self.drop_path_rate:
             raise ValueError(
-                f"SqueezeNet has no residual branches to drop; drop_path_rate must be 0, not "
+                f"SqueezeNet has no residual blocks, so drop_path_rate must be 0, not "
                 f"{self.drop_path_rate}."
             )
         super().__post_init__()
@@ -130,7 +139,7 @@ class SqueezeNet(nn.Module):
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Address of each convolution -> the prefix of its parameters, in order."""
+        """Path prefix of each convolution's parameters by its address, from input to output."""
         addresses = ["features_0"]
         for number, fire in enumerate(_VERSIONS[self.version][2], 2):
             parts = ("squeeze", "expand1x1", "expand3x3") if fire is not None else ()
@@ -138,7 +147,12 @@ class SqueezeNet(nn.Module):
         return {address: (f"{address}/",) for address in addresses}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Standard deviation that a new leaf is drawn with around 0; None: not for me to say."""
+        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
+
+        Args:
+            path: path of the variable.
+            shape: shape of the variable.
+        """
         if not path.endswith("kernel"):
             return None
         if path == "head/fc/kernel":
@@ -146,22 +160,22 @@ class SqueezeNet(nn.Module):
         return (2 / (shape[0] * shape[1] * shape[2])) ** 0.5
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> the last map [B, h, w, 512], h about H/16."""
-        del train  # nothing differs before the head
+        """Computes the last feature map: images [B, H, W, 3] -> [B, h, w, 512], h about H/16."""
+        del train  # only the head differs in training
         x = nn.relu(self.features_0(images))
         for number, fire in enumerate(_VERSIONS[self.version][2], 2):
             x = ceil_mode_pool(x) if fire is None else getattr(self, f"features_{number}")(x)
         return x
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> logits [B, num_classes], float32.
+        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes].
 
-        With `train` the rng stream 'dropout' is needed.
+        With `train`, dropout is applied, which needs the rng stream 'dropout'.
         """
         return self.head(self.features(images, train=train), train=train)
 
 
-# The hub has no safetensors of these; torchvision publishes pickles.
+# The hub has no safetensors of these networks; torchvision publishes pickles.
 _WEIGHTS = {"1_0": "b66bff10", "1_1": "b8a52dc0"}
 for _version, _hash in _WEIGHTS.items():
     register(
