@@ -1,4 +1,4 @@
-"""Batch norm as PyTorch has it, in two passes over the pixels each way."""
+"""PyTorch's batch norm, with two passes over the pixels in the forward and backward direction."""
 
 import functools
 from typing import Any
@@ -13,29 +13,31 @@ from egmae_jax.models.kernels.operations import column_sums
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm2d.
+    """Batch norm with the semantics of PyTorch's BatchNorm2d.
 
     The running statistics, `mean` and `var`, are in the collection `batch_stats`; a training call
-    with `mutable=["batch_stats"]` returns their new values. Unlike Flax's own batch norm, and like
-    PyTorch's, the running variance averages unbiased ones.
+    with `mutable=["batch_stats"]` returns their new values. As in PyTorch and unlike in Flax, the
+    running variance averages unbiased variances.
 
-    Under `jax.jit` on a mesh the statistics are those of the whole batch on all devices.
+    Under `jax.jit` on a mesh, the statistics are those of the whole batch on all devices.
 
     Attributes:
-        frozen: whether training, too, normalises by the running statistics and keeps them.
+        frozen: whether training also normalises by the running statistics, and keeps them.
         dtype: dtype of the result; statistics are computed in float32.
         scale_init: initializer of the scales.
+        momentum: weight of the new batch in the running statistics, as in PyTorch.
+        epsilon: constant added to the variance.
     """
 
     frozen: bool = False
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    momentum: float = 0.1  # share of the new batch, PyTorch's sense
+    momentum: float = 0.1
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> the same."""
+        """Normalises x [B, H, W, C], with the statistics of the batch if `train` and not frozen."""
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -47,7 +49,7 @@ class BatchNorm(nn.Module):
             return y.astype(self.dtype)
         y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)
         count = x.size // x.shape[-1]
-        # PyTorch normalises by the biased variance and keeps the unbiased one.
+        # PyTorch normalises by the biased variance, but averages the unbiased one.
         batch_var *= count / max(count - 1, 1)
         if not self.is_initializing():
             for running, new in ((mean, batch_mean), (var, batch_var)):
@@ -59,9 +61,9 @@ class BatchNorm(nn.Module):
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The normalised batch [B, H, W, C], its mean and its biased variance [C]; all float32.
+    """Returns the normalised batch [B, H, W, C], its mean [C] and biased variance [C], in float32.
 
-    No gradient goes through the two statistics, only through the batch.
+    Gradients of the two returned statistics are ignored.
     """
     return _normalize_forward(x, scale, bias, epsilon)[0]
 
@@ -70,7 +72,7 @@ def _normalize_forward(x, scale, bias, epsilon):
     y = x.astype(jnp.float32)
     count = x.size // x.shape[-1]
     mean = _sum(y) / count
-    var = _sum(jnp.square(y - mean)) / count  # not E[y^2] - E[y]^2, which loses digits
+    var = _sum(jnp.square(y - mean)) / count  # E[y^2] - E[y]^2 would lose precision
     inverse = lax.rsqrt(var + epsilon)
     multiplier = scale * inverse
     result = y * multiplier + (bias - mean * multiplier)
@@ -78,7 +80,7 @@ def _normalize_forward(x, scale, bias, epsilon):
 
 
 def _normalize_backward(epsilon, residuals, gradients):
-    """Ioffe and Szegedy 2015, section 3, with the sums over the batch taken first."""
+    """Gradients of Ioffe and Szegedy 2015, section 3, with the sums over the batch taken first."""
     x, scale, mean, inverse = residuals
     gradient = materialize(gradients[0])
     y = x.astype(jnp.float32)
@@ -96,5 +98,5 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [C]."""
+    """Sums over batch and pixels: [B, H, W, C] -> [C]."""
     return column_sums(x.reshape(-1, x.shape[-1]))
