@@ -1,9 +1,9 @@
-"""Initial variables without compiling anything.
+"""Initial variables of a network, without compilation.
 
-`jax.jit(model.init)` compiles a random number generator for every leaf. Here shapes come from
-abstract evaluation and values from numpy, by the same rules the modules declare (a test compares
-the two). A leaf's values depend on the seed and its path alone, not on the platform, the number of
-devices or the JAX version.
+`jax.jit(model.init)` would compile a random number generator for every leaf. Here shapes come from
+abstract evaluation and values from numpy, with the distributions that the modules declare (a test
+compares them). The values of a leaf depend only on the seed and its path, not on the platform, the
+number of devices or the JAX version.
 """
 
 import concurrent.futures
@@ -24,7 +24,12 @@ _CONSTANTS |= {"grn_scale": 0.0, "grn_bias": 0.0}
 
 
 def abstract_variables(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
-    """Shapes and dtypes of the variables that `module.init` would make for these inputs."""
+    """Returns the shapes and dtypes of the variables that `module.init` would create.
+
+    Args:
+        module: the network.
+        *inputs: shapes and dtypes of the module's call arguments.
+    """
     return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
 
 
@@ -35,24 +40,25 @@ def initial_variables(
     kernel_init: str = "timm",
     layer_scale: float = 1e-6,
 ) -> PyTree:
-    """Fresh variables, as `module.init` gives them: float32 numpy arrays in nested dicts.
+    """Draws initial variables with the structure of `module.init`, as float32 numpy arrays.
 
     Args:
-        module: the model. Where it has a method `initial_std(path, shape)` that gives a number,
-            it is the standard deviation that the leaf is drawn with, around zero.
+        module: the network. Its optional method `initial_std(path, shape)` returns the standard
+            deviation of a leaf, or None for the default.
         seed: any integer >= 0.
-        *inputs: shapes of the module's call arguments; spatial size does not matter.
-        kernel_init: one of KERNEL_INITS. 'timm' draws every kernel with the module's deviation,
-            else 0.02. 'fan_in' draws it with fan_in ** -0.5, but for the layers that predict
-            classes or pixels: narrow networks are next to linear with 0.02, and learn slowly.
-        layer_scale: what every block's gamma starts from; ConvNeXt V2 has none.
+        *inputs: shapes and dtypes of the module's call arguments; the image size does not matter.
+        kernel_init: one of KERNEL_INITS. 'timm' draws kernels with the module's standard deviation,
+            by default 0.02. 'fan_in' draws them with fan_in ** -0.5, except those of the layers
+            that predict classes or pixels; with 0.02, narrow networks are almost linear and learn
+            slowly.
+        layer_scale: initial value of every block's gamma; ConvNeXt V2 has none.
 
     Returns:
-        {"params": ..., "batch_stats": ...}, the latter of networks with batch norms only.
+        {"params": ..., "batch_stats": ...}; "batch_stats" only for networks with batch norms.
     """
     module_std = getattr(module, "initial_std", lambda path, shape: None)
 
-    def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
         std = module_std(path, shape)
         if name in ("kernel", "mask_embedding"):
@@ -74,6 +80,6 @@ def initial_variables(
     flat = traverse_util.flatten_dict(abstract_variables(module, *inputs))
     paths = ["/".join(path) for _, *path in flat]  # within 'params' or 'batch_stats'
     shapes = [leaf.shape for leaf in flat.values()]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy draws without the GIL
-        values = dict(zip(flat, pool.map(value, paths, shapes), strict=True))
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy releases the GIL when it draws
+        values = dict(zip(flat, pool.map(draw, paths, shapes), strict=True))
     return traverse_util.unflatten_dict(values)
