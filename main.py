@@ -1,4 +1,4 @@
-"""Runs the recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
+"""Trains and evaluates a recipe: python main.py --config=configs/busi.py --workdir=runs/busi."""
 
 import sys
 

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "corrupt", "load", "patch_entropy"]
 __version__ = "0.1.0"  # pyproject.toml reads it here
-__path__ = [*__path__, os.path.join(__path__[0], "commands")]  # python -m egmae_jax.predict
+# Lets `python -m egmae_jax.predict` find commands/predict.py.
+__path__ = [*__path__, os.path.join(__path__[0], "commands")]
 
-# Where the names above are from. They are imported when they are used: that imports JAX.
+# Modules of the names in `__all__`. They are imported on first use, because they import JAX.
 _MODULES = {
     "corrupt": "egmae_jax.method.corruption",
     "load": "egmae_jax.deploy.predictor",

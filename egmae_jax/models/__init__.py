@@ -1,6 +1,6 @@
-"""Networks in plain Flax under timm's names: `models.create("convnext_tiny", num_classes=3)`."""
+"""Classifiers in Flax, created by timm's names: `models.create("convnext_tiny", num_classes=3)`."""
 
-from egmae_jax.models import asff, convnext, resnet, squeezenet  # which register their names
+from egmae_jax.models import asff, convnext, resnet, squeezenet  # importing registers their names
 from egmae_jax.models.registry import (
     Model,
     create,

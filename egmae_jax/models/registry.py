@@ -1,7 +1,7 @@
-"""The networks by timm's and torchvision's names: `models.create("convnext_tiny", num_classes=3)`.
+"""Registry of networks by timm's and torchvision's names.
 
-A network's file registers its names; `models/__init__.py` imports the files. CONTRIBUTING.md says
-what a network needs.
+The module of a network registers its names, and `models/__init__.py` imports these modules.
+CONTRIBUTING.md describes how to add a network.
 """
 
 import difflib
@@ -14,23 +14,23 @@ import jax.numpy as jnp
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.layouts import Layout
 
-# Path of our parameter (a regular expression), its key in PyTorch, its layout.
+# (path of the variable as a regular expression, its key in PyTorch, its layout).
 Patterns = tuple[tuple[str, str, Layout | str], ...]
 
 
 class Model(Protocol):
-    """A classifier, a Linen module: normalised images [B, H, W, 3] -> logits [B, num_classes].
+    """Interface of a classifier, a Linen module: images [B, H, W, 3] -> logits [B, num_classes].
 
     Attributes:
-        num_classes: width of the classifier, whose parameters are at `head/fc/`.
+        num_classes: number of classes; the parameters of the classifier are at `head/fc/`.
         dtype: compute dtype; logits and parameters are float32.
         frozen: keys of `layers` whose batch norms keep their running statistics in training.
-        fresh_prefixes: path prefixes of the parameters that ImageNet weights do not give.
-        stride: input pixels, along each side, per feature of the last stage.
-        min_size: least side of an image in pixels.
-        needs_multiple: whether a side must be a multiple of the stride.
-        layers: address of each spatial convolution -> path prefixes of the layer's parameters, from
-            input to output; an address is that of a `models.layers.tap`.
+        fresh_prefixes: path prefixes of the parameters that ImageNet weights do not contain.
+        stride: input pixels per feature of the last stage, along each axis.
+        min_size: smallest side of an image in pixels.
+        needs_multiple: whether the sides of an image must be multiples of `stride`.
+        layers: path prefixes of each convolutional layer's parameters by the layer's address, from
+            input to output; an address is the path of a `models.layers.tap`.
     """
 
     num_classes: int
@@ -51,19 +51,19 @@ class Model(Protocol):
     def apply(self) -> Callable[..., Any]: ...
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> the last map of features [B, h, w, C]."""
+        """Computes the last feature map: normalised images [B, H, W, 3] -> [B, h, w, C]."""
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array: ...
 
 
 class Spec(NamedTuple):
-    """What is known of a network by its name."""
+    """Registered properties of a network."""
 
-    family: str  # names its table of parameters, `models.timm_names.PATTERNS`
-    build: Callable[..., Any]  # (num_classes, drop_path_rate, dtype, frozen) -> the module
-    weights: str  # hub id or address of its ImageNet weights; '' if there are none
-    backbone: str  # the network whose ImageNet weights it starts from; mostly itself
-    patterns: Patterns  # names of parameters, where `models.timm_names.PATTERNS` lacks the family
+    family: str  # key of its parameter names in `models.timm_names.PATTERNS`
+    build: Callable[..., Any]  # (num_classes, drop_path_rate, dtype, frozen) -> Linen module
+    weights: str  # hub id or URL of its ImageNet weights; '' if there are none
+    backbone: str  # name of the network whose ImageNet weights it starts from, usually its own
+    patterns: Patterns  # parameter names, if `models.timm_names.PATTERNS` lacks the family
 
 
 _SPECS: dict[str, Spec] = {}
@@ -78,31 +78,33 @@ def register(
     backbone: str = "",
     patterns: Patterns = (),
 ) -> None:
-    """Makes a network known by a name.
+    """Registers a network under a name for `create`.
 
     Args:
-        name: timm's or torchvision's, where they have the network.
-        build: called with the keywords num_classes, drop_path_rate, dtype and frozen, returns a
+        name: name of the network; timm's or torchvision's if one of them has it.
+        build: function of the keywords num_classes, drop_path_rate, dtype and frozen that returns a
             `Model`.
-        family: networks of one family share names of parameters, see `models.timm_names.PATTERNS`.
-        weights: hub id of its ImageNet weights, with its full tag.
-        backbone: another network whose ImageNet weights it starts from.
-        patterns: names of its parameters in PyTorch, (regular expression of our path, key, layout),
-            unless `models.timm_names.PATTERNS` has the family. Runs are saved in these names.
+        family: name that networks with the same parameter names share, see
+            `models.timm_names.PATTERNS`.
+        weights: hub id of its ImageNet weights with the full tag; '' if there are none.
+        backbone: name of the network whose ImageNet weights it starts from; '' for its own.
+        patterns: names of its variables in PyTorch and in the weight files of runs, (path as a
+            regular expression, key, layout); not needed if `models.timm_names.PATTERNS` has the
+            family.
     """
     _SPECS[name] = Spec(family, build, weights, backbone or name, patterns)
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `create` takes."""
+    """Returns the names of all registered networks."""
     return tuple(_SPECS)
 
 
 def family(name: str) -> str:
-    """'convnext', 'resnet', 'squeezenet', 'asff_resnet' or a registered one.
+    """Returns the family of a network, such as 'convnext', 'resnet' or 'squeezenet'.
 
     Raises:
-        ConfigError: no such model; the message names the nearest.
+        ConfigError: there is no such network; the message suggests a similar name.
     """
     return _spec(name).family
 
@@ -116,29 +118,30 @@ def create(
     remat: bool = False,
     frozen: Iterable[str] = (),
 ) -> Any:
-    """The network `name` with a classifier of `num_classes` outputs.
+    """Creates a network.
 
     Args:
         name: one of `names()`.
-        num_classes: width of the classifier.
-        drop_path_rate: drop path of the last residual block; 0 for SqueezeNet, which has none.
+        num_classes: number of classes.
+        drop_path_rate: drop-path rate of the last residual block; must be 0 for SqueezeNet.
         dtype: compute dtype, float32 or bfloat16.
-        remat: see `ConvNeXt`; False for all others.
-        frozen: layers, keys of the network's `layers`, that training leaves alone: their batch
-            norms keep and use their running statistics.
+        remat: whether the backward pass recomputes wide activations, see `ConvNeXt`; only for
+            ConvNeXt.
+        frozen: frozen layers, keys of the network's `layers`; their batch norms use and keep the
+            running statistics in training.
 
     Returns:
         A Linen module, see `Model`.
 
     Raises:
-        ConfigError: no such model.
-        ValueError: no such layers, or an option that the model does not have.
+        ConfigError: there is no such network; the message suggests a similar name.
+        ValueError: the network has no such layers or does not support an option.
     """
     spec = _spec(name)
     options = {"drop_path_rate": drop_path_rate, "dtype": dtype, "frozen": frozenset(frozen)}
     if remat:
         if spec.family != "convnext":
-            raise ValueError(f"remat is for ConvNeXt; {name} does not have it.")
+            raise ValueError(f"remat is for ConvNeXt; {name} does not support it.")
         options["remat"] = True
     model = spec.build(num_classes=num_classes, **options)
     if unknown := sorted(model.frozen - model.layers.keys()):
@@ -149,22 +152,23 @@ def create(
 
 
 def imagenet_model(name: str) -> str:
-    """The network whose ImageNet weights the network `name` starts from.
+    """Returns the name of the network whose ImageNet weights the network `name` starts from.
 
-    They give every variable but those below its `fresh_prefixes`.
+    These weights contain all variables except those below the network's `fresh_prefixes`.
     """
     return _spec(name).backbone
 
 
 def patterns(name: str) -> Patterns:
-    """The network's own names of parameters in PyTorch; () if `timm_names.PATTERNS` has them."""
+    """Returns the PyTorch names registered with a network; () if `timm_names.PATTERNS` has them."""
     return _spec(name).patterns
 
 
 def default_weights(name: str) -> str:
-    """Hub id of the ImageNet weights for the network `imagenet_model(name)`.
+    """Returns the hub id of the ImageNet weights that the network `name` starts from.
 
-    For SqueezeNet the address of a pickle; `models.weights.locate` says how to convert it.
+    For SqueezeNet it is the URL of a pickle; the error of `models.weights.locate` tells how to
+    convert it.
     """
     return _spec(imagenet_model(name)).weights
 
