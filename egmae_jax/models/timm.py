@@ -1,9 +1,9 @@
-"""Checkpoints of timm and torchvision into our variables and back, without torch.
+"""Converts checkpoints of timm and torchvision into variables of this package and back.
 
-A checkpoint is a safetensors or npz file with timm's names (SqueezeNet: torchvision's; ResNet's are
-the same in both), or of a ConvNeXt with Facebook's, Hugging Face's or torchvision's. `timm_names`
-is the translation. A file must hold exactly the tensors the model has, or the error says how many
-are missing, extra or of another shape, and which. Nothing is loaded by half.
+torch is not needed. A checkpoint is a safetensors or npz file with timm's names (for SqueezeNet
+torchvision's; for ResNet both are the same). ConvNeXt checkpoints may also have the names of
+Facebook, Hugging Face or torchvision, which `timm_names` translates. A file must have exactly the
+tensors of the model; otherwise an error names those that are missing, extra or of another shape.
 """
 
 import logging
@@ -17,6 +17,7 @@ import numpy as np
 from egmae_jax.core.tensors import write_safetensors
 from egmae_jax.models import weights
 from egmae_jax.models.timm_names import (
+    add_classifier,
     as_timm,
     batch_counters,
     classifier_bias,
@@ -24,9 +25,8 @@ from egmae_jax.models.timm_names import (
     flatten,
     num_classes,
     unflatten,
-    with_classifier,
 )
-from egmae_jax.models.timm_problems import cause, list_problems, name_some
+from egmae_jax.models.timm_problems import explain_misfit, format_problems, list_problems
 from egmae_jax.models.weights import CheckpointError
 
 PyTree = Any
@@ -40,26 +40,26 @@ def load(
     finite: bool = True,
     classifier: bool = True,
 ) -> PyTree:
-    """Reads a checkpoint in timm's or torchvision's names.
+    """Reads a checkpoint of timm or torchvision.
 
     Args:
-        source: a `.safetensors` or `.npz` file, a folder that holds `model.safetensors`, or a hub
-            id such as `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache
-            first, so a machine without network reads what another call has fetched.
+        source: a `.safetensors` or `.npz` file, a folder with `model.safetensors`, or a hub id such
+            as `timm/convnext_tiny.fb_in1k`. A hub id is looked up in the local hub cache first, so
+            no network is needed once it has been downloaded.
         model_name: one of `models.names()`.
-        finite: refuses values that are NaN or infinite, which every result would be then.
-        classifier: refuses a file without one, as of `num_classes=0`; else its place is taken by
-            zeros.
+        finite: whether to refuse NaN and infinite values.
+        classifier: whether to refuse a file without a classifier, such as one saved with
+            `num_classes=0`; otherwise the classifier is filled with zeros.
 
     Returns:
         Variables for `model.apply`: {"params": ..., "batch_stats": ...}, nested dicts of float32
-        numpy arrays, the latter of networks with batch norms only. The classifier keeps the
+        numpy arrays; "batch_stats" only for networks with batch norms. The classifier has the
         checkpoint's number of classes.
 
     Raises:
-        MissingWeightsError: nothing to be had at `source`; the message says how to get it.
-        CheckpointError: a pickle, a damaged file, or tensors that do not fit the model.
-        AccessError: the system does not let the file be read.
+        MissingWeightsError: there are no weights at `source`; the message tells how to get them.
+        CheckpointError: the file is a pickle or damaged, or its tensors do not fit the model.
+        AccessError: the system denies access to the file.
     """
     path = weights.locate(source)
     variables = convert(weights.read(path), model_name, path, classifier=classifier)
@@ -80,29 +80,31 @@ def convert(
     *,
     classifier: bool = True,
 ) -> PyTree:
-    """Converts tensors in PyTorch's names and layouts into our variables.
+    """Converts tensors with PyTorch's names and axis orders into variables of this package.
 
     Args:
-        tensors: one for every variable of the model, and no others but batch norm's counters.
+        tensors: one tensor for every variable of the model; batch counters of batch norms are
+            ignored, and other tensors are refused.
         model_name: one of `models.names()`.
-        source: where they come from, for the error.
-        classifier: refuses tensors without one; else its place is taken by zeros.
+        source: origin of the tensors, for error messages.
+        classifier: whether to refuse tensors without a classifier; otherwise it is filled with
+            zeros.
 
     Returns:
-        Variables, as of `load`.
+        Variables, as `load` returns them.
 
     Raises:
-        CheckpointError: the tensors do not fit the model; says why, and names those that differ.
+        CheckpointError: the tensors do not fit the model; the message names those that differ.
     """
     library, renamed = as_timm(tensors, model_name)
     if not classifier:
-        renamed = with_classifier(renamed, model_name)
+        renamed = add_classifier(renamed, model_name)
     expected = expected_tensors(model_name, num_classes(renamed, model_name))
     if problems := list_problems(renamed, expected):
-        raise CheckpointError(cause(tensors, problems, model_name, source, classifier))
+        raise CheckpointError(explain_misfit(tensors, problems, model_name, source, classifier))
     if library:
-        logger.info("%s has %s names of a ConvNeXt: read as timm's", source, library)
-    with np.errstate(over="ignore"):  # becomes infinite, which `load` tells
+        logger.info("%s has %s names of a ConvNeXt, which are translated", source, library)
+    with np.errstate(over="ignore"):  # too large values become infinite, which `load` checks
         flat = {
             our_path: np.ascontiguousarray(layout.to_jax(renamed[key]), np.float32)
             for key, (our_path, _, layout) in expected.items()
@@ -111,7 +113,7 @@ def convert(
 
 
 def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
-    """Whether `convert` would take the tensors."""
+    """Whether the tensors fit the model with a classifier, so that `convert` accepts them."""
     _, tensors = as_timm(tensors, model_name)
     if classifier_bias(model_name) not in tensors:
         return False
@@ -120,10 +122,16 @@ def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
 
 
 def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
-    """Writes a classifier's variables as a safetensors file that PyTorch's model loads strictly.
+    """Writes a model's variables to a safetensors file that the PyTorch model loads strictly.
+
+    Args:
+        variables: {"params": ..., "batch_stats": ...}.
+        path: path of the file.
+        model_name: one of `models.names()`.
 
     Raises:
-        CheckpointError: the variables are not those of `model_name`; names all that differ.
+        CheckpointError: the variables are not those of the model; the message names those that
+            differ.
     """
     flat = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
     classes = flat["head/fc/bias"].shape[0] if "head/fc/bias" in flat else 1
@@ -141,7 +149,7 @@ def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
                 problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
     if problems:
         raise CheckpointError(
-            f"these are not the variables of {model_name}:\n  {name_some(problems)}"
+            f"The variables are not those of {model_name}:\n  {format_problems(problems)}"
         )
     tensors |= dict.fromkeys(batch_counters(expected), np.zeros((), np.int64))
     write_safetensors(Path(path), tensors)

@@ -1,6 +1,6 @@
-"""What timm, torchvision, Facebook and Hugging Face call our variables, and how theirs lie.
+"""Names and axis orders of the variables in timm, torchvision, Facebook's and Hugging Face's code.
 
-`PATTERNS` and `OTHER_NAMES` are the whole translation.
+The tables `PATTERNS` and `OTHER_NAMES` define the whole translation.
 """
 
 import functools
@@ -19,9 +19,9 @@ from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR, Layout
 
 PyTree = Any
 
-# timm builds the blocks' MLP of its small ConvNeXts from 1x1 convolutions (`conv_mlp=True`).
+# In timm, the MLPs of these small ConvNeXts are 1x1 convolutions (`conv_mlp=True`).
 _CONV_MLP = re.compile(r"convnext(v2)?_(atto|femto|pico|nano)")
-_MLP = "MLP"  # stands in PATTERNS for DENSE or DENSE_AS_CONV, by model
+_MLP = "MLP"  # placeholder in PATTERNS for DENSE or DENSE_AS_CONV, depending on the model
 
 _Patterns = tuple[tuple[str, str, Layout | str], ...]
 Expected = dict[str, tuple[str, tuple[int, ...], Layout]]
@@ -63,7 +63,7 @@ _BACKBONE: _Patterns = (
     (r"(layer\d)_(\d+)/downsample/bn/bias", r"\1.\2.downsample.1.bias", VECTOR),
     (r"(layer\d)_(\d+)/downsample/bn/(mean|var)", r"\1.\2.downsample.1.running_\3", VECTOR),
 )
-# our path (a regular expression), their key, layout; by `models.family`
+# By `models.family`: (path of the variable as a regular expression, key in PyTorch, layout).
 PATTERNS: dict[str, _Patterns] = {
     "convnext": _CONVNEXT,
     "resnet": (
@@ -71,7 +71,7 @@ PATTERNS: dict[str, _Patterns] = {
         (r"head/fc/kernel", r"fc.weight", DENSE),
         (r"head/fc/bias", r"fc.bias", VECTOR),
     ),
-    # Neither library has it: timm's names for the backbone, ours in PyTorch's style for the rest.
+    # Neither library has this network: timm's names for the backbone, names of our own otherwise.
     "asff_resnet": (
         *_BACKBONE,
         (r"fusion/(mid|high)/conv/kernel", r"fusion.\1.conv.weight", CONV),
@@ -94,21 +94,26 @@ PATTERNS: dict[str, _Patterns] = {
 }
 
 
-def _block(there: str, here: str) -> tuple[tuple[str, str], ...]:
-    """Facebook's and Hugging Face's names in a ConvNeXt's block, which differ but in the norm's."""
+def _block(theirs: str, timms: str) -> tuple[tuple[str, str], ...]:
+    """Returns the patterns of a ConvNeXt block in Facebook's and Hugging Face's names.
+
+    Args:
+        theirs: regular expression of the block's prefix there, with two groups.
+        timms: replacement with the block's prefix in timm.
+    """
     return (
-        (rf"{there}\.(?:gamma|layer_scale_parameter)", rf"{here}.gamma"),
-        (rf"{there}\.dwconv\.(weight|bias)", rf"{here}.conv_dw.\3"),
-        (rf"{there}\.(?:norm|layernorm)\.(weight|bias)", rf"{here}.norm.\3"),
-        (rf"{there}\.pwconv([12])\.(weight|bias)", rf"{here}.mlp.fc\3.\4"),
-        (rf"{there}\.grn\.(?:gamma|weight)", rf"{here}.mlp.grn.weight"),
-        (rf"{there}\.grn\.(?:beta|bias)", rf"{here}.mlp.grn.bias"),
+        (rf"{theirs}\.(?:gamma|layer_scale_parameter)", rf"{timms}.gamma"),
+        (rf"{theirs}\.dwconv\.(weight|bias)", rf"{timms}.conv_dw.\3"),
+        (rf"{theirs}\.(?:norm|layernorm)\.(weight|bias)", rf"{timms}.norm.\3"),
+        (rf"{theirs}\.pwconv([12])\.(weight|bias)", rf"{timms}.mlp.fc\3.\4"),
+        (rf"{theirs}\.grn\.(?:gamma|weight)", rf"{timms}.mlp.grn.weight"),
+        (rf"{theirs}\.grn\.(?:beta|bias)", rf"{timms}.mlp.grn.bias"),
     )
 
 
-_HF = r"(?:convnext(?:v2)?\.)?"  # before a classifier's names, not before a backbone's alone
-# What others call the tensors of a ConvNeXt: the first tensor's key, and (their key, a regular
-# expression; timm's). Shapes differ by axes of length 1 alone.
+_HF = r"(?:convnext(?:v2)?\.)?"  # prefix of a classifier's backbone; a backbone alone has none
+# By library: key of a ConvNeXt's first tensor there, and (key there as a regular expression, key in
+# timm). The shapes differ only by axes of length 1.
 OTHER_NAMES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "Facebook's": (
         r"downsample_layers\.0\.0\.weight",
@@ -162,7 +167,15 @@ OTHER_NAMES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 
 @functools.lru_cache(maxsize=8)
 def expected_tensors(model_name: str, classes: int) -> Expected:
-    """PyTorch's key -> (our path, its shape there, layout), for every variable of the model."""
+    """Returns the tensors of a model in PyTorch.
+
+    Args:
+        model_name: one of `models.names()`.
+        classes: number of classes.
+
+    Returns:
+        (path of our variable, shape in PyTorch, layout) by PyTorch's key.
+    """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     abstract = abstract_variables(models.create(model_name, classes), image)
     mlp_layout = DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else DENSE
@@ -170,7 +183,7 @@ def expected_tensors(model_name: str, classes: int) -> Expected:
     for path, leaf in flatten(abstract).items():
         key, layout = _translate(path, model_name)
         layout = mlp_layout if layout is _MLP else layout
-        # Broadcast zeros have the shape but take no memory.
+        # A broadcast array has the shape, but needs no memory.
         their_shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         expected[key] = (path, their_shape, layout)
     return expected
@@ -179,9 +192,15 @@ def expected_tensors(model_name: str, classes: int) -> Expected:
 def as_timm(
     tensors: Mapping[str, np.ndarray], model_name: str
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Whose names the tensors have if not timm's ('' for these), and the tensors by timm's.
+    """Translates the names of a ConvNeXt's tensors to timm's.
 
-    Tensors that are no ConvNeXt's, and those of unknown names, stay as they are.
+    Args:
+        tensors: tensors by name.
+        model_name: one of `models.names()`.
+
+    Returns:
+        The library of the names, such as "Facebook's" ('' for timm's), and the tensors by timm's
+        names. Tensors of other models and with unknown names are not changed.
     """
     if models.family(model_name) != "convnext":
         return "", dict(tensors)
@@ -193,7 +212,7 @@ def as_timm(
             continue  # two networks in one file
         shapes = {k: x for k, (_, x, _) in expected_tensors(model_name, 1).items()}
         return library, {
-            name: _without_ones(tensors[key], shapes.get(name)) for key, name in names.items()
+            name: _drop_unit_axes(tensors[key], shapes.get(name)) for key, name in names.items()
         }
     return "", dict(tensors)
 
@@ -203,15 +222,15 @@ def _first_match(patterns: Iterable[tuple[str, str]], key: str) -> str | None:
     return next((match.expand(name) for match, name in matches if match), None)
 
 
-def _without_ones(x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
-    """The tensor in a shape that differs from its own by axes of length 1, if it does."""
+def _drop_unit_axes(x: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Reshapes a tensor if its shape differs from `shape` only by axes of length 1."""
     if shape is None or [n for n in x.shape if n != 1] != [n for n in shape if n != 1]:
         return x
     return x.reshape(shape)
 
 
-def with_classifier(tensors: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
-    """Tensors in timm's names, with a classifier of zeros where they have none."""
+def add_classifier(tensors: dict[str, np.ndarray], model_name: str) -> dict[str, np.ndarray]:
+    """Adds a classifier of zeros for one class to tensors by timm's names if they have none."""
     zeros = {
         key: np.zeros(shape, np.float32)
         for key, (our_path, shape, _) in expected_tensors(model_name, 1).items()
@@ -221,18 +240,18 @@ def with_classifier(tensors: dict[str, np.ndarray], model_name: str) -> dict[str
 
 
 def num_classes(tensors: Mapping[str, np.ndarray], model_name: str) -> int:
-    """Number of classes of tensors in timm's names; 1 where there is no classifier."""
+    """Returns the number of classes of tensors by timm's names; 1 without a classifier."""
     bias = classifier_bias(model_name)
     return tensors[bias].size if bias in tensors else 1
 
 
 def classifier_bias(model_name: str) -> str:
-    """PyTorch's key of the classifier's bias, which has as many elements as there are classes."""
+    """Returns PyTorch's key of the classifier's bias, whose length is the number of classes."""
     return _translate("head/fc/bias", model_name)[0]
 
 
 def batch_counters(keys: Iterable[str]) -> set[str]:
-    """PyTorch's batch norms count their batches and never use the count with a momentum of 0.1."""
+    """Returns PyTorch's keys of the batch counters, which its batch norms save but do not use."""
     return {
         key.replace("running_mean", "num_batches_tracked")
         for key in keys
@@ -250,7 +269,10 @@ def _translate(path: str, model_name: str) -> tuple[str, Any]:
 
 
 def flatten(variables: PyTree) -> dict[str, Any]:
-    """Leaves of all collections by path, 'stem/bn/scale', 'stem/bn/mean', as PyTorch keeps them."""
+    """Merges the leaves of all collections into one dict by path, as in a PyTorch state_dict.
+
+    Examples of paths are 'stem/bn/scale' and 'stem/bn/mean', without the names of the collections.
+    """
     return {
         path: leaf
         for collection in variables.values()
