@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging(*, quiet: bool = False) -> None:
-    """Sends this package's log lines to the terminal, and only warnings and errors of absl.
+    """Sends this package's log lines to the terminal; libraries log only warnings and errors.
 
     Args:
         quiet: whether to show only errors, as on all hosts of a run except the primary one.

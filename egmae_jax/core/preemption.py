@@ -67,7 +67,7 @@ class _State:
     is_deferred: bool = False  # whether signals wait for `Deferral` instead of raising
     is_training: bool = False  # whether there are steps to save, so that the thread must not end it
     is_announced: bool = False  # whether the terminal shows that the program was stopped
-    place: str = "the saved files"  # from where the same command resumes
+    resume_point: str = "the saved files"  # from where the same command resumes
     run: str = ""  # ', ' and the name of the current run, for commands of several runs
     writer: socket.socket | None = None  # wakes the thread
 
@@ -75,14 +75,14 @@ class _State:
 _state = _State()
 
 
-def set_resume_point(place: str) -> None:
+def set_resume_point(resume_point: str) -> None:
     """Sets from where the same command would resume, such as 'step 8 of 345 of pretrain'."""
-    _state.place = place
+    _state.resume_point = resume_point
 
 
 def set_run_name(name: str) -> None:
     """Sets the name of the current run in messages, for commands of several runs."""
-    _state.run, _state.place = f", {name}", _State.place
+    _state.run, _state.resume_point = f", {name}", _State.resume_point
 
 
 def install() -> Callable[[], None]:
@@ -212,7 +212,7 @@ class _Watcher:
             _name(state.number),
             "the current steps are saved" if state.is_training else "the current task allows it",
             " again" if state.number == signal.SIGINT else "",
-            state.place,
+            state.resume_point,
             state.run,
         )
 
@@ -242,7 +242,7 @@ def _name(number: int) -> str:
 
 
 def _message(number: int) -> str:
-    return f"by {_name(number)}: the same command resumes from {_state.place}{_state.run}."
+    return f"by {_name(number)}: the same command resumes from {_state.resume_point}{_state.run}."
 
 
 class Deferral:

@@ -160,16 +160,16 @@ def count_keys(folder: str) -> int:
     return 0
 
 
-def wait_for_all(what: str) -> None:
+def wait_for_all(name: str) -> None:
     """Waits until all processes of the run have called this with the same name.
 
     Files that any of them wrote before can be read by all afterwards.
 
     Args:
-        what: name of the barrier.
+        name: name of the barrier.
     """
     if jax.distributed.is_initialized():
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 def agree(*values: float) -> tuple[float, ...]:

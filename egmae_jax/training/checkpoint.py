@@ -156,7 +156,7 @@ class Checkpoints:
         try:
             expected = read_json(record)
         except DamagedFileError:
-            return f"{record.name} is not valid JSON"
+            return f"{record.name} is not readable as JSON"
         actual = _checksums(self._step_folder(step))
         names = sorted(expected.keys() | actual.keys())
         name = next((name for name in names if expected.get(name) != actual.get(name)), None)

@@ -87,7 +87,7 @@ class Stage:
     plan: Plan
     program: Callable  # result of `compile_steps`
     create: Callable[[], TrainState]  # returns the initial state on the devices
-    feed: Callable[[], Resident | Stream]  # returns the source of batches; called before a step
+    feed: Callable[[], Resident | Stream]  # returns the source of batches; called if steps remain
     schedule: optax.Schedule  # learning rate by step, for the log
     checkpoints: Checkpoints
     save_seconds: float  # shortest time between two checkpoints; the last step is always saved
@@ -321,9 +321,9 @@ def skip_bad_step(stage: Stage, progress: Progress, feeder: Feeder, *, first: in
     bad = nonfinite.find_bad_step(progress.state, run, first=first, last=progress.step)
     if bad is None:
         raise nonfinite.NonFiniteError(
-            f"Steps {first + 1} to {progress.step} of {plan.stage} were not finite, but repeating "
-            "them gave another result: the device does not compute the same twice. Run the same "
-            "command again to resume from the last checkpoint."
+            f"One of steps {first + 1} to {progress.step} of {plan.stage} was not finite, but "
+            "repeating them gave another result: the device does not compute the same twice. Run "
+            "the same command again to resume from the last checkpoint."
         )
     progress.add(bad.history)
     progress.state, progress.step = bad.before, int(bad.before.step)
