@@ -253,6 +253,7 @@ print(len(data.files), sorted(heavy))
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 def test_two_processes_prepare_at_once_without_tensorflow_and_torch(tree):
     command = [sys.executable, "-c", _PREPARE, str(tree)]
     options = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -15,23 +15,15 @@ def random_images(seed, *, mixed=0.0, largest=6):
     """Labels and groups of a random data set; `mixed` is the share of groups of several classes."""
     rng = np.random.default_rng(seed)
     num_classes = int(rng.integers(2, 8))
-    labels, groups, group = [], [], 0
-    for label in range(num_classes):
-        for _ in range(rng.integers(12, 80)):
-            size = int(rng.integers(1, largest + 1))
-            others = rng.integers(num_classes, size=size)
-            labels += (
-                list(np.where(rng.random(size) < 0.5, others, label))[1:]
-                if (rng.random() < mixed)
-                else [label] * (size - 1)
-            )
-            labels.append(label)  # each group has an image of its class
-            groups += [group] * size
-            group += 1
+    class_of = np.repeat(np.arange(num_classes), rng.integers(12, 80, num_classes))
+    groups = np.repeat(np.arange(len(class_of)), rng.integers(1, largest + 1, len(class_of)))
+    is_first = np.diff(groups, prepend=-1) > 0  # each group has an image of its class
+    is_mixed = (rng.random(len(class_of)) < mixed)[groups] & ~is_first
+    is_other = is_mixed & (rng.random(len(groups)) < 0.5)
+    labels = np.where(is_other, rng.integers(num_classes, size=len(groups)), class_of[groups])
     order = rng.permutation(len(labels))
-    names = tuple("abcdefgh"[:num_classes])
-    numbers = rng.permutation(group) * 7  # group numbers are names: neither sorted nor dense
-    return np.array(labels)[order], numbers[np.array(groups)][order], names
+    numbers = rng.permutation(len(class_of)) * 7  # names of groups: neither sorted nor dense
+    return labels[order], numbers[groups][order], tuple("abcdefgh"[:num_classes])
 
 
 def fixed(labels, groups, classes, seed=0):
