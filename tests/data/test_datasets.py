@@ -101,35 +101,32 @@ def test_an_unknown_name_is_refused_with_those_there_are():
 
 COVID = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 COVID_OTHERS = ("{label}/masks/{label}-1.png", "{label}.metadata.xlsx")
-BRISC = "brisc2025/{task}_task/{part}/{label}/1.jpg"
-PARTS = {"train": "train", "test": "test"}
+COVID_TOP = "COVID-19_Radiography_Dataset/"
+TUMOURS = ("glioma", "meningioma", "notumor", "pituitary")
+TUMOURS_OF_BRISC = ("glioma", "meningioma", "no_tumor", "pituitary")
+BRISC = "brisc2025/classification_task/{part}/{label}/1.jpg"
+BRISC_OTHERS = ("brisc2025/segmentation_task/{part}/{label}/1.jpg",)
+SKIN_OTHERS = ("data/{part}/{label}/1.jpg",)  # the archive has all twice
+NONE, PARTS = {"": None}, {"train": "train", "test": "test"}
 
 
 @pytest.mark.parametrize(
     ("name", "file", "classes", "parts", "others"),
     [
-        ("kvasir", "kvasir-dataset-v2/{label}/a.jpg", kvasir._CLASSES, {"": None}, ()),
-        ("kvasir", "{label}/a.jpg", kvasir._CLASSES, {"": None}, ()),
-        ("kvasir_v1", "kvasir-dataset/{label}/a.jpg", kvasir._CLASSES, {"": None}, ()),
-        ("covid", "{label}/images/{label}-1.png", COVID, {"": None}, COVID_OTHERS),
+        ("kvasir", "kvasir-dataset-v2/{label}/a.jpg", kvasir._CLASSES, NONE, ()),
+        ("kvasir", "{label}/a.jpg", kvasir._CLASSES, NONE, ()),
+        ("kvasir_v1", "kvasir-dataset/{label}/a.jpg", kvasir._CLASSES, NONE, ()),
+        ("covid", "{label}/images/1.png", COVID, NONE, COVID_OTHERS),
+        ("covid", COVID_TOP + "{label}/images/1.png", COVID, NONE, COVID_OTHERS),
+        ("skin_lesions", "{part}/{label}/1.jpg", ("benign", "malignant"), PARTS, SKIN_OTHERS),
         (
-            *("covid", "COVID-19_Radiography_Dataset/{label}/images/1.png", COVID, {"": None}),
-            [f"COVID-19_Radiography_Dataset/{file}" for file in COVID_OTHERS],
+            "brain_tumor",
+            "{part}/{label}/1.jpg",
+            TUMOURS,
+            {"Training": "train", "Testing": "test"},
+            (),
         ),
-        (
-            *("skin_lesions", "{part}/{label}/1.jpg", ("benign", "malignant"), PARTS),
-            ["data/{part}/{label}/1.jpg"],  # the archive has all twice
-        ),
-        (
-            *("brain_tumor", "{part}/{label}/1.jpg"),
-            *(("glioma", "meningioma", "notumor", "pituitary"),),
-            *({"Training": "train", "Testing": "test"}, ()),
-        ),
-        (
-            *("brisc2025", BRISC.replace("{task}", "classification")),
-            *(("glioma", "meningioma", "no_tumor", "pituitary"), PARTS),
-            [BRISC.replace("{task}", "segmentation")],
-        ),
+        ("brisc2025", BRISC, TUMOURS_OF_BRISC, PARTS, BRISC_OTHERS),
     ],
 )
 def test_published_sets_are_listed_by_their_layout(tmp_path, name, file, classes, parts, others):
