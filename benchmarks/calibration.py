@@ -49,7 +49,7 @@ def measure(classes: int, spread: float, count: int, draws: int, seed: int = 0) 
     labels, tested = draw(_TESTED)
 
     def loss(temperature: float, least: float = 0.0) -> float:
-        scaled = calibration.scale(tested, temperature, least)
+        scaled = calibration.Scaling(temperature, least).apply(tested)
         return -np.log(np.maximum(scaled[np.arange(_TESTED), labels], calibration.TINY)).mean()
 
     likeliest, fitted = [], []
@@ -57,7 +57,7 @@ def measure(classes: int, spread: float, count: int, draws: int, seed: int = 0) 
         validation = draw(count)
         likeliest.append(loss(calibration.fit_temperature(*validation, np.inf)))
         least = calibration.least_probability(count, classes)
-        fitted.append(loss(calibration.fit_temperature(*validation), least))
+        fitted.append(loss(calibration.fit_temperature(*validation, count), least))
     losses = (loss(1 / 1.5), loss(1 / 3), np.mean(likeliest), np.mean(fitted))
     return Excess(classes, count, *(float(x - loss(1.0)) for x in losses))
 

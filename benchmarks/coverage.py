@@ -4,7 +4,7 @@
 
 A population of cases (groups of images that networks judge alike) and of networks is known, so its
 accuracy, macro F1 and macro AUC are. Test sets and networks are drawn from it; printed is how often
-`bootstrap_intervals` and the sweep's interval held the truth, and what the first would if
+the interval of a network's metric and that of a sweep held the truth, and what the first would if
 it took images for independent. --trials=200 is a look, the default takes minutes.
 """
 
@@ -19,7 +19,6 @@ import numpy as np
 from scipy import special
 
 from egmae_jax.evaluation.metrics import weighted_metrics
-from egmae_jax.evaluation.scores import bootstrap_intervals
 from egmae_jax.evaluation.significance import Resampled, Round
 
 METRICS = ("accuracy", "f1", "auc")
@@ -122,16 +121,17 @@ def of_networks(
     population = population._replace(seed_std=0.0)
     rng, truth = np.random.default_rng(size), population.truth(population.signal)
     members = np.repeat(np.arange(groups), size)
-    unit = members if by_group else np.arange(groups * size)
+    ids = np.arange(groups * size)
+    unit = members if by_group else ids
     held = dict.fromkeys(METRICS, 0)
     for trial in range(trials):
         labels = population.labels(groups, rng)
         (said,) = population.draw(rng, labels, size, [population.signal])
-        found = bootstrap_intervals(
-            labels[members], said, groups=unit, seed=trial, resamples=resamples
-        )
+        tested = [Round(ids.astype(str), labels[members], [said], unit)]
+        found = Resampled(tested, resamples=resamples, seed=trial)
         for name in METRICS:
-            held[name] += found[name][0] <= truth[name] <= found[name][1]
+            _, low, high = found.estimate(0, name)
+            held[name] += low <= truth[name] <= high
     return {name: count / trials for name, count in held.items()}
 
 

@@ -31,11 +31,6 @@ class Evidence(NamedTuple):
     groups: int
     by_class: tuple[int, ...]  # groups that hold an image of the class
 
-    def joined(self, other: "Evidence") -> "Evidence":
-        """The evidence of two test sets that share no group, such as two folds."""
-        by_class = tuple(a + b for a, b in zip(self.by_class, other.by_class, strict=True))
-        return Evidence(self.groups + other.groups, by_class)
-
     def degrees_of_freedom(self, metric: str) -> float:
         """Degrees of freedom of the bootstrap's variance, by Satterthwaite, for classes alike.
 
@@ -48,7 +43,7 @@ class Evidence(NamedTuple):
         return float(parts.sum() ** 2 / (parts**2 / np.maximum(counts - 1, 1)).sum())
 
     def size(self, metric: str) -> float:
-        """Number of independent images that would tell as much, for classes alike."""
+        """Number of independent images that give as much evidence, for classes alike."""
         if metric == "accuracy":
             return self.groups
         counts = np.maximum(self.by_class, 1)

@@ -44,14 +44,15 @@ class Reliability(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """A calibration that can be applied to probabilities."""
+    """A calibration: a temperature, and a mix with the uniform distribution."""
 
-    temperature: float
+    temperature: float  # divides the logits
     least: float = 0.0  # probability that every class has at least
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, float64 [N, num_classes]; see `scale`."""
-        return scale(probabilities, self.temperature, self.least)
+        """Calibrates probabilities [N, num_classes]; returns float64 [N, num_classes]."""
+        scaled = special.softmax(_logits(probabilities) / self.temperature, axis=1)
+        return self.least + (1 - scaled.shape[1] * self.least) * scaled
 
 
 class Fit(NamedTuple):
@@ -80,17 +81,17 @@ class Fit(NamedTuple):
         return Scaling(self.temperature, self.least)
 
 
-def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None) -> Fit:
+def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> Fit:
     """Fits a temperature on validation images.
 
     Args:
         labels: int [N].
         probabilities: [N, num_classes].
         groups: int [N], equal for images that are no independent evidence, such as those of one
-            patient; None: all images are independent.
+            patient.
     """
     num_classes = probabilities.shape[1]
-    evidence = len(labels) if groups is None else len(np.unique(groups))
+    evidence = len(np.unique(groups))
     least = least_probability(evidence, num_classes)
     likeliest = fit_temperature(labels, probabilities, np.inf)
     if evidence < FEWEST or len(np.unique(labels)) < 2:
@@ -106,19 +107,17 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None
     return Fit(temperature, least, evidence, likeliest, limit)
 
 
-def fit_temperature(
-    labels: np.ndarray, probabilities: np.ndarray, evidence: float | None = None
-) -> float:
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, evidence: float) -> float:
     """The temperature of lowest cross-entropy with Platt's targets, between .01 and 100.
 
     Args:
         labels: int [N], of validation images.
         probabilities: [N, num_classes].
-        evidence: number of independent images that they count as, which decides the targets; None:
-            N. With `np.inf` the targets are one-hot and the temperature is the likeliest.
+        evidence: number of independent images that they count as, which decides the targets. With
+            `np.inf` the targets are one-hot and the temperature is the likeliest.
     """
     count, num_classes = probabilities.shape
-    least = least_probability(count if evidence is None else evidence, num_classes)
+    least = least_probability(evidence, num_classes)
     targets = np.full((count, num_classes), least)
     targets[np.arange(count), labels] = 1 - (num_classes - 1) * least
     logits = _logits(probabilities)
@@ -144,16 +143,9 @@ def explain(calibration: Mapping[str, Any]) -> str:
     """A sentence on what bounded a temperature; '' where nothing did.
 
     Args:
-        calibration: that of a classifier in a round of results.json, also by an older version.
+        calibration: calibration of a classifier in a round of results.json.
     """
-    temperature = calibration["temperature"]
-    if "limit" not in calibration:
-        return (
-            f"The temperature {temperature:.3g} was fitted by an older version, without regard to "
-            "how few images there were: probabilities can be surer than these support. "
-            "--stage=evaluate fits it anew."
-        )
-    evidence = calibration["evidence"]
+    temperature, evidence = calibration["temperature"], calibration["evidence"]
     surest = f"{(evidence + 1) / (evidence + 2):.3g}"
     return {
         "hottest": f"No temperature was hot enough; {_HOTTEST:g} is the highest: every class is "
@@ -188,21 +180,6 @@ def explain_rounds(rounds: Sequence[Mapping[str, Any]], names: Iterable[str]) ->
     return [f"Calibration of {', '.join(c)}: {sentence}" for sentence, c in concerned.items()]
 
 
-def scale(probabilities: np.ndarray, temperature: float, least: float = 0.0) -> np.ndarray:
-    """Scales probabilities by a temperature and mixes them with the uniform distribution.
-
-    Args:
-        probabilities: [N, num_classes].
-        temperature: divides the logits.
-        least: probability that every class has at least, such as `Fit.least`.
-
-    Returns:
-        float64 [N, num_classes].
-    """
-    scaled = special.softmax(_logits(probabilities) / temperature, axis=1)
-    return least + (1 - scaled.shape[1] * least) * scaled
-
-
 def _logits(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probabilities, np.float64), TINY))
 
@@ -221,7 +198,11 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
 
 
 def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error: mean of `abs(accuracy - confidence)` over the images' bins."""
+    """Expected calibration error of the predicted class.
+
+    It is the mean over the images of `abs(accuracy - confidence)` of their bin, of 15 bins of equal
+    width.
+    """
     bins = reliability(labels, probabilities)
     gaps = np.abs(bins.accuracy - bins.confidence) * bins.images
     return float(np.nansum(gaps) / len(labels))

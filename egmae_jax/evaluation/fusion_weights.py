@@ -3,6 +3,7 @@
 `models.asff.fusion_weights` computes the weights of each image.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,16 +36,12 @@ def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
 
 
 def average(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Averages the results of `by_class` over rounds: {class: {"mid": {"mean", "std"}, "high"}}."""
+    """Averages the results of `by_class` over rounds: {class: {"mid": {"mean", "std"}, "high"}}.
 
-    def mean(name: str, branch: str, key: str) -> float | None:
-        values = [row[name][branch][key] for row in rounds]
-        known = [x for x in values if x is not None]
-        return float(np.mean(known)) if known else None
-
-    return {
-        name: {
-            branch: {key: mean(name, branch, key) for key in ("mean", "std")} for branch in BRANCHES
-        }
-        for name in rounds[0]
-    }
+    Rounds in which a class has a single image, and so no deviation, do not count for that.
+    """
+    averages: dict[str, Any] = {name: {branch: {} for branch in BRANCHES} for name in rounds[0]}
+    for name, branch, key in itertools.product(rounds[0], BRANCHES, ("mean", "std")):
+        known = [row[name][branch][key] for row in rounds if row[name][branch][key] is not None]
+        averages[name][branch][key] = float(np.mean(known)) if known else None
+    return averages

@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from egmae_jax.evaluation import calibration
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
-TITLES: dict[str, str] = {}  # of all metrics, by the names that results.json has
+TITLES: dict[str, str] = {}  # titles of all metrics, by their names in results.json
 _METRICS: dict[str, Metric] = {}
 WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # those with intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
@@ -18,8 +18,8 @@ def register(name: str, title: str) -> Callable[[Metric], Metric]:
     """Decorates a metric, which results.json, the report and exports then have.
 
     Args:
-        name: its key in results.json.
-        title: its heading in tables.
+        name: key of the metric in results.json.
+        title: heading of the metric in tables.
     """
 
     def add(metric: Metric) -> Metric:
@@ -87,10 +87,7 @@ def pr_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return sk.average_precision_score(one_hot, probabilities, average="macro")
 
 
-@register("ece", "ECE")
-def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error of the predicted class over 15 bins of equal width."""
-    return calibration.expected_error(labels, probabilities)
+register("ece", "ECE")(calibration.expected_error)
 
 
 def class_metrics(
@@ -126,11 +123,6 @@ def class_metrics(
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean negative log-probability of the true class (paper equation 10)."""
     return float(sk.log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Confusion matrix, int [num_classes, num_classes]: true classes by predicted ones."""
-    return sk.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def weighted_metrics(

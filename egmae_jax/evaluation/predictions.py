@@ -1,17 +1,12 @@
 """Predictions of a branch for the images of a part, and the files that hold them."""
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_atomically
-
-
-class NoGroupsError(DamagedFileError):
-    """A file of predictions by an older version has no groups, and none were given."""
 
 
 class Predictions(NamedTuple):
@@ -30,43 +25,24 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_predictions(path: Path, group_of: Mapping[str, int] | None = None) -> Predictions:
+def load_predictions(path: Path) -> Predictions:
     """Reads what `save_predictions` wrote.
 
-    Args:
-        path: the .npz file.
-        group_of: group of each image file, for predictions of an older version, which hold none
-            (splits.json has them); None: there are no others than those in the file.
-
     Raises:
-        NoGroupsError: the file holds no groups and `group_of` is None.
-        DamagedFileError: the file is missing or damaged, or `group_of` lacks one of its images.
+        DamagedFileError: the file is missing, or is not what was written.
     """
     if not path.exists():
         raise DamagedFileError(path, "it is missing", REEVALUATE)
     try:
         arrays = read_npz(path)
-        if "groups" not in arrays:
-            arrays["groups"] = _groups(path, arrays["ids"], group_of)
         predictions = Predictions(*(arrays[name] for name in Predictions._fields))
     except (ValueError, KeyError) as error:
-        raise DamagedFileError(path, error) from None
+        raise DamagedFileError(path, error, REEVALUATE) from None
     types = [(array.dtype.kind, array.ndim) for array in predictions]
-    if types != [("U", 1), ("i", 1), ("f", 2), ("i", 1)] or len(set(map(len, predictions))) > 1:
-        shapes = (f"{k} {x.dtype}{list(x.shape)}" for k, x in predictions._asdict().items())
-        raise DamagedFileError(path, f"it holds {', '.join(shapes)}")
-    if not np.isfinite(predictions.probabilities).all():
-        raise DamagedFileError(path, "a probability is not finite")
+    if (
+        types != [("U", 1), ("i", 1), ("f", 2), ("i", 1)]
+        or len(set(map(len, predictions))) > 1
+        or not np.isfinite(predictions.probabilities).all()
+    ):
+        raise DamagedFileError(path, "it does not hold predictions", REEVALUATE)
     return predictions
-
-
-def _groups(path: Path, ids: np.ndarray, group_of: Mapping[str, int] | None) -> np.ndarray:
-    """Groups of the images, for predictions that hold none."""
-    if group_of is None:
-        reason = "it holds no groups, being of an older version; its splits.json has them"
-        raise NoGroupsError(path, reason, REEVALUATE)
-    try:
-        return np.array([group_of[file] for file in ids.ravel().tolist()], int)
-    except KeyError as missing:
-        reason = f"it holds no groups and splits.json does not name {missing}"
-        raise DamagedFileError(path, reason, REEVALUATE) from None

@@ -4,20 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
-from egmae_jax.evaluation import bootstrap, calibration, ensemble
-from egmae_jax.evaluation.bootstrap import FEWEST_GROUPS, Variance
+from egmae_jax.evaluation import calibration, ensemble
 from egmae_jax.evaluation.metrics import (
-    CLASS_METRICS,
     WEIGHTED_METRICS,
     class_metrics,
     compute_metrics,
-    confusion_matrix,
     cross_entropy,
     mean_std,
-    weighted_metrics,
 )
 from egmae_jax.evaluation.predictions import Predictions
+from egmae_jax.evaluation.significance import Resampled, Round
 
 
 def score_branches(
@@ -43,38 +41,33 @@ def score_branches(
         "by_class", the "intervals", "confusion" and "calibration" (see `calibration.Fit`, with
         "ece" and "loss" of the calibrated test probabilities).
     """
-    labels, groups = _labels_and_groups(test)
+    # Images, labels and groups of a part are the same for all branches.
+    validated, tested = next(iter(validation.values())), next(iter(test.values()))
     fitted_on = {name: branch.probabilities for name, branch in validation.items()}
     probabilities = {name: branch.probabilities for name, branch in test.items()}
-    evidence = bootstrap.count_groups(labels, groups, len(classes))
-    scores: dict[str, Any] = {
-        "groups": evidence.groups,
-        "groups_by_class": dict(zip(classes, evidence.by_class, strict=True)),
-    }
-    validation_labels, validation_groups = _labels_and_groups(validation)
+    scores: dict[str, Any] = {}
     if len(test) > 1:
-        fusion = ensemble.fit(fusion_kind, validation_labels, [fitted_on[name] for name in test])
+        fusion = ensemble.fit(fusion_kind, validated.labels, [fitted_on[name] for name in test])
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fusion.fitted}
         for part in (fitted_on, probabilities):
             part["ensemble"] = fusion.apply([part[name] for name in test])
-    for name, p in probabilities.items():
-        fit = calibration.fit(validation_labels, fitted_on[name], validation_groups)
+    images = Round(tested.ids, tested.labels, list(probabilities.values()), tested.groups)
+    resampled = Resampled([images], resamples=resamples)
+    scores["groups"] = resampled.evidence.groups
+    scores["groups_by_class"] = dict(zip(classes, resampled.evidence.by_class, strict=True))
+    for k, (name, p) in enumerate(probabilities.items()):
+        fit = calibration.fit(validated.labels, fitted_on[name], validated.groups)
+        confusion = confusion_matrix(images.labels, p.argmax(axis=1), labels=range(len(classes)))
         of_classifier = {
-            "test": compute_metrics(labels, p),
-            "by_class": class_metrics(labels, p, classes),
-            "intervals": bootstrap_intervals(labels, p, groups=groups, seed=0, resamples=resamples),
-            "confusion": confusion_matrix(labels, p.argmax(axis=1), len(classes)).tolist(),
-            "calibration": _calibrated(labels, p, fit),
+            "test": compute_metrics(images.labels, p),
+            "by_class": class_metrics(images.labels, p, classes),
+            "intervals": {m: list(resampled.estimate(k, m)[1:]) for m in WEIGHTED_METRICS},
+            "confusion": confusion.tolist(),
+            "calibration": _calibrated(images.labels, p, fit),
         }
         for key, value in of_classifier.items():
             scores.setdefault(key, {})[name] = value
     return scores
-
-
-def _labels_and_groups(part: Mapping[str, Predictions]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and groups of the images of a part, which are the same for all branches."""
-    branch = next(iter(part.values()))
-    return branch.labels, branch.groups
 
 
 def _calibrated(
@@ -93,62 +86,21 @@ def _calibrated(
     }
 
 
-def bootstrap_intervals(
-    labels: np.ndarray, probabilities: np.ndarray, *, groups: np.ndarray, seed: int, resamples: int
-) -> dict[str, list[float]]:
-    """95 % intervals of a network's accuracy, precision, recall, F1 and AUC.
-
-    Groups are resampled, not images (`bootstrap.bootstrap_weights`). With fewer than three groups
-    an interval is 0 to 1.
+def summarize(rounds: Sequence[Mapping[str, Any]], field: str = "test") -> dict[str, Any]:
+    """Mean and sample deviation over rounds of every metric.
 
     Args:
-        labels: int [N].
-        probabilities: [N, num_classes].
-        groups: int [N], equal for images of one patient, lesion or set of near-duplicates, which
-            are no independent evidence; `np.arange(N)` where all images are independent.
-        seed: seed of the resamples.
-        resamples: number of resamples.
+        rounds: rounds of results.json.
+        field: "test", or "by_class" for each class against the rest.
 
     Returns:
-        {metric of WEIGHTED_METRICS: [low, high]}.
+        The field with {"mean", "std"} in place of each number, such as {branch: {metric: {"mean",
+        "std"}}}. The deviation (n - 1) is None for a single round.
     """
-    evidence = bootstrap.count_groups(labels, groups, probabilities.shape[1])
-    if evidence.groups < FEWEST_GROUPS:
-        return {name: [0.0, 1.0] for name in WEIGHTED_METRICS}
-    rng = np.random.default_rng(seed)
-    weights = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
-    resampled = weighted_metrics(labels, probabilities, weights)
-    whole = weighted_metrics(labels, probabilities, np.ones((1, len(labels))))
-    return {
-        name: list(
-            bootstrap.interval(
-                name, float(whole[name][0]), Variance(float(values.var(ddof=1))), evidence
-            )
-        )
-        for name, values in resampled.items()
-    }
+    return _over_rounds([row[field] for row in rounds])
 
 
-def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean and sample deviation of every metric over rounds: {branch: {metric: {"mean", "std"}}}.
-
-    The deviation (n - 1) is None for a single round.
-    """
-    return {
-        branch: {name: mean_std([r["test"][branch][name] for r in rounds]) for name in metrics}
-        for branch, metrics in rounds[0]["test"].items()
-    }
-
-
-def summarize_classes(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same for each class against the rest: {branch: {class: {metric: {"mean", "std"}}}}."""
-    return {
-        branch: {
-            label: {
-                name: mean_std([r["by_class"][branch][label][name] for r in rounds])
-                for name in CLASS_METRICS
-            }
-            for label in classes
-        }
-        for branch, classes in rounds[0]["by_class"].items()
-    }
+def _over_rounds(values: Sequence[Any]) -> dict[str, Any]:
+    if isinstance(values[0], Mapping):
+        return {key: _over_rounds([value[key] for value in values]) for key in values[0]}
+    return mean_std(values)

@@ -5,7 +5,6 @@ same test images. McNemar's test permutes groups. By default an interval is that
 hand, whatever the seeds; with `random_rounds` it is that of a recipe.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,6 +43,8 @@ class Estimate(NamedTuple):
 
 class Resampled:
     """Metrics of several classifiers, with intervals by a bootstrap of groups of test images.
+
+    With fewer than three groups an interval is 0 to 1.
 
     Args:
         rounds: at least one, each with the same classifiers.
@@ -95,7 +96,7 @@ class Resampled:
         return Estimate(mean, *limits)
 
     def _of_rounds(self, metric: str) -> np.ndarray:
-        """A metric, [classifiers, rounds, 1 + R]: of all test images once, then resampled."""
+        """A metric of all test images and of the R resamples: [classifiers, rounds, 1 + R]."""
         return np.stack([values[metric] for values in self._values], axis=1)
 
     def _variance(self, values: np.ndarray) -> bootstrap.Variance:
@@ -121,17 +122,18 @@ def _resample(
     keys = [r.ids.tobytes() for r in rounds]
     test_sets = dict(zip(keys, rounds, strict=True))
     names = list(test_sets)
+    evidence = bootstrap.count_groups(
+        np.concatenate([r.labels for r in test_sets.values()]),
+        np.concatenate([r.groups for r in test_sets.values()]),
+        num_classes=rounds[0].probabilities[0].shape[1],
+    )
     counts = [len(np.unique(r.groups)) for r in test_sets.values()]
-    in_all = len(np.unique(np.concatenate([r.groups for r in test_sets.values()])))
-    together = in_all < sum(counts) or min(counts) < FEWEST_GROUPS
-    num_classes = rounds[0].probabilities[0].shape[1]
+    together = evidence.groups < sum(counts) or min(counts) < FEWEST_GROUPS
     weights: dict[bytes, np.ndarray] = {}
-    evidence: list[Evidence] = []
     for drawn in [names] if together else [[name] for name in names]:
         labels = np.concatenate([test_sets[name].labels for name in drawn])
         groups = np.concatenate([test_sets[name].groups for name in drawn])
-        evidence.append(bootstrap.count_groups(labels, groups, num_classes))
-        if evidence[-1].groups >= FEWEST_GROUPS:
+        if evidence.groups >= FEWEST_GROUPS:
             resampled = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
         else:  # `interval` looks at no resample
             resampled = np.ones((2, len(labels)))
@@ -139,7 +141,7 @@ def _resample(
         ends = np.cumsum([len(test_sets[name].labels) for name in drawn])[:-1]
         weights |= zip(drawn, np.split(each, ends, axis=1), strict=True)
     draws = [0 if together else names.index(key) for key in keys]
-    return draws, [weights[key] for key in keys], functools.reduce(Evidence.joined, evidence)
+    return draws, [weights[key] for key in keys], evidence
 
 
 def mcnemar(
@@ -164,7 +166,7 @@ def mcnemar(
     sizes = np.abs(gains[gains != 0])
     p = 1.0
     if len(sizes):
-        chances = np.ones(1)  # of the sums -total, -total + 2, ..., total of sizes with any signs
+        chances = np.ones(1)  # of the sums with any signs: -total, -total + 2, ..., total
         for size in sizes:
             moved = np.zeros(len(chances) + size)
             moved[size:] += chances / 2

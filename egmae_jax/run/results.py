@@ -3,14 +3,12 @@
 import logging
 from typing import Any
 
-import numpy as np
-
 from egmae_jax.core import provenance, sharding
-from egmae_jax.core.files import DamagedFileError, read_sealed, write_json
+from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluation import calibration, fusion_weights
 from egmae_jax.evaluation.predictions import Predictions, load_predictions
-from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
+from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.run import environment, tables
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
@@ -21,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     """Scores the predictions, writes results.json and audit.json, and prints the table."""
-    prepared, config = run.data.prepared, run.config
+    prepared, config, left_out = run.data.prepared, run.config, run.data.left_out
     results: dict[str, Any] = {
         "config": config.to_dict(),
         "dataset": {
@@ -30,11 +28,11 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             "classes": list(prepared.classes),
             "citation": prepared.citation,
             "counts": run.data.counts(0),
-            "protocol": run.data.protocol,
+            "protocol": config.data.protocol,
             "duplicate_groups": len(prepared.near_duplicates),
             "found": prepared.num_found,
-            "left_out": run.data.num_left_out,
-            "left_out_by_reason": run.data.left_out,
+            "left_out": sum(left_out.values()),
+            "left_out_by_reason": left_out,
             "other_classes": dict(prepared.other_classes),
             "account": run.data.account,
             "made_parts": list(run.data.made_parts),
@@ -50,7 +48,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
         "rounds": [_score(run, round_index) for round_index in run.rounds],
     }
     results["summary"] = summarize(results["rounds"])
-    results["summary_by_class"] = summarize_classes(results["rounds"])
+    results["summary_by_class"] = summarize(results["rounds"], "by_class")
     if fusing := [branch.name for branch in run.branches if fuses(branch)]:
         results["fusion_weights"] = {
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
@@ -66,26 +64,22 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     return results
 
 
-def _predictions(run: Run, branch: str, round_index: int, split: str) -> Predictions:
+def _predictions(run: Run, branch: str, round_index: int, part: str) -> Predictions:
     """Predictions of one part, in the order of its images; raises DamagedFileError otherwise."""
-    path = run.paths.predictions(branch, round_index, split)
-    prepared, indices = run.data.prepared, run.data.indices(round_index, split)
-    group_of = dict(zip(prepared.files, prepared.groups.tolist(), strict=True))
-    predictions = load_predictions(path, group_of)
-    if predictions.ids.tolist() != [prepared.files[i] for i in indices]:
-        raise DamagedFileError(path, f"its images are not those of the {split} part")
-    if not np.array_equal(predictions.labels, prepared.labels[indices]):
-        raise DamagedFileError(path, "its labels are not those of its images")
-    if (width := predictions.probabilities.shape[1]) != len(prepared.classes):
-        raise DamagedFileError(path, f"of {width} classes, not {len(prepared.classes)}")
+    path = run.paths.predictions(branch, round_index, part)
+    predictions = load_predictions(path)
+    files = [run.data.prepared.files[i] for i in run.data.indices(round_index, part)]
+    if predictions.ids.tolist() != files:
+        raise DamagedFileError(path, f"its images are not those of the {part} part", REEVALUATE)
     return predictions
 
 
 def _score(run: Run, round_index: int) -> dict[str, Any]:
+    """One round of results.json."""
     names = [branch.name for branch in run.branches]
     predictions = {
-        split: {name: _predictions(run, name, round_index, split) for name in names}
-        for split in ("validation", "test")
+        part: {name: _predictions(run, name, round_index, part) for name in names}
+        for part in ("validation", "test")
     }
     scores = score_branches(
         predictions["validation"],

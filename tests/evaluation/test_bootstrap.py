@@ -9,7 +9,6 @@ from scipy import stats
 from benchmarks import coverage
 from egmae_jax.evaluation import bootstrap
 from egmae_jax.evaluation.bootstrap import Evidence, Variance
-from egmae_jax.evaluation.scores import bootstrap_intervals
 
 
 def weights_of(labels, groups, resamples=4000):
@@ -26,7 +25,6 @@ def test_a_group_is_drawn_as_a_whole():
     for columns in by_group.values():
         assert (columns == columns[:, :1]).all()
     np.testing.assert_allclose(sum(columns[:, 0] for columns in by_group.values()), 8)
-    assert len(np.unique(weights[:, 0])) == 4000
 
 
 def test_means_vary_as_those_of_samples_do():
@@ -41,18 +39,6 @@ def test_means_vary_as_those_of_samples_do():
         of_class, own = weights[:, labels == label], values[labels == label]
         means = of_class @ own / of_class.sum(axis=1)
         assert means.var() == pytest.approx(own.var(ddof=1) / count, rel=0.03)
-
-
-def test_accuracy_varies_by_the_shares_of_the_classes():
-    """Nearly all right in one class and all wrong in the other: a proportion of single images."""
-    labels, accuracy = np.repeat([0, 1], 50), 0.47
-    said = np.tile([0.9, 0.1], (100, 1))
-    said[:3] = 0.1, 0.9  # or no resample would differ where shares do not
-    found = bootstrap_intervals(labels, said, groups=np.arange(100), seed=0, resamples=4000)
-    share = stats.t.ppf(0.975, 99) ** 2 / 99  # Wilson's, of the unbiased variance
-    center = (accuracy + share / 2) / (1 + share)
-    spread = (share * (accuracy * (1 - accuracy) + share / 4)) ** 0.5 / (1 + share)
-    np.testing.assert_allclose(found["accuracy"], [center - spread, center + spread], atol=0.004)
 
 
 def test_groups_of_several_classes_and_rare_classes_lose_none():
@@ -75,7 +61,6 @@ def test_groups_are_counted_in_all_and_by_class():
     labels, groups = np.array([0, 0, 0, 1, 1, 2]), np.array([5, 5, 6, 6, 7, 7])
     found = bootstrap.count_groups(labels, groups, 4)
     assert found == (3, (2, 2, 1, 0))
-    assert found.joined(found) == (6, (4, 4, 2, 0))
     sentence = bootstrap.too_few(found, "abcd")
     assert sentence.startswith("Few groups of test images: 3 (a 2, b 2, c 1, d 0). ")
     assert bootstrap.too_few(Evidence(30, (10, 20)), "ab") == ""
@@ -148,22 +133,14 @@ def test_intervals_of_groups_of_three_cover_and_those_of_their_images_do_not():
     assert all(share < 0.93 - error(120) for share in images.values()), images
 
 
-def test_intervals_of_recipes_of_two_rounds_cover():
-    held = coverage.of_recipes(coverage.Population(), 60, 2, 2, trials=60, resamples=100)
-    for found in held:
-        assert_covers(found, 60)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_intervals_of_networks_cover(size):
-    held = coverage.of_networks(coverage.Population(), 60, size, trials=1000, resamples=200)
+def test_intervals_of_networks_cover():
+    held = coverage.of_networks(coverage.Population(), 60, 1, trials=1000, resamples=200)
     assert_covers(held, 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize(("rounds", "size"), [(2, 3), (5, 1)])
 def test_intervals_of_recipes_cover(rounds, size):
     population = coverage.Population()
     for found in coverage.of_recipes(population, 60, size, rounds, trials=500, resamples=200):

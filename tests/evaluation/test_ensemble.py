@@ -39,17 +39,6 @@ def test_the_mean_is_the_mean_and_fits_nothing(labels):
     assert fused.fitted == {}
 
 
-@pytest.mark.parametrize("strengths", [(1.0, 1.5), (2.0, 2.0), (0.1, 2.0)])
-def test_weights_of_two_branches_are_those_of_a_grid_search(labels, strengths):
-    p = branches(3, labels, strengths)
-    (first, second) = ensemble.fit("weighted", labels, p).fitted["weights"]
-    grid = np.linspace(0, 1, 2001)
-    a, b = (x[np.arange(len(labels)), labels].astype(float) for x in p)
-    losses = [-np.log(w * a + (1 - w) * b).mean() for w in grid]
-    assert first == pytest.approx(grid[np.argmin(losses)], abs=2e-3)
-    assert first + second == pytest.approx(1)
-
-
 def test_weights_of_three_branches_are_no_worse_than_any_of_a_grid(labels):
     p = branches(3, labels, (0.5, 1.5, 1.0))
     fused = ensemble.fit("weighted", labels, p)
@@ -82,12 +71,7 @@ def test_a_perfect_branch_has_all_the_weight(labels):
     np.testing.assert_allclose(fused.apply(p), perfect, atol=1e-6)
 
 
-def test_equal_branches_keep_equal_weights(labels):
-    p = branches(3, labels, (1,)) * 3
-    np.testing.assert_allclose(ensemble.fit("weighted", labels, p).fitted["weights"], 1 / 3)
-
-
-@pytest.mark.parametrize(("count", "strengths"), [(2, (1, 2)), (3, (1, 2)), (4, (0.5, 1, 2))])
+@pytest.mark.parametrize(("count", "strengths"), [(2, (1, 2)), (4, (0.5, 1, 2))])
 def test_stacking_is_scikit_learns_regression_on_log_probabilities(count, strengths):
     labels = np.random.default_rng(2).integers(0, count, 200)
     p, others = (branches(count, labels, strengths, seed=s) for s in (0, 1))
@@ -107,10 +91,9 @@ def test_stacking_is_scikit_learns_regression_on_log_probabilities(count, streng
 
 
 @pytest.mark.parametrize("kind", fusion.KINDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, seed):
+def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind):
     """Also where every branch excludes the truth."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     p = [np.eye(3, dtype=np.float32)[rng.permutation(labels)] for _ in range(3)]
     wrong = labels[:20]
     for x in p:
@@ -122,10 +105,8 @@ def test_probabilities_of_zero_and_one_are_fused_to_probabilities(labels, kind, 
 
 
 @pytest.mark.parametrize("kind", fusion.KINDS)
-@pytest.mark.parametrize("count", [2, 3])
-def test_what_results_json_keeps_fuses_to_the_same_bits(kind, count):
-    labels = np.random.default_rng(3).integers(0, count, 100)
-    p, others = (branches(count, labels, (1, 2), seed=s) for s in (0, 1))
+def test_what_results_json_keeps_fuses_to_the_same_bits(labels, kind):
+    p, others = (branches(3, labels, (1, 2), seed=s) for s in (0, 1))
     fused = ensemble.fit(kind, labels, p)
     kept = fusion.Fusion(kind, json.loads(json.dumps(fused.fitted)))
     np.testing.assert_array_equal(kept.apply(others), fused.apply(others))
@@ -139,44 +120,26 @@ def test_stacking_leaves_a_class_that_validation_lacks_at_zero(labels):
     np.testing.assert_allclose(fused.sum(axis=1), 1)
 
 
-def test_an_unknown_fusion_is_refused(labels):
-    with pytest.raises(ValueError, match=r"fusion\.kind must be one of mean, weighted, stacked"):
-        ensemble.fit("median", labels, branches(3, labels, (1, 2)))
-
-
 @pytest.mark.parametrize("kind", ["weighted", "stacked"])
 def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
     p, q = branches(3, labels, (0.5, 2.0)), branches(3, labels, (2.0, 0.5), seed=3)
 
-    def predictions(probabilities, labels):
-        ids = np.array([str(i) for i in range(len(labels))])
-        return {
-            name: Predictions(ids, labels, x, np.arange(len(ids)))
-            for name, x in zip(("a", "b"), probabilities, strict=True)
-        }
-
-    def score(validation_labels, test_labels):
-        scores = score_branches(
-            predictions(p, validation_labels),
-            predictions(q, test_labels),
-            classes=("a", "b", "c"),
-            fusion_kind=kind,
-            resamples=10,
+    def fusion_of(validation_labels, test_labels):
+        validation, test = (
+            {
+                name: Predictions(np.arange(300).astype(str), part_labels, x, np.arange(300))
+                for name, x in zip("ab", probabilities, strict=True)
+            }
+            for part_labels, probabilities in ((validation_labels, p), (test_labels, q))
         )
-        fitted = {k: v for k, v in scores["fusion"].items() if k not in ("kind", "branches")}
-        assert scores["fusion"]["kind"] == kind
-        return fitted, scores["confusion"]["ensemble"]
+        return score_branches(
+            validation, test, classes=("a", "b", "c"), fusion_kind=kind, resamples=10
+        )["fusion"]
 
-    fitted, confusion = score(labels, labels)
-    assert fitted == ensemble.fit(kind, labels, p).fitted
-    fused = ensemble.fit(kind, labels, p).apply(q)
-    assert np.sum(np.diag(confusion)) == np.sum(fused.argmax(axis=1) == labels)
-    other_labels = np.random.default_rng(5).permutation(labels)
-    refitted, other = score(labels, other_labels)
-    assert refitted == fitted
-    # What is said of the test images is the same: only what is true has changed.
-    assert np.sum(other, axis=0).tolist() == np.sum(confusion, axis=0).tolist()
-    assert score(other_labels, labels)[0] != fitted
+    others = np.random.default_rng(5).permutation(labels)
+    names = {"kind": kind, "branches": ["a", "b"]}
+    assert fusion_of(labels, others) == {**names, **ensemble.fit(kind, labels, p).fitted}
+    assert fusion_of(others, labels) == {**names, **ensemble.fit(kind, others, p).fitted}
 
 
 def test_a_single_branch_has_no_ensemble(labels):

@@ -1,4 +1,4 @@
-"""Files of predictions: what is read is what was saved, whole and with its groups."""
+"""Files of predictions: what is read is what was saved."""
 
 import io
 import zipfile
@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from egmae_jax.core.files import DamagedFileError
-from egmae_jax.evaluation.predictions import (
-    NoGroupsError,
-    Predictions,
-    load_predictions,
-    save_predictions,
-)
+from egmae_jax.evaluation.predictions import Predictions, load_predictions, save_predictions
 from tests.evaluation.test_scores import branch
 
 
@@ -30,27 +25,15 @@ def test_predictions_survive_saving_with_names_of_any_script(tmp_path):
 
 
 def test_the_same_predictions_are_the_same_bytes(tmp_path):
-    labels = np.arange(7) % 3
-    for name in ("first.npz", "second.npz"):
-        save_predictions(tmp_path / name, branch(0, labels))
-    first = (tmp_path / "first.npz").read_bytes()
-    assert first == (tmp_path / "second.npz").read_bytes()
-    # No clock is in it: the two were written within the two seconds of a zip file's time stamp.
-    with zipfile.ZipFile(io.BytesIO(first)) as archive:
+    """No clock is in the file: it would be that of a zip archive's time stamps."""
+    save_predictions(tmp_path / "p.npz", branch(0, np.arange(7) % 3))
+    with zipfile.ZipFile(io.BytesIO((tmp_path / "p.npz").read_bytes())) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_predictions_of_an_older_version_take_their_groups_from_the_split(tmp_path):
-    saved = branch(0, np.arange(4) % 2)
-    old = {name: array for name, array in saved._asdict().items() if name != "groups"}
-    path = tmp_path / "old.npz"
-    np.savez(path, **old)
-    with pytest.raises(NoGroupsError, match=r"old\.npz is damaged .it holds no groups"):
-        load_predictions(path)
-    group_of = {"3.png": 8, "2.png": 9, "1.png": 8, "0.png": 7, "other.png": 1}
-    assert load_predictions(path, group_of).groups.tolist() == [7, 8, 9, 8]
-    del group_of["2.png"]
-    with pytest.raises(DamagedFileError, match=r"splits\.json does not name '2\.png'"):
-        load_predictions(path, group_of)
-    save_predictions(path, saved)
-    assert load_predictions(path, {}).groups.tolist() == [0, 0, 1, 1]  # its own
+def test_predictions_without_groups_are_made_anew_by_evaluation(tmp_path):
+    arrays = branch(0, np.arange(4) % 2)._asdict()
+    del arrays["groups"]
+    np.savez(tmp_path / "old.npz", **arrays)
+    with pytest.raises(DamagedFileError, match=r"old\.npz is damaged .*groups.*--stage=evaluate"):
+        load_predictions(tmp_path / "old.npz")

@@ -1,72 +1,16 @@
-"""Scores of branches against loops over classes, intervals against closed forms."""
+"""Scores of branches against loops over classes."""
 
 import json
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import special
 
-from egmae_jax.evaluation.metrics import TITLES, WEIGHTED_METRICS, compute_metrics
+from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.evaluation.predictions import Predictions
-from egmae_jax.evaluation.scores import (
-    bootstrap_intervals,
-    score_branches,
-    summarize,
-    summarize_classes,
-)
-from tests.evaluation.test_metrics import metrics_by_loops, random_predictions
-
-
-def test_intervals_contain_the_point_estimates_and_follow_the_seed():
-    labels, probabilities = random_predictions(9, 3)
-    point = compute_metrics(labels, probabilities)
-    options = {"groups": np.arange(len(labels)), "resamples": 500}
-    intervals = bootstrap_intervals(labels, probabilities, seed=0, **options)
-    assert tuple(intervals) == WEIGHTED_METRICS
-    for name, (low, high) in intervals.items():
-        assert low < point[name] < high, name
-    json.dumps(intervals)
-    assert bootstrap_intervals(labels, probabilities, seed=0, **options) == intervals
-    assert bootstrap_intervals(labels, probabilities, seed=1, **options) != intervals
-
-
-def test_copies_of_images_are_no_evidence():
-    """Each image three times over as a group: the intervals of the images alone."""
-    labels, probabilities = random_predictions(10, 3)
-    alone = bootstrap_intervals(
-        labels, probabilities, groups=np.arange(len(labels)), seed=0, resamples=300
-    )
-    thrice = bootstrap_intervals(
-        *(np.repeat(labels, 3), np.repeat(probabilities, 3, axis=0)),
-        groups=np.repeat(np.arange(len(labels)), 3),
-        seed=0,
-        resamples=300,
-    )
-    for name, limits in alone.items():
-        np.testing.assert_allclose(thrice[name], limits, atol=1e-12, err_msg=name)
-
-
-def test_of_two_groups_nothing_is_known():
-    labels, probabilities = random_predictions(14, 2)
-    found = bootstrap_intervals(
-        labels, probabilities, groups=np.arange(len(labels)) % 2, seed=0, resamples=100
-    )
-    assert all(limits == [0, 1] for limits in found.values())
-
-
-@pytest.mark.parametrize("name", ["accuracy", "f1", "auc"])
-def test_perfect_figures_have_an_interval(name):
-    """Wilson's of n right of n: n / (n + t²); of macro averages n is that of the classes' mean."""
-    labels = np.array([0] * 40 + [1] * 10)
-    found = bootstrap_intervals(
-        labels, np.eye(2)[labels], groups=np.arange(50), seed=0, resamples=50
-    )
-    if name == "accuracy":
-        size, freedom = 50, 49
-    else:
-        size, freedom = 4 / (1 / 40 + 1 / 10), 0.125**2 / (1 / 40**2 / 39 + 1 / 10**2 / 9)
-    low = size / (size + stats.t.ppf(0.975, freedom) ** 2)
-    assert found[name] == pytest.approx([low, 1])
+from egmae_jax.evaluation.scores import score_branches, summarize
+from egmae_jax.evaluation.significance import Resampled, Round
+from tests.evaluation.test_metrics import metrics_by_loops
 
 
 def branch(seed, labels):
@@ -100,14 +44,9 @@ def test_the_score_holds_every_branch_and_the_ensemble():
         counts = np.zeros((3, 3), int)
         np.add.at(counts, (labels, p.argmax(axis=1)), 1)
         assert result["confusion"][name] == counts.tolist()
-        low, high = result["intervals"][name]["accuracy"]
-        assert low <= result["test"][name]["accuracy"] <= high
+        alone = Resampled([Round(*branches["mae"][:2], [p], branches["mae"].groups)], resamples=50)
+        assert result["intervals"][name]["auc"] == pytest.approx(alone.estimate(0, "auc")[1:])
     json.dumps(result)
-
-
-def rounds_of(*accuracies):
-    others = dict.fromkeys(TITLES, 0.5)
-    return [{"test": {"mae": {**others, "accuracy": a}}} for a in accuracies]
 
 
 def test_summaries_have_means_and_sample_deviations_over_rounds():
@@ -118,7 +57,7 @@ def test_summaries_have_means_and_sample_deviations_over_rounds():
         for x in branches
     ]
     right = [x.probabilities.argmax(axis=1) == labels for x in branches]
-    summary, by_class = summarize(rounds)["mae"], summarize_classes(rounds)["mae"]
+    summary, by_class = (summarize(rounds, x)["mae"] for x in ("test", "by_class"))
     assert set(summary) == set(TITLES)
     assert list(by_class) == ["a", "b", "c"]
     for found, values in (

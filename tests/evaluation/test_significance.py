@@ -9,7 +9,9 @@ from scipy import special, stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from egmae_jax.evaluation import bootstrap
+from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
+from tests.evaluation.test_metrics import random_predictions
 
 
 def drawn_round(seed, strengths, labels, groups=None):
@@ -21,6 +23,11 @@ def drawn_round(seed, strengths, labels, groups=None):
     ids = np.array([f"{i}.png" for i in range(len(labels))])
     groups = np.arange(len(labels)) if groups is None else groups
     return Round(ids, labels, probabilities, groups)
+
+
+def of_one(labels, probabilities, groups, resamples):
+    ids = np.arange(len(labels)).astype(str)
+    return Resampled([Round(ids, labels, [probabilities], groups)], resamples=resamples)
 
 
 LABELS = np.arange(90) % 3
@@ -57,6 +64,45 @@ def test_estimates_are_means_over_rounds_with_the_variance_of_the_same_draws():
         error = t * (drawn[1] - drawn[0]).std(ddof=1)
         mean = plain[1] - plain[0]
         assert found.difference(0, 1, metric) == pytest.approx((mean, mean - error, mean + error))
+
+
+def test_copies_of_images_are_no_evidence():
+    """Each image three times over as a group: the intervals of the images alone."""
+    labels, probabilities = random_predictions(10, 3)
+    alone = of_one(labels, probabilities, np.arange(len(labels)), 300)
+    thrice = (np.repeat(x, 3, axis=0) for x in (labels, probabilities, np.arange(len(labels))))
+    copied = of_one(*thrice, 300)
+    for metric in WEIGHTED_METRICS:
+        assert copied.estimate(0, metric) == pytest.approx(alone.estimate(0, metric), abs=1e-12)
+
+
+def test_of_two_groups_nothing_is_known():
+    labels, probabilities = random_predictions(14, 2)
+    found = of_one(labels, probabilities, np.arange(len(labels)) % 2, 100)
+    assert all(found.estimate(0, metric)[1:] == (0, 1) for metric in WEIGHTED_METRICS)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "auc"])
+def test_perfect_figures_have_an_interval(name):
+    """Wilson's of n right of n: n / (n + t²); of macro averages n is that of the classes' mean."""
+    labels = np.array([0] * 40 + [1] * 10)
+    found = of_one(labels, np.eye(2)[labels], np.arange(50), 50).estimate(0, name)
+    if name == "accuracy":
+        size, freedom = 50, 49
+    else:
+        size, freedom = 4 / (1 / 40 + 1 / 10), 0.125**2 / (1 / 40**2 / 39 + 1 / 10**2 / 9)
+    low = size / (size + stats.t.ppf(0.975, freedom) ** 2)
+    assert found == pytest.approx((1, low, 1))
+
+
+def test_accuracy_varies_by_the_shares_of_the_classes():
+    """Nearly all right in one class and all wrong in the other: a proportion of single images."""
+    labels, accuracy = np.repeat([0, 1], 50), 0.47
+    said = np.tile([0.9, 0.1], (100, 1))
+    said[:3] = 0.1, 0.9  # or no resample would differ where shares do not
+    found = of_one(labels, said, np.arange(100), 4000).estimate(0, "accuracy")
+    low, high = wilson(accuracy, 99, stats.t.ppf(0.975, 99))  # 99 of the unbiased variance
+    np.testing.assert_allclose(found, [accuracy, low, high], atol=0.004)
 
 
 def test_rounds_on_the_same_images_draw_the_same_ones_and_others_their_own():
@@ -140,12 +186,3 @@ def test_mcnemar_exchanges_whole_groups():
         for signs in itertools.product((-1, 1), repeat=9)
     ]
     assert found.p == pytest.approx(np.mean(as_far))
-
-
-def test_copies_of_discordant_images_are_no_evidence():
-    labels = np.zeros(8, int)
-    first, second = right(*[0] * 8), right(*[1] * 8)
-    single = mcnemar(labels, first, second, np.arange(8))
-    assert single.p == pytest.approx(2 / 2**8)
-    paired = mcnemar(labels, first, second, np.arange(8) // 4)
-    assert paired == (0, 8, 2, pytest.approx(2 / 2**2))

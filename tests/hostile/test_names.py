@@ -23,7 +23,7 @@ from egmae_jax.data import audit, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import prepare
 from egmae_jax.evaluation.predictions import Predictions
-from egmae_jax.evaluation.scores import score_branches, summarize, summarize_classes
+from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.explain import lesions
 from egmae_jax.explain.lesions_figure import draw_lesions
 from egmae_jax.explain.panels import Panels, draw_sheet
@@ -150,11 +150,12 @@ def results_of(classes):
     weights = {name: {k: {"mean": 0.5, "std": 0.1} for k in ("mid", "high")} for name in classes}
     counts = {split: dict.fromkeys(classes, 6) for split in splits.PARTS}
     dataset = {"title": "images", "counts": counts, "protocol": "grouped", "skipped": []}
+    dataset["account"] = "36 images found"
     return {
         "dataset": dataset,
         "rounds": [scores],
         "summary": summarize([scores]),
-        "summary_by_class": summarize_classes([scores]),
+        "summary_by_class": summarize([scores], "by_class"),
         "fusion_weights": {"asff_resnet50": weights},
         "imagenet_weights": {},
         "pretraining_saw_test": False,

@@ -126,7 +126,7 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
         RunError, DamagedFileError, CheckpointError: see `SavedRun`.
     """
     run.require_round(round_index)
-    fused, scalings, _ = run.ensemble(round_index)
+    fused, scalings = run.ensemble(round_index)
     chosen = run.branches if branch is None else (run.branch(branch),)
     networks = []
     for each in chosen:
