@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax.core import platform, preemption, sharding
+from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.data import splits
 from egmae_jax.data.listing import Listing, list_files
@@ -21,7 +22,7 @@ from egmae_jax.data.prepare import Prepared, describe
 from egmae_jax.explain import layer_selection
 from egmae_jax.explain.reconstructions import ReconstructionPanels
 from egmae_jax.run import announcement, branches, environment, results, rules
-from egmae_jax.run.context import Run, StageError, require
+from egmae_jax.run.context import Run
 from egmae_jax.run.finetuning import Finetuning
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.logs import MetricsLog
@@ -47,6 +48,10 @@ STAGES = ("all", "pretrain", "finetune", "evaluate")
 logger = logging.getLogger(__name__)
 
 
+class StageError(UserError):
+    """A stage lacks what an earlier one should have left in the workdir."""
+
+
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
@@ -60,7 +65,7 @@ def run(
         workdir: folder for everything the run leaves.
         stage: one of STAGES. 'pretrain' and 'finetune' stop after theirs; 'evaluate' makes
             predictions and results anew from what fine-tuning left.
-        trackers: told of the numbers of every epoch.
+        trackers: take the metrics of every epoch.
 
     Returns:
         The content of results.json, or None where the stage does not write it.
@@ -71,7 +76,8 @@ def run(
         NonFiniteError: training diverged.
     """
     workdir = local_folder(workdir)
-    cache = Path(str(config.data.cache_dir)).expanduser()
+    rules.check(config, jax.device_count())
+    cache = Path(config.data.cache_dir).expanduser()
     require_own_folder(workdir, config)
     with (
         preemption.treat_lost_hosts_as_preemption(),
@@ -90,7 +96,7 @@ def run(
 
 
 class Experiment:
-    """A run whose config, data and weights are found to be in order, and its stages."""
+    """A run whose config has been checked, and its stages; checks data, workdir and weights."""
 
     def __init__(
         self,
@@ -99,7 +105,6 @@ class Experiment:
         stage: str = "all",
         trackers: Sequence[Tracker] = (),
     ):
-        rules.check(config, jax.device_count())
         require_same_run(workdir, config)
         frozen = FrozenConfigDict(config)
         paths = Paths(workdir, folds=config.rounds.kind == "folds")
@@ -154,7 +159,6 @@ class Experiment:
     def finetune(self) -> None:
         """Fine-tunes the branches of every round."""
         sharding.wait_for_all("pre-training is complete")
-        self.pretraining.require()
         for branch, round_index in self._each:
             sharding.wait_for_all(f"fine-tuning {branch} {round_index}")
             preemption.set_resume_point(f"finetune/{branch.name}, round {round_index}")
@@ -164,11 +168,10 @@ class Experiment:
         """Predicts, fuses, scores and reports; returns the content of results.json.
 
         Args:
-            again: makes predictions anew that are there.
+            again: whether predictions that are there are made anew.
         """
         sharding.wait_for_all("fine-tuning is complete")
         preemption.set_resume_point("the evaluation")
-        self.finetuning.require()
         for branch, round_index in self._each:
             sharding.wait_for_all(f"prediction {branch} {round_index}")
             self.prediction.save(branch, round_index, again=again)
@@ -208,8 +211,13 @@ def _require_earlier_stages(stage: str, config: FrozenConfigDict, paths: Paths) 
     is_pretrained = any(branch.is_mae for branch in chosen)
     if stage == "pretrain" and not is_pretrained:
         raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
+    needed, before = list[Path](), ""
     if stage == "finetune" and is_pretrained:
         of_splits = rounds if paths.folds else range(1)
-        require(map(paths.autoencoder, of_splits), "pretrain")
-    if stage == "evaluate":
-        require((paths.finetuned(b.name, r) for r in rounds for b in chosen), "finetune")
+        needed, before = [paths.autoencoder(split) for split in of_splits], "pretrain"
+    elif stage == "evaluate":
+        needed, before = [paths.finetuned(b.name, r) for r in rounds for b in chosen], "finetune"
+    if missing := next((path for path in needed if not path.exists()), None):
+        raise StageError(
+            f"{missing} is not there: run --stage={before} (or no --stage at all) first."
+        )

@@ -1,10 +1,11 @@
-"""What a run says at its start: what is about to run, and what of it is odd."""
+"""The first log lines of a run: its data, networks and devices, and what is odd about them."""
 
 import logging
 
 import jax
 import numpy as np
 
+from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import splits
 from egmae_jax.run.context import Run
 
@@ -15,7 +16,15 @@ def announce(run: Run) -> None:
     """Logs the data, the networks and the devices of a run, and warns of what is odd."""
     _announce_data(run)
     _announce_networks(run)
-    _announce_schedules(run)
+    for stage in ("pretrain", "finetune") if run.pretrainings else ("finetune",):
+        config = run.config[stage]
+        if config.warmup_epochs >= config.epochs:
+            logger.warning(
+                "%s.warmup_epochs is %s of %d epochs: the learning rate rises to the end",
+                stage,
+                config.warmup_epochs,
+                config.epochs,
+            )
 
 
 def _announce_data(run: Run) -> None:
@@ -29,7 +38,7 @@ def _announce_data(run: Run) -> None:
         len(group_sizes),
         int((group_sizes > 1).sum()),
         int((group_sizes == 1).sum()),
-        run.data.protocol,
+        run.config.data.protocol,
     )
     logger.info("%s", run.data.account)
     if run.data.made_parts:
@@ -47,13 +56,11 @@ def _announce_data(run: Run) -> None:
         )
     conflicts = splits.conflicts(prepared.labels, prepared.pairs)
     if len(conflicts):
-        first = [f"{prepared.files[i]} | {prepared.files[j]}" for i, j in conflicts[:10]]
         logger.warning(
-            "%d pairs of near-duplicates have different labels (data.on_conflict is %s), "
-            "such as %s",
+            "%d pairs of near-duplicates have different labels (data.on_conflict is %s): %s",
             len(conflicts),
             run.config.data.on_conflict,
-            ", ".join(first),
+            shorten_list([f"{prepared.files[i]} | {prepared.files[j]}" for i, j in conflicts]),
         )
 
 
@@ -76,33 +83,3 @@ def _announce_networks(run: Run) -> None:
             run.mesh.size // copies,
             copies,
         )
-    random = [branch.name for branch in run.branches if not branch.is_mae]
-    if config.finetune.trainable != "all" and config.imagenet.weights == "none" and random:
-        logger.warning(
-            "finetune.trainable=%s freezes layers of %s at random weights; a ResNet's frozen "
-            "blocks then add nothing at all, their last norm starting from 0",
-            config.finetune.trainable,
-            ", ".join(random),
-        )
-
-
-def _announce_schedules(run: Run) -> None:
-    parts_of = {"finetune": ("train",)}
-    if run.pretrainings:
-        parts_of["pretrain"] = run.config.pretrain.splits
-    for stage, parts in parts_of.items():
-        config, count = run.config[stage], len(run.data.indices(0, *parts))
-        if config.batch_size > count:
-            logger.warning(
-                "%s.batch_size is %d, but there are %d images: a batch holds some twice",
-                stage,
-                config.batch_size,
-                count,
-            )
-        if config.warmup_epochs >= config.epochs:
-            logger.warning(
-                "%s.warmup_epochs is %s of %d epochs: the learning rate rises to the end",
-                stage,
-                config.warmup_epochs,
-                config.epochs,
-            )

@@ -1,7 +1,6 @@
 """A config as it is stored: config.json, and what may change between two runs on one workdir."""
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ from ml_collections import ConfigDict
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 
-# Fields that change no number: where things lie, how often they are saved, how many at a time
-# are evaluated. The data themselves are held to splits.json by the hashes of their files, which are
-# read again when a size or time changes.
+# Fields that change no number: where things lie, how often they are saved, how many images are
+# evaluated at a time. The images themselves are held to splits.json by the hashes of their files.
 FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "checkpoint.save_seconds",
-    "checkpoint.on_damage",  # of older versions
-    "nonfinite.max_skipped",  # of none where all steps are finite; those left out are told
+    "checkpoint.on_damage",  # a field of the version before
+    "nonfinite.max_skipped",  # changes nothing where all steps are finite
     "mesh.data",
     "mesh.fsdp",
     "data.feeding",
@@ -31,43 +29,21 @@ FREE_FIELDS = (
 )
 
 
-# Fields that changed no number when they were added: what a config.json without them means.
-_ADDED: dict[str, Any] = {
-    "data.intensity_range": "type",
-    "nonfinite.max_skipped": 0,
-    "evaluation.report": True,
-    "tensorboard.events": True,
-    "tensorboard.panel_epochs": 100,
-}
-
-
 def load(path: Path) -> ConfigDict:
-    """The config of a config.json, also of an older version.
+    """The config of a config.json.
 
     Raises:
-        DamagedFileError: it holds none.
+        DamagedFileError: the file holds none.
     """
-    content = _completed(read_json(path, RESTORE))
+    content = read_json(path, RESTORE)
     try:
         return ConfigDict(content)
     except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one
         raise DamagedFileError(path, error, RESTORE) from None
 
 
-def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the fields that were added since it was written, as it means them."""
-    content, added = copy.deepcopy(dict(saved)), dict(_ADDED)
-    if isinstance(data := content.get("data"), dict) and "image_size" in data:
-        added["evaluation.resize"] = data["image_size"]
-    for field, value in added.items():
-        section, name = field.split(".")
-        if isinstance(content.setdefault(section, {}), dict):
-            content[section].setdefault(name, value)
-    return content
-
-
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'data.image_size': 224, ...}."""
+    """The fields of a config by their dotted names, such as {'data.image_size': 224}."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | Mapping):
@@ -81,20 +57,35 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
     """Refuses to go on with another config than the workdir's, but for FREE_FIELDS.
 
     Args:
-        saved: the content of config.json.
-        config: of this run.
+        saved: content of config.json.
+        config: config of this run.
 
     Raises:
         ConfigError: names every field that differs, with both values.
     """
-    before, now = flatten(_completed(saved)), flatten(config)
-    changes = [
-        f"{field}: {before.get(field, 'absent')!r} in the workdir, {now.get(field, 'absent')!r} now"
-        for field in sorted(before.keys() | now.keys())
-        if field not in FREE_FIELDS and before.get(field) != now.get(field)
-    ]
-    if changes:
+    if changes := differences(flatten(saved), flatten(config), free=FREE_FIELDS):
         raise ConfigError(
             "The workdir holds a run with another config; going on would mix the two. Use the same "
             "values or another --workdir.\n  " + "\n  ".join(changes)
         )
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
+) -> list[str]:
+    """Both values of each name that differs between the workdir and this run.
+
+    Args:
+        before: values by name, as the workdir has them.
+        now: values of this run.
+        free: names that may differ.
+    """
+
+    def text(values: Mapping[str, Any], name: str) -> str:
+        return repr(values[name]) if name in values else "not set"
+
+    return [
+        f"{name}: {text(before, name)} in the workdir, {text(now, name)} now"
+        for name in sorted(before.keys() | now.keys())
+        if name not in free and before.get(name) != now.get(name)
+    ]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,22 +9,16 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
-from egmae_jax.core.errors import UserError
 from egmae_jax.models.init import initial_variables
 from egmae_jax.run import branches
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.run.rounds import RoundData
 from egmae_jax.run.workdir import Paths
-from egmae_jax.training.checkpoint import Checkpoints
 from egmae_jax.training.loop import Plan
 from egmae_jax.training.nonfinite import Policy
 
 PyTree = Any
-
-
-class StageError(UserError):
-    """A stage lacks what an earlier one should have left in the workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +62,6 @@ class Run:
         files = [self.data.prepared.files[i] for i in self.data.indices(index, *parts)]
         return Plan(stage, index, self.config.seed + index, files, batch_size, epochs)
 
-    def checkpoints(self, folder: Path) -> Checkpoints:
-        """Checkpoint manager for one stage's folder."""
-        return Checkpoints(folder)
-
     @property
     def policy(self) -> Policy:
         """How steps that are not finite are handled."""
@@ -93,17 +81,4 @@ class Run:
             *inputs,
             kernel_init=self.config.model.kernel_init,
             layer_scale=self.config.model.layer_scale,
-        )
-
-
-def require(paths: Iterable[Path], stage: str) -> None:
-    """Requires the files that an earlier stage should have left.
-
-    Raises:
-        StageError: names the first file that is missing.
-    """
-    missing = next((path for path in paths if not path.exists()), None)
-    if missing is not None:
-        raise StageError(
-            f"{missing} is not there: run --stage={stage} (or no --stage at all) first."
         )

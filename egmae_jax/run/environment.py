@@ -1,18 +1,18 @@
-"""What of a process and its machine changes the numbers of a run, beside its config.
+"""Settings and machines that change the numbers of a run, beside its config.
 
 The same config gives other bits under `JAX_ENABLE_X64`, under another precision of matrix products
 or with a flag of XLA's. Such settings are recorded in the workdir's environment.json when a run
 begins, and a start under others is refused. What nobody can hold a run to, another kind of device,
-processor or version of a library, is recorded beside them, start by start, and said.
+processor or version of a library, is recorded beside them and logged.
 """
 
+import contextlib
 import enum
 import importlib.metadata
 import logging
 import os
 import platform
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import jax
 from egmae_jax.core import sharding
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
-from egmae_jax.run.config import ConfigError
+from egmae_jax.run.config import ConfigError, differences, flatten
 
-# JAX's own, by the names that they are set by: jax.config.update("jax_enable_x64", True), or the
-# environment variable JAX_ENABLE_X64.
+# Settings of JAX by the names that they are set by: jax.config.update("jax_enable_x64", True), or
+# the environment variable JAX_ENABLE_X64.
 _JAX_SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -42,7 +42,7 @@ _JAX_SETTINGS = (
     "jax_optimization_level",
     "jax_exec_time_optimization_effort",
 )
-_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)  # of the environment; cuBLAS and cuDNN read it themselves
+_VARIABLES = ("NVIDIA_TF32_OVERRIDE",)  # environment variables that cuBLAS and cuDNN read
 _FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Flags that only say where files are written to or read from, how many threads compile, or how many
 # devices a CPU is: a run may go on without them.
@@ -68,7 +68,6 @@ _PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
-_LISTED = 10  # differences that a message names
 
 logger = logging.getLogger(__name__)
 
@@ -78,42 +77,40 @@ def settings() -> dict[str, Any]:
 
     'deterministic' is `main.py --deterministic`; flags of XLA_FLAGS have their own names.
     """
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: _plain(getattr(jax.config, name))
         for name in _JAX_SETTINGS
         if hasattr(jax.config, name)
     }
-    found |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    found["deterministic"] = is_deterministic()
+    values |= {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    values["deterministic"] = is_deterministic()
     for variable in _FLAG_VARIABLES:
         for flag, value in sorted(flags_of(variable).items()):
             if flag != DETERMINISTIC and not flag.startswith(_FREE_FLAGS):
-                found[f"--{flag}"] = value
-    return found
+                values[f"--{flag}"] = value
+    return values
 
 
 def machine() -> dict[str, Any]:
-    """What computes: "platform", "device", "processor" of a CPU, "versions" by package."""
+    """This machine: "platform", "device", "processor" if it is a CPU, "versions" by package."""
     device = jax.devices()[0]
-    found: dict[str, Any] = {"platform": device.platform, "device": device.device_kind}
+    content: dict[str, Any] = {"platform": device.platform, "device": device.device_kind}
     if device.platform == "cpu":
-        found["processor"] = _processor()
+        content["processor"] = _processor()
     versions = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a mere checkout
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # of a checkout that is not installed
-            continue
-    return found | {"versions": versions}
+    return content | {"versions": versions}
 
 
 def require_same(path: Path, *, begun: bool) -> None:
-    """Refuses to go on under other settings than a run began with; says where it began elsewhere.
+    """Refuses to go on under other settings than a run began with; warns of another machine.
 
     All hosts call it; their settings must be the same, too.
 
     Args:
-        path: of environment.json, from `record`.
+        path: path of environment.json.
         begun: whether there is a run to go on with.
 
     Raises:
@@ -130,14 +127,10 @@ def require_same(path: Path, *, begun: bool) -> None:
         )
     if not begun:
         return
-    if not path.exists():
-        logger.warning(
-            "The workdir does not say under which settings of JAX and XLA its run began, being of "
-            "an older version: whether these are the same is not known. From now on they are held."
-        )
-        return
-    before, machines = _read(path)
-    if changes := _changes(before, now):
+    content = recorded(path)
+    before, machines = content["settings"], content["machines"]
+    of_one_version = [name for name in _JAX_SETTINGS if (name in before) != (name in now)]
+    if changes := differences(before, now, free=of_one_version):
         raise ConfigError(
             "The workdir holds a run under other settings of JAX or XLA; going on would mix two "
             "kinds of numbers. Use the same settings or another --workdir.\n  "
@@ -148,60 +141,27 @@ def require_same(path: Path, *, begun: bool) -> None:
         logger.warning(
             "The run has been on another machine or other versions: %s. It goes on, and what it "
             "computes from here agrees with that up to rounding; results.json lists both.",
-            "; ".join(_changes(_flat(machines[-1]), _flat(here))),
+            "; ".join(differences(flatten(machines[-1]), flatten(here))),
         )
 
 
 def record(path: Path, *, begun: bool) -> None:
     """Writes environment.json, or adds this machine to the one of a run that has begun."""
-    machines = _read(path)[1] if begun and path.exists() else []
-    here = machine()
+    machines, here = recorded(path)["machines"] if begun else [], machine()
     if here not in machines:
         write_json(path, {"settings": settings(), "machines": [*machines, here]})
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """The content of environment.json: "settings", and the distinct "machines" in their order."""
-    before, machines = _read(path)
-    return {"settings": before, "machines": machines}
+    """The content of environment.json: "settings", and the distinct "machines" in their order.
 
-
-def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    content = read_json(path, RESTORE)
-    try:
-        before, machines = dict(content["settings"]), [dict(found) for found in content["machines"]]
-    except (LookupError, TypeError, ValueError) as error:
-        raise DamagedFileError(path, error, RESTORE) from None
-    if not machines:
-        raise DamagedFileError(path, "it names no machine", RESTORE)
-    return before, machines
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Both values of each name that differs: ten of them, and how many more there are.
-
-    A setting of JAX's that only one version has is none that differs.
+    Raises:
+        DamagedFileError: the file cannot be read, or lacks one of these.
     """
-    differing = [
-        name
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and not (name in _JAX_SETTINGS and (name not in before or name not in now))
-    ]
-    lines = [
-        f"{name}: {_shown(before, name)} in the workdir, {_shown(now, name)} now"
-        for name in differing[:_LISTED]
-    ]
-    more = len(differing) - len(lines)
-    return lines + ([f"and {more} more"] if more else [])
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "not set"
-
-
-def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in found.items() if k != "versions"} | dict(found.get("versions", {}))
+    content = read_json(path, RESTORE)
+    if not (content.get("settings") and content.get("machines")):
+        raise DamagedFileError(path, "it names no settings or no machine", RESTORE)
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -211,7 +171,7 @@ def _plain(value: Any) -> Any:
 
 
 def _processor() -> str:
-    """The model's name where the system tells it: its vector units decide how sums are formed."""
+    """Model of the processor if the system tells it: its vector units decide how sums are made."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

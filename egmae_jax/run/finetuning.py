@@ -15,13 +15,12 @@ from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
-from egmae_jax.run import tables
 from egmae_jax.run.branches import Branch
-from egmae_jax.run.context import Run, require
+from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.prediction import Prediction
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
-from egmae_jax.training.checkpoint import delete_checkpoints
+from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
 from egmae_jax.training.layer_selection import Selection
 from egmae_jax.training.state import TrainState, count_parameters
 
@@ -39,7 +38,7 @@ class Finetuning:
         prediction: Prediction,
         draw_layers: Callable[[Mapping[str, Any], Path], None],
     ):
-        """Sets up the stage; `draw_layers` draws what layers.json says into a picture's file."""
+        """Sets up the stage; `draw_layers` draws the content of layers.json into a file."""
         self._run = run
         self._draw_layers = draw_layers
         self._imagenet = imagenet
@@ -65,7 +64,7 @@ class Finetuning:
         variables = self.start_of(branch, round_index, plan.seed)
         selection = self._select_layers(branch, round_index, variables)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
-        with self._run.checkpoints(folder) as checkpoints:
+        with Checkpoints(folder) as checkpoints:
             stage = loop.Stage(
                 plan,
                 program=program,
@@ -94,15 +93,6 @@ class Finetuning:
             best.epoch,
             best.score[0],
         )
-
-    def require(self) -> None:
-        """Raises StageError if fine-tuning has not finished."""
-        found = (
-            self._run.paths.finetuned(branch.name, round_index)
-            for round_index in self._run.rounds
-            for branch in self._run.branches
-        )
-        require(found, "finetune")
 
     def start_of(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """The variables that a branch starts from: pre-trained ones below a fresh head."""
@@ -169,12 +159,18 @@ class Finetuning:
                 seed=self._run.config.seed + round_index,
             )
             report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
-            if entropies is not None:
-                tables.print_layers(f"{branch.name}, round {round_index}", report)
             if sharding.is_primary():
                 if entropies is not None:
                     self._draw_layers(report, path.with_suffix(".png"))
                 write_sealed(path, report)
+            logger.info(
+                "%s, round %d: %d of %d parameters train (%s)",
+                branch.name,
+                round_index,
+                report["trainable_parameters"],
+                report["parameters"],
+                path,
+            )
         sharding.wait_for_all(f"{path} is written")
         return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 

@@ -1,4 +1,4 @@
-"""ImageNet weights, from which the branches start that are not pre-trained here."""
+"""ImageNet weights, from which branches start that are not pre-trained here."""
 
 import hashlib
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from egmae_jax import models
-from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_readable, write_json
+from egmae_jax.core.files import RESTORE, read_json, require_readable, write_json
 from egmae_jax.models import timm
 from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
@@ -23,7 +23,8 @@ class ImagenetWeights:
 
     Attributes:
         sources: a hub id, a file, or 'none' for random weights, by branch.
-        variables: by branch what it starts from, once `load` has read it; none for random weights.
+        variables: variables that each branch starts from, once `load` has read them; branches that
+            start from random weights have none.
     """
 
     def __init__(self, weights: str, branches: Iterable[Branch], record: Path):
@@ -53,8 +54,8 @@ class ImagenetWeights:
         """Finds and reads the weights of some branches; writes nothing.
 
         Args:
-            names: branches; those without weights of their own are skipped.
-            begun: branches that have begun with weights, which must still be the same.
+            names: names of branches; those without weights of their own are skipped.
+            begun: names of branches that have begun with weights, which must be the same still.
 
         Raises:
             MissingWeightsError: they are nowhere; the message says how to get them.
@@ -62,20 +63,16 @@ class ImagenetWeights:
             ConfigError: they are not the file the run began with.
         """
         begun = set(begun)
-        sources = {name: self.sources.get(name, "none") for name in names}
-        # What is wrong with a file costs nothing to find, and the hub may be far.
-        for name, source in sorted(
-            sources.items(), key=lambda item: model_weights.is_hub_id(item[1])
-        ):
+        for name in names:
+            source = self.sources.get(name, "none")
             if source == "none":
                 continue
             try:
                 path = model_weights.locate(source)
             except model_weights.MissingWeightsError as error:
                 raise model_weights.MissingWeightsError(
-                    f"{error} The branch {name!r} needs them (imagenet.weights). To start it from "
-                    "random weights instead, and have every result say so: "
-                    "--config.imagenet.weights=none."
+                    f"{error} The branch {name!r} needs them; --config.imagenet.weights=none "
+                    "starts it from random weights, and every result says so."
                 ) from None
             require_readable(path)
             self._sha256[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -94,18 +91,20 @@ class ImagenetWeights:
             write_json(self._record, known | self._sha256)
 
     def recorded(self) -> dict[str, str]:
-        """SHA-256 by branch of the files the run began with; none where it began at random."""
+        """SHA-256 of the file that each branch began with; of none where all began at random.
+
+        Raises:
+            DamagedFileError: the record is missing or damaged.
+        """
         if all(source == "none" for source in self.sources.values()):
             return {}
-        if not self._record.exists():
-            raise DamagedFileError(self._record, "it is missing", RESTORE)
         return read_json(self._record, RESTORE)
 
 
 def _source(weights: str, model_name: str) -> str:
-    """What `imagenet.weights` means for one model.
+    """The hub id or file that `imagenet.weights` names for one model, or 'none'.
 
-    Of a folder it is the file named after the model, else, as timm has it, `model.safetensors`;
+    In a folder it is the file named after the model, else `model.safetensors`, as on the hub;
     without either it is the default.
     """
     backbone = models.imagenet_model(model_name)

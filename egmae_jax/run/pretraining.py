@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ import numpy as np
 from egmae_jax.core import platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.run.context import Run, require
+from egmae_jax.run.context import Run
 from egmae_jax.training import loop, optim, pretrain
-from egmae_jax.training.checkpoint import delete_checkpoints, save_params
+from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints, save_params
 from egmae_jax.training.nonfinite import HINT, NonFiniteError
 from egmae_jax.training.state import TrainState
 
@@ -34,8 +35,9 @@ class Pretraining:
 
         Args:
             run: the run.
-            make_panels: given the run, a split and the network, makes what draws reconstructions,
-                which is called after each epoch with the epoch, the step and the variables.
+            make_panels: makes, for the run, a split and the network, a function that draws
+                reconstructions: it is called after each epoch with the epoch, the step and the
+                variables.
         """
         self._run = run
         self._make_panels = make_panels
@@ -46,18 +48,30 @@ class Pretraining:
         return pretrain.create_autoencoder(self._run.config, len(classes))
 
     def train(self, split: int) -> None:
-        """Pre-trains on the training images of a split, resuming what there is."""
+        """Pre-trains on the training images of a split, resuming from its newest checkpoint."""
         result = self._run.paths.autoencoder(split)
         folder, report = result.parent / "checkpoints", self._run.paths.pretraining_report(split)
-        if result.exists():
+        if result.exists() and report.exists():
             logger.info("Pre-training is complete (%s)", result)
-            delete_checkpoints(folder)  # a kill may have come before
-            if not report.exists():
+        else:
+            if result.exists():
                 params = pretrain.load_autoencoder(result, self._autoencoder)
-                losses = self._reconstruction_losses(params, split)
-                if sharding.is_primary():
-                    write_sealed(report, losses)
-            return
+            else:
+                params = self._train(split, folder)
+            losses = self._reconstruction_losses(params, split)
+            if sharding.is_primary():
+                write_sealed(report, losses)
+                save_params(result, params)
+            logger.info(
+                "Reconstruction loss on validation images %.4f; always predicting the mean colour "
+                "gives %.4f",
+                losses["reconstruction_loss"],
+                losses["mean_colour_loss"],
+            )
+        delete_checkpoints(folder)  # which a kill may have left behind
+
+    def _train(self, split: int, folder: Path) -> PyTree:
+        """The parameters after the last epoch, on the host."""
         config = self._run.config.pretrain
         plan = self._run.plan(
             "pretrain",
@@ -83,7 +97,7 @@ class Pretraining:
             optimizer=optimizer,
             config=self._run.config,
         )
-        with self._run.checkpoints(folder) as checkpoints:
+        with Checkpoints(folder) as checkpoints:
             stage = loop.Stage(
                 plan,
                 program=loop.compile_steps(step, self._run.mesh),
@@ -99,17 +113,7 @@ class Pretraining:
                 after_epoch=self._make_panels(self._run, split, self._autoencoder),
             )
             state, _ = loop.train(stage)
-        losses = self._reconstruction_losses(state.params, split)
-        params = sharding.to_host(state.params)
-        if sharding.is_primary():
-            write_sealed(report, losses)
-            save_params(result, params)
-        delete_checkpoints(folder)
-        logger.info(
-            "Reconstruction loss on validation images %.4f; %.4f if it always said the mean colour",
-            losses["reconstruction_loss"],
-            losses["mean_colour_loss"],
-        )
+        return sharding.to_host(state.params)
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
         @platform.jit
@@ -133,7 +137,3 @@ class Pretraining:
                 f"finite: its training diverged. {HINT.format('pretrain')}"
             )
         return losses
-
-    def require(self) -> None:
-        """Raises StageError if pre-training has not finished."""
-        require(map(self._run.paths.autoencoder, self._run.pretrainings), "pretrain")

@@ -1,4 +1,4 @@
-"""What the fields of a config may hold, checked before any work.
+"""Checks of a config before any work: what its fields may hold.
 
 Types are those of the default config; ranges and choices of single fields are tables; what several
 fields demand of each other is a function each.
@@ -6,7 +6,7 @@ fields demand of each other is a function each.
 
 import math
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +88,9 @@ _RANGES = (
         ("finetune.drop_path_rate", "finetune.label_smoothing"),
     ),
     _Range("be above 0 and at most 1", lambda x: 0 < x <= 1, ("finetune.trainable_share",)),
-    _Range("be a divisor of 256", lambda x: x > 0 and 256 % x == 0, ("entropy.num_bins",)),
+    _Range(
+        "be a divisor of 256, 2 or more", lambda x: x > 1 and 256 % x == 0, ("entropy.num_bins",)
+    ),
     _Range(
         "be two numbers, each at least 0 and below 1",
         lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x),
@@ -97,7 +99,12 @@ _RANGES = (
     _Range(
         "be (lowest, highest), both positive",
         lambda x: len(x) == 2 and 0 < x[0] <= x[1],
-        ("pretrain.crop_scale", "pretrain.crop_ratio"),
+        ("pretrain.crop_ratio",),
+    ),
+    _Range(
+        "be (lowest, highest), both above 0 and at most 1",
+        lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1,
+        ("pretrain.crop_scale",),
     ),
 )
 # More is a slip, and fills the memory or the life of the sun long after the run has begun.
@@ -109,14 +116,14 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
     """Checks every field that could stop a run later, and names all that are wrong at once.
 
     Args:
-        config: with the fields of `run/default_config.py`.
-        num_devices: devices of all hosts.
-        section: the only fields that are named, such as 'data.'; all if empty.
+        config: config with the fields of `run/default_config.py`.
+        num_devices: number of devices of all hosts.
+        section: beginning of the fields to check, such as 'data.'; all if empty.
 
     Raises:
         ConfigError: lists each field that is wrong, what it holds, and what would be right.
     """
-    # Comparing needs numbers: where some are none, only that is said.
+    # Ranges can be compared only where all types are right.
     problems = list(type_problems(config)) or [
         *_field_problems(config),
         *_data_problems(config),
@@ -129,23 +136,14 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
         raise ConfigError("The config cannot be run:\n  " + "\n  ".join(problems))
 
 
-def type_problems(
-    config: ConfigDict | Mapping[str, Any], fields: Container[str] | None = None
-) -> Iterator[str]:
-    """Says which fields are missing, of another type than in the default config, or too large.
-
-    Args:
-        config: whatever a file holds.
-        fields: those that must be right; all if None.
-    """
-    found = flatten(config)
+def type_problems(config: ConfigDict | Mapping[str, Any]) -> Iterator[str]:
+    """Says which fields are missing, of another type than in the default config, or too large."""
+    values = flatten(config)
     for field, default in flatten(default_config.get_config()).items():
-        if fields is not None and field not in fields:
-            continue
-        if field not in found:
+        if field not in values:
             yield f"{field} is missing."
             continue
-        value = found[field]
+        value = values[field]
         several, kind = isinstance(default, list), _kind(default)
         if several != isinstance(value, list):
             wanted = f"a tuple of {kind}" if several else kind
@@ -232,8 +230,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         ("data.store_size", data.store_size),
     ):
         if value < data.image_size:
-            crop = "" if field == "data.store_size" else ", the crop taken from it"
-            yield f"{field} is {value}, smaller than data.image_size={data.image_size}{crop}."
+            yield f"{field} is {value}, smaller than data.image_size={data.image_size}."
 
 
 def _branch_problems(config: ConfigDict) -> Iterator[str]:
@@ -266,8 +263,8 @@ def _side_problems(
     if side % divisor:
         nearest = max(1, round(side / divisor)) * divisor
         yield (
-            f"data.image_size is {side}; {' and '.join(demands)} "
-            f"must{' both' * (len(demands) > 1)} divide it; the nearest is {nearest}."
+            f"data.image_size is {side}; {' and '.join(demands)} must divide it; the nearest is "
+            f"{nearest}."
         )
     least = max((network.min_size for network in networks), default=1)
     if side < least:
@@ -275,28 +272,20 @@ def _side_problems(
 
 
 def _corruption_problems(config: ConfigDict) -> Iterator[str]:
-    settings, num_bins = config.corruption, config.entropy.num_bins
-    if crops := [x for x in config.pretrain.crop_scale[1:] if x > 1]:
-        yield f"pretrain.crop_scale goes to {crops[0]}; no crop exceeds its image (1)."
+    settings = config.corruption
     if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.PARTS):
         yield (
             f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
             f"{', '.join(splits.PARTS)}."
         )
-    if num_bins == 1:
-        yield "entropy.num_bins is 1: every entropy is 0, so it guides nothing."
-    elif settings.kind in ("entropy_noise", "uniform_noise"):
-        most = settings.scale * math.log(max(num_bins, 2))
-        if settings.threshold >= most > 0:
-            yield (
-                f"corruption.threshold is {settings.threshold}: no patch would be masked, as no "
-                "noise variance is greater than corruption.scale * ln(entropy.num_bins) = "
-                f"{most:.4g}."
-            )
-    else:
-        patches = (config.data.image_size // max(settings.patch_size, 1)) ** 2
-        if round(settings.mask_ratio * patches) < 1:
-            yield f"corruption.mask_ratio is {settings.mask_ratio}: no patch of {patches}."
+    largest = settings.scale * math.log(max(config.entropy.num_bins, 2))
+    is_noise = settings.kind in ("entropy_noise", "uniform_noise")
+    if is_noise and settings.threshold >= largest > 0:
+        yield (
+            f"corruption.threshold is {settings.threshold}: no patch would be masked, as no noise "
+            "variance is greater than corruption.scale * ln(entropy.num_bins) = "
+            f"{largest:.4g}."
+        )
 
 
 def _mesh_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Trackers of a run, such as Weights & Biases, MLflow or a lab's own database."""
 
 import importlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,8 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 from ml_collections import ConfigDict
 
 from egmae_jax.run.config import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -31,30 +28,6 @@ class Tracker(Protocol):
         """
 
 
-class Guarded:
-    """A tracker whose errors do not stop the run; the first is logged."""
-
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
-        self._has_failed = False
-
-    def log(self, stage: str, round: int, step: int, metrics: Mapping[str, float]) -> None:
-        """As `Tracker.log`."""
-        try:
-            self._tracker.log(stage, round, step, metrics)
-        except Exception as error:  # the user's own code: no result depends on it
-            if not self._has_failed:
-                logger.warning(
-                    "The tracker %s failed at step %d of %s (%r). The run goes on and goes on "
-                    "telling it; further errors of it are not shown.",
-                    type(self._tracker).__name__,
-                    step,
-                    stage,
-                    error,
-                )
-            self._has_failed = True
-
-
 def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
     """Creates the tracker that --tracker=module:function names.
 
@@ -67,21 +40,15 @@ def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
         ConfigError: there is no such function, it fails, or what it makes is no tracker.
     """
     module_name, _, function = name.partition(":")
-    if not module_name or not function:
-        raise ConfigError(f"--tracker={name} must be module:function, such as my_trackers:wandb.")
     try:
         make: Any = getattr(importlib.import_module(module_name), function)
-    except ImportError as error:
-        raise ConfigError(
-            f"--tracker={name}: {error}. Python looks for modules beside main.py, "
-            "or, by egmae, in the current folder, and in PYTHONPATH."
-        ) from None
-    except AttributeError:
-        raise ConfigError(f"--tracker={name}: {module_name} has no {function!r}.") from None
-    try:
         tracker = make(config.to_dict(), workdir)
     except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(f"--tracker={name} failed at its start: {error!r}.") from error
+        raise ConfigError(
+            f"--tracker={name} cannot be made ({error!r}): it must be module:function, such as "
+            "my_trackers:Wandb, of a module beside main.py, in the current folder (by egmae) or in "
+            "PYTHONPATH."
+        ) from error
     if not isinstance(tracker, Tracker):
         raise ConfigError(
             f"--tracker={name} made a {type(tracker).__name__}, which has no log(stage, round, "

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax.core import sharding
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_writable, write_json
-from egmae_jax.data import formats, samples
+from egmae_jax.data import samples
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.samples import IntensityRange
 from egmae_jax.run.config import ConfigError, require_same
@@ -31,7 +31,7 @@ class Paths:
     folds: bool
 
     def of_split(self, split: int) -> Path:
-        """Folder of what is made once for each split."""
+        """Folder of what is made once for each split: round_<i> with folds, else the workdir."""
         return self.workdir / f"round_{split}" if self.folds else self.workdir
 
     def splits(self, split: int) -> Path:
@@ -54,9 +54,9 @@ class Paths:
         """Weights of a branch's best epoch, under timm's names."""
         return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
 
-    def predictions(self, branch: str, round_index: int, split: str) -> Path:
+    def predictions(self, branch: str, round_index: int, part: str) -> Path:
         """Predictions of a branch for the part 'validation' or 'test'."""
-        return self.workdir / "predictions" / f"round_{round_index}_{branch}_{split}.npz"
+        return self.workdir / "predictions" / f"round_{round_index}_{branch}_{part}.npz"
 
     def fusion_weights(self, branch: str, round_index: int) -> Path:
         """Fusion weights of an ASFF for the test images, by class."""
@@ -70,7 +70,7 @@ class Paths:
 
     @property
     def results(self) -> Path:
-        """results.json."""
+        """results.json: config, data, and the metrics of every round."""
         return self.workdir / "results.json"
 
     @property
@@ -99,31 +99,28 @@ class Paths:
         return self.workdir / "metrics.jsonl"
 
 
-def local_folder(given: str | os.PathLike, flag: str = "--workdir") -> Path:
+def local_folder(path: str | os.PathLike, flag: str = "--workdir") -> Path:
     """The folder that a flag names; `~` is the home folder, which no shell expands behind `=`.
 
     Raises:
-        ConfigError: it is the address of a bucket, or `~` is followed by no user's name.
+        ConfigError: it is the address of a bucket.
     """
-    if "://" in (text := os.fspath(given)):
+    if "://" in (text := os.fspath(path)):
         raise ConfigError(
             f"{flag}={text} is no folder: mount the bucket and give the folder it is mounted at."
         )
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{flag}={text} begins with a user who has no home folder.") from None
+    return Path(os.path.expanduser(text))
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
-    """Locks the folder against other runs; the lock of a killed process is released.
+    """Locks a folder against other runs; the lock of a killed process is released.
 
-    Of several hosts of a run the first holds it.
+    Of several hosts of a run the first holds the lock.
 
     Args:
-        workdir: the folder.
-        flag: the flag that named it, for the messages.
+        workdir: folder that is locked.
+        flag: flag that named the folder, for the messages.
 
     Raises:
         AccessError: it cannot be written to.
@@ -159,7 +156,7 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
 
 def has_record(workdir: Path) -> bool:
     """Whether the folder has the config of a run."""
-    return _record(workdir).exists()
+    return (workdir / "config.json").exists()
 
 
 def has_begun(workdir: Path) -> bool:
@@ -169,48 +166,41 @@ def has_begun(workdir: Path) -> bool:
 
 
 def require_own_folder(workdir: Path, config: ConfigDict) -> None:
-    """Refuses a folder of images: what a run leaves there would be found among them.
+    """Refuses the folder of the images, and one in it where each folder is a class.
 
     Raises:
-        ConfigError: it is no run's yet and has images, itself or in a folder of it; or it lies in
-            data.dir, where each folder is a class.
+        ConfigError: what a run leaves there would be among the images.
     """
-    if _record(workdir).exists() or has_begun(workdir):
-        return
-    advice = "a run's files would be among them. Give --workdir a folder of its own"
-    files = (path for pattern in ("*", "*/*") for path in workdir.glob(pattern))
-    if image := next((path for path in files if path.is_file() and formats.is_image(path)), None):
-        raise ConfigError(f"--workdir={workdir} holds images ({image}); {advice}.")
-    images = Path(config.data.dir).expanduser().resolve()
-    if config.data.name == "image_folder" and images in workdir.resolve().parents:
-        raise ConfigError(f"--workdir={workdir} is in data.dir, a folder of images; {advice}.")
+    images, folder = Path(config.data.dir).expanduser().resolve(), workdir.resolve()
+    is_class = config.data.name == "image_folder" and images in folder.parents
+    if folder == images or is_class:
+        raise ConfigError(
+            f"--workdir={workdir} is in data.dir, a folder of images, and a run's files would be "
+            "among them. Give --workdir a folder of its own."
+        )
 
 
 def require_same_run(workdir: Path, config: ConfigDict) -> None:
     """Refuses to go on with another config than the one that the run began with.
 
     Raises:
-        ConfigError: the config differs, or is lost.
-        DamagedFileError: config.json cannot be read.
+        ConfigError: the config differs.
+        DamagedFileError: config.json cannot be read, or is lost.
     """
-    record = _record(workdir)
-    if record.exists():
-        require_same(read_json(record, RESTORE), config)
-    elif has_begun(workdir):
-        raise ConfigError(f"--workdir={workdir} holds a run, but not its config.json: {RESTORE}.")
+    if has_record(workdir) or has_begun(workdir):
+        require_same(read_json(workdir / "config.json", RESTORE), config)
 
 
 def record_config(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, which `require_same_run` holds later runs to."""
-    write_json(_record(workdir), config.to_dict())
+    write_json(workdir / "config.json", config.to_dict())
 
 
 def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bool) -> None:
-    """Writes which stored values are black and white, of which a run that has begun keeps its own.
+    """Writes which stored values are black and white; a run that has begun keeps its own.
 
-    All hosts call it, and one writes.
-
-    Only with data.intensity_range='dataset'; otherwise the config says all.
+    All hosts call it, and one writes; only with data.intensity_range='dataset', for otherwise the
+    config says all.
 
     Raises:
         DataError: the images of a run that has begun have another range than when it began.
@@ -230,19 +220,13 @@ def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bo
 
 
 def read_intensity_range(paths: Paths) -> IntensityRange:
-    """Which stored values are black and white, of a run with data.intensity_range='dataset'.
+    """Which stored values are black and white in a run with data.intensity_range='dataset'.
 
     Raises:
         DamagedFileError: the file is missing or damaged.
     """
     path = paths.intensity_range
-    if not path.is_file():
-        raise DamagedFileError(path, "it is missing", RESTORE)
     try:
         return samples.from_json(read_json(path, RESTORE))
     except ValueError as error:
         raise DamagedFileError(path, error, RESTORE) from None
-
-
-def _record(workdir: Path) -> Path:
-    return workdir / "config.json"

@@ -10,9 +10,6 @@ from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.data.prepare import prepare
-from egmae_jax.run import config as configs
-from egmae_jax.run import workdir as workdirs
-from tests import tiny
 from tests.data.writers import encode, noise
 
 DICOM = bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + bytes(200)
@@ -82,11 +79,3 @@ def test_what_is_predicted_of_a_folder_is_known_by_its_bytes_too(tmp_path):
     (tmp_path / "b.jfif").write_bytes(IMAGES["JPEG"])
     (tmp_path / "notes").write_text("no image")
     assert find_given([tmp_path]) == [tmp_path / "b.jfif", tmp_path / "scan"]
-
-
-def test_a_workdir_with_images_of_any_name_is_refused(tmp_path):
-    (tmp_path / "case").mkdir()
-    (tmp_path / "case" / "IM0001").write_bytes(DICOM)
-    config = tiny.make_config(tmp_path / "data", tmp_path / "cache")
-    with pytest.raises(configs.ConfigError, match=r"holds images .*IM0001"):
-        workdirs.require_own_folder(tmp_path, config)
