@@ -62,15 +62,23 @@ def html_run(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "run", data
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A tiny data set for whole runs."""
+    """A tiny data set for whole runs, which no test changes."""
     from tests import tiny  # imports JAX
 
     return tiny.make_data(tmp_path_factory.mktemp("tiny") / "phantoms")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """What `data.cache_dir` of its runs is."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def finished(data, cache, tmp_path_factory):
+    """A complete run of two rounds, which no test changes: see `tiny.Finished`."""
+    from tests import tiny
+
+    return tiny.run_to_the_end(data, cache, tmp_path_factory.mktemp("finished"))

@@ -5,7 +5,6 @@ compilation.
 """
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -31,10 +30,8 @@ from egmae_jax.explain import cam_study
 from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models import weights as model_weights
-from egmae_jax.models.init import initial_variables
-from egmae_jax.run import config as configs
-from egmae_jax.run import prediction
 from egmae_jax.run import workdir as workdirs
+from egmae_jax.run.config import ConfigError
 from egmae_jax.training import loop, nonfinite
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
@@ -42,68 +39,44 @@ from tests.tiny import assert_same, outcome, run_process
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "4"))  # of the kill test
 
 
-@pytest.fixture(scope="module")
-def finished(data, cache, tmp_path_factory):
-    """A workdir with a complete run in it, and what the run returned."""
-    workdir = tmp_path_factory.mktemp("finished")
-    return workdir, experiment.run(tiny.make_config(data, cache), workdir)
-
-
 def test_results_are_complete(finished):
-    workdir, returned = finished
-    results = json.loads((workdir / "results.json").read_text())
-    assert results == json.loads(json.dumps(returned))
+    results = json.loads((finished.workdir / "results.json").read_text())
+    assert results == json.loads(json.dumps(finished.results))
     dataset = results["dataset"]
-    assert dataset["name"] == "image_folder"
     assert dataset["classes"] == ["benign", "malignant", "normal"]
-    assert dataset["protocol"] == "grouped"
-    assert dataset["duplicate_groups"] == 0
-    assert sum(sum(c.values()) for c in dataset["counts"].values()) == 36
     parts = [f"{sum(dataset['counts'][part].values())} {part}" for part in splits.PARTS]
     assert dataset["account"] == f"36 images found: {', '.join(parts)}"
     assert (dataset["found"], dataset["left_out"], dataset["other_classes"]) == (36, 0, {})
     assert results["pretraining_saw_test"] is False
     assert results["imagenet_weights"] == {"imagenet": "none"}
-    assert results["config"]["rounds"]["count"] == 2
     assert [(r["round"], r["seed"]) for r in results["rounds"]] == [(0, 0), (1, 1)]
-    for scores in results["rounds"]:
-        assert scores["test"].keys() == {"imagenet", "mae", "ensemble"}
-        for metrics in scores["test"].values():
-            assert {"accuracy", "precision", "recall", "f1", "auc"} <= metrics.keys()
-    accuracies = [r["test"]["ensemble"]["accuracy"] for r in results["rounds"]]
-    accuracy = results["summary"]["ensemble"]["accuracy"]
-    assert accuracy["mean"] == pytest.approx(np.mean(accuracies))
-    assert accuracy["std"] == pytest.approx(np.std(accuracies, ddof=1))
-    losses = results["pretraining"][0]
-    assert losses["reconstruction_loss"] > 0
-    assert losses["mean_colour_loss"] > 0
+    assert results["summary"].keys() == {"imagenet", "mae", "ensemble"}
+    assert results["pretraining"][0]["reconstruction_loss"] > 0
+    assert results["pretraining"][0]["mean_colour_loss"] > 0
 
 
 def test_the_ensemble_is_recomputed_from_the_predictions(finished):
-    workdir, results = finished
+    workdir, results = finished.workdir, finished.results
     rows = {row["file"]: row for row in splits.read(workdir / "splits.json")}
-    test_files = {file for file, row in rows.items() if row["split"] == "test"}
     classes = results["dataset"]["classes"]
-    for round_index, scores in enumerate(results["rounds"]):
-        predictions = [
-            load_predictions(workdir / "predictions" / f"round_{round_index}_{branch}_test.npz")
+    for i, scores in enumerate(results["rounds"]):
+        first, second = (
+            load_predictions(workdir / "predictions" / f"round_{i}_{branch}_test.npz")
             for branch in ("imagenet", "mae")
-        ]
-        assert set(predictions[0].ids) == test_files  # every test image, once
-        assert len(predictions[0].ids) == len(test_files)
-        assert np.array_equal(predictions[0].ids, predictions[1].ids)
-        labels = predictions[0].labels
-        assert [classes[x] for x in labels] == [rows[f]["label"] for f in predictions[0].ids]
-        for p in predictions:
-            np.testing.assert_allclose(p.probabilities.sum(axis=1), 1, rtol=1e-5)
-        mean = (predictions[0].probabilities + predictions[1].probabilities) / 2
-        assert np.mean(mean.argmax(axis=1) == labels) == scores["test"]["ensemble"]["accuracy"]
-        metrics = compute_metrics(labels, mean)
-        assert metrics["auc"] == pytest.approx(scores["test"]["ensemble"]["auc"])
+        )
+        # Every test image, once.
+        assert sorted(first.ids) == sorted(f for f, row in rows.items() if row["split"] == "test")
+        assert np.array_equal(first.ids, second.ids)
+        assert [classes[x] for x in first.labels] == [rows[f]["label"] for f in first.ids]
+        np.testing.assert_allclose(second.probabilities.sum(axis=1), 1, rtol=1e-5)
+        mean = (first.probabilities + second.probabilities) / 2
+        metrics = compute_metrics(first.labels, mean)
+        for name in ("accuracy", "auc"):
+            assert metrics[name] == pytest.approx(scores["test"]["ensemble"][name])
 
 
-def test_the_reported_epoch_is_the_best_on_validation(finished, data, cache):
-    workdir, _ = finished
+def test_the_reported_epoch_is_the_best_on_validation(finished):
+    workdir = finished.workdir
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rows = [r for r in rows if (r["stage"], r["round"]) == ("finetune/mae", 1)]
     best = max(rows, key=lambda r: (r["validation_auc"], -r["validation_loss"]))
@@ -113,34 +86,53 @@ def test_the_reported_epoch_is_the_best_on_validation(finished, data, cache):
     assert metrics["accuracy"] == pytest.approx(best["validation_accuracy"])
 
 
-def test_a_complete_run_trains_nothing_again(finished, data, cache, monkeypatch):
-    workdir, results = finished
-    before = outcome(workdir)
-    log = (workdir / "metrics.jsonl").read_text()
-    monkeypatch.setattr(loop, "train", lambda **_: pytest.fail("trained again"))
-    assert experiment.run(tiny.make_config(data, cache), workdir) == results
-    assert_same(before, outcome(workdir))
+def copy(finished, tmp_path):
+    return shutil.copytree(finished.workdir, tmp_path / "copy")
+
+
+def test_a_complete_run_trains_nothing_again(finished, tmp_path, monkeypatch):
+    """Though a kill left checkpoints behind, and somebody deleted a report."""
+    workdir = copy(finished, tmp_path)
+    left = [workdir / "pretrain" / "checkpoints", workdir / "round_1" / "mae" / "checkpoints"]
+    for folder in left:
+        folder.mkdir(parents=True)
+    (workdir / "pretrain" / "report.json").unlink()
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
+    assert experiment.run(finished.config, workdir) == finished.results
+    assert not any(folder.exists() for folder in left)
+    assert_same(outcome(finished.workdir), outcome(workdir))
+    log = (finished.workdir / "metrics.jsonl").read_text()
     assert (workdir / "metrics.jsonl").read_text() == log
 
 
+def test_a_single_stage_needs_the_one_before_and_stops_after_its_own(finished, tmp_path):
+    for stage, before in (("finetune", "pretrain"), ("evaluate", "finetune")):
+        with pytest.raises(experiment.StageError, match=f"--stage={before}"):
+            experiment.run(finished.config, tmp_path / "new", stage=stage)
+    workdir = copy(finished, tmp_path)
+    (workdir / "results.json").unlink()
+    assert experiment.run(finished.config, workdir, stage="finetune") is None
+    assert not (workdir / "results.json").exists()
+    assert experiment.run(finished.config, workdir, stage="evaluate") == finished.results
+
+
+@pytest.mark.essential
+@pytest.mark.slow
 def test_stages_one_by_one_give_the_same_bits(finished, data, cache, tmp_path):
+    """Without TensorBoard's pictures, too."""
     config = tiny.make_config(data, cache)
-    with pytest.raises(experiment.StageError, match="--stage=pretrain"):
-        experiment.run(config, tmp_path, stage="finetune")
-    assert experiment.run(config, tmp_path, stage="pretrain") is None
-    assert not (tmp_path / "export").exists()
-    with pytest.raises(experiment.StageError, match="--stage=finetune"):
-        experiment.run(config, tmp_path, stage="evaluate")
-    assert experiment.run(config, tmp_path, stage="finetune") is None
-    assert not (tmp_path / "results.json").exists()
-    assert experiment.run(config, tmp_path, stage="evaluate") == finished[1]
-    assert_same(outcome(finished[0]), outcome(tmp_path))
+    for stage in ("pretrain", "finetune"):
+        assert experiment.run(config, tmp_path, stage=stage) is None
+    results = experiment.run(config, tmp_path, stage="evaluate")
+    assert results["rounds"] == finished.results["rounds"]
+    assert not (tmp_path / "tensorboard").exists()
+    assert_same(outcome(finished.workdir), outcome(tmp_path))
 
 
 def test_another_seed_gives_other_bits(finished):
     """Rounds differ by their seed alone."""
     first, second = (
-        {name: x for name, x in outcome(finished[0]).items() if f"round_{i}_" in name}
+        {name: x for name, x in outcome(finished.workdir).items() if f"round_{i}_" in name}
         for i in range(2)
     )
     assert len(first) == len(second) > 20
@@ -149,34 +141,30 @@ def test_another_seed_gives_other_bits(finished):
         assert not np.array_equal(first[name], second[name.replace("round_0", "round_1")]), name
 
 
-def test_a_run_goes_on_where_its_workdir_was_moved(finished, data, cache, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    workdir = shutil.copytree(finished[0], tmp_path / "elsewhere" / "moved")
-    shutil.rmtree(workdir / "predictions")
-    experiment.run(tiny.make_config(data, cache), workdir)
-    assert_same(outcome(finished[0]), outcome(workdir))
-
-
-def test_the_clock_of_the_day_does_not_matter(finished, data, cache, tmp_path, monkeypatch):
-    """It goes backwards, and the images' files are of the future."""
-    copy = shutil.copytree(data, tmp_path / "data")
-    for path in copy.rglob("*.png"):
+def test_a_run_goes_on_where_its_workdir_was_moved_and_the_clock_goes_backwards(
+    finished, data, cache, tmp_path, monkeypatch
+):
+    """The images' files are of the future."""
+    images = shutil.copytree(data, tmp_path / "data")
+    for path in images.rglob("*.png"):
         os.utime(path, (2**32, 2**32))
     began, clock = time.time(), itertools.count()
     monkeypatch.setattr(time, "time", lambda: began - 3600 * next(clock))
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    shutil.rmtree(workdir / "predictions")
-    experiment.run(tiny.make_config(copy, cache), workdir)
-    assert_same(outcome(finished[0]), outcome(workdir))
+    workdir = copy(finished, tmp_path)
+    remove_predictions(workdir)
+    experiment.run(tiny.make_config(images, cache), workdir)
+    assert_same(outcome(finished.workdir), outcome(workdir))
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(
-    finished, data, cache, tmp_path, monkeypatch
-):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    shutil.rmtree(workdir / "predictions")
-    config, left = tiny.make_config(data, cache), [3]  # files
-    sync = os.fsync
+def remove_predictions(workdir):
+    for path in workdir.glob("predictions/round_1_*"):
+        path.unlink()
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):
+    workdir = copy(finished, tmp_path)
+    remove_predictions(workdir)
+    left, sync = [3], os.fsync  # files that there is room for
 
     def fill(handle):
         left[0] -= 1
@@ -186,169 +174,88 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
 
     monkeypatch.setattr(os, "fsync", fill)
     with pytest.raises(StorageError, match="No space left"):
-        experiment.run(config, workdir)
+        experiment.run(finished.config, workdir)
     monkeypatch.undo()
-    experiment.run(config, workdir)
-    assert_same(outcome(finished[0]), outcome(workdir))
+    experiment.run(finished.config, workdir)
+    assert_same(outcome(finished.workdir), outcome(workdir))
 
 
-def test_a_disk_that_is_full_from_the_beginning_is_told(data, cache, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(workdirs.Path, "write_text", fail)
-    message = rf"{tmp_path}/new has .* GB left, {cache} has .* GB left"
-    with pytest.raises(StorageError, match=message):
-        experiment.run(tiny.make_config(data, cache), tmp_path / "new")
-
-
-def test_of_several_hosts_one_writes(finished, data, cache, tmp_path, monkeypatch):
+def test_of_several_hosts_one_writes(finished, tmp_path, monkeypatch):
     """Every other leaves the folder as it is, but for checkpoints, which Orbax writes by all."""
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    for name in ("export", "predictions", "results.json", "audit.json"):
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(workdir / "round_1")
+    workdir = copy(finished, tmp_path)
+    for name in ("predictions", "round_1"):
+        shutil.rmtree(workdir / name)
+    for name in ("results.json", "audit.json", "export/round_0_mae.safetensors"):
+        (workdir / name).unlink()
+    for path in workdir.glob("export/round_1_*"):
+        path.unlink()
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     monkeypatch.setattr(sharding, "is_primary", lambda: False)
-    config = tiny.make_config(data, cache)
-    with pytest.raises(experiment.StageError, match="is not there"):  # the other would write it
-        experiment.run(config, workdir, stage="evaluate")
-    with pytest.raises(DamagedFileError, match=r"layers\.json is missing"):
-        experiment.run(config, workdir, stage="finetune")
+    with pytest.raises(DamagedFileError, match=r"layers\.json is missing"):  # another writes it
+        experiment.run(finished.config, workdir, stage="finetune")
     found = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     assert {p for p in found if "checkpoints" not in p.parts} == set(before)
     assert all(found[p] == content for p, content in before.items())
 
 
-def test_another_config_on_the_same_workdir_is_refused(finished, data, cache):
-    config = tiny.make_config(data, cache, finetune__epochs=4, corruption__scale=0.5)
-    with pytest.raises(configs.ConfigError) as error:
-        experiment.run(config, finished[0])
-    assert "corruption.scale: 1.0 in the workdir, 0.5 now" in str(error.value)
-    assert "finetune.epochs: 3 in the workdir, 4 now" in str(error.value)
-
-
 @pytest.mark.parametrize(
-    ("file", "remedy"),
+    ("file", "is_lost", "message"),
     [
-        ("config.json", "restore it, or start in another --workdir"),
-        ("splits.json", "restore it, or start in another --workdir"),
-        ("pretrain/report.json", "delete it and run again"),
-        ("predictions/round_0_mae_test.npz", "delete it and run again"),
+        ("config.json", False, "damaged .*: restore it, or start in another --workdir"),
+        ("config.json", True, "missing: restore it"),
+        # A new split would test old parameters on images they were trained on.
+        ("splits.json", True, "missing: restore it"),
+        ("pretrain/report.json", False, "damaged .*: delete it and run again"),
+        ("predictions/round_0_mae_test.npz", False, "damaged .*--stage=evaluate"),
     ],
 )
-def test_a_damaged_file_of_the_workdir_is_named(finished, data, cache, tmp_path, file, remedy):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    damaged = workdir / file
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(DamagedFileError, match=rf"{file} is damaged.*{remedy}"):
-        experiment.run(tiny.make_config(data, cache), workdir)
+def test_a_damaged_or_lost_file_of_the_workdir_is_named(finished, tmp_path, file, is_lost, message):
+    workdir = copy(finished, tmp_path)
+    path = workdir / file
+    if is_lost:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedFileError, match=rf"{file} is {message}"):
+        experiment.run(finished.config, workdir)
+    assert path.exists() != is_lost
 
 
-def test_a_damaged_autoencoder_is_named(finished, data, cache, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    shutil.rmtree(workdir / "export")
-    damaged = workdir / "pretrain" / "autoencoder.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-9])
-    stages = experiment.Experiment(tiny.make_config(data, cache), workdir)
-    with pytest.raises(DamagedFileError, match=r"autoencoder\.safetensors is damaged"):
-        stages.finetuning.train(stages.run.branches[1], 0)
-
-
-@pytest.mark.parametrize("file", ["config.json", "splits.json"])
-def test_a_run_that_lost_its_config_or_split_is_refused(finished, data, cache, tmp_path, file):
-    """A new split would test old parameters on images they were trained on."""
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    (workdir / file).unlink()
-    with pytest.raises((configs.ConfigError, DamagedFileError), match=rf"{file}.*restore it"):
-        experiment.run(tiny.make_config(data, cache), workdir)
-    assert not (workdir / file).exists()
-
-
-def test_a_split_of_other_parts_is_damaged(finished, data, cache, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    path = workdir / "splits.json"
-    path.write_text(path.read_text().replace('"test"', '"tset"'))
-    with pytest.raises(DamagedFileError, match=r"splits\.json is damaged"):
-        experiment.run(tiny.make_config(data, cache), workdir)
-
-
-def test_a_lost_report_of_pretraining_is_made_again(finished, data, cache, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    (workdir / "pretrain" / "report.json").unlink()
-    assert experiment.run(tiny.make_config(data, cache), workdir) == finished[1]
-
-
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def no_locks(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
     message = f"--workdir={tmp_path} cannot be locked .No locks available.: take a folder on"
-    with pytest.raises(configs.ConfigError, match=message), workdirs.lock(tmp_path):
+    with pytest.raises(ConfigError, match=message), workdirs.lock(tmp_path):
         pass
 
 
 def test_the_home_folder_is_meant_by_its_sign_and_buckets_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert workdirs.local_folder("~/runs/busi") == tmp_path / "runs" / "busi"
-    with pytest.raises(configs.ConfigError, match="--out=gs://bucket/run is no folder: mount"):
+    with pytest.raises(ConfigError, match="--out=gs://bucket/run is no folder: mount"):
         workdirs.local_folder("gs://bucket/run", flag="--out")
 
 
 def test_two_runs_on_one_workdir_are_refused_with_the_holder_named(data, cache, tmp_path):
     with (
         workdirs.lock(tmp_path),
-        pytest.raises(configs.ConfigError, match=f"in use by process {os.getpid()} on "),
+        pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on "),
     ):
         experiment.run(tiny.make_config(data, cache), tmp_path)
     with workdirs.lock(tmp_path):  # it was let go
         pass
 
 
-def test_a_run_that_stops_before_any_work_leaves_no_workdir(data, cache, tmp_path):
-    config = tiny.make_config(data, cache, data__dir=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError):
-        experiment.run(config, tmp_path / "workdir")
-    assert not (tmp_path / "workdir").exists()
-
-
 def test_a_workdir_among_images_is_refused_and_left_as_it_was(data, cache, tmp_path):
     images = shutil.copytree(data, tmp_path / "images")
     before = sorted(images.rglob("*"))
     config = tiny.make_config(images, cache, data__name="image_folder")
-    for workdir, message in (
-        (images, "holds images"),
-        (tmp_path / "images" / next(images.iterdir()).name, "holds images"),
-        (images / "run", "is in data.dir"),
-    ):
-        with pytest.raises(configs.ConfigError, match=f"{message}.*a folder of its own"):
+    for workdir in (images, images / "run"):
+        with pytest.raises(ConfigError, match=r"is in data\.dir.*a folder of its own"):
             experiment.run(config, workdir)
     assert sorted(images.rglob("*")) == before
-
-
-def test_checkpoints_that_a_kill_left_behind_are_deleted(finished, data, cache, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "copy")
-    left = [workdir / "pretrain" / "checkpoints", workdir / "round_1" / "mae" / "checkpoints"]
-    for folder in left:
-        folder.mkdir(parents=True)
-    experiment.run(tiny.make_config(data, cache), workdir)
-    assert not any(folder.exists() for folder in left)
-
-
-def test_odd_settings_that_still_train_are_told(data, cache, tmp_path, caplog):
-    config = tiny.make_config(data, cache, finetune__batch_size=32, pretrain__warmup_epochs=3)
-    with caplog.at_level("WARNING", logger="egmae_jax"):
-        experiment.Experiment(config, tmp_path)
-    assert "finetune.batch_size is 32, but there are 21 images" in caplog.text
-    assert "pretrain.warmup_epochs is 3 of 3 epochs" in caplog.text
-
-
-def test_a_workdir_that_is_a_file_is_refused(data, cache, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(AccessError, match="cannot be written to"):
-        experiment.run(tiny.make_config(data, cache), tmp_path / "file")
 
 
 def test_a_read_only_workdir_is_refused(data, cache, tmp_path, monkeypatch):
@@ -356,6 +263,9 @@ def test_a_read_only_workdir_is_refused(data, cache, tmp_path, monkeypatch):
     with pytest.raises(AccessError, match=f"cannot be written to: {tmp_path} is not writ"):
         experiment.run(tiny.make_config(data, cache), tmp_path / "workdir")
     assert not (tmp_path / "workdir").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AccessError, match=r"cannot be written to: .* is a file"):
+        experiment.run(tiny.make_config(data, cache), tmp_path / "file")
 
 
 def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
@@ -369,13 +279,6 @@ def test_changed_images_on_the_same_workdir_are_refused(data, cache, tmp_path):
         experiment.Experiment(config, tmp_path / "workdir")
     assert "removed: benign/benign (3).png" in str(error.value)
     assert "changed: benign/benign (4).png" in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_loss_that_diverges_stops_the_run(data, cache, tmp_path):
-    config = tiny.make_config(data, cache, pretrain__learning_rate=1e30)
-    with pytest.raises(nonfinite.NonFiniteError, match="of pretrain is not finite"):
-        experiment.run(config, tmp_path)
 
 
 @pytest.mark.slow
@@ -411,60 +314,17 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
     assert "(in round 0)." in output
 
 
-def test_copies_with_another_label_are_named(data, cache, tmp_path, caplog):
+def test_what_is_odd_is_said_at_the_start(data, cache, tmp_path, caplog):
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copy(folder / "benign" / "benign (12).png", folder / "normal" / "copy.png")
+    config = tiny.make_config(folder, cache, pretrain__warmup_epochs=3)
     with caplog.at_level("WARNING", logger="egmae_jax"):
-        experiment.Experiment(tiny.make_config(folder, cache), tmp_path / "workdir")
+        experiment.Experiment(config, tmp_path / "workdir")
+    assert "pretrain.warmup_epochs is 3 of 3 epochs" in caplog.text
     assert "1 pairs of near-duplicates have different labels (data.on_conflict is keep)" in (
         caplog.text
     )
     assert "benign/benign (12).png | normal/copy.png" in caplog.text
-
-
-def test_an_official_split_without_official_parts_stops_before_any_weights(data, cache, tmp_path):
-    config = tiny.make_config(data, cache, data__protocol="official", imagenet__weights="no/hub")
-    message = r"of 36 images 0 are in its train part and 36 in none.*--config.data.protocol=grouped"
-    with pytest.raises(DataError, match=message):
-        experiment.run(config, tmp_path / "workdir")
-    assert not (tmp_path / "workdir").exists()
-
-
-def test_a_run_begun_before_goes_on_with_the_split_it_has(data, cache, tmp_path, caplog):
-    """An older version took 'official' for 'grouped' where there was no official part."""
-    experiment.Experiment(tiny.make_config(data, cache), tmp_path)
-    config = tiny.make_config(data, cache, data__protocol="official")
-    workdirs.record_config(tmp_path, config)
-    (tmp_path / "pretrain").mkdir()  # as if it had begun
-    assert experiment.Experiment(config, tmp_path).run.data.protocol == "grouped"
-    assert "goes on with its split by groups" in caplog.text
-
-
-def test_an_official_split_is_kept_without_its_leaks(data, cache, tmp_path, caplog):
-    """A manifest: three parts, and one training image that is tested on under another name."""
-    folder = shutil.copytree(data, tmp_path / "data")
-    shutil.copy(folder / "benign" / "benign (12).png", folder / "copy.png")
-    rows = ["path,label,split", "copy.png,benign,train"]
-    for label in ("benign", "malignant", "normal"):
-        for k in range(1, 13):
-            part = "train" if k < 9 else "validation" if k < 11 else "test"
-            rows.append(f"{label}/{label} ({k}).png,{label},{part}")
-    (folder / "manifest.csv").write_text("\n".join(rows))
-    config = tiny.make_config(folder, cache, data__name="manifest")
-    with caplog.at_level("WARNING", logger="egmae_jax"):
-        experiment.Experiment(config, tmp_path / "grouped")
-    assert "12 images are in official validation or test parts, which data.protocol=grouped" in (
-        caplog.text
-    )
-    config = tiny.make_config(folder, cache, data__name="manifest", data__protocol="official")
-    stages = experiment.Experiment(config, tmp_path / "workdir")
-    assert stages.run.data.protocol == "official"
-    assert [len(stages.run.data.indices(0, part)) for part in splits.PARTS] == [24, 6, 6]
-    assert stages.run.data.num_left_out == 1
-    rows = splits.read(tmp_path / "workdir" / "splits.json")
-    assert "copy.png" not in {row["file"] for row in rows}
-    (tmp_path / "workdir" / "pretrain").mkdir()  # as if it had begun
-    experiment.Experiment(config, tmp_path / "workdir")
 
 
 def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, caplog):
@@ -492,6 +352,9 @@ def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, capl
     config = tiny.make_config(folder, cache, **{f"data__{k}": x for k, x in fields.items()})
     with caplog.at_level("INFO", logger="egmae_jax"):
         found = experiment.Experiment(config, tmp_path / "workdir").run.data
+        config.data.protocol = "grouped"
+        experiment.Experiment(config, tmp_path / "grouped")
+    assert "are in official validation or test parts, which data.protocol=grouped" in caplog.text
     assert found.left_out == {
         "near-duplicates with different labels": 2,
         "identical copies": 1,
@@ -500,7 +363,9 @@ def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, capl
     parts = [len(found.indices(0, part)) for part in splits.PARTS]
     assert parts == [8 + 7, 4, 4]
     assert found.prepared.num_found == len(rows) - 1 == 29
-    assert sum(parts) + found.num_left_out + 1 + 1 == 29
+    assert sum(parts) + sum(found.left_out.values()) + 1 + 1 == 29
+    named = {row["file"] for row in splits.read(tmp_path / "workdir" / "splits.json")}
+    assert not named & {"copy.png", "conflict.png", "leak.png", "broken.png", "cyst.png"}
     assert (
         "29 images found: 15 train, 4 validation, 4 test, 4 left out (2 near-duplicates with "
         "different labels, 1 identical copies, 1 that would leak into validation or test)"
@@ -508,16 +373,15 @@ def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, capl
     ) in caplog.text
 
 
-def test_a_class_that_nothing_is_left_of_is_told_by_its_cause(data, cache, tmp_path):
+def test_a_class_that_nothing_is_left_of_is_named_with_the_cause(data, cache, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     (folder / "cyst").mkdir()
     (folder / "cyst" / "1.png").write_bytes(b"no image")
-    config = tiny.make_config(folder, cache, data__on_error="skip")
-    with pytest.raises(DataError, match=r"No image of the class 'cyst' can be read.*cyst/1\.png"):
-        experiment.Experiment(config, tmp_path / "workdir")
-    shutil.copy(folder / "benign" / "benign (1).png", folder / "cyst" / "1.png")
-    config = tiny.make_config(folder, cache, data__on_conflict="drop")
-    with pytest.raises(DataError, match="All 1 images of the class 'cyst' are left out, as copies"):
+    shutil.copy(folder / "benign" / "benign (1).png", folder / "cyst" / "2.png")
+    fields = {"data__on_error": "skip", "data__on_conflict": "drop"}
+    config = tiny.make_config(folder, cache, **fields)
+    message = r"class 'cyst' has 0 images.*, 2 images were left out.*1 cannot be read: cyst/1\.png"
+    with pytest.raises(DataError, match=message):
         experiment.Experiment(config, tmp_path / "workdir")
 
 
@@ -525,9 +389,6 @@ def test_a_class_that_nothing_is_left_of_is_told_by_its_cause(data, cache, tmp_p
     ("changes", "stage", "message"),
     [
         ({"data__dir": "/nowhere"}, "all", "There is no folder /nowhere"),
-        ({"data__name": "kvasir"}, "all", "no class folder 'dyed-lifted-polyps'"),
-        ({"data__name": "manifest"}, "all", "has no manifest.csv"),
-        ({"data__classes": ("benign", "cyst")}, "all", "data.classes names cyst"),
         ({"data__protocol": "official"}, "all", "no validation and no test part"),
         ({"data__group_pattern": "(q)"}, "all", "finds nothing in any of"),
         ({}, "finetune", "run --stage=pretrain"),
@@ -541,6 +402,7 @@ def test_what_costs_nothing_is_checked_before_weights_are_fetched(
     config = tiny.make_config(data, cache, imagenet__weights="default", **changes)
     with pytest.raises((DataError, experiment.StageError), match=message):
         experiment.run(config, tmp_path / "workdir", stage=stage)
+    assert not (tmp_path / "workdir").exists()
 
 
 def test_weights_are_fetched_before_images_are_read(data, cache, tmp_path, monkeypatch):
@@ -555,31 +417,22 @@ def test_weights_are_fetched_before_images_are_read(data, cache, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_pretraining_on_test_images_is_recorded(data, cache, tmp_path):
-    config = tiny.make_config(
-        data,
-        cache,
-        pretrain__splits=("train", "test"),
-        rounds__count=1,
-    )
-    results = experiment.run(config, tmp_path)
+def test_pretraining_on_test_images_is_recorded_and_bfloat16_keeps_float32_parameters(
+    data, cache, tmp_path
+):
+    fields = {"pretrain__splits": ("train", "test"), "model__dtype": "bfloat16"}
+    results = experiment.run(tiny.make_config(data, cache, rounds__count=1, **fields), tmp_path)
     assert results["pretraining_saw_test"] is True
     assert results["summary"]["mae"]["auc"]["std"] is None  # a single round has no deviation
+    assert all(array.dtype == np.float32 for array in outcome(tmp_path).values())
 
 
 @pytest.mark.slow
 def test_streaming_gives_the_bits_of_resident_images(finished, data, cache, tmp_path):
     config = tiny.make_config(data, cache, data__feeding="stream")
     results = experiment.run(config, tmp_path)
-    assert_same(outcome(finished[0]), outcome(tmp_path))
-    assert results["rounds"] == finished[1]["rounds"]
-
-
-@pytest.mark.slow
-def test_bfloat16_keeps_float32_parameters(data, cache, tmp_path):
-    config = tiny.make_config(data, cache, model__dtype="bfloat16", rounds__count=1)
-    experiment.run(config, tmp_path)
-    assert all(array.dtype == np.float32 for array in outcome(tmp_path).values())
+    assert_same(outcome(finished.workdir), outcome(tmp_path))
+    assert results["rounds"] == finished.results["rounds"]
 
 
 @pytest.mark.slow
@@ -597,13 +450,6 @@ def test_flat_images_mask_nothing_and_are_refused(cache, tmp_path):
         experiment.run(config, tmp_path / "workdir", stage="pretrain")
 
 
-def write_imagenet_weights(path, seed):
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    variables = initial_variables(models.create(tiny.MODEL, 1000), seed, image)
-    timm.save(variables, path, tiny.MODEL)
-    return variables
-
-
 @pytest.mark.slow
 def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tmp_path):
     weights, workdir = tmp_path / "imagenet.safetensors", tmp_path / "workdir"
@@ -611,13 +457,13 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     experiment.run(config, workdir, stage="pretrain")
     with pytest.raises(model_weights.MissingWeightsError, match=r"imagenet\.weights=none"):
         experiment.run(config, workdir, stage="finetune")
-    write_imagenet_weights(weights, seed=7)
+    tiny.write_weights(weights, tiny.MODEL, seed=7)
     experiment.Experiment(config, workdir, "finetune")
     (workdir / "round_0" / "imagenet").mkdir(parents=True)  # where its checkpoints will be
-    write_imagenet_weights(weights, seed=8)
-    with pytest.raises(configs.ConfigError, match="not the file this run began with"):
+    tiny.write_weights(weights, tiny.MODEL, seed=8)
+    with pytest.raises(ConfigError, match="not the file this run began with"):
         experiment.run(config, workdir, "finetune")
-    write_imagenet_weights(weights, seed=7)
+    tiny.write_weights(weights, tiny.MODEL, seed=7)
     record = workdir / "imagenet_weights.json"
     record.rename(tmp_path / "record")
     with pytest.raises(DamagedFileError, match=r"imagenet_weights\.json is missing: restore it"):
@@ -626,32 +472,6 @@ def test_imagenet_weights_are_asked_for_only_where_they_are_used(data, cache, tm
     results = experiment.run(config, workdir)
     weights.unlink()
     assert experiment.run(config, workdir) == results  # complete: nothing starts from them
-
-
-@pytest.mark.slow
-def test_imagenet_weights_are_where_the_branch_starts(data, cache, tmp_path, monkeypatch):
-    """With a learning rate of (almost) nothing, the exported branch is the file it started from."""
-    weights = tmp_path / "imagenet.safetensors"
-    config = tiny.make_config(
-        data,
-        cache,
-        imagenet__weights=str(weights),
-        finetune__learning_rate=1e-20,
-        rounds__count=1,
-    )
-    params = write_imagenet_weights(weights, seed=7)["params"]
-    results = experiment.run(config, tmp_path / "workdir")
-    assert results["imagenet_weights"] == {"imagenet": str(weights)}
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert results["imagenet_sha256"] == {"imagenet": digest}
-    exported = timm.load(
-        tmp_path / "workdir" / "export" / "round_0_imagenet.safetensors", tiny.MODEL
-    )["params"]
-    for part in ("stem", "stages_0", "stages_3"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), exported[part], params[part]
-        )
-    assert exported["head"]["fc"]["kernel"].shape == (20, 3)
 
 
 @pytest.fixture(scope="module")
@@ -708,26 +528,19 @@ def test_fusion_weights_of_an_asff_are_given_by_class(companions):
 
 
 @pytest.mark.slow
-def test_fusion_weights_are_computed_once_and_printed(companions, tmp_path, monkeypatch, capsys):
+def test_fusion_weights_are_made_again_where_they_are_lost_and_printed(
+    companions, tmp_path, capsys
+):
     config, finished, results = companions
     workdir = shutil.copytree(finished, tmp_path / "copy")
-    name = f"predictions/round_0_{tiny.ASFF}_fusion_weights.json"
-    (workdir / name).unlink()
-    assert experiment.run(config, workdir) == results  # made again
-    monkeypatch.setattr(prediction, "predict", lambda *_: pytest.fail("predicted again"))
-    capsys.readouterr()
+    (workdir / f"predictions/round_0_{tiny.ASFF}_fusion_weights.json").unlink()
     assert experiment.run(config, workdir) == results
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     assert f"{tiny.ASFF}: fusion weights, mean" in output
-    assert "averaged over 2 rounds" in " ".join(output.split())
+    assert "averaged over 2 rounds" in output
     rounds = [r["fusion_weights"][tiny.ASFF]["normal"]["mid"] for r in results["rounds"]]
     mean, std = (f"{np.mean([r[key] for r in rounds]):.3f}".lstrip("0") for key in ("mean", "std"))
     assert f"{mean} ± {std}" in output
-    averaged = results["fusion_weights"][tiny.ASFF]["normal"]["mid"]
-    assert averaged["mean"] == pytest.approx(np.mean([row["mean"] for row in rounds]))
-    (workdir / name).write_text("{")
-    with pytest.raises(DamagedFileError, match=r"fusion_weights\.json is damaged.*run again"):
-        experiment.run(config, workdir)
 
 
 @pytest.mark.slow
@@ -764,6 +577,6 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(finished, data, ca
         finally:
             process.kill()
             process.wait()
-    assert_same(outcome(finished[0]), outcome(tmp_path))
+    assert_same(outcome(finished.workdir), outcome(tmp_path))
     scores = json.loads((tmp_path / "results.json").read_text())
-    assert scores["rounds"] == finished[1]["rounds"]
+    assert scores["rounds"] == finished.results["rounds"]

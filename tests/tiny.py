@@ -9,16 +9,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import safetensors.numpy
+from ml_collections import ConfigDict
 
-from egmae_jax import experiment
+from egmae_jax import experiment, models
 from egmae_jax.core import console, preemption, sharding
 from egmae_jax.data import phantoms
 from egmae_jax.evaluation.predictions import load_predictions
+from egmae_jax.models import timm
 from egmae_jax.models.asff import register_asff
 from egmae_jax.models.convnext import register_convnext
+from egmae_jax.models.init import initial_variables
 from egmae_jax.models.resnet import register_resnet
 
 MODEL = "convnext_test"
@@ -67,11 +72,48 @@ def make_config(data: Path, cache: Path, **changes):
         "evaluation.batch_size": 8,
         "evaluation.bootstrap_resamples": 20,
         "evaluation.report": False,
-        "tensorboard.events": False,  # tests/run/test_tensorboard.py has them
+        "tensorboard.events": False,
     }
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     config.update_from_flattened_dict(fields)
     return config
+
+
+def write_weights(path: Path, name: str, seed: int):
+    """Writes random weights of a model for ImageNet's classes, and returns them."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    variables = initial_variables(models.create(name, 1000), seed, image)
+    timm.save(variables, path, name)
+    return variables
+
+
+class Recorder:
+    """A tracker that keeps what it takes, and stops the run at a step as Ctrl-C would."""
+
+    def __init__(self, stop=None):
+        self.stop, self.rows = stop, []
+
+    def log(self, stage, round, step, metrics):
+        if (stage, step) == self.stop:
+            raise KeyboardInterrupt
+        self.rows.append((stage, round, step, dict(metrics)))
+
+
+class Finished(NamedTuple):
+    """A run that is complete."""
+
+    workdir: Path
+    results: dict[str, Any]  # what the run returned
+    rows: list[tuple]  # what a tracker took
+    config: ConfigDict
+
+
+def run_to_the_end(data: Path, cache: Path, workdir: Path) -> Finished:
+    """Makes a complete run with TensorBoard's events and pictures."""
+    config = make_config(data, cache, tensorboard__events=True, tensorboard__panel_epochs=2)
+    recorder = Recorder()
+    results = experiment.run(config, workdir, trackers=[recorder])
+    return Finished(workdir, results, recorder.rows, config)
 
 
 def main(data: str, cache: str, workdir: str, *fields: str) -> None:
