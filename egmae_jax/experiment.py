@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from egmae_jax.core import platform, preemption, sharding
+from egmae_jax.core import hosts, platform, preemption, sharding
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.data import splits
@@ -110,7 +110,7 @@ class Experiment:
         paths = Paths(workdir, folds=config.rounds.kind == "folds")
         recorded, begun = has_record(workdir), has_begun(workdir)
         environment.require_same(paths.environment, begun=recorded)
-        sharding.wait_for_all("the workdir is as it was")
+        hosts.wait_for_all("the workdir is as it was")
         # What costs nothing comes first, then fetching weights, then reading all images.
         _require_earlier_stages(stage, frozen, paths)
         listing = list_files(
@@ -131,7 +131,7 @@ class Experiment:
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
         data = RoundData(prepared, frozen, paths, mesh, begun=begun)
         record_intensity_range(paths, prepared.intensity, begun=begun)
-        if sharding.is_primary():
+        if hosts.is_primary():
             environment.record(paths.environment, begun=recorded)
             record_config(workdir, config)
             self.imagenet.record()
@@ -152,15 +152,15 @@ class Experiment:
     def pretrain(self) -> None:
         """Pre-trains the autoencoder, once for each split."""
         for split in self.run.pretrainings:
-            sharding.wait_for_all(f"pre-training {split}")
+            hosts.wait_for_all(f"pre-training {split}")
             preemption.set_resume_point(f"pretrain, round {split}")
             self.pretraining.train(split)
 
     def finetune(self) -> None:
         """Fine-tunes the branches of every round."""
-        sharding.wait_for_all("pre-training is complete")
+        hosts.wait_for_all("pre-training is complete")
         for branch, round_index in self._each:
-            sharding.wait_for_all(f"fine-tuning {branch} {round_index}")
+            hosts.wait_for_all(f"fine-tuning {branch} {round_index}")
             preemption.set_resume_point(f"finetune/{branch.name}, round {round_index}")
             self.finetuning.train(branch, round_index)
 
@@ -170,14 +170,14 @@ class Experiment:
         Args:
             again: whether predictions that are there are made anew.
         """
-        sharding.wait_for_all("fine-tuning is complete")
+        hosts.wait_for_all("fine-tuning is complete")
         preemption.set_resume_point("the evaluation")
         for branch, round_index in self._each:
-            sharding.wait_for_all(f"prediction {branch} {round_index}")
+            hosts.wait_for_all(f"prediction {branch} {round_index}")
             self.prediction.save(branch, round_index, again=again)
-        sharding.wait_for_all("predictions are complete")
+        hosts.wait_for_all("predictions are complete")
         scores = results.report(self.run, self.imagenet)
-        if self.run.config.evaluation.report and sharding.is_primary():
+        if self.run.config.evaluation.report and hosts.is_primary():
             from egmae_jax import report  # imports matplotlib
 
             report.write_report(self.run.paths.workdir, self.run.paths.report)

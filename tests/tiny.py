@@ -17,7 +17,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from egmae_jax import experiment, models
-from egmae_jax.core import console, preemption, sharding
+from egmae_jax.core import console, hosts, preemption
 from egmae_jax.data import phantoms
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.models import timm
@@ -120,8 +120,8 @@ def main(data: str, cache: str, workdir: str, *fields: str) -> None:
     changes = dict(field.split("=", 1) for field in fields)
     if "TINY_HOSTS" in os.environ:
         address, count, index = os.environ["TINY_HOSTS"].split()
-        sharding.join_hosts(address, int(count), int(index), timeout_seconds=10)
-    console.set_up_logging(quiet=not sharding.is_primary())
+        hosts.join(address, int(count), int(index), timeout_seconds=10)
+    console.set_up_logging(quiet=not hosts.is_primary())
     config = make_config(
         Path(data),
         Path(cache),

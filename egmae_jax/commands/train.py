@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from egmae_jax import experiment
 from egmae_jax.commands.arguments import Parser
-from egmae_jax.core import console, platform, preemption, sharding
+from egmae_jax.core import console, hosts, platform, preemption, sharding
 from egmae_jax.run import trackers
 from egmae_jax.run.workdir import local_folder
 
@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.deterministic:
         platform.make_deterministic()
     preemption.install()
-    sharding.join_hosts(options.coordinator, options.num_processes, options.process_id)
+    hosts.join(options.coordinator, options.num_processes, options.process_id)
     sharding.require_devices()
-    console.set_up_logging(quiet=not sharding.is_primary())
+    console.set_up_logging(quiet=not hosts.is_primary())
     preemption.install()  # again: JAX takes SIGTERM where hosts join
     gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
     try:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [
             trackers.load(name, options.config, workdir)
             for name in options.tracker
-            if sharding.is_primary()
+            if hosts.is_primary()
         ]
         experiment.run(options.config, workdir, stage=options.stage, trackers=chosen)
     except preemption.Preempted as stop:
@@ -52,10 +52,10 @@ def _parser() -> Parser:
         help="makes a tracker, which gets the metrics of every epoch; may be repeated")  # fmt: skip
     add("--deterministic", action="store_true",
         help="on a GPU: the same bits in every run, at some cost; a CPU has them")  # fmt: skip
-    hosts = parser.add_argument_group("several hosts", "TPU pods, SLURM and Open MPI need none.")
-    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of process 0")
-    hosts.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
-    hosts.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
+    group = parser.add_argument_group("several hosts", "TPU pods, SLURM and Open MPI need none.")
+    group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of process 0")
+    group.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
     return parser
 
 

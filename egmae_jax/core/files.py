@@ -167,7 +167,7 @@ def _free_bytes(folder: Path) -> int:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that even after a crash it is either complete or unchanged.
 
-    Every process that calls this writes: check `sharding.is_primary` first on several hosts.
+    Every process that calls this writes: check `hosts.is_primary` first on several hosts.
 
     Raises:
         AccessError: the system does not allow the file at `path`.

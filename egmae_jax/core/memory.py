@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 
 SHARE = 0.3  # share of memory for images; the rest is for the network and its gradients
 _UNKNOWN = 8e9  # bytes, assumed if the system does not report its memory
@@ -23,10 +23,10 @@ def for_resident_images() -> float:
     """
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    available = _free_on_host() / sharding.processes_on_this_host()
+    available = _free_on_host() / hosts.processes_on_this_host()
     if None in limits:  # CPU devices share the host's memory
         available /= len(devices)
-    (negative,) = sharding.agree(-min([available, *(limit for limit in limits if limit)]))
+    (negative,) = hosts.agree(-min([available, *(limit for limit in limits if limit)]))
     return SHARE * -negative
 
 
@@ -35,7 +35,7 @@ def for_decoded_images() -> float:
 
     This is the fraction SHARE of the free host memory, divided by the run's processes on this host.
     """
-    return SHARE * _free_on_host() / sharding.processes_on_this_host()
+    return SHARE * _free_on_host() / hosts.processes_on_this_host()
 
 
 def _free_on_host(root: Path = Path("/")) -> float:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from egmae_jax.core import console, sharding
+from egmae_jax.core import console, hosts
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Keys of the coordination service.
@@ -126,7 +126,7 @@ def treat_lost_hosts_as_preemption() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # JAX has no single type for a lost connection
-        if _state.number and sharding.has_hosts():
+        if _state.number and hosts.is_multihost():
             raise Preempted(_state.number) from error
         raise
 
@@ -155,7 +155,7 @@ class _Watcher:
     def run(self) -> None:
         """Handles signals until the other end of the socket is closed."""
         while True:
-            must_poll = sharding.has_hosts() or (self._state.number and not self._has_warned)
+            must_poll = hosts.is_multihost() or (self._state.number and not self._has_warned)
             timeout = _POLL_SECONDS if must_poll else None
             ready, _, _ = select.select([self._reader], [], [], timeout)
             received = self._reader.recv(4096) if ready else b""
@@ -163,7 +163,7 @@ class _Watcher:
                 return
             for number in filter(_SIGNALS.__contains__, received):
                 self._take(number)
-            if sharding.has_hosts():
+            if hosts.is_multihost():
                 self._share()
                 self._end_if_blocked()
             if not ready:  # a poll interval later, so the main thread has had time to stop
@@ -179,8 +179,8 @@ class _Watcher:
         """Informs the other hosts of this host's signal, or raises another host's signal here."""
         state = self._state
         if state.number and not self._is_shared:
-            sharding.set_key(_KEY, str(state.number))
-        elif not state.number and (number := sharding.get_key(_KEY)):
+            hosts.set_key(_KEY, str(state.number))
+        elif not state.number and (number := hosts.get_key(_KEY)):
             state.number = int(number)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         self._is_shared = bool(state.number)
@@ -195,10 +195,10 @@ class _Watcher:
         overdue = now - self._blocked_since - _GRACE_SECONDS
         if overdue <= 0:
             return
-        host, num_hosts = sharding.host()
+        host, num_hosts = hosts.index_and_count()
         if host:
             _end(f"{_ENDED}/{host}")
-        if sharding.count_keys(_ENDED) == num_hosts - 1 or overdue > _PRIMARY_SECONDS:
+        if hosts.count_keys(_ENDED) == num_hosts - 1 or overdue > _PRIMARY_SECONDS:
             _end()
 
     def _warn_once(self) -> None:
@@ -226,7 +226,7 @@ def _end(key: str = "") -> None:
     try:
         _announce(_message(_state.number))
         if key:
-            sharding.set_key(key, "")
+            hosts.set_key(key, "")
     finally:
         os._exit(128 + _state.number)
 
@@ -264,7 +264,7 @@ class Deferral:
         if not self._has_begun:
             self._has_begun = _state.is_deferred = True
             # Waits forever if a host has stopped; the thread then ends this process.
-            sharding.wait_for_all("training has begun")
+            hosts.wait_for_all("training has begun")
             _state.is_training = True
 
     @property
@@ -286,7 +286,7 @@ class Deferral:
     ) -> None:
         try:
             if self._has_begun and kind is None:
-                self.stop(int(*sharding.agree(self.requested)))
+                self.stop(int(*hosts.agree(self.requested)))
         finally:
             _state.is_deferred = _state.is_training = False
         if self._has_begun and kind is None and _state.number:  # it came after they had agreed

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from egmae_jax.core import platform, rng, sharding
+from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run.context import Run
 from egmae_jax.training import pretrain
@@ -46,7 +46,7 @@ class ReconstructionPanels:
         if epoch % every and epoch != config.pretrain.epochs:
             return
         params = sharding.to_host(variables["params"])
-        if sharding.is_primary():
+        if hosts.is_primary():
             png = self._draw(params)
             self._run.log.write_picture("pretrain", self._split, step, "reconstructions", png)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
 from egmae_jax.run.config import ConfigError, differences, flatten
@@ -119,7 +119,7 @@ def require_same(path: Path, *, begun: bool) -> None:
     """
     now = settings()
     checksum = float(zlib.crc32(repr(now).encode()))
-    largest, smallest = sharding.agree(checksum, -checksum)
+    largest, smallest = hosts.agree(checksum, -checksum)
     if largest != -smallest:
         raise ConfigError(
             "The hosts have different settings, which would give each other numbers; on this one: "

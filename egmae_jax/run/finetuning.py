@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
@@ -83,7 +83,7 @@ class Finetuning:
             )
             _, best = loop.train(stage)
         assert best is not None  # there is at least one epoch
-        if sharding.is_primary():
+        if hosts.is_primary():
             timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
         logger.info(
@@ -159,7 +159,7 @@ class Finetuning:
                 seed=self._run.config.seed + round_index,
             )
             report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
-            if sharding.is_primary():
+            if hosts.is_primary():
                 if entropies is not None:
                     self._draw_layers(report, path.with_suffix(".png"))
                 write_sealed(path, report)
@@ -171,7 +171,7 @@ class Finetuning:
                 report["parameters"],
                 path,
             )
-        sharding.wait_for_all(f"{path} is written")
+        hosts.wait_for_all(f"{path} is written")
         return layer_selection.selection(layers, layer_selection.read_report(path, layers))
 
     def layer_entropies(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.files import write_atomically
 from egmae_jax.run.tensorboard import EventFiles, numbers
 from egmae_jax.run.trackers import Tracker
@@ -30,13 +30,13 @@ class MetricsLog:
         self, path: Path, events: EventFiles | None = None, trackers: Sequence[Tracker] = ()
     ):
         self._path = path
-        self._events = events if sharding.is_primary() else None
+        self._events = events if hosts.is_primary() else None
         self._trackers = trackers
         self._failed: list[Tracker] = []
 
     def write(self, **row: Any) -> None:
         """Appends one line."""
-        if not sharding.is_primary():
+        if not hosts.is_primary():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ class MetricsLog:
 
         A last line that the kill has cut off goes, too.
         """
-        if not sharding.is_primary():
+        if not hosts.is_primary():
             return
         if self._path.exists():
             kept = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import models
-from egmae_jax.core import platform, rng, sharding
+from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluation import fusion_weights
@@ -50,7 +50,7 @@ class Prediction:
         variables = sharding.replicate(variables, self._run.mesh)
         for part, path in paths.items():
             predictions = self.of(branch, variables, round_index, part)
-            if sharding.is_primary():
+            if hosts.is_primary():
                 save_predictions(path, predictions)
         if fuses(branch):
             prepared = self._run.data.prepared
@@ -59,7 +59,7 @@ class Prediction:
                 prepared.labels[self._run.data.indices(round_index, "test")],
                 prepared.classes,
             )
-            if sharding.is_primary():
+            if hosts.is_primary():
                 write_sealed(weights, by_class)
 
     def of(self, branch: Branch, variables: PyTree, round_index: int, part: str) -> Predictions:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax.core import platform, rng, sharding
+from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run.context import Run
@@ -59,7 +59,7 @@ class Pretraining:
             else:
                 params = self._train(split, folder)
             losses = self._reconstruction_losses(params, split)
-            if sharding.is_primary():
+            if hosts.is_primary():
                 write_sealed(report, losses)
                 save_params(result, params)
             logger.info(

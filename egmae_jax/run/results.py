@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from egmae_jax.core import provenance, sharding
+from egmae_jax.core import hosts, provenance
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_sealed, write_json
 from egmae_jax.data import audit, samples
 from egmae_jax.evaluation import calibration, fusion_weights
@@ -55,7 +55,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
             for name in fusing
         }
     results["made_with"] = provenance.describe() | environment.recorded(run.paths.environment)
-    if sharding.is_primary():
+    if hosts.is_primary():
         write_json(run.paths.audit, audit.audit(prepared))
         write_json(run.paths.results, results)
     for sentence in calibration.explain_rounds(results["rounds"], results["summary"]):

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from egmae_jax.core import memory, sharding
+from egmae_jax.core import hosts, memory, sharding
 from egmae_jax.data import pipeline, splits
 from egmae_jax.data.pipeline import Evaluation, HostStore, Images, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared
@@ -51,7 +51,7 @@ class RoundData:
             path, part_of = paths.splits(index), parts.assign(prepared, config, fold=index)
             if begun:
                 part_of = parts.read(path, prepared, part_of == splits.LEFT_OUT)
-            elif sharding.is_primary():
+            elif hosts.is_primary():
                 parts.write(path, prepared, part_of)
             self._parts.append(part_of)
 

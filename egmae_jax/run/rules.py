@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from egmae_jax import models
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts, sharding
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.method import corruption, entropy, fusion, layer_entropy
@@ -293,5 +293,5 @@ def _mesh_problems(config: ConfigDict, num_devices: int) -> Iterator[str]:
     if min(batch_sizes) > 0:
         try:
             sharding.mesh_shape(num_devices, config.mesh.data, config.mesh.fsdp, batch_sizes)
-        except sharding.DeviceError as error:
+        except hosts.DeviceError as error:
             yield f"mesh: {error}"

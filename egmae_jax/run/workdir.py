@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 from ml_collections import ConfigDict
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_writable, write_json
 from egmae_jax.data import samples
 from egmae_jax.data.datasets import DataError
@@ -126,7 +126,7 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         AccessError: it cannot be written to.
         ConfigError: it is in use, or its file system has no locks.
     """
-    if not sharding.is_primary():
+    if not hosts.is_primary():
         yield
         return
     require_writable(workdir, f"{flag}={workdir}")
@@ -209,7 +209,7 @@ def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bo
     if intensity.rule != "dataset":
         return
     if not begun:
-        if sharding.is_primary():
+        if hosts.is_primary():
             write_json(paths.intensity_range, samples.to_json(intensity))
     elif (before := read_intensity_range(paths)) != intensity:
         raise DataError(

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import DamagedFileError, read_json, write_json
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
@@ -74,7 +74,7 @@ class Checkpoints:
                 notes=ocp.args.JsonSave(notes | {"format": FORMAT}),
             ),
         )
-        if not sharding.is_primary():
+        if not hosts.is_primary():
             return
         write_json(self._record(step), _checksums(self._step_folder(step)))
         for record in self._folder.glob(_RECORD.format(step="*")):
@@ -178,8 +178,8 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def delete_checkpoints(folder: Path) -> None:
     """Deletes a stage's checkpoints, if any; all hosts must call it after saving the result."""
-    sharding.wait_for_all(f"{folder} is not used any more")
-    if sharding.is_primary() and folder.exists():
+    hosts.wait_for_all(f"{folder} is not used any more")
+    if hosts.is_primary() and folder.exists():
         shutil.rmtree(folder)
 
 

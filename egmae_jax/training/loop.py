@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from egmae_jax.core import platform, preemption, rng, sharding
+from egmae_jax.core import hosts, platform, preemption, rng, sharding
 from egmae_jax.core.console import ProgressBar
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.training import nonfinite
@@ -159,7 +159,7 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
             is_due = not is_finite or time.monotonic() - saved_at >= stage.save_seconds
             # Times and signals differ between hosts, but all hosts must do the same.
             feeder.target_steps, stop_signal, must_save = map(
-                int, sharding.agree(steps.target_steps, deferral.requested, is_due)
+                int, hosts.agree(steps.target_steps, deferral.requested, is_due)
             )
             if must_save or stop_signal or progress.step == plan.total_steps:
                 save(stage, progress)

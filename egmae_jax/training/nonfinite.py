@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import RESTORE, read_sealed, write_sealed
 
@@ -102,7 +102,7 @@ class Policy:
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
         """Deletes the files about a stage's steps after `after_step`, which will be repeated."""
-        if not sharding.is_primary():
+        if not hosts.is_primary():
             return
         for path in self.folder.glob(self._name(stage, round_index, "*")):
             if int(path.stem.rpartition("_")[2]) > after_step:
@@ -140,7 +140,7 @@ class Policy:
         is_loss, is_skipped = not math.isfinite(loss), in_a_row < self.max_skipped
         culprit = "loss" if is_loss else "gradient"
         path = self.folder / self._name(stage, description["round"], step)
-        if sharding.is_primary():
+        if hosts.is_primary():
             findings = {"not_finite": culprit, "loss": str(loss) if is_loss else loss}
             write_sealed(path, {**description, **findings, "skipped": is_skipped})
         value, epoch = f" ({loss})" if is_loss else "", description["epoch"]

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax import experiment
 from egmae_jax.commands.arguments import Parser
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.data import datasets, phantoms
 from egmae_jax.models import registry
 from egmae_jax.models import weights as model_weights
@@ -107,7 +107,7 @@ def apply() -> None:
     phantoms.write = functools.partial(_write_phantoms, phantoms.write)
     experiment.run = functools.partial(_run, experiment.run)
     variants.read = functools.partial(_read, variants.read)
-    sharding.join_hosts = functools.partial(_join_hosts, sharding.join_hosts)
+    hosts.join = functools.partial(_join_hosts, hosts.join)
     model_weights.locate = functools.partial(_locate, model_weights.locate)
     pooch.retrieve = _retrieve
     builtins.__import__ = functools.partial(_import, builtins.__import__)
@@ -228,7 +228,7 @@ def _read(read, config, given=()):
 
 
 def _join_hosts(join, coordinator=None, num_processes=None, process_id=None, **_):
-    """`sharding.join_hosts`: the flags must belong together, but nobody is waited for."""
+    """`hosts.join`: the flags must belong together, but nobody is waited for."""
     given = (coordinator, num_processes, process_id)
     if None in given:
         return join(*given)

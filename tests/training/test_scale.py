@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts, sharding
 from tests import tiny
 from tests.feeding import free_port
 from tests.tiny import assert_same, outcome, run_process
@@ -50,7 +50,7 @@ def test_as_many_devices_as_divide_the_batches_share_them(count, data, fsdp, bat
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused(data, fsdp, batches, message):
-    with pytest.raises(sharding.DeviceError, match=message):
+    with pytest.raises(hosts.DeviceError, match=message):
         sharding.mesh_shape(8, data, fsdp, batches)
 
 
@@ -78,16 +78,16 @@ def test_hosts_join_where_a_cluster_is_found(name, monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
     monkeypatch.setattr(jax.config, "update", lambda *args: calls.append(args))
-    sharding.join_hosts()
-    without_cache = ("jax_enable_compilation_cache", False)  # else hosts hang, see join_hosts
+    hosts.join()
+    without_cache = ("jax_enable_compilation_cache", False)  # else hosts hang, see join
     assert calls == ([(None, None, None), without_cache] if name in CLUSTERS else [])
 
 
 def test_only_all_that_names_a_process_together_joins_hosts():
-    with pytest.raises(sharding.DeviceError, match="belong together"):
-        sharding.join_hosts("127.0.0.1:1", 2)
-    sharding.join_hosts()  # alone
-    assert sharding.is_primary()
+    with pytest.raises(hosts.DeviceError, match="belong together"):
+        hosts.join("127.0.0.1:1", 2)
+    hosts.join()  # alone
+    assert hosts.is_primary()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize (x)"), AssertionError()])
@@ -97,9 +97,7 @@ def test_a_machine_without_the_backend_asked_for_is_refused(error, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(
-        sharding.DeviceError, match=r"no device with JAX_PLATFORMS='cuda' .*\[gpu\]"
-    ):
+    with pytest.raises(hosts.DeviceError, match=r"no device with JAX_PLATFORMS='cuda' .*\[gpu\]"):
         sharding.require_devices()
 
 
@@ -364,16 +362,16 @@ WAITING = """
 import sys, time
 from egmae_jax.core import preemption, sharding
 preemption.install()
-sharding.join_hosts(sys.argv[1], 2, int(sys.argv[2]))
+hosts.join(sys.argv[1], 2, int(sys.argv[2]))
 preemption.install()
 preemption._GRACE_SECONDS = 1.0
 try:
-    sharding.wait_for_all("both are here")
+    hosts.wait_for_all("both are here")
     print("here", flush=True)
     if sys.argv[2] == sys.argv[3]:
         time.sleep(600)  # as one that still prepares its data
     with preemption.treat_lost_hosts_as_preemption():
-        sharding.wait_for_all("both are ready")  # which nothing interrupts
+        hosts.wait_for_all("both are ready")  # which nothing interrupts
 except preemption.Preempted as stop:
     stop.exit()
 """
