@@ -5,10 +5,6 @@ A mesh has three axes. Along 'data', batches are sharded and parameters are repl
 et al. 2020). Along 'copy', all devices compute the same; this axis is longer than 1 if a batch
 cannot be divided among all devices. `jax.jit` gives the results of a single device: it inserts an
 all-reduce of the gradients along 'data', and an all-gather of each parameter along 'fsdp'.
-
-On several hosts, every process runs the same program on its own devices. Values that may differ
-between hosts, such as times and signals, go through `agree`; one host writes the files
-(`is_primary`).
 """
 
 import math

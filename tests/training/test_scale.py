@@ -290,8 +290,8 @@ def test_many_devices_and_hosts_give_the_results_of_one(
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_devices_and_hosts(alone, data, cache, tmp_path):
     """Preempted on two hosts, then on eight devices, it ends on one."""
-    for hosts, devices in ((2, 2), (1, 8)):
-        processes = start_hosts(data, cache, tmp_path, *SHORT, hosts=hosts, devices=devices)
+    for count, devices in ((2, 2), (1, 8)):
+        processes = start_hosts(data, cache, tmp_path, *SHORT, hosts=count, devices=devices)
         for line in processes[0].stdout:
             if "epoch 1/2" in line:
                 break
