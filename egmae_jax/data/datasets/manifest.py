@@ -59,24 +59,22 @@ def _list_images(root: Path) -> list[ImageFile]:
     names, rows = read_table(table)
     place = _columns(table, names, [values for _, values in rows])
     images: dict[str, ImageFile] = {}
-    readings: collections.Counter[str] = collections.Counter()
+    renamed: collections.Counter[str] = collections.Counter()
     for number, values in rows:
         row = {column: values[k] for column, k in place.items()}
         where = f"{table}, line {number}"
-        path, how = _locate(root, row["path"], where)
+        path = _locate(root, row["path"], where)
         part = _part(row.get("split", ""), where)
         if not row["label"]:
             raise DataError(f"{where}: the label is empty.")
         if path in images:
             raise DataError(f"{where}: {path} is listed before.")
         if part and row["split"] != part:
-            readings[f"the split {row['split']!r} is read as {part}"] += 1
-        if how:
-            readings[how] += 1
+            renamed[f"{row['split']!r} is read as {part}"] += 1
         group = None if lookalikes.is_missing(row.get("group", "")) else row["group"]
         images[path] = ImageFile(path, row["label"], group, part)
-    for how, count in sorted(readings.items()):
-        logger.info("%s: %s (%d lines)", table, how, count)
+    for reading, count in sorted(renamed.items()):
+        logger.info("%s: the split %s (%d lines)", table, reading, count)
     _check(table, list(images.values()), has_groups="group" in place)
     return sorted(images.values())
 
@@ -142,24 +140,20 @@ def _columns(table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -
     return place
 
 
-def _locate(root: Path, text: str, where: str) -> tuple[str, str]:
-    """A listed file's path below `root`, and how its path was read; '' for as it stands.
+def _locate(root: Path, text: str, where: str) -> str:
+    """A listed file's path below `root`, which another system may have written.
 
     Raises:
         DataError: the path leads elsewhere, or there is no such file.
     """
     slashes = text.replace("\\", "/")
-    for path, how in (
-        (text, ""),
-        (slashes, "backslashes are read as slashes"),
-        # Files from a Mac have decomposed letters in their names.
-        (unicodedata.normalize("NFC", slashes), "decomposed letters are read as composed ones"),
-        (unicodedata.normalize("NFD", slashes), "composed letters are read as decomposed ones"),
-    ):
+    # Files from a Mac have decomposed letters in their names.
+    composed, decomposed = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+    for path in (text, slashes, composed, decomposed):
         if leads_elsewhere(path):
             raise DataError(f"{where}: the path {text!r} must lead below {root}.")
         if os.path.isfile(root / path):
-            return PurePosixPath(path).as_posix(), how
+            return PurePosixPath(path).as_posix()
     raise DataError(f"{where}: there is no file {root / text}.")
 
 
