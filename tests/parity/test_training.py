@@ -19,7 +19,6 @@ from egmae_jax.method import augment
 from egmae_jax.method.corruption import patch_entropy
 from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
-from egmae_jax.models.layers import drop_path_scales
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.resnet import register_resnet
 from egmae_jax.run import default_config
@@ -221,10 +220,27 @@ def forms(request):
 
 
 SIZES = [
-    pytest.param("convnext_atto", 10, marks=pytest.mark.slow),
     pytest.param("convnext_atto", 50, marks=[pytest.mark.slow, pytest.mark.essential]),
     pytest.param("convnext_tiny", 1, marks=pytest.mark.slow),
 ]
+
+
+LOSS = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
+
+
+def crops_and_labels(images, key, resize):
+    """What each step of fine-tuning trains on, as PyTorch takes it."""
+
+    @jax.jit
+    def crops(step, pixels, sizes):
+        crop_key, flip_key, *_ = jax.random.split(jax.random.fold_in(key, step), 5)
+        crop = augment.resized_random_crop(crop_key, sizes, resize=resize, crop=SIZE)
+        return augment.resample(pixels, crop, augment.random_flip(flip_key, BATCH), size=SIZE)
+
+    return [
+        (to_torch(crops(i, images.pixels[i], images.sizes[i])), torch.tensor(labels).long())
+        for i, labels in enumerate(images.labels)
+    ]
 
 
 @pytest.mark.usefixtures("forms")
@@ -245,20 +261,10 @@ def test_fine_tuning_is_pytorchs(name, steps):
     )
     ours = run_ours(step_fn, variables, optimizer, images, key)
 
-    @jax.jit
-    def crops(step, pixels, sizes):
-        crop_key, flip_key, _ = jax.random.split(jax.random.fold_in(key, step), 3)
-        crop = augment.resized_random_crop(crop_key, sizes, resize=section.resize, crop=SIZE)
-        return augment.resample(pixels, crop, augment.random_flip(flip_key, BATCH), size=SIZE)
-
-    batches = [
-        (to_torch(crops(i, images.pixels[i], images.sizes[i])), torch.tensor(labels).long())
-        for i, labels in enumerate(images.labels)
-    ]
-    loss = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
+    batches = crops_and_labels(images, key, section.resize)
     theirs = run_theirs(
         classifier,
-        lambda model: trained(model, section, loss, LAYER_DECAY),
+        lambda model: trained(model, section, LOSS, LAYER_DECAY),
         lambda dtype: batches,
         lambda model: convert_exactly(classifier_variables, model, name),
     )
@@ -317,18 +323,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     )
     ours = run_ours(step_fn, variables, optimizer, images, key, prefixes)
 
-    @jax.jit
-    def crops(step, pixels, sizes):
-        crop_key, flip_key, *_ = jax.random.split(jax.random.fold_in(key, step), 5)
-        crop = augment.resized_random_crop(crop_key, sizes, resize=section.resize, crop=SIZE)
-        return augment.resample(pixels, crop, augment.random_flip(flip_key, BATCH), size=SIZE)
-
-    batches = [
-        (to_torch(crops(i, images.pixels[i], images.sizes[i])), torch.tensor(labels).long())
-        for i, labels in enumerate(images.labels)
-    ]
-    loss = functools.partial(networks.classification_loss, label_smoothing=SMOOTHING)
-
+    batches = crops_and_labels(images, key, section.resize)
     frozen_prefixes = [prefix for layer in frozen for prefix in layers[layer]]
     stays = tuple(f"{collection}/{x}" for collection in variables for x in frozen_prefixes)
 
@@ -345,7 +340,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
         return traverse_util.unflatten_dict(kept, sep="/")
 
     theirs = run_theirs(
-        classifier, lambda model: trained(model, section, loss), lambda dtype: batches, snapshot
+        classifier, lambda model: trained(model, section, LOSS), lambda dtype: batches, snapshot
     )
     for snapshot in ours[0].values():
         for path, x in flat(snapshot).items():
@@ -411,7 +406,7 @@ def convert_exactly(convert, model, name):
     return jax.tree.map(lambda h, r: np.float64(h) + r, high, low)
 
 
-@pytest.mark.parametrize(("total", "warmup"), [(40, 0), (40, 1), (40, 7), (300, 100)])
+@pytest.mark.parametrize(("total", "warmup"), [(40, 0), (40, 1), (300, 100)])
 def test_the_learning_rate_is_pytorchs_at_every_step(total, warmup):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.3)
@@ -443,18 +438,6 @@ def test_the_groups_of_layer_decay_are_timms(name):
 def test_a_network_of_unknown_layers_is_not_trained_as_if_it_were_one():
     with pytest.raises(ConfigError, match=r"layer_decay.*trunk/conv/kernel"):
         optim.layer_scales({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
-
-
-def test_drop_path_is_timms_in_distribution():
-    timm_layers = pytest.importorskip("timm.layers")
-    ours = np.asarray(drop_path_scales(jax.random.key(0), [0.0, 0.3], 4000))
-    torch.manual_seed(0)
-    theirs = timm_layers.DropPath(0.3).train()(torch.ones(4000, 2, 2, 3)).numpy()
-    assert (theirs == theirs[:, :1, :1, :1]).all()  # all of an example or nothing
-    assert (ours[0] == 1).all()
-    for result in (ours[1], theirs[:, 0, 0, 0]):
-        assert set(np.unique(result)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
-        assert result.mean() == pytest.approx(1.0, abs=0.04)  # 3.9 standard errors
 
 
 def test_the_entropy_of_every_patch_is_the_references():
