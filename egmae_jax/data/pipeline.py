@@ -353,21 +353,17 @@ class Evaluation:
         The last batch is filled up with its first image, of validity 0, so that every image counts
         exactly once.
         """
-        starts = range(0, len(self), batch_size)
-
-        def positions(i: int) -> tuple[np.ndarray, np.ndarray]:
-            wanted = np.arange(starts[i], starts[i] + batch_size)
-            valid = wanted < len(self)
-            return np.where(valid, wanted, starts[i]).astype(np.int32), valid.astype(np.float32)
-
+        count = math.ceil(len(self) / batch_size)
+        wanted = np.arange(count * batch_size, dtype=np.int32).reshape(count, batch_size)
+        valid = (wanted < len(self)).astype(np.float32)
+        positions = np.where(valid, wanted, wanted[:, :1])
         if self._resident is not None:
-            for i in range(len(starts)):
-                indices, valid = positions(i)
-                yield self._resident, indices, valid
+            for i in range(count):
+                yield self._resident, positions[i], valid[i]
             return
         within = np.arange(batch_size, dtype=np.int32)
         loaded = read_ahead(
-            lambda i: self._view.load(self._indices[positions(i)[0]], self._store), 0, len(starts)
+            lambda i: self._view.load(self._indices[positions[i]], self._store), 0, count
         )
         for i, batch in enumerate(loaded):
-            yield sharding.replicate(batch, self._mesh), within, positions(i)[1]
+            yield sharding.replicate(batch, self._mesh), within, valid[i]
