@@ -11,7 +11,6 @@ from egmae_jax.core.files import REEVALUATE, DamagedFileError
 from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
-from egmae_jax.report import complexity
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.run.workdir import local_folder
 
@@ -90,11 +89,14 @@ class Content:
 
     @functools.cached_property
     def summary(self) -> list[dict[str, Any]]:
-        """A row per classifier: name, model ('' for the ensemble), metrics and intervals."""
+        """A row per classifier: name, model ('' for the ensemble), size, metrics and intervals."""
+        trainable = self.results["rounds"][0]["trainable"]
+        parameters = {name: trainable[name]["parameters"] for name in self.results["branches"]}
         return [
             {
                 "name": name,
                 "model": self.results["branches"].get(name, ""),
+                "parameters": parameters.get(name, sum(parameters.values())),
                 "metrics": self.results["summary"][name],
                 "intervals": {m: self.resampled.estimate(k, m) for m in WEIGHTED_METRICS},
             }
@@ -106,18 +108,6 @@ class Content:
         """Every other classifier paired with the last, which is the ensemble if there is one."""
         *others, last = enumerate(self.classifiers)
         return [pair(self.rounds, self.resampled, other, last) for other in others]
-
-    @property
-    def costs(self) -> dict[str, complexity.Complexity]:
-        """Complexity of each classifier; the ensemble's is the sum of its branches'."""
-        size = self.config["data"]["image_size"]
-        costs = {
-            name: complexity.of_network(model, len(self.classes), size)
-            for name, model in self.results["branches"].items()
-        }
-        if "ensemble" in self.classifiers:
-            costs["ensemble"] = complexity.Complexity(*np.sum(list(costs.values()), axis=0))
-        return costs
 
     @property
     def confusion(self) -> dict[str, list[list[int]]]:

@@ -40,10 +40,7 @@ def make_run(
         groups = np.arange(len(labels)) // 2 + len(labels) * index * folds
         return Predictions(files, labels, p / p.sum(axis=1, keepdims=True), groups)
 
-    counts = {
-        part: dict.fromkeys(classes, count)
-        for part, count in {"train": 30, "validation": EACH, "test": EACH}.items()
-    }
+    counts = dict.fromkeys(splits.PARTS, dict.fromkeys(classes, EACH))
     scored = []
     for index in run.rounds:
         of_each, files = np.arange(len(classes)), [f"{k}.png" for k in range(len(classes))]
@@ -56,7 +53,8 @@ def make_run(
             validation, test, classes=classes, fusion_kind=config.fusion.kind, resamples=9
         )
         of_fold = {"counts": counts} if folds else {}
-        scored.append({"round": index, "seed": index, **of_fold, **scores})
+        sizes = {name: {"parameters": 1} for name in names}
+        scored.append({"round": index, "seed": index, "trainable": sizes, **of_fold, **scores})
     dataset = {"name": "busi", "title": title, "classes": classes, "counts": counts}
     results = {
         "config": config.to_dict(),
