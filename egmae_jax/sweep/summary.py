@@ -219,8 +219,6 @@ def write(summary: Mapping[str, Any], out: Path) -> None:
         picture = io.BytesIO()
         display.draw(summary).savefig(picture, format="png")
         write_atomically(out / "summary.png", picture.getvalue())
-    else:
-        (out / "summary.png").unlink(missing_ok=True)
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
