@@ -61,9 +61,7 @@ def main() -> None:
         train_labels,
         v2.Compose(
             [
-                v2.RandomResizedCrop(
-                    size, config.pretrain.crop_scale, config.pretrain.crop_ratio, antialias=True
-                ),
+                v2.RandomResizedCrop(size, config.pretrain.crop_scale, antialias=True),
                 v2.RandomHorizontalFlip(),
             ]
         ),

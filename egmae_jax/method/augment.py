@@ -18,6 +18,7 @@ from egmae_jax.core.platform import for_cpu, materialize
 # Mean and standard deviation of ImageNet by channel, of pixel values / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height of random crops: torchvision's default
 
 
 class Crop(NamedTuple):
@@ -63,7 +64,7 @@ def random_resized_crop(
     sizes: jax.Array,
     *,
     scale: tuple[float, float],
-    ratio: tuple[float, float],
+    ratio: tuple[float, float] = CROP_RATIO,
 ) -> Crop:
     """Draws rectangles as torchvision's RandomResizedCrop (paper section 4.2, pre-training).
 

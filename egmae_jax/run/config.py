@@ -27,6 +27,8 @@ FREE_FIELDS = (
     "tensorboard.events",
     "tensorboard.panel_epochs",
 )
+# Fields of the version before, and the constants that took their place.
+_REMOVED = {"pretrain.crop_ratio": [3 / 4, 4 / 3], "finetune.calibration_images": 256}
 
 
 def load(path: Path) -> ConfigDict:
@@ -63,7 +65,8 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
     Raises:
         ConfigError: names every field that differs, with both values.
     """
-    if changes := differences(flatten(saved), flatten(config), free=FREE_FIELDS):
+    before = {k: v for k, v in flatten(saved).items() if k not in _REMOVED or v != _REMOVED[k]}
+    if changes := differences(before, flatten(config), free=FREE_FIELDS):
         raise ConfigError(
             "The workdir holds a run with another config; going on would mix the two. Use the same "
             "values or another --workdir.\n  " + "\n  ".join(changes)

@@ -111,7 +111,6 @@ def get_config() -> ConfigDict:
     pretrain.weight_decay = 0.05  # [D] MAE's, ConvNeXt V2's
     pretrain.betas = (0.9, 0.95)  # [D] likewise
     pretrain.crop_scale = (0.2, 1.0)  # [S 4.2] share of the image's area
-    pretrain.crop_ratio = (3 / 4, 4 / 3)  # [D] width / height, torchvision's default
 
     config.finetune = finetune = ConfigDict()
     finetune.epochs = 15  # [S 5.1] 15, 30 or 45
@@ -130,7 +129,6 @@ def get_config() -> ConfigDict:
     # not train has no gradient and no optimizer state, and its batch norms stay as they were.
     finetune.trainable = "all"
     finetune.trainable_share = 0.5  # [D] the source keeps about .90 (ResNet-18) and .82 (ResNet-34)
-    finetune.calibration_images = 256  # [D] training images that the entropies are measured on
     # Gaussian noise on what the classifier sees, in training and in testing: its standard deviation
     # as a share of the pixels' range (ablation of the layer selection: .1 to .4).
     finetune.input_noise = 0.0

@@ -26,6 +26,7 @@ from egmae_jax.training.state import TrainState, count_parameters
 
 PyTree = Any
 logger = logging.getLogger(__name__)
+_CALIBRATION_IMAGES = 256  # training images on which layer entropies are measured; our decision
 
 
 class Finetuning:
@@ -179,7 +180,7 @@ class Finetuning:
     ) -> dict[str, float]:
         """Entropy of each layer's output, in nats, for training images in the evaluation view."""
         run = self._run
-        images = run.data.calibration(round_index, run.config.finetune.calibration_images)
+        images = run.data.calibration(round_index, _CALIBRATION_IMAGES)
         take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
         return layer_selection.layer_entropies(
             run.classifier(branch),

@@ -55,7 +55,7 @@ _RANGES = (
             *("decoder.dim", "model.layer_scale", "rounds.count"),
             *("pretrain.epochs", "pretrain.batch_size", "pretrain.learning_rate"),
             *("finetune.epochs", "finetune.batch_size", "finetune.learning_rate"),
-            *("finetune.layer_decay", "finetune.calibration_images"),
+            "finetune.layer_decay",
             *("evaluation.batch_size", "evaluation.bootstrap_resamples"),
         ),
     ),
@@ -95,11 +95,6 @@ _RANGES = (
         "be two numbers, each at least 0 and below 1",
         lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x),
         ("pretrain.betas", "finetune.betas"),
-    ),
-    _Range(
-        "be (lowest, highest), both positive",
-        lambda x: len(x) == 2 and 0 < x[0] <= x[1],
-        ("pretrain.crop_ratio",),
     ),
     _Range(
         "be (lowest, highest), both above 0 and at most 1",

@@ -98,9 +98,7 @@ def pretrain_step(
         patches.
     """
     crop_key, flip_key, corruption_key = jax.random.split(key, 3)
-    crop = augment.random_resized_crop(
-        crop_key, batch.sizes, scale=config.pretrain.crop_scale, ratio=config.pretrain.crop_ratio
-    )
+    crop = augment.random_resized_crop(crop_key, batch.sizes, scale=config.pretrain.crop_scale)
     flip = augment.random_flip(flip_key, len(batch))
     pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
 

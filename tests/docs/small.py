@@ -55,7 +55,6 @@ _CAPS = {
     "finetune.epochs": 1,
     "finetune.batch_size": 8,
     "finetune.resize": 34,
-    "finetune.calibration_images": 8,
     "rounds.count": 2,
     "evaluation.batch_size": 8,
     "evaluation.resize": 32,

@@ -374,9 +374,7 @@ def test_pretraining_is_pytorchs(name, steps):
     @jax.jit
     def crops_and_noise(step, pixels, sizes):
         crop_key, flip_key, noise_key = jax.random.split(jax.random.fold_in(key, step), 3)
-        crop = augment.random_resized_crop(
-            crop_key, sizes, scale=section.crop_scale, ratio=section.crop_ratio
-        )
+        crop = augment.random_resized_crop(crop_key, sizes, scale=section.crop_scale)
         flip = augment.random_flip(flip_key, BATCH)
         pixels = augment.resample(pixels, crop, flip, size=SIZE)
         return pixels, jax.random.normal(noise_key, pixels.shape)

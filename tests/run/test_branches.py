@@ -44,7 +44,6 @@ def selection_config(data, cache, **changes):
         "imagenet__model": tiny.RESNET,
         "finetune__trainable": "low_entropy",
         "finetune__trainable_share": 0.4,
-        "finetune__calibration_images": 10,
         "checkpoint__save_seconds": 0.0,
     }
     return tiny.make_config(data, cache, **(EPOCHS | fields | changes))
@@ -267,7 +266,7 @@ def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_
     workdir, _ = selected
     config = configs.flatten(selection_config(data, cache))
     names = ("branches", "imagenet.model", "finetune.trainable", "finetune.trainable_share")
-    names += ("finetune.calibration_images", "finetune.epochs", "pretrain.epochs", "rounds.count")
+    names += ("finetune.epochs", "pretrain.epochs", "rounds.count")
     fields = (f"{name}={config[name]!r}" for name in names)
     process = run_process(
         data,

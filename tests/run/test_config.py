@@ -171,7 +171,7 @@ WRONG = [
     ({"finetune__trainable_share": 1.1}, r"trainable_share is 1\.1.*above 0 and at most 1"),
     ({"pretrain__betas": (0.9, 1.0)}, r"pretrain\.betas is .*0\.9, 1\.0.*below 1"),
     ({"pretrain__crop_scale": (0.2, 1.5)}, r"pretrain\.crop_scale.*at most 1"),
-    ({"pretrain__crop_ratio": (1.5, 0.5)}, r"pretrain\.crop_ratio.*lowest, highest"),
+    ({"pretrain__crop_scale": (1.0, 0.5)}, r"pretrain\.crop_scale.*lowest, highest"),
     ({"entropy__num_bins": 100}, r"entropy\.num_bins is 100.*divisor of 256"),
     ({"corruption__threshold": 6.0}, r"threshold is 6\.0: no patch would be masked.* = 5\.545"),
     ({"seed": 2**32 - 3}, r"seed is 4294967293; it must be below 2\*\*32"),
