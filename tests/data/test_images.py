@@ -30,7 +30,9 @@ def decoded(encoded):
 def test_pixels_without_loss_come_out_as_they_are(file_format):
     image = noise(31, 23)
     options = {"lossless": True} if file_format == "WEBP" else {}
-    np.testing.assert_array_equal(decoded(encode(image, file_format, **options)), image)
+    encoded = encode(image, file_format, **options)
+    np.testing.assert_array_equal(decoded(encoded), image)
+    assert images.examine(encoded).lossy == (file_format == "WEBP")  # its files stay as they are
 
 
 # The transforms that undo each orientation, by the EXIF standard's description of where row 0 and
@@ -97,6 +99,15 @@ def test_several_frames_and_formats_that_are_no_pictures_are_refused():
             images.decode(encode(noise(20, 20), file_format))
 
 
+def test_memory_that_is_short_is_no_damage(monkeypatch):
+    def parser(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(PIL.Image, "open", parser)
+    with pytest.raises(MemoryError):
+        images.decode(b"II*")
+
+
 def test_an_image_of_absurd_size_is_refused():
     small = png(np.zeros((1, 1, 3), int), 8, 2)
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
@@ -120,6 +131,7 @@ def test_an_image_of_absurd_size_is_refused():
 def test_fast_decoding_gives_the_same_pixels(mode, options, color):
     encoded = encode(noise(61, 45).convert(mode), "JPEG", **options)
     assert packing.is_fast(encoded, images.decode(encoded))
+    assert images.examine(encoded).lossy
     np.testing.assert_array_equal(
         packing.decode_fast(encoded, color), images.to_array(images.decode(encoded, color))
     )
