@@ -53,7 +53,10 @@ def make_run(workdir, data, name="busi", branches=("imagenet", "mae"), exported=
         "finetune": {"input_noise": 0.0},
         "rounds": {"kind": "seeds", "count": 2},
     }
-    (workdir / "config.json").write_text(json.dumps(config))
+    whole = tiny.make_config(data, "", evaluation__resize=SIZE).to_dict()
+    for section, fields in config.items():
+        whole[section] = whole[section] | fields if isinstance(fields, dict) else fields
+    (workdir / "config.json").write_text(json.dumps(whole))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     for branch in exported:
         model_name = tiny.MODEL if branch in ("imagenet", "mae") else branch
