@@ -140,17 +140,6 @@ class Content:
         parts = parts or [dataset["counts"]]
         return {name: sum(counts["test"][name] for counts in parts) for name in self.classes}
 
-    @property
-    def machines(self) -> list[str]:
-        """Machines of the run with their versions, in order."""
-        return [
-            ", ".join(
-                [machine.get("processor", machine["device"])]
-                + [f"{name} {version}" for name, version in machine["versions"].items()]
-            )
-            for machine in self.results["made_with"]["machines"]
-        ]
-
 
 def pair(
     rounds: Sequence[Round], resampled: Resampled, first: tuple[int, str], second: tuple[int, str]

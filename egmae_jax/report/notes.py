@@ -38,10 +38,10 @@ def warnings(run: Content) -> list[str]:
         sentences.append(f"Unreadable images, left out: {skipped}.")
     if skipped := len(results["skipped_steps"]):
         sentences.append(f"Training steps that were not finite, left out: {skipped}.")
-    if (machines := len(run.machines)) > 1:
+    if (machines := len(results["made_with"]["machines"])) > 1:
         sentences.append(
             f"The run was on {machines} machines or versions of its libraries, whose numbers agree "
-            "up to rounding: see How it was made."
+            "up to rounding: environment.json lists them."
         )
     return sentences
 
