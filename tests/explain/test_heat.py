@@ -23,9 +23,11 @@ class Block(nn.Module):
 class Pooled(nn.Module):
     """Eleven blocks, then global average pooling and a linear layer."""
 
+    dtype: jnp.dtype = jnp.float32
+
     @nn.compact
     def __call__(self, images):
-        x = Conv(6, 4, strides=4, name="stem")(images)
+        x = Conv(6, 4, strides=4, dtype=self.dtype, name="stem")(images)
         for index in range(11):
             x = Block(name=f"blocks_{index}")(x)
         x = tap(self, x.mean(axis=(1, 2)), "pooled")
@@ -95,6 +97,13 @@ def test_what_nothing_speaks_for_has_no_heat(images, variables):
     fc = variables["params"]["fc"] | {"kernel": jnp.zeros((6, CLASSES))}
     negative = {"params": variables["params"] | {"fc": fc}}
     np.testing.assert_array_equal(gradcam(Pooled(), negative, images), np.zeros((3, 16, 24)))
+
+
+def test_bfloat16_activations_give_nearly_the_same_heat(images, variables):
+    exact = gradcam(Pooled(), variables, images, classes=0)
+    rough = gradcam(Pooled(jnp.bfloat16), variables, images, classes=0)
+    assert rough.dtype == jnp.float32
+    assert np.abs(exact - rough).max() < 0.1
 
 
 def test_layers_are_listed_in_the_order_of_the_network():

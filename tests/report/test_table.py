@@ -171,6 +171,15 @@ def test_the_best_of_each_column_is_bold(made):
     assert sorted(bold(write("tex", made))) == sorted(bold(write("md", made))) == sorted(best)
 
 
+def test_what_reads_like_the_best_is_bold_too(made, tmp_path):
+    workdir = shutil.copytree(made, tmp_path / "run")
+    results = json.loads((workdir / "results.json").read_text())
+    for row, mean in zip(results["summary"].values(), (0.99941, 0.99939, 0.9994), strict=True):
+        row["auc"]["mean"] = mean
+    write_json(workdir / "results.json", results)
+    assert bold(write("md", workdir)).count(".999") == 3
+
+
 # --- What a reader must know ----------------------------------------------------------------------
 
 # Of a run: how it differs, its caption's end, sentences of its notes, and facts of its CSV.
