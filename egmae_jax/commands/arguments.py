@@ -6,7 +6,6 @@ nothing else in the process sees. Mistakes end in a sentence.
 
 import argparse
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
@@ -111,8 +110,11 @@ def _read_config(
         return None, frozenset(), arguments
     path, colon, words = source.partition(":")
     file = config_files.locate(path)
-    if not os.path.isfile(file) or not os.access(file, os.R_OK):
-        raise ConfigError(f"There is no config file {path} that can be read.")
+    try:
+        open(file, "rb").close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"The config file {path} cannot be read ({reason}).") from None
     argv = ["egmae", f"--config={file}{colon}{words}", *arguments]
     parsed = flags.FlagValues()
     parsed.set_gnu_getopt()  # fields may follow what is no flag

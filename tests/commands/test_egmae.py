@@ -132,8 +132,8 @@ def test_a_mistake_in_the_flags_ends_in_a_sentence(words, message, parser, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config=absent.py"], r"There is no config file absent\.py that can be read"),
-        (["--config=."], r"There is no config file \. that can be read"),
+        (["--config=absent.py"], r"config file absent\.py cannot be read \(No such file"),
+        (["--config=."], r"config file \. cannot be read \(Is a directory"),
         (["--config=mine.py", "--config.sed=1"], "no config field 'sed'. Did you mean 'seed'"),
         (["--config=mine.py", "--config.data.dir.x=5"], "field 'data.dir.x'. Did you mean 'data.d"),
         (["--config=mine.py", "--config.seed=x"], r"flag --config\.seed=x: invalid literal"),

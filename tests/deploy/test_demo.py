@@ -289,7 +289,7 @@ def test_in_a_browser(served, predictor, files, tmp_path):
         expect(
             page.get_by_alt_text(f"Grad-CAM of {examined.predicted} by imagenet")
         ).to_be_visible()
-        expect(page.get_by_alt_text("Entropy of its patches")).to_be_visible()
+        expect(page.get_by_alt_text("Entropy of its 16x16 patches")).to_be_visible()
         expect(page.get_by_text("not a medical device")).to_be_visible()
         for image in page.locator("img").all():
             assert image.get_attribute("alt")

@@ -198,14 +198,6 @@ def test_hostile_names_are_data(command, tmp_path, monkeypatch):
     assert len(os.listdir("../gc")) == len(names) + 1
 
 
-def test_the_batch_changes_nothing(moved, command):
-    _, seven, *_ = command("--batch=7", "--images", moved[1])
-    _, whole, *_ = command("--batch=64", "--images", moved[1])
-    assert len(seven) == 36
-    for name in (*BRANCHES, "ensemble"):
-        np.testing.assert_allclose(of_branch(seven, name), of_branch(whole, name), atol=1e-6)
-
-
 def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_path):
     odd = write_image(tmp_path / "new" / "scan.001")
     one = write_image(tmp_path / "new" / "1.png")
