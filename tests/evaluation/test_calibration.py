@@ -88,20 +88,6 @@ def test_images_that_are_all_right_give_the_confidence_of_laplaces_rule_and_no_m
     assert calibration.fit_temperature(labels, p, np.inf) < 0.02
 
 
-def test_the_binary_targets_are_platts():
-    logits, labels = drawn(40, 2, seed=3)
-    p = special.softmax(logits, axis=1)
-    # Platt (1999) fits slope a and offset b of sigmoid(a f + b); a temperature is a slope alone.
-    targets = np.where(labels == 1, 41 / 42, 1 / 42)
-    margins = logits[:, 1] - logits[:, 0]
-    slopes = np.linspace(0.1, 3, 29001)
-    chances = special.expit(np.outer(slopes, margins))
-    losses = -(targets * np.log(chances) + (1 - targets) * np.log1p(-chances)).sum(axis=1)
-    assert calibration.fit_temperature(labels, p, 40) == pytest.approx(
-        1 / slopes[losses.argmin()], rel=1e-3
-    )
-
-
 @pytest.mark.parametrize(("classes", "count"), [(2, 1), (3, 10), (8, 100)])
 def test_no_image_gets_more_certainty_than_the_validation_images_support(count, classes):
     labels = np.arange(count) % classes

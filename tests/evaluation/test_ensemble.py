@@ -63,14 +63,6 @@ def test_weights_of_three_branches_are_no_worse_than_any_of_a_grid(labels):
     )
 
 
-def test_a_perfect_branch_has_all_the_weight(labels):
-    perfect = np.eye(3)[labels]
-    p = [*branches(3, labels, (1, 2)), perfect]
-    fused = ensemble.fit("weighted", labels, p)
-    np.testing.assert_allclose(fused.fitted["weights"], [0, 0, 1], atol=1e-6)
-    np.testing.assert_allclose(fused.apply(p), perfect, atol=1e-6)
-
-
 @pytest.mark.parametrize(("count", "strengths"), [(2, (1, 2)), (4, (0.5, 1, 2))])
 def test_stacking_is_scikit_learns_regression_on_log_probabilities(count, strengths):
     labels = np.random.default_rng(2).integers(0, count, 200)
@@ -140,11 +132,3 @@ def test_what_is_fitted_sees_validation_labels_and_no_test_label(labels, kind):
     names = {"kind": kind, "branches": ["a", "b"]}
     assert fusion_of(labels, others) == {**names, **ensemble.fit(kind, labels, p).fitted}
     assert fusion_of(others, labels) == {**names, **ensemble.fit(kind, others, p).fitted}
-
-
-def test_a_single_branch_has_no_ensemble(labels):
-    (p,) = branches(3, labels, (1,))
-    one = {"a": Predictions(labels.astype(str), labels, p, np.arange(len(labels)))}
-    scores = score_branches(one, one, classes=("a", "b", "c"), fusion_kind="weighted", resamples=10)
-    assert scores["test"].keys() == scores["intervals"].keys() == {"a"}
-    assert "fusion" not in scores

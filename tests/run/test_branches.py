@@ -13,7 +13,6 @@ from egmae_jax import experiment, models
 from egmae_jax.core import sharding
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluation import ensemble
 from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.method import augment
@@ -218,25 +217,16 @@ def test_three_branches_from_a_folder_of_weights_are_fused_by_weights_of_validat
         tiny.RESNET: str(folder / f"{tiny.RESNET}.safetensors"),
     }
     assert len(set(results["imagenet_sha256"].values())) == 2
-    assert len(results["pretraining"]) == 1
     (row,) = results["rounds"]
-    assert row["test"].keys() == {*config.branches, "ensemble"}
-    of = {
-        split: [
-            load_predictions(tmp_path / "workdir" / "predictions" / f"round_0_{b}_{split}.npz")
-            for b in config.branches
-        ]
-        for split in ("validation", "test")
-    }
-    labels = of["validation"][0].labels
-    fused = ensemble.fit("weighted", labels, [p.probabilities for p in of["validation"]])
-    assert row["fusion"] == {
-        "kind": "weighted",
-        "branches": list(results["branches"]),
-        "weights": fused.fitted["weights"],
-    }
-    mixed = fused.apply([p.probabilities for p in of["test"]])
-    assert row["test"]["ensemble"] == compute_metrics(of["test"][0].labels, mixed)
+    assert (row["fusion"]["kind"], row["fusion"]["branches"]) == ("weighted", [*config.branches])
+    folder = tmp_path / "workdir" / "predictions"
+    tested = [load_predictions(folder / f"round_0_{b}_test.npz") for b in config.branches]
+    mixed = sum(
+        weight * x.probabilities.astype(float)
+        for weight, x in zip(row["fusion"]["weights"], tested, strict=True)
+    )
+    expected = compute_metrics(tested[0].labels, mixed)
+    assert row["test"]["ensemble"] == pytest.approx(expected)
 
 
 def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):

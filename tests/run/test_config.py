@@ -16,7 +16,6 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIG_FILES = sorted(
     path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
 )
-WITH_PRESETS = ("busi", "covid", "image_folder", "isic2018", "kvasir")
 
 
 def load(name, *preset):
@@ -55,7 +54,7 @@ def test_every_config_file_passes(name):
         rules.check(usable(name), num_devices)
 
 
-@pytest.mark.parametrize("name", WITH_PRESETS)
+@pytest.mark.parametrize("name", ["busi", "image_folder"])
 def test_presets_change_epochs_or_make_a_small_recipe(name):
     small, longer = usable(name, "cpu"), usable(name, "500/45")
     for config in (small, longer):
@@ -139,11 +138,6 @@ def test_without_pretraining_or_a_convnext_their_demands_do_not_count():
     assert any("ConvNeXt's stride 32 must divide it" in line for line in problems(odd))
 
 
-def test_a_field_that_does_not_exist_cannot_be_set():
-    with pytest.raises(AttributeError, match="epoch"):
-        default_config.get_config().pretrain.epoch = 3
-
-
 # --- what does not -----------------------------------------------------------------------------
 
 WRONG = [
@@ -160,6 +154,11 @@ WRONG = [
         r"rounds\.kind is 'folds'.*data\.protocol='official' excludes",
     ),
     ({"rounds__kind": "folds", "rounds__count": 2}, r"rounds\.count is 2.*needs at least 3"),
+    # The test share of folds is 1 / rounds.count, whatever data.test_share says.
+    (
+        {"rounds__kind": "folds", "rounds__count": 3, "data__validation_share": 0.7},
+        r"data\.validation_share and a fold for testing leave nothing",
+    ),
     ({"pretrain__splits": ("train", "val")}, r"pretrain\.splits.*train, validation, test"),
     # numbers
     ({"finetune__resize": 223}, r"finetune\.resize is 223, smaller than data\.image_size=224"),
@@ -228,14 +227,6 @@ def test_following_the_advice_on_the_image_side_helps(image_size, patch_size):
     rules.check(changed(data__image_size=nearest, **fields), 1)
 
 
-def test_folds_that_leave_nothing_to_train_on_are_refused():
-    # The test share of folds is 1 / rounds.count, whatever data.test_share says.
-    config = changed(
-        rounds__kind="folds", rounds__count=3, data__test_share=0.1, data__validation_share=0.7
-    )
-    assert any("validation_share" in line for line in problems(config))
-
-
 # --- two runs on one workdir -------------------------------------------------------------------
 
 
@@ -244,35 +235,20 @@ def saved(config):
     return json.loads(json.dumps(config.to_dict()))
 
 
-@pytest.mark.parametrize("name", CONFIG_FILES)
-def test_a_config_is_the_same_after_a_json_round_trip(name):
-    config = load(name)
-    assert isinstance(saved(config)["pretrain"]["betas"], list)
-    configs.require_same(saved(config), config)
-
-
 def test_each_changed_field_is_named_with_both_values():
+    before = saved(changed())
+    configs.require_same(before, changed())  # though tuples are lists in JSON
+    before["decoder"] = {"dim": 512, "heads": 8}  # a field more and one less
     config = changed(pretrain__epochs=10, pretrain__betas=(0.8, 0.95), data__name="busi")
-    with pytest.raises(ConfigError) as caught:
-        configs.require_same(saved(changed()), config)
-    message = str(caught.value)
-    assert "--workdir" in message
-    lines = [line.strip() for line in message.split("\n")[1:]]
-    assert lines == [
+    with pytest.raises(ConfigError, match="--workdir") as caught:
+        configs.require_same(before, config)
+    assert [line.strip() for line in str(caught.value).split("\n")[1:]] == [
         "data.name: 'image_folder' in the workdir, 'busi' now",
+        "decoder.depth: not set in the workdir, 1 now",
+        "decoder.heads: 8 in the workdir, not set now",
         "pretrain.betas: [0.9, 0.95] in the workdir, [0.8, 0.95] now",
         "pretrain.epochs: 1000 in the workdir, 10 now",
     ]
-
-
-def test_fields_of_another_version_are_named_as_absent():
-    before, config = saved(changed()), changed()
-    del before["decoder"]["depth"]
-    before["decoder"]["heads"] = 8
-    with pytest.raises(ConfigError) as caught:
-        configs.require_same(before, config)
-    assert "decoder.depth: not set in the workdir, 1 now" in str(caught.value)
-    assert "decoder.heads: 8 in the workdir, not set now" in str(caught.value)
 
 
 def test_the_side_that_is_resized_to_follows_the_image_size_unless_it_is_given():
@@ -313,7 +289,6 @@ def test_fields_that_change_no_number_may_differ_and_no_other():
     [
         ("--config.pretrain.epoch=2", "pretrain.epoch", "pretrain.epochs"),
         ("-config.data.image_sise", "data.image_sise", "data.image_size"),
-        ("--config.sed=1", "sed", "seed"),
     ],
 )
 def test_a_flag_for_no_field_is_explained_by_the_nearest(flag, field, nearest):

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -11,15 +13,17 @@ from egmae_jax.core import platform, sharding
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.run import environment
 from egmae_jax.run.config import ConfigError
-from tests import forks
+from tests import tiny
+from tests.conftest import REPOSITORY
 
 HERE = environment.machine
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 @pytest.fixture(autouse=True)
 def no_flags(monkeypatch):
     """The settings of the process that tests are run in are no part of the tests."""
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"):
+    for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
 
@@ -69,9 +73,8 @@ def test_a_setting_that_changes_numbers_is_held(path, monkeypatch, setting, valu
         assert message in str(caught.value)
         environment.record(path, begun=False)  # a run that begins so
         environment.require_same(path, begun=True)
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError):
         environment.require_same(path, begun=True)
 
@@ -156,10 +159,12 @@ def test_the_command_is_held_to_deterministic(data, cache, tmp_path):
         *(f"data.dir={data}", f"data.cache_dir={cache}", "imagenet.weights=none"),
         *("branches=('squeezenet1_1',)", "finetune.epochs=1", "rounds.count=1"),
     )
-    command = ["main.py", "--config=configs/image_folder.py", f"--workdir={tmp_path / 'new'}"]
-    command += [f"--config.{field}" for field in fields]
-    assert forks.run(*command, "--deterministic").returncode == 0
-    done = forks.run(*command)
+    command = [sys.executable, "main.py", "--config=configs/image_folder.py"]
+    command += [f"--workdir={tmp_path / 'new'}", *(f"--config.{field}" for field in fields)]
+    options = {"cwd": REPOSITORY, "env": tiny.environment(), "capture_output": True, "text": True}
+    done = subprocess.run([*command, "--deterministic"], **options, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, **options, check=False)
     assert done.returncode == 1
     assert "deterministic: True in the workdir, False now" in done.stderr
     assert "Traceback" not in done.stderr
