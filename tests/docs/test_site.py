@@ -49,8 +49,8 @@ def test_the_reference_names_every_flag(command, monkeypatch):
     with pytest.raises(SystemExit):
         importlib.import_module(f"egmae_jax.commands.{command}").main([])
     (parser,) = parsers
-    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-    flags = {flag for action in shown for flag in action.option_strings} - {"-h", "--help"}
+    actions = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    flags = {flag for action in actions for flag in action.option_strings} - {"-h", "--help"}
     assert "--out" in flags or "--workdir" in flags
     for flag in flags - {"--config.FIELD"}:
         assert f"`{flag}`" in section, flag

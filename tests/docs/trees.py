@@ -1,4 +1,4 @@
-"""Data sets of a few images of noise each, in the layout that their publishers document."""
+"""What pages need: data sets of a few images of noise in their publishers' layouts, weights."""
 
 import csv
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import safetensors.numpy
+
+from egmae_jax.models import timm
 
 _SIZE = (48, 64)  # height and width
 _PARTS = {"Training": 6, "Validation": 2, "Test": 3}  # of ISIC 2018: images of each class
@@ -45,14 +48,39 @@ _LAYOUTS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
 _LAYOUTS["brain_tumor_mri"] = _LAYOUTS["brain_tumor"]
 
 
-def make(folder: Path) -> None:
-    """Writes the data set that the folder is named after; by any other name, six images."""
+def make(path: Path) -> None:
+    """Writes the image, the weights or the data set that a file or folder is named after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".npz", ".safetensors"):
+        _write_weights(path)
+    elif path.suffix:
+        _write_image(path, np.random.default_rng(1))
+    else:
+        _write_data_set(path)
+
+
+def _write_weights(path: Path) -> None:
+    """Noise in timm's names: of the model of the file's name, or of ConvNeXt-Tiny."""
+    rng = np.random.default_rng(0)
+    name = "convnext_tiny" if path.stem == "mine" else path.stem
+    tensors = {
+        # Variances must be positive, and what scales a block near nothing, as in trained networks.
+        key: np.abs(rng.normal(scale=0.05, size=shape)).astype(np.float32)
+        for key, (_, shape, _) in timm._expected(name, 1000).items()
+    }
+    if path.suffix == ".npz":
+        np.savez(path, allow_pickle=False, **tensors)
+    else:
+        safetensors.numpy.save_file(tensors, path)
+
+
+def _write_data_set(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for file, label, patient in _files(folder.name):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, rng)
+        _write_image(path, rng)
         rows.append((file, label, patient))
     if folder.name == "busi":
         _write_masks(folder, [(file, label) for file, label, _ in rows])
@@ -64,10 +92,9 @@ def make(folder: Path) -> None:
         _write_table(folder / "manifest.csv", ("path", "label", "group", "split"), table)
 
 
-def write_image(path: Path, rng: np.random.Generator | None = None) -> None:
-    """Writes noise, grey where the suffix is .png; no two are near-duplicates."""
+def _write_image(path: Path, rng: np.random.Generator) -> None:
+    """Noise, grey where the suffix is .png; no two images are near-duplicates."""
     shape = _SIZE if path.suffix == ".png" else (*_SIZE, 3)
-    rng = rng or np.random.default_rng(1)
     PIL.Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
 
 
@@ -93,11 +120,11 @@ def _write_masks(folder: Path, images: list[tuple[str, str]]) -> None:
 def _write_isic_tables(folder: Path, images: list[tuple[str, str]]) -> None:
     for part in _PARTS:
         name = f"ISIC2018_Task3_{part}_GroundTruth"
-        found = [(Path(file).stem, label) for file, label in images if f"_{part}_" in file]
-        rows = [(image, *(float(label == each) for each in _DIAGNOSES)) for image, label in found]
+        labels = [(Path(file).stem, label) for file, label in images if f"_{part}_" in file]
+        rows = [(image, *(float(label == each) for each in _DIAGNOSES)) for image, label in labels]
         _write_table(folder / name / f"{name}.csv", ("image", *_DIAGNOSES), rows)
         if part == "Training":
-            groups = [(image, f"L{index // 2}", "histo") for index, (image, _) in enumerate(found)]
+            groups = [(image, f"L{index // 2}", "histo") for index, (image, _) in enumerate(labels)]
             path = folder / "ISIC2018_Task3_Training_LesionGroupings.csv"
             _write_table(path, ("image", "lesion_id", "diagnosis_confirm_type"), groups)
 
