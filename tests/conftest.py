@@ -29,15 +29,6 @@ needs_shared_data = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def busi_folder() -> Path:
-    """The real BUSI images; the test is skipped where they are not at hand."""
-    folder = SHARED_DATA / "busi"
-    if not folder.is_dir():
-        pytest.skip("the real BUSI images are not at hand")
-    return folder
-
-
 HTML_CLASSES = {
     "benign": '<script>alert("a")<script>',
     "malignant": "\"><img src=x onerror='b()'>",

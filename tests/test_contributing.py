@@ -29,8 +29,8 @@ def snippets() -> dict[str, str]:
     """The Python of each section of CONTRIBUTING.md, by its heading."""
     page = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
-    found = {title: re.search(r"```python\n(.*?)```", text, re.S) for title, text in sections}
-    return {title: match[1] for title, match in found.items() if match}
+    matches = {title: re.search(r"```python\n(.*?)```", text, re.S) for title, text in sections}
+    return {title: match[1] for title, match in matches.items() if match}
 
 
 @pytest.mark.essential

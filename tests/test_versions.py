@@ -37,17 +37,11 @@ def test_every_module_is_imported():
     assert missing <= OPTIONAL
 
 
-def requirements():
-    """Names and least versions in requirements.txt."""
-    text = (REPOSITORY / "requirements.txt").read_text()
-    return re.findall(r"^([\w-]+)>=([\d.]+)", text, re.MULTILINE)
-
-
 def test_every_requirement_has_a_least_version_that_is_installed():
-    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
-    found = requirements()
-    assert len(found) == sum(bool(line) and not line.startswith("#") for line in lines)
-    for name, least in found:
+    text = (REPOSITORY / "requirements.txt").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        name, least = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
         version = importlib.metadata.version(name)
         numbers = [[int(n) for n in re.findall(r"\d+", x)[:4]] for x in (version, least)]
         assert numbers[0] >= numbers[1], (name, version, least)
@@ -91,12 +85,10 @@ def test_a_run_and_all_that_reads_it(tmp_path):
             f"--out={table}", "--images", *images)  # fmt: skip
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    shown = {
-        row["file"]: [float(row[f"mae:{label}"]) for label in results["dataset"]["classes"]]
-        for row in rows
-    }
-    found = np.array([shown[str(image)] for image in images])
-    np.testing.assert_allclose(found, test.probabilities, atol=2e-5)
+    columns = [f"mae:{label}" for label in results["dataset"]["classes"]]
+    written = {row["file"]: [float(row[column]) for column in columns] for row in rows}
+    probabilities = np.array([written[str(image)] for image in images])
+    np.testing.assert_allclose(probabilities, test.probabilities, atol=2e-5)
 
     command("-m", "egmae_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'export'}")
     assert list((tmp_path / "export").rglob("*.safetensors"))
