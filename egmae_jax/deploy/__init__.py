@@ -1,1 +1,1 @@
-"""Uses a finished run: classifies new images, exports its models, shows a page to try them."""
+"""Uses of a finished run: classify new images, export its models, try them in a local page."""

@@ -1,4 +1,4 @@
-"""Reads checkpoints of PyTorch as they lie around: pickled, nested and prefixed."""
+"""Reads PyTorch checkpoints, also pickled ones with nested state dicts and prefixed names."""
 
 import argparse
 import logging
@@ -10,24 +10,28 @@ import numpy as np
 
 from egmae_jax.models.weights import CheckpointError, read
 
-_NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 _PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")  # DataParallel, torch.compile, Lightning
-_WAY_OUT = "Where you trust it: torch.save(model.state_dict(), FILE)."
+_WAY_OUT = "If you trust it, save only its weights: torch.save(model.state_dict(), FILE)."
 logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a checkpoint by their names in the network, floats as float32.
+    """Reads the tensors of a checkpoint.
 
     Args:
-        path: safetensors, npz, or what `torch.load(weights_only=True)` reads. The weights may be
-            nested ('state_dict', 'model', ...) and prefixed ('module.', ...).
+        path: safetensors or npz file, or a pickle that `torch.load(weights_only=True)` accepts. The
+            state dict may lie under a key such as 'state_dict' or 'model', and its names may have
+            prefixes such as 'module.'.
+
+    Returns:
+        Tensors by their names in the network, without prefixes; floats as float32.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds no weights of a network.
+        CheckpointError: the file is missing or damaged, or does not hold a state dict.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}; a checkpoint is expected.")
+        raise CheckpointError(f"There is no file {path}; give the path of a checkpoint.")
     tensors = read(path) if path.suffix in {".safetensors", ".npz"} else _read_pickle(path)
     return {
         _PREFIXES.sub("", name): (
@@ -41,25 +45,25 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     try:
-        # timm saves a training's command line beside the weights, which is harmless.
+        # timm saves the command-line arguments as a Namespace beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files bring whatever the unpickler stumbles upon
+    except Exception as error:  # the unpickler raises any kind of error on damaged files
         raise CheckpointError(
             f"{path} cannot be read by torch.load(weights_only=True) ({type(error).__name__}): it "
             f"is damaged, or holds more than tensors, such as a whole model. {_WAY_OUT}"
         ) from None
     while isinstance(content, dict):
-        nests = [name for name in _NESTS if isinstance(content.get(name), dict)]
-        if not nests:
+        keys = [key for key in _KEYS if isinstance(content.get(key), dict)]
+        if not keys:
             break
-        if len(nests) > 1:
-            logger.warning("%s holds %s; %r is compared", path, ", ".join(nests), nests[0])
-        content = content[nests[0]]
+        if len(keys) > 1:
+            logger.warning("%s contains %s; %r is used", path, ", ".join(keys), keys[0])
+        content = content[keys[0]]
     values = content.values() if isinstance(content, dict) else []
     if not values or not all(isinstance(x, torch.Tensor) for x in values):
         raise CheckpointError(
-            f"{path} holds no state dict of tensors but {str(content)[:60]!r}. {_WAY_OUT}"
+            f"{path} does not contain a state dict of tensors but {str(content)[:60]!r}. {_WAY_OUT}"
         )
     return {
         str(name): (x.float() if x.is_floating_point() else x).detach().numpy()

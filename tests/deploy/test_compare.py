@@ -269,9 +269,9 @@ def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds no state dict of tensors but '[1, 2]'"),
-        ({"state_dict": {}}, "holds no state dict of tensors but '{}'"),
-        ({"epoch": 3}, "holds no state dict of tensors but \"{'epoch': 3}\""),
+        ([1, 2], "does not contain a state dict of tensors but '[1, 2]'"),
+        ({"state_dict": {}}, "does not contain a state dict of tensors but '{}'"),
+        ({"epoch": 3}, "does not contain a state dict of tensors but \"{'epoch': 3}\""),
         (torch.nn.Linear(2, 2), "(UnpicklingError): it is damaged, or holds more than tensors"),
     ],
 )
