@@ -1,8 +1,9 @@
-"""Does a network compute the same here as in PyTorch?
+"""Compares a network with the same network in PyTorch, layer by layer.
 
-Runs a PyTorch checkpoint in timm's network (SqueezeNet: torchvision's) and in ours on the same
-pixels, which are ours, and reports how far the activations are apart layer by layer. Needs torch,
-torchvision and timm: pip install -e '.[parity]'.
+The weights of a PyTorch checkpoint run in timm's network (torchvision's for SqueezeNet) and in
+ours, on the same images, which are resized and cropped as in our evaluation. The relative
+difference of the outputs is reported for each layer. Needs torch, torchvision and timm:
+pip install -e '.[parity]'.
 """
 
 import functools
@@ -24,34 +25,41 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.data import images
 from egmae_jax.data.datasets.folders import find_given
 from egmae_jax.deploy.checkpoint import read_checkpoint
-from egmae_jax.deploy.layer_outputs import Program, layer_paths, our_program, their_program
+from egmae_jax.deploy.layer_outputs import (
+    Program,
+    layer_paths,
+    make_jax_program,
+    make_torch_program,
+)
 from egmae_jax.explain.gradcam import filled
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
 from egmae_jax.models import timm_names
 
 PyTree = Any
-_BATCH = 8  # images that go through the networks together
-_PRINTED = 10  # most files that are printed of a list
+_BATCH_SIZE = 8
+_MAX_LISTED = 10  # files printed per list
 logger = logging.getLogger(__name__)
 
 
 class CompareError(UserError):
-    """The input cannot be compared; the message says what is wrong and what would be right."""
+    """The input cannot be compared; the message names the problem and a correct value."""
 
 
 class Comparison(NamedTuple):
-    """How far our network's outputs are from PyTorch's.
+    """Differences between the outputs of our network and of PyTorch's.
 
     Attributes:
-        files: paths of the images that were compared.
-        different_pixels: of images whose pixels differ from those by torchvision's Resize and
-            CenterCrop, the largest difference in 8-bit values, by file.
-        layers: relative error `|ours - theirs| / |theirs|` of every layer's output over all images
-            (Euclidean norms), in the network's order and by timm's names; the last is the logits'.
-        tolerance: largest relative error of a layer that counts as equal.
+        files: paths of the compared images.
+        different_pixels: largest difference from the pixels of torchvision's Resize and CenterCrop,
+            in 8-bit values, by file; only files with a difference.
+        layers: relative error `|ours - theirs| / |theirs|` of each layer's output over all images
+            (Euclidean norms), by its name in PyTorch, in the order of computation; the last layer
+            gives the logits.
+        tolerance: largest relative error at which a layer counts as equal.
         logits_max: largest absolute difference of the logits.
-        disagreements: classes (theirs, ours) of the images that are given different ones, by file.
+        disagreements: predicted classes (theirs, ours), as indices, by file; only files where they
+            differ.
     """
 
     files: tuple[str, ...]
@@ -62,19 +70,19 @@ class Comparison(NamedTuple):
     disagreements: dict[str, tuple[int, int]]
 
     @property
-    def beyond(self) -> list[str]:
-        """Layers whose error exceeds the tolerance, or is NaN."""
+    def different_layers(self) -> list[str]:
+        """Names of the layers whose relative error exceeds the tolerance or is NaN."""
         return [name for name, error in self.layers.items() if not error <= self.tolerance]
 
     @property
-    def parts_at(self) -> str | None:
-        """First layer whose error exceeds the tolerance; None: there is no such layer."""
-        return next(iter(self.beyond), None)
+    def first_different_layer(self) -> str | None:
+        """Name of the first of `different_layers`; None if all layers are equal."""
+        return next(iter(self.different_layers), None)
 
     @property
     def passed(self) -> bool:
-        """Whether every layer is within the tolerance and all predictions agree."""
-        return not self.beyond and not self.disagreements
+        """Whether all layers are equal within the tolerance and all predictions agree."""
+        return not self.different_layers and not self.disagreements
 
 
 def compare(
@@ -87,35 +95,35 @@ def compare(
     max_images: int = 64,
     tolerance: float = 1e-4,
 ) -> Comparison:
-    """Runs a checkpoint in PyTorch (on its CPU) and here on the same images, both in float32.
+    """Runs a checkpoint in PyTorch, on CPU, and in JAX on the same images, both in float32.
 
     Args:
-        checkpoint: weights of timm's or torchvision's network: see `checkpoint.read_checkpoint`.
-        folder: folder of images, at any depth.
-        model: one of `models.names()`, but no ASFF-ResNet, which PyTorch's libraries do not have.
-        image_size: side of the evaluation view in pixels: for ConvNeXt a multiple of 32, for
-            others at least 32.
-        weights: safetensors file in timm's names that our network is given; None: the checkpoint.
-        max_images: most images that are compared, spread evenly over the folder's files.
-        tolerance: largest relative error of a layer that counts as equal.
+        checkpoint: weights of timm's or torchvision's network, see `checkpoint.read_checkpoint`.
+        folder: folder of the images, which is searched recursively.
+        model: one of `models.names()`, except ASFF-ResNets, which neither timm nor torchvision has.
+        image_size: side of the square input images in pixels: a multiple of 32 for ConvNeXt, at
+            least 32 for other models.
+        weights: safetensors file in timm's names for our network; None uses the checkpoint.
+        max_images: largest number of images to compare, spread evenly over the folder's files.
+        tolerance: largest relative error at which a layer counts as equal.
 
     Raises:
-        ConfigError, CompareError: there is no such model, or it does not take the image size.
+        ConfigError, CompareError: there is no such model, or it does not accept the image size.
         CheckpointError, MissingWeightsError: the weights are missing or do not fit the model.
-        DataError: there are no images.
-        MissingExtraError: torch, torchvision or timm is missing.
+        DataError: the folder contains no images.
+        MissingExtraError: torch, torchvision or timm is not installed.
     """
-    _require(model, image_size)
+    _check_model(model, image_size)
     extras.require("torch", "torchvision", "timm", extra="parity")
     tensors, variables = _load(checkpoint, weights, model)
     num_classes = len(tensors[timm_names.classifier_bias(model)])
     views, different_pixels = _load_images(Path(folder), image_size, max_images)
-    logger.info("Comparing %d images of %d pixels", len(views), image_size)
+    logger.info("Comparing %d images of %dx%d pixels", len(views), image_size, image_size)
     network = models.create(model, num_classes)
     paths = layer_paths(network)
     layers, our_logits, their_logits = _run(
-        our_program(network, variables, paths),
-        their_program(model, num_classes, tensors, paths),
+        make_jax_program(network, variables, paths),
+        make_torch_program(model, num_classes, tensors, paths),
         np.stack(list(views.values())),
     )
     return Comparison(
@@ -124,14 +132,16 @@ def compare(
         layers=layers,
         tolerance=tolerance,
         logits_max=float(np.abs(our_logits - their_logits).max()),
-        disagreements=_disagreements(list(views), their_logits, our_logits),
+        disagreements=_find_disagreements(list(views), their_logits, our_logits),
     )
 
 
-def _require(model: str, image_size: int) -> None:
-    """Raises CompareError where PyTorch has no such network, or the image size does not suit it."""
+def _check_model(model: str, image_size: int) -> None:
+    """Raises CompareError if PyTorch has no such model or it does not accept the image size."""
     if models.family(model) not in ("convnext", "resnet", "squeezenet"):
-        raise CompareError(f"Neither timm nor torchvision has {model} to compare ours with.")
+        raise CompareError(
+            f"Neither timm nor torchvision has {model}, so it cannot be compared with PyTorch."
+        )
     network = models.create(model, num_classes=1)
     multiple = network.stride if network.needs_multiple else 1
     if image_size < network.min_size or image_size % multiple:
@@ -142,17 +152,20 @@ def _require(model: str, image_size: int) -> None:
 def _load(
     checkpoint: str | os.PathLike, weights: str | os.PathLike | None, model: str
 ) -> tuple[Mapping[str, np.ndarray], PyTree]:
-    """The tensors of PyTorch's network and the variables of ours."""
+    """Loads the state dict of PyTorch's network and the variables of ours."""
     library, tensors = timm_names.as_timm(read_checkpoint(Path(checkpoint)), model)
     if library:
-        logger.info("%s has %s names of a ConvNeXt: read as timm's", checkpoint, library)
+        logger.info(
+            "%s uses the ConvNeXt names of %s, which are translated to timm's", checkpoint, library
+        )
     variables = interop.convert(tensors, model, checkpoint)
     if weights is not None:
         variables = interop.load(weights, model, finite=False)
         theirs = len(tensors[timm_names.classifier_bias(model)])
         if (ours := len(variables["params"]["head"]["fc"]["bias"])) != theirs:
             raise CompareError(
-                f"{weights} has {ours} classes, {checkpoint} {theirs}; they must be the same."
+                f"{weights} has {ours} classes, but {checkpoint} has {theirs}; both must have the "
+                "same number."
             )
     return tensors, variables
 
@@ -160,10 +173,10 @@ def _load(
 def _load_images(
     folder: Path, image_size: int, max_images: int
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Loads images of a folder as they are evaluated; warns of those that cannot be read.
+    """Loads, resizes and crops the images of a folder; warns about those that cannot be read.
 
     Returns:
-        uint8 [S, S, 3] by file, and `Comparison.different_pixels`.
+        Images uint8 [S, S, 3] by file, and `Comparison.different_pixels`.
     """
     paths = find_given([folder])
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), max_images)).round().astype(int)
@@ -173,7 +186,7 @@ def _load_images(
         try:
             image = images.decode(path.read_bytes())
         except (images.UnreadableImageError, OSError) as error:
-            logger.warning("%s is left out: %s", path, error)
+            logger.warning("%s is skipped: %s", path, error)
             continue
         view = images.to_array(images.evaluation_view(image, "shorter_side", image_size))
         views[str(path)] = view
@@ -181,18 +194,21 @@ def _load_images(
         if theirs is not None and not np.array_equal(view, theirs):
             different[str(path)] = int(np.abs(view.astype(np.int16) - theirs).max())
     if not views:
-        raise CompareError(f"None of {len(chosen)} images in {folder} can be read.")
+        raise CompareError(f"None of the {len(chosen)} images in {folder} can be read.")
     return views, different
 
 
 def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
-    """uint8 [S, S, 3] by ImageFolder, Resize and CenterCrop; None of a file it cannot open."""
+    """Loads an image as torchvision's ImageFolder, Resize and CenterCrop do, uint8 [S, S, 3].
+
+    Returns None for files that Pillow cannot open, such as DICOM.
+    """
     from torchvision import transforms
 
     try:
         with PIL.Image.open(path) as file:
             image = file.convert("RGB")
-    except OSError:  # DICOM
+    except OSError:
         return None
     return np.asarray(transforms.CenterCrop(image_size)(transforms.Resize(image_size)(image)))
 
@@ -200,12 +216,13 @@ def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
 def _run(
     ours: Program, theirs: Program, pixels: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Relative error of each layer over all images, and both logits [N, num_classes]."""
-    sums: dict[str, np.ndarray] = {}  # sums of squares by layer: of the difference, of theirs
+    """Runs both programs; returns the relative errors by layer and both logits [N, num_classes]."""
+    # Sums of squares by layer, [2]: of the differences and of PyTorch's outputs.
+    sums: dict[str, np.ndarray] = {}
     our_logits, their_logits = [], []
-    for start in range(0, len(pixels), _BATCH):
-        batch = pixels[start : start + _BATCH]
-        normalized = np.array(augment.normalize(jnp.asarray(filled(batch, _BATCH))))
+    for start in range(0, len(pixels), _BATCH_SIZE):
+        batch = pixels[start : start + _BATCH_SIZE]
+        normalized = np.array(augment.normalize(jnp.asarray(filled(batch, _BATCH_SIZE))))
         our, their = (
             {name: x[: len(batch)].astype(np.float64) for name, x in program(normalized).items()}
             for program in (ours, theirs)
@@ -213,7 +230,7 @@ def _run(
         for name, reference in their.items():
             pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
             sums[name] = sums.get(name, 0.0) + np.array(pair)
-        *_, last = their  # in the order of computation; JAX sorts what a program returns
+        *_, last = their  # in the order of computation, whereas JAX sorts the keys of a dict
         our_logits.append(our[last])
         their_logits.append(their[last])
     errors = {}
@@ -223,7 +240,7 @@ def _run(
     return errors, np.concatenate(our_logits), np.concatenate(their_logits)
 
 
-def _disagreements(
+def _find_disagreements(
     files: Sequence[str], their_logits: np.ndarray, our_logits: np.ndarray
 ) -> dict[str, tuple[int, int]]:
     theirs, ours = (logits.argmax(axis=1).tolist() for logits in (their_logits, our_logits))
@@ -232,30 +249,38 @@ def _disagreements(
 
 
 def show(comparison: Comparison) -> None:
-    """Prints a comparison."""
+    """Prints a comparison to the terminal."""
     print_line = functools.partial(
         console.terminal.print, highlight=False, markup=False, soft_wrap=True
     )
     count = len(comparison.files)
     if comparison.different_pixels:
-        print_line("Pixels that differ from torchvision's Resize and CenterCrop:", style="yellow")
+        print_line(
+            "These images differ from the output of torchvision's Resize and CenterCrop:",
+            style="yellow",
+        )
         differences = comparison.different_pixels.items()
-        print_line(_indented([f"{file}: by {x} of 255" for file, x in differences]))
+        print_line(_indent([f"{file}: by at most {x} of 255" for file, x in differences]))
     else:
-        print_line("Pixels equal torchvision's Resize and CenterCrop.")
+        print_line("All pixels equal the output of torchvision's Resize and CenterCrop.")
     console.terminal.print(_table(comparison))
-    part = f"first at {comparison.parts_at}" if comparison.beyond else "nowhere"
-    style = "bold yellow" if comparison.beyond else "bold green"
-    print_line(f"Activations part {part} (tolerance {comparison.tolerance:g}).", style=style)
-    print_line(f"Logits differ by {comparison.logits_max:.1e} at most.")
+    if first := comparison.first_different_layer:
+        sentence, style = f"The first layer that differs is {first}", "bold yellow"
+    else:
+        sentence, style = "All layers are equal", "bold green"
+    print_line(f"{sentence} (tolerance {comparison.tolerance:g}).", style=style)
+    print_line(f"The logits differ by at most {comparison.logits_max:.1e}.")
     if not comparison.disagreements:
-        print_line(f"Predictions agree for all {count} images.", style="bold green")
+        print_line(f"The predictions agree for all {count} images.", style="bold green")
         return
     agreeing = count - len(comparison.disagreements)
-    print_line(f"Predictions agree for {agreeing} of {count} images, not for:", style="bold yellow")
+    print_line(
+        f"The predictions agree for {agreeing} of {count} images. Predicted classes that differ:",
+        style="bold yellow",
+    )
     classes = comparison.disagreements.items()
     print_line(
-        _indented([f"{file}: theirs {theirs}, ours {ours}" for file, (theirs, ours) in classes])
+        _indent([f"{file}: PyTorch {theirs}, JAX {ours}" for file, (theirs, ours) in classes])
     )
 
 
@@ -269,12 +294,12 @@ def _table(comparison: Comparison) -> rich.table.Table:
         table.add_row(
             f"{name} (logits)" if name == last else name,
             f"{error:.1e}",
-            "parts here" if name == comparison.parts_at else "",
-            style="yellow" if name in comparison.beyond else "",
+            "differs first" if name == comparison.first_different_layer else "",
+            style="yellow" if name in comparison.different_layers else "",
         )
     return table
 
 
-def _indented(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - _PRINTED} more"] if len(lines) > _PRINTED else []
-    return "\n".join(f"  {line}" for line in [*lines[:_PRINTED], *more])
+def _indent(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+    return "\n".join(f"  {line}" for line in [*lines[:_MAX_LISTED], *more])

@@ -1,4 +1,4 @@
-"""The output of every layer of a network, computed by PyTorch and by ours from the same weights."""
+"""Computes the output of every layer of a network, in PyTorch and in JAX."""
 
 import functools
 import re
@@ -15,15 +15,17 @@ from egmae_jax.models.resnet import ResNet
 
 PyTree = Any
 Paths = Mapping[str, tuple[str, ...]]
-# Normalised images [B, H, W, 3] -> output of each layer by PyTorch's name, channels last.
+# Normalised images float32 [B, H, W, 3] -> output of each layer by its name in PyTorch, with
+# channels last.
 Program = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
-    """Path of our module for each layer of PyTorch that is compared, in the order of computation.
+    """Maps the name of each compared layer in PyTorch to the path of our module.
 
     Returns:
-        Such as {'stages.0.blocks.1': ('stages_0', 'blocks_1')}; the last layer gives the logits.
+        A dict such as {'stages.0.blocks.1': ('stages_0', 'blocks_1')}, in the order of computation.
+        The output of the last layer is the logits.
     """
     first: dict[str, tuple[str, ...]] = {}
     last: dict[str, tuple[str, ...]]
@@ -44,8 +46,14 @@ def layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
     return {**first, **paths, **last}
 
 
-def our_program(network: models.Model, variables: PyTree, paths: Paths) -> Program:
-    """Our network as a program that returns the output of each layer."""
+def make_jax_program(network: models.Model, variables: PyTree, paths: Paths) -> Program:
+    """Returns a program that computes the layer outputs of our network.
+
+    Args:
+        network: the model.
+        variables: parameters and running statistics of the model.
+        paths: result of `layer_paths`.
+    """
 
     @platform.jit
     def program(variables: PyTree, normalized: jax.Array) -> dict[str, jax.Array]:
@@ -58,23 +66,31 @@ def our_program(network: models.Model, variables: PyTree, paths: Paths) -> Progr
         outputs = {}
         for name, path in paths.items():
             module = functools.reduce(lambda tree, key: tree[key], path, state["intermediates"])
-            *_, outputs[name] = module["__call__"]  # an Mlp shares its block's scope
+            # An Mlp shares its block's scope; the block's own output is the last.
+            *_, outputs[name] = module["__call__"]
         return outputs
 
     variables = jax.device_put(variables)
 
     def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
-        # TF32, a GPU's default, differs more from float32 than the errors looked for.
+        # TF32, the default on GPUs, would cause larger differences than those to be detected.
         with jax.default_matmul_precision("highest"):
             return jax.device_get(program(variables, normalized))
 
     return run
 
 
-def their_program(
+def make_torch_program(
     model: str, num_classes: int, tensors: Mapping[str, np.ndarray], paths: Paths
 ) -> Program:
-    """timm's or torchvision's network as a program that returns the output of each layer."""
+    """Returns a program that computes the layer outputs of timm's or torchvision's network.
+
+    Args:
+        model: name of the model, one of `models.names()`.
+        num_classes: number of classes.
+        tensors: state dict of the network.
+        paths: result of `layer_paths`.
+    """
     import timm
     import torch
     import torchvision
@@ -82,21 +98,22 @@ def their_program(
     in_torchvision = models.family(model) == "squeezenet"
     create = torchvision.models.get_model if in_torchvision else timm.create_model
     network = create(model, num_classes=num_classes).float().eval()
-    # Only batch norm's counters may be missing, which have no effect: our conversion checks that.
+    # `models.timm.convert` has checked that at most the counters of batch norm are missing, which
+    # have no effect.
     counters = {k: x for k, x in network.state_dict().items() if k.endswith("num_batches_tracked")}
     weights = {k: torch.from_numpy(x) for k, x in tensors.items()}
     network.load_state_dict(counters | weights, strict=True)
     outputs: dict[str, np.ndarray] = {}
 
-    def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
+    def save_output(name: str, module: Any, inputs: Any, output: Any) -> None:
         if output.ndim == 4:
             output = output.permute(0, 2, 3, 1)
-        if name in ("head.norm", "classifier"):  # pooled features: one pixel
+        if name in ("head.norm", "classifier"):  # pooled to one pixel
             output = output[:, 0, 0]
-        outputs[name] = output.numpy().copy()  # later layers may work in place
+        outputs[name] = output.numpy().copy()  # later layers may modify it in place
 
     for name in paths:
-        network.get_submodule(name).register_forward_hook(functools.partial(keep, name))
+        network.get_submodule(name).register_forward_hook(functools.partial(save_output, name))
 
     def run(normalized: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():

@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def batches_of_four(monkeypatch):
-    monkeypatch.setattr(compare, "_BATCH", 4)
+    monkeypatch.setattr(compare, "_BATCH_SIZE", 4)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def outputs(tensors, folder, layer):
 # Figures
 
 
-def test_equal_weights_part_nowhere(run, folder):
+def test_equal_weights_give_equal_layers(run, folder):
     comparison = run()
     assert comparison.files == tuple(str(folder / file) for file in FILES)
     assert list(comparison.layers) == LAYERS
@@ -122,7 +122,7 @@ def test_equal_weights_part_nowhere(run, folder):
     assert comparison.passed
 
     strict = comparison._replace(tolerance=0.0)
-    assert strict.parts_at == "stem"
+    assert strict.first_different_layer == "stem"
     assert not strict.passed
 
 
@@ -132,7 +132,7 @@ def test_the_figures_are_those_of_pytorch(run, folder, tmp_path):
     block, logits = outputs(weights(), folder, "stages.2.blocks.3")
     other_block, other_logits = outputs(other, folder, "stages.2.blocks.3")
 
-    assert comparison.parts_at == "stages.2.blocks.3"
+    assert comparison.first_different_layer == "stages.2.blocks.3"
     expected = torch.linalg.norm(other_block - block) / torch.linalg.norm(block)
     assert comparison.layers["stages.2.blocks.3"] == pytest.approx(expected.item(), rel=1e-4)
     expected = torch.linalg.norm(other_logits - logits) / torch.linalg.norm(logits)
@@ -146,14 +146,14 @@ def test_the_figures_are_those_of_pytorch(run, folder, tmp_path):
     assert comparison.disagreements == differing
 
     tolerant = comparison._replace(tolerance=100.0)
-    assert tolerant.parts_at is None
+    assert tolerant.first_different_layer is None
     assert not tolerant.passed  # predictions count too
 
 
-def test_what_is_no_number_parts(run, tmp_path):
+def test_nan_counts_as_a_difference(run, tmp_path):
     other = changed("stages.3.blocks.1.gamma", lambda x: x * float("nan"))
     comparison = run(weights=write(other, tmp_path / "nan.safetensors"), max_images=1)
-    assert comparison.parts_at == "stages.3.blocks.1"
+    assert comparison.first_different_layer == "stages.3.blocks.1"
 
 
 def test_pixels_that_torchvision_sees_otherwise_are_reported(run, tmp_path):
@@ -229,9 +229,9 @@ def test_the_command_prints_that_equal_weights_agree(command):
     status, output, errors = command(max_images=2)
     assert (status, errors) == (0, "")
     lines = [line.strip() for line in output.splitlines()]
-    assert "Pixels equal torchvision's Resize and CenterCrop." in lines
-    assert "Activations part nowhere (tolerance 0.0001)." in lines
-    assert lines[-1] == "Predictions agree for all 2 images."
+    assert "All pixels equal the output of torchvision's Resize and CenterCrop." in lines
+    assert "All layers are equal (tolerance 0.0001)." in lines
+    assert lines[-1] == "The predictions agree for all 2 images."
     assert [line.split()[0] for line in lines if line.startswith(("st", "head"))] == LAYERS
 
 
@@ -247,14 +247,14 @@ def test_the_command_names_the_layer_and_the_images_that_differ(command, folder,
     status, output, _ = command(images=tmp_path / "images", weights=path)
     assert status == 1
     lines = [line.strip() for line in output.splitlines()]
-    (parted,) = [line for line in lines if line.endswith("parts here")]
-    assert parted.startswith("stages.0.blocks.1 ")
-    assert "Activations part first at stages.0.blocks.1 (tolerance 0.0001)." in lines
-    start = next(i for i, line in enumerate(lines) if " of 16 images, not for:" in line) + 1
+    (line,) = [x for x in lines if x.endswith("differs first")]
+    assert line.startswith("stages.0.blocks.1 ")
+    assert "The first layer that differs is stages.0.blocks.1 (tolerance 0.0001)." in lines
+    start = next(i for i, line in enumerate(lines) if " of 16 images. Predicted" in line) + 1
     assert len(lines[start:]) == 11
     for line in lines[start:-1]:
         assert line.startswith(str(tmp_path / "images"))
-        assert line.endswith("ours 3")
+        assert line.endswith("JAX 3")
     assert lines[-1].startswith("and ")
 
 
@@ -263,7 +263,8 @@ def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
     path = write(other, tmp_path / "other.safetensors")
     status, _, errors = command(weights=path)
     assert status == 2
-    assert errors == f"Error: {path} has 3 classes, {checkpoint} 5; they must be the same.\n"
+    expected = f"{path} has 3 classes, but {checkpoint} has 5; both must have the same number."
+    assert errors == f"Error: {expected}\n"
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
         ({"image_size": 100}, "image_size is 100; it must be a multiple of 32"),
         ({"model": "resnet18", "image_size": 31}, "image_size is 31; it must be at least 32"),
         ({"model": "asff_resnet18"}, "Neither timm nor torchvision has asff_resnet18"),
-        ({"max_images": 0}, "None of 0 images in "),
+        ({"max_images": 0}, "None of the 0 images in "),
     ],
 )
 def test_what_cannot_be_is_refused(flags, message, command):
