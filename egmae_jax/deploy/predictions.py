@@ -1,4 +1,4 @@
-"""Writes the table of predictions of new images, and pictures of what raises the scores."""
+"""Writes the predictions of new images as a CSV table, and Grad-CAM overlays."""
 
 import csv
 import itertools
@@ -24,7 +24,7 @@ from egmae_jax.deploy.predictor import Batch, Classification, Predictor
 from egmae_jax.explain.overlay import picture_name, write_overlay
 from egmae_jax.run.saved_run import RunError
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a spreadsheet's formula
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes text that starts so for a formula
 logger = logging.getLogger(__name__)
 
 
@@ -39,28 +39,33 @@ def predict_files(
     branch: str | None,
     batch: int,
 ) -> dict[Path, str]:
-    """Classifies images by a finished run, after checking that all results can be written.
+    """Classifies images with a finished run and writes the table and the overlays.
+
+    Whether the files can be written is checked before the images are classified.
 
     Args:
         workdir: folder of the run.
-        images: files, and folders that are searched for images.
-        out: CSV file to write; it is there once all images are classified.
+        images: image files, and folders that are searched recursively.
+        out: CSV file to write; it appears when all images are classified.
         round_index: round of the run; 'all' averages the probabilities of all rounds.
-        calibrated: whether probabilities are scaled by the temperatures.
-        pictures: folder for Grad-CAM overlays; None: no overlays.
-        branch: branch that the overlays explain; None: as `SavedRun.branch`.
-        batch: number of images that go through a network together.
+        calibrated: whether probabilities are calibrated by the temperatures of the run.
+        pictures: folder for Grad-CAM overlays; None writes no overlays.
+        branch: branch that the overlays explain; None chooses as `SavedRun.branch`.
+        batch: batch size.
 
     Returns:
-        The reason for each file that cannot be read.
+        The reason for each file that cannot be read; these are missing from the table.
 
     Raises:
-        RunError: the run cannot be used so, or no image can be read.
-        DataError: there are no such images.
-        AccessError: something cannot be written, or would replace an image.
+        RunError: the run does not allow the request, or no image can be read.
+        DataError: an image path does not exist, or a folder contains no images.
+        AccessError: a file cannot be written, or would replace an image.
     """
     if branch is not None and pictures is None:
-        raise RunError("--branch says whose network --gradcam explains, which is not given.")
+        raise RunError(
+            "--branch selects the branch that --gradcam explains, but --gradcam is not set; set "
+            "--gradcam=FOLDER or omit --branch."
+        )
     with explain_storage_errors(*images):
         files = find_given(images)
     require_output(out, (".csv",), files)
@@ -68,10 +73,10 @@ def predict_files(
     predictor = Predictor(workdir, round_index=round_index, calibrated=calibrated, batch=batch)
     explained = predictor.run.branch(branch).name
     if pictures:
-        logger.info("Grad-CAM of %s at %s", explained, predictor.heat_layer(explained))
+        logger.info("Grad-CAM explains %s at %s", explained, predictor.heat_layer(explained))
     start = time.monotonic()
     with explain_storage_errors(out.parent, *([pictures] if pictures else [])):
-        counts, unreadable = _write(predictor, files, out, paths, explained)
+        counts, unreadable = _write_results(predictor, files, out, paths, explained)
     console.print_predictions(
         dict(zip(predictor.classes, counts.tolist(), strict=True)), time.monotonic() - start, out
     )
@@ -79,18 +84,18 @@ def predict_files(
 
 
 def list_unreadable(title: str, unreadable: dict[Path, str]) -> str:
-    """A title, and below it a line for each file with the reason."""
+    """Returns a title followed by one indented line per file, 'FILE: REASON'."""
     lines = (f"{file}: {reason}".replace("\n", "\\n") for file, reason in unreadable.items())
     return "\n  ".join([title, *lines])
 
 
-def _write(
+def _write_results(
     predictor: Predictor, files: Sequence[Path], out: Path, pictures: Sequence[Path], branch: str
 ) -> tuple[np.ndarray, dict[Path, str]]:
-    """Writes the table and, where paths are given, pictures.
+    """Classifies the files, writes the table and, unless `pictures` is empty, the overlays.
 
     Returns:
-        How many images are predicted to be of each class, int [num_classes], and the reason for
+        The number of images that are predicted as each class, int [num_classes], and the reason for
         each file that cannot be read.
     """
     counts = np.zeros(len(predictor.classes), int)
@@ -103,19 +108,19 @@ def _write(
         columns = map(":".join, itertools.product(predictor.classifiers, predictor.classes))
         writer.writerow(["file", "predicted", *columns])
         for batch in predictor.stream(files):
-            writer.writerows(_rows([files[i] for i in batch.indices], batch.classification))
+            writer.writerows(_make_rows([files[i] for i in batch.indices], batch.classification))
             if pictures:
-                _draw(predictor, batch, branch, [pictures[i] for i in batch.indices])
+                _write_overlays(predictor, batch, branch, [pictures[i] for i in batch.indices])
             counts += np.bincount(batch.classification.labels, minlength=len(counts))
             unreadable |= {files[i]: reason for i, reason in batch.unreadable.items()}
             advance(len(batch.indices) + len(batch.unreadable))
         if len(unreadable) == len(files):
-            nothing = f"No image can be read; {out} is not written:"
-            raise RunError(list_unreadable(nothing, unreadable))
+            title = f"No image can be read; {out} is not written:"
+            raise RunError(list_unreadable(title, unreadable))
     return counts, unreadable
 
 
-def _rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
+def _make_rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
     columns = np.concatenate(list(classification.probabilities.values()), axis=1)
     for file, label, row in zip(map(str, files), classification.predicted, columns, strict=True):
         file = os.path.join(".", file) if file.startswith(_FORMULA) else file
@@ -123,28 +128,30 @@ def _rows(files: Sequence[Path], classification: Classification) -> Iterator[lis
 
 
 def _picture_paths(files: Sequence[Path], folder: Path) -> list[Path]:
-    """The path of each image's picture: as the images lie below the folder that all share.
+    """Returns the path of each image's overlay in `folder`.
+
+    Overlays are arranged in subfolders like the images below their common parent folder.
 
     Raises:
-        AccessError: the folder cannot be written to, or a picture would replace an image or
-            another picture.
+        AccessError: the folder cannot be written to, or an overlay would replace an image or
+            another overlay.
     """
     require_writable(folder, f"--gradcam={folder}")
     absolute = [Path(os.path.abspath(file)) for file in files]
-    shared = os.path.commonpath([path.parent for path in absolute])
-    pictures = [folder / x.relative_to(shared).with_name(picture_name(x.name)) for x in absolute]
-    taken = {os.path.realpath(file) for file in files}
+    parent = os.path.commonpath([path.parent for path in absolute])
+    pictures = [folder / x.relative_to(parent).with_name(picture_name(x.name)) for x in absolute]
+    occupied = {os.path.realpath(file) for file in files}
     for picture in pictures:
-        if (place := os.path.realpath(picture)) in taken:
+        if (path := os.path.realpath(picture)) in occupied:
             raise AccessError(
-                f"--gradcam={folder} would write {picture} over an image or another image's "
-                "picture: take another folder, or rename the image."
+                f"--gradcam={folder} would write {picture} over an image or the overlay of another "
+                "image. Choose another folder or rename the image."
             )
-        taken.add(place)
+        occupied.add(path)
     return pictures
 
 
-def _draw(predictor: Predictor, batch: Batch, branch: str, paths: Sequence[Path]) -> None:
+def _write_overlays(predictor: Predictor, batch: Batch, branch: str, paths: Sequence[Path]) -> None:
     text = f"Grad-CAM of {branch} at {predictor.heat_layer(branch)}"
     heats = predictor.heat(batch, branch)
     for path, pixels, heat in zip(paths, batch.pixels, heats, strict=True):

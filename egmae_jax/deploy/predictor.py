@@ -1,11 +1,11 @@
-"""A finished run that classifies new images, as it classified its test images.
+"""Classifies new images with a finished run.
 
     predictor = egmae_jax.load("runs/busi")
     result = predictor.predict(["a.png", "b.dcm"])
     result.predicted, result.probabilities["ensemble"]
 
-Threads decode images, once for all branches, while the devices compute the batch before. However
-many images there are, about three batches are in memory.
+Threads decode the images of a batch, once for all branches, while the devices compute the previous
+batch. At most about three batches are in memory.
 """
 
 import functools
@@ -33,7 +33,7 @@ from egmae_jax.method import augment
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
 
-# A file, the bytes of one, an image that Pillow has opened, or uint8 [H, W, 3] or [H, W, 1].
+# Path of an image file, its bytes, a Pillow image, or an array uint8 [H, W, 3] or [H, W, 1].
 Source = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Classification(NamedTuple):
 
     Attributes:
         classes: names of the classes, in the order of the probabilities.
-        probabilities: float [N, num_classes] by classifier: 'ensemble' first, where the run has
-            several branches, then each branch.
+        probabilities: float [N, num_classes] by classifier: 'ensemble' first if the run has several
+            branches, then each branch.
     """
 
     classes: tuple[str, ...]
@@ -52,12 +52,12 @@ class Classification(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
-        """Index of each image's likeliest class by the first classifier, int [N]."""
+        """Index of the most probable class of each image, int [N], by the first classifier."""
         return next(iter(self.probabilities.values())).argmax(axis=1)
 
     @property
     def predicted(self) -> list[str]:
-        """Name of each image's likeliest class by the first classifier."""
+        """Name of the most probable class of each image, by the first classifier."""
         return [self.classes[label] for label in self.labels]
 
 
@@ -66,10 +66,11 @@ class Batch(NamedTuple):
 
     Attributes:
         indices: positions of the n readable images among the sources, int [n].
-        pixels: evaluation view of the readable images, uint8 [n, S, S, 3], or 1 for grey.
+        pixels: readable images, resized and cropped for evaluation, uint8 [n, S, S, 3], or
+            [n, S, S, 1] for greyscale.
         classification: classes and probabilities of the readable images.
-        unreadable: why each other image could not be read, by its position.
-        size: number of images that went through the networks, with those that fill the batch.
+        unreadable: reason for each image that cannot be read, by its position among the sources.
+        size: batch size of the networks, at least n; the remainder is padding.
     """
 
     indices: np.ndarray
@@ -80,30 +81,30 @@ class Batch(NamedTuple):
 
 
 class Predictor:
-    """Classifies images by every branch of a finished run, and fuses their probabilities.
+    """Classifies images with every branch of a finished run, and with their ensemble.
 
-    Images are seen as in evaluation: decoded in the colours of the run, resized and cropped alike,
-    without noise; a warning says so where the run tested with noise.
+    Images are decoded, resized and cropped as in the run's evaluation, but without noise; if the
+    run was evaluated with noise (`finetune.input_noise`), a warning is logged.
 
     Args:
-        workdir: folder of the run; nothing else is read, so it may have been moved.
-        round_index: round whose networks are used. Round 0 is what a user would have trained with
-            one seed, and results.json scores such single rounds. 'all' averages the probabilities
-            of all rounds, a deep ensemble (Lakshminarayanan et al. 2017): mostly more accurate, as
-            many times slower, scored nowhere, and less confident than calibrated. With folds it
-            also asks networks that were trained on the images that another fold tests.
-        calibrated: whether probabilities are scaled by what was fitted on the validation part,
-            none surer than so many images support. In a single round the predicted classes are the
-            same.
-        batch: number of images that go through a network together.
+        workdir: folder of the run; no other folder is read, so the run may have been moved.
+        round_index: round whose networks are used; results.json has the metrics of each round.
+            'all' averages the probabilities of all rounds (a deep ensemble, Lakshminarayanan et al.
+            2017). This is usually more accurate, but takes longer in proportion to the number of
+            rounds, has no metrics in results.json, and is less confident than calibrated. With
+            folds, every image of the data set was in the training part of some of these networks.
+        calibrated: whether probabilities are calibrated by the temperature that was fitted on the
+            validation part, which also limits their confidence to what the number of validation
+            images supports. In a single round this does not change the predicted classes.
+        batch: batch size.
 
     Attributes:
         run: the run.
         classes: names of the classes, in the order of the probabilities.
-        classifiers: 'ensemble', where the run has several branches, then the branches' names.
+        classifiers: 'ensemble' if the run has several branches, then the names of the branches.
 
     Raises:
-        RunError: the run is not finished, or has no such round.
+        RunError: the run is not finished or has no such round, or `batch` is not positive.
         DamagedFileError, CheckpointError: a file of the workdir cannot be read.
     """
 
@@ -128,8 +129,8 @@ class Predictor:
                 logger.warning("%s", sentence)
         if (noise := run.config.finetune.input_noise) > 0:
             logger.warning(
-                "The run trained and tested with noise on its images (finetune.input_noise=%g); "
-                "these are classified without noise",
+                "The run was trained and tested with noise on its images "
+                "(finetune.input_noise=%g), but new images are classified without noise",
                 noise,
             )
         self.classes = run.classes()
@@ -148,14 +149,15 @@ class Predictor:
         """Classifies images.
 
         Args:
-            images: one or several, of any kinds: paths of files, the bytes of files, Pillow's
-                images, arrays uint8 [H, W], [H, W, 3] or, for several of a size, [N, H, W, 3].
+            images: one image or an iterable of images. An image is the path of a file, the bytes
+                of a file, a Pillow image, or a uint8 array: [H, W] for greyscale, [H, W, 3] for
+                RGB, [N, H, W, 3] or [N, H, W, 1] for several images.
 
         Raises:
-            UnreadableImageError: an image cannot be used; names the first. `stream` reports such
-                images with the others and goes on.
+            UnreadableImageError: an image cannot be read; the message names the first such image.
+                `stream` skips these images and reports all of them.
         """
-        sources = _sources(images)
+        sources = _list_sources(images)
         batches = []
         for batch in self.stream(sources):
             for index, reason in batch.unreadable.items():
@@ -169,31 +171,39 @@ class Predictor:
         )
 
     def stream(self, sources: Sequence[Source]) -> Iterator[Batch]:
-        """Classifies any number of images, a batch at a time and in their order.
+        """Classifies images and yields them batch by batch, in their order.
 
-        A batch names its images that cannot be read, which do not stop the stream.
+        Images that cannot be read are skipped and reported in `Batch.unreadable`.
+
+        Args:
+            sources: paths of files, bytes of files, Pillow images or uint8 arrays [H, W, 3 or 1].
         """
         size = self._batch_size(len(sources))
         views = enumerate(read_ahead(lambda i: self._view(sources[i]), 0, len(sources)))
         started = None
         while chunk := list(itertools.islice(views, size)):
             following = self._start(chunk, size)
-            if started is not None:  # the devices computed it while the chunk was decoded
+            if started is not None:
                 yield self._finish(*started)
             started = following
         if started is not None:
             yield self._finish(*started)
 
     def heat_layer(self, branch: str) -> gradcam.Layer:
-        """Layer that `heat` explains, with its grid: the default layer of the branch's network."""
+        """Layer of a branch's network that `heat` uses, with the size of its grid."""
         classifier = self._classifiers[branch][0]
         return gradcam.layer_at(classifier.model, self.run.config.data.image_size)
 
     def heat(self, batch: Batch, branch: str) -> np.ndarray:
-        """Grad-CAM of the predicted classes by a branch in its first round, at `heat_layer`.
+        """Computes Grad-CAM of the predicted classes at `heat_layer`.
+
+        Args:
+            batch: a batch of `stream`.
+            branch: name of the branch that is explained; if several rounds are used, the network of
+                the first.
 
         Returns:
-            float32 [n, S, S] of the readable images, in [0, 1].
+            Heat maps of the readable images, float32 [n, S, S] in [0, 1].
         """
         if not len(batch.indices):
             return np.zeros(batch.pixels.shape[:3], np.float32)
@@ -209,7 +219,11 @@ class Predictor:
     # --- Images ----------------------------------------------------------------------------------
 
     def _view(self, source: Source) -> np.ndarray | str:
-        """The evaluation view of an image, uint8 [S, S, 3 or 1], or why it cannot be read."""
+        """Decodes, resizes and crops an image.
+
+        Returns:
+            Pixels uint8 [S, S, 3 or 1], or the reason why the image cannot be read.
+        """
         data, intensity = self.run.config.data, self._intensity
         try:
             if isinstance(source, (str, os.PathLike)):
@@ -234,9 +248,9 @@ class Predictor:
     def _warn_of_range(self, low: float, high: float) -> None:
         if not self._warned_of_range:
             logger.warning(
-                "An image has values of %g to %g, beyond those that the run was trained on (%s; "
-                "data.intensity_range='dataset'): they become black or white. Further images of "
-                "this kind are not reported",
+                "An image has values of %g to %g, outside the range of the training data set (%s; "
+                "data.intensity_range='dataset'). Values outside become black or white. Further "
+                "images with such values are not reported",
                 low,
                 high,
                 samples.listed(self._intensity),
@@ -246,17 +260,25 @@ class Predictor:
     # --- Batches ---------------------------------------------------------------------------------
 
     def _batch_size(self, count: int) -> int:
-        """Few images make a batch of the next power of two, which takes less time than a whole."""
-        enough = 1 << max(count - 1, 0).bit_length()
-        return sharding.divisible(min(enough, self._batch), self._mesh)
+        """Returns the batch size for `count` images, a multiple of the number of devices.
+
+        A few images are padded only to the next power of two, because a full batch takes longer.
+        """
+        power_of_two = 1 << max(count - 1, 0).bit_length()
+        return sharding.divisible(min(power_of_two, self._batch), self._mesh)
 
     def _start(
         self, chunk: Sequence[tuple[int, np.ndarray | str]], size: int
     ) -> tuple[Batch, dict[str, list[jax.Array]]]:
-        """Hands a batch to the devices.
+        """Starts to compute a batch on the devices, without waiting for the result.
+
+        Args:
+            chunk: position and result of `_view` of each image.
+            size: batch size, to which the readable images are padded.
 
         Returns:
-            The batch, still without probabilities, and those to come by branch and round.
+            The batch without probabilities; and the probabilities of the branches, [size,
+            num_classes] for each branch and round.
         """
         unreadable = {index: view for index, view in chunk if isinstance(view, str)}
         readable = {index: view for index, view in chunk if not isinstance(view, str)}
@@ -270,11 +292,16 @@ class Predictor:
             for name, rounds in self._classifiers.items()
         }
         indices = np.array(list(readable), np.int64)
-        nothing = Classification(self.classes, {})
-        return Batch(indices, pixels[: len(indices)], nothing, unreadable, size), running
+        empty = Classification(self.classes, {})
+        return Batch(indices, pixels[: len(indices)], empty, unreadable, size), running
 
     def _finish(self, batch: Batch, running: dict[str, list[jax.Array]]) -> Batch:
-        """The batch with its probabilities, which are fused and averaged over the rounds."""
+        """Waits for the devices; returns the batch with fused probabilities, averaged over rounds.
+
+        Args:
+            batch: the batch from `_start`.
+            running: probabilities of the branches from `_start`.
+        """
         by_round = []
         for k, ensemble in enumerate(self._ensembles):
             branches = {n: np.asarray(x[k])[: len(batch.indices)] for n, x in running.items()}
@@ -283,12 +310,15 @@ class Predictor:
         return batch._replace(classification=Classification(self.classes, means))
 
 
-load = Predictor  # egmae_jax.load("runs/busi")
+load = Predictor  # the public name: egmae_jax.load("runs/busi")
 
 
 @functools.cache
 def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax.Array]:
-    """A program of class probabilities; compiled once for all branches and rounds of a model."""
+    """Returns the jitted program (variables, pixels) -> class probabilities [B, num_classes].
+
+    Branches and rounds with the same model share one compiled program.
+    """
 
     @platform.jit
     def program(variables, pixels):
@@ -298,27 +328,29 @@ def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax
     return program
 
 
-def _sources(images: Any) -> list[Source]:
-    """Lists single images, however they are nested.
+def _list_sources(images: Any) -> list[Source]:
+    """Flattens nested iterables and stacked arrays into a list of single images.
 
     Raises:
-        UnreadableImageError: something is no image.
+        UnreadableImageError: an element is not an image.
     """
     if isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image)):
         return [images]
-    if hasattr(images, "__array__"):  # NumPy's, JAX's, PyTorch's
+    if hasattr(images, "__array__"):  # arrays of NumPy and JAX, tensors of PyTorch
         array = np.asarray(images)
         stack = array[None, :, :, None] if array.ndim == 2 else array
         stack = stack[None] if stack.ndim == 3 else stack
         shape = stack.shape
         if array.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
             raise UnreadableImageError(
-                f"an array is {array.dtype} {list(array.shape)}; expected are uint8 of 0 to 255, "
-                "[H, W] for grey, [H, W, 3] for RGB or [N, H, W, 3] for several"
+                f"an array has dtype {array.dtype} and shape {list(array.shape)}; it must be uint8 "
+                "(0 to 255) and [H, W] for greyscale, [H, W, 3] for RGB or [N, H, W, 3] for "
+                "several images"
             )
         return list(stack)
     if not isinstance(images, Iterable):
         raise UnreadableImageError(
-            f"a {type(images).__name__} is no image; paths, Pillow's images and uint8 arrays are"
+            f"a {type(images).__name__} is not an image; it must be a path, the bytes of a file, "
+            "a Pillow image or a uint8 array"
         )
-    return [source for image in images for source in _sources(image)]
+    return [source for image in images for source in _list_sources(image)]

@@ -216,7 +216,7 @@ def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_pat
         (["--images", "/dev/null"], "/dev/null is neither a file nor a folder (--images)."),
         (["--images", "{images}", "--round=2"], "There is no round 2; the run's are 0 to 1."),
         (["--images", "{images}", "--batch=0"], "batch is 0; it must be positive."),
-        (["--images", "{images}", "--branch=mae"], "--gradcam explains, which is not given."),
+        (["--images", "{images}", "--branch=mae"], "--gradcam explains, but --gradcam is not set"),
         (["--images", "{images}", "--branch=x", "--gradcam={empty}"], "The run has no branch 'x'"),
     ],
 )
@@ -350,9 +350,12 @@ def test_images_of_any_kind_are_seen_alike(moved, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.full((8, 8, 3), 0.5), r"float64 \[8, 8, 3\]; expected are uint8 of 0 to 255, \["),
-        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]; expected"),
-        ([None], "a NoneType is no image; paths"),
+        (
+            np.full((8, 8, 3), 0.5),
+            r"dtype float64 and shape \[8, 8, 3\]; it must be uint8 \(0 to 255\)",
+        ),
+        (np.zeros((0, 8, 3), np.uint8), r"dtype uint8 and shape \[0, 8, 3\]; it must"),
+        ([None], "a NoneType is not an image; it must be a path"),
         ("absent.png", "^absent.png: No such file or directory$"),
         ([np.zeros((8, 8), np.uint8), b"x"], f"^image 1: {images.NOT_AN_IMAGE}$"),
         (PIL.Image.new("F", (8, 8)), "^image 0: .* in mode 'F' lacks the tags"),
