@@ -175,10 +175,10 @@ def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkey
 
         patch.setattr("egmae_jax.deploy.demo.page.examine", fail)
         tab.send("b.png", files[0].read_bytes())
-        tab.waits_for("b.png: it could not be classified; the terminal says why")
+        tab.waits_for("b.png: the image could not be classified; the terminal shows the error")
     tab.send("d.png", files[0].read_bytes())
-    tab.waits_for("Grad-CAM: regions that raise the score of “")
-    tab.waits_for("Of layer stages_0/blocks_0, 8 x 8 grid")
+    tab.waits_for("Grad-CAM: brighter regions raise the score of “")
+    tab.waits_for("Computed at layer stages_0/blocks_0, 8 x 8 grid")
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -284,22 +284,22 @@ def test_in_a_browser(served, predictor, files, tmp_path):
                 expect(table.get_by_role("row", name=label)).to_contain_text(f"{p:.3f}")
         heat = page.get_by_alt_text(f"Grad-CAM of {examined.predicted} by mae")
         assert heat.evaluate("image => image.naturalWidth") == 32
-        expect(page.get_by_text("Of layer stages_0/blocks_0, 8 x 8 grid")).to_be_visible()
+        expect(page.get_by_text("Computed at layer stages_0/blocks_0, 8 x 8 grid")).to_be_visible()
         page.get_by_role("radio", name="imagenet").press("Space")
         expect(
             page.get_by_alt_text(f"Grad-CAM of {examined.predicted} by imagenet")
         ).to_be_visible()
-        expect(page.get_by_alt_text("Entropy of its 16x16 patches")).to_be_visible()
+        expect(page.get_by_alt_text("Entropy of the 16x16 patches")).to_be_visible()
         expect(page.get_by_text("not a medical device")).to_be_visible()
         for image in page.locator("img").all():
             assert image.get_attribute("alt")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
-        # What is not taken or no image, and then one again, which is dropped.
+        # A file that is too large, one that is no image, and then an image that is dropped.
         large = tmp_path / "large.png"
         large.write_bytes(bytes(2 * 10**6))
         page.set_input_files("input[type=file]", large)
-        expect(status).to_contain_text("more than 1 MB")
+        expect(status).to_contain_text("larger than 1 MB")
         expect(page.locator("figure")).to_have_count(0)
         page.set_input_files("input[type=file]", bad)
         expect(status).to_have_text(f"{bad.name}: {NOT_AN_IMAGE}")

@@ -1,5 +1,5 @@
-"""A page to try a finished run: drop an image, see its class and what raises the score.
+"""A local web page that classifies an image with a finished run and explains the result.
 
-`examine` computes what is shown, without widgets; `page` draws it in a browser tab; `server` serves
-it to this machine alone. `page` and `server` need NiceGUI: pip install -e '.[demo]'.
+`examine` computes what the page shows; `page` displays it in a browser tab; `server` serves the
+page to this machine only. `page` and `server` need NiceGUI: pip install -e '.[demo]'.
 """

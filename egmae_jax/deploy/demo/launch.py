@@ -1,4 +1,4 @@
-"""Shows the page of a finished run on this machine until it is interrupted."""
+"""Starts the server of the page and opens the page in the browser."""
 
 import io
 import logging
@@ -24,18 +24,19 @@ def serve(
     port: int,
     browse: bool,
 ) -> None:
-    """Shows the page until it is interrupted.
+    """Serves the page of a finished run until the process is interrupted.
 
     Args:
         workdir: folder of the run.
-        round_index: round of the run; 'all' averages the probabilities of all.
-        branch: branch whose Grad-CAM is shown first; None: as `SavedRun.branch`.
-        port: port to listen on; 0: any free one.
+        round_index: round of the run; 'all' averages the probabilities of all rounds.
+        branch: branch whose Grad-CAM is shown first; None chooses as `SavedRun.branch`.
+        port: port to listen on; 0 chooses a free port.
         browse: whether the page is opened in the browser.
 
     Raises:
         MissingExtraError: NiceGUI is not installed.
-        RunError: the run cannot be shown, or the port cannot be used.
+        RunError: the run is not finished or has no such round or branch, or the port cannot be
+            used.
     """
     try:
         import uvicorn
@@ -48,15 +49,15 @@ def serve(
     with server.listen(port) as listener:
         predictor = Predictor(workdir, round_index=round_index)
         first_branch = predictor.run.branch(branch).name
-        logger.info("Compiling the networks, so that the first image need not wait ...")
+        logger.info("Compiling the networks, so that the first image is classified quickly ...")
         blank = io.BytesIO()
         PIL.Image.new("L", (64, 64)).save(blank, "PNG")
         examine(predictor, blank.getvalue())
         app = server.make_app(predictor, branch=first_branch)
         url = f"http://{server.HOST}:{listener.getsockname()[1]}"
-        logger.info("The page is at %s. Ctrl-C ends it.", url)
+        logger.info("The page is at %s. Press Ctrl-C to stop it.", url)
         if browse:
-            # Opening some browsers returns only once they are closed.
+            # In a thread, because with some browsers the call returns only when they are closed.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listener])
