@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with explain_storage_errors(options["workdir"], out):
         files = run.export_run(formats=[x for x in formats.split(",") if x], **options)
     run.show(files, out)
-    if wrong := [str(file.path) for file in files if file.wrong]:
+    if wrong := [str(file.path) for file in files if file.is_wrong]:
         console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")
 
 

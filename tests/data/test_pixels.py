@@ -220,4 +220,4 @@ def test_a_model_card_reads_16_bits_as_the_run_did(tmp_path, monkeypatch):
         exec("\n".join(card._view_code(view)), names)
         expected = images.evaluation_view(images.decode(encoded, intensity=rule), view.resize, 24)
         np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(expected))
-    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", 24, intensity).in_words()
+    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", 24, intensity).describe()

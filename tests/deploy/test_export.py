@@ -93,7 +93,7 @@ def pictures(count, seed=0):
 
 def expected_of(workdir, name, views, round_index=0):
     """Outputs for uint8 views [B, S, S, 3 or 1], by the functions that evaluate a run."""
-    systems = system.systems(SavedRun(workdir), None, round_index)
+    systems = system.make_systems(SavedRun(workdir), None, round_index)
     whole = next(s for s in systems if s.name == name)
     return whole.reference({n.branch.name: probabilities_of(n, views) for n in whole.networks})
 
@@ -215,14 +215,14 @@ def test_a_program_that_computes_something_else_is_an_error(moved, command, monk
     assert status == 1
     assert "not to be used" in errors
     assert "mae/model.stablehlo" in errors
-    assert run.ExportedFile(Path("model.onnx"), float("nan")).wrong
+    assert run.ExportedFile(Path("model.onnx"), float("nan")).is_wrong
 
 
 def test_bad_requests_are_refused_before_anything_is_written(moved, command, tmp_path):
     out = tmp_path / "out"
     for flags, message in (
-        ({"formats": "timm,pickle"}, "--formats=timm,pickle: expected are some of timm, stableh"),
-        ({"formats": ""}, "--formats=: expected are some of timm, stablehlo, onnx."),
+        ({"formats": "timm,pickle"}, "--formats is 'timm,pickle'; it must be one or sev"),
+        ({"formats": ""}, "--formats is ''; it must be one or several of timm, stablehlo, onnx"),
         ({"round": 7}, "There is no round 7; the run's are 0 to 1."),
         ({"formats": "onnx"}, "no torch; pip install -e '.[onnx]'"),
     ):
@@ -232,7 +232,7 @@ def test_bad_requests_are_refused_before_anything_is_written(moved, command, tmp
     assert not out.exists()
     (out / "mae").mkdir(parents=True)
     (out / "mae" / "model.onnx").write_text("another model's")
-    assert "mae holds files, which may be another model's" in command(workdir=moved[0], out=out)[2]
+    assert "mae is not empty and may contain another model" in command(workdir=moved[0], out=out)[2]
     assert [path.name for path in out.rglob("*.*")] == ["model.onnx"]
 
 
@@ -259,8 +259,8 @@ def test_that_an_asff_has_no_onnx_is_logged(with_asff, tmp_path, caplog, monkeyp
 
 def make_card(workdir, name):
     saved = SavedRun(workdir)
-    systems = {s.name: s for s in system.systems(saved, None, 0)}
-    return card.card(saved, systems[name], 0, ["model.safetensors", "model.stablehlo"])
+    systems = {s.name: s for s in system.make_systems(saved, None, 0)}
+    return card.render_card(saved, systems[name], 0, ["model.safetensors", "model.stablehlo"])
 
 
 def test_the_card_has_the_runs_figures(made):
@@ -287,7 +287,8 @@ def test_the_card_has_the_runs_figures(made):
         "**It is not a medical device**",
         "**License: not chosen.**",
         "- Florindo and Moura",
-        "made grey (Pillow's 'L'), the shorter side resized to 37 pixels, the middle 32 by 32",
+        "converted to greyscale (Pillow's 'L'), resized so that the shorter side has 37 pixels, "
+        "cropped to the central 32 by 32",
     ):
         assert sentence in text
     of_mae = (out / "mae" / "README.md").read_text()
@@ -314,7 +315,7 @@ def test_the_card_names_what_else_one_must_know(altered):
         "**Pre-training saw the test images**",
         "**It does not make the same pixels**: images were padded with black",
         "(finetune.input_noise=0.1)",
-        "The run computed in bfloat16; this computes in float32",
+        "The run computed in bfloat16, but the exported model computes in float32",
         "PIL.ImageOps.pad(image, (37, 37)",
     ):
         assert sentence in text
@@ -431,7 +432,7 @@ def test_the_configuration_is_as_timm_would_write_it(name, in_timm, tmp_path):
 def test_how_near_timms_view_comes_to_other_ways_of_resizing(resize, in_timm, tmp_path):
     """What the card says of them."""
     saved = SavedRun(in_timm[0])
-    (alone,) = system.systems(saved, "imagenet", 0)
+    (alone,) = system.make_systems(saved, "imagenet", 0)
     alone = alone._replace(view=View(SIZE_IN_TIMM, resize, "rgb", RESIZED_IN_TIMM))
     weights.write(alone, saved.paths.finetuned("imagenet", 0), tmp_path)
     model = torch_reference.timm().create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -464,7 +465,7 @@ def test_onnx_computes_the_same(color, name, model, altered, tmp_path, monkeypat
                       draw=torch_variables)  # fmt: skip
     files = run.export_run(workdir, tmp_path / "out", formats=("onnx",))
     assert [file.path.name for file in files] == ["model.safetensors", "model.onnx"]
-    assert not any(file.wrong for file in files)
+    assert not any(file.is_wrong for file in files)
     shape = (5, SIZE_IN_TIMM, SIZE_IN_TIMM, 1 if color == "grey" else 3)
     views = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     expected = expected_of(workdir, name, views)

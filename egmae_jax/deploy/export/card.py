@@ -1,7 +1,7 @@
-"""Writes the model card, README.md: what a model is, how accurate, on what data, how to call it.
+"""Writes the model card, README.md: the model's data, metrics, use and limitations.
 
-The sentences are in card.md. Names that makers and users of the data set chose, such as classes,
-are text in the card and never markup.
+The text is the template card.md. Names from outside, such as those of classes and data sets, are
+escaped, so that they cannot contain markup.
 """
 
 from collections.abc import Collection
@@ -19,17 +19,17 @@ from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.run.saved_run import SavedRun
 
 
-def card(run: SavedRun, system: System, round_index: int, files: Collection[str]) -> str:
-    """The text of a model card.
+def render_card(run: SavedRun, system: System, round_index: int, files: Collection[str]) -> str:
+    """Returns the model card of an exported classifier as Markdown.
 
     Args:
         run: run that has been evaluated.
         system: a branch or the ensemble.
         round_index: round of the run.
-        files: names of the files beside the card.
+        files: names of the other files in the folder of the card.
 
     Raises:
-        DamagedFileError: results.json lacks what belongs in the card.
+        DamagedFileError: results.json lacks entries that the card needs.
     """
     results = run.results()
     environment = jinja2.Environment(
@@ -53,29 +53,29 @@ def card(run: SavedRun, system: System, round_index: int, files: Collection[str]
             round_index=round_index,
             system=system,
             files=files,
-            library=weights.library(system.networks[0].branch.model_name),
+            library=weights.pytorch_library(system.networks[0].branch.model_name),
             few_groups=too_few(evidence, [markdown(name) for name in classes]),
             limit=calibration.explain(row["calibration"][system.name]),
             view_code="\n".join(_view_code(system.view)),
         )
     except (LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
-        reason = "a model card cannot be made of it"
+        reason = "a model card cannot be made from it"
         raise damaged(run.paths.results, reason, error, REEVALUATE) from error
 
 
 def _view_code(view: View) -> list[str]:
-    """Lines of Python that make the evaluation view of a file by Pillow."""
+    """Returns lines of Python that load image.png and prepare it with Pillow for the networks."""
     grey = '.convert("L")' if view.color == "grey" else ""
     low, high = view.intensity.of_dataset.get("uint16", (0, 0))
-    wide = [
-        'if image.mode.startswith("I;16"):  # of 16 bits the high byte',
+    read_16_bits = [
+        'if image.mode.startswith("I;16"):  # use the high byte of 16-bit values',
         "    image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
     ]
     if low < high:
-        wide = [
-            'if image.mode.startswith("I;16"):  # from the range of the data set',
-            f"    share = (np.asarray(image, float) - {low:g}) / {high - low:g}",
-            "    scaled = np.round(255 * np.clip(share, 0, 1))",
+        read_16_bits = [
+            'if image.mode.startswith("I;16"):  # scale from the range of the data set',
+            f"    fraction = (np.asarray(image, float) - {low:g}) / {high - low:g}",
+            "    scaled = np.round(255 * np.clip(fraction, 0, 1))",
             "    image = PIL.Image.fromarray(scaled.astype(np.uint8))",
         ]
     size, resized, bilinear = view.size, view.resized, "PIL.Image.Resampling.BILINEAR"
@@ -93,7 +93,7 @@ def _view_code(view: View) -> list[str]:
     ]
     return [
         'image = PIL.ImageOps.exif_transpose(PIL.Image.open("image.png"))',
-        *wide,
+        *read_16_bits,
         f'image = image{grey}.convert("RGB")',
         *resize,
         *(crop if view.resize == "shorter_side" or resized != size else []),

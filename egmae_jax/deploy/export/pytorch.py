@@ -1,4 +1,4 @@
-"""Loads exported weights in timm or torchvision, and writes ONNX; needs torch."""
+"""Loads exported weights in timm or torchvision, and writes ONNX programs; needs torch."""
 
 import json
 import warnings
@@ -10,18 +10,21 @@ import numpy as np
 from egmae_jax.core.files import write_atomically
 from egmae_jax.core.quiet import quiet
 from egmae_jax.deploy.export.system import LUMA, System
-from egmae_jax.deploy.export.weights import library
+from egmae_jax.deploy.export.weights import pytorch_library
 from egmae_jax.evaluation import calibration
 from egmae_jax.method import augment
 from egmae_jax.models.weights import read
 
 
-def network(folder: Path, model_name: str, num_classes: int) -> Any:
-    """PyTorch's network in evaluation mode, with the weights of an exported folder.
+def load_network(folder: Path, model_name: str, num_classes: int) -> Any:
+    """Loads the weights of an exported folder in PyTorch, in evaluation mode.
 
-    timm makes it from the folder's config.json; SqueezeNet is torchvision's.
+    Args:
+        folder: exported folder; timm creates the network from its config.json.
+        model_name: name of the model; a SqueezeNet is created by torchvision.
+        num_classes: number of classes, for torchvision.
     """
-    if library(model_name) == "torchvision":
+    if pytorch_library(model_name) == "torchvision":
         import torch
         import torchvision
 
@@ -34,8 +37,8 @@ def network(folder: Path, model_name: str, num_classes: int) -> Any:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def logits(module: Any, images: np.ndarray) -> np.ndarray:
-    """Logits of normalised images, float32 [B, S, S, 3], by a module of torch."""
+def compute_logits(module: Any, images: np.ndarray) -> np.ndarray:
+    """Computes logits [B, C] of normalised images float32 [B, S, S, 3] with a PyTorch module."""
     import torch
 
     with torch.inference_mode():
@@ -43,21 +46,22 @@ def logits(module: Any, images: np.ndarray) -> np.ndarray:
 
 
 def write_onnx(system: System, path: Path) -> None:
-    """Writes a branch as an ONNX program with the inputs and outputs of the StableHLO program.
+    """Writes a branch as an ONNX program with the same inputs and outputs as the StableHLO program.
 
     Args:
-        system: a branch whose network timm or torchvision has.
-        path: file to write, beside the branch's exported weights.
+        system: a branch with a network that timm or torchvision has.
+        path: file to write, in the folder of the branch's exported weights.
     """
     import onnx
     import torch
 
     (branch, _, _) = system.networks[0]
-    classifier = _classifier(system, network(path.parent, branch.model_name, len(system.classes)))
+    network = load_network(path.parent, branch.model_name, len(system.classes))
+    classifier = _make_classifier(system, network)
     size = system.view.size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with quiet("torch.onnx"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about its own code
+        warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.onnx.export(
             classifier,
             (example,),
@@ -67,15 +71,15 @@ def write_onnx(system: System, path: Path) -> None:
             output_names=["probabilities", "calibrated"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
         )
-    assert program is not None  # by the dynamo exporter
+    assert program is not None  # dynamo=True always returns a program
     content = program.model_proto
-    properties = {"classes": json.dumps(system.classes), "preprocessing": system.view.in_words()}
+    properties = {"classes": json.dumps(system.classes), "preprocessing": system.view.describe()}
     onnx.helper.set_model_props(content, properties)
     write_atomically(path, content.SerializeToString())
 
 
-def _classifier(system: System, network: Any) -> Any:
-    """`System.probabilities` of a branch as a module of torch, from the branch's network."""
+def _make_classifier(system: System, network: Any) -> Any:
+    """Returns `System.probabilities` of a branch as a PyTorch module around the given network."""
     import torch
 
     class Classifier(torch.nn.Module):
@@ -100,7 +104,7 @@ def _classifier(system: System, network: Any) -> Any:
 
 
 def load_onnx(path: Path) -> Any:
-    """Loads a program from its file, as a function of images that onnxruntime runs on the CPU."""
+    """Loads a program as a function of images uint8 [B, S, S, 3], which onnxruntime runs on CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Writes the exported folders, and compares what each file computes with the run."""
+"""Exports the models of a run, and compares the outputs of every file with the run's."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,25 +17,25 @@ from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, write_atomically
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
-from egmae_jax.deploy.export.system import System, branch_logits, systems
+from egmae_jax.deploy.export.system import System, compute_logits, make_systems
 from egmae_jax.method import augment
 from egmae_jax.run.saved_run import RunError, SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
 _TOLERANCES = {"model.safetensors": 1e-4, "model.stablehlo": 1e-5, "model.onnx": 1e-4}
-_COMPARED = 2  # images
+_NUM_COMPARED = 2  # random images
 
 logger = logging.getLogger("egmae_jax.deploy.export")
 
 
 class ExportedFile(NamedTuple):
-    """An exported file, and how far its outputs are from the run's.
+    """An exported file and the difference between its outputs and the run's.
 
     Attributes:
-        path: the file.
-        difference: largest absolute difference, of logits where PyTorch loads weights, else of
-            probabilities; None where the file could not be loaded.
-        reason: why the file could not be loaded.
+        path: path of the file.
+        difference: largest absolute difference of logits (model.safetensors) or probabilities (the
+            programs); None if the file was not compared.
+        reason: why the file was not compared; '' if it was.
     """
 
     path: Path
@@ -48,16 +48,16 @@ class ExportedFile(NamedTuple):
         return _TOLERANCES[self.path.name]
 
     @property
-    def wrong(self) -> bool:
-        """Whether the outputs differ by more than the tolerance, or are NaN."""
+    def is_wrong(self) -> bool:
+        """Whether the outputs differ by more than the tolerance or are NaN."""
         return self.difference is not None and not self.difference <= self.tolerance
 
 
 class _Batch(NamedTuple):
-    """Random images that exported files are compared on."""
+    """Random images, and the run's logits for them, to compare exported files with."""
 
     images: np.ndarray  # uint8 [B, S, S, 3]
-    logits: dict[str, np.ndarray]  # [B, C] by branch
+    logits: dict[str, np.ndarray]  # float32 [B, C] by branch
 
 
 def export_run(
@@ -72,66 +72,70 @@ def export_run(
 
     Args:
         workdir: folder of a run that has been evaluated.
-        out: folder that gets a folder for each model.
-        branch: branch to export; None: all branches, and the ensemble of several.
+        out: folder in which each model gets its own folder.
+        branch: branch to export; None exports all branches and, if there are several, the ensemble.
         round_index: round of the run.
-        formats: some of FORMATS. 'onnx' needs the extra of that name and a network that timm or
-            torchvision has, and brings timm's files along; the ensemble has no ONNX.
+        formats: some of FORMATS. 'onnx' also writes the files of 'timm'; it needs the extra 'onnx',
+            and a single network that timm or torchvision has, so the ensemble has no ONNX file.
 
     Returns:
-        The files. Those whose `wrong` is true do not compute what the run computed.
+        The files with their differences. Those with `is_wrong` must not be used.
 
     Raises:
-        RunError: a format is unknown, a folder is not empty, or the run cannot be used so.
+        RunError: a format is unknown, a folder is not empty, the run has not been evaluated, or it
+            has no such branch or round.
         DamagedFileError, CheckpointError: a file of the run cannot be read.
-        MissingExtraError: a library that ONNX needs is missing.
+        MissingExtraError: a library that ONNX needs is not installed.
     """
     if not formats or set(formats) - set(FORMATS):
-        raise RunError(f"--formats={','.join(formats)}: expected are some of {', '.join(FORMATS)}.")
+        raise RunError(
+            f"--formats is {','.join(formats)!r}; it must be one or several of "
+            f"{', '.join(FORMATS)}, separated by commas."
+        )
     require_writable(out, f"--out={out}")
     run = SavedRun(workdir)
     if "onnx" in formats:
         require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
-    exported = systems(run, branch, round_index)
-    for folder in (out / system.name for system in exported):
+    systems = make_systems(run, branch, round_index)
+    for folder in (out / system.name for system in systems):
         if folder.exists() and any(folder.iterdir()):
             raise RunError(
-                f"{folder} holds files, which may be another model's: delete it, or take another "
-                "--out."
+                f"The folder {folder} is not empty and may contain another model. Delete it, or "
+                "choose another --out."
             )
-    names = {system.name: _file_names(system, formats) for system in exported}
-    cards = [card.card(run, system, round_index, names[system.name]) for system in exported]
-    batch = _random_batch(exported[-1])  # the last has all networks
+    names = {system.name: _list_files(system, formats) for system in systems}
+    cards = [card.render_card(run, system, round_index, names[system.name]) for system in systems]
+    batch = _make_batch(systems[-1])  # the last system has all networks
     files = []
-    for system, text in zip(exported, cards, strict=True):
+    for system, text in zip(systems, cards, strict=True):
         folder, source = out / system.name, run.paths.finetuned(system.name, round_index)
         write_atomically(folder / "README.md", text)
         files += [_write(system, folder / name, source, batch) for name in names[system.name]]
     return files
 
 
-def _file_names(system: System, formats: Sequence[str]) -> list[str]:
-    """Files of a model beside its card; warns where there can be no ONNX."""
+def _list_files(system: System, formats: Sequence[str]) -> list[str]:
+    """Returns the names of a model's files besides its card; warns if ONNX is impossible."""
     names = ["model.stablehlo"] if "stablehlo" in formats else []
     if system.fusion is None and {"timm", "onnx"} & set(formats):
         names.append("model.safetensors")
     if "onnx" in formats:
-        if system.fusion is None and weights.library(system.networks[0].branch.model_name):
+        if system.fusion is None and weights.pytorch_library(system.networks[0].branch.model_name):
             names.append("model.onnx")
         else:
             logger.warning(
-                "Not written: %s/model.onnx. ONNX is made of a single network that timm or "
+                "%s/model.onnx is not written: ONNX needs a single network that timm or "
                 "torchvision has",
                 system.name,
             )
     return names
 
 
-def _random_batch(system: System) -> _Batch:
-    channels = 1 if system.view.color == "grey" else 3  # as the run feeds its networks
-    shape = (_COMPARED, system.view.size, system.view.size)
+def _make_batch(system: System) -> _Batch:
+    channels = 1 if system.view.color == "grey" else 3  # as in the run
+    shape = (_NUM_COMPARED, system.view.size, system.view.size)
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    logits = {network.branch.name: branch_logits(network, pixels) for network in system.networks}
+    logits = {network.branch.name: compute_logits(network, pixels) for network in system.networks}
     return _Batch(np.broadcast_to(pixels, (*shape, 3)).copy(), logits)
 
 
@@ -140,9 +144,9 @@ def _write(system: System, path: Path, source: Path, batch: _Batch) -> ExportedF
 
     Args:
         system: a branch or the ensemble.
-        path: file to write; an ONNX program is made from the weights beside it.
-        source: file of the branch's weights in the workdir.
-        batch: images that both compute.
+        path: file to write. An ONNX program is made from model.safetensors in the same folder.
+        source: weight file of the branch in the workdir.
+        batch: images and the run's logits, for the comparison.
     """
     if path.name == "model.safetensors":
         weights.write(system, source, path.parent)
@@ -155,34 +159,40 @@ def _write(system: System, path: Path, source: Path, batch: _Batch) -> ExportedF
 
 
 def _compare_weights(system: System, path: Path, batch: _Batch) -> ExportedFile:
-    """Compares the logits of PyTorch's network, where its libraries are at hand."""
+    """Compares the logits of exported weights in PyTorch, if PyTorch and its models are there."""
     branch = system.networks[0].branch
-    if not weights.library(branch.model_name):
-        return ExportedFile(path, None, f"no other library has {branch.model_name}.")
+    if not weights.pytorch_library(branch.model_name):
+        return ExportedFile(path, None, f"neither timm nor torchvision has {branch.model_name}.")
     try:
         require("torch", "torchvision", "timm", extra="parity")
     except MissingExtraError as error:
         return ExportedFile(path, None, str(error))
-    network = pytorch.network(path.parent, branch.model_name, len(system.classes))
-    theirs = pytorch.logits(network, np.asarray(augment.normalize(jnp.asarray(batch.images))))
-    return ExportedFile(path, float(np.abs(theirs - batch.logits[branch.name]).max()))
+    network = pytorch.load_network(path.parent, branch.model_name, len(system.classes))
+    normalized = np.asarray(augment.normalize(jnp.asarray(batch.images)))
+    logits = pytorch.compute_logits(network, normalized)
+    return ExportedFile(path, float(np.abs(logits - batch.logits[branch.name]).max()))
 
 
 def _compare_program(system: System, path: Path, program: Callable, batch: _Batch) -> ExportedFile:
-    """Compares the probabilities of a program.
+    """Compares the probabilities of a program with the run's.
 
-    Differences of calibrated probabilities are reduced by the factor by which a temperature below 1
-    enlarges them.
+    A temperature below 1 enlarges the differences of calibrated probabilities by its inverse, so
+    these are multiplied by it.
     """
     outputs = program(batch.images)
     expected = system.reference({name: softmax(x, axis=1) for name, x in batch.logits.items()})
-    apart = {name: np.abs(np.asarray(outputs[name]) - x).max() for name, x in expected.items()}
-    apart["calibrated"] *= min(1.0, system.scaling.temperature)
-    return ExportedFile(path, float(np.max(list(apart.values()))))
+    difference = {k: np.abs(np.asarray(outputs[k]) - x).max() for k, x in expected.items()}
+    difference["calibrated"] *= min(1.0, system.scaling.temperature)
+    return ExportedFile(path, float(np.max(list(difference.values()))))
 
 
 def show(files: Sequence[ExportedFile], out: Path) -> None:
-    """Prints a table of the files, at most 80 columns wide but for the folder."""
+    """Prints a table of the exported files and their differences.
+
+    Args:
+        files: result of `export_run`.
+        out: folder that contains the files.
+    """
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     table.add_column("File", overflow="fold")
     for title in ("MB", "Largest difference", "Allowed"):
@@ -193,11 +203,11 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
             f"{file.path.stat().st_size / 1e6:.1f}",
             "not compared" if file.difference is None else f"{file.difference:.1e}",
             f"{file.tolerance:.0e}",
-            style="bold red" if file.wrong else "",
+            style="bold red" if file.is_wrong else "",
         )
     console.terminal.print(table)
-    lines = ["Differences are of logits where PyTorch loads weights, else of probabilities."]
+    lines = ["Differences are those of logits for model.safetensors, else of probabilities."]
     lines += dict.fromkeys(f"Not compared: {file.reason}" for file in files if file.reason)
-    lines += ["Each folder has a model card, README.md: before you publish it, choose a license."]
+    lines += ["Each folder has a model card, README.md. Choose a license before you publish it."]
     for line in [*lines, f"The folders are in {out}"]:
         console.terminal.print(line, highlight=False, markup=False, soft_wrap=True)

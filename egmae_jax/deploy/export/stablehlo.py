@@ -1,7 +1,7 @@
-"""A classifier as one StableHLO program that `jax.export` loads: no other file, no other package.
+"""Writes a classifier as a StableHLO program, which `jax.export` loads without this package.
 
-The weights are constants in it. It is lowered for CPU, CUDA and TPU, for any number of images, with
-matrix products and convolutions in full float32 precision on each.
+The weights are constants of the program. It is lowered for CPU, CUDA and TPU and for any batch
+size, with matrix products and convolutions in full float32 precision.
 """
 
 from pathlib import Path
@@ -20,7 +20,11 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def lower(system: System) -> jax.export.Exported:
-    """Lowers uint8 [batch, S, S, 3] -> {'probabilities', 'calibrated'}, [batch, C] each."""
+    """Lowers `System.probabilities` to StableHLO for all platforms and any batch size.
+
+    The program maps images uint8 [batch, S, S, 3] to a dict of 'probabilities' and 'calibrated',
+    float32 [batch, C] each.
+    """
     (batch,) = jax.export.symbolic_shape("batch")
     size = system.view.size
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
@@ -29,10 +33,10 @@ def lower(system: System) -> jax.export.Exported:
 
 
 def write(system: System, path: Path) -> None:
-    """Writes the program and, beside it, a JSON file of its classes and the images it takes.
+    """Writes the program and PATH.json, which describes its classes and its input images.
 
     Raises:
-        ValueError: the weights are more than the format holds, 2 GB.
+        ValueError: the weights exceed 2 GB, the limit of the format.
     """
     write_atomically(path, bytes(lower(system).serialize(vjp_order=0)))
     view = system.view
@@ -41,7 +45,7 @@ def write(system: System, path: Path) -> None:
         "classes": list(system.classes),
         "input": {"shape": ["batch", view.size, view.size, 3], "dtype": "uint8"},
         "preprocessing": {
-            "before": view.in_words(),
+            "before": view.describe(),
             "image_size": view.size,
             "resize": view.resize,
             "resized_to": view.resized,
@@ -53,5 +57,5 @@ def write(system: System, path: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """Loads a program from its file, as a function of images."""
+    """Loads a program as a jitted function of images uint8 [B, S, S, 3]."""
     return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)

@@ -1,7 +1,7 @@
-"""A classifier as it is exported: from the pixels of the evaluation view to probabilities.
+"""The exported classifier: a function from resized and cropped pixels to class probabilities.
 
-`System.probabilities` is one function of JAX that any platform can run; `System.reference` is what
-it should return, computed as the run was evaluated.
+`System.probabilities` is a JAX function for any platform. `System.reference` computes its expected
+result with the functions of the run's evaluation.
 """
 
 from collections.abc import Mapping
@@ -24,50 +24,49 @@ from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import SavedRun
 
 PyTree = Any
-# Pillow's grey value is floor((w . rgb) / 65536 + 1/2), which float32 computes exactly.
+# Weights w of Pillow's grey value, floor((w . rgb) / 65536 + 1/2), which is exact in float32.
 LUMA = (19595, 38470, 7471)
 
 
 def to_grey(pixels: jax.Array) -> jax.Array:
-    """Pillow's grey values [..., 1] of RGB values [..., 3], float32 of 0 to 255."""
+    """Converts RGB values float32 [..., 3] of 0 to 255 to Pillow's grey values [..., 1]."""
     luma = (pixels * jnp.array(LUMA, jnp.float32)).sum(axis=-1, keepdims=True)
     return jnp.floor(luma / 65536 + 0.5)
 
 
 class View(NamedTuple):
-    """How an image becomes the pixels that a network sees."""
+    """How an image is resized, cropped and converted to the input of the networks."""
 
-    size: int  # pixels, of a square
+    size: int  # side of the square input in pixels
     resize: Resize
     color: Color
-    resized: int  # pixels of the shorter side, or of the square, before its centre is cropped
-    intensity: IntensityRange = BY_TYPE  # of files with more than 8 bits a value
+    resized: int  # side in pixels (of 'shorter_side': the shorter one) before the centre crop
+    intensity: IntensityRange = BY_TYPE  # black and white of files with more than 8 bits per value
 
-    def in_words(self) -> str:
-        """How an image is prepared before the program sees it."""
-        grey = "made grey (Pillow's 'L'), " if self.color == "grey" else ""
+    def describe(self) -> str:
+        """Describes how to prepare an image, for the model card: 'turned upright (EXIF), ...'."""
+        grey = "converted to greyscale (Pillow's 'L'), " if self.color == "grey" else ""
         side = f"{self.resized} pixels"
-        middle = f"the middle {self.size} by {self.size} cut out"
-        how = {
-            "shorter_side": f"the shorter side resized to {side}",
-            "squash": f"both sides resized to {side}",
-            "pad": f"padded with black to a square in the middle of which it is, of {side} a side",
+        resizing = {
+            "shorter_side": f"resized so that the shorter side has {side}",
+            "squash": f"resized to a square of {side} per side",
+            "pad": f"resized and padded with black, centred, to a square of {side} per side",
         }[self.resize]
         if self.resize == "shorter_side" or self.resized != self.size:
-            how += f", {middle}"
-        wide = {
+            resizing += f", cropped to the central {self.size} by {self.size} pixels"
+        scaling = {
             "type": "",
-            "declared": "; values of more than 8 bits first scaled from the range that their file "
-            "declares",
-            "dataset": "; values of more than 8 bits first scaled from the range of the data set "
-            f"({samples.listed(self.intensity)})",
+            "declared": ". Values of more than 8 bits are first scaled from the range that the "
+            "file declares",
+            "dataset": ". Values of more than 8 bits are first scaled from the range of the data "
+            f"set ({samples.listed(self.intensity)})",
         }[self.intensity.rule]
-        steps = f"turned upright (EXIF), {grey}{how}; resized by Pillow's BILINEAR"
-        return f"{steps}; given as RGB{wide}"
+        steps = f"turned upright (EXIF), {grey}{resizing}, and converted to RGB"
+        return f"{steps}; resize with Pillow's BILINEAR{scaling}"
 
 
 class Network(NamedTuple):
-    """A branch's network, which computes in float32, whatever the run did."""
+    """The network of a branch, which computes in float32 regardless of the run's dtype."""
 
     branch: Branch
     model: nn.Module
@@ -75,20 +74,24 @@ class Network(NamedTuple):
 
 
 class System(NamedTuple):
-    """One exported classifier: a branch, or all branches of a round, fused."""
+    """One exported classifier: a branch, or the ensemble of all branches of a round."""
 
     name: str  # name of the branch, or 'ensemble'
-    networks: tuple[Network, ...]
-    fusion: Fusion | None  # None for a branch
-    scaling: Scaling  # calibrates the probabilities
+    networks: tuple[Network, ...]  # one for a branch
+    fusion: Fusion | None  # fusion of the networks' probabilities; None for a branch
+    scaling: Scaling  # calibration of the probabilities
     classes: tuple[str, ...]
     view: View
 
     def probabilities(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Computes probabilities, float32 [B, C] each, from uint8 [B, S, S, 3] of the view.
+        """Computes class probabilities from images that are prepared as `view` describes.
 
-        'probabilities' are those that the run was tested with, 'calibrated' the same made as sure
-        as validation images support. Images are made grey where the run made its images grey.
+        Args:
+            images: uint8 [B, S, S, 3]; converted to greyscale if the run's images were.
+
+        Returns:
+            'probabilities', with which the run was tested, and 'calibrated', the same after
+            calibration on validation images; each float32 [B, C].
         """
         pixels = images.astype(jnp.float32)
         if self.view.color == "grey":
@@ -108,18 +111,23 @@ class System(NamedTuple):
         }
 
     def reference(self, by_branch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What `probabilities` should return, from the branches' probabilities [B, C]."""
+        """Returns the expected result of `probabilities`.
+
+        Args:
+            by_branch: probabilities [B, C] of each branch.
+        """
         branches = [by_branch[network.branch.name] for network in self.networks]
         fused = branches[0] if self.fusion is None else self.fusion.apply(branches)
         return {"probabilities": fused, "calibrated": self.scaling.apply(fused)}
 
 
-def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]:
-    """The classifiers of one branch, or of all branches of a round and their ensemble.
+def make_systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]:
+    """Returns the classifiers of a round to export.
 
     Args:
         run: run that has been evaluated.
-        branch: name of a branch; None: all branches.
+        branch: name of a branch; None returns all branches and, if there are several, their
+            ensemble as the last.
         round_index: round of the run.
 
     Raises:
@@ -144,12 +152,12 @@ def systems(run: SavedRun, branch: str | None, round_index: int) -> list[System]
     return result
 
 
-def branch_logits(network: Network, images: np.ndarray) -> np.ndarray:
-    """Logits [B, C] of uint8 images [B, S, S, 3 or 1], by our own programs in full float32."""
+def compute_logits(network: Network, images: np.ndarray) -> np.ndarray:
+    """Computes logits [B, C] of uint8 images [B, S, S, 3 or 1], in full float32 precision."""
 
     @platform.jit
     def program(variables, images):
         return network.model.apply(variables, augment.normalize(images))
 
-    with jax.default_matmul_precision("highest"):  # which the exported programs have everywhere
+    with jax.default_matmul_precision("highest"):  # as in the exported programs
         return np.asarray(program(network.variables, images))

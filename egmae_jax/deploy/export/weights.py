@@ -1,4 +1,4 @@
-"""A branch's weights as a folder that timm reads: `timm.create_model("local-dir:FOLDER", ...)`."""
+"""Writes a branch's weights to a folder for `timm.create_model("local-dir:FOLDER", ...)`."""
 
 import math
 from pathlib import Path
@@ -9,17 +9,18 @@ from egmae_jax.core.files import write_atomically, write_json
 from egmae_jax.deploy.export.system import System
 from egmae_jax.method import augment
 
-# timm's names of the first convolution and of the classifier, which it replaces on request.
+# timm's names of the first convolution and of the classifier, which timm can replace.
 _LAYERS = {
     "convnext": {"first_conv": "stem.0", "classifier": "head.fc"},
     "resnet": {"first_conv": "conv1", "classifier": "fc"},
 }
-# How timm makes the evaluation view; it pads with the mean colour, not with black.
+# timm's `crop_mode` for each `data.resize`. It has none for 'pad', because timm pads with the mean
+# colour instead of black.
 _CROP_MODES = {"shorter_side": "center", "squash": "squash"}
 
 
-def library(model_name: str) -> str:
-    """The PyTorch library that has an architecture: 'timm', 'torchvision' or '' for neither."""
+def pytorch_library(model_name: str) -> str:
+    """Returns the library that has a model: 'timm', 'torchvision' or, if neither has it, ''."""
     family = models.family(model_name)
     return "timm" if family in _LAYERS else "torchvision" if family == "squeezenet" else ""
 
@@ -29,16 +30,16 @@ def write(system: System, weights: Path, folder: Path) -> None:
 
     Args:
         system: a branch.
-        weights: file of its weights in the workdir, in timm's or torchvision's names.
+        weights: weight file of the branch in the workdir, in timm's or torchvision's names.
         folder: folder to write to.
     """
     write_atomically(folder / "model.safetensors", weights.read_bytes())
-    if library(system.networks[0].branch.model_name) == "timm":
+    if pytorch_library(system.networks[0].branch.model_name) == "timm":
         write_json(folder / "config.json", _config(system))
 
 
 def _config(system: System) -> dict[str, Any]:
-    """The content of config.json as timm's `save_config_for_hf` writes it."""
+    """Returns the content of config.json in the format of timm's `save_config_for_hf`."""
     ((branch, _, variables),) = system.networks
     num_classes, size = len(system.classes), system.view.size
     config = {
@@ -65,9 +66,10 @@ def _config(system: System) -> dict[str, Any]:
 
 
 def _crop_pct(size: int, resized: int) -> float:
-    """Share of the resized side that is kept; timm resizes to `floor(size / share)`.
+    """Returns timm's `crop_pct`, the fraction of the resized side that the centre crop keeps.
 
-    A share whose quotient would be rounded to below `resized` is taken one float smaller.
+    timm resizes to `floor(size / crop_pct)` pixels. If rounding makes this smaller than `resized`,
+    the next smaller float is returned.
     """
-    share = size / resized
-    return share if math.floor(size / share) == resized else math.nextafter(share, 0)
+    fraction = size / resized
+    return fraction if math.floor(size / fraction) == resized else math.nextafter(fraction, 0)
