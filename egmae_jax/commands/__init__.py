@@ -1,4 +1,4 @@
-"""What a user types: `egmae predict`, or `python -m egmae_jax.predict`, is predict.py here."""
+"""The command line: `egmae NAME`, also `python -m egmae_jax.NAME`, runs NAME.py of this folder."""
 
 import importlib
 import sys
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import egmae_jax
 from egmae_jax.core import console
 
-# In the order in which a user meets them; each is imported when it is called.
+# In the order in which a user needs them.
 COMMANDS = {
-    "download": "Fetches a data set that may be fetched.",
-    "audit": "Reports what is odd about a data set, before a run.",
-    "train": "Trains, evaluates and reports; goes on where it was stopped.",
+    "download": "Downloads a public data set.",
+    "audit": "Checks a data set for problems before a run.",
+    "train": "Trains, evaluates and reports; resumes a stopped run.",
     "sweep": "Runs the variants of a recipe and compares them.",
-    "report": "Writes a report of a run or of several, or a table for a paper.",
+    "report": "Writes a report of one or several runs, or a table for a paper.",
     "predict": "Classifies new images.",
-    "explain": "Draws and scores the regions that speak for a class (Grad-CAM).",
-    "entropy_maps": "Draws and measures what the entropy guides.",
-    "export": "Takes a run's models to timm, to JAX without us, and to ONNX.",
-    "demo": "Opens a local page where one drops an image.",
-    "compare": "Runs a PyTorch checkpoint there and here, layer by layer.",
+    "explain": "Draws and scores Grad-CAM of test images.",
+    "entropy_maps": "Draws patch entropy and noise, and measures where the noise is.",
+    "export": "Exports a run's models to timm, StableHLO and ONNX.",
+    "demo": "Opens a local page that classifies an image.",
+    "compare": "Compares a PyTorch checkpoint with JAX, layer by layer.",
 }
 _HELP = """usage: egmae COMMAND [FLAG ...]
 
@@ -28,18 +28,25 @@ _HELP = """usage: egmae COMMAND [FLAG ...]
 
 {commands}
 
-`egmae COMMAND --help` lists the flags of a command. To begin:
+`egmae COMMAND --help` lists the flags of a command. A first run:
 
   egmae train --config=configs/demo.py --workdir=runs/demo
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calls the command that the first argument names; returns its exit status."""
+    """Runs a command.
+
+    Args:
+        arguments: name of the command and its flags; None uses the arguments of the process.
+
+    Returns:
+        The exit status.
+    """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("--help", "-h", "help"):
         width = max(map(len, COMMANDS))
-        lines = "\n".join(f"  {command:{width}}  {does}" for command, does in COMMANDS.items())
+        lines = "\n".join(f"  {command:{width}}  {text}" for command, text in COMMANDS.items())
         description = textwrap.fill(egmae_jax.__doc__ or "", width=80)
         print(_HELP.format(description=description, commands=lines), end="")
         return 0
@@ -48,5 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         console.fail(f"There is no command {name!r}. See egmae --help.", 2)
-    sys.path.insert(0, "")  # the current folder, as python -m has it: for trackers of the user
+    # As with python -m, modules in the current folder can be imported, such as the user's trackers.
+    sys.path.insert(0, "")
     return importlib.import_module(f"egmae_jax.commands.{name}").main(rest) or 0

@@ -1,7 +1,7 @@
-"""How the commands read their arguments: flags by argparse, configs by ml_collections.
+"""Reads the arguments of commands: flags with argparse, configs with ml_collections.
 
-`--config=FILE[:WORDS]` and `--config.FIELD=VALUE` are read by `config_flags`, among flags that
-nothing else in the process sees. Mistakes end in a sentence.
+`--config=FILE[:WORDS]` and `--config.FIELD=VALUE` are read by `config_flags` with flags of its own,
+so the global absl flags do not change. Wrong arguments end the program with an error message.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from egmae_jax.run.config import flatten
 
 
 class _Format(argparse.HelpFormatter):
-    """Fills each paragraph of a description by itself, and adds the default of each flag."""
+    """Wraps each paragraph of a description separately, and shows the default of each flag."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
@@ -29,18 +29,18 @@ class _Format(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         has_default = isinstance(action.default, int | float | str) and action.nargs != 0
-        return f"{action.help or ''}{' (%(default)s if not given)' * has_default}"
+        return f"{action.help or ''}{' (default: %(default)s)' * has_default}"
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of a command, written --flag=value or --flag value."""
+    """Parser of the flags of a command, which are written --flag=value or --flag value."""
 
     def __init__(self, command: str, description: str | None):
-        """Makes a parser without flags.
+        """Creates a parser without flags.
 
         Args:
             command: name of the command, as in `egmae COMMAND`.
-            description: what the command does; its module's docstring.
+            description: description for the help, the docstring of the command's module.
         """
         super().__init__(
             prog=f"egmae {command}",
@@ -51,30 +51,32 @@ class Parser(argparse.ArgumentParser):
         self._takes_config = False
 
     def add_config(self, example: str, *, required: bool = True) -> None:
-        """Adds --config and its fields: `read` then gives `config` and `overrides` as well.
+        """Adds --config and --config.FIELD, so that `read` also returns `config` and `overrides`.
 
-        `config` is None where --config is not given. `overrides` are the fields that are set on
-        the command line, such as 'pretrain.epochs'.
+        `config` is the ConfigDict, or None without --config. `overrides` is the frozenset of fields
+        that are set on the command line, such as 'pretrain.epochs'.
 
         Args:
-            example: a config file, for the help.
-            required: whether --config must be given.
+            example: path of a config file, for the help.
+            required: whether --config is required.
         """
         self._takes_config = True
         self.add_argument("--config", metavar="FILE[:WORDS]", required=required,
-            help=f"config file, such as {example}, with words that change it; configs/... is "
-            "looked for in the current folder, then in the package")  # fmt: skip
+            help=f"config file, such as {example}, with optional words that modify it; "
+            "configs/... is looked up in the current folder, then in the package")  # fmt: skip
         self.add_argument("--config.FIELD", metavar="VALUE", dest="_field",
             help="sets a field of the config, such as --config.pretrain.epochs=100")  # fmt: skip
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Returns the values of the flags by name.
+        """Parses the arguments and returns the values of the flags by name.
+
+        Wrong flags end the program with status 2.
 
         Args:
-            arguments: arguments of the command; None: those of the process.
+            arguments: arguments of the command; None uses those of the process.
 
         Raises:
-            ConfigError: the config cannot be read.
+            ConfigError: the config file cannot be read, or a field is unknown or has a wrong value.
         """
         options, others = self.parse_known_args(arguments)
         if self._takes_config:
@@ -85,12 +87,16 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with a sentence and status 2."""
+        """Prints an error message and ends the program with status 2."""
         console.fail(f"{message}. See {self.prog} --help.", 2)
 
 
 def round_index(text: str) -> int | Literal["all"]:
-    """Reads the value of --round: the number of a round, or 'all'."""
+    """Parses the value of --round, the index of a round or 'all'.
+
+    Raises:
+        ArgumentTypeError: the value is neither.
+    """
     if text == "all":
         return "all"
     if not text.isdecimal():
@@ -101,10 +107,18 @@ def round_index(text: str) -> int | Literal["all"]:
 def _read_config(
     source: str | None, arguments: list[str]
 ) -> tuple[ConfigDict | None, frozenset[str], list[str]]:
-    """Reads FILE[:WORDS] and the arguments that set fields.
+    """Reads the config file and applies the arguments that set its fields.
+
+    Args:
+        source: value of --config, FILE[:WORDS]; None if it was not given.
+        arguments: all arguments except --config.
 
     Returns:
-        The config, the fields that are set, and the other arguments.
+        The config (None without a source), the names of the fields that were set, and the
+        remaining arguments.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field is unknown or has a wrong value.
     """
     if source is None:
         return None, frozenset(), arguments
@@ -117,7 +131,7 @@ def _read_config(
         raise ConfigError(f"The config file {path} cannot be read ({reason}).") from None
     argv = ["egmae", f"--config={file}{colon}{words}", *arguments]
     parsed = flags.FlagValues()
-    parsed.set_gnu_getopt()  # fields may follow what is no flag
+    parsed.set_gnu_getopt()  # accepts fields after positional arguments
     config_flags.DEFINE_config_file("config", flag_values=parsed, sys_argv=argv)
     flag: Any = parsed["config"]
     try:
@@ -125,8 +139,10 @@ def _read_config(
     except flags.Error as error:
         text = str(error).strip()
         if "get_config() takes 0 positional arguments" in text:
-            raise ConfigError(f"The config file {path} takes no words behind a colon.") from None
-        if "Error whilst parsing config file" in text:  # a fault of the file's own code
+            raise ConfigError(
+                f"The config file {path} accepts no words after a colon; give --config={path}."
+            ) from None
+        if "Error whilst parsing config file" in text:  # an error in the code of the file
             raise
         raise ConfigError(text.splitlines()[-1]) from None
     except (AttributeError, KeyError, TypeError, OverflowError):
@@ -138,10 +154,15 @@ def _read_config(
 
 
 def explain_unknown_field(arguments: Sequence[str], config: ConfigDict) -> str | None:
-    """Says which of the flags --config.a.b=... names no field, and what the nearest field is.
+    """Explains which of the flags --config.a.b=... names an unknown field.
+
+    Args:
+        arguments: arguments of the command.
+        config: a config with all fields.
 
     Returns:
-        A sentence; None where every flag names a field.
+        A sentence that names the unknown field and the most similar known field; None if all fields
+        are known.
     """
     fields = list(flatten(config))
     for argument in arguments:

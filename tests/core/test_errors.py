@@ -250,7 +250,8 @@ def test_a_bug_in_a_config_file_keeps_its_traceback(command, tmp_path):
 def test_words_for_a_config_that_takes_none_are_refused(command):
     status, error = command("train", "--config=mine.py:cpu", "--workdir=out/run")
     assert status == 1
-    assert error == "Error: The config file mine.py takes no words behind a colon.\n"
+    sentence = "The config file mine.py accepts no words after a colon; give --config=mine.py."
+    assert error == f"Error: {sentence}\n"
 
 
 # --- The code -------------------------------------------------------------------------------------
