@@ -1,7 +1,7 @@
-"""Trains, evaluates and reports by a recipe. The same command goes on where it was stopped.
+"""Trains, evaluates and reports by a recipe. The same command resumes a stopped run.
 
-Exit status: 0 done; 1 a sentence says what is wrong; 130 and 143 stopped by Ctrl-C and SIGTERM, by
-words that say from which step the same command goes on.
+Exit status: 0 if the run is complete, 1 after an error message, 130 and 143 if it was stopped by
+Ctrl-C and SIGTERM. In the latter case a message names the step from which the same command resumes.
 """
 
 import gc
@@ -26,16 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hosts.join(options.coordinator, options.num_processes, options.process_id)
     sharding.require_devices()
     console.set_up_logging(quiet=not hosts.is_primary())
-    preemption.install()  # again: JAX takes SIGTERM where hosts join
-    gc.freeze()  # what was imported stays: the collections while JAX traces need not visit it
+    preemption.install()  # again, because JAX replaces the SIGTERM handler when hosts join
+    gc.freeze()  # the garbage collector skips imported objects, which makes tracing faster
     try:
         workdir = local_folder(options.workdir)
-        chosen = [
+        selected = [
             trackers.load(name, options.config, workdir)
             for name in options.tracker
             if hosts.is_primary()
         ]
-        experiment.run(options.config, workdir, stage=options.stage, trackers=chosen)
+        experiment.run(options.config, workdir, stage=options.stage, trackers=selected)
     except preemption.Preempted as stop:
         stop.exit()
 
@@ -45,14 +45,18 @@ def _parser() -> Parser:
     parser.add_config("configs/busi.py or configs/busi.py:cpu")
     add = parser.add_argument
     add("--workdir", required=True, metavar="FOLDER",
-        help="folder for all results; goes on with what is in it")  # fmt: skip
+        help="folder for all results; resumes the run that is in it")  # fmt: skip
     add("--stage", choices=experiment.STAGES, default="all",
-        help="part of the recipe to run; evaluate makes predictions and results anew")  # fmt: skip
+        help="stage to run; evaluate computes predictions and results again")  # fmt: skip
     add("--tracker", action="append", default=[], metavar="MODULE:FUNCTION",
-        help="makes a tracker, which gets the metrics of every epoch; may be repeated")  # fmt: skip
+        help="function that returns a tracker, which receives the metrics of every epoch; may be "
+        "repeated")  # fmt: skip
     add("--deterministic", action="store_true",
-        help="on a GPU: the same bits in every run, at some cost; a CPU has them")  # fmt: skip
-    group = parser.add_argument_group("several hosts", "TPU pods, SLURM and Open MPI need none.")
+        help="on a GPU, make results bit-identical in every run, at some cost; on a CPU they "
+        "always are")  # fmt: skip
+    group = parser.add_argument_group(
+        "several hosts", "Detected automatically on TPU pods, SLURM and Open MPI."
+    )
     group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of process 0")
     group.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
     group.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
