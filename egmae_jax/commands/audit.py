@@ -1,9 +1,9 @@
-"""Reports what is odd about a data set, before a run.
+"""Checks a data set for problems before a run.
 
-Prints and saves what a split and a reader of its results must know: counts, copies within and
-across classes and official parts, groups, sizes, modes, whether something other than the disease
-tells the classes apart, what to do about each finding, and contact sheets of each class and of all
-near-duplicates.
+Prints and saves what matters for splits and for the interpretation of results: counts, copies
+within and across classes and official parts, groups, image sizes and modes, whether something other
+than the disease distinguishes the classes, advice for each finding, and contact sheets of each
+class and of all near-duplicates.
 """
 
 import sys
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("audit", __doc__)
     parser.add_config("configs/busi.py")
     parser.add_argument("--out", type=Path, metavar="FOLDER",
-        help="for audit.json and contact sheets; runs/audit/<data set> if not given")  # fmt: skip
+        help="folder of audit.json and contact sheets (default: runs/audit/NAME)")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
     data = options.config.data
