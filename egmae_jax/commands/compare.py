@@ -1,12 +1,12 @@
-"""Runs a PyTorch checkpoint, of timm's or torchvision's, there and here on the same images.
+"""Compares a PyTorch checkpoint of timm or torchvision with the same network in JAX.
 
-Prints how far the activations are apart layer by layer, the first layer where they part, the
-difference of the logits, and which predictions and pixels differ. With --weights our network has
-other weights, such as a run's export. Needs torch, torchvision and timm:
-pip install -e '.[parity]'.
+Both run on the same images. Prints the relative difference of the activations of each layer, the
+first layer that differs, the difference of the logits, and which predictions and pixels differ.
+With --weights our network has other weights, such as those that a run exported. Needs torch,
+torchvision and timm: pip install -e '.[parity]'.
 
-Exit status: 0 if every layer is within the tolerance and all predictions agree, 1 if not, 2 if the
-input cannot be used.
+Exit status: 0 if all layers are equal within the tolerance and all predictions agree, 1 if not, 2
+if the input cannot be used.
 """
 
 import sys
@@ -25,16 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `egmae compare`; returns the exit status."""
     parser = Parser("compare", __doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="safetensors, or a pickle of tensors")
-    add("--images", required=True, metavar="FOLDER", help="images, at any depth")
-    add("--model", default="convnext_tiny", metavar="NAME", help=", ".join(models.names()))
+    add("--checkpoint", required=True, metavar="FILE",
+        help="PyTorch checkpoint: safetensors, or a pickle that contains only tensors")  # fmt: skip
+    add("--images", required=True, metavar="FOLDER",
+        help="folder of the images, which is searched recursively")  # fmt: skip
+    add("--model", default="convnext_tiny", metavar="NAME",
+        help=f"name of the model: {', '.join(models.names())}")  # fmt: skip
     add("--image_size", type=int, default=224, metavar="PIXELS",
-        help="side of the images; for a ConvNeXt a multiple of 32")  # fmt: skip
-    add("--weights", metavar="FILE", help="safetensors that our network is given instead")
+        help="side of the input images; a multiple of 32 for ConvNeXt")  # fmt: skip
+    add("--weights", metavar="FILE",
+        help="safetensors file for our network instead of the checkpoint")  # fmt: skip
     add("--max_images", type=int, default=64, metavar="N",
-        help="most images that are compared, evenly spread over the folder")  # fmt: skip
+        help="largest number of images to compare, evenly spread over the folder")  # fmt: skip
     add("--tolerance", type=float, default=1e-4, metavar="X",
-        help="largest relative error of a layer that counts as equal")  # fmt: skip
+        help="largest relative error at which a layer counts as equal")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
     checkpoint, folder = Path(options.pop("checkpoint")), Path(options.pop("images"))
