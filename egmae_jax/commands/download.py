@@ -1,6 +1,6 @@
-"""Fetches a data set that may be fetched: egmae download kvasir data/kvasir.
+"""Downloads a public data set, such as egmae download kvasir data/kvasir.
 
-Zip archives are unpacked beside.
+Zip archives are unpacked in the same folder.
 """
 
 import logging
@@ -13,22 +13,22 @@ from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.data import datasets, download
 
-logger = logging.getLogger("egmae_jax.data.download")  # __name__ is __main__ by -m
+logger = logging.getLogger("egmae_jax.data.download")  # with python -m, __name__ is __main__
 
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae download`."""
     parser = Parser("download", __doc__)
-    fetchable = [n for n in datasets.names() if datasets.get(n).archives]
-    parser.add_argument("name", choices=fetchable, help="name of the data set")
-    parser.add_argument("folder", type=Path, help="folder for its files")
+    available = [n for n in datasets.names() if datasets.get(n).archives]
+    parser.add_argument("name", choices=available, help="name of the data set")
+    parser.add_argument("folder", type=Path, help="folder for the files of the data set")
     options = parser.read(arguments)
     console.set_up_logging()
     require_writable(options.folder, str(options.folder))
     with explain_storage_errors(options.folder):
         download.download(datasets.get(options.name).archives, options.folder)
-    logger.info("Done; give --config.data.dir=%s", options.folder)
+    logger.info("The download is complete. To use it, set --config.data.dir=%s", options.folder)
 
 
 if __name__ == "__main__":
