@@ -1,13 +1,13 @@
-"""Draws what the entropy guides, and measures where the noise falls.
+"""Draws patch entropy, noise and reconstructions, and measures where the noise is.
 
-Draws on one sheet, a row an image, the entropy H of the patches, the noise's sigma, the
-corrupted input, the masked patches M and, of a workdir whose pre-training is finished, the
-reconstruction and its error. Measures where the noise falls over the whole data set: by class, and,
-where the data set has masks of its lesions, inside them, in a ring around them and outside.
+The figure has one row per image: the entropy H of the patches, the noise's standard deviation
+sigma, the corrupted input, the masked patches M and, for a workdir with finished pre-training, the
+reconstruction and its error. The noise is measured over the whole data set, for each class and, if
+the data set has lesion masks, inside the lesions, in a ring around them and outside.
 
---config=configs/busi.py --config.data.dir=... in place of --workdir needs no training: then there
-is no reconstruction. All is of the evaluation view; training sees random crops, corrupted by the
-same function.
+With --config=configs/busi.py --config.data.dir=... instead of --workdir no training is needed, and
+there is no reconstruction. Images are resized and cropped as for evaluation; training uses random
+crops, which are corrupted by the same function.
 """
 
 import argparse
@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--workdir", metavar="FOLDER", help="folder of a run whose pre-training is finished")
     add("--out", default="runs/entropy_maps", metavar="FOLDER",
         help="folder for the figures and noise.json")  # fmt: skip
-    add("--images", type=_count, default=6, metavar="N",
-        help="number of images to draw, of all classes alike")  # fmt: skip
+    add("--images", type=_parse_count, default=6, metavar="N",
+        help="number of images to draw, evenly from all classes")  # fmt: skip
     add("--file", action="append", default=[], metavar="IMAGE",
-        help="draws this image instead; may be repeated")  # fmt: skip
+        help="image of the data set to draw instead; may be repeated")  # fmt: skip
     add("--nostatistics", action="store_false", dest="statistics",
-        help="does not measure all images of the data set")  # fmt: skip
+        help="do not measure the noise over the whole data set")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
     workdir = None if options.workdir is None else local_folder(options.workdir)
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def _count(text: str) -> int:
-    """Reads a whole number from 1."""
+def _parse_count(text: str) -> int:
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number from 1")
     return int(text)
