@@ -1,8 +1,8 @@
-"""Draws and scores the regions of test images that speak for a class (Grad-CAM).
+"""Draws Grad-CAM of test images, and scores it with lesion masks.
 
-Writes, into --out: overlays/ with a PNG for each of --images test images, spread over the classes;
-sheet_<i>.png, the same images eight a page; gradcam.json with every figure. Where the data set has
-masks of the lesions, all test images are scored, whatever --images says.
+Writes to --out: overlays/ with a PNG of each of --images test images, spread over the classes;
+sheet_<i>.png, contact sheets with eight of these images each; gradcam.json with all scores. If the
+data set has lesion masks, all test images are scored, regardless of --images.
 """
 
 import sys
@@ -22,24 +22,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
     add("--out", required=True, type=Path, metavar="FOLDER",
-        help="folder for pictures and gradcam.json")  # fmt: skip
+        help="folder for the overlays and gradcam.json")  # fmt: skip
     add("--branch", metavar="NAME",
-        help="branch that is explained; mae if the run has it, else the first")  # fmt: skip
+        help="branch to explain (default: mae if the run has it, else the first "
+        "branch)")  # fmt: skip
     add("--round", type=round_index, default="0", metavar="I",
         help="round of the run; 'all' pools the scores of all rounds")  # fmt: skip
     add("--layer", metavar="ADDRESS",
-        help="layer of the heat, such as stages_2/blocks_8; without it the deepest block with a "
-        "grid of at least 7 x 7 cells")  # fmt: skip
+        help="layer that Grad-CAM uses, such as stages_2/blocks_8 (default: the deepest block "
+        "with a grid of at least 7 x 7 cells)")  # fmt: skip
     add("--images", type=int, default=24, metavar="N", dest="max_images",
-        help="number of images with pictures")  # fmt: skip
+        help="number of test images to draw")  # fmt: skip
     add("--data_dir", type=Path, metavar="FOLDER",
-        help="folder of the images, if they were moved")  # fmt: skip
+        help="folder of the images, if they were moved after training")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
-    workdir, out, which = (options.pop(name) for name in ("workdir", "out", "round"))
+    workdir, out, choice = (options.pop(name) for name in ("workdir", "out", "round"))
     require_writable(out, f"--out={out}")
     with explain_storage_errors(workdir, out):
-        index = None if which == "all" else which
+        index = None if choice == "all" else choice
         content = cam_study.explain_run(workdir, out, round_index=index, **options)
     cam_scores.show(content, out)
 
