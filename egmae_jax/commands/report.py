@@ -1,4 +1,4 @@
-"""Writes report.html of a finished run, a comparison of several, or the table of either."""
+"""Writes the report of a finished run, a comparison of several runs, or a table of results."""
 
 import sys
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("report", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, action="append", type=Path, metavar="FOLDER",
-        help="folder of a run; several are compared")  # fmt: skip
+        help="folder of a run; repeat the flag to compare several runs")  # fmt: skip
     add_output = parser.add_mutually_exclusive_group().add_argument
     add_output("--out", type=Path, metavar="FILE",
-        help="the page; without it report.html in the workdir, or, of several, "
-        "comparison.html here")  # fmt: skip
+        help="HTML file to write (default: report.html in the workdir or, for several runs, "
+        "comparison.html in the current folder)")  # fmt: skip
     add_output("--table", type=Path, metavar="FILE",
-        help="the table of results instead of the page: LaTeX for booktabs (.tex), Markdown (.md) "
-        "or .csv")  # fmt: skip
+        help="table of results to write instead of the HTML file: LaTeX with booktabs (.tex), "
+        "Markdown (.md) or .csv")  # fmt: skip
     add("--data_dir", type=Path, metavar="FOLDER",
-        help="folder of the images, if they were moved")  # fmt: skip
+        help="folder of the images, if they were moved after training")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
     first, *others = options.workdir
-    page = Path("comparison.html") if others else first / "report.html"
-    out = options.table or options.out or page
+    default = Path("comparison.html") if others else first / "report.html"
+    out = options.table or options.out or default
     require_output(out, SUFFIXES if options.table else (".html", ".htm"))
     with explain_storage_errors(*options.workdir, out.parent):
         if options.table:
