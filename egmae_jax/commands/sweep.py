@@ -1,11 +1,12 @@
 """Runs the variants of a recipe and compares them.
 
-Every variant is a run of its own in FOLDER/<variant>, as `egmae train` would make it. The same
-command goes on with what is not complete. At the end one is chosen on validation images and shown
-on test images beside the baseline: a table, and summary.json, summary.csv and summary.png in
-FOLDER.
+Each variant is a run in the folder OUT/<variant>, as `egmae train` would create it. The same
+command resumes a stopped sweep. At the end a variant is chosen on the validation images and
+compared with the baseline on the test images, in a printed table and in summary.json, summary.csv
+and summary.png in the folder OUT.
 
-Exit status: 0 all is complete, 1 a variant failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Exit status: 0 if all variants are complete, 1 if a variant failed, 130 and 143 if the sweep was
+stopped by Ctrl-C and SIGTERM.
 """
 
 import logging
@@ -17,7 +18,7 @@ from egmae_jax.core import console, preemption
 from egmae_jax.run.workdir import local_folder, lock
 from egmae_jax.sweep import display, run, summary, variants
 
-logger = logging.getLogger("egmae_jax.sweep")  # __name__ is __main__ by -m
+logger = logging.getLogger("egmae_jax.sweep")  # with python -m, __name__ is __main__
 
 
 @console.user_errors()
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except preemption.Preempted as stop:
         stop.exit()
     display.show(result)
-    logger.info("Written to %s: summary.json, summary.csv and, of what is complete, .png", out)
+    logger.info(
+        "Written to %s: summary.json, summary.csv and, if a variant is complete, summary.png", out
+    )
     return 1 if any(row["status"] == "failed" for row in result["variants"]) else 0
 
 
@@ -51,12 +54,12 @@ def _parser() -> Parser:
     parser = Parser("sweep", __doc__)
     parser.add_config("configs/sweeps/corruption.py:busi,cpu")
     parser.add_argument("--out", required=True, metavar="FOLDER",
-        help="folder for all runs; goes on with what is in it")  # fmt: skip
+        help="folder for all runs; resumes the sweep that is in it")  # fmt: skip
     parser.add_argument("--summary_only", action="store_true",
-        help="runs nothing, compares what there is")  # fmt: skip
+        help="run nothing, and compare the complete variants")  # fmt: skip
     parser.add_argument("--all_on_test", action="store_true",
-        help="shows all variants on test images, not the chosen and the baseline alone: for an "
-        "ablation, nothing may be chosen from it")  # fmt: skip
+        help="compare all variants on the test images, not only the chosen one and the "
+        "baseline; for ablations, where no variant is chosen by the result")  # fmt: skip
     return parser
 
 
