@@ -1,14 +1,15 @@
-"""Takes a finished run's models elsewhere: to timm, into JAX without this package, to ONNX.
+"""Exports the models of a finished run for timm, for JAX without this package, and for ONNX.
 
-Every model becomes a folder of --out that can be a repository of the Hugging Face hub: one a
-branch, and 'ensemble' where there are several. In it are README.md, the model card, and as asked
+Each branch, and the ensemble if there are several branches, gets a folder in --out, which can be a
+repository on the Hugging Face hub. It contains README.md, the model card, and depending on
+--formats
 
     model.safetensors, config.json    the weights, for timm.create_model("local-dir:FOLDER", ...)
     model.stablehlo(.json)            the whole classifier as one program, for jax.export
-    model.onnx                        likewise, for an ONNX runtime
+    model.onnx                        the whole classifier as one program, for an ONNX runtime
 
-Every file is loaded again and compared with the run: exit status 1 where one computes something
-else. An ensemble and an ASFF-ResNet have no ONNX.
+Every file is loaded again and its outputs are compared with the run's; the exit status is 1 if they
+differ. There is no ONNX file for the ensemble or an ASFF-ResNet.
 """
 
 import sys
@@ -28,14 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
     add("--out", required=True, type=Path, metavar="FOLDER",
-        help="folder that gets a folder for each model")  # fmt: skip
+        help="folder in which each model gets its own folder")  # fmt: skip
     add("--branch", metavar="NAME",
-        help="branch to export; without it all branches and their ensemble")  # fmt: skip
+        help="branch to export (default: all branches and their ensemble)")  # fmt: skip
     add("--round", type=int, default=0, metavar="I", dest="round_index",
         help="round of the run")  # fmt: skip
     add("--formats", default="timm,stablehlo", metavar="LIST",
-        help=f"some of {', '.join(run.FORMATS)}; onnx needs pip install -e '.[onnx]' and brings "
-        "timm's files along")  # fmt: skip
+        help=f"one or several of {', '.join(run.FORMATS)}, separated by commas; onnx needs "
+        "pip install -e '.[onnx]' and also writes the files of timm")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
     out, formats = options["out"], options.pop("formats")
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = run.export_run(formats=[x for x in formats.split(",") if x], **options)
     run.show(files, out)
     if wrong := [str(file.path) for file in files if file.is_wrong]:
-        console.fail(f"Not what the run computed, and not to be used: {', '.join(wrong)}.")
+        console.fail(
+            "These files do not compute the same as the run and must not be used: "
+            f"{', '.join(wrong)}."
+        )
 
 
 if __name__ == "__main__":

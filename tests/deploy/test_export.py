@@ -213,7 +213,7 @@ def test_a_program_that_computes_something_else_is_an_error(moved, command, monk
     flags = {"branch": "mae", "formats": "stablehlo"}
     status, _, errors = command(workdir=moved[0], out=tmp_path / "out", **flags)
     assert status == 1
-    assert "not to be used" in errors
+    assert "must not be used" in errors
     assert "mae/model.stablehlo" in errors
     assert run.ExportedFile(Path("model.onnx"), float("nan")).is_wrong
 
