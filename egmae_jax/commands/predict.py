@@ -1,18 +1,19 @@
-"""Classifies new images by a finished run.
+"""Classifies new images with a finished run.
 
---out has a row an image: its file, the class that the ensemble predicts, and the probability of
-every class by the ensemble and by each branch, in columns such as `ensemble:benign`. Folders are
-searched to the bottom, in natural order ('2.png' before '10.png'); `file` is a path that opens from
-where the command ran. A path that a spreadsheet would take for a formula,
-beginning with = + - or @, is written as ./=..., which is the same file; names of classes, which are
-the run's own, are written as they are.
+The table --out has one row per image: its file, the class that the ensemble predicts, and the
+probability of each class by the ensemble and by each branch, in columns such as `ensemble:benign`.
+Folders are searched recursively, in natural order ('2.png' before '10.png'). Relative paths in the
+column `file` are relative to the folder in which the command ran. A path that a spreadsheet would
+take for a formula, because it starts with = + - or @, is written as ./=..., which is the same file;
+class names are written unchanged.
 
---gradcam gets a picture an image: the regions that raise the score of the predicted class in the
-network of a branch, no finer than the grid of the layer that is named in the log and in each
-picture's Description. They lie as the images do below the folder that all images share.
+The folder --gradcam gets one overlay per image, which shows the regions that raise the score of the
+predicted class in a branch's network. The overlay is no finer than the grid of the layer, which is
+named in the log and in the Description of each PNG. Overlays are arranged in subfolders like the
+images below their common parent folder.
 
-Exit status: 0; 1 where nothing was written, and a sentence says why; 3 where some files could not
-be read: these are listed with the reason, and the rest is written.
+Exit status: 0 if all images were classified, 1 after an error message if nothing was written, 3 if
+some files could not be read: these are listed with the reason, and the others are in the table.
 """
 
 import sys
@@ -31,23 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae predict`."""
     parser = Parser("predict", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="W", help="folder of the run")
-    add("--images", required=True, type=Path, nargs="+", action="extend", metavar="DIR|FILE",
-        help="images, and folders that are searched for images")  # fmt: skip
-    add("--out", required=True, type=Path, metavar="FILE", help="the table to write, CSV")
+    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
+    add("--images", required=True, type=Path, nargs="+", action="extend", metavar="FOLDER|FILE",
+        help="image files, and folders that are searched recursively")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="FILE", help="CSV file to write")
     add("--round", type=round_index, default="0", metavar="I", dest="round_index",
         help="round of the run; 'all' averages the probabilities of all rounds")  # fmt: skip
     add("--uncalibrated", action="store_false", dest="calibrated",
-        help="probabilities as the networks give them, not scaled by the temperatures")  # fmt: skip
-    add("--gradcam", type=Path, metavar="DIR", dest="pictures",
-        help="folder for pictures of what raises the predicted class's score")  # fmt: skip
+        help="write the probabilities of the networks without calibration")  # fmt: skip
+    add("--gradcam", type=Path, metavar="FOLDER", dest="pictures",
+        help="folder for Grad-CAM overlays of the predicted classes")  # fmt: skip
     add("--branch", metavar="NAME",
-        help="branch that --gradcam explains; mae if the run has it, else the first")  # fmt: skip
-    add("--batch", type=int, default=64, metavar="N", help="images at a time")
+        help="branch that --gradcam explains (default: mae if the run has it, else the first "
+        "branch)")  # fmt: skip
+    add("--batch", type=int, default=64, metavar="N", help="batch size")
     options = vars(parser.read(arguments))
     console.set_up_logging()
     if unreadable := predictions.predict_files(**options):
-        title = "These images cannot be read and are left out:"
+        title = "These images cannot be read and are not in the table:"
         console.fail(predictions.list_unreadable(title, unreadable), UNREADABLE)
 
 

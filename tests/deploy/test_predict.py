@@ -155,7 +155,7 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
         "a/10.png",
     ]
     head, *lines = errors.splitlines()
-    assert head == "Error: These images cannot be read and are left out:"
+    assert head == "Error: These images cannot be read and are not in the table:"
     assert f"  {folder}/a/3.png: damaged or truncated" in errors
     assert f"  {folder}/gone.png: No such file or directory" in lines
     assert f"  {folder}/[red]:cat:\\x1b[2J\\nx.bmp: {images.NOT_AN_IMAGE}" in lines
