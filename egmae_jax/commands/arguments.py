@@ -48,7 +48,6 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Format,
             allow_abbrev=False,
         )
-        self._takes_config = False
 
     def add_config(self, example: str, *, required: bool = True) -> None:
         """Adds --config and --config.FIELD, so that `read` also returns `config` and `overrides`.
@@ -60,11 +59,10 @@ class Parser(argparse.ArgumentParser):
             example: path of a config file, for the help.
             required: whether --config is required.
         """
-        self._takes_config = True
         self.add_argument("--config", metavar="FILE[:WORDS]", required=required,
             help=f"config file, such as {example}, with optional words that modify it; "
             "configs/... is looked up in the current folder, then in the package")  # fmt: skip
-        self.add_argument("--config.FIELD", metavar="VALUE", dest="_field",
+        self.add_argument("--config.FIELD", metavar="VALUE", dest="config",
             help="sets a field of the config, such as --config.pretrain.epochs=100")  # fmt: skip
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,8 +77,7 @@ class Parser(argparse.ArgumentParser):
             ConfigError: the config file cannot be read, or a field is unknown or has a wrong value.
         """
         options, others = self.parse_known_args(arguments)
-        if self._takes_config:
-            del options._field
+        if "config" in options:
             options.config, options.overrides, others = _read_config(options.config, others)
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")

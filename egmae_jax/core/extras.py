@@ -1,4 +1,4 @@
-"""Imports of torch, torchvision and timm, which only the extras parity and onnx install."""
+"""Imports of libraries that only some commands need: the extras parity, onnx and demo."""
 
 import importlib
 import logging

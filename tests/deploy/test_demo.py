@@ -17,7 +17,6 @@ import pytest
 import egmae_jax
 from egmae_jax.commands import demo
 from egmae_jax.data.images import NOT_AN_IMAGE
-from egmae_jax.deploy import demo as package
 from egmae_jax.deploy.demo.examine import examine
 from egmae_jax.deploy.predictor import Predictor
 from tests import tiny
@@ -200,9 +199,6 @@ def refused(monkeypatch, capsys):
 
 def test_names_the_extra_that_is_missing(refused, workdir, monkeypatch):
     monkeypatch.setitem(sys.modules, "nicegui", None)
-    for name in ("page", "server"):
-        monkeypatch.delitem(sys.modules, f"egmae_jax.deploy.demo.{name}", raising=False)
-        monkeypatch.delattr(package, name, raising=False)
     assert "pip install -e '.[demo]'" in refused(workdir)
 
 

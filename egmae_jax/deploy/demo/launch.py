@@ -9,7 +9,7 @@ from typing import Literal
 
 import PIL.Image
 
-from egmae_jax.core.errors import MissingExtraError
+from egmae_jax.core import extras
 from egmae_jax.deploy.demo.examine import examine
 from egmae_jax.deploy.predictor import Predictor
 
@@ -38,14 +38,11 @@ def serve(
         RunError: the run is not finished or has no such round or branch, or the port cannot be
             used.
     """
-    try:
-        import uvicorn
+    extras.require("nicegui", extra="demo")
+    import uvicorn
 
-        from egmae_jax.deploy.demo import server
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The page needs NiceGUI ({error}): pip install -e '.[demo]'."
-        ) from None
+    from egmae_jax.deploy.demo import server
+
     with server.listen(port) as listener:
         predictor = Predictor(workdir, round_index=round_index)
         first_branch = predictor.run.branch(branch).name
