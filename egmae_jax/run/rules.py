@@ -46,6 +46,7 @@ class _Range(NamedTuple):
     fields: tuple[str, ...]
 
 
+_SEEDS = ("seed", "data.split_seed")
 _RANGES = (
     _Range(
         "be positive",
@@ -63,7 +64,7 @@ _RANGES = (
         "not be negative",
         lambda x: x >= 0,
         (
-            *("seed", "data.split_seed", "corruption.threshold", "decoder.depth"),
+            *("corruption.threshold", "decoder.depth"),
             *("pretrain.warmup_epochs", "pretrain.weight_decay", "finetune.warmup_epochs"),
             *("finetune.weight_decay", "finetune.input_noise", "checkpoint.save_seconds"),
             *("nonfinite.max_skipped", "tensorboard.panel_epochs"),
@@ -87,6 +88,7 @@ _RANGES = (
         lambda x: 0 <= x < 1,
         ("finetune.drop_path_rate", "finetune.label_smoothing"),
     ),
+    _Range("be at least 0 and below 2**31", lambda x: 0 <= x < 2**31, _SEEDS),
     _Range("be above 0 and at most 1", lambda x: 0 < x <= 1, ("finetune.trainable_share",)),
     _Range(
         "be a divisor of 256, 2 or more", lambda x: x > 1 and 256 % x == 0, ("entropy.num_bins",)
@@ -104,7 +106,6 @@ _RANGES = (
 )
 # More is a slip, and fills the memory or the life of the sun long after the run has begun.
 _LARGEST = 10**6
-_SEEDS = ("seed", "data.split_seed")  # which may be larger
 
 
 def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
@@ -182,12 +183,6 @@ def _field_problems(config: ConfigDict) -> Iterator[str]:
         for field in fields:
             if not holds(flat[field]):
                 yield f"{field} is {flat[field]}; it must {words}."
-    for field, last in (
-        ("seed", config.seed + config.rounds.count),
-        ("data.split_seed", config.data.split_seed),
-    ):
-        if last >= 2**32:
-            yield f"{field} is {flat[field]}; it must be below 2**32."
 
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:

@@ -44,9 +44,10 @@ def load(name: str, config: ConfigDict, workdir: Path) -> Tracker:
         make: Any = getattr(importlib.import_module(module_name), function)
         tracker = make(config.to_dict(), workdir)
     except Exception as error:  # the user's own code may raise anything
+        reason = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
         raise ConfigError(
-            f"--tracker={name} cannot be made ({error!r}): it must be module:function, such as "
-            "my_trackers:Wandb, of a module beside main.py, in the current folder (by egmae) or in "
+            f"--tracker={name}: {reason}. It must be module:function, such as my_trackers:Wandb; "
+            "Python looks for modules beside main.py, or, by egmae, in the current folder, and in "
             "PYTHONPATH."
         ) from error
     if not isinstance(tracker, Tracker):

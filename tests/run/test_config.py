@@ -173,7 +173,7 @@ WRONG = [
     ({"pretrain__crop_scale": (1.0, 0.5)}, r"pretrain\.crop_scale.*lowest, highest"),
     ({"entropy__num_bins": 100}, r"entropy\.num_bins is 100.*divisor of 256"),
     ({"corruption__threshold": 6.0}, r"threshold is 6\.0: no patch would be masked.* = 5\.545"),
-    ({"seed": 2**32 - 3}, r"seed is 4294967293; it must be below 2\*\*32"),
+    ({"seed": 2**31}, r"seed is 2147483648; it must be at least 0 and below 2\*\*31"),
     ({"pretrain__betas": ("0.9", 0.95)}, r"pretrain\.betas holds '0\.9'.*two numbers"),
     ({"finetune__learning_rate": float("nan")}, r"finetune\.learning_rate is nan.*finite"),
     # branches and fusion
