@@ -23,18 +23,53 @@ from egmae_jax.data import phantoms
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.training.state import count_parameters
 from tests import tiny
+from tests.conftest import REPOSITORY
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not here")
-needs_skimage = pytest.mark.skipif(
-    not importlib.util.find_spec("skimage"), reason="scikit-image is not here"
-)
+
+# Small arguments of each program; DATA is a folder of phantoms. Those whose figures are looked at
+# have tests of their own below.
+PROGRAMS = {
+    "calibration": "--draws=2",
+    "corruption": "--batch=1 --image_size=16 --rounds=1 --forms=library,scatter --step_ms=50",
+    "coverage": "--trials=2 --resamples=20",
+    "depthwise": "--batch=2 --shapes=4x3 --forms=grouped --dtype=bfloat16 --rounds=1",
+    "forms": "--model=convnext_atto --image_size=32 --batch=2 --rounds=1 --forms=depthwise",
+    "input_pipeline": "--data=image_folder --dir=DATA --batch=16 --batches=5 --rounds=1",
+    "operations": "--batch=1 --shapes=4x8 --rounds=1",
+    "preparation": "--data=image_folder --dir=DATA --rounds=1",
+    "recipe": "--images=12 --preset=1/1 --model=convnext_atto --image_size=32",
+    "train_memory": "--model=convnext_atto --image_size=32 --batches=1,2",
+}
 
 
-def random_arrays(shape, dtype=jnp.float32):
-    """x, kernel and gradient of a convolution."""
-    rng = np.random.default_rng(0)
-    shapes = shape, (7, 7, 1, shape[-1]), shape
-    return tuple(jnp.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes)
+@pytest.fixture(scope="module")
+def phantom_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks") / "phantoms"
+    phantoms.write(folder, images_per_class=12, seed=0, height=80, width=96)
+    return folder
+
+
+def run(module, *arguments):
+    """Runs a benchmark as a process of its own; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=REPOSITORY,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_program_runs_and_prints_a_table(program, phantom_folder):
+    arguments = PROGRAMS[program].replace("DATA", str(phantom_folder)).split()
+    assert len(run(program, *arguments).splitlines()) > 3
 
 
 # Depthwise convolution. Pallas is interpreted here: odd sizes need its masks.
@@ -42,7 +77,9 @@ def random_arrays(shape, dtype=jnp.float32):
 
 @pytest.mark.parametrize("form", ["library", "shifted", "pallas"])
 def test_convolutions_and_gradients_are_those_of_xla(form):
-    arrays = random_arrays((2, 9, 13, 40))
+    rng = np.random.default_rng(0)
+    shape = (2, 9, 13, 40)
+    arrays = [rng.standard_normal(s, np.float32) for s in (shape, (7, 7, 1, shape[-1]), shape)]
 
     def value_and_gradients(conv):
         def run(x, kernel, gradient):
@@ -56,118 +93,50 @@ def test_convolutions_and_gradients_are_those_of_xla(form):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("height", [56, 7])
-def test_the_kernels_can_be_lowered_for_a_gpu_that_is_not_here(dtype, height):
+def test_the_kernels_can_be_lowered_for_a_gpu_that_is_not_here(height):
     def conv_and_gradients(x, kernel, gradient):
         value, gradients = jax.vjp(depthwise.FORMS["pallas"], x, kernel)
         return value, *gradients(gradient)
 
     h200 = jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=h200)
-    x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in ((2, height, height, 96), (7, 7, 1, 96)))
+    shapes = (2, height, height, 96), (7, 7, 1, 96)
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
     with platform.tracing_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(conv_and_gradients).trace(x, kernel, x)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 3
-
-
-@needs_torch
-@pytest.mark.parametrize("work", depthwise.WORKS)
-def test_pytorch_computes_the_same_from_what_it_is_given(work):
-    arrays = random_arrays((2, 5, 6, 4))
-    _, result = depthwise._run_of("pytorch", work, arrays, 2)
-    expected = depthwise.works_of(depthwise.grouped)[work](*arrays)
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_wrong_or_failing_convolution_is_said_so_and_the_rest_is_timed(monkeypatch):
-    def fails(x, kernel):
-        raise RuntimeError("no such kernel\nhere")
-
-    monkeypatch.setitem(
-        depthwise.FORMS, "wrong", lambda x, kernel: 1.1 * depthwise.grouped(x, kernel)
-    )
-    monkeypatch.setitem(depthwise.FORMS, "fails", fails)
-    rows = depthwise.measure((1, 3, 3, 2), ["wrong", "fails", "grouped"], "float32", 1, 1)
-    assert rows["fails"] == dict.fromkeys(depthwise.WORKS, "failed: no such kernel")
-    assert all(cell.startswith("failed: differs by 0.1") for cell in rows["wrong"].values())
-    assert all(cell > 0 for cell in rows["grouped"].values())
-
-
-def test_depthwise_prints_and_writes_times_beside_the_floor(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(timing, "copy_bandwidth", lambda rounds: 1e9)
-    path = tmp_path / "times.json"
-    depthwise.main(
-        ["--batch=2", "--shapes=4x3", "--forms=grouped", "--dtype=bfloat16", f"--json={path}"]
-    )
-    times = json.loads(path.read_text())["ms"]["4x3"]
-    assert times["floor"]["forward"] == pytest.approx(2 * (2 * 4 * 4 * 3) * 2 / 1e9 * 1e3)
-    assert set(times["grouped"]) == set(depthwise.WORKS)
-    assert "4x3" in capsys.readouterr().out
+    assert "__gpu$xla.gpu.triton" in text
 
 
 # Corruption
 
 
-@pytest.fixture(scope="module")
-def images():
-    return corruption.make_images(2, 32)
-
-
 @pytest.mark.parametrize("form", corruption.FORMS)
-def test_entropies_are_those_of_scipy(form, images):
+def test_entropies_are_those_of_scipy(form):
     program = jax.jit(corruption.FORMS[form])
     flat = np.zeros((2, 32, 32, 3), np.uint8)
-    for array in (*images.values(), flat):
+    for array in (*corruption.make_images(2, 32).values(), flat):
         patches = array.reshape(2, 2, 16, 2, 16, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 256)
         expected = [stats.entropy(np.bincount(patch)) for patch in patches]
         expected = np.reshape(expected, (2, 2, 2, 3)).mean(axis=-1)
         np.testing.assert_allclose(program(array), expected, atol=1e-5)
 
 
-def test_dark_images_are_dark_and_the_others_are_not(images):
-    zeros = {name: np.mean(array == 0) for name, array in images.items()}
-    assert zeros["dark"] > 0.5 > 0.1 > max(zeros["natural"], zeros["noise"])
-
-
 @pytest.mark.parametrize("name", [name for name in corruption.NOISES if "," in name])
 def test_noises_are_standard_normal(name):
     generator, normal = corruption.NOISES[name]
     values = np.asarray(normal(jax.random.key(1, impl=generator), (2, 50, 50, 3)))
-    assert values.shape == (2, 50, 50, 3)
-    assert values.dtype == np.float32
     assert stats.kstest(values.ravel(), "norm").pvalue > 0.01
     pairs = values.reshape(2, -1)
     assert abs((pairs[0] * pairs[1]).mean()) < 4 / math.sqrt(pairs.shape[1])
-
-
-def test_flat_noise_is_the_librarys_bit_for_bit():
-    key, shape = jax.random.key(2), (2, 6, 5, 3)
-    np.testing.assert_array_equal(
-        corruption._normal_flat(key, shape), jax.random.normal(key, shape)
-    )
-
-
-@needs_skimage
-def test_corruption_prints_and_writes_times_and_the_share_of_a_step(tmp_path, capsys):
-    path = tmp_path / "times.json"
-    arguments = "--batch=1 --image_size=16 --rounds=1 --forms=library,scatter --step_ms=50"
-    corruption.main([*arguments.split(), f"--json={path}"])
-    result = json.loads(path.read_text())
-    assert set(result["entropy_ms"]["dark"]) == {"library", "scatter"}
-    assert result["loop_ratio"]["dark"] == pytest.approx(
-        result["loop_ms"]["dark"] / result["entropy_ms"]["dark"]["library"]
-    )
-    assert result["share_of_step"] == result["corruption_ms"]["entropy and corrupt"] / 50
-    assert "scikit-image" in capsys.readouterr().out
 
 
 # Layer selection
 
 
 @pytest.mark.slow
-def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys):
+def test_each_mode_of_layer_selection_costs_what_it_trains(tmp_path):
     tiny.register()
     path = tmp_path / "costs.json"
     layer_selection.main(
@@ -175,53 +144,34 @@ def test_layer_selection_prints_and_writes_what_each_mode_costs(tmp_path, capsys
     )
     rows = json.loads(path.read_text())
     assert list(rows) == ["all", "low_entropy", "random", "head"]
-    shapes = abstract_variables(
-        models.create(tiny.RESNET, 4), jax.ShapeDtypeStruct((1, 32, 32, 3), "f4")
-    )
-    everything, head = count_parameters(shapes["params"]), 8 * 4 + 4
-    assert rows["all"]["parameters"] == everything
-    assert rows["head"]["parameters"] == head
-    for mode, row in rows.items():
-        assert row["step_s"] > 0
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), "f4")
+    shapes = abstract_variables(models.create(tiny.RESNET, 4), image)
+    assert rows["all"]["parameters"] == count_parameters(shapes["params"])
+    assert rows["head"]["parameters"] == 8 * 4 + 4
+    for row in rows.values():
         assert row["optimizer_bytes"] == 4 * (2 * row["parameters"] + 1)  # two moments, a count
-        if mode in ("low_entropy", "random"):
-            assert everything / 2 <= row["parameters"] < everything
     assert rows["head"]["flops"] < rows["low_entropy"]["flops"] <= rows["all"]["flops"]
-    assert "low_entropy" in capsys.readouterr().out
 
 
 # Scaling
 
 
-COUNTED = {
-    "parameter_bytes": 100,
-    "optimizer_bytes": 200,
-    "flops_an_image": 1000.0,
-    "kept_bytes_an_image": 50.0,
-    "sent_bytes": {"all-reduce": 120},
-}
-
-
 def test_a_steps_time_is_that_of_what_it_computes_moves_and_sends():
+    counted = {
+        "parameter_bytes": 100,
+        "optimizer_bytes": 200,
+        "flops_an_image": 1000.0,
+        "kept_bytes_an_image": 50.0,
+        "sent_bytes": {"all-reduce": 120},
+    }
     system = scaling.System("two hosts of four", 2, 4, 1e6, 1e4, 1e3, 4e3)
-    found = scaling.predict(COUNTED, system, 10, 0.5)
-    assert found["compute_s"] == pytest.approx(10 * 1000 / (1e6 * 0.5))
-    assert found["memory_s"] == pytest.approx((10 * 4 * 50 + 6 * 100 + 2 * 200) / 1e4)
+    step = scaling.predict(counted, system, 10, 0.5)
+    assert step["compute_s"] == pytest.approx(10 * 1000 / (1e6 * 0.5))
+    assert step["memory_s"] == pytest.approx((10 * 4 * 50 + 6 * 100 + 2 * 200) / 1e4)
     sending = 2 * 3 / 4 * 120 / 1e3 + 2 * 1 / 2 * 120 / 4e3
-    assert found["sending_s"] == pytest.approx(sending)
-    assert found["serial_s"] == pytest.approx(found["memory_s"] + sending)
-    assert found["step_s"] == pytest.approx(found["memory_s"] / 3 + sending)
-    assert found["images_per_s"] == pytest.approx(80 / found["step_s"])
-
-
-def test_from_the_batch_that_is_told_on_sending_hides():
-    system = scaling.System("four", 1, 4, 1e6, 1e5, 1e4)
-    least = scaling.predict(COUNTED, system, 1, 0.5)["hiding_batch"]
-    assert least > 2
-    for batch, hides in ((math.floor(least), False), (math.ceil(least), True)):
-        found = scaling.predict(COUNTED, system, batch, 0.5)
-        busy = max(found["compute_s"], found["memory_s"])
-        assert (found["step_s"] == busy) == hides
+    assert step["sending_s"] == pytest.approx(sending)
+    assert step["step_s"] == pytest.approx(step["memory_s"] / 3 + sending)
+    assert step["images_per_s"] == pytest.approx(80 / step["step_s"])
 
 
 SCALING = """
@@ -246,7 +196,6 @@ def test_scaling_counts_what_a_step_computes_and_sends(tmp_path):
     output = subprocess.run(
         command, check=True, capture_output=True, text=True, env=tiny.environment()
     ).stdout
-    assert "computed, not measured" in " ".join(output.split())
     # ConvNeXt-Tiny: 4.5 GMAC forwards (Liu et al. 2022), twice as many backwards.
     flops = float(re.search(r"FLOPS (\S+)", output)[1])
     assert flops == pytest.approx(3 * 2 * 4.5e9, rel=0.05)
@@ -255,8 +204,6 @@ def test_scaling_counts_what_a_step_computes_and_sends(tmp_path):
         counted = result[work]["counted"]
         assert counted["parameter_bytes"] == 4 * counted["parameters"]
         assert counted["optimizer_bytes"] == 4 * (2 * counted["parameters"] + 1)
-        assert counted["image_bytes"] == 37 * 37 * 3 + 12
-        assert counted["kept_bytes_an_image"] > 4 * 32 * 32 * 3
         assert counted["sent_bytes"].keys() == {"all-reduce"}
         assert counted["sent_bytes"]["all-reduce"] == pytest.approx(
             counted["parameter_bytes"], rel=0.02
@@ -267,15 +214,13 @@ def test_scaling_counts_what_a_step_computes_and_sends(tmp_path):
 # Timing
 
 
-@pytest.mark.parametrize("repeats", [1, 3, 10])
+@pytest.mark.parametrize("repeats", [1, 10])
 def test_a_repeated_program_gives_what_the_function_gives(repeats):
     def function(key, x):
         return jax.random.normal(key, (1000,)) + x
 
     arguments = jax.random.key(0), jnp.arange(1000.0)
-    results = timing.repeated(function, repeats)(*arguments)
-    assert len(results) == math.gcd(repeats, 5)
-    for result in results:
+    for result in timing.repeated(function, repeats)(*arguments):
         np.testing.assert_allclose(result, function(*arguments), rtol=1e-6)
 
 
@@ -286,8 +231,7 @@ def test_a_repeated_program_applies_the_function_every_time():
     assert '"n":"2"' in text
 
 
-def small_arguments(folder, minutes="1"):
-    return ["--out", str(folder), "--minutes", minutes, "--batches", "2,4,8"]
+# The GPU's harness
 
 
 @pytest.fixture
@@ -298,38 +242,26 @@ def gpu():
     return gpu
 
 
-def run_gpu(gpu, monkeypatch, folder, items, minutes="1"):
-    monkeypatch.setattr(gpu, "make_items", lambda arguments: items)
-    gpu.main(small_arguments(folder, minutes))
-    return json.loads((folder / "summary.json").read_text())
-
-
-def test_one_failing_benchmark_does_not_stop_the_others(gpu, monkeypatch, tmp_path, capsys):
+def test_what_fails_or_takes_too_long_does_not_stop_the_others(gpu, monkeypatch, tmp_path, capsys):
     figures = {"batch": 4, "train_ours_s": 0.5, "train_ratio": 2.0}
     write = f"open({str(tmp_path / 'steps_4.json')!r}, 'w').write({json.dumps(figures)!r})"
-    summary = run_gpu(
-        gpu,
-        monkeypatch,
-        tmp_path,
-        [
-            gpu.Item("broken", ["-c", "raise SystemExit('no such thing')"], 20),
-            gpu.Item("endless", ["-c", "import time; time.sleep(60)"], 0.2),
-            gpu.Item("steps_4", ["-c", write], 20),
-            gpu.Item("recipe", ["-c", "pass"], 20),
-        ],
-    )
-    statuses = {name: entry["status"] for name, entry in summary.items()}
-    assert statuses["broken"] == "failed, see broken.txt"
+    items = [
+        gpu.Item("broken", ["-c", "raise SystemExit('no such thing')"], 20),
+        gpu.Item("endless", ["-c", "import time; time.sleep(60)"], 0.2),
+        gpu.Item("steps_4", ["-c", write], 20),
+        gpu.Item("recipe", ["-c", "pass"], 20),
+    ]
+    monkeypatch.setattr(gpu, "make_items", lambda arguments: items)
+    for minutes, statuses in (
+        (0.1, ["left out"] * 4),
+        (1, ["failed", "stopped after", "done", "done"]),
+    ):
+        gpu.main(["--out", str(tmp_path), f"--minutes={minutes}", "--batches=2,4,8"])
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        for entry, status in zip(summary.values(), statuses, strict=True):
+            assert entry["status"].startswith(status)
     assert "no such thing" in (tmp_path / "broken.txt").read_text()
-    assert statuses["endless"].startswith("stopped after")
-    assert statuses["steps_4"] == "done"
     assert re.search(r"train\W+4\W+8\W+4\W+2\.00", capsys.readouterr().out)  # batch, images/s
-
-
-def test_what_the_time_does_not_suffice_for_is_left_out(gpu, monkeypatch, tmp_path):
-    items = [gpu.Item("recipe", ["-c", "pass"], 20)]
-    summary = run_gpu(gpu, monkeypatch, tmp_path, items, minutes="0.1")
-    assert summary["recipe"]["status"] == "left out: no time"
 
 
 def test_every_command_of_the_gpu_harness_is_one_its_program_takes(gpu, tmp_path):
@@ -346,19 +278,20 @@ def test_every_command_of_the_gpu_harness_is_one_its_program_takes(gpu, tmp_path
     items = gpu.make_items(arguments)
     assert [item.name for item in items][:3] == ["steps_2", "steps_4", "recipe"]
     for item in items:
-        module = importlib.util.find_spec(item.command[1])
-        source = Path(module.origin).read_text()
+        source = Path(importlib.util.find_spec(item.command[1]).origin).read_text()
         for flag in item.command[2:]:
             assert f'"{flag.split("=")[0]}"' in source, (item.name, flag)
+
+
+# Beside PyTorch
 
 
 @pytest.mark.slow
 @needs_torch
 def test_steps_are_measured_beside_the_reference(tmp_path):
     path = tmp_path / "steps.json"
-    command = [sys.executable, "-m", "benchmarks.train_step", "--model=convnext_atto", "--batch=2"]
-    command += ["--image_size=32", "--rounds=1", "--profile", "--work=train,inference"]
-    subprocess.run([*command, f"--json={path}"], check=True)
+    small = ("--model=convnext_atto", "--batch=2", "--image_size=32", "--rounds=1")
+    run("train_step", *small, "--profile", "--work=train,inference", f"--json={path}")
     result = json.loads(path.read_text())
     wanted = ("train_ratio", "inference_ratio", "compile_s", "cached_compile_s", "init_s")
     assert all(result[name] > 0 for name in wanted)
@@ -367,21 +300,19 @@ def test_steps_are_measured_beside_the_reference(tmp_path):
 
 @pytest.mark.slow
 @needs_torch
-def test_the_reference_runs_the_whole_recipe(tmp_path):
-    phantoms.write(tmp_path, images_per_class=12, seed=0, height=80, width=96)
-    command = [sys.executable, "-m", "benchmarks.pytorch_reference.main", f"--data={tmp_path}"]
-    command += ["--model=convnext_atto", "--image_size=64", "--batch=8", "--workers=1"]
-    command += ["--pretrain_epochs=2", "--finetune_epochs=2"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def test_the_reference_runs_the_whole_recipe(phantom_folder):
+    small = ("--model=convnext_atto", "--image_size=64", "--batch=8", "--workers=1")
+    epochs = ("--pretrain_epochs=2", "--finetune_epochs=2")
+    output = run("pytorch_reference.main", f"--data={phantom_folder}", *small, *epochs)
     assert len(re.findall(r"epoch \d: loss \d\.\d+", output)) == 6
     assert re.search(r"ensemble: accuracy [01]\.\d+, AUC [01]\.\d+", output)
 
 
 def test_what_few_images_cost_is_measured_from_the_true_temperature():
-    found = bench_calibration.measure(2, 2.0, count=2000, draws=2)
+    many = bench_calibration.measure(2, 2.0, count=2000, draws=2)
     # So many images find the true temperature; unscaled probabilities are worse than it.
-    assert abs(found.fitted) < 0.003
-    assert abs(found.likeliest) < 0.003
-    assert 0.01 < found.unscaled_1_5 < found.unscaled_3
+    assert abs(many.fitted) < 0.003
+    assert abs(many.likeliest) < 0.003
+    assert 0.01 < many.unscaled_1_5 < many.unscaled_3
     few = bench_calibration.measure(2, 2.0, count=5, draws=20)
-    assert found.fitted < few.fitted < few.likeliest
+    assert many.fitted < few.fitted < few.likeliest

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import egmae_jax
 from egmae_jax.core.quiet import quiet
 from tests import tiny
@@ -102,6 +104,8 @@ def test_importing_the_package_changes_nothing_in_the_process():
     assert done.stdout == ""
 
 
+@pytest.mark.essential
+@pytest.mark.slow
 def test_the_library_needs_neither_torch_nor_tensorflow_nor_a_config():
     program = (
         "import sys\n"
