@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import NoReturn
 
 import absl.logging
@@ -44,104 +44,24 @@ def set_up_logging(*, quiet: bool = False) -> None:
     project.propagate = False
 
 
-class ProgressBar:
-    """Progress bar of one stage with images/s, loss and time left.
+def progress_bar(unit: str, *, is_shown: bool = True) -> rich.progress.Progress:
+    """Creates a progress bar with a count, a text and the time left, visible on a terminal only.
 
-    If the output is a file or a pipe, it logs lines on finished epochs instead, at most about 20
-    per stage.
-
-    Args:
-        title: name of the stage.
-        total_steps: number of steps of the stage.
-        first_step: number of steps done before, if the stage is resumed.
-    """
-
-    def __init__(self, title: str, total_steps: int, first_step: int):
-        self._title = title
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(bar_width=24),
-            rich.progress.TextColumn("{task.completed}/{task.total} steps"),
-            rich.progress.TextColumn("{task.fields[status]}"),
-            rich.progress.TimeRemainingColumn(compact=True),
-            console=terminal,
-            disable=not terminal.is_terminal or first_step >= total_steps,
-        )
-        self._task = self._bar.add_task(
-            title, total=total_steps, completed=first_step, status="compiling"
-        )
-
-    def __enter__(self) -> "ProgressBar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Moves the bar to `step` and updates the loss and the images/s beside it."""
-        status = f"loss {loss:.4f}, {images_per_second:.0f} images/s"
-        self._bar.update(self._task, completed=step, status=status)
-
-    def epoch(self, epoch: int, epochs: int, row: Mapping[str, float]) -> None:
-        """Logs the metrics of a finished epoch if the output is not a terminal.
-
-        Args:
-            epoch: number of the epoch, from 1.
-            epochs: total number of epochs.
-            row: metrics of the epoch.
-        """
-        if not terminal.is_terminal and (epoch == epochs or epoch % max(1, epochs // 20) == 0):
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            logger.info("%s: epoch %d/%d, %s", self._title, epoch, epochs, numbers)
-
-
-@contextlib.contextmanager
-def progress_of_images(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar with images per minute and time left, if the output is a terminal.
+    Its tasks need a field `status`, the text.
 
     Args:
-        title: text before the bar.
-        total: number of images.
-
-    Yields:
-        A function that advances the bar by a number of images.
+        unit: what is counted, such as 'steps'.
+        is_shown: whether it is visible at all.
     """
-    bar = rich.progress.Progress(
+    return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=24),
-        rich.progress.TextColumn("{task.completed}/{task.total} images"),
+        rich.progress.TextColumn(f"{{task.completed}}/{{task.total}} {unit}"),
         rich.progress.TextColumn("{task.fields[status]}"),
         rich.progress.TimeRemainingColumn(compact=True),
         console=terminal,
-        disable=not terminal.is_terminal,
+        disable=not (is_shown and terminal.is_terminal),
     )
-    task = bar.add_task(title, total=total, status="compiling")
-
-    def advance(count: int) -> None:
-        speed = bar.tasks[task].speed
-        bar.update(task, advance=count, status=f"{60 * speed:.0f} per minute" if speed else "")
-
-    with bar:
-        yield advance
-
-
-def print_predictions(counts: Mapping[str, int], seconds: float, out: object) -> None:
-    """Prints the number of images predicted for each class, the speed and the output path.
-
-    Args:
-        counts: number of images predicted for each class.
-        seconds: duration of the prediction.
-        out: path of the predictions.
-    """
-    total = sum(counts.values())
-    by_class = ", ".join(f"{label} {count}" for label, count in counts.items())
-    terminal.print(
-        f"{total} images in {seconds:.1f} s ({60 * total / seconds:.0f} per minute): {by_class}",
-        highlight=False,
-        markup=False,
-    )
-    terminal.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -77,9 +77,7 @@ def predict_files(
     start = time.monotonic()
     with explain_storage_errors(out.parent, *([pictures] if pictures else [])):
         counts, unreadable = _write_results(predictor, files, out, paths, explained)
-    console.print_predictions(
-        dict(zip(predictor.classes, counts.tolist(), strict=True)), time.monotonic() - start, out
-    )
+    _print_summary(predictor.classes, counts, time.monotonic() - start, out)
     return unreadable
 
 
@@ -102,8 +100,9 @@ def _write_results(
     unreadable: dict[Path, str] = {}
     with (
         open_atomically(out, "w", newline="", encoding="utf-8", errors="backslashreplace") as table,
-        console.progress_of_images("Predicting", len(files)) as advance,
+        console.progress_bar("images") as bar,
     ):
+        task = bar.add_task("Predicting", total=len(files), status="compiling")
         writer = csv.writer(table)
         columns = map(":".join, itertools.product(predictor.classifiers, predictor.classes))
         writer.writerow(["file", "predicted", *columns])
@@ -113,11 +112,24 @@ def _write_results(
                 _write_overlays(predictor, batch, branch, [pictures[i] for i in batch.indices])
             counts += np.bincount(batch.classification.labels, minlength=len(counts))
             unreadable |= {files[i]: reason for i, reason in batch.unreadable.items()}
-            advance(len(batch.indices) + len(batch.unreadable))
+            bar.update(task, advance=len(batch.indices) + len(batch.unreadable))
+            bar.update(task, status=f"{60 * (bar.tasks[task].speed or 0):.0f} per minute")
         if len(unreadable) == len(files):
             title = f"No image can be read; {out} is not written:"
             raise RunError(list_unreadable(title, unreadable))
     return counts, unreadable
+
+
+def _print_summary(classes: Sequence[str], counts: np.ndarray, seconds: float, out: Path) -> None:
+    """Prints the number of images predicted as each class, the speed and the output path."""
+    by_class = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
+    speed = 60 * counts.sum() / seconds
+    console.terminal.print(
+        f"{counts.sum()} images in {seconds:.1f} s ({speed:.0f} per minute): {by_class}",
+        highlight=False,
+        markup=False,
+    )
+    console.terminal.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _make_rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
