@@ -102,16 +102,15 @@ def test_a_run_that_was_stopped_shows_the_curves_of_one_that_was_not(
     finished, tmp_path, stop, stage
 ):
     config = finished.config.copy_and_resolve_references()
-    config.checkpoint.save_seconds = 0.0
+    config.checkpoint.save_seconds, config.tensorboard.panel_epochs = 0.0, 0
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config, tmp_path, stage, trackers=[tiny.Recorder(stop)])
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["stage"], last["step"]) == stop  # its checkpoint is of an earlier step
     experiment.run(config, tmp_path, stage)
     folder = f"tensorboard/{stop[0]}/round_0"
-    whole, stopped = finished.workdir / folder, tmp_path / folder
-    assert timeless(scalars(whole)) == timeless(scalars(stopped))
-    assert images(whole) == images(stopped)
+    whole, stopped = (scalars(path / folder) for path in (finished.workdir, tmp_path))
+    assert timeless(whole) == timeless(stopped)
     expected = tiny.outcome(finished.workdir)
     if stage == "pretrain":
         expected = {name: x for name, x in expected.items() if name.startswith("pretrain/")}
