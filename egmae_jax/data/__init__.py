@@ -1,1 +1,1 @@
-"""From image files to batches: data sets, decoding, duplicates, splits, order of training."""
+"""From image files to batches: data sets, decoding, near-duplicates, splits, training order."""

@@ -75,7 +75,7 @@ def test_image_folder_takes_its_classes_from_the_folders(tmp_path, caplog):
     assert [(x.file, x.label) for x in images] == [(file, file[:3]) for file in files]
     for words in ("2 .nii", "1 .png", "1 without suffix", "1 links to folders"):
         assert words in caplog.text
-    assert "being in no class folder: stray.png" in caplog.text
+    assert "because they are not in a class folder: stray.png" in caplog.text
 
 
 def test_image_folder_warns_of_masks(tmp_path, caplog):
@@ -95,7 +95,7 @@ def test_image_folder_needs_two_classes(tmp_path, files):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(DataError, match="no data set 'bussi'; there are brain_tumor, brisc"):
+    with pytest.raises(DataError, match="no data set 'bussi'; the data sets are brain_tumor"):
         datasets.get("bussi")
 
 

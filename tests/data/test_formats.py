@@ -59,7 +59,7 @@ def test_images_of_any_name_are_read_and_others_are_counted(tmp_path, caplog):
     for index, file in enumerate(data.files):
         expected = PIL.Image.open(io.BytesIO(images[file])).convert("RGB")
         np.testing.assert_array_equal(data.records.pixels(index), np.asarray(expected))
-    ignored = caplog.text.partition("dog, being no images: ")[2].splitlines()[0]
+    ignored = caplog.text.partition("dog because they are not images: ")[2].splitlines()[0]
     assert set(ignored.split(", ")) == {"2 .gif", "1 .db", "1 .DNG", "1 without suffix"}
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_another_format_is_not_called_empty_without_a_word(tmp_path,
     with pytest.raises(DataError, match=r"'dog' is empty: .*\(\.bmp, .*DICOM by their bytes\)"):
         datasets.get("image_folder").list_images(tmp_path)
     assert "2 .gif" in caplog.text
-    with pytest.raises(DataError, match="There is no image in"):
+    with pytest.raises(DataError, match="There are no images in"):
         find_given([tmp_path / "dog"])
 
 

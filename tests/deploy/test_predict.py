@@ -211,8 +211,8 @@ def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images", "absent"], "absent is not there (--images)."),
-        (["--images", "{empty}"], "There is no image in {empty} (.bmp, .dcm, "),
+        (["--images", "absent"], "absent does not exist (--images)."),
+        (["--images", "{empty}"], "There are no images in {empty} (.bmp, .dcm, "),
         (["--images", "/dev/null"], "/dev/null is neither a file nor a folder (--images)."),
         (["--images", "{images}", "--round=2"], "There is no round 2; the run's are 0 to 1."),
         (["--images", "{images}", "--batch=0"], "batch is 0; it must be positive."),

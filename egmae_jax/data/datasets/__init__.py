@@ -1,4 +1,4 @@
-"""Data sets by name, one file each: where its files are, their labels and groups, citation."""
+"""Supported data sets, one module each: file locations, labels, groups and citation."""
 
 from egmae_jax.data.datasets import (  # noqa: F401 (each registers its data sets)
     brain_tumor,

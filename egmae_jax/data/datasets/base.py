@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: where its files are, their labels and groups."""
+"""The interface of a data set, and the registry of data sets by name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from egmae_jax.core.errors import UserError
 
 
 class DataError(UserError):
-    """The data cannot be used as they are; the message names the folder, file or class."""
+    """The data cannot be used as they are; the message names the folder, file or class at fault."""
 
 
 class ImageFile(NamedTuple):
@@ -18,8 +18,8 @@ class ImageFile(NamedTuple):
     Attributes:
         file: path relative to the data folder, with forward slashes.
         label: name of the class.
-        group: patient or lesion whose images stay together; None where the data set names none.
-        split: 'train', 'validation' or 'test'; None where the data set has no parts of its own.
+        group: name of the patient or lesion, whose images stay in one part; None if unknown.
+        split: official part, 'train', 'validation' or 'test'; None if the data set defines none.
     """
 
     file: str
@@ -30,20 +30,22 @@ class ImageFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set the project knows.
+    """A supported data set.
 
     Attributes:
-        name: value of `config.data.name`.
-        title: what people call the data set.
-        citation: the paper to cite.
-        obtain: how to get the data set, a sentence for whoever does not have it.
-        list_images: lists the labelled files below a folder, sorted by path; raises DataError.
-        make: writes a generated data set into a folder, unless it is there already; raises
-            DataError if the folder holds anything else. None: the data set is not generated.
-        archives: addresses of the files that `egmae_jax.data.download` fetches; empty where a
-            person must fetch them.
-        masks: for the data folder and an image's path, the files that outline the image's lesions;
-            None where the data set has no masks.
+        name: value of `config.data.name` that selects the data set.
+        title: name of the data set in figures and reports.
+        citation: reference of the paper to cite; empty if there is none.
+        obtain: one or more sentences on how to obtain the data set, for error messages.
+        list_images: function that lists the labelled files below a folder, sorted by path; raises
+            DataError.
+        make: function that writes a generated data set into a folder unless it exists already, and
+            raises DataError if the folder contains anything else. None: the data set is not
+            generated.
+        archives: URLs of the files that `egmae_jax.data.download` fetches; empty if users have to
+            download the data set themselves.
+        masks: function that returns the lesion mask files of an image, given the data folder and
+            the path of the image below it; None if the data set has no masks.
     """
 
     name: str
@@ -60,27 +62,27 @@ _DATASETS: dict[str, Dataset] = {}
 
 
 def register(dataset: Dataset) -> None:
-    """Makes a data set known by its name, which `config.data.name` then takes."""
+    """Registers a data set, so that `config.data.name` accepts its name."""
     _DATASETS[dataset.name] = dataset
 
 
 def names() -> tuple[str, ...]:
-    """Names of all registered data sets."""
+    """Returns the names of all registered data sets."""
     return tuple(_DATASETS)
 
 
 def get(name: str) -> Dataset:
-    """Returns the data set `name`.
+    """Returns the data set that is registered as `name`.
 
     Raises:
-        DataError: no data set of that name is registered.
+        DataError: no data set is registered under this name.
     """
     if name not in _DATASETS:
-        raise DataError(f"There is no data set {name!r}; there are {', '.join(names())}.")
+        raise DataError(f"There is no data set {name!r}; the data sets are {', '.join(names())}.")
     return _DATASETS[name]
 
 
 def leads_elsewhere(name: str) -> bool:
-    """Whether a path in a table or an archive is empty, absolute or leads out of its folder."""
+    """Whether a path from a table or an archive is empty, absolute, or leads out of its folder."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or not path.parts

@@ -1,4 +1,4 @@
-"""Images in folders: trees with one folder a class, and all images below a folder."""
+"""Listing of images in folders, with or without one subfolder per class."""
 
 import collections
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def top_folder(root: Path, name: str) -> Path:
-    """The folder `name` in `root`, which an archive unpacks to, if it is there; else `root`."""
+    """Returns `root / name`, the folder an archive unpacks to, if it exists, otherwise `root`."""
     return root / name if (root / name).is_dir() else root
 
 
@@ -28,21 +28,21 @@ def class_folders(
     is_image: Callable[[Path], bool] = lambda path: True,
     split: str | None = None,
 ) -> list[ImageFile]:
-    """Lists the images of a tree with one folder a class, sorted by path.
+    """Lists the images of a folder with one subfolder per class, sorted by path.
 
-    Hidden files and folders (.ipynb_checkpoints, macOS's ._x.png) are passed over in silence; other
-    files that are no images, links to folders, and what lies beside the class folders, with a
-    warning.
+    Hidden files and folders (.ipynb_checkpoints, macOS's ._x.png) are ignored silently. Other files
+    that are not images, links to folders, and images or folders beside the class folders are
+    ignored with a warning.
 
     Args:
-        root: the data folder, which the returned paths are relative to.
-        folder: the folder that holds the class folders, `root` or below it.
+        root: data folder, to which the returned paths are relative.
+        folder: folder with the class folders; `root` or a folder below it.
         classes: names of the class folders.
-        is_image: tells images to classify from masks and the like.
-        split: the part that the data set puts these images into; None where it has no parts.
+        is_image: function that returns False for files to leave out, such as masks.
+        split: official part of these images; None if the data set defines no parts.
 
     Raises:
-        DataError: a class folder is missing or holds no image.
+        DataError: a class folder is missing or contains no image.
     """
     images: list[ImageFile] = []
     for label in classes:
@@ -50,13 +50,13 @@ def class_folders(
         if not class_folder.is_dir():
             names = sorted(printable(p.name) for p in folder.iterdir() if p.is_dir())
             raise DataError(
-                f"{folder} has no class folder {label!r}; its folders: "
+                f"{folder} has no class folder {label!r}; its folders are: "
                 f"{', '.join(names) or 'none'}."
             )
         paths = [path for path in find_images(class_folder) if is_image(path)]
         if not paths:
             raise DataError(
-                f"The class {label!r} is empty: {class_folder} holds no image ({formats.KNOWN})."
+                f"The class {label!r} is empty: {class_folder} has no images ({formats.KNOWN})."
             )
         files = (path.relative_to(root).as_posix() for path in paths)
         images += [ImageFile(file, label, split=split) for file in files]
@@ -68,14 +68,22 @@ def class_folders(
         and (path.is_dir() or (path.is_file() and formats.is_image(path)))
     ]
     if others:
-        logger.warning("Not read in %s, being in no class folder: %s", folder, shorten_list(others))
+        logger.warning(
+            "Ignored in %s because they are not in a class folder: %s", folder, shorten_list(others)
+        )
     return sorted(images)
 
 
 def split_folders(
     root: Path, folders: Mapping[str, Path], classes: Sequence[str]
 ) -> list[ImageFile]:
-    """Lists the images of {part: folder with one folder a class}; see `class_folders`."""
+    """Lists the images of several official parts, sorted by path; see `class_folders`.
+
+    Args:
+        root: data folder, to which the returned paths are relative.
+        folders: {official part: folder with one subfolder per class}.
+        classes: names of the class folders.
+    """
     return sorted(
         image
         for part, folder in folders.items()
@@ -84,11 +92,11 @@ def split_folders(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Finds all images below a folder, in no order; warns of the files that are none.
+    """Finds all images below a folder, in arbitrary order; warns about files that are not images.
 
-    Files are known by their suffix or, where that is not known, by their bytes. Hidden files and
-    folders and links to folders are not looked into. A link to nothing that is named as an image
-    counts as one: whoever reads it reports it as unreadable.
+    Images are recognised by their suffix or, if the suffix is unknown, by their content. Hidden
+    files and folders are ignored, and links to folders are not followed. A broken link with the
+    suffix of an image counts as an image, which is reported as unreadable when it is decoded.
 
     Raises:
         AccessError: a folder cannot be listed.
@@ -111,17 +119,17 @@ def find_images(folder: Path) -> list[Path]:
                 else:
                     ignored[printable(path.suffix) or "without suffix"] += 1
     if kinds := [f"{count} {kind}" for kind, count in (+ignored).most_common()]:
-        logger.warning("Ignored in %s, being no images: %s", folder, shorten_list(kinds))
+        logger.warning("Ignored in %s because they are not images: %s", folder, shorten_list(kinds))
     return images
 
 
 def find_given(paths: Sequence[Path]) -> list[Path]:
-    """Lists files, and the images below folders in natural order, each once.
+    """Lists the given files, and the images below the given folders in natural order, each once.
 
-    A file that is named itself may have any name.
+    A file that is given directly may have any suffix.
 
     Raises:
-        DataError: a path is not there, or there is no image at all.
+        DataError: a path does not exist, or there are no images.
     """
     files: dict[str, Path] = {}  # by absolute path, however it is spelled
     for path in paths:
@@ -130,11 +138,11 @@ def find_given(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             below = [path]
         else:
-            problem = "is neither a file nor a folder" if path.exists() else "is not there"
+            problem = "is neither a file nor a folder" if path.exists() else "does not exist"
             raise DataError(f"{path} {problem} (--images).")
         for file in below:
             files.setdefault(os.path.abspath(file), file)
     if not files:
         folders = ", ".join(map(str, paths))
-        raise DataError(f"There is no image in {folders} ({formats.KNOWN}).")
+        raise DataError(f"There are no images in {folders} ({formats.KNOWN}).")
     return list(files.values())
