@@ -50,7 +50,7 @@ def test_columns_are_known_by_what_others_call_them(listed, columns, caplog):
     plain = [name.strip('"') for name in columns]
     names = dict(zip(("path", "label", "group", "split"), plain, strict=True))
     for column, name in names.items():
-        assert (f"{name!r} for {column!r}" in caplog.text) == (name != column)
+        assert (f"{name!r} as {column!r}" in caplog.text) == (name != column)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -94,7 +94,7 @@ def test_images_without_a_group_are_counted(listed, tmp_path, caplog):
     rows = (("1.png", "cat", "nan"), ("2.png", "dog", ""), ("3.png", "dog", "p3"))
     result = listed(table(("path", "label", "patient"), rows))
     assert [x[1] for x in result.values()] == [None, None, "p3"]
-    assert "2 of 3 lines have no group: each of these images counts as its own" in caplog.text
+    assert "2 of 3 lines have no group; each of these images is treated as its own" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,17 @@ def test_images_without_a_group_are_counted(listed, tmp_path, caplog):
         ("path,label,patient_id,lesion_id", "2 columns that could be the group: patient_id, les"),
         ("path,label,path\n1.png,cat,2.png", "could be the path: path, path"),
         ("path,lable", "no column label; its columns are path, lable"),
-        ("path,label\n/etc/passwd,cat", "must lead below"),
-        ("path,label\n..\\1.png,cat", "must lead below"),
-        ("path,label\n.,cat", "must lead below"),
+        ("path,label\n/etc/passwd,cat", "must be relative to"),
+        ("path,label\n..\\1.png,cat", "must be relative to"),
+        ("path,label\n.,cat", "must be relative to"),
         ("path,label\nnowhere.png,cat", "line 2: there is no file .*nowhere.png"),
         ("path,label\n1.png, ", "the label is empty"),
-        ("path,label\n1.png,cat\n./1.png,dog", "line 3: 1.png is listed before"),
-        ("path,label\n1.png,cat\n2.png,cat", "two or more classes"),
-        ("path,label\n1.png", "line 2 has 1 values; its first line names 2"),
+        ("path,label\n1.png,cat\n./1.png,dog", "line 3: 1.png is listed twice"),
+        ("path,label\n1.png,cat\n2.png,cat", "at least two classes"),
+        ("path,label\n1.png", "line 2 has 1 values, but its first line names 2"),
         ("path,label,split\n1.png,cat,train\n2.png,dog,", "1 of 2 lines have no split"),
-        ("path,label,subset\n1.png,cat,train\n2.png,dog,tset", "split is 'tset'; it can be train,"),
-        ("path,label\n1.png,N\xe4vus".encode("latin-1"), "no CSV file in UTF-8.*save it as that"),
+        ("path,label,subset\n1.png,cat,train\n2.png,dog,tset", "split is 'tset'; it must be"),
+        ("path,label\n1.png,N\xe4vus".encode("latin-1"), "not a CSV file in UTF-8.*save it"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(listed, content, message):

@@ -93,7 +93,7 @@ def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
 
 def test_an_isic_image_has_one_row(isic):
     row = "a,1,0,0,0,0,0,0\n"
-    with pytest.raises(DataError, match="line 3: a is listed before"):
+    with pytest.raises(DataError, match="line 3: a is listed twice"):
         isic(ISIC + row + row)
 
 

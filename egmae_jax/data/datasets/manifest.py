@@ -1,7 +1,7 @@
-"""Any images listed in a table: manifest.csv with the columns path, label, [group], [split].
+"""Any images that are listed in manifest.csv, with the columns path, label, [group] and [split].
 
-Names of columns are matched without regard to case, spaces and punctuation, and common other names
-are taken for them; the log says which, and names the columns that are not used.
+Column names are matched without regard to case, spaces and punctuation, and common synonyms are
+accepted. The log names the synonyms and the unused columns.
 """
 
 import collections
@@ -25,7 +25,7 @@ from egmae_jax.data.datasets.tables import column_key, part_of, read_table
 logger = logging.getLogger(__name__)
 
 _FILE = "manifest.csv"
-# What else a column may be called, as `column_key` has it.
+# Accepted names of each column, in the form that `column_key` returns.
 _SYNONYMS = {
     "path": (
         *("file", "files", "filename", "filepath", "imagepath", "imagefile", "imagefilename"),
@@ -57,104 +57,109 @@ def _list_images(root: Path) -> list[ImageFile]:
             f"{root} has no {_FILE}" + (f"; it has {shorten_list(tables)}." if tables else ".")
         )
     names, rows = read_table(table)
-    place = _columns(table, names, [values for _, values in rows])
+    indices = _find_columns(table, names, [values for _, values in rows])
     images: dict[str, ImageFile] = {}
-    renamed: collections.Counter[str] = collections.Counter()
+    notes: collections.Counter[str] = collections.Counter()
     for number, values in rows:
-        row = {column: values[k] for column, k in place.items()}
-        where = f"{table}, line {number}"
-        path = _locate(root, row["path"], where)
-        part = _part(row.get("split", ""), where)
+        row = {column: values[k] for column, k in indices.items()}
+        location = f"{table}, line {number}"
+        path = _locate(root, row["path"], location)
+        part = _part(row.get("split", ""), location)
         if not row["label"]:
-            raise DataError(f"{where}: the label is empty.")
+            raise DataError(f"{location}: the label is empty.")
         if path in images:
-            raise DataError(f"{where}: {path} is listed before.")
+            raise DataError(f"{location}: {path} is listed twice.")
         if part and row["split"] != part:
-            renamed[f"{row['split']!r} is read as {part}"] += 1
+            notes[f"{row['split']!r} is read as {part}"] += 1
         group = None if lookalikes.is_missing(row.get("group", "")) else row["group"]
         images[path] = ImageFile(path, row["label"], group, part)
-    for reading, count in sorted(renamed.items()):
-        logger.info("%s: the split %s (%d lines)", table, reading, count)
-    _check(table, list(images.values()), has_groups="group" in place)
+    for note, count in sorted(notes.items()):
+        logger.info("%s: the split %s (%d lines)", table, note, count)
+    _check(table, list(images.values()), has_groups="group" in indices)
     return sorted(images.values())
 
 
-def _part(name: str, where: str) -> str | None:
+def _part(name: str, location: str) -> str | None:
     if lookalikes.is_missing(name):
         return None
     if (part := part_of(name)) is None:
-        raise DataError(f"{where}: the split is {name!r}; it can be train, validation, test.")
+        raise DataError(f"{location}: the split is {name!r}; it must be train, validation or test.")
     return part
 
 
 def _check(table: Path, images: Sequence[ImageFile], has_groups: bool) -> None:
-    """Refuses a table of one class or with parts for some images; warns of missing groups."""
+    """Raises DataError for a single class or missing parts; warns about missing groups."""
     if len({image.label for image in images}) < 2:
-        raise DataError(f"{table} must list images of two or more classes.")
+        raise DataError(f"{table} must list images of at least two classes.")
     without_part = sum(image.split is None for image in images)
     if 0 < without_part < len(images):
-        raise DataError(f"{table}: {without_part} of {len(images)} lines have no split.")
+        raise DataError(
+            f"{table}: {without_part} of {len(images)} lines have no split; give one to all lines "
+            "or to none."
+        )
     without_group = sum(image.group is None for image in images)
     if has_groups and without_group:
         logger.warning(
-            "%s: %d of %d lines have no group: each of these images counts as its own group",
+            "%s: %d of %d lines have no group; each of these images is treated as its own group",
             table,
             without_group,
             len(images),
         )
 
 
-def _columns(table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, int]:
-    """{path, label and, where there are, group and split: index of the column}.
+def _find_columns(
+    table: Path, names: Sequence[str], rows: Sequence[Sequence[str]]
+) -> dict[str, int]:
+    """Returns {'path', 'label' and, if present, 'group' and 'split': index of the column}.
 
     Raises:
-        DataError: a column that is needed is missing, or several columns could be one.
+        DataError: a required column is missing, or several columns match one name.
     """
-    place: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for column, synonyms in _SYNONYMS.items():
-        places = [k for k, name in enumerate(names) if name == column]
-        places = places or [k for k, name in enumerate(names) if column_key(name) == column]
-        if not places:
-            places = [k for k, name in enumerate(names) if column_key(name) in synonyms]
-            if column == "split":  # a part may be of the body, a set a collection
-                places = [k for k in places if any(part_of(row[k]) for row in rows)]
-        if len(places) > 1:
+        matches = [k for k, name in enumerate(names) if name == column]
+        matches = matches or [k for k, name in enumerate(names) if column_key(name) == column]
+        if not matches:
+            matches = [k for k, name in enumerate(names) if column_key(name) in synonyms]
+            if column == "split":  # "part" may be a body part, and "set" a collection
+                matches = [k for k in matches if any(part_of(row[k]) for row in rows)]
+        if len(matches) > 1:
             raise DataError(
-                f"{table} has {len(places)} columns that could be the {column}: "
-                f"{shorten_list([names[k] for k in places])}. Call the one that is meant "
+                f"{table} has {len(matches)} columns that could be the {column}: "
+                f"{shorten_list([names[k] for k in matches])}. Rename the correct one to "
                 f"{column!r}."
             )
-        if places:
-            place[column] = places[0]
-    if missing := [column for column in ("path", "label") if column not in place]:
+        if matches:
+            indices[column] = matches[0]
+    if missing := [column for column in ("path", "label") if column not in indices]:
         raise DataError(
             f"{table} has no column {', '.join(missing)}; its columns are "
             f"{', '.join(names) or 'none'}."
         )
-    taken = [f"{names[k]!r} for {column!r}" for column, k in place.items() if names[k] != column]
-    if taken:
-        logger.info("%s: taken %s", table, ", ".join(taken))
-    unused = [name for k, name in enumerate(names) if name and k not in place.values()]
+    synonyms_used = [f"{names[k]!r} as {c!r}" for c, k in indices.items() if names[k] != c]
+    if synonyms_used:
+        logger.info("%s: columns are read as follows: %s", table, ", ".join(synonyms_used))
+    unused = [name for k, name in enumerate(names) if name and k not in indices.values()]
     if unused:
-        logger.warning("%s: not used: %s", table, shorten_list(unused, most=20))
-    return place
+        logger.warning("%s: columns that are not used: %s", table, shorten_list(unused, most=20))
+    return indices
 
 
-def _locate(root: Path, text: str, where: str) -> str:
-    """A listed file's path below `root`, which another system may have written.
+def _locate(root: Path, text: str, location: str) -> str:
+    """Returns a listed file's path below `root`, which may be spelled as on another system.
 
     Raises:
-        DataError: the path leads elsewhere, or there is no such file.
+        DataError: the path leads out of `root`, or there is no such file.
     """
     slashes = text.replace("\\", "/")
-    # Files from a Mac have decomposed letters in their names.
+    # File names from macOS have decomposed letters.
     composed, decomposed = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
     for path in (text, slashes, composed, decomposed):
         if leads_elsewhere(path):
-            raise DataError(f"{where}: the path {text!r} must lead below {root}.")
+            raise DataError(f"{location}: the path {text!r} must be relative to {root} and in it.")
         if os.path.isfile(root / path):
             return PurePosixPath(path).as_posix()
-    raise DataError(f"{where}: there is no file {root / text}.")
+    raise DataError(f"{location}: there is no file {root / text}.")
 
 
 register(
@@ -163,8 +168,8 @@ register(
         title="images listed in a manifest",
         citation="",
         obtain=(
-            "Give the folder that holds manifest.csv, with the columns path (below that folder), "
-            "label and, if you like, group and split, as --config.data.dir=<folder>."
+            "Set --config.data.dir=<folder> to a folder with a file manifest.csv, whose columns "
+            "are path (relative to that folder), label and, optionally, group and split."
         ),
         list_images=_list_images,
     )

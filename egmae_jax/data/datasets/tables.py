@@ -1,4 +1,4 @@
-"""Tables of images in CSV, as spreadsheets of several countries write them."""
+"""CSV tables of images, with the separators and encodings that spreadsheet programs write."""
 
 import codecs
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.data.datasets.base import DataError
 
-# Names of the parts of a data set, as `column_key` has them.
+# Accepted names of the parts of a data set, in the form that `column_key` returns.
 _PART_NAMES = {
     "train": ("train", "training", "trainset", "trainingset", "trn"),
     "validation": ("validation", "valid", "val", "validationset", "validset", "valset", "dev"),
@@ -19,26 +19,27 @@ _PART_NAMES = {
 
 
 def column_key(name: str) -> str:
-    """A name without case, spaces, punctuation, invisible letters and compatible forms."""
+    """Returns the NFKC form of a name, case-folded, with letters and digits only, for lookups."""
     plain = unicodedata.normalize("NFKC", name).casefold()
     return "".join(letter for letter in plain if letter.isalnum())
 
 
 def part_of(name: str) -> str | None:
-    """Part that a name usually stands for: 'train', 'validation', 'test'; None for others."""
+    """Returns the part that a name stands for: 'train', 'validation', 'test', or None."""
     return next((part for part, keys in _PART_NAMES.items() if column_key(name) in keys), None)
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Reads a CSV file whose values are separated by commas, semicolons or tabs.
+    """Reads a CSV file with values separated by commas, semicolons or tabs.
 
-    The text is UTF-8 or, with a byte order mark, UTF-16.
+    The encoding is UTF-8 or, with a byte order mark, UTF-16.
 
     Returns:
-        Names of the columns, and line number and values of every row, all stripped.
+        The column names, and the line number and values of each row. Names and values are stripped
+        of spaces.
 
     Raises:
-        DataError: the file is no such text, or a row has too few or too many values.
+        DataError: the file is not a CSV file of this kind, or a row has too few or too many values.
     """
     encoded = path.read_bytes()
     is_utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -53,22 +54,28 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         )
         rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {error}; save it as that.") from None
+        raise DataError(
+            f"{path} is not a CSV file in UTF-8 ({error}); save it in this format."
+        ) from None
     names = rows[0][1] if rows else []
     for number, values in rows:
         if len(values) != len(names):
             raise DataError(
-                f"{path}, line {number} has {len(values)} values; its first line names "
+                f"{path}, line {number} has {len(values)} values, but its first line names "
                 f"{len(names)} columns: {shorten_list(names)}."
             )
     return names, rows[1:]
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and {column: value} of every row of a CSV file; see `read_table`.
+    """Yields the line number and {column: value} of each row of a CSV file; see `read_table`.
+
+    Args:
+        path: path of the CSV file.
+        columns: names of the columns that the file must have.
 
     Raises:
-        DataError: as `read_table`, or a column is missing.
+        DataError: a column is missing, or `read_table` cannot read the file.
     """
     names, rows = read_table(path)
     if missing := [name for name in columns if name not in names]:
