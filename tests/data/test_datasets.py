@@ -83,7 +83,7 @@ def test_image_folder_warns_of_masks(tmp_path, caplog):
         tmp_path, "cat/1.png", "cat/1_mask.png", "cat/1_mask_1.png", "dog/2.png", "dog/3_mask.png"
     )
     assert len(datasets.get("image_folder").list_images(tmp_path)) == 5
-    assert "2 files look like masks of images beside them" in caplog.text
+    assert "2 files look like masks of other images" in caplog.text
 
 
 @pytest.mark.parametrize("files", [(), ("only/1.png",), ("1.png", "2.png")])
@@ -205,15 +205,15 @@ def test_isic_says_what_its_tables_and_folders_do_not_share(tmp_path, caplog):
         f"{folder.name}/ISIC_2.PNG": None,
     }
     assert "1 images are not used" in caplog.text
-    assert "table: ISIC_3" in caplog.text
-    assert "1 images have no lesion in the table, and each counts as its own: ISIC_2" in caplog.text
+    assert "list them: ISIC_3" in caplog.text
+    assert "and each is treated as a lesion of its own: ISIC_2" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (f"{ISIC_HEADER}ISIC_1,1,1,0,0,0,0,0\n", "line 2: 2 classes are 1; one must be"),
-        (f"{ISIC_HEADER}ISIC_1,1,0\n", "line 2 has 3 values; its first line names 8"),
+        (f"{ISIC_HEADER}ISIC_1,1,1,0,0,0,0,0\n", "line 2: 2 classes are 1; exactly one must be"),
+        (f"{ISIC_HEADER}ISIC_1,1,0\n", "line 2 has 3 values, but its first line names 8"),
         ("image,MEL\nISIC_1,1\n", "no column AKIEC, BCC, BKL, DF, NV, VASC"),
         (f"{ISIC_HEADER}ISIC_7,1,0,0,0,0,0,0\n", "1 images of .* are not in .*: ISIC_7"),
         (None, r"no ISIC2018_Task3_Training_GroundTruth\.csv"),
@@ -248,5 +248,5 @@ def test_real_brain_tumours_have_both_parts():
 def test_split_folders_on_top_are_not_taken_for_classes(tmp_path, names):
     for split in names:
         (tmp_path / split / "benign").mkdir(parents=True)
-    with pytest.raises(DataError, match="these are parts, not classes"):
+    with pytest.raises(DataError, match="which are parts, not classes"):
         datasets.get("image_folder").list_images(tmp_path)

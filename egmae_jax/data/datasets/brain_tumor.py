@@ -1,4 +1,4 @@
-"""Brain tumour MRI in four classes: Kaggle's set, and BRISC 2025."""
+"""Brain tumour MRI in four classes: the Kaggle data set, and BRISC 2025."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ register(
         "doi:10.34740/kaggle/dsv/2645886",
         obtain=(
             "Download it from "
-            "https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset, unpack it "
-            "and give the folder that holds Training/ and Testing/ as --config.data.dir=<folder>."
+            "https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset, unpack it, "
+            "and set --config.data.dir=<folder> to the folder that contains Training/ and Testing/."
         ),
         list_images=_list_kaggle,
     )
@@ -38,8 +38,8 @@ register(
         citation="Fateh et al., BRISC: annotated dataset for brain tumor segmentation and "
         "classification, arXiv:2506.14318, 2025",
         obtain=(
-            "Download it from https://www.kaggle.com/datasets/briscdataset/brisc2025, unpack it "
-            "and give the folder that holds brisc2025/ as --config.data.dir=<folder>."
+            "Download it from https://www.kaggle.com/datasets/briscdataset/brisc2025, unpack it, "
+            "and set --config.data.dir=<folder> to the folder that contains brisc2025/."
         ),
         list_images=_list_brisc,
     )

@@ -1,4 +1,4 @@
-"""BUSI: 780 breast ultrasound images, benign, malignant and normal (paper section 4.1)."""
+"""BUSI: 780 breast ultrasound images in three classes, with lesion masks (paper section 4.1)."""
 
 import glob
 import re
@@ -8,7 +8,7 @@ from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders, top_folder
 
 _CLASSES = ("benign", "malignant", "normal")
-_MASK = re.compile(r"_mask(_\d+)?$")  # 'benign (4)_mask_1.png' is a lesion's outline, not an image
+_MASK = re.compile(r"_mask(_\d+)?$")  # 'benign (4)_mask_1.png' is the mask of a lesion
 
 
 def _list_images(root: Path) -> list[ImageFile]:
@@ -17,7 +17,7 @@ def _list_images(root: Path) -> list[ImageFile]:
 
 
 def _masks(root: Path, file: str) -> list[Path]:
-    """Masks of one image, one for each lesion; those of normal images are empty."""
+    """Returns the mask files of one image, one per lesion; masks of normal images are all black."""
     image = root / file
     masks = image.parent.glob(f"{glob.escape(image.stem)}_mask*{glob.escape(image.suffix)}")
     return sorted(path for path in masks if _MASK.sub("", path.stem) == image.stem)
@@ -30,8 +30,8 @@ register(
         citation="Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 28, 2020",
         obtain=(
             "Download Dataset_BUSI.zip from https://scholar.cu.edu.eg/?q=afahmy/pages/dataset, "
-            "unpack it and give the folder that holds Dataset_BUSI_with_GT/ as "
-            "--config.data.dir=<folder>."
+            "unpack it, and set --config.data.dir=<folder> to the folder that contains "
+            "Dataset_BUSI_with_GT/."
         ),
         list_images=_list_images,
         masks=_masks,

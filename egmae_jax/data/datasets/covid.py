@@ -1,8 +1,8 @@
 """COVID-19 Radiography: chest X-rays in four classes (paper section 4.1).
 
-Each class has `images/` beside `masks/` (of the lungs) and a spreadsheet; only images are read. The
-paper calls its set "COVID2" and does not say which classes it kept; `configs/covid.py:covid2` takes
-COVID and Normal.
+Each class folder contains `images/`, `masks/` (lung masks) and a spreadsheet; only the images are
+read. The paper calls its data set "COVID2" and does not name its classes; `configs/covid.py:covid2`
+uses COVID and Normal.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ register(
         ),
         obtain=(
             "Download it from https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-"
-            "database, unpack it and give the folder that holds COVID-19_Radiography_Dataset/ as "
-            "--config.data.dir=<folder>."
+            "database, unpack it, and set --config.data.dir=<folder> to the folder that contains "
+            "COVID-19_Radiography_Dataset/."
         ),
         list_images=_list_images,
     )

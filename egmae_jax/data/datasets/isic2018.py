@@ -1,6 +1,7 @@
 """ISIC 2018 task 3: dermoscopic images of seven diagnoses (paper section 4.1), or of two.
 
-The training part is HAM10000: 10015 images of 7470 lesions, which one of two tables tells apart.
+The training part is HAM10000: 10015 images of 7470 lesions. Either of two tables gives the lesion
+of each image.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _CLASSES = ("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC")
 _PARTS = {"train": "Training", "validation": "Validation", "test": "Test"}
-_GROUPS = (  # file, column of the image, column of the lesion
+_LESION_TABLES = (  # file, column of the image, column of the lesion
     ("ISIC2018_Task3_Training_LesionGroupings.csv", "image", "lesion_id"),
     ("HAM10000_metadata.csv", "image_id", "lesion_id"),
 )
@@ -28,29 +29,32 @@ def _list_images(root: Path) -> list[ImageFile]:
 
 
 def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile]:
-    """Images of one part; none where the folder of a held-out part is not there."""
+    """Lists the images of one part; empty if a validation or test folder does not exist."""
     folder = root / f"ISIC2018_Task3_{_PARTS[part]}_Input"
     table = f"ISIC2018_Task3_{_PARTS[part]}_GroundTruth.csv"
     if not folder.is_dir():
         if part == "train":
             raise DataError(f"{root} has no folder {folder.name}.")
-        return []  # the training part alone is what most people have
+        return []  # many users have only the training part
     if (truth := _find(root, table)) is None:
-        raise DataError(f"{root} has {folder.name}, but no {table}.")
+        raise DataError(f"{root} contains {folder.name}, but not {table}.")
     diagnoses = _diagnoses(truth)
     by_stem = {path.stem: path for path in folder.glob("[!.]*") if formats.is_image(path)}
     if missing := sorted(diagnoses.keys() - by_stem.keys()):
-        raise DataError(f"{len(missing)} images of {truth} are not in {folder}: {missing[0]} ...")
+        raise DataError(
+            f"{len(missing)} images that {truth} lists are not in {folder}, such as {missing[0]}."
+        )
     if unlisted := sorted(by_stem.keys() - diagnoses.keys()):
         logger.warning(
-            "%d images are not used, being in %s, but not in its table: %s",
+            "%d images in %s are not used because %s does not list them: %s",
             len(unlisted),
             folder,
+            truth,
             shorten_list(unlisted),
         )
     if lesions and part == "train" and (alone := sorted(diagnoses.keys() - lesions.keys())):
         logger.warning(
-            "%d images have no lesion in the table, and each counts as its own: %s",
+            "%d images have no lesion in the table, and each is treated as a lesion of its own: %s",
             len(alone),
             shorten_list(alone),
         )
@@ -61,34 +65,37 @@ def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile
 
 
 def _diagnoses(truth: Path) -> dict[str, str]:
-    """{image: class} of a one-hot table."""
+    """Reads a table of one-hot diagnoses; returns {image: class}."""
     diagnoses = {}
     for number, row in read_columns(truth, ("image", *_CLASSES)):
         marked = [label for label in _CLASSES if row[label] in ("1", "1.0")]
         if len(marked) != 1:
-            raise DataError(f"{truth}, line {number}: {len(marked)} classes are 1; one must be.")
+            raise DataError(
+                f"{truth}, line {number}: {len(marked)} classes are 1; exactly one must be."
+            )
         name = row["image"]
         if name in diagnoses:
-            raise DataError(f"{truth}, line {number}: {name} is listed before.")
+            raise DataError(f"{truth}, line {number}: {name} is listed twice.")
         diagnoses[name] = marked[0]
     return diagnoses
 
 
 def _lesions(root: Path) -> dict[str, str]:
-    """{image: lesion} of the first table that is there; empty where there is none."""
-    for file, image, lesion in _GROUPS:
+    """Returns {image: lesion} from the first of the tables that exists; empty if none exists."""
+    for file, image, lesion in _LESION_TABLES:
         if (path := _find(root, file)) is not None:
             return {row[image]: row[lesion] for _, row in read_columns(path, (image, lesion))}
     logger.warning(
-        "%s has neither %s: images of one lesion are kept together only where they look alike.",
+        "%s contains neither %s: images of one lesion are kept in one part only if they are "
+        "near-duplicates.",
         root,
-        " nor ".join(file for file, *_ in _GROUPS),
+        " nor ".join(file for file, *_ in _LESION_TABLES),
     )
     return {}
 
 
 def _find(root: Path, file: str) -> Path | None:
-    """A table in the data folder or in the folder that its archive unpacks to."""
+    """Finds a table in the data folder or in the folder that its archive unpacks to."""
     return next((p for p in (root / file, root / Path(file).stem / file) if p.is_file()), None)
 
 
@@ -111,9 +118,9 @@ _ISIC2018 = Dataset(
         "arXiv:1902.03368, 2019"
     ),
     obtain=(
-        "`python -m egmae_jax.data.download isic2018 <folder>` fetches it; or get the files of "
-        "task 3 from https://challenge.isic-archive.com/data/#2018 and give the folder that holds "
-        "ISIC2018_Task3_Training_Input/ as --config.data.dir=<folder>."
+        "`python -m egmae_jax.data.download isic2018 <folder>` downloads it. Or download the "
+        "files of task 3 from https://challenge.isic-archive.com/data/#2018 and set "
+        "--config.data.dir=<folder> to the folder that contains ISIC2018_Task3_Training_Input/."
     ),
     list_images=_list_images,
     archives=tuple(

@@ -1,4 +1,4 @@
-"""Kvasir: endoscopic images in eight classes, 8000 in version 2, 4000 in version 1 (paper 4.1)."""
+"""Kvasir: endoscopic images in eight classes (paper section 4.1); 8000 in version 2, 4000 in 1."""
 
 import functools
 from pathlib import Path
@@ -33,8 +33,8 @@ def _version(name: str, title: str, archive_folder: str) -> Dataset:
         title=title,
         citation=_CITATION,
         obtain=(
-            f"`python -m egmae_jax.data.download {name} <folder>` fetches it; or unpack {url} and "
-            f"give the folder that holds {archive_folder}/ as --config.data.dir=<folder>."
+            f"`python -m egmae_jax.data.download {name} <folder>` downloads it. Or unpack {url} "
+            f"and set --config.data.dir=<folder> to the folder that contains {archive_folder}/."
         ),
         list_images=functools.partial(_list_images, archive_folder=archive_folder),
         archives=(url,),

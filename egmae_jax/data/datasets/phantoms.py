@@ -1,4 +1,4 @@
-"""The data set of generated ultrasound phantoms, for the demo and the tests."""
+"""Generated ultrasound phantoms, for the demo and the tests."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ register(
         name="phantoms",
         title="generated B-mode ultrasound phantoms",
         citation="",
-        obtain="It is generated into --config.data.dir, a folder of its own.",
+        obtain="It is generated in the folder --config.data.dir, which must be new or empty.",
         list_images=_list_images,
         make=_make,
     )

@@ -1,4 +1,4 @@
-"""3297 ISIC images, benign or malignant, 224x224: the data of the ASFF ResNet-50."""
+"""3297 ISIC images, benign or malignant, 224x224: the data set of the ASFF ResNet-50 paper."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _CLASSES = ("benign", "malignant")
 
 
 def _list_images(root: Path) -> list[ImageFile]:
-    # The archive holds the same images twice, in train/ and test/ and again below data/.
+    # The archive contains the same images twice: in train/ and test/, and again below data/.
     folder = root if (root / "train").is_dir() else top_folder(root, "data")
     return split_folders(root, {split: folder / split for split in ("train", "test")}, _CLASSES)
 
@@ -22,8 +22,8 @@ register(
         "2019",
         obtain=(
             "Download it from "
-            "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign, unpack it "
-            "and give the folder that holds train/ and test/ as --config.data.dir=<folder>."
+            "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign, unpack it, "
+            "and set --config.data.dir=<folder> to the folder that contains train/ and test/."
         ),
         list_images=_list_images,
     )
