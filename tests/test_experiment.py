@@ -388,7 +388,7 @@ def test_a_class_that_nothing_is_left_of_is_named_with_the_cause(data, cache, tm
     [
         ({"data__dir": "/nowhere"}, "all", "There is no folder /nowhere"),
         ({"data__protocol": "official"}, "all", "no validation and no test part"),
-        ({"data__group_pattern": "(q)"}, "all", "finds nothing in any of"),
+        ({"data__group_pattern": "(q)"}, "all", "matches none of the"),
         ({}, "finetune", "run --stage=pretrain"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The labelled files of a data set, with its classes and groups settled before an image is read."""
+"""Lists the labelled files of a data set and settles its classes and groups, reading no image."""
 
 import collections
 import dataclasses
@@ -15,8 +15,8 @@ from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 
 logger = logging.getLogger(__name__)
 
-# Line breaks and other control characters, which are commands in terminals, tables and figures, and
-# bytes that are no text.
+# Line breaks and other control characters, which would break terminals, tables and figures, and
+# surrogates, which stand for bytes that are not valid text.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -26,11 +26,11 @@ class Listing:
 
     Attributes:
         dataset: the data set.
-        folder: the data folder, which the files' paths are relative to.
-        images: files of the chosen classes, sorted by path; a group has one name even where the
-            data set spells it in several ways.
-        classes: names of the chosen classes, sorted.
-        other_classes: {class: number of files} of the classes that were not chosen.
+        folder: data folder, to which the files' paths are relative.
+        images: files of the selected classes, sorted by path. Spellings of a group that look alike
+            are replaced by one of them.
+        classes: names of the selected classes, sorted.
+        other_classes: {class: number of files} of the classes that are not selected.
     """
 
     dataset: Dataset
@@ -43,18 +43,20 @@ class Listing:
 def list_files(
     name: str, folder: Path, *, classes: Sequence[str] = (), group_pattern: str = ""
 ) -> Listing:
-    """Lists the data set `name` below `folder`, which takes seconds at most.
+    """Lists the files of a data set, without reading the images.
 
     Args:
-        name: one of `datasets.names()`.
-        folder: where the files are; a generated data set is written there first.
-        classes: names of the classes to keep, in any case; empty keeps all.
-        group_pattern: regular expression that is searched in each file's name; files with the same
-            matched groups belong together, whatever the data set says. Empty: the data set decides.
+        name: name of the data set, one of `datasets.names()`.
+        folder: data folder; a generated data set is written there first.
+        classes: names of the classes to keep, in upper or lower case; empty keeps all classes.
+        group_pattern: regular expression with capture groups, searched for in each file's name.
+            Files with equal captures form a group, whatever groups the data set defines. Empty:
+            the groups of the data set are used.
 
     Raises:
-        DataError: the folder or a class is missing, a class is empty, names of classes look alike,
-            stand for a missing value or hold control characters, or no name matches the pattern.
+        DataError: the folder or a class is missing; a class is empty; a class name looks like
+            another one or like a missing value; a name contains control characters; or the pattern
+            matches no file name.
         AccessError: the folder cannot be read.
     """
     dataset = datasets.get(name)
@@ -69,7 +71,7 @@ def list_files(
         for kind, text in (("file", image.file), ("class", image.label)):
             if _CONTROL.search(text):
                 raise DataError(
-                    f"The name of the {kind} {text!r} holds a line break, another control "
+                    f"The name of the {kind} {text!r} contains a line break, another control "
                     "character or bytes that are not UTF-8; rename it."
                 )
     kept = _choose_classes(images, classes, folder)
@@ -81,48 +83,50 @@ def list_files(
 
 
 def _choose_classes(
-    images: Sequence[ImageFile], chosen: Sequence[str], folder: Path
+    images: Sequence[ImageFile], selected: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
-    """Returns the names of the classes to keep, sorted; raises DataError as `list_files`."""
+    """Returns the names of the classes to keep, sorted; raises DataError like `list_files`."""
     counts = collections.Counter(image.label for image in images)
     first_file = {image.label: image.file for image in reversed(images)}
     by_key = {lookalikes.key(name): name for name in counts}
-    keys = {lookalikes.key(name): name for name in chosen} or dict.fromkeys(by_key, "")
+    keys = {lookalikes.key(name): name for name in selected} or dict.fromkeys(by_key, "")
 
-    def described(name: str) -> str:
-        spelled = lookalikes.spelled_out([name])
-        return f"{spelled}, {counts[name]} images such as {first_file[name]}"
+    def describe(name: str) -> str:
+        spelling = lookalikes.spelled_out([name])
+        return f"{spelling}, {counts[name]} images such as {first_file[name]}"
 
     for names in lookalikes.groups(counts):
         if lookalikes.key(names[0]) in keys:
             raise DataError(
                 f"{folder} has classes whose names look alike: "
-                f"{'; '.join(map(described, names))}. Give one class one name, and two classes "
-                "names that differ by more."
+                f"{'; '.join(map(describe, names))}. Use one spelling for each class, and names "
+                "that differ clearly for different classes."
             )
     for key, name in keys.items():
         if key not in by_key:
             raise DataError(
-                f"data.classes names {name!r}; {folder} has {', '.join(sorted(counts))}."
+                f"data.classes contains {name!r}, but the classes of {folder} are "
+                f"{', '.join(sorted(counts))}."
             )
-        if chosen and name != by_key[key]:
-            logger.info("data.classes: %r is taken for %r", by_key[key], name)
-        if not chosen and lookalikes.is_missing(by_key[key]):
+        if selected and name != by_key[key]:
+            logger.info("data.classes: %r selects the class %r", name, by_key[key])
+        if not selected and lookalikes.is_missing(by_key[key]):
             raise DataError(
-                f"The label of some images stands for a missing one: {described(by_key[key])}. "
-                "Label them or take them out; if it is a class, name all classes by "
+                f"Some images have a label that means a missing value: {describe(by_key[key])}. "
+                "Label or remove these images. If it is the name of a class, list all classes in "
                 "--config.data.classes."
             )
     return tuple(sorted(by_key[key] for key in keys))
 
 
 def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
-    """Gives groups whose names look alike one name: they may be one patient."""
+    """Replaces group names that look alike by one of them, since they may be one patient."""
     alike = lookalikes.groups({image.group for image in images if image.group})
     if alike:
         logger.warning(
-            "%d groups (patients, lesions) are spelled in several ways, and all images of each are "
-            "kept together: %s. If they are different ones, give them names that differ by more.",
+            "The names of %d groups (patients, lesions) have several spellings. The images of each "
+            "group are kept in one part: %s. If these are different groups, give them names that "
+            "differ clearly.",
             len(alike),
             shorten_list([lookalikes.spelled_out(names) for names in alike]),
         )
@@ -131,25 +135,25 @@ def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
 
 
 def _group_by_name(images: list[ImageFile], pattern: str) -> list[ImageFile]:
-    """Replaces groups by those that a pattern finds in the files' names.
+    """Replaces the groups of the images whose file names match a pattern.
 
     Raises:
-        DataError: the pattern finds no group in any name.
+        DataError: the pattern matches no file name.
     """
     matches = [re.search(pattern, PurePosixPath(image.file).name) for image in images]
-    # An empty match tells no patient from another.
+    # An empty match would put unrelated patients into one group.
     names = [match.groups() if match and any(match.groups()) else None for match in matches]
     without = [image.file for image, name in zip(images, names, strict=True) if name is None]
     if len(without) == len(images):
         raise DataError(
-            f"data.group_pattern {pattern!r} finds nothing in any of {len(images)} names, such as "
+            f"data.group_pattern {pattern!r} matches none of the {len(images)} file names, such as "
             f"{images[0].file}."
         )
-    logger.info("data.group_pattern finds %d groups", len(set(names) - {None}))
+    logger.info("data.group_pattern matches %d groups", len(set(names) - {None}))
     if without:
         logger.warning(
-            "data.group_pattern finds nothing in %d of %d names: each of these images counts as "
-            "its own group unless the data set tells another: %s",
+            "data.group_pattern does not match %d of %d file names. Each of these images is "
+            "treated as its own group unless the data set defines one: %s",
             len(without),
             len(images),
             shorten_list(without),

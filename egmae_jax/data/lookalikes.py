@@ -1,8 +1,7 @@
-"""Names that look alike, and values that stand for none.
+"""Detects names that look alike, and values that mean "missing".
 
-Two spellings of a class make two classes of one, and two spellings of a patient put one person's
-images into training and test both. `key` is the same for names that differ by nothing a reader
-would go by.
+Two spellings of one class would become two classes, and two spellings of one patient could put that
+patient's images into both training and test. `key` maps such spellings to one string.
 """
 
 import collections
@@ -11,31 +10,31 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-# What pandas reads as missing by default, and what people write for it.
+# Values that pandas reads as missing by default, and other common notations.
 _MISSING = frozenset(
     {
         *("", "nan", "-nan", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "nat", "nil"),
         *("1.#qnan", "-1.#ind", "#n/a n/a", "?"),
     }
 )
-# Cyrillic and Greek small letters that fonts draw as Latin ones; and quotes.
+# Small Cyrillic and Greek letters that look like Latin letters, and variants of the quote.
 _SAME = str.maketrans("асеорхуіјѕԁһԛԝαοριυνκτı’‘`´", "aceopxyijsdhqwaopiuvkti''''")  # noqa: RUF001
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)")
 _MINUS = re.compile(r"(?:^|(?<=[\s_(,]))-(?=\d)")
-_BETWEEN = r"[-_\s]+"
-_BESIDE_LETTER = re.compile(rf"(?<=[^\W\d_]){_BETWEEN}(?=\w)|(?<=\w){_BETWEEN}(?=[^\W\d_])")
+_SEPARATOR = r"[-_\s]+"
+_BESIDE_LETTER = re.compile(rf"(?<=[^\W\d_]){_SEPARATOR}(?=\w)|(?<=\w){_SEPARATOR}(?=[^\W\d_])")
 _BESIDE_SIGN = re.compile(r"\s+(?=[^\w\s\0])|(?<=[^\w\s\0])\s+")
-_EXACT = decimal.Context(prec=1000)  # digits: more than a name has
-_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")  # before a number
+_EXACT = decimal.Context(prec=1000)  # more digits than any name has
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 
 
 def key(name: str) -> str:
-    """What a name is to a reader: equal keys are names that look alike.
+    """Returns a string that is equal for names that look alike.
 
-    Alike are names that differ by case, composed or decomposed letters and accents, letters of
-    compatible forms or other alphabets that look the same, invisible letters, spaces, hyphens and
-    underscores beside letters, or by how a number is written (0, 00, 0.0). Not alike are -1 and 1,
-    1-2 and 12, and names with other signs at the end (HER2+, HER2-).
+    Names look alike if they differ only in case, accents, composition or compatibility forms of
+    letters, similar letters of other alphabets, invisible characters, separators (spaces, hyphens
+    and underscores) beside letters, or the notation of a number (0, 00, 0.0). The following do not:
+    -1 and 1, 1-2 and 12, and names with different signs at the end (HER2+, HER2-).
     """
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
     text = "".join(
@@ -47,18 +46,18 @@ def key(name: str) -> str:
     if _NUMBER.fullmatch(text):
         number = decimal.Decimal(text.replace(",", ".")).normalize(_EXACT)
         return "0" if number.is_zero() else f"{number:f}"
-    text = _MINUS.sub("\0", text)  # no hyphen between words
-    text = _ZEROS.sub("", _BESIDE_SIGN.sub("", _BESIDE_LETTER.sub("", text)))
+    text = _MINUS.sub("\0", text)  # protects minus signs, which are not separators
+    text = _LEADING_ZEROS.sub("", _BESIDE_SIGN.sub("", _BESIDE_LETTER.sub("", text)))
     return text.replace("\0", "-")
 
 
 def is_missing(value: str) -> bool:
-    """Whether a value usually stands for a missing one: empty, nan, NA, None, ..."""
+    """Whether a text usually means a missing value, such as '', 'nan', 'NA' or 'None'."""
     return " ".join(unicodedata.normalize("NFKC", value).split()).casefold() in _MISSING
 
 
 def groups(names: Iterable[str]) -> list[list[str]]:
-    """Lists the names that look alike, sorted, in lists of two or more."""
+    """Returns the sets of two or more names that look alike, as sorted lists."""
     by_key = collections.defaultdict(set)
     for name in names:
         by_key[key(name)].add(name)
@@ -66,5 +65,5 @@ def groups(names: Iterable[str]) -> list[list[str]]:
 
 
 def spelled_out(names: Sequence[str]) -> str:
-    """Names as they are and, where they hold more than ASCII, with these letters written out."""
+    """Joins names with ' and ', and adds the escaped form of those that are not plain ASCII."""
     return " and ".join(repr(name) if name.isascii() else f"{name!r} ({name!a})" for name in names)

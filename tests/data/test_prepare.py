@@ -310,7 +310,7 @@ def test_classes_that_look_alike_stop_with_both_names(tmp_path, alike):
 
 def test_a_label_that_stands_for_a_missing_one_stops_unless_it_is_named(tmp_path):
     root = table_of(tmp_path / "data", [("cat", ""), ("nan", ""), ("dog", ""), ("dog", "")])
-    with pytest.raises(DataError, match="stands for a missing one: 'nan', 1 images"):
+    with pytest.raises(DataError, match="means a missing value: 'nan', 1 images"):
         prepared(root, "manifest")
     assert set(prepared(root, "manifest", classes=("cat", "nan")).classes) == {"cat", "nan"}
     data = prepared(root, "manifest", classes=("cat", "dog"))
@@ -323,7 +323,7 @@ def test_chosen_classes_are_matched_as_a_reader_would(tree, caplog):
         data = prepared(tree, classes=("Normal", "BENIGN"))
     assert data.classes == ("benign", "normal")
     assert data.other_classes == {"malignant": 6}
-    assert "data.classes: 'normal' is taken for 'Normal'" in caplog.text
+    assert "data.classes: 'Normal' selects the class 'normal'" in caplog.text
     with pytest.raises(DataError, match=r"names 'bening'; .* has benign, malignant, normal"):
         prepared(tree, classes=("bening", "normal"))
 
@@ -332,7 +332,7 @@ def test_patients_that_look_alike_stay_together_and_are_named(tmp_path, caplog):
     rows = [("cat", "P001"), ("dog", "p001"), ("cat", "17"), ("dog", "17.0"), ("cat", "P002")]
     data = prepared(table_of(tmp_path / "data", rows), "manifest")
     assert data.groups.tolist() == [0, 0, 1, 1, 2]
-    assert "2 groups (patients, lesions) are spelled in several ways" in caplog.text
+    assert "2 groups (patients, lesions) have several spellings" in caplog.text
     assert "'17' and '17.0', 'P001' and 'p001'" in caplog.text
 
 
@@ -345,7 +345,7 @@ def test_names_can_tell_patients_and_those_that_tell_nobody_stand_alone(tree, ca
     sizes = np.bincount(data.groups)[data.groups]
     together = {Path(file).stem for file, n in zip(data.files, sizes, strict=True) if n > 1}
     assert together == {"p7_1", "p7_2"}
-    assert "data.group_pattern finds 1 groups" in caplog.text
-    assert "finds nothing in 18 of 20 names" in caplog.text
-    with pytest.raises(DataError, match=r"'\(q\)' finds nothing in any of 20 names"):
+    assert "data.group_pattern matches 1 groups" in caplog.text
+    assert "does not match 18 of 20 file names" in caplog.text
+    with pytest.raises(DataError, match=r"'\(q\)' matches none of the 20 file names"):
         prepared(tree, group_pattern="(q)")
