@@ -67,7 +67,7 @@ def test_a_folder_of_another_format_is_not_called_empty_without_a_word(tmp_path,
     for name in ("cat/1.png", "dog/1.gif", "dog/2.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(OTHERS["GIF"])
-    with pytest.raises(DataError, match=r"'dog' is empty: .*\(\.bmp, .*DICOM by their bytes\)"):
+    with pytest.raises(DataError, match=r"'dog' is empty: .*\(\.bmp, .*WebP or DICOM\)"):
         datasets.get("image_folder").list_images(tmp_path)
     assert "2 .gif" in caplog.text
     with pytest.raises(DataError, match="There are no images in"):

@@ -1,7 +1,7 @@
-"""Which files are images, and a reader for each format that needs its own.
+"""Detection of image files, and a module for each format that Pillow does not read fully.
 
-A file with a known suffix counts as an image; where its bytes are none, reading it says so. Of
-every other file, such as DICOM without suffix, the first bytes decide.
+A file with a known suffix counts as an image, even if decoding it fails later. Any other file, such
+as DICOM without a suffix, counts as an image if its first bytes are those of a known format.
 """
 
 import re
@@ -11,20 +11,21 @@ import PIL.Image
 
 from egmae_jax.data.formats import dicom, tiff
 
-JPEG = b"\xff\xd8\xff"  # with which its files begin
-PILLOW = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # other formats start programs, or hold many images
+JPEG = b"\xff\xd8\xff"  # signature of JPEG files
+# Formats that Pillow may open. For others it starts external programs, or they hold many images.
+PILLOW = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 SUFFIXES = frozenset(
     {
         *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"),
         *(".dcm", ".dicom"),
     }
 )
-# What counts as an image, in words.
+# The files that count as images, for messages.
 KNOWN = (
-    f"{', '.join(sorted(SUFFIXES))}, and under other names JPEG, PNG, TIFF, BMP, WebP and DICOM by "
-    "their bytes"
+    f"{', '.join(sorted(SUFFIXES))}, or any other name if the content is JPEG, PNG, TIFF, BMP, "
+    "WebP or DICOM"
 )
-# Raw photographs begin as TIFF files do, but what a TIFF reader finds first in them is a thumbnail.
+# Raw photographs begin like TIFF files, but the first image in them is only a thumbnail.
 _RAW = frozenset(
     {
         *(".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".srw", ".3fr", ".iiq", ".dcr"),
@@ -35,7 +36,7 @@ _DICOMDIR = re.compile(rb"UI..1\.2\.840\.10008\.1\.3\.10\0?", re.DOTALL)  # an i
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its suffix or, where that is not known, by its bytes."""
+    """Whether a file is an image, by its suffix or, if that is unknown, by its first bytes."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return True
@@ -49,7 +50,7 @@ def is_image(path: Path) -> bool:
             file.seek(0)
             PIL.Image.open(file, formats=PILLOW)
     except PIL.Image.DecompressionBombError:
-        return True  # reading it says that it is too large
-    except OSError:  # Pillow's refusal, or the system's
+        return True  # decoding it reports that it is too large
+    except OSError:  # raised by Pillow for other formats, or by the system
         return False
     return True

@@ -1,4 +1,4 @@
-"""TIFF, read by its own tags (TIFF 6.0, sections 8 and 19)."""
+"""Reads TIFF files according to their tags (TIFF 6.0, sections 8 and 19)."""
 
 import enum
 import io
@@ -21,21 +21,21 @@ from egmae_jax.data.samples import (
 )
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_COLOURS = {0: GREY, 1: GREY, 2: RGB, 3: GREY, 5: CMYK}  # samples of a pixel, by photometric
-_RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6  # photometrics
-_PREMULTIPLIED = 1  # ExtraSamples of colours that are multiplied by their alpha
-# Compressions of 8 bits that need nothing of libtiff: none, LZW, Deflate, PackBits, LZMA,
-# Zstandard, WebP.
+_COLOURS = {0: GREY, 1: GREY, 2: RGB, 3: GREY, 5: CMYK}  # PhotometricInterpretation: channels
+_RGB, _PALETTE, _CMYK, _YCBCR = 2, 3, 5, 6  # values of PhotometricInterpretation
+_PREMULTIPLIED = 1  # value of ExtraSamples for colours that are multiplied by their alpha
+# Compressions that do not need libtiff for 8 bits: none, LZW, Deflate, PackBits, LZMA, Zstandard,
+# WebP.
 _WITHOUT_LIBTIFF = (1, 5, 8, 32773, 32946, 34925, 50000, 50001)
 
 
 class _Tags(NamedTuple):
-    """The tags of a TIFF file that say what the values of its first image are."""
+    """Tags of a TIFF file that define the meaning of the values of its first image."""
 
-    page: Any  # tifffile's
-    images: int
-    bits: tuple[int, ...]  # BitsPerSample, of one or of each channel
-    formats: tuple[int, ...]  # SampleFormat, likewise
+    page: Any  # tifffile.TiffPage
+    images: int  # number of images in the file
+    bits: tuple[int, ...]  # BitsPerSample, one for all channels or one for each
+    formats: tuple[int, ...]  # SampleFormat, one for all channels or one for each
     photometric: int | None  # PhotometricInterpretation
     extra: tuple[int, ...]  # ExtraSamples
 
@@ -46,30 +46,30 @@ class _Tags(NamedTuple):
 
 
 def is_tiff(encoded: bytes) -> bool:
-    """Whether the bytes begin as a TIFF file does."""
+    """Whether the bytes begin with the signature of a TIFF file."""
     return encoded.startswith(SIGNATURES)
 
 
 def read(encoded: bytes) -> Samples | None:
-    """Reads the values of a TIFF file of grey, RGB, CMYK or a palette.
+    """Reads the samples of a grey, RGB, CMYK or palette TIFF file.
 
     Returns:
-        None for files that are Pillow's to read, or to refuse: of at most 8 bits a value, in YCbCr
-        or a compression that libtiff knows better, or damaged.
+        The samples, or None for files that Pillow should read or reject: damaged files, and files
+        of up to 8 bits in YCbCr or in a compression that needs libtiff.
 
     Raises:
-        SamplesError: the values are of a kind that is not supported; names the tag that says so. Or
-            the file is cut short, holds several images, or too many pixels.
+        SamplesError: the values are not supported, and the message names the tag with the reason;
+            or the file is truncated, or contains several images or too many pixels.
     """
     with silenced("tifffile"):
         try:
             tags = _open(encoded)
-        except Exception:  # Pillow says what is wrong, or copes
+        except Exception:  # Pillow reads the file nevertheless, or reports what is wrong
             return None
-        is_plain = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
+        is_8_bit = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
         is_known = tags.photometric in (*_COLOURS, None) and _PREMULTIPLIED not in tags.extra
-        is_ours = is_known and tags.page.compression in _WITHOUT_LIBTIFF
-        if is_plain and tags.images == 1 and not is_ours:
+        is_readable = is_known and tags.page.compression in _WITHOUT_LIBTIFF
+        if is_8_bit and tags.images == 1 and not is_readable:
             _require_read_by_pillow(tags)
             return None
         return _read_page(encoded, tags)
@@ -94,23 +94,23 @@ def _refuse(tags: _Tags, name: str, value: Any) -> NoReturn:
 
 
 def _require_read_by_pillow(tags: _Tags) -> None:
-    """Refuses what Pillow would read wrongly, or call damaged."""
+    """Raises SamplesError for files that Pillow would read wrongly or report as damaged."""
     is_ycbcr, is_premultiplied = tags.photometric == _YCBCR, _PREMULTIPLIED in tags.extra
     if tags.page.planarconfig == 2 and (is_ycbcr or is_premultiplied):
         _refuse(tags, "PlanarConfiguration", 2)
-    is_coded = is_ycbcr and tags.page.compression != 1
-    if not is_coded and tags.photometric not in _COLOURS:
+    is_compressed_ycbcr = is_ycbcr and tags.page.compression != 1
+    if not is_compressed_ycbcr and tags.photometric not in _COLOURS:
         _refuse(tags, "PhotometricInterpretation", tags.photometric)
 
 
 def _require_supported(tags: _Tags) -> None:
-    """Refuses values that would not be read right, and names the tag that says what they are."""
+    """Raises SamplesError, with name and value of the tag, for values that are not supported."""
     page, bits, formats, photometric = tags.page, tags.bits, tags.formats, tags.photometric
     is_partial = formats[0] == 2 and bits[0] not in (8, 16, 32, 64)
     is_palette_known = formats[0] == 1 and bits[0] <= 16 and 320 in page.tags
-    # Beyond its colours a pixel may have alpha; what more there is beside RGB is no colour.
+    # Grey may have one extra channel, alpha. RGB and CMYK may have more, which are ignored.
     colours, samples = _COLOURS.get(photometric or 0, GREY), page.samplesperpixel
-    whole_range = (0, (1 << bits[0]) - 1)
+    full_range = (0, (1 << bits[0]) - 1)
     inks, dots = _each(page.tags.get(332), 1)[0], _each(page.tags.get(336), None)[:2]
     levels = _ratios(page.tags.get(532))
     for name, value, is_supported in (
@@ -121,8 +121,8 @@ def _require_supported(tags: _Tags) -> None:
         ("SamplesPerPixel", samples, colours <= samples <= (2 if colours == GREY else 8)),
         ("ExtraSamples", tags.extra, _PREMULTIPLIED not in tags.extra),
         ("InkSet", inks, photometric != _CMYK or inks == 1),
-        ("DotRange", dots, photometric != _CMYK or dots in ((None,), whole_range)),
-        ("ReferenceBlackWhite", levels, photometric != _RGB or levels in ((), 3 * whole_range)),
+        ("DotRange", dots, photometric != _CMYK or dots in ((None,), full_range)),
+        ("ReferenceBlackWhite", levels, photometric != _RGB or levels in ((), 3 * full_range)),
     ):
         if not is_supported:
             _refuse(tags, name, value)
@@ -146,8 +146,8 @@ def _read_page(encoded: bytes, tags: _Tags) -> Samples:
     values = values[..., 0] if colours == GREY else np.ascontiguousarray(values)
     values = values.astype(np.uint8) if values.dtype == bool else values
     if tags.photometric == _PALETTE:
-        values, kind = _coloured(values, page), "uint8"
-    lows, highs = (_each(page.tags.get(code), None) for code in (340, 341))  # of each channel
+        values, kind = _apply_palette(values, page), "uint8"
+    lows, highs = (_each(page.tags.get(code), None) for code in (340, 341))  # one per channel
     is_declared = None not in (*lows, *highs)
     orientation = _each(page.tags.get(274), 1)[0]
     return Samples(
@@ -159,17 +159,17 @@ def _read_page(encoded: bytes, tags: _Tags) -> Samples:
     )
 
 
-def _coloured(indices: np.ndarray, page: Any) -> np.ndarray:
-    """Colours of a palette's indices, uint8 [H, W, 3]."""
-    table = np.asarray(page.tags[320].value).reshape(3, -1)  # 16 bits a colour
+def _apply_palette(indices: np.ndarray, page: Any) -> np.ndarray:
+    """Returns the colours of palette indices [H, W] as uint8 [H, W, 3]."""
+    table = np.asarray(page.tags[320].value).reshape(3, -1)  # 16 bits per colour
     if indices.max() >= table.shape[1]:
         raise SamplesError("damaged: it has colours beyond its palette")
-    table = table if table.max() < 256 else table >> 8  # some write 8 bits, as libtiff knows
+    table = table if table.max() < 256 else table >> 8  # some writers store 8 bits, as in libtiff
     return np.asarray(table.T.astype(np.uint8)[indices])
 
 
 def _each(tag: Any, default: Any) -> tuple[Any, ...]:
-    """A tag's values, of one or of each sample."""
+    """Returns the values of a tag, one for all channels or one for each; `default` if missing."""
     if tag is None:
         return (default,)
     values = tag.value if isinstance(tag.value, tuple) else (tag.value,)
@@ -177,8 +177,8 @@ def _each(tag: Any, default: Any) -> tuple[Any, ...]:
 
 
 def _ratios(tag: Any) -> tuple[float, ...]:
-    """Values of a tag of rational numbers, each of two integers; nothing where it is missing."""
+    """Returns the values of a tag of rational numbers; empty if it is missing."""
     if tag is None:
         return ()
-    above, below = tag.value[::2], tag.value[1::2]
-    return tuple(round(a / b, 4) if b else math.inf for a, b in zip(above, below, strict=True))
+    top, bottom = tag.value[::2], tag.value[1::2]
+    return tuple(round(a / b, 4) if b else math.inf for a, b in zip(top, bottom, strict=True))
