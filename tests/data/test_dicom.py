@@ -321,7 +321,7 @@ def test_dicom_without_preamble(meta, syntax):
 @pytest.mark.parametrize(
     ("elements", "message"),
     [
-        ({"WindowCenter": 5, "WindowWidth": 0.5}, r"WindowWidth is 0.5; of a LINEAR window.*at le"),
+        ({"WindowCenter": 5, "WindowWidth": 0.5}, r"WindowWidth is 0.5; for a LINEAR window.*at"),
         (
             {"WindowCenter": 5, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
             "SIGMOID window it must be above 0",
@@ -336,9 +336,9 @@ def test_dicom_without_preamble(meta, syntax):
             {"PresentationLUTShape": "IDENTITY", "colours": "MONOCHROME1"},
             "contradict each other: INVERSE is expected",
         ),
-        ({"WindowCenter": 5, "WindowWidth": "9e9999"}, "WindowWidth inf are no finite numbers"),
+        ({"WindowCenter": 5, "WindowWidth": "9e9999"}, "WindowWidth inf must be finite"),
         ({"bits": 12, "allocated": 16, "HighBit": 10}, "HighBit 10.*contradict"),
-        ({"colours": "RGB"}, "RGB of 1 samples a pixel is not supported"),
+        ({"colours": "RGB"}, "RGB with SamplesPerPixel 1 is not"),
         ({"colours": "PALETTE COLOR"}, "lacks RedPaletteColorLookupTableData"),
         ({"PixelPresentation": "COLOR"}, "PixelPresentation COLOR"),
         ({"NumberOfFrames": 3}, "3 frames"),

@@ -1,4 +1,4 @@
-"""What the stored values of a DICOM file mean, and how bright they are shown."""
+"""Converts the stored values of a DICOM file to grey levels or colours for display."""
 
 from typing import Any
 
@@ -9,45 +9,55 @@ from egmae_jax.data.samples import high_byte
 
 
 class DicomError(UserError):
-    """The file cannot be shown as one image; the message says why."""
+    """A DICOM file cannot be decoded to one image; the message says why."""
 
 
 def has_value(dataset: Any, name: str) -> bool:
-    """Whether an element is there and not empty, as anonymisation may leave it."""
+    """Whether a data set has an element that is not empty; anonymisation may empty elements."""
     value = dataset.get(name)
     return value not in (None, "") and (not hasattr(value, "__len__") or len(value) > 0)
 
 
 def high_bit(dataset: Any) -> int:
-    """The highest bit of a value in its cell; the one of today's standard where none is given."""
+    """Returns HighBit, or BitsStored - 1, which the standard requires today, if it is missing."""
     return int(dataset.HighBit) if has_value(dataset, "HighBit") else int(dataset.BitsStored) - 1
 
 
 def stored_values(dataset: Any, cells: np.ndarray) -> np.ndarray:
-    """Values of cells, int [H, W] or [H, W, 3], without the bits that are not theirs."""
+    """Extracts the BitsStored bits of each value from its cell.
+
+    Args:
+        dataset: pydicom data set.
+        cells: int [H, W] or [H, W, 3], values with all BitsAllocated bits of their cells.
+
+    Returns:
+        The values, in the shape and type of `cells`.
+    """
     from pydicom import uid
 
     allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if allocated == bits or allocated == 1:
         return cells
     syntax = dataset.file_meta.TransferSyntaxUID
-    in_cells = not syntax.is_encapsulated or syntax == uid.RLELossless  # else the codec's values
-    unused = high_bit(dataset) + 1 - bits if in_cells else 0
-    # The lowest bit of the value goes to bit 0, its highest to the cell's, and back with the sign.
+    # Other compressed formats decode to values, without unused bits below them.
+    has_cells = not syntax.is_encapsulated or syntax == uid.RLELossless
+    unused = high_bit(dataset) + 1 - bits if has_cells else 0
+    # Shifting to the top of the cell and back removes the bits above, and extends the sign.
     cells = (cells >> unused) << (8 * cells.itemsize - bits)
     return np.asarray(cells >> (8 * cells.itemsize - bits))
 
 
 def padding(dataset: Any, cells: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Finds the pixels that are padding, bool [H, W].
+    """Finds the padding pixels, bool [H, W], by PixelPaddingValue and PixelPaddingRangeLimit.
 
     Args:
-        dataset: holds the padding's value, which may have all bits of a cell.
-        cells: [H, W], the values with all bits of their cells.
-        stored: [H, W], the values alone.
+        dataset: pydicom data set; the padding value may use all bits of a cell.
+        cells: int [H, W], values with all BitsAllocated bits of their cells.
+        stored: int [H, W], values from `stored_values`.
 
     Raises:
-        DicomError: it is not known whether pixels of the padding's lower bits are padding.
+        DicomError: the padding value has more bits than BitsStored, and it is unclear whether
+            pixels that agree in the lower bits are padding.
     """
     is_padding = np.zeros(stored.shape, bool)
     names = [x for x in ("PixelPaddingValue", "PixelPaddingRangeLimit") if has_value(dataset, x)]
@@ -58,27 +68,27 @@ def padding(dataset: Any, cells: np.ndarray, stored: np.ndarray) -> np.ndarray:
     for values in (stored, cells):
         is_padding |= (values >= min(ends)) & (values <= max(ends))
     for name, end in zip(names, ends, strict=True):
-        cut = _signed(end, bits, is_signed)
-        if not is_padding.any() and cut != end and (stored == cut).any():
+        truncated = _signed(end, bits, is_signed)
+        if not is_padding.any() and truncated != end and (stored == truncated).any():
             raise DicomError(
-                f"{name} {end} has more bits than BitsStored, {bits}, and there are pixels of "
-                f"{cut}, which is the rest of it: whether they are padding is not known"
+                f"{name} {end} has more bits than BitsStored {bits}, and some pixels equal its "
+                f"lower bits, {truncated}: it is unclear whether they are padding"
             )
     return is_padding
 
 
 def _signed(value: int, bits: int, is_signed: bool) -> int:
-    """A whole number of so many bits that may have been written in the other sign."""
+    """Interprets the lowest `bits` bits of an integer as a signed or unsigned value."""
     value %= 1 << bits
     return value - (1 << bits) if is_signed and value >= 1 << bits - 1 else value
 
 
 def grey(dataset: Any, levels: np.ndarray) -> np.ndarray:
-    """Brightness of grey values, uint8 [K].
+    """Converts stored grey values to display brightness, uint8 [K].
 
     Args:
-        dataset: holds the transformations.
-        levels: [K], the values that occur in the image, padding left out.
+        dataset: pydicom data set with the transformations.
+        levels: int [K], the stored values that occur in the image, without padding.
 
     Raises:
         DicomError: a transformation contradicts the standard or is not supported.
@@ -88,13 +98,19 @@ def grey(dataset: Any, levels: np.ndarray) -> np.ndarray:
     values = _rescaled(dataset, modality, levels)
     shares = _windowed(dataset, view, modality, values)
     if not (np.isfinite(shares).all() and np.isfinite(values).all()):
-        raise DicomError("its rescaling or window makes values that are no finite numbers")
+        raise DicomError("its rescaling or window gives values that are not finite")
     shares = 1 - shares if dataset.PhotometricInterpretation == "MONOCHROME1" else shares
     return np.asarray(np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8))
 
 
 def _module(dataset: Any, macro: str) -> Any:
-    """Where a transformation is: the frame's functional groups, the shared ones, or the top."""
+    """Returns the data set with a transformation's elements: a functional group or the top level.
+
+    Args:
+        dataset: pydicom data set.
+        macro: name of the sequence in the functional groups. Those of the frame take precedence
+            over shared ones.
+    """
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for item in dataset.get(groups) or ():
             if has_value(item, macro):
@@ -103,38 +119,38 @@ def _module(dataset: Any, macro: str) -> Any:
 
 
 def _rescaled(dataset: Any, module: Any, stored: np.ndarray) -> np.ndarray:
-    """What the stored values mean, float64, such as Hounsfield units (PS3.3, C.11.1)."""
+    """Applies the modality transformation, for example to Hounsfield units (PS3.3, C.11.1)."""
     if has_value(module, "ModalityLUTSequence"):
         signed = dataset.PixelRepresentation == 1
         entries, first = _table(dataset, module.ModalityLUTSequence[0], signed=signed)
-        return entries[_places(stored, first, len(entries))].astype(np.float64)
+        return entries[_table_indices(stored, first, len(entries))].astype(np.float64)
     slope = float(module.RescaleSlope) if has_value(module, "RescaleSlope") else 1.0
     intercept = float(module.RescaleIntercept) if has_value(module, "RescaleIntercept") else 0.0
     if slope == 0:
-        raise DicomError("RescaleSlope is 0, which makes one value of all")
-    with np.errstate(all="ignore"):  # the caller refuses what is not finite
+        raise DicomError("RescaleSlope is 0, which makes all values equal; it must not be 0")
+    with np.errstate(all="ignore"):  # the caller rejects values that are not finite
         return stored.astype(np.float64) * slope + intercept
 
 
 def _windowed(dataset: Any, module: Any, modality: Any, values: np.ndarray) -> np.ndarray:
-    """Brightness of the values, from 0 for black to 1 for white, or beyond (PS3.3, C.11.2)."""
+    """Applies the VOI table or window: 0 is black and 1 is white, not clipped (PS3.3, C.11.2)."""
     if has_value(module, "VOILUTSequence"):
         signed = _may_be_negative(dataset, modality)
         entries, first = _table(dataset, module.VOILUTSequence[0], signed=signed)
-        looked_up = entries[_places(values, first, len(entries))].astype(np.float64)
-        return _between(looked_up, float(entries.min()), float(entries.max()))
+        looked_up = entries[_table_indices(values, first, len(entries))].astype(np.float64)
+        return _normalise(looked_up, float(entries.min()), float(entries.max()))
     if not (has_value(module, "WindowWidth") and has_value(module, "WindowCenter")):
-        return _between(values, values.min(), values.max())
+        return _normalise(values, values.min(), values.max())
     center, width = (float(_first(module.get(n))) for n in ("WindowCenter", "WindowWidth"))
     if not (np.isfinite(center) and np.isfinite(width)):
-        raise DicomError(f"WindowCenter {center:g} and WindowWidth {width:g} are no finite numbers")
+        raise DicomError(f"WindowCenter {center:g} and WindowWidth {width:g} must be finite")
     function = str(module.get("VOILUTFunction") or "LINEAR").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise DicomError(f"VOILUTFunction {function} is not supported")
     if width < 1 if function == "LINEAR" else width <= 0:
-        least = "at least 1" if function == "LINEAR" else "above 0"
+        bound = "at least 1" if function == "LINEAR" else "above 0"
         raise DicomError(
-            f"WindowWidth is {width:g}; of a {function} window it must be {least} (DICOM PS3.3, "
+            f"WindowWidth is {width:g}; for a {function} window it must be {bound} (DICOM PS3.3, "
             "C.11.2.1.2)"
         )
     if function == "SIGMOID":
@@ -147,7 +163,7 @@ def _windowed(dataset: Any, module: Any, modality: Any, values: np.ndarray) -> n
     return (values - center) / width + 0.5
 
 
-def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def _normalise(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if low == high:
         return np.zeros(values.shape)
     with np.errstate(all="ignore"):
@@ -155,7 +171,7 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _may_be_negative(dataset: Any, module: Any) -> bool:
-    """Whether the modality transformation can give negative values."""
+    """Whether the modality transformation can return negative values."""
     if has_value(module, "ModalityLUTSequence"):
         return False
     signed, bits = dataset.PixelRepresentation == 1, int(dataset.BitsStored)
@@ -167,21 +183,24 @@ def _first(value: Any) -> Any:
     return value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value
 
 
-def _places(values: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Indices of values in a table; a value before or beyond it takes the entry at that end."""
+def _table_indices(values: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Returns the table index of each value; values outside the table get the nearest end's."""
     return np.clip(np.round(values) - first, 0, count - 1).astype(np.int64)
 
 
 def _table(dataset: Any, item: Any, prefix: str = "LUT", *, signed: bool) -> tuple[np.ndarray, int]:
-    """The entries of a lookup table and the value of the first (PS3.3, C.11.1.1, C.7.6.3.1.5).
+    """Reads a lookup table (PS3.3, C.11.1.1 and C.7.6.3.1.5).
 
-    Entries of 8 bits may be packed two a word, the first in its low byte.
+    8-bit entries may be packed in pairs into 16-bit words, the first in the low byte.
 
     Args:
-        dataset: tells the order of bytes.
-        item: holds the table.
-        prefix: beginning of the names of the table's elements.
+        dataset: pydicom data set, whose transfer syntax gives the byte order.
+        item: data set that contains the table.
+        prefix: prefix of the names of the table's elements.
         signed: whether the values that are looked up can be negative.
+
+    Returns:
+        The entries, and the value that the first entry stands for.
     """
     count, first, _ = (int(x) for x in item[f"{prefix}Descriptor"].value)
     count, first = count % (1 << 16) or 1 << 16, _signed(first, 16, signed)
@@ -194,29 +213,37 @@ def _table(dataset: Any, item: Any, prefix: str = "LUT", *, signed: bool) -> tup
     if len(data) < count <= 2 * len(data):
         data = data.astype("<u2").view(np.uint8)
     if len(data) < count:
-        raise DicomError(f"{element.name} has {len(data)} entries; its descriptor says {count}")
+        raise DicomError(f"{element.name} has {len(data)} entries, but its descriptor says {count}")
     return data[:count], first
 
 
 def palette(dataset: Any, levels: np.ndarray) -> np.ndarray:
-    """Colours of a palette's values, uint8 [K, 3] (PS3.3, C.7.6.3.1.5 and C.7.9).
+    """Converts the values of a PALETTE COLOR image to RGB (PS3.3, C.7.6.3.1.5 and C.7.9).
+
+    Args:
+        dataset: pydicom data set with the palette.
+        levels: int [K], the stored values that occur in the image.
+
+    Returns:
+        uint8 [K, 3].
 
     Raises:
-        DicomError: its tables are missing, in segments, or differ in length or first value.
+        DicomError: the tables of the palette are missing or segmented, or differ in length or first
+            value.
     """
     names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
     if lacking := [f"{name}Data" for name in names if f"{name}Data" not in dataset]:
-        raise DicomError(f"it lacks {', '.join(lacking)}; a palette in segments is not supported")
+        raise DicomError(f"it lacks {', '.join(lacking)}; segmented palettes are not supported")
     signed = dataset.PixelRepresentation == 1
     tables = [_table(dataset, dataset, name, signed=signed) for name in names]
     if len({(len(entries), first) for entries, first in tables}) > 1:
         raise DicomError("the tables of its palette differ in length or first value")
     colours, first = np.stack([entries for entries, _ in tables], axis=-1), tables[0][1]
     bits = int(dataset[f"{names[0]}Descriptor"].value[2])
-    # Entries of 8 bits may be stored in 16, some in the high byte, and 16 be declared of those that
-    # have 8: what they hold tells.
+    # 8-bit entries may be stored in the low or high byte of 16 bits, and 16 bits may be declared
+    # for entries of 8, so the size of the entries decides.
     if colours.max() >= 1 << bits:
         bits = 8 * colours.itemsize
     elif colours.max() < 1 << 8:
         bits = 8
-    return high_byte(colours[:, :3], bits)[_places(levels, first, len(colours))]
+    return high_byte(colours[:, :3], bits)[_table_indices(levels, first, len(colours))]
