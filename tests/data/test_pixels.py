@@ -185,7 +185,7 @@ def test_new_images_are_read_by_the_range_of_the_run(run, tmp_path, caplog):
     (warned,) = [message for message in said if "become black or white" in message]
     assert f"uint16 from {low} to {high}" in warned
     PIL.Image.fromarray(array.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(images.UnreadableImageError, match=r"float32, of which the data set has"):
+    with pytest.raises(images.UnreadableImageError, match=r"float32, a type that the data"):
         result.predict(tmp_path / "float.tif")
 
 

@@ -181,7 +181,7 @@ def test_tiff_palette_of_8_bits_written_as_16():
         ),
         (lambda g: tiff(g, 16)[:-900], "truncated"),
         (lambda g: tiff(g, 16, tags={256: (4, [60000]), 257: (4, [60000])}), "decompression bomb"),
-        (lambda g: tiff(g * np.nan, 32, "float"), "no finite numbers"),
+        (lambda g: tiff(g * np.nan, 32, "float"), "not finite"),
     ],
 )
 def test_tiff_that_is_refused(encoded, message):
@@ -201,7 +201,7 @@ def test_tiff_that_declares_its_range():
     ):
         encoded = tiff(grey, bits, kind, tags=tags)
         np.testing.assert_allclose(steps(encoded, declared), RIGHT, atol=1)
-        with pytest.raises(UnreadableImageError, match="declares values of -1000 to 3000 and hol"):
+        with pytest.raises(UnreadableImageError, match="declares values of -1000 to 3000 but has"):
             images.decode(tiff(grey + 500, bits, kind, tags=tags), intensity=declared)
 
 
@@ -236,5 +236,5 @@ def test_the_range_of_the_data_set_is_of_its_own_types_and_clips():
     encoded = tiff(spread([-500, 0, 100, 200, 300, 400, 700, 900]), 16, "int")
     result = steps(encoded, of_dataset("int16", 0, 700))
     np.testing.assert_array_equal(result, [0, 0, 36, 73, 109, 146, 255, 255])
-    with pytest.raises(UnreadableImageError, match=r"int16.*has none.*uint16 from 0 to 4095"):
+    with pytest.raises(UnreadableImageError, match=r"int16.*not contain.*uint16 from 0 to 4095"):
         images.decode(encoded, intensity=of_dataset("uint16", 0, 4095))
