@@ -1,4 +1,4 @@
-"""One image from encoded bytes to uint8 pixels, and its views for training and evaluation."""
+"""Decodes image files to uint8 pixels, and makes their views for training and evaluation."""
 
 import contextlib
 import io
@@ -18,31 +18,34 @@ from egmae_jax.data.samples import BY_TYPE, IntensityRange, Samples
 Resize = Literal["shorter_side", "squash", "pad"]
 Color = Literal["rgb", "grey"]
 RESIZE_MODES, COLORS = get_args(Resize), get_args(Color)
-NOT_AN_IMAGE = "not an image in JPEG, PNG, TIFF, BMP, WebP or DICOM"  # why a file is unreadable
+NOT_AN_IMAGE = "not an image in JPEG, PNG, TIFF, BMP, WebP or DICOM"
 _LOSSY = ("JPEG", "MPO", "WEBP")
-# Of an image longer than this many times its shorter side only the middle is used: a strip, resized
-# or padded as a whole, would fill the memory.
-_LONGEST = 16
-_LONGEST_CROPPED = 4  # of random crops: reduced further, the shorter side would be enlarged again
-# Reducing an image by less takes longer than decoding it, and softens it, to save few pixels.
-_WORTH_REDUCING = 0.8
+# Largest aspect ratio. Longer images are cropped to their middle: a long strip that is resized or
+# padded as a whole would fill the memory.
+_MAX_ASPECT = 16
+# Largest aspect ratio for random crops. Longer images would be reduced so much that their shorter
+# side had to be enlarged again.
+_MAX_ASPECT_CROPPED = 4
+# Images are reduced only by a smaller factor than this. A larger one would soften them and take
+# longer than decoding, but save few pixels.
+_MAX_REDUCING_FACTOR = 0.8
 
 
 class UnreadableImageError(UserError):
-    """The bytes are no image that can be used; the message says why."""
+    """The bytes cannot be decoded to an image; the message says why."""
 
 
 class Decoded(NamedTuple):
-    """An image with what its file is like.
+    """A decoded image, with properties of its file.
 
     Attributes:
-        image: 8-bit RGB, upright.
-        mode: how the file stores its pixels: Pillow's mode ('L', 'RGB', 'P'), with the type of
-            values that are no 8-bit ones ('L;uint16', 'RGB;float32'), or 'DICOM'.
-        lossy: whether the format is, so that the file is much smaller than its packed pixels.
-        bits: bits of a value as the file declares them; 8 for fewer, which Pillow stretches.
-        stored: type of the values ('uint16'; 'DICOM'; '' for at most 8 bits) and the least and the
-            largest that the file stores; None where these are the image's own.
+        image: upright 8-bit RGB image.
+        mode: storage mode of the pixels: Pillow's mode ('L', 'RGB', 'P'), followed by the type of
+            the values if it is not uint8 ('L;uint16', 'RGB;float32'), or 'DICOM'.
+        lossy: whether the format is lossy, so that the file is much smaller than its packed pixels.
+        bits: bits per value as the file declares them; 8 for fewer bits, which Pillow scales to 8.
+        stored: type of the values ('uint16', 'DICOM', or '' for up to 8 bits), and the smallest and
+            largest value in the file; None if these are the values of `image`.
     """
 
     image: PIL.Image.Image
@@ -55,89 +58,91 @@ class Decoded(NamedTuple):
 def decode(
     encoded: bytes, color: Color = "rgb", intensity: IntensityRange = BY_TYPE
 ) -> PIL.Image.Image:
-    """Decodes an image file to 8-bit RGB or grey, upright by its EXIF orientation.
+    """Decodes an image file to 8-bit RGB or grey, upright according to its EXIF orientation.
 
-    Bits, sign and polarity of the values are read from the file's own tags. DICOM: see
-    `dicom.decode`.
+    Number of bits, sign and polarity of the values are read from the tags of the file. For DICOM
+    see `dicom.decode`.
 
     Args:
-        encoded: the file's bytes, which alone tell its format.
-        color: 'rgb', or 'grey' for one channel of luma. Where the sources of a data set stored one
-            class as grey and another as colour, 'grey' keeps that from telling the class.
+        encoded: content of the file, which determines its format.
+        color: 'rgb', or 'grey' for one channel of luma. If one class of a data set is stored in
+            grey and another in colour, 'grey' keeps a network from learning this difference.
         intensity: which values of files with more than 8 bits become black and white.
 
     Raises:
-        UnreadableImageError: the bytes are empty, truncated, no image or too large, or hold values
-            that cannot be read right; the message says which.
+        UnreadableImageError: the bytes are empty, truncated, too large, or not an image, or their
+            values are not supported; the message says which.
     """
     image = examine(encoded, intensity).image
     return image if color == "rgb" else image.convert("L")
 
 
 def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
-    """Decodes an image file as `decode`, and tells what the file is like.
+    """Decodes an image file to RGB like `decode`, and returns it with properties of the file.
 
     Raises:
-        UnreadableImageError: as `decode`.
-        MemoryError, MissingExtraError: no fault of the file's; the latter where DICOM needs
-            pydicom.
+        UnreadableImageError: the file cannot be decoded; see `decode`.
+        MissingExtraError: the file is DICOM, and pydicom is not installed.
+        MemoryError: the image does not fit in memory.
     """
     if not encoded:
         raise UnreadableImageError("the file is empty")
-    with _readers_errors():
+    with _convert_errors():
         if dicom.is_dicom(encoded):
             frame = dicom.decode(encoded)
             rgb = frame.image.convert("RGB")
             return Decoded(rgb, "DICOM", False, frame.bits, ("DICOM", *frame.extremes))
         if (values := _read_samples(encoded)) is not None:
-            return _of_samples(values, intensity)
+            return _decode_samples(values, intensity)
         try:
             image = PIL.Image.open(io.BytesIO(encoded), formats=PILLOW)
         except PIL.UnidentifiedImageError:
             if encoded.startswith(JPEG) or tiff.is_tiff(encoded):
                 raise UnreadableImageError(
-                    "a damaged or truncated JPEG or TIFF, or one of a kind that is not supported "
-                    f"(a JPEG of more than 8 bits a value, lossless, JPEG-LS); {samples.CONVERT}"
+                    "a damaged or truncated JPEG or TIFF, or one that is not supported (JPEG with "
+                    f"more than 8 bits per value, lossless JPEG or JPEG-LS); {samples.CONVERT}"
                 ) from None
             raise
         if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
             raise UnreadableImageError(
-                "a JPEG of four channels without Adobe's marker does not say which they are, nor "
-                "whether 0 is ink or none; convert it to RGB"
+                "a JPEG with four channels but without Adobe's marker does not define the meaning "
+                "of its channels, nor whether 0 is full ink or none; convert it to RGB"
             )
         _load(image)
         return Decoded(_upright_rgb(image), image.mode, image.format in _LOSSY, 8, None)
 
 
 def _read_samples(encoded: bytes) -> Samples | None:
-    """The values of a TIFF or of a PNG of 16 bits; None: Pillow reads the file.
+    """Reads the values of a TIFF or 16-bit PNG file; None: Pillow should read the file.
 
     Raises:
-        SamplesError: the values are of a kind that is not supported; names it.
+        SamplesError: the values are not supported; the message says why.
     """
     if encoded.startswith(png.SIGNATURE):
         return png.read(encoded)
     return tiff.read(encoded) if tiff.is_tiff(encoded) else None
 
 
-def _of_samples(values: Samples, intensity: IntensityRange) -> Decoded:
+def _decode_samples(values: Samples, intensity: IntensityRange) -> Decoded:
     image = samples.to_image(values, intensity).convert("RGB")
     stored = (values.type if values.bits > 8 else "", *values.extremes)
     return Decoded(image, values.mode, False, values.bits, stored)
 
 
 def stored_range(encoded: bytes) -> tuple[str, float, float] | None:
-    """Type of a file's values with the least and the largest, such as ('uint16', 0, 4095).
+    """Returns type, smallest and largest value of a file, such as ('uint16', 0, 4095).
 
     Returns:
-        None for values of at most 8 bits, and for DICOM, which says itself what is black and white.
+        None for up to 8 bits per value, and for DICOM files, which define black and white
+        themselves.
 
     Raises:
-        UnreadableImageError: as `examine`, though not for every damage.
+        UnreadableImageError: the file cannot be decoded. Some damage goes unnoticed here and is
+            detected by `examine` only.
     """
     if dicom.is_dicom(encoded):
         return None
-    with _readers_errors():
+    with _convert_errors():
         values = _read_samples(encoded)
         return (values.type, *values.extremes) if values and values.bits > 8 else None
 
@@ -145,21 +150,27 @@ def stored_range(encoded: bytes) -> tuple[str, float, float] | None:
 def convert(
     image: PIL.Image.Image, color: Color = "rgb", intensity: IntensityRange = BY_TYPE
 ) -> PIL.Image.Image:
-    """Converts an image that Pillow has opened or made to what `decode` returns of its file.
+    """Converts a Pillow image to the result that `decode` returns for its file.
 
-    The image itself stays as it is.
+    The argument is not modified.
+
+    Args:
+        image: image that Pillow has opened, or that was created in memory.
+        color: 'rgb' or 'grey'.
+        intensity: which values of files with more than 8 bits become black and white.
 
     Raises:
-        UnreadableImageError: as `decode`, or Pillow has read a TIFF or more than 8 bits a value
-            already, without the tags that say what these mean.
+        UnreadableImageError: the file cannot be decoded (see `decode`); or Pillow has already
+            loaded a TIFF file, or values of more than 8 bits, without the tags that define their
+            meaning.
     """
-    with _readers_errors():
-        if (encoded := _unread(image)) is not None:
+    with _convert_errors():
+        if (encoded := _unloaded_bytes(image)) is not None:
             upright = examine(encoded, intensity).image
         elif image.format == "TIFF" or image.mode[0] in "IF":
             raise UnreadableImageError(
-                f"an image that Pillow has read in mode {image.mode!r} lacks the tags that say "
-                "what its values mean: give the file, its bytes, or an image of 8 bits"
+                f"an image that Pillow has loaded in mode {image.mode!r} lacks the tags that "
+                "define the meaning of its values: pass the file, its bytes, or an 8-bit image"
             )
         else:
             _load(image)
@@ -167,10 +178,10 @@ def convert(
     return upright if color == "rgb" else upright.convert("L")
 
 
-def _unread(image: PIL.Image.Image) -> bytes | None:
-    """Bytes of the PNG or TIFF file that Pillow has opened and not yet read; None: there is none.
+def _unloaded_bytes(image: PIL.Image.Image) -> bytes | None:
+    """Returns the bytes of a PNG or TIFF file that Pillow has opened but not loaded, or None.
 
-    Pillow keeps the high byte of colours of 16 bits only, and not all tags.
+    Loaded images are not sufficient: Pillow drops the low byte of 16-bit colours and some tags.
     """
     file = getattr(image, "fp", None)
     if image.format not in ("PNG", "TIFF") or file is None:
@@ -184,64 +195,64 @@ def _unread(image: PIL.Image.Image) -> bytes | None:
 
 def _load(image: PIL.Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's: its first is the photograph
+    if frames > 1 and image.format != "MPO":  # the first frame of an MPO file is the photograph
         raise UnreadableImageError(f"{frames} frames; one image is expected")
     image.load()
 
 
 def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # Pillow warns where such a palette goes straight to RGB
+        image = image.convert("RGBA")  # avoids Pillow's warning about transparency in palettes
     return PIL.ImageOps.exif_transpose(image).convert("RGB")
 
 
 @contextlib.contextmanager
-def _readers_errors() -> Iterator[None]:
-    """Turns what the readers of files raise into UnreadableImageError."""
+def _convert_errors() -> Iterator[None]:
+    """Converts the errors that reading a file raises to UnreadableImageError."""
     try:
         yield
-    except (MemoryError, MissingExtraError):  # no fault of the file's
+    except (MemoryError, MissingExtraError):  # the file may be valid
         raise
     except PIL.UnidentifiedImageError:
         raise UnreadableImageError(NOT_AN_IMAGE) from None
     except (UserError, PIL.Image.DecompressionBombError) as error:
         raise UnreadableImageError(str(error)) from None
-    except Exception as error:  # damaged files bring whatever Pillow's parsers stumble upon
-        raise UnreadableImageError(
-            f"damaged or truncated, or of a kind that is not supported: {error!r}"
-        ) from None
+    except Exception as error:  # Pillow's parsers raise many types of errors for damaged files
+        raise UnreadableImageError(f"damaged, truncated or not supported: {error!r}") from None
 
 
 def training_view(image: PIL.Image.Image, resize: Resize, store_size: int) -> PIL.Image.Image:
     """Makes the view from which random crops are taken: the image itself, reduced if it is large.
 
-    Of an image longer than four times its shorter side the middle is taken.
+    Unless `resize` is 'squash', an image with a large aspect ratio is cropped to its middle first:
+    above 4 for 'shorter_side', above 16 for 'pad'.
 
     Args:
-        image: RGB or grey.
-        resize: 'shorter_side' keeps the aspect; 'squash' and 'pad' make a square.
-        store_size: pixels to which the shorter side of a large image is reduced; the longer may
-            have twice as many. An image up to a quarter larger stays as it is.
+        image: RGB or grey image.
+        resize: 'shorter_side' keeps the aspect ratio; 'squash' and 'pad' make a square.
+        store_size: length in pixels to which the shorter side of a large image is reduced; the
+            longer side may have up to twice as many. With 'shorter_side', images up to a quarter
+            larger are not reduced.
     """
     size = training_size(image.size, resize, store_size)
     if resize == "pad":
-        return PIL.ImageOps.pad(_shorten(image), size, PIL.Image.Resampling.BILINEAR)
+        return PIL.ImageOps.pad(_crop_aspect(image), size, PIL.Image.Resampling.BILINEAR)
     if resize == "shorter_side":
-        image = _shorten(image, _LONGEST_CROPPED)
+        image = _crop_aspect(image, _MAX_ASPECT_CROPPED)
     return image if image.size == size else image.resize(size, PIL.Image.Resampling.BILINEAR)
 
 
 def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tuple[int, int]:
-    """Width and height of the training view of an image of width and height `size`."""
+    """Returns width and height of the training view of an image with width and height `size`."""
     if resize == "squash":
         return store_size, store_size
     short, long = sorted(size)
     if resize == "pad":
-        side = min(long, _LONGEST * short, store_size)
+        side = min(long, _MAX_ASPECT * short, store_size)
         return side, side
-    long = min(long, _LONGEST_CROPPED * short)
+    long = min(long, _MAX_ASPECT_CROPPED * short)
     factor = min(store_size / short, 2 * store_size / long)
-    factor = factor if factor < _WORTH_REDUCING else 1.0
+    factor = factor if factor < _MAX_REDUCING_FACTOR else 1.0
     width, height = (max(1, round(min(side, long) * factor)) for side in size)
     return width, height
 
@@ -249,45 +260,49 @@ def training_size(size: tuple[int, int], resize: Resize, store_size: int) -> tup
 def evaluation_view(
     image: PIL.Image.Image, resize: Resize, image_size: int, resized: int | None = None
 ) -> PIL.Image.Image:
-    """Makes the view that is evaluated: torchvision's Resize(resized) and CenterCrop(image_size).
+    """Makes the evaluation view, like torchvision's Resize(resized) and CenterCrop(image_size).
+
+    Unless `resize` is 'squash', an image with an aspect ratio above 16 is cropped to its middle
+    first.
 
     Args:
-        image: RGB or grey.
-        resize: 'shorter_side' keeps the aspect; 'squash' resizes both sides, 'pad' pads to a square
-            with black first.
+        image: RGB or grey image.
+        resize: 'shorter_side' keeps the aspect ratio; 'squash' resizes both sides; 'pad' first pads
+            the image to a square with black.
         image_size: side of the view in pixels.
-        resized: side in pixels before the centre is cropped, the shorter one where the aspect is
-            kept; at least image_size. None: image_size, so that a square loses nothing.
+        resized: side in pixels before the centre crop, at least image_size; the shorter side if
+            `resize` is 'shorter_side'. None: image_size, so that nothing of a square is cropped.
     """
     target = image_size if resized is None else resized
     if resize == "squash":
-        whole = image.resize((target, target), PIL.Image.Resampling.BILINEAR)
+        full = image.resize((target, target), PIL.Image.Resampling.BILINEAR)
     elif resize == "pad":
-        whole = PIL.ImageOps.pad(_shorten(image), (target, target), PIL.Image.Resampling.BILINEAR)
+        padded_size = (target, target)
+        full = PIL.ImageOps.pad(_crop_aspect(image), padded_size, PIL.Image.Resampling.BILINEAR)
     else:
-        image = _shorten(image)
+        image = _crop_aspect(image)
         short = min(image.size)
         width, height = (target * side // short for side in image.size)
-        whole = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-    if whole.size == (image_size, image_size):
-        return whole
-    left, top = (round((side - image_size) / 2) for side in whole.size)
-    return whole.crop((left, top, left + image_size, top + image_size))
+        full = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    if full.size == (image_size, image_size):
+        return full
+    left, top = (round((side - image_size) / 2) for side in full.size)
+    return full.crop((left, top, left + image_size, top + image_size))
 
 
 def to_array(image: PIL.Image.Image) -> np.ndarray:
-    """Pixels of an image, uint8 [H, W, 3], or [H, W, 1] of a grey image."""
+    """Converts an image to an array, uint8 [H, W, 3], or [H, W, 1] for a grey image."""
     return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
-    """Image of pixels, uint8 [H, W, 3], or [H, W, 1] for a grey image."""
+    """Converts an array, uint8 [H, W, 3] or [H, W, 1], to an RGB or grey image."""
     return PIL.Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
 
 
-def _shorten(image: PIL.Image.Image, times: int = _LONGEST) -> PIL.Image.Image:
-    """Crops an image to the middle if it is longer than so many times its shorter side."""
-    longest = times * min(image.size)
+def _crop_aspect(image: PIL.Image.Image, max_aspect: int = _MAX_ASPECT) -> PIL.Image.Image:
+    """Crops an image to its middle if its aspect ratio is larger than `max_aspect`."""
+    longest = max_aspect * min(image.size)
     width, height = (min(side, longest) for side in image.size)
     if (width, height) == image.size:
         return image

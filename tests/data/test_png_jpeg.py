@@ -100,7 +100,7 @@ def test_jpeg(channels):
 def test_jpeg_of_more_than_8_bits_is_refused(bits, lossless):
     values = spread(ramp(0, 2**bits - 1)).astype(np.uint16)
     encoded = imagecodecs.jpeg8_encode(values, bitspersample=bits, lossless=lossless)
-    with pytest.raises(UnreadableImageError, match="of more than 8 bits a value"):
+    with pytest.raises(UnreadableImageError, match="with more than 8 bits per value"):
         images.decode(encoded)
 
 
