@@ -1,4 +1,4 @@
-"""Masks of lesions that some data sets have beside their images, as pixels of a view."""
+"""Reads the lesion masks of data sets that have them, and resizes them like their images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +11,22 @@ from egmae_jax.data.datasets import DataError, Dataset
 
 
 class MaskError(DataError):
-    """A mask cannot be used; the message names its file and says why."""
+    """A mask cannot be used; the message names its file and the reason."""
 
 
 def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
-    """Reads the union of one image's masks.
+    """Reads the masks of one image and returns their union.
 
     Args:
-        paths: the mask files; a pixel brighter than half is inside.
+        paths: mask files, in which pixels above half of the full brightness are lesion.
         size: height and width of the image.
 
     Returns:
-        bool [H, W].
+        bool [H, W], True for lesion.
 
     Raises:
-        MaskError: a file cannot be read, holds values of which none is brighter than half, or has
-            another size than the image.
+        MaskError: a file cannot be read, has several values but none above half of the full
+            brightness, or differs from the image in size.
     """
     union = np.zeros(size, bool)
     for path in paths:
@@ -39,13 +39,13 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
         _, low, high = decoded.stored or ("", *grey.getextrema())
         if high > low and not (mask > 127).any():
             raise MaskError(
-                f"The mask {path} has values of {low:g} to {high:g}, none of them brighter than "
-                "half: make it black and white (0 and 255 in 8 bits)."
+                f"The mask {path} has values of {low:g} to {high:g}, none of them above half of "
+                "the full brightness: save it in black and white (0 and 255 in 8 bits)."
             )
         if mask.shape != size:
             raise MaskError(
-                f"The mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image "
-                f"{size[1]}x{size[0]}: they cannot be laid over each other."
+                f"The mask {path} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image has "
+                f"{size[1]}x{size[0]}: they must have the same size."
             )
         union |= mask > 127
     return union
@@ -54,10 +54,16 @@ def read_mask(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
 def mask_view(
     mask: np.ndarray, resize: images.Resize, image_size: int, resized: int | None = None
 ) -> np.ndarray:
-    """Makes the view of a mask in which its image is evaluated (`images.evaluation_view`).
+    """Resizes and crops a mask like its image in `images.evaluation_view`.
+
+    Args:
+        mask: bool [H, W].
+        resize: resize mode; see `images.evaluation_view`.
+        image_size: side of the view in pixels.
+        resized: side before the centre crop; see `images.evaluation_view`.
 
     Returns:
-        bool [image_size, image_size]; a pixel is inside if more than half of what it is made of is.
+        bool [image_size, image_size]; a pixel is True if more than half of its weight is.
     """
     grey = PIL.Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
     return np.asarray(images.evaluation_view(grey, resize, image_size, resized)) > 127
@@ -73,23 +79,23 @@ def lesion_mask(
     image_size: int,
     resized: int | None = None,
 ) -> np.ndarray | None:
-    """Finds the pixels of an image's evaluation view that are lesion.
+    """Returns the lesion mask of an image's evaluation view.
 
     Args:
-        root: the data folder.
-        file: path of the image below it.
-        dataset: the data set, which knows the image's masks.
+        root: data folder.
+        file: path of the image, relative to the data folder.
+        dataset: data set of the image, which finds the mask files.
         image_shape: height and width of the image.
-        resize: as for `images.evaluation_view`.
+        resize: resize mode; see `images.evaluation_view`.
         image_size: side of the view in pixels.
-        resized: as for `images.evaluation_view`.
+        resized: side before the centre crop; see `images.evaluation_view`.
 
     Returns:
-        bool [image_size, image_size], without any True for a mask that is empty; None where the
-        data set or the image has no masks.
+        bool [image_size, image_size], all False for an empty mask; None if the data set or the
+        image has no masks.
 
     Raises:
-        MaskError: see `read_mask`.
+        MaskError: a mask cannot be used; see `read_mask`.
     """
     paths = dataset.masks(root, file) if dataset.masks is not None else []
     if not paths:

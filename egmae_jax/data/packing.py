@@ -1,4 +1,4 @@
-"""Pixels of records: packed, or decoded from a JPEG file in half of Pillow's time."""
+"""Fast reading of pixels from records: packed pixels, and JPEG in half of Pillow's time."""
 
 import cv2
 import numpy as np
@@ -11,10 +11,11 @@ _CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def pack(image: PIL.Image.Image) -> bytes:
-    """Packs the pixels of an RGB image as records compress them well and read them fast.
+    """Packs the pixels of an RGB image so that records compress them well and read them fast.
 
-    Grey images keep one channel. Each pixel but the first of a row is its difference to the one
-    before it, which the records' compression makes about as small as PNG.
+    Only one channel of grey images is stored. Each pixel except the first of a row is stored as the
+    difference to its left neighbour; the compression of the records makes these about as small as
+    PNG.
     """
     array = np.asarray(image)
     if (array == array[..., :1]).all():
@@ -23,7 +24,7 @@ def pack(image: PIL.Image.Image) -> bytes:
 
 
 def unpack(packed: bytes, height: int, width: int, color: Color = "rgb") -> np.ndarray:
-    """Unpacks what `pack` made: uint8 [H, W, 3], or [H, W, 1] for color 'grey'."""
+    """Unpacks the result of `pack`: uint8 [H, W, 3], or [H, W, 1] for color 'grey'."""
     differences = np.frombuffer(packed, np.uint8).reshape(height, width, -1)
     array = np.cumsum(differences, axis=1, dtype=np.uint8)
     if color == "rgb" and array.shape[2] == 1:
@@ -34,10 +35,10 @@ def unpack(packed: bytes, height: int, width: int, color: Color = "rgb") -> np.n
 
 
 def decode_fast(encoded: bytes, color: Color = "rgb") -> np.ndarray:
-    """Decodes a JPEG file to the pixels that `images.decode` returns, by OpenCV.
+    """Decodes a JPEG file with OpenCV to the same pixels that `images.decode` returns.
 
-    Only for files of which `is_fast` says so: OpenCV passes over damage, and knows less of modes
-    and orientation.
+    Use this only for files for which `is_fast` returned True: OpenCV ignores damage, and supports
+    fewer colour modes and no orientation here.
 
     Returns:
         uint8 [H, W, 3], or [H, W, 1] for color 'grey'.

@@ -1,4 +1,4 @@
-"""Which of their possible values the images of a data set use, and what is odd about it."""
+"""Statistics of the pixel values of a data set, and the problems that they show."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,23 +9,23 @@ import PIL.Image
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.data.samples import IntensityRange
 
-FEW_LEVELS = 32  # images with fewer grey levels are odd
-NARROW = 0.1  # share of the range from black to white; images that use less are odd
+FEW_LEVELS = 32  # images with fewer grey levels are reported
+NARROW = 0.1  # images that use a smaller share of the range from black to white are reported
 
 
 def levels(image: PIL.Image.Image) -> tuple[int, tuple[int, int]]:
-    """Number of different values of a grey 8-bit image, with the least and the largest."""
+    """Returns the number of distinct values of an 8-bit grey image, and their range."""
     used = np.flatnonzero(image.histogram())
     return len(used), (int(used[0]), int(used[-1]))
 
 
 class Finding(NamedTuple):
-    """One thing that is odd about a data set.
+    """One problem of a data set.
 
     Attributes:
-        about: a word or two, such as 'near-duplicates'.
-        finding: sentences that say what is odd.
-        advice: sentences that say what to do, by the name of the field or command.
+        about: topic in one or two words, such as 'near-duplicates'.
+        finding: sentences that describe the problem.
+        advice: sentences that tell the user what to do, with the config field or command.
     """
 
     about: str
@@ -34,16 +34,16 @@ class Finding(NamedTuple):
 
 
 class PixelStatistics(NamedTuple):
-    """Statistics of the values of N images, as their files store them and as they are decoded.
+    """Statistics of the pixel values of N images, both as stored and as decoded.
 
     Attributes:
-        types: str [N], type of the stored values, such as 'uint16'; 'DICOM', whose files say
-            themselves what is black and white; '' for at most 8 bits.
-        bits: int [N], bits of a value as the file declares them; BitsStored of DICOM.
-        stored: float64 [N, 2], the least and the largest value that the file stores, without
-            DICOM's padding; of most 8-bit colours their luma's.
-        levels: int [N], how many of 256 grey values (luma) the decoded image has.
-        greys: int [N, 2], the least and the largest of these, from 0 to 255.
+        types: str [N], type of the stored values, such as 'uint16'; 'DICOM' for DICOM files, which
+            define black and white themselves; '' for up to 8 bits.
+        bits: int [N], bits per value as the file declares them; BitsStored for DICOM.
+        stored: float64 [N, 2], smallest and largest stored value, without the padding of DICOM. For
+            most 8-bit colour images these are the values of luma.
+        levels: int [N], number of distinct grey values (luma, of 256) of the decoded image.
+        greys: int [N, 2], smallest and largest of these grey values, from 0 to 255.
     """
 
     types: np.ndarray
@@ -54,7 +54,7 @@ class PixelStatistics(NamedTuple):
 
     @property
     def bits_used(self) -> np.ndarray:
-        """int [N], bits that each image's values need; all bits where values are not whole."""
+        """Number of bits that each image's values need, int [N]; all bits for non-integers."""
         low, high = np.floor(self.stored[:, 0]), np.ceil(self.stored[:, 1])
         is_signed = low < 0
         largest = np.where(is_signed, np.maximum(high, -low - 1), high)
@@ -64,52 +64,57 @@ class PixelStatistics(NamedTuple):
 
     @property
     def is_odd(self) -> np.ndarray:
-        """bool [N], which decoded images have few grey levels or use little of the range."""
+        """Which decoded images have few grey levels or a narrow range, bool [N]."""
         return self.has_few_levels | self.is_narrow
 
     @property
     def has_few_levels(self) -> np.ndarray:
-        """bool [N], which decoded images have fewer than 32 grey levels."""
+        """Which decoded images have fewer than 32 grey levels, bool [N]."""
         return self.levels < FEW_LEVELS
 
     @property
     def is_narrow(self) -> np.ndarray:
-        """bool [N], which decoded images use less than a tenth of the range, black to white."""
+        """Which decoded images use less than a tenth of the range from black to white, bool [N]."""
         return np.ptp(self.greys, axis=1) < NARROW * 255
 
 
 def findings(
     files: Sequence[str], pixels: PixelStatistics, intensity: IntensityRange
 ) -> list[Finding]:
-    """What is odd about the pixels of a data set.
+    """Lists the problems with the pixel values of a data set.
 
     Args:
         files: names of the N images.
-        pixels: their statistics.
-        intensity: range of intensities by which they were decoded.
+        pixels: statistics of the N images.
+        intensity: range of intensities with which the images were decoded.
     """
     results = []
     if odd := np.flatnonzero(pixels.is_odd).tolist():
-        named = [
+        descriptions = [
             f"{files[i]} (values {pixels.stored[i, 0]:g} to {pixels.stored[i, 1]:g}, "
             f"{pixels.levels[i]} grey levels)"
             for i in odd
         ]
         finding = (
             f"{len(odd)} of {len(files)} images have fewer than {FEW_LEVELS} grey levels or less "
-            f"than a tenth of the range from black to white: {shorten_list(named, 3)}."
+            f"than a tenth of the range from black to white: {shorten_list(descriptions, 3)}."
         )
-        advice = "Look at them: they may be masks, or use few of the values of their type."
+        advice = (
+            "Inspect these images: they may be masks, or use only a small part of the range of "
+            "their type."
+        )
         results.append(Finding("grey levels", finding, advice))
     for kind in sorted({*pixels.types.tolist()} - {"", "DICOM"}):
-        of_kind = pixels.types == kind
-        bits, used = int(pixels.bits[of_kind].max()), int(pixels.bits_used[of_kind].max())
+        selected = pixels.types == kind
+        bits, used = int(pixels.bits[selected].max()), int(pixels.bits_used[selected].max())
         if intensity.rule != "dataset" and used < bits:
-            low, high = pixels.stored[of_kind, 0].min(), pixels.stored[of_kind, 1].max()
+            low, high = pixels.stored[selected, 0].min(), pixels.stored[selected, 1].max()
             finding = (
-                f"{int(of_kind.sum())} files of {kind} use {used} of {bits} bits (values {low:g} "
-                f"to {high:g}), so they fill little of the range from black to white."
+                f"{int(selected.sum())} files of type {kind} use {used} of {bits} bits (values "
+                f"{low:g} to {high:g}), so they use little of the range from black to white."
             )
-            advice = "--config.data.intensity_range=dataset makes these values black and white."
+            advice = (
+                f"--config.data.intensity_range=dataset makes {low:g} black and {high:g} white."
+            )
             results.append(Finding("bits", finding, advice))
     return results

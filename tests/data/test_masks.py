@@ -28,7 +28,7 @@ def test_several_masks_of_an_image_are_united_whatever_their_mode(tmp_path):
 
 def test_a_mask_of_another_size_and_a_broken_one_are_refused(tmp_path):
     path = save(half(), tmp_path / "a.png")
-    with pytest.raises(masks.MaskError, match=r"a\.png has 6x4 pixels, its image 4x6"):
+    with pytest.raises(masks.MaskError, match=r"a\.png has 6x4 pixels, but its image has 4x6"):
         masks.read_mask([path], (6, 4))
     path.write_bytes(b"nothing")
     with pytest.raises(masks.MaskError, match=r"a\.png cannot be read: not an image"):

@@ -116,7 +116,7 @@ def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
     assert left_out["without_mask"] == 1
     (unusable,) = left_out["unusable_masks"]
     assert unusable.startswith("malignant/malignant (1).png: ")
-    assert "has 9x9 pixels, its image 90x70: " in unusable
+    assert "has 9x9 pixels, but its image has 90x70: " in unusable
     assert len(scored) + left_out["without_heat"] == 4
     groups = content["masks"]
     assert groups["all"]["images"] == len(scored) > 0
