@@ -1,4 +1,4 @@
-"""From a folder of images to a data set that can be split and read."""
+"""Prepares a folder of images as a data set that can be split and read."""
 
 import dataclasses
 import logging
@@ -19,28 +19,28 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A data set whose N readable images are described and at hand, sorted by path.
+    """A data set of N readable images, with a description of each image, sorted by path.
 
     Attributes:
-        name: name of the data set, as in the config.
-        title: what people call the data set.
-        citation: the paper to cite; empty where there is none.
-        classes: names of the classes, sorted; a label is an index into them.
-        files: N paths relative to the data folder.
-        labels: int [N].
-        groups: int [N]; images of one patient or lesion and near-duplicates share a number.
-        pairs: int [P, 2], the pairs i < j of near-duplicates.
-        official: str [N], the part that the data set itself puts an image into; '' for none.
+        name: value of `config.data.name`.
+        title: name of the data set in figures and reports.
+        citation: reference of the paper to cite; empty if there is none.
+        classes: names of the classes, sorted; labels are indices into them.
+        files: paths of the N images, relative to the data folder.
+        labels: int [N], index of each image's class.
+        groups: int [N]; images of one patient or lesion, and near-duplicates, share a number.
+        pairs: int [P, 2], near-duplicates as pairs i < j of image indices.
+        official: str [N], official part of each image; '' if it has none.
         sizes: int [N, 2], height and width in pixels.
-        modes: str [N], how the file stores its pixels: 'L', 'RGB', 'L;uint16', 'DICOM', ...
+        modes: str [N], storage mode of the file's pixels: 'L', 'RGB', 'L;uint16', 'DICOM', ...
         descriptors: uint8 [N, 32, 32], grey thumbnails.
         pixel_hashes: str [N], digests of size and pixels.
-        sha256: N SHA-256 of the files' bytes.
-        pixels: statistics of the values, as stored and as decoded.
+        sha256: SHA-256 digests of the N files, in hex.
+        pixels: statistics of the pixel values, as stored and as decoded.
         intensity: which values of files with more than 8 bits became black and white.
-        skipped: files left out because they cannot be read, each with the reason.
-        records: random access to the images; `records.pixels(i)` are those of image i.
-        other_classes: {class: number of files} of the classes that were not chosen.
+        skipped: unreadable files that were left out, each with the reason.
+        records: random access to the images; `records.pixels(i)` returns the pixels of image i.
+        other_classes: {class: number of files} of the classes that are not selected.
     """
 
     name: str
@@ -65,17 +65,17 @@ class Prepared:
 
     @property
     def num_found(self) -> int:
-        """Number of images in the folder: readable, unreadable, and of classes not chosen."""
+        """Number of images in the folder: readable, unreadable, and of classes not selected."""
         return len(self.files) + len(self.skipped) + sum(self.other_classes.values())
 
     @property
     def near_duplicates(self) -> list[np.ndarray]:
-        """Indices of the images that pairs of near-duplicates join, two or more each."""
+        """Groups of near-duplicates, each as the indices of two or more images."""
         return duplicates.members(duplicates.group_ids(len(self.files), self.pairs))
 
     @property
     def held_out(self) -> np.ndarray:
-        """bool [N], which images are in the data set's own validation or test part."""
+        """Which images are in the official validation or test part, bool [N]."""
         return np.isin(self.official, ("validation", "test"))
 
 
@@ -90,7 +90,7 @@ def prepare(
     group_pattern: str = "",
     intensity_range: Rule = "type",
 ) -> Prepared:
-    """Lists and describes the data set `name` below `folder`; see `list_files` and `describe`."""
+    """Lists and describes the images of a data set; see `list_files` and `describe`."""
     return describe(
         list_files(name, folder, classes=classes, group_pattern=group_pattern),
         cache,
@@ -108,15 +108,15 @@ def describe(
     near_duplicate_threshold: float,
     intensity_range: Rule = "type",
 ) -> Prepared:
-    """Reads and describes the images of a listing, from the cache where nothing has changed.
+    """Reads and describes the images of a listing, or loads the cached records of unchanged files.
 
     Args:
-        listing: the files.
-        cache: folder for the records.
-        on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
-        near_duplicate_threshold: correlation above which two images are the same one.
-        intensity_range: which values of files with more than 8 bits a value become black and
-            white, as data.intensity_range says; 'dataset' reads such files twice.
+        listing: files of the data set.
+        cache: folder for the records of all data sets.
+        on_error: 'raise' for an error if images are unreadable, 'skip' to leave them out.
+        near_duplicate_threshold: correlation above which two images are near-duplicates.
+        intensity_range: which values of files with more than 8 bits become black and white; see
+            data.intensity_range. 'dataset' reads these files twice.
 
     Raises:
         DataError: an image cannot be read, or the records cannot be written.
@@ -159,7 +159,7 @@ def describe(
 
 
 def _warn(skipped: Sequence[str], findings: Sequence[Finding]) -> None:
-    """Logs which images are left out, and what is odd about the pixels of the others."""
+    """Logs which images are left out, and the problems with the pixels of the others."""
     if skipped:
         logger.warning("%d unreadable images are left out: %s", len(skipped), shorten_list(skipped))
     for _, finding, advice in findings:

@@ -1,15 +1,15 @@
-"""The images of a data set as records, with an index of what is known of each.
+"""The records of a data set: all images in one cache folder, with an index that describes them.
 
-TFDS writes the records as array_record, with images as bytes: the one way it has that needs no
-TensorFlow. A record is the file itself for JPEG and WebP, and the packed pixels for formats that
-take long to decode, unless the pixels are many times larger than the file. What splits and audits
-are made from (hashes, grey thumbnails, sizes) lies beside them in index.npz, so that no start reads
-all images. Both lie in a cache folder named after the files' names, sizes and times; when a file
-changes, they are written anew.
+TFDS writes the records in the array_record format, with images as bytes, which needs no TensorFlow.
+A record contains the file itself for JPEG and WebP, and packed pixels for formats that are slow to
+decode, unless the pixels are many times larger than the file. The file index.npz beside them has
+everything that splits and audits need (hashes, grey thumbnails, sizes), so that a run starts
+without reading all images. The name of the cache folder is a fingerprint of the names, sizes and
+modification times of the files; if a file changes, the records are written again.
 
-Files are read a few at a time and written at once, so memory does not grow with the data set but
-for the index, two kilobytes an image. A set appears when it is whole; of several processes, one
-writes it.
+Files are read a few at a time and written immediately, so memory grows with the data set only by
+the index, two kilobytes per image. The folder appears when it is complete; if there are several
+processes, one of them writes it.
 """
 
 import hashlib
@@ -42,24 +42,27 @@ from egmae_jax.data.threads import read_ahead
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "11.0.0"  # of the records; raise it when what they or the index hold changes
+_VERSION = "11.0.0"  # increase it if the content of the records or of the index changes
 _INDEX = "index.npz"
-_SPLIT = "images"  # TFDS's name for all of them
+_SPLIT = "images"  # name of the only split in TFDS's sense
 _IMAGES_PER_FILE = 10_000
-# Pixels are packed if they are not larger than this, and than so many times the file. It bounds the
-# memory while preparing, and the records.
-_PACKED_BYTES, _PACKED_TIMES = 16e6, 8
+# Pixels are packed only up to this size and this ratio to the file size, which limits the memory
+# that preparation needs and the size of the records.
+_MAX_PACKED_BYTES, _MAX_PACKED_RATIO = 16e6, 8
 
 
 class Records:
     """Random access to the images of a data set.
 
-    Every record is compared with its digest: from a file cut short array_record (0.8) returns
-    records without an image and says nothing.
+    Each record is compared with its digest, because array_record (0.8) silently returns records
+    without an image from a truncated file.
 
     Args:
         folder: folder of the records.
-        index: columns of their index, from `read_index`.
+        index: columns of the index, from `read_index`.
+
+    Raises:
+        DamagedFileError: the records cannot be opened.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, np.ndarray]):
@@ -71,14 +74,14 @@ class Records:
             self._source = tfds.builder_from_directory(folder).as_data_source(
                 split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
             )
-        except Exception as error:  # TFDS's, protobuf's, array_record's
+        except Exception as error:  # TFDS, protobuf and array_record have their own errors
             raise DamagedFileError(folder, error) from None
 
     def pixels(self, index: int, color: images.Color = "rgb") -> np.ndarray:
-        """Pixels of one image, upright: uint8 [H, W, 3], or [H, W, 1] for color 'grey'.
+        """Returns the upright pixels of one image, uint8 [H, W, 3], or [H, W, 1] for 'grey'.
 
         Raises:
-            DamagedFileError: the record is not what was written.
+            DamagedFileError: the record has changed since it was written.
         """
         record = self._read(index)
         if self._packed[index]:
@@ -92,23 +95,23 @@ class Records:
         try:
             record = self._source[index]["image"]
             is_intact = hashlib.sha256(record).hexdigest() == self._digests[index]
-        except Exception as error:  # array_record raises RuntimeError, protobuf its own
+        except Exception as error:  # RuntimeError from array_record, or an error of protobuf
             raise DamagedFileError(self._folder, error) from None
         if not is_intact:
-            raise DamagedFileError(self._folder, f"record {index} is not what was written")
+            raise DamagedFileError(self._folder, f"record {index} has changed since it was written")
         return record
 
 
 def intensity_of(index: Mapping[str, np.ndarray]) -> IntensityRange:
-    """Range of intensities by which the images of an index were decoded."""
+    """Returns the range of intensities with which the images of an index were decoded."""
     return samples.from_json(json.loads(index["intensity"].item()))
 
 
 def read_index(folder: Path) -> dict[str, np.ndarray]:
-    """Reads the columns of the index beside the records in a folder.
+    """Reads the index in a folder of records; returns its columns by name.
 
     Raises:
-        DamagedFileError: the index is not what was written.
+        DamagedFileError: the index is missing or damaged.
     """
     try:
         return read_npz(folder / _INDEX)
@@ -117,38 +120,38 @@ def read_index(folder: Path) -> dict[str, np.ndarray]:
 
 
 def find_or_write(listing: Listing, cache: Path, on_error: str, rule: Rule) -> Path:
-    """Returns the folder of the records of the listed files; writes it where it is not there.
+    """Returns the folder with the records of the listed files, and writes them if they are missing.
 
     Args:
-        listing: the files.
+        listing: files of the data set.
         cache: folder for the records of all data sets.
-        on_error: 'raise' stops at unreadable images, 'skip' leaves them out.
+        on_error: 'raise' for an error if images are unreadable, 'skip' to leave them out.
         rule: which values of files with more than 8 bits become black and white.
 
     Raises:
         DataError: an image cannot be read, or the records cannot be written.
     """
     folder = cache / listing.dataset.name / _fingerprint(listing, rule)
-    if (folder / _INDEX).exists():  # a folder of this name is whole
+    if (folder / _INDEX).exists():  # folders are renamed to this name when they are complete
         return folder
-    refused = f"The records of {listing.folder} cannot be written to {folder} (data.cache_dir): "
+    problem = f"The records of {listing.folder} cannot be written to {folder} (data.cache_dir): "
     lock = filelock.FileLock(f"{folder}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise DataError(f"{refused}{error}.") from error
+        raise DataError(f"{problem}{error}.") from error
     incomplete = folder.with_suffix(".incomplete")
     try:
         with explain_storage_errors(folder):
             if not (folder / _INDEX).exists():  # another process may have written it meanwhile
                 shutil.rmtree(folder, ignore_errors=True)
-                shutil.rmtree(incomplete, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(incomplete, ignore_errors=True)  # left by a process that was killed
                 incomplete.mkdir()
                 _write(incomplete, listing, on_error, rule)
                 incomplete.rename(folder)
     except (AccessError, StorageError) as error:
-        raise DataError(f"{refused}{error}") from error
+        raise DataError(f"{problem}{error}") from error
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
         lock.release()
@@ -156,15 +159,15 @@ def find_or_write(listing: Listing, cache: Path, on_error: str, rule: Rule) -> P
 
 
 def _fingerprint(listing: Listing, rule: Rule) -> str:
-    """Sixteen hex digits that change with the files and with whatever decodes them."""
+    """Returns 16 hex digits that depend on the files, the rule and the installed decoders."""
     state: list[tuple[str, int | None, int | None]] = []
     for image in listing.images:
         try:
             stat = (listing.folder / image.file).stat()
             state.append((image.file, stat.st_size, stat.st_mtime_ns))
-        except OSError:  # a link to nothing; reading it will say so
+        except OSError:  # a broken link, which is reported when it is read
             state.append((image.file, None, None))
-    # With another decoder installed, what was left out may be read.
+    # A newly installed decoder may read files that were left out before.
     identity = [str(listing.folder.resolve()), _VERSION, state, rule, dicom.decoders()]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
@@ -173,8 +176,9 @@ def _write(target: Path, listing: Listing, on_error: str, rule: Rule) -> None:
     """Writes the records of all readable images and their index.
 
     Raises:
-        DataError: an image cannot be read and `on_error` is 'raise', or no image can.
-        OSError, RuntimeError: the records cannot be written; the latter is array_record's.
+        DataError: an image cannot be read and `on_error` is 'raise', or no image can be read.
+        OSError: the records cannot be written.
+        RuntimeError: array_record cannot write the records.
     """
     folder, files = listing.folder, [image.file for image in listing.images]
     of_dataset = _range_of_dataset(folder, files) if rule == "dataset" else {}
@@ -184,8 +188,8 @@ def _write(target: Path, listing: Listing, on_error: str, rule: Rule) -> None:
     unreadable: list[str] = []
 
     def examples() -> Iterator[dict[str, bytes]]:
-        described = read_ahead(lambda k: _describe(folder, files[k], intensity), 0, len(files))
-        for file, row in zip(files, described, strict=True):
+        descriptions = read_ahead(lambda k: _describe(folder, files[k], intensity), 0, len(files))
+        for file, row in zip(files, descriptions, strict=True):
             if isinstance(row, str):
                 unreadable.append(f"{file} ({row})")
             else:
@@ -202,14 +206,14 @@ def _write(target: Path, listing: Listing, on_error: str, rule: Rule) -> None:
 
 
 def _write_records(target: Path, examples: Iterable[dict[str, bytes]]) -> None:
-    """Writes examples one by one as TFDS's array_record files into a folder."""
+    """Writes examples to a folder one by one, as array_record files of TFDS."""
     identity = tfds.core.DatasetIdentity(
         name="records",
         version=tfds.core.Version(_VERSION),
         data_dir=os.fspath(target),
         module_name=__name__,
     )
-    # Bytes, which TFDS takes as they are; all else is in the index.
+    # TFDS stores bytes unchanged as images of any shape.
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None,) * 3)})
     writer = tfds.core.SequentialWriter(
         tfds.core.DatasetInfo(builder=identity, features=features),
@@ -222,24 +226,30 @@ def _write_records(target: Path, examples: Iterable[dict[str, bytes]]) -> None:
 
 
 def unreadable_error(folder: Path, files: Sequence[str], count: int) -> DataError:
-    """The error that names the unreadable ones, with reasons, of `count` files of a folder."""
+    """Returns the error for unreadable images.
+
+    Args:
+        folder: data folder.
+        files: the unreadable files, each with the reason.
+        count: number of all files of the data set.
+    """
     remedy = ", or leave them out by --config.data.on_error=skip" if len(files) < count else ""
     return DataError(
         f"{len(files)} of {count} images in {folder} cannot be read: {shorten_list(files)}. "
-        f"Mend or remove them{remedy}."
+        f"Repair or remove them{remedy}."
     )
 
 
 def _range_of_dataset(folder: Path, files: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Least and largest value of all files with more than 8 bits, by the type of the values."""
+    """Returns {type: (smallest, largest value)} of all files with more than 8 bits per value."""
 
-    logger.info("Looking for the range of values of %d images in %s", len(files), folder)
+    logger.info("Measuring the range of values of %d images in %s", len(files), folder)
 
     def stored(k: int) -> tuple[str, float, float]:
         try:
             return images.stored_range((folder / files[k]).read_bytes()) or ("", 0, 0)
         except (OSError, images.UnreadableImageError):
-            return ("", 0, 0)  # reported when it is described
+            return ("", 0, 0)  # `_describe` reports the reason
 
     ranges: dict[str, tuple[float, float]] = {}
     for kind, low, high in read_ahead(stored, 0, len(files)):
@@ -250,13 +260,18 @@ def _range_of_dataset(folder: Path, files: Sequence[str]) -> dict[str, tuple[flo
 
 
 def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, Any] | str:
-    """The record of a file with its row of the index, or the reason why it cannot be read."""
+    """Returns a file's record and row of the index, or the reason why it cannot be read.
+
+    Raises:
+        DataError: the file exists, but the system cannot read it.
+        MissingExtraError: the file is DICOM, and pydicom is not installed.
+    """
     path = folder / file
     try:
         encoded = path.read_bytes()
     except FileNotFoundError as error:
         return str(error)
-    except OSError as error:  # may be mended, the file being the same
+    except OSError as error:  # not cached as unreadable, because it may be temporary
         raise DataError(f"{path} cannot be read: {error!r}.") from None
     try:
         decoded = images.examine(encoded, intensity)
@@ -266,10 +281,10 @@ def _describe(folder: Path, file: str, intensity: IntensityRange) -> dict[str, A
         raise MissingExtraError(f"{path} cannot be read: {error}.") from None
     image, sha256 = decoded.image, hashlib.sha256(encoded).hexdigest()
     record, digest, is_packed = encoded, sha256, False
-    most = min(_PACKED_BYTES, _PACKED_TIMES * len(encoded))
-    if not decoded.lossy and image.width * image.height <= most:
+    max_bytes = min(_MAX_PACKED_BYTES, _MAX_PACKED_RATIO * len(encoded))
+    if not decoded.lossy and image.width * image.height <= max_bytes:
         packed = packing.pack(image)
-        if is_packed := len(packed) <= most:
+        if is_packed := len(packed) <= max_bytes:
             record, digest = packed, hashlib.sha256(packed).hexdigest()
     grey = image.convert("L")
     levels, greys = pixels.levels(grey)

@@ -1,4 +1,4 @@
-"""Work on images by as many threads as there are cores: decoders run outside Python's lock."""
+"""Parallel work on images with threads, which suffice since decoders release Python's lock."""
 
 import os
 import sys
@@ -11,9 +11,14 @@ T = TypeVar("T")
 
 
 def read_ahead(function: Callable[[int], T], start: int, stop: int) -> Iterator[T]:
-    """Yields function(start), ..., function(stop - 1) in order, up to sixteen computed ahead.
+    """Yields function(start), ..., function(stop - 1) in order, computed ahead by threads.
 
-    Results must not be None: Grain leaves these out.
+    One thread per available core works up to 16 results ahead.
+
+    Args:
+        function: thread-safe function that must not return None, which Grain skips.
+        start: first argument of the function.
+        stop: end of the arguments, exclusive.
     """
     # A job may use fewer cores than the machine has.
     on_linux = sys.platform == "linux"

@@ -95,7 +95,7 @@ def test_a_set_of_12_bits_in_16_gets_advice(tmp_path, caplog):
 
 @pytest.mark.parametrize("packed_times", [8, 0])
 def test_the_range_of_the_set_is_that_of_all_its_files(tmp_path, packed_times, monkeypatch, caplog):
-    monkeypatch.setattr("egmae_jax.data.records._PACKED_TIMES", packed_times)
+    monkeypatch.setattr("egmae_jax.data.records._MAX_PACKED_RATIO", packed_times)
     arrays = [scene(k, 4095) for k in range(4)]
     arrays[2][0, 0] = 5000
     folder = write(tmp_path / "data", arrays)

@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_named(tree):
     data = prepared(tree)
     assert data.records.pixels(3).any()
     data.records._digests[3] = "0" * 64  # as of a file with a flipped bit
-    with pytest.raises(DamagedFileError, match="record 3 is not what was written"):
+    with pytest.raises(DamagedFileError, match="record 3 has changed since it was written"):
         data.records.pixels(3)
 
 
