@@ -367,7 +367,7 @@ def test_every_image_that_was_found_is_accounted_for(data, cache, tmp_path, capl
     assert (
         "29 images found: 15 train, 4 validation, 4 test, 4 left out (2 near-duplicates with "
         "different labels, 1 identical copies, 1 that would leak into validation or test)"
-        ", 1 unreadable, 1 of classes not asked for (cyst)"
+        ", 1 unreadable, 1 of classes not selected (cyst)"
     ) in caplog.text
 
 

@@ -1,8 +1,8 @@
-"""Train, validation and test parts that do not leak (paper section 4.1; METHOD.md section 2).
+"""Train, validation and test parts without leakage (paper section 4.1).
 
-What is split are groups, not images: a patient's or lesion's images and near-duplicates go to one
-part together. Assignment is greedy and stratified: groups in random order, the largest first, each
-to the part that lacks its classes most.
+Groups are split, not images: all images of one patient or lesion, and near-duplicates, are in the
+same part. The assignment is greedy and stratified: groups in random order, the largest first, each
+to the part that needs its classes most.
 """
 
 import itertools
@@ -20,28 +20,28 @@ from egmae_jax.data.datasets.base import leads_elsewhere
 PARTS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)  # indices into PARTS
 PROTOCOLS = ("grouped", "official", "image_level")
-_KEYS = {"file", "label", "split", "group", "sha256"}  # of a row of splits.json
-LEFT_OUT = -1  # in place of such an index, for an image that is in no part
+_KEYS = {"file", "label", "split", "group", "sha256"}  # fields of a row of splits.json
+LEFT_OUT = -1  # index of images that are in no part
 
 
 def assign(
     labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Assigns whole groups to parts so that every part gets its share of every class.
+    """Assigns groups to parts so that each part gets about its share of each class.
 
     Args:
-        labels: int [N].
-        groups: int [N].
-        shares: share of each part; positive, adding up to 1.
-        seed: for the random order of the groups.
+        labels: class of each image, int [N].
+        groups: group of each image, int [N].
+        shares: share of each part; positive, with sum 1.
+        seed: seed of the random order of the groups.
 
     Returns:
-        int [N], part of each image, as an index into `shares`.
+        Part of each image, int [N], as an index into `shares`.
     """
     rng = np.random.default_rng(seed)
     num_classes = labels.max() + 1
     _, members = np.unique(groups, return_inverse=True)
-    # content[g, c]: how many images of class c the group g holds.
+    # content[g, c] is the number of images of class c in group g.
     content = np.zeros((members.max() + 1, num_classes))
     np.add.at(content, (members, labels), 1)
     target = np.outer(shares, content.sum(axis=0))  # [parts, classes]
@@ -51,8 +51,8 @@ def assign(
     shuffled = rng.permutation(len(content))
     by_size = shuffled[np.argsort(-content[shuffled].sum(axis=1), kind="stable")]
     for group in by_size:
-        # Need is relative: a part that should get 8 of a class and has 4 is as empty as one that
-        # should get 56 and has 28. Ties go to the part with most room left.
+        # The need is relative: a part with 4 of its 8 images of a class is as empty as a part with
+        # 28 of 56. Ties go to the part with the most room left.
         need = ((1 - filled / target.clip(1e-9)) * content[group]).sum(axis=1)
         room = (target - filled).sum(axis=1)
         parts[group] = np.lexsort((room, need))[-1]
@@ -69,10 +69,18 @@ def fixed_split(
     test_share: float,
     seed: int,
 ) -> np.ndarray:
-    """Splits all images once.
+    """Splits all images into train, validation and test by groups.
+
+    Args:
+        labels: class of each image, int [N].
+        groups: group of each image, int [N].
+        classes: names of the classes.
+        validation_share: share of the images for validation.
+        test_share: share of the images for test.
+        seed: seed of the random order of the groups.
 
     Returns:
-        int [N], indices into PARTS.
+        Part of each image, int [N], as an index into PARTS.
 
     Raises:
         DataError: a class has too few groups to be in all three parts.
@@ -94,12 +102,19 @@ def fold_split(
     validation_share: float,
     seed: int,
 ) -> np.ndarray:
-    """Splits all images so that the test part is one of `num_folds` folds.
+    """Splits all images by groups, with one of several folds as the test part.
 
-    Validation takes `validation_share` of all images from the other folds.
+    Args:
+        labels: class of each image, int [N].
+        groups: group of each image, int [N].
+        classes: names of the classes.
+        fold: index of the fold that is the test part.
+        num_folds: number of folds.
+        validation_share: share of all images for validation, taken from the other folds.
+        seed: seed of the random order of the groups.
 
     Returns:
-        int [N], indices into PARTS.
+        Part of each image, int [N], as an index into PARTS.
 
     Raises:
         DataError: a class has too few groups.
@@ -125,21 +140,22 @@ def official_split(
     drop_leaks: bool,
     seed: int,
 ) -> np.ndarray:
-    """Keeps the data set's own parts, and takes those that it lacks from its train part by groups.
+    """Keeps the official parts, and splits missing ones off the official train part by groups.
 
     Args:
-        official: str [N], names of PARTS; '' counts as train.
-        labels: int [N].
-        groups: int [N].
-        classes: names of the labels.
-        validation_share: share of the train part that becomes validation where there is none.
-        test_share: share of the train part that becomes test where there is none.
-        drop_leaks: whether train images whose group reaches into validation or test, and
-            validation images whose group reaches into test, are left out.
-        seed: for the parts that are taken.
+        official: official part of each image, str [N]; '' counts as train.
+        labels: class of each image, int [N].
+        groups: group of each image, int [N].
+        classes: names of the classes.
+        validation_share: share of the train part that becomes validation if there is no official
+            validation part.
+        test_share: share of the train part that becomes test if there is no official test part.
+        drop_leaks: whether to leave out train images whose group has images in validation or test,
+            and validation images whose group has images in test.
+        seed: seed of the random order of the groups.
 
     Returns:
-        int [N], indices into PARTS, or LEFT_OUT.
+        Part of each image, int [N], as an index into PARTS or LEFT_OUT.
 
     Raises:
         DataError: a class has too few groups, or no image in one of the parts.
@@ -154,41 +170,41 @@ def official_split(
     if shares:
         pool = np.flatnonzero(parts == TRAIN)
         names = " and ".join(PARTS[part] for part in (TRAIN, *shares))
-        purpose = f"{names}, taken from the official train part,"
+        purpose = f"{names}, split off the official train part,"
         _require_groups(labels[pool], groups[pool], classes, 1 + len(shares), purpose)
         all_shares = (1 - sum(shares.values()), *shares.values())
-        taken = assign(labels[pool], groups[pool], all_shares, seed)
-        parts[pool] = np.array([TRAIN, *shares])[taken]
+        assigned = assign(labels[pool], groups[pool], all_shares, seed)
+        parts[pool] = np.array([TRAIN, *shares])[assigned]
     _require_every_class(parts, labels, classes, made={TRAIN, *shares} if shares else set())
     return parts
 
 
 def require_official(official: Sequence[str]) -> None:
-    """Refuses protocol 'official' for a data set that has no validation and no test part.
+    """Requires that a data set has an official validation or test part, for protocol 'official'.
 
     Args:
-        official: name of each image's part; '' for none.
+        official: official part of each image; '' if it has none.
 
     Raises:
-        DataError: says how its images can be split instead.
+        DataError: there is neither; the message describes the alternatives.
     """
     if any(part in PARTS[1:] for part in official):
         return
-    of_train = sum(part == "train" for part in official)
+    num_train = sum(part == "train" for part in official)
     raise DataError(
-        "data.protocol=official keeps the data set's own parts, but it has no validation and no "
-        f"test part: of {len(official)} images {of_train} are in its train part and "
-        f"{len(official) - of_train} in none. To split all by groups (patients, lesions, "
-        "near-duplicates): --config.data.protocol=grouped. A manifest tells the parts in a column "
-        "split."
+        "data.protocol=official keeps the official parts of a data set, but this one has no "
+        f"validation and no test part: of {len(official)} images {num_train} are in the train part "
+        f"and {len(official) - num_train} in none. Set --config.data.protocol=grouped to split all "
+        "images by groups (patients, lesions, near-duplicates), or list the images in a manifest "
+        "with a column split."
     )
 
 
 def made_parts(official: np.ndarray) -> tuple[str, ...]:
-    """Held-out parts that a data set lacks, so that they are taken from its train part.
+    """Returns the parts that a data set lacks, which are split off its official train part.
 
     Args:
-        official: str [N], name of each image's part; '' counts as train.
+        official: official part of each image, str [N]; '' if it has none.
     """
     return tuple(name for name in PARTS[1:] if name not in official)
 
@@ -202,19 +218,19 @@ def left_out(
     on_conflict: str,
     deduplicate: bool,
 ) -> np.ndarray:
-    """Chooses the images that no part gets.
+    """Selects the images to leave out of all parts.
 
     Args:
-        labels: int [N].
-        pairs: int [P, 2], near-duplicates.
-        pixel_hashes: str [N].
-        official: str [N], name of each image's official part; '' for none.
-        on_conflict: 'drop' leaves out both images of a pair with different labels.
-        deduplicate: keeps one of images with identical pixels, rather one of the official test part
-            than of validation, and of validation than of train.
+        labels: class of each image, int [N].
+        pairs: near-duplicates, int [P, 2].
+        pixel_hashes: digest of each image's pixels, str [N].
+        official: official part of each image, str [N]; '' if it has none.
+        on_conflict: 'drop' to leave out both images of each pair with different labels.
+        deduplicate: whether to keep only one of several images with identical pixels, preferably
+            one of the official test part, then of validation, then of train.
 
     Returns:
-        bool [N].
+        bool [N], True for images to leave out.
     """
     out = np.zeros(len(labels), bool)
     if on_conflict == "drop":
@@ -229,7 +245,7 @@ def left_out(
 
 
 def conflicts(labels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The pairs of near-duplicates whose labels differ, int [Q, 2]."""
+    """Returns the pairs of near-duplicates that have different labels, int [Q, 2]."""
     return pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
 
 
@@ -242,7 +258,7 @@ def _require_groups(
             raise DataError(
                 f"The class {name!r} has {(labels == label).sum()} images in {count} groups "
                 f"(patients, lesions, near-duplicates); {purpose} need at least {needed} groups of "
-                "it."
+                "each class."
             )
 
 
@@ -252,7 +268,14 @@ def _require_every_class(
     classes: Sequence[str],
     made: Container[int] = (TRAIN, VALIDATION, TEST),
 ) -> None:
-    """Refuses parts without an image of some class; `made` are those that are not official."""
+    """Raises DataError if a part has no image of a class.
+
+    Args:
+        parts: part of each image, int [N], as an index into PARTS or LEFT_OUT.
+        labels: class of each image, int [N].
+        classes: names of the classes.
+        made: indices of the parts that are not official, for the message.
+    """
     for (part, name), (label, class_name) in itertools.product(
         enumerate(PARTS), enumerate(classes)
     ):
@@ -260,15 +283,15 @@ def _require_every_class(
             continue
         if part in made:
             raise DataError(
-                f"No image of the class {class_name!r} came into the {name} part: its groups are "
-                "too few or too large. Raise data.validation_share or data.test_share, or choose "
+                f"The {name} part got no image of the class {class_name!r}, whose groups are too "
+                "few or too large. Increase data.validation_share or data.test_share, or choose "
                 "another data.split_seed."
             )
         raise DataError(
-            f"The official {name} part has no image of the class {class_name!r}, or all share a "
-            "group (patient, lesion, near-duplicates) with images that are tested on. Keep these "
-            "by --config.data.drop_leaks=False, split all images anew by "
-            "--config.data.protocol=grouped, or leave the class out by --config.data.classes."
+            f"The official {name} part has no image of the class {class_name!r}, or all of them "
+            "are in a group (patient, lesion, near-duplicates) with held-out images. Keep these "
+            "images with --config.data.drop_leaks=False, split all images again with "
+            "--config.data.protocol=grouped, or leave the class out with --config.data.classes."
         )
 
 
@@ -278,23 +301,23 @@ def account(
     unreadable: int,
     other_classes: Mapping[str, int],
 ) -> str:
-    """Says where all images of a data set have gone, in a sentence whose counts add up.
+    """Describes in one sentence, with counts that add up, how the images of a data set are used.
 
     Args:
         parts: {part: number of images}.
         left_out: {reason: number of readable images that are in no part}.
         unreadable: number of images that cannot be read.
-        other_classes: {class: number of images} of the classes that were not asked for.
+        other_classes: {class: number of images} of the classes that are not selected.
     """
-    rest = [f"{count} {reason}" for reason, count in left_out.items() if count]
-    gone = [f"{sum(left_out.values())} left out ({', '.join(rest)})"] if rest else []
-    gone += [f"{unreadable} unreadable"] if unreadable else []
+    reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
+    unused = [f"{sum(left_out.values())} left out ({', '.join(reasons)})"] if reasons else []
+    unused += [f"{unreadable} unreadable"] if unreadable else []
     if other_classes:
         names = ", ".join(list(other_classes)[:10]) + ", ..." * (len(other_classes) > 10)
-        gone += [f"{sum(other_classes.values())} of classes not asked for ({names})"]
+        unused += [f"{sum(other_classes.values())} of classes not selected ({names})"]
     total = sum((*parts.values(), *left_out.values(), unreadable, *other_classes.values()))
-    each = [f"{count} {part}" for part, count in parts.items()]
-    return f"{total} images found: {', '.join(each + gone)}"
+    used = [f"{count} {part}" for part, count in parts.items()]
+    return f"{total} images found: {', '.join(used + unused)}"
 
 
 def write(
@@ -305,9 +328,16 @@ def write(
     groups: np.ndarray,
     sha256: Sequence[str],
 ) -> None:
-    """Writes splits.json: a list of {"file", "label", "split", "group", "sha256"}.
+    """Writes splits.json, a list of {"file", "label", "split", "group", "sha256"}.
 
-    Images that are in no part are not listed.
+    Args:
+        path: path of splits.json.
+        files: paths of the N images, relative to the data folder.
+        labels: class names of the images.
+        parts: part of each image, int [N], as an index into PARTS. Images that are LEFT_OUT are not
+            listed.
+        groups: group of each image, int [N].
+        sha256: SHA-256 digests of the files, in hex.
     """
     rows = [
         {"file": f, "label": label, "split": PARTS[part], "group": int(group), "sha256": digest}
@@ -322,14 +352,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of splits.json.
 
     Raises:
-        DamagedFileError: the file is not what `write` wrote.
+        DamagedFileError: the file is missing, or its content is not in the format of `write`.
     """
     rows = read_json(path, RESTORE, list)
     try:
-        is_whole = all(row["split"] in PARTS and set(row) == _KEYS for row in rows)
-        is_whole = is_whole and not any(leads_elsewhere(row["file"]) for row in rows)
+        is_valid = all(row["split"] in PARTS and set(row) == _KEYS for row in rows)
+        is_valid = is_valid and not any(leads_elsewhere(row["file"]) for row in rows)
     except (TypeError, LookupError):
-        is_whole = False
-    if not is_whole:
-        raise DamagedFileError(path, "it is not what was written", RESTORE)
+        is_valid = False
+    if not is_valid:
+        raise DamagedFileError(path, "it is not a list of images with their parts", RESTORE)
     return rows

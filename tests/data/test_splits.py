@@ -119,7 +119,7 @@ def test_a_class_missing_from_a_part_is_an_error_that_says_what_to_change():
     # Class b comes only beside much of class a, which validation and test have enough of already.
     labels = np.array([0] * 60 + ([0] * 9 + [1]) * 3)
     groups = np.repeat([0, 1, 2, 3, 4, 5], [30, 20, 10, 10, 10, 10])
-    with pytest.raises(DataError, match=r"No image of the class 'b' .* data\.split_seed"):
+    with pytest.raises(DataError, match=r"no image of the class 'b'.* data\.split_seed"):
         fixed(labels, groups, ("a", "b"))
 
 
@@ -173,7 +173,7 @@ def test_official_parts_stay_and_validation_is_taken_from_train_where_it_is_miss
     assert (parts[:20] == 0).sum() == 16
     official = np.array(["train"] * 14 + ["validation"] * 6 + ["test"] * 10)
     np.testing.assert_array_equal(own_parts(official=official), [0] * 14 + [1] * 6 + [2] * 10)
-    with pytest.raises(DataError, match="train and validation, taken from the official train part"):
+    with pytest.raises(DataError, match="train and validation, split off the official train part"):
         own_parts(groups=np.concatenate([np.arange(20) % 2, np.arange(20, 30)]))
 
 
@@ -221,7 +221,7 @@ def test_conflicts_and_copies_are_left_out_by_choice(options, images):
 
 def test_a_data_set_without_held_out_parts_has_no_official_split():
     splits.require_official(["train", "", "test"])
-    with pytest.raises(DataError, match="of 3 images 1 are in its train part and 2 in none"):
+    with pytest.raises(DataError, match="of 3 images 1 are in the train part and 2 in none"):
         splits.require_official(["train", "", ""])
 
 
@@ -231,7 +231,7 @@ def test_the_account_adds_up():
     )
     assert text == (
         "110 images found: 70 train, 10 validation, 20 test, 3 left out (3 copies), 2 unreadable, "
-        "5 of classes not asked for (x, y)"
+        "5 of classes not selected (x, y)"
     )
     assert splits.account({"train": 1}, {"copies": 0}, 0, {}) == "1 images found: 1 train"
 
