@@ -1,8 +1,8 @@
-"""From records to arrays on the device, and the order in which training visits them.
+"""Feeds batches of images to the devices, and defines the order of the training images.
 
-A set that fits stays on the device, and a step gathers its batch by index; what does not fit is
-streamed by Grain, a block of batches at a time, while the device works. The step function, the
-examples of each step, their order and the random numbers are the same in both.
+A training set that fits is kept on the devices, and each step gathers its batch by index. A larger
+one is streamed from the records, a block of batches at a time, while the devices compute. Both use
+the same step function, images, order and random numbers.
 """
 
 import collections
@@ -24,20 +24,20 @@ from egmae_jax.data import images
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.data.threads import read_ahead
 
-MAX_STEPS = 256  # steps of one dispatch
-# Size of the batches that go to the devices together. Larger arrays take longer a byte: the system
-# gives them new memory each time.
+MAX_STEPS = 256  # largest number of steps per dispatch
+# Size of a block of batches. Larger arrays take longer per byte to transfer, because the system
+# allocates new memory for them each time.
 _BLOCK_BYTES = 32e6
 
 
 class Images(NamedTuple):
-    """Decoded images; numpy arrays on the host, jax arrays on the device.
+    """A batch or set of decoded images: NumPy arrays on the host, JAX arrays on the devices.
 
     Attributes:
-        pixels: uint8 [N, H, W, 3], or [N, H, W, 1] for grey; each image lies in the upper left
-            corner of its canvas.
+        pixels: uint8 [N, H, W, 3], or [N, H, W, 1] for grey; each image is in the upper left corner
+            of its canvas, and the rest is 0.
         sizes: int32 [N, 2], height and width of each image.
-        labels: int32 [N].
+        labels: int32 [N], class of each image.
     """
 
     pixels: Any
@@ -48,12 +48,16 @@ class Images(NamedTuple):
         return self.labels.shape[0]
 
     def take(self, indices: jax.Array | np.ndarray) -> "Images":
-        """Images at `indices`, int [B], as a batch."""
+        """Returns the images at `indices`, int [B]."""
         return Images(self.pixels[indices], self.sizes[indices], self.labels[indices])
 
 
 class HostStore:
-    """Keeps decoded images in the host's memory: as many as fit are decoded once."""
+    """Cache of decoded images in the host's memory.
+
+    Args:
+        max_bytes: size of the cache; images that do not fit are decoded again at each use.
+    """
 
     def __init__(self, max_bytes: float):
         self._bytes_left = max_bytes
@@ -61,7 +65,7 @@ class HostStore:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """Returns the image called `key`, and decodes it if it is not kept."""
+        """Returns the cached image of `key`; calls `decode`, and caches its result, if missing."""
         image = self._images.get(key)
         if image is None:
             image = decode()
@@ -73,15 +77,15 @@ class HostStore:
 
 
 class View(NamedTuple):
-    """How images are decoded for training or evaluation, onto one canvas.
+    """Decodes and resizes images for training or evaluation, on canvases of one size.
 
     Attributes:
         purpose: 'training' or 'evaluation'.
-        prepared: the data set.
+        prepared: data set of the images.
         color: 'rgb' or 'grey'.
-        resize: makes the view of an image.
-        size_of: width and height of the view by those of the image.
-        canvas: height and width that hold every view.
+        resize: function that makes the view of an image.
+        size_of: function from the width and height of an image to those of its view.
+        canvas: height and width of the canvas, at least those of every view.
     """
 
     purpose: str
@@ -92,13 +96,13 @@ class View(NamedTuple):
     canvas: tuple[int, int]
 
     def load(self, indices: np.ndarray, store: HostStore | None = None) -> Images:
-        """Decodes the images at `indices`, in this order; `store` keeps decoded images."""
+        """Decodes the images at `indices`, int [B]; `store` caches decoded images."""
         batch = self.empty((len(indices),))
         self.load_into(batch, indices, store)
         return batch
 
     def empty(self, shape: tuple[int, ...]) -> Images:
-        """Arrays for images, not initialised."""
+        """Returns uninitialised arrays for images; `shape` is that of the labels, such as (B,)."""
         return Images(
             np.empty((*shape, *self.canvas, self._channels), np.uint8),
             np.empty((*shape, 2), np.int32),
@@ -106,7 +110,7 @@ class View(NamedTuple):
         )
 
     def load_into(self, batch: Images, indices: np.ndarray, store: HostStore | None) -> None:
-        """Decodes the images at `indices` into the arrays of `batch`."""
+        """Decodes the images at `indices`, int [B], into the arrays of `batch`."""
         batch.labels[:] = self.prepared.labels[indices]
         for k, index in enumerate(np.asarray(indices).tolist()):
             decode = functools.partial(self._decode, index)
@@ -117,7 +121,7 @@ class View(NamedTuple):
             batch.pixels[k, :height, width:] = 0
 
     def nbytes(self, count: int) -> int:
-        """Bytes of the pixels of `count` images on the canvas."""
+        """Returns the size in bytes of the canvases of `count` images."""
         return count * self.canvas[0] * self.canvas[1] * self._channels
 
     @property
@@ -140,9 +144,14 @@ def training_view(
     resize: images.Resize,
     store_size: int,
 ) -> View:
-    """View from which random crops are taken, on a canvas for the images at `indices`.
+    """Returns the view from which random crops are taken.
 
-    The arguments are those of `images.training_view`.
+    Args:
+        prepared: data set of the images.
+        indices: indices of the images that the canvas must be large enough for.
+        color: 'rgb' or 'grey'.
+        resize: resize mode; see `images.training_view`.
+        store_size: length of the shorter side in pixels; see `images.training_view`.
     """
 
     def size_of(size: tuple[int, int]) -> tuple[int, int]:
@@ -162,7 +171,15 @@ def evaluation_view(
     image_size: int,
     resized: int | None = None,
 ) -> View:
-    """View that is evaluated, a square; the arguments are those of `images.evaluation_view`."""
+    """Returns the square view for evaluation.
+
+    Args:
+        prepared: data set of the images.
+        color: 'rgb' or 'grey'.
+        resize: resize mode; see `images.evaluation_view`.
+        image_size: side of the view in pixels.
+        resized: side before the centre crop; see `images.evaluation_view`.
+    """
     view = functools.partial(
         images.evaluation_view, resize=resize, image_size=image_size, resized=resized
     )
@@ -171,17 +188,17 @@ def evaluation_view(
 
 
 def load(view: View, indices: np.ndarray) -> Images:
-    """Decodes all images at `indices`, by as many threads as there are cores."""
-    loaded, size = view.empty((len(indices),)), 16
+    """Decodes all images at `indices`, int [N], with one thread per core."""
+    result, chunk_size = view.empty((len(indices),)), 16
 
     def fill(i: int) -> int:
-        chunk = slice(size * i, size * (i + 1))
-        view.load_into(Images(*(x[chunk] for x in loaded)), indices[chunk], store=None)
+        chunk = slice(chunk_size * i, chunk_size * (i + 1))
+        view.load_into(Images(*(x[chunk] for x in result)), indices[chunk], store=None)
         return i
 
-    for _ in read_ahead(fill, 0, math.ceil(len(indices) / size)):
+    for _ in read_ahead(fill, 0, math.ceil(len(indices) / chunk_size)):
         pass
-    return loaded
+    return result
 
 
 # --- Training ------------------------------------------------------------------------------------
@@ -189,14 +206,19 @@ def load(view: View, indices: np.ndarray) -> Images:
 
 @struct.dataclass
 class ResidentSteps:
-    """Batches of some steps, as indices [MAX_STEPS, B] into images on the device."""
+    """Batches of one dispatch, as indices into images on the devices.
+
+    Attributes:
+        images: all training images, on the devices.
+        indices: int32 [MAX_STEPS, B], images of each step's batch.
+    """
 
     images: Images
     indices: Any
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
-        """Batch of step i, split over the devices of a mesh; called inside jit."""
-        # NumPy's own under JAX_DEBUG_NANS, which runs the step again outside jit.
+        """Returns the batch of step i, split over the devices of a mesh; called inside jit."""
+        # A NumPy array if JAX_DEBUG_NANS is set, which runs the step again outside jit.
         indices = jnp.asarray(self.indices)[i]
         batch = self.images.take(sharding.split_batch(indices, mesh))
         return sharding.split_batch(batch, mesh)
@@ -204,24 +226,39 @@ class ResidentSteps:
 
 @struct.dataclass
 class StreamedSteps:
-    """Batches of some steps, from `offset` on in a block of images [steps, B, ...]."""
+    """Batches of one dispatch, in a block of batches on the devices.
+
+    Attributes:
+        images: images of the block, with arrays [steps, B, ...].
+        offset: index in the block of the first batch of the dispatch.
+    """
 
     images: Images
     offset: Any
 
     def batch(self, i: jax.Array, mesh: Mesh) -> Images:
-        """Batch of step i, split over the devices of a mesh; called inside jit."""
+        """Returns the batch of step i, split over the devices of a mesh; called inside jit."""
         return sharding.split_batch(Images(*(x[self.offset + i] for x in self.images)), mesh)
 
 
 class Resident:
-    """Feeds training from images that are on the device, in a given order."""
+    """Feeds training from images that are on the devices.
+
+    Args:
+        images: all training images, on the devices.
+        order: images of each batch.
+    """
 
     def __init__(self, images: Images, order: "Order"):
         self._images, self._order = images, order
 
     def steps(self, first: int, at_most: int) -> tuple[int, ResidentSteps]:
-        """Returns how many steps from `first` on are fed, up to `at_most`, and their batches."""
+        """Returns the number of steps of the next dispatch, and their batches.
+
+        Args:
+            first: first step of the dispatch.
+            at_most: upper limit of the number of steps.
+        """
         count = min(at_most, MAX_STEPS)
         indices = np.zeros((MAX_STEPS, self._order.batch_size), np.int32)
         indices[:count] = [self._order[first + i] for i in range(count)]
@@ -229,17 +266,17 @@ class Resident:
 
 
 class Stream:
-    """Feeds training from records, decoded ahead while the device works.
+    """Feeds training from records, which threads decode ahead while the devices compute.
 
-    Each host reads the rows of a batch that its devices train on.
+    Each host reads only the rows of a batch that its own devices train on.
 
     Args:
-        view: how images are decoded.
-        indices: training images among those of `view`; `order` counts these.
-        order: which images make up each batch.
+        view: decodes the images.
+        indices: indices of the training images in the data set, int [N].
+        order: images of each batch, as positions in `indices`.
         total_steps: number of steps of the stage.
         mesh: devices over which batches are split.
-        store: keeps decoded images; None: each is decoded whenever it is fed.
+        store: cache of decoded images; None: images are decoded at each use.
     """
 
     def __init__(
@@ -257,10 +294,15 @@ class Stream:
         self._block_steps = max(1, min(batches, MAX_STEPS, total_steps))
         self._next: int | None = None
         self._blocks: Iterator[Images] = iter(())
-        self._offset = self._block_steps  # of the next step in the block on the devices
+        self._offset = self._block_steps  # index of the next step in the block on the devices
 
     def steps(self, first: int, at_most: int) -> tuple[int, StreamedSteps]:
-        """Returns how many steps from `first` on are fed, up to `at_most`, and their batches."""
+        """Returns the number of steps of the next dispatch, and their batches.
+
+        Args:
+            first: first step of the dispatch; reading starts again if it is not the next one.
+            at_most: upper limit of the number of steps.
+        """
         if first != self._next:
             self._blocks, self._offset = self._read_blocks(first), self._block_steps
         if self._offset == self._block_steps:
@@ -271,7 +313,7 @@ class Stream:
         return count, steps
 
     def _read_blocks(self, start: int) -> Iterator[Images]:
-        """Yields blocks of the batches from `start` on, on the devices, all of one shape."""
+        """Yields blocks of batches on the devices, all of one shape, beginning at step `start`."""
         rows = sharding.local_rows(self._order.batch_size, self._mesh)
         blocks: collections.defaultdict[int, Images] = collections.defaultdict(
             lambda: self._view.empty((self._block_steps, len(rows)))
@@ -279,35 +321,40 @@ class Stream:
         lock = threading.Lock()
 
         def load(step: int) -> int:
-            number, place = divmod(step - start, self._block_steps)
+            number, offset = divmod(step - start, self._block_steps)
             with lock:
                 block = blocks[number]
             indices = self._indices[self._order[step][rows]]
-            self._view.load_into(Images(*(x[place] for x in block)), indices, self._store)
+            self._view.load_into(Images(*(x[offset] for x in block)), indices, self._store)
             return step
 
         for step in read_ahead(load, start, self._total_steps):
-            number, place = divmod(step - start, self._block_steps)
-            if place == self._block_steps - 1 or step == self._total_steps - 1:
+            number, offset = divmod(step - start, self._block_steps)
+            if offset == self._block_steps - 1 or step == self._total_steps - 1:
                 yield sharding.place_batches(blocks.pop(number), self._mesh)
 
 
 class Order:
-    """Order of training: which examples make up the batch of any step.
+    """Images of the batch of each training step.
 
-    The examples are shuffled anew each epoch and the epochs joined into one stream, which is cut
-    into batches: no batch is smaller than the others and no example is left out for good. The batch
-    of a step depends on the seed and the step alone, so resuming needs no state.
+    The images are shuffled again in each epoch, and the epochs are joined to one stream that is cut
+    into batches, so that all batches have the same size and no image is dropped. The batch depends
+    only on the seed and the step, so resuming needs no state.
+
+    Args:
+        num_examples: number of training images.
+        batch_size: number of images per step.
+        seed: integers that seed the shuffling.
     """
 
     def __init__(self, num_examples: int, batch_size: int, seed: tuple[int, ...]):
         self.batch_size = batch_size
         self._num_examples, self._seed = num_examples, seed
-        # A batch reaches into two epochs at most, unless the set is smaller than a batch.
+        # A batch contains images of at most two epochs, unless the set is smaller than a batch.
         self._epoch = functools.lru_cache(maxsize=4)(self._shuffle)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Examples of a step, int32 [batch_size], counted from 0."""
+        """Returns the images of a step, int32 [batch_size], counted from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self._num_examples)
         parts = [self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
@@ -322,14 +369,15 @@ class Order:
 
 
 class Evaluation:
-    """Feeds evaluation with every image of a part once, in batches of one shape.
+    """Feeds evaluation with each image of a part once, in batches of one shape.
 
     Args:
-        view: how images are decoded.
-        indices: images of the part among those of `view`.
+        view: decodes the images.
+        indices: indices of the part's images in the data set, int [N].
         mesh: devices over which batches are split.
-        resident: whether the images are kept on the devices.
-        store: keeps decoded images that are not resident; None: each is decoded every time.
+        resident: whether to keep the images on the devices.
+        store: cache of decoded images if they are not resident; None: images are decoded at each
+            use.
     """
 
     def __init__(
@@ -348,22 +396,22 @@ class Evaluation:
         return len(self._indices)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Images, np.ndarray, np.ndarray]]:
-        """Yields images, the indices of a batch among them [B], and its validity float32 [B].
+        """Yields images, the indices of a batch in them, int32 [B], and its mask, float32 [B].
 
-        The last batch is filled up with its first image, of validity 0, so that every image counts
-        exactly once.
+        The last batch is padded with its first image. The mask is 0 for padding and 1 for all other
+        images, so that each image counts once.
         """
         count = math.ceil(len(self) / batch_size)
-        wanted = np.arange(count * batch_size, dtype=np.int32).reshape(count, batch_size)
-        valid = (wanted < len(self)).astype(np.float32)
-        positions = np.where(valid, wanted, wanted[:, :1])
+        rows = np.arange(count * batch_size, dtype=np.int32).reshape(count, batch_size)
+        mask = (rows < len(self)).astype(np.float32)
+        indices = np.where(mask, rows, rows[:, :1])
         if self._resident is not None:
             for i in range(count):
-                yield self._resident, positions[i], valid[i]
+                yield self._resident, indices[i], mask[i]
             return
-        within = np.arange(batch_size, dtype=np.int32)
-        loaded = read_ahead(
-            lambda i: self._view.load(self._indices[positions[i]], self._store), 0, count
+        all_rows = np.arange(batch_size, dtype=np.int32)
+        batches = read_ahead(
+            lambda i: self._view.load(self._indices[indices[i]], self._store), 0, count
         )
-        for i, batch in enumerate(loaded):
-            yield sharding.replicate(batch, self._mesh), within, valid[i]
+        for i, loaded in enumerate(batches):
+            yield sharding.replicate(loaded, self._mesh), all_rows, mask[i]
