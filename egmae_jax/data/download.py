@@ -1,7 +1,8 @@
-"""Fetches the files of a data set that may be fetched, and unpacks its zip archives.
+"""Downloads the files of data sets that allow it, and unpacks zip archives.
 
-A zip archive with a member that leads out of the folder, is a link, or would fill the disk, is
-refused before anything is unpacked; what is unpacked appears when all of it is whole.
+A zip archive with links, with members that lead out of the folder, or with more content than the
+disk can hold is rejected before anything is unpacked. The unpacked files appear when all of them
+are complete.
 """
 
 import logging
@@ -22,16 +23,22 @@ from egmae_jax.data.datasets.base import leads_elsewhere
 
 logger = logging.getLogger(__name__)
 
-_MOST_INFLATED = 200  # times its size that an archive may unpack to: images hardly compress
-_LEAST_INFLATED = 1 << 20  # bytes that any archive may unpack to: tables and blank images compress
+# Largest ratio of an archive's unpacked size to its own; images hardly compress. Up to the second
+# limit, in bytes, any ratio is allowed, because tables and blank images compress well.
+_MAX_COMPRESSION_RATIO = 200
+_ALWAYS_ALLOWED_BYTES = 1 << 20
 
 
 def download(urls: Iterable[str], folder: Path) -> None:
-    """Fetches files into `folder` and unpacks the zip archives; what is there is not fetched again.
+    """Downloads files that do not exist yet into a folder, and unpacks the zip archives.
+
+    Args:
+        urls: addresses of the files.
+        folder: folder for the files and the content of the archives.
 
     Raises:
-        DataError: a file cannot be fetched, or an archive is damaged, has members that lead
-            elsewhere, or unpacks to absurdly much; nothing of it is unpacked.
+        DataError: a file cannot be downloaded; or an archive is damaged, contains links or members
+            that lead out of the folder, or unpacks to too many bytes, and is not unpacked.
     """
     for url in urls:
         path = folder / PurePosixPath(url).name
@@ -44,26 +51,26 @@ def download(urls: Iterable[str], folder: Path) -> None:
                 _unpack(path, folder)
         except UserError:
             raise
-        except Exception as error:  # damaged archives bring whatever their reader stumbles upon
+        except Exception as error:  # zipfile raises many types of errors for damaged archives
             raise DataError(
-                f"{path} cannot be unpacked ({error!r}); delete it and try again."
+                f"{path} cannot be unpacked ({error!r}); delete it and run the command again."
             ) from None
 
 
 def _fetch(url: str, path: Path) -> None:
     try:
-        with explain_storage_errors(path.parent):  # pooch moves the file there when it is whole
+        with explain_storage_errors(path.parent):  # pooch moves complete files there
             pooch.retrieve(url, None, path.name, path.parent, progressbar=True)
     except UserError:
         raise
-    except Exception as error:  # pooch passes on whatever its HTTP library raises
-        raise DataError(f"{url} cannot be fetched ({type(error).__name__}: {error}).") from None
+    except Exception as error:  # pooch passes on all errors of its HTTP library
+        raise DataError(f"{url} cannot be downloaded ({type(error).__name__}: {error}).") from None
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Unpacks an archive beside, and moves every file to its place once all are there."""
+    """Unpacks an archive into a temporary folder, and moves the files when all are complete."""
     with zipfile.ZipFile(path) as archive:
-        _require_harmless(path, archive.infolist())
+        _require_safe(path, archive.infolist())
         logger.info("Unpacking %s", path)
         with tempfile.TemporaryDirectory(prefix=".unpacking_", dir=folder) as unpacked:
             archive.extractall(unpacked)
@@ -73,18 +80,18 @@ def _unpack(path: Path, folder: Path) -> None:
                 file.replace(target)
 
 
-def _require_harmless(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuses an archive that unpacks to too much, or holds a member outside of the folder."""
-    inflated = sum(member.file_size for member in members)
+def _require_safe(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises DataError if an archive is too large, has links, or leads out of the folder."""
+    unpacked = sum(member.file_size for member in members)
     size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
     problem = None
-    if inflated > max(_MOST_INFLATED * size, _LEAST_INFLATED):
-        problem = f"would unpack from {size} to {inflated} bytes: it could be a decompression bomb"
-    elif inflated > free:
-        problem = f"would unpack to {inflated} bytes, of which {path.parent} has {free} free"
+    if unpacked > max(_MAX_COMPRESSION_RATIO * size, _ALWAYS_ALLOWED_BYTES):
+        problem = f"would unpack from {size} to {unpacked} bytes: it could be a decompression bomb"
+    elif unpacked > free:
+        problem = f"would unpack to {unpacked} bytes, but {path.parent} has only {free} bytes free"
     for member in members:
         if leads_elsewhere(member.filename) or stat.S_ISLNK(member.external_attr >> 16):
-            problem = f"holds {member.filename!r}, which leads out of the folder or is a link"
+            problem = f"contains {member.filename!r}, which leads out of the folder or is a link"
     if problem:
         raise DataError(f"{path} {problem}; nothing was unpacked.")
 

@@ -170,5 +170,5 @@ def test_pages_are_of_bounded_size_and_hold_everything(flawed, monkeypatch):
 
 
 def test_names_are_shortened_in_the_middle_to_what_fits():
-    assert contact_sheets.fitted("a" * 30 + "_007.png", 8, 2) == ["aaaaaaaa", "…007.png"]
-    assert contact_sheets.fitted("short.png", 8, 2) == ["short.pn", "g"]
+    assert contact_sheets.fit_text("a" * 30 + "_007.png", 8, 2) == ["aaaaaaaa", "…007.png"]
+    assert contact_sheets.fit_text("short.png", 8, 2) == ["short.pn", "g"]

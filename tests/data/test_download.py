@@ -63,7 +63,7 @@ def test_archives_are_fetched_once_and_unpacked(server, tmp_path):
 
 
 def test_an_address_that_does_not_answer_is_named(server, tmp_path):
-    with pytest.raises(DataError, match=r"missing\.zip cannot be fetched.*404"):
+    with pytest.raises(DataError, match=r"missing\.zip cannot be downloaded.*404"):
         download((server[1] + "missing.zip",), tmp_path / "data")
 
 
