@@ -1,4 +1,4 @@
-"""What a user should know of a data set before training on it, and what to do about it."""
+"""Problems of a data set that affect training or its results, with advice on each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,51 +12,56 @@ from egmae_jax.data import duplicates, pixels
 from egmae_jax.data.pixels import Finding
 from egmae_jax.data.prepare import Prepared
 
-_SUSPICIOUS = 0.1  # balanced accuracy above chance from which a confounder is worth a warning
-_UNEQUAL = 3.0  # images of the largest class to those of the smallest
-_FEW = 10  # groups of a class in the test part; with fewer its figures are rough
+_SUSPICIOUS = 0.1  # warn if a confounder's balanced accuracy exceeds chance by more than this
+_IMBALANCED = 3.0  # warn from this ratio of the largest class to the smallest
+_FEW_GROUPS = 10  # warn if a class has fewer groups in the test part, as its metrics are imprecise
 _FOLDS = 5
-_CORNER = 4  # thumbnail pixels of 32
+_CORNER = 4  # side of a corner in pixels of the 32x32 thumbnail
 _ADVICE = {
-    "size": "Find out why: other devices, sources or crops by class? A network sees all images at "
-    "one size, but also how much each was enlarged or cut. Reduce all to one size and one aspect "
-    "before training (--config.data.resize=squash does the latter), and test on images of another "
+    "size": "Find out why the size differs by class: different devices, sources or crops? A "
+    "network sees all images at one size, but it can also see how much each was enlarged or "
+    "cropped. Resize all images to one size and aspect ratio before training "
+    "(--config.data.resize=squash makes the aspect ratio equal), and test on images from another "
     "source.",
-    "mode": "--config.data.color=grey makes one channel of all images, so that grey or colour "
-    "tells nothing.",
-    "file type": "Compression leaves traces that a network sees. Save all images in one format and "
-    "quality, from the originals if they are there.",
-    "size and mode": "Find out what of both differs by class; --config.data.color=grey and images "
-    "of one size take it away.",
-    "corners": "Where tissue fills the picture this can be the disease; else it is letters, "
-    "markers, borders or another device. Look at them in classes_01.png, crop what is not of the "
-    "patient, and see by `egmae explain` whether the network looks there.",
-    "brightness": "It can be the disease's or the device's: compare the classes in classes_01.png. "
-    "If they come from several devices or hospitals, test on images of one that was not trained "
-    "on.",
+    "mode": "--config.data.color=grey converts all images to one channel, so that the mode no "
+    "longer reveals the class.",
+    "file type": "Compression leaves traces that a network can see. Save all images in one format "
+    "and quality, from the originals if possible.",
+    "size and mode": "Find out how size and mode together differ by class. "
+    "--config.data.color=grey and images of one size remove these differences.",
+    "corners": "If tissue fills the images, this can be the disease; otherwise it is text, "
+    "markers, borders or the device. Look at the corners in classes_01.png, crop everything that "
+    "is not the patient, and check with `egmae explain` whether the network uses the corners.",
+    "brightness": "The cause can be the disease or the device: compare the classes in "
+    "classes_01.png. If the images come from several devices or hospitals, test on images from one "
+    "that is not in the training part.",
 }
 
 
 def confounders(prepared: Prepared) -> dict[str, float]:
-    """Balanced accuracy with which what is no disease tells the class, cross-validated by groups.
+    """Measures how well features that are unrelated to the disease predict the class.
 
-    A shallow tree predicts the class from an image's height and width, from the mode its file is
-    stored in, from both, from the file's type, from the four corners of its thumbnail, and from the
-    mean and spread of its grey values. Images of a group are in one fold. Chance is 1 / number of
-    classes; a network can learn what lies above the threshold instead of the disease. The threshold
-    is a tenth above chance or, where there are few groups, two standard errors of chance above it.
+    A shallow decision tree predicts the class from the height and width of an image, from the
+    storage mode of its file, from both, from the file type, from the four corners of the thumbnail,
+    and from the mean and standard deviation of the grey values. The score is the balanced accuracy
+    of a cross-validation in which each group is in one fold. A network may learn a feature that
+    scores above the threshold instead of the disease. The threshold is .1 above chance or, if there
+    are few groups, two standard errors of chance above it.
+
+    Args:
+        prepared: data set to measure.
 
     Returns:
-        Chance, threshold and the balanced accuracy of each feature, by name; empty where a class
-        has fewer than two groups, so that there is nothing to test on.
+        'chance' (1 / number of classes), 'threshold', and the balanced accuracy of each feature by
+        its name; empty if a class has fewer than two groups, which leaves nothing to test on.
     """
     labels, groups, num_classes = prepared.labels, prepared.groups, len(prepared.classes)
-    evidence = _groups_by_class(prepared)
-    folds = min(_FOLDS, int(evidence.min()))
+    group_counts = _groups_by_class(prepared)
+    folds = min(_FOLDS, int(group_counts.min()))
     if folds < 2:
         return {}
     chance = 1 / num_classes
-    error = np.sqrt((chance * (1 - chance) / evidence).sum()) / num_classes
+    error = np.sqrt((chance * (1 - chance) / group_counts).sum()) / num_classes
     scores = {"chance": chance, "threshold": float(chance + max(_SUSPICIOUS, 2 * error))}
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     parts = list(split.split(np.zeros(len(labels)), labels, groups))
@@ -68,17 +73,18 @@ def confounders(prepared: Prepared) -> dict[str, float]:
 
 
 def _groups_by_class(prepared: Prepared) -> np.ndarray:
-    """How many groups (patients, lesions, near-duplicates) each class has, int [classes]."""
+    """Counts the groups (patients, lesions, near-duplicates) of each class, int [num_classes]."""
     pairs = np.unique(np.stack([prepared.labels, prepared.groups]), axis=1)
     return np.bincount(pairs[0], minlength=len(prepared.classes))
 
 
 def _features(prepared: Prepared) -> dict[str, np.ndarray]:
+    """Returns the features of `confounders` by name, each [N, num_values]."""
     modes = _one_hot(prepared.modes)
     types = _one_hot([file.rpartition(".")[2].lower() for file in prepared.files])
     thumbnails = prepared.descriptors.astype(np.float32)
-    near, far = slice(None, _CORNER), slice(-_CORNER, None)
-    corners = [thumbnails[:, rows, columns] for rows in (near, far) for columns in (near, far)]
+    first, last = slice(None, _CORNER), slice(-_CORNER, None)
+    corners = [thumbnails[:, rows, columns] for rows in (first, last) for columns in (first, last)]
     return {
         "size": prepared.sizes,
         "mode": modes,
@@ -97,11 +103,11 @@ def _one_hot(names: Sequence[str] | np.ndarray) -> np.ndarray:
 
 
 def findings(prepared: Prepared, audit: Mapping[str, Any]) -> list[Finding]:
-    """All findings, the gravest first.
+    """Lists all problems of a data set, the most serious first.
 
     Args:
-        prepared: the data set.
-        audit: what else `audit.audit` says of it.
+        prepared: data set.
+        audit: results of `audit.audit` other than the findings.
     """
     return [
         *_unreadable(audit),
@@ -119,10 +125,10 @@ def _unreadable(audit: Mapping[str, Any]) -> Iterator[Finding]:
     if count := len(audit["unreadable"]):
         yield Finding(
             "unreadable",
-            f"Images that cannot be read: {count}, such as {audit['unreadable'][0]} (all in "
-            "audit.json).",
-            "A run stops at them. Mend or delete them, or let --config.data.on_error=skip leave "
-            "them out.",
+            f"Images that cannot be read: {count}, such as {audit['unreadable'][0]} (audit.json "
+            "lists all).",
+            "A run stops with an error. Repair or delete these images, or leave them out with "
+            "--config.data.on_error=skip.",
         )
 
 
@@ -133,9 +139,9 @@ def _across_classes(audit: Mapping[str, Any]) -> Iterator[Finding]:
             "labels",
             f"Pairs of near-identical images with different labels: {count}, such as {first} and "
             f"{second}.",
-            "One of the labels is wrong, or the image shows both. They are first in "
-            "near_duplicates_01.png, in red: mend the labels, or let "
-            "--config.data.on_conflict=drop leave both images of a pair out.",
+            "One of the labels is wrong, or the image shows both classes. near_duplicates_01.png "
+            "shows these pairs first, in red. Correct the labels, or leave out both images of each "
+            "pair with --config.data.on_conflict=drop.",
         )
 
 
@@ -144,43 +150,44 @@ def _across_parts(prepared: Prepared) -> Iterator[Finding]:
     held_out = prepared.held_out
     if not held_out.any():
         return
-    parted = [
+    leaking = [
         members
         for members in duplicates.members(prepared.groups)
         if len(np.unique(official[members])) > 1 and held_out[members].any()
     ]
-    if not parted:
+    if not leaking:
         return
-    training = sum(int((~held_out[members]).sum()) for members in parted)
+    training = sum(int((~held_out[members]).sum()) for members in leaking)
     yield Finding(
         "leaks",
-        "Groups of images that belong together (near-identical, or of one patient or lesion) in "
-        f"several official parts: {len(parted)}; {training} of their images are in training.",
-        "Figures on the official test part are too good where these stay. data.protocol='grouped' "
-        "splits all images anew, by groups; 'official' keeps the parts and, by data.drop_leaks, "
-        f"leaves these {training} training images out.",
+        "Groups (near-identical images, or images of one patient or lesion) that are in several "
+        f"official parts: {len(leaking)}; {training} of their images are in training.",
+        "These images make results on the official test part too good. data.protocol='grouped' "
+        "splits all images again, by groups; 'official' keeps the parts and, with data.drop_leaks, "
+        f"leaves out these {training} training images.",
     )
 
 
 def _confounded(prepared: Prepared, scores: Mapping[str, float]) -> Iterator[Finding]:
     if not scores:
-        lacking = prepared.classes[_groups_by_class(prepared).argmin()]
+        smallest = prepared.classes[_groups_by_class(prepared).argmin()]
         yield Finding(
             "confounders",
-            "Whether size, mode or the like tell the class cannot be tested: the images of "
-            f"{lacking} are one group.",
-            "A run needs three groups of each class (patients, lesions, near-duplicates): gather "
-            "more images of it, or leave the class out by --config.data.classes.",
+            "It cannot be tested whether size, mode and similar features reveal the class: the "
+            f"images of {smallest} are one group.",
+            "A run needs three groups of each class (patients, lesions, near-duplicates): collect "
+            "more images of this class, or leave it out with --config.data.classes.",
         )
         return
     suspicious = [name for name in _ADVICE if scores[name] > scores["threshold"]]
     if {"size", "mode"} & set(suspicious):
         suspicious = [name for name in suspicious if name != "size and mode"]
     for name in suspicious:
+        verb = "predict" if name in ("corners", "size and mode") else "predicts"
         yield Finding(
             name,
-            f"The class shows in {name} alone: balanced accuracy {scores[name]:.3f}, where chance "
-            f"is {scores['chance']:.3f}.",
+            f"The {name} alone {verb} the class: balanced accuracy {scores[name]:.3f}, where "
+            f"chance is {scores['chance']:.3f}.",
             _ADVICE[name],
         )
 
@@ -192,11 +199,11 @@ def _copies(audit: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "near-duplicates",
             f"Pairs of near-identical images: {count}, in {near['groups']} groups"
-            + (f"; of identical ones {extra} could go." if extra else "."),
-            "Look at them in near_duplicates_01.png and those that follow. A run keeps each group "
-            "in one part (data.protocol='grouped'); 'image_level' would test on what was trained "
-            "on."
-            + (" --config.data.deduplicate=True keeps one of identical images." if extra else ""),
+            + (f"; {extra} are extra copies of identical images." if extra else "."),
+            "Look at them in near_duplicates_01.png and the following pages. A run keeps each "
+            "group in one part (data.protocol='grouped'); 'image_level' would test on images that "
+            "were trained on."
+            + (" --config.data.deduplicate=True removes the extra copies." if extra else ""),
         )
 
 
@@ -205,21 +212,23 @@ def _classes(prepared: Prepared) -> Iterator[Finding]:
     least, most = counts.argmin(), counts.argmax()
     small, large = prepared.classes[least], prepared.classes[most]
     ratio, share = counts[most] / counts[least], counts[most] / counts.sum()
-    if ratio >= _UNEQUAL:
+    if ratio >= _IMBALANCED:
         yield Finding(
             "imbalance",
-            f"Classes are unequal: {counts[most]} images of {large}, {counts[least]} of {small}, "
-            f"{ratio:.1f} times fewer. Always saying {large} has accuracy {share:.3f}.",
-            "Judge by macro F1, macro recall and each class's figures, not by accuracy: the report "
-            f"has them. Images of {small} are worth most.",
+            f"The classes are imbalanced: {counts[most]} images of {large}, but {counts[least]} of "
+            f"{small}, {ratio:.1f} times fewer. Always predicting {large} has accuracy "
+            f"{share:.3f}.",
+            "Judge results by macro F1, macro recall and the metrics of each class, which the "
+            f"report has, not by accuracy. More images of {small} would help most.",
         )
-    evidence = zip(prepared.classes, _groups_by_class(prepared).tolist(), strict=True)
-    if few := [f"{name} there are {count} groups" for name, count in evidence if count < 5 * _FEW]:
+    group_counts = zip(prepared.classes, _groups_by_class(prepared).tolist(), strict=True)
+    limit = 5 * _FEW_GROUPS
+    if few := [f"{name} has {count} groups" for name, count in group_counts if count < limit]:
         yield Finding(
             "few images",
-            f"Of {', '.join(few)}: a test part of a fifth has fewer than {_FEW} of them.",
-            "Their figures will be rough, as the intervals say. Gather more, or test all images by "
-            "--config.rounds.kind=folds.",
+            f"{', '.join(few)}: a test part of a fifth has fewer than {_FEW_GROUPS} of them.",
+            "The metrics of these classes will be imprecise, as their intervals show. Collect more "
+            "images, or test on all images with --config.rounds.kind=folds.",
         )
 
 
@@ -228,9 +237,9 @@ def _patients(prepared: Prepared) -> Iterator[Finding]:
     if len(np.unique(prepared.groups)) == len(prepared.groups) - copies:
         yield Finding(
             "patients",
-            "Which images are of one patient is not known: only near-identical ones are kept "
-            "together.",
-            "If there are several of a patient, say so, or the test is of memory: "
-            "--config.data.group_pattern finds the patient in a file's name, and manifest.csv has "
-            "a column 'group'.",
+            "It is not known which images are of one patient: only near-identical images are kept "
+            "in one part.",
+            "If patients have several images, define the patients, or the test measures "
+            "memorisation: --config.data.group_pattern extracts the patient from a file's name, "
+            "and manifest.csv has a column 'group'.",
         )

@@ -89,8 +89,8 @@ def test_the_command_prints_and_saves(flawed, tmp_path, capsys):
     )
     printed = " ".join(capsys.readouterr().out.split())
     assert "different labels: 1, such as cat/1.png and dog/crossing.png." in printed
-    assert "The class shows in mode alone: balanced accuracy" in printed
-    assert "-> --config.data.color=grey makes one channel" in printed
+    assert "The mode alone predicts the class: balanced accuracy" in printed
+    assert "-> --config.data.color=grey converts all images" in printed
     assert "2 of several images" in printed
     saved = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert saved["near_duplicates"]["pairs"] == 2
@@ -138,9 +138,9 @@ def test_unequal_and_small_classes_are(tmp_path):
     findings = {
         x["about"]: x["finding"] for x in audit.audit(prepared(tmp_path / "data"))["findings"]
     }
-    assert "60 images of cat, 12 of dog, 5.0 times fewer" in findings["imbalance"]
-    assert "Always saying cat has accuracy 0.833" in findings["imbalance"]
-    assert findings["few images"].startswith("Of dog there are 12 groups")
+    assert "60 images of cat, but 12 of dog, 5.0 times fewer" in findings["imbalance"]
+    assert "Always predicting cat has accuracy 0.833" in findings["imbalance"]
+    assert findings["few images"].startswith("dog has 12 groups")
 
 
 def test_groups_across_official_parts_are_with_what_they_cost(flawed):
@@ -165,7 +165,7 @@ def test_pages_are_of_bounded_size_and_hold_everything(flawed, monkeypatch):
     # Four pairs a row, 25 rows, and 20 images in three more; ten rows a page.
     assert len(pages) == 3
     assert all(page.width <= 1300 and page.height <= 2300 for page in pages)
-    monkeypatch.setattr(contact_sheets, "_MOST_PAGES", 2)
+    monkeypatch.setattr(contact_sheets, "_MAX_PAGES", 2)
     assert len(list(contact_sheets.pages(data, sections))) == 2
 
 
