@@ -1,8 +1,8 @@
-"""Audit of a data set: what a split has to know, and a reader of the results too.
+"""Audit of a data set, for problems that affect training or its results.
 
-It counts images, copies within and across classes and official parts, groups, sizes and modes, asks
-whether what is no disease tells the class, says what to do about each finding, and draws contact
-sheets of each class and of all near-duplicates.
+The audit counts images, groups, sizes and modes, and copies within and across classes and official
+parts; tests whether features that are unrelated to the disease predict the class; gives advice on
+each problem; and draws contact sheets of each class and of all near-duplicates.
 """
 
 import collections
@@ -24,12 +24,12 @@ from egmae_jax.data.contact_sheets import Section
 from egmae_jax.data.findings import confounders, findings
 from egmae_jax.data.prepare import Prepared
 
-_IMAGES_OF_CLASS = 2 * contact_sheets.COLUMNS  # that are drawn
-_MOST_PAIRS = 100_000  # that audit.json lists: some ten megabytes
+_IMAGES_PER_CLASS = 2 * contact_sheets.COLUMNS  # images of each class on the contact sheets
+_MAX_PAIRS = 100_000  # largest number of pairs in audit.json, which take some ten megabytes
 
 
 def audit(prepared: Prepared) -> dict[str, Any]:
-    """Audits a data set; returns all results as JSON-like values."""
+    """Audits a data set; returns all results as JSON-like values, the content of audit.json."""
     labels, names = prepared.labels, prepared.classes
     parts = np.array([part or "none" for part in prepared.official])
     sizes = collections.Counter(f"{w}x{h}" for h, w in prepared.sizes.tolist())
@@ -49,8 +49,6 @@ def audit(prepared: Prepared) -> dict[str, Any]:
             if (parts == part).any()
         },
         **_copies(prepared, parts),
-        # What is split: images of one patient or lesion and near-duplicates are one group, and
-        # every other image is one of its own.
         "groups": {
             "number": len(group_sizes),
             "of_one": int((group_sizes == 1).sum()),
@@ -75,7 +73,7 @@ def audit(prepared: Prepared) -> dict[str, Any]:
 
 
 def _copies(prepared: Prepared, parts: np.ndarray) -> dict[str, Any]:
-    """Results on identical and near-identical images."""
+    """Returns the results on identical and near-identical images."""
     files, pairs = prepared.files, prepared.pairs
     identical = duplicates.members(prepared.pixel_hashes)
     near = near_duplicate_groups(prepared)
@@ -99,22 +97,22 @@ def _copies(prepared: Prepared, parts: np.ndarray) -> dict[str, Any]:
             "pairs_across_classes": len(conflicts),
             "pairs_across_official_parts": int((parts[pairs[:, 0]] != parts[pairs[:, 1]]).sum()),
             "conflicts": [[files[i], files[j]] for i, j in conflicts],
-            # In the order, and by the numbers from 1, of the contact sheets.
+            # In the order of the contact sheets, which number the groups from 1.
             "members": [[files[i] for i in members] for members in near],
-            "listed": [[files[i], files[j]] for i, j in pairs[:_MOST_PAIRS]],
+            "listed": [[files[i], files[j]] for i, j in pairs[:_MAX_PAIRS]],
         },
     }
 
 
 def _pixels(prepared: Prepared) -> dict[str, Any]:
-    """Results on the values of the pixels, as their files store them and as they are decoded."""
+    """Returns the results on the pixel values, both as stored and as decoded."""
     values, intensity = prepared.pixels, prepared.intensity
     used = values.bits_used
     return {
         "intensity_range": intensity.rule,
         "range_of_dataset": {kind: list(ends) for kind, ends in intensity.of_dataset.items()},
         "bits": _count(values.bits),
-        "bits_used": {  # by the bits that the files declare
+        "bits_used": {  # for each number of declared bits
             str(bits): _count(used[values.bits == bits]) for bits in np.unique(values.bits).tolist()
         },
         "grey_levels": {
@@ -139,34 +137,41 @@ def _pixels(prepared: Prepared) -> dict[str, Any]:
 
 
 def _count(values: np.ndarray) -> dict[str, int]:
-    """{value: how often it occurs}, by ascending values."""
-    different, counts = np.unique(values, return_counts=True)
-    return dict(zip(map(str, different.tolist()), counts.tolist(), strict=True))
+    """Returns {value: number of occurrences}, in ascending order of the values."""
+    distinct, counts = np.unique(values, return_counts=True)
+    return dict(zip(map(str, distinct.tolist()), counts.tolist(), strict=True))
 
 
 def near_duplicate_groups(prepared: Prepared) -> list[np.ndarray]:
-    """Indices of images that pairs of near-duplicates join, two or more each, the gravest first.
+    """Returns the groups of near-duplicates as indices of images, the most serious first.
 
-    Groups of several classes come first, then those of several official parts, then the largest.
+    Groups with several classes come first, then those in several official parts, then the largest.
     """
 
     def rank(members: np.ndarray) -> tuple[bool, bool, int, int]:
         classes, parts = prepared.labels[members], prepared.official[members]
-        is_alike = len(np.unique(classes)) == 1, len(np.unique(parts)) == 1
-        return (*is_alike, -len(members), int(members[0]))
+        is_uniform = len(np.unique(classes)) == 1, len(np.unique(parts)) == 1
+        return (*is_uniform, -len(members), int(members[0]))
 
     return sorted(prepared.near_duplicates, key=rank)
 
 
 def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
-    """Writes audit.json and the contact sheets, and returns the audit.
+    """Writes audit.json and the contact sheets, and returns the results of the audit.
 
-    classes_01.png and those that follow show some images of each class, near_duplicates_01.png and
-    so on the groups of near-duplicates, those of several classes in red.
+    classes_01.png and the following pages show some images of each class. near_duplicates_01.png
+    and the following pages show the groups of near-duplicates, in red if they have several classes.
+
+    Args:
+        prepared: data set to audit.
+        folder: folder for the files; contact sheets of an earlier audit are deleted.
     """
     result = audit(prepared)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"classes": _classes(prepared), "near_duplicates": _near(prepared)}
+    kinds = {
+        "classes": _class_sections(prepared),
+        "near_duplicates": _near_duplicate_sections(prepared),
+    }
     result["sheets"] = [
         name
         for kind, sections in kinds.items()
@@ -176,15 +181,15 @@ def save(prepared: Prepared, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _classes(prepared: Prepared) -> Iterator[Section]:
+def _class_sections(prepared: Prepared) -> Iterator[Section]:
     rng = np.random.default_rng(0)
     for label, name in enumerate(prepared.classes):
         members = np.flatnonzero(prepared.labels == label)
-        drawn = np.sort(rng.permutation(members)[:_IMAGES_OF_CLASS])
+        drawn = np.sort(rng.permutation(members)[:_IMAGES_PER_CLASS])
         yield Section(f"{name}: {len(drawn)} of {len(members)} images", drawn.tolist())
 
 
-def _near(prepared: Prepared) -> Iterator[Section]:
+def _near_duplicate_sections(prepared: Prepared) -> Iterator[Section]:
     for number, members in enumerate(near_duplicate_groups(prepared), start=1):
         title = f"{number}: {len(members)} images"
         if is_conflict := len(np.unique(prepared.labels[members])) > 1:
@@ -195,7 +200,7 @@ def _near(prepared: Prepared) -> Iterator[Section]:
 
 
 def _save_sheets(folder: Path, kind: str, pages: Iterable[PIL.Image.Image]) -> Iterator[str]:
-    """Writes pages as <kind>_01.png and so on, and deletes those of an earlier audit."""
+    """Writes pages as <kind>_01.png etc., deletes those of an earlier audit, and yields names."""
     for old in folder.glob(f"{kind}_[0-9][0-9].png"):
         old.unlink()
     for number, page in enumerate(pages, start=1):
@@ -204,7 +209,7 @@ def _save_sheets(folder: Path, kind: str, pages: Iterable[PIL.Image.Image]) -> I
 
 
 def show(result: dict[str, Any], folder: Path) -> None:
-    """Prints an audit that was saved in `folder`."""
+    """Prints the results of an audit, which `save` has written to `folder`."""
     terminal = rich.console.Console(highlight=False, emoji=False)
     terminal.print(f"\n[bold]{result['dataset']}[/]: {result['images']} images")
     terminal.print(_table(result))
@@ -218,7 +223,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
 
 
 def _table(result: dict[str, Any]) -> rich.table.Table:
-    """Images of each class by official part, and how they are stored."""
+    """Returns a table of the number of images per class and official part, and of the modes."""
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
     table.add_column("Class", overflow="fold")
     for part in result["counts"]:
@@ -235,30 +240,32 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
     same, near, groups = (result[x] for x in ("identical_pixels", "near_duplicates", "groups"))
     sizes, values = result["sizes"], result["pixels"]
     yield splits.account(
-        {"described here": result["images"]},
+        {"audited": result["images"]},
         {},
         len(result["unreadable"]),
         result["other_classes"],
     )
     yield (
-        f"identical pixels: {same['groups']} groups, {same['extra_copies']} extra copies; "
-        f"{same['groups_across_folders']} groups span folders, {same['groups_across_classes']} "
-        f"classes, {same['groups_across_official_parts']} official parts"
+        f"identical pixels: {same['groups']} groups with {same['extra_copies']} extra copies; "
+        f"{same['groups_across_folders']} groups are in several folders, "
+        f"{same['groups_across_classes']} in several classes, "
+        f"{same['groups_across_official_parts']} in several official parts"
     )
     yield (
-        f"near-duplicates: {near['pairs']} pairs in {near['groups']} groups, the largest of "
-        f"{near['largest_group']}; {near['pairs_across_classes']} pairs join two classes, "
+        f"near-duplicates: {near['pairs']} pairs in {near['groups']} groups of at most "
+        f"{near['largest_group']} images; {near['pairs_across_classes']} pairs have two classes, "
         f"{near['pairs_across_official_parts']} two official parts"
     )
     yield (
-        f"{groups['number']} groups, which a split keeps whole: {groups['of_several']} of several "
-        f"images (near-duplicates, or of one patient or lesion; {groups['images_of_several']} "
-        f"images, at most {groups['largest']} in one), {groups['of_one']} of one image"
+        f"{groups['number']} groups, each of which a split keeps in one part: "
+        f"{groups['of_several']} of several images (near-duplicates, or images of one patient or "
+        f"lesion; {groups['images_of_several']} images, at most {groups['largest']} per group), "
+        f"{groups['of_one']} of one image"
     )
     frequent = ", ".join(f"{size} ({count})" for size, count in sizes["most_frequent"].items())
-    yield f"sizes: {sizes['different']} different, most often {frequent}"
+    yield f"sizes: {sizes['different']} different, most frequent {frequent}"
     yield "pixels: " + "; ".join(
-        f"{declared} bits a value ({count} images), used "
+        f"{declared} bits per value ({count} images), bits used: "
         + ", ".join(f"{bits} ({n})" for bits, n in values["bits_used"][declared].items())
         for declared, count in values["bits"].items()
     )
