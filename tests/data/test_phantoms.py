@@ -163,7 +163,7 @@ def test_a_folder_of_anything_else_is_refused_and_left_as_it_is(tmp_path, monkey
     else:
         parameters[change] += 1
     before = files(tmp_path / "demo")
-    with pytest.raises(UserError, match=r"demo \(data\.dir\) holds .* are to be written: remove"):
+    with pytest.raises(UserError, match=r"demo \(data\.dir\) contains .* were requested: remove"):
         write(tmp_path / "demo", **parameters)
     assert files(tmp_path / "demo") == before
 

@@ -282,7 +282,7 @@ def test_phantoms_are_generated_where_there_is_no_folder(tmp_path, monkeypatch):
     assert (len(data.files), len(data.classes)) == (3, 3)
     assert prepared(tmp_path / "phantoms", "phantoms").sha256 == data.sha256
     monkeypatch.setattr(phantoms, "IMAGES_PER_CLASS", 2)  # as another version might
-    with pytest.raises(UserError, match=r"data\.dir.*holds phantoms of .*remove the folder"):
+    with pytest.raises(UserError, match=r"data\.dir.*contains phantoms with .*remove the folder"):
         prepared(tmp_path / "phantoms", "phantoms")
 
 
