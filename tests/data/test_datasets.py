@@ -204,7 +204,7 @@ def test_isic_says_what_its_tables_and_folders_do_not_share(tmp_path, caplog):
         f"{folder.name}/ISIC_1.jpg": "L1",
         f"{folder.name}/ISIC_2.PNG": None,
     }
-    assert "1 images are not used" in caplog.text
+    assert "are not used because" in caplog.text
     assert "list them: ISIC_3" in caplog.text
     assert "and each is treated as a lesion of its own: ISIC_2" in caplog.text
 
@@ -215,7 +215,7 @@ def test_isic_says_what_its_tables_and_folders_do_not_share(tmp_path, caplog):
         (f"{ISIC_HEADER}ISIC_1,1,1,0,0,0,0,0\n", "line 2: 2 classes are 1; exactly one must be"),
         (f"{ISIC_HEADER}ISIC_1,1,0\n", "line 2 has 3 values, but its first line names 8"),
         ("image,MEL\nISIC_1,1\n", "no column AKIEC, BCC, BKL, DF, NV, VASC"),
-        (f"{ISIC_HEADER}ISIC_7,1,0,0,0,0,0,0\n", "1 images of .* are not in .*: ISIC_7"),
+        (f"{ISIC_HEADER}ISIC_7,1,0,0,0,0,0,0\n", "1 images that .* lists are not in .*ISIC_7"),
         (None, r"no ISIC2018_Task3_Training_GroundTruth\.csv"),
     ],
 )

@@ -324,7 +324,7 @@ def test_chosen_classes_are_matched_as_a_reader_would(tree, caplog):
     assert data.classes == ("benign", "normal")
     assert data.other_classes == {"malignant": 6}
     assert "data.classes: 'Normal' selects the class 'normal'" in caplog.text
-    with pytest.raises(DataError, match=r"names 'bening'; .* has benign, malignant, normal"):
+    with pytest.raises(DataError, match=r"contains 'bening', but .* are benign, malignant, normal"):
         prepared(tree, classes=("bening", "normal"))
 
 

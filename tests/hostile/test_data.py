@@ -87,7 +87,7 @@ def isic(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", "x" * 300])
 def test_no_name_of_an_isic_table_leads_out_of_its_folder(isic, name):
-    with pytest.raises(DataError, match=r"1 images of .* are not in "):
+    with pytest.raises(DataError, match=r"1 images that .* lists are not in "):
         isic(f"{ISIC}{name},1,0,0,0,0,0,0\n")
 
 

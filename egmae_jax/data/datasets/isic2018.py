@@ -37,7 +37,7 @@ def _list_part(root: Path, part: str, lesions: dict[str, str]) -> list[ImageFile
             raise DataError(f"{root} has no folder {folder.name}.")
         return []  # many users have only the training part
     if (truth := _find(root, table)) is None:
-        raise DataError(f"{root} contains {folder.name}, but not {table}.")
+        raise DataError(f"{root} contains {folder.name}, but no {table}.")
     diagnoses = _diagnoses(truth)
     by_stem = {path.stem: path for path in folder.glob("[!.]*") if formats.is_image(path)}
     if missing := sorted(diagnoses.keys() - by_stem.keys()):
