@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 
 from egmae_jax import experiment, models
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -188,7 +188,7 @@ def test_of_several_hosts_one_writes(finished, tmp_path, monkeypatch):
     for path in workdir.glob("export/round_1_*"):
         path.unlink()
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr(sharding, "is_primary", lambda: False)
+    monkeypatch.setattr(hosts, "is_primary", lambda: False)
     with pytest.raises(DamagedFileError, match=r"layers\.json is missing"):  # another writes it
         experiment.run(finished.config, workdir, stage="finetune")
     found = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}

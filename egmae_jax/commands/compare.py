@@ -16,7 +16,7 @@ from pathlib import Path
 from egmae_jax import models
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import console
-from egmae_jax.core.files import explain_storage_errors
+from egmae_jax.core.files import explain_storage_errors, require_output, write_json
 from egmae_jax.deploy import compare
 
 
@@ -39,12 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="largest number of images to compare, evenly spread over the folder")  # fmt: skip
     add("--tolerance", type=float, default=1e-4, metavar="X",
         help="largest relative error at which a layer counts as equal")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="file for the comparison in JSON")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
     checkpoint, folder = Path(options.pop("checkpoint")), Path(options.pop("images"))
+    if (path := options.pop("json")) is not None:
+        require_output(path, (".json",), [checkpoint])
     with explain_storage_errors(checkpoint, folder):
         comparison = compare.compare(checkpoint, folder, **options)
     compare.show(comparison)
+    if path is not None:
+        write_json(path, compare.to_json(comparison))
     return 0 if comparison.passed else 1
 
 

@@ -248,6 +248,20 @@ def _find_disagreements(
     return {file: (their, our) for file, their, our in rows if their != our}
 
 
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Converts a comparison to JSON-like values; numbers that are not finite become strings."""
+
+    def number(x: float) -> float | str:
+        return x if np.isfinite(x) else str(x)
+
+    return comparison._asdict() | {
+        "layers": {name: number(error) for name, error in comparison.layers.items()},
+        "logits_max": number(comparison.logits_max),
+        "first_different_layer": comparison.first_different_layer,
+        "passed": comparison.passed,
+    }
+
+
 def show(comparison: Comparison) -> None:
     """Prints a comparison to the terminal."""
     print_line = functools.partial(

@@ -103,8 +103,8 @@ def test_resident_images_take_a_share_of_the_smallest_device(
 def test_all_hosts_take_what_the_least_of_them_has(monkeypatch):
     devices(monkeypatch, 60 * GB)
     monkeypatch.setattr(memory, "_free_on_host", lambda: 500 * GB)
-    monkeypatch.setattr(memory.sharding, "processes_on_this_host", lambda: 2)
-    monkeypatch.setattr(memory.sharding, "agree", lambda *values: (max(*values, -40.0 * GB),))
+    monkeypatch.setattr(memory.hosts, "processes_on_this_host", lambda: 2)
+    monkeypatch.setattr(memory.hosts, "agree", lambda *values: (max(*values, -40.0 * GB),))
     assert memory.for_resident_images() == pytest.approx(0.3 * 40 * GB)
     assert memory.for_decoded_images() == pytest.approx(0.3 * 250 * GB)
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from egmae_jax.core import console, preemption, sharding
+from egmae_jax.core import console, hosts, preemption
 from egmae_jax.training.checkpoint import Checkpoints
 from tests import tiny
 from tests.training import test_loop
@@ -81,7 +81,7 @@ def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkey
         return (number,) if len(values) == 1 else (4, number, values[2])
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "agree", agree)
+        patch.setattr(hosts, "agree", agree)
         with pytest.raises(preemption.Preempted, match=r"by SIGTERM: .* resumes from step") as stop:
             test_loop._train(tmp_path / "run", epochs=2, save_seconds=1e9)
     assert stop.value.status == 143
@@ -125,7 +125,7 @@ def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
 TRAINING = """
 import sys, time
 from pathlib import Path
-from egmae_jax.core import console, preemption, sharding
+from egmae_jax.core import console, hosts, preemption, sharding
 from tests.training import test_loop
 console.set_up_logging()
 preemption.install()

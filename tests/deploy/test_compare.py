@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 
 import numpy as np
 import PIL.Image
@@ -244,8 +245,12 @@ def test_the_command_names_the_layer_and_the_images_that_differ(command, folder,
     other = changed("head.fc.bias", lambda x: x + 100 * torch.eye(5)[3])
     other["stages.0.blocks.1.gamma"] *= 1.01
     path = write(other, tmp_path / "other.safetensors")
-    status, output, _ = command(images=tmp_path / "images", weights=path)
+    saved = tmp_path / "comparison.json"
+    status, output, _ = command(images=tmp_path / "images", weights=path, json=saved)
     assert status == 1
+    content = json.loads(saved.read_text())
+    assert (content["passed"], content["first_different_layer"]) == (False, "stages.0.blocks.1")
+    assert list(content["layers"]) == LAYERS
     lines = [line.strip() for line in output.splitlines()]
     (line,) = [x for x in lines if x.endswith("differs first")]
     assert line.startswith("stages.0.blocks.1 ")

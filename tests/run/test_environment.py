@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from egmae_jax import experiment
-from egmae_jax.core import platform, sharding
+from egmae_jax.core import hosts, platform
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.run import environment
 from egmae_jax.run.config import ConfigError
@@ -130,7 +130,7 @@ def test_settings_that_only_another_version_of_jax_has_are_not_compared(path):
 
 
 def test_hosts_of_different_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "agree", lambda *values: tuple(value + 1 for value in values))
+    monkeypatch.setattr(hosts, "agree", lambda *values: tuple(value + 1 for value in values))
     with pytest.raises(ConfigError, match="The hosts have different settings"):
         environment.require_same(tmp_path / "environment.json", begun=False)
 

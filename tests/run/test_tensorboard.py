@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from egmae_jax import experiment
-from egmae_jax.core import sharding
+from egmae_jax.core import hosts
 from egmae_jax.run import trackers
 from egmae_jax.run.config import ConfigError
 from egmae_jax.run.logs import MetricsLog
@@ -153,7 +153,7 @@ def test_what_is_taken_again_is_dropped(log, tmp_path):
 
 
 def test_of_several_hosts_one_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "is_primary", lambda: False)
+    monkeypatch.setattr(hosts, "is_primary", lambda: False)
     recorder = tiny.Recorder()
     log = MetricsLog(tmp_path / "metrics.jsonl", EventFiles(tmp_path / "events"), [recorder])
     log.write(**ROWS[0])
