@@ -35,7 +35,7 @@ PROGRAMS = {
     "coverage": "--trials=2 --resamples=20",
     "depthwise": "--batch=2 --shapes=4x3 --forms=grouped --dtype=bfloat16 --rounds=1",
     "forms": "--model=convnext_atto --image_size=32 --batch=2 --rounds=1 --forms=depthwise",
-    "input_pipeline": "--data=image_folder --dir=DATA --batch=16 --batches=5 --rounds=1",
+    "input_pipeline": "--data=image_folder --dir=DATA --batches=5 --rounds=1 --only=decode",
     "operations": "--batch=1 --shapes=4x8 --rounds=1",
     "preparation": "--data=image_folder --dir=DATA --rounds=1",
     "recipe": "--images=12 --preset=1/1 --model=convnext_atto --image_size=32",
