@@ -141,7 +141,7 @@ def test_the_json_beside_a_program_describes_it(made):
     description = json.loads(path.with_name("model.stablehlo.json").read_text())
     assert description["classes"] == list(CLASSES)
     assert description["input"] == {"shape": ["batch", SIZE, SIZE, 3], "dtype": "uint8"}
-    assert "made grey" in description["preprocessing"]["before"]
+    assert "converted to greyscale" in description["preprocessing"]["before"]
     assert description["preprocessing"]["resized_to"] == RESIZED
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")

@@ -137,7 +137,7 @@ def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     files, error = unpack(zip_of({"1.png": b"x" * 600, "2.png": b"y" * 600}))
-    assert "has 1000 free; nothing was unpacked" in error
+    assert "has only 1000 bytes free; nothing was unpacked" in error
     assert not files
 
 
