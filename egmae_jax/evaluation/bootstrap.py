@@ -1,10 +1,11 @@
 """Confidence intervals of test metrics, by a bootstrap of groups of images.
 
-Images of one patient, one lesion or one set of near-duplicates are no independent evidence, so the
-groups that a split keeps together are resampled, and groups are what is counted. An interval is
-that of the networks at hand, or that of the recipe of which each round trained one network. Both
-come from variances: percentile intervals are too short with few groups, near 1 and with few rounds.
-docs/decisions.md gives the reasons, `python -m benchmarks.coverage` the coverage.
+Images of one patient, one lesion or one set of near-duplicates are not independent. Therefore the
+groups that a split keeps together are resampled and counted, not the images. An interval covers
+either the mean of the networks at hand or the mean of the recipe, of which each round trained one
+network. Both are computed from variances, because percentile intervals are too short with few
+groups, for metrics near 1, and with few rounds. docs/decisions.md gives the reasons;
+`python -m benchmarks.coverage` measures the coverage.
 """
 
 from collections.abc import Sequence
@@ -15,26 +16,27 @@ from scipy import special, stats
 
 from egmae_jax.core.errors import shorten_list
 
-# Fewest groups of a test set, or of a stratum, whose weights vary as independent draws do.
+# Smallest number of groups in a test set or stratum: Dirichlet weights need (n - 2) / n > 0.
 FEWEST_GROUPS = 3
-# Between Satterthwaite's (2) and Cochran's and Cox's approximation (about 1.6), see `_critical`.
+# Between the approximations of Satterthwaite (2) and of Cochran and Cox (about 1.6): `_critical`.
 _EXPONENT = 1.8
-# Numbers of groups, in all and of each class, from which intervals cover at least .93
+# Numbers of groups, in total and per class, from which intervals cover at least .93
 # (docs/results.md, "Do the intervals hold").
 TRUSTED_GROUPS = 30
 TRUSTED_GROUPS_OF_CLASS = 10
 
 
 class Evidence(NamedTuple):
-    """Number of groups of a test set, in all and of each class."""
+    """Number of groups in a test set, in total and per class."""
 
     groups: int
-    by_class: tuple[int, ...]  # groups that hold an image of the class
+    by_class: tuple[int, ...]  # number of groups with an image of each class
 
     def degrees_of_freedom(self, metric: str) -> float:
-        """Degrees of freedom of the bootstrap's variance, by Satterthwaite, for classes alike.
+        """Returns Satterthwaite's degrees of freedom of the bootstrap's variance of a metric.
 
-        A macro average depends on its smallest class most, accuracy on all groups.
+        Classes are assumed to be equally difficult. A macro average depends most on the smallest
+        class, accuracy on all groups alike.
         """
         if metric == "accuracy":
             return max(self.groups - 1, 1)
@@ -43,15 +45,15 @@ class Evidence(NamedTuple):
         return float(parts.sum() ** 2 / (parts**2 / np.maximum(counts - 1, 1)).sum())
 
     def size(self, metric: str) -> float:
-        """Number of independent images that give as much evidence, for classes alike."""
+        """Returns the effective number of images for a metric, if classes are equally difficult."""
         if metric == "accuracy":
             return self.groups
         counts = np.maximum(self.by_class, 1)
         return float(len(counts) ** 2 / (1 / counts).sum())
 
 
-def too_few(evidence: Evidence, classes: Sequence[str]) -> str:
-    """A warning where a test set has fewer groups than intervals need; '' where it has enough."""
+def few_groups_warning(evidence: Evidence, classes: Sequence[str]) -> str:
+    """Returns a warning if a test set has too few groups for reliable intervals, else ''."""
     small = [
         f"{name} {count}"
         for name, count in zip(classes, evidence.by_class, strict=True)
@@ -61,13 +63,13 @@ def too_few(evidence: Evidence, classes: Sequence[str]) -> str:
         return ""
     by_class = f" ({shorten_list(small)})" if small else ""
     return (
-        f"Few groups of test images: {evidence.groups}{by_class}. Intervals were found to cover "
-        f"what they say from {TRUSTED_GROUPS} groups and {TRUSTED_GROUPS_OF_CLASS} of every class."
+        f"Few groups of test images: {evidence.groups}{by_class}. Intervals are reliable "
+        f"from {TRUSTED_GROUPS} groups in total and {TRUSTED_GROUPS_OF_CLASS} of every class."
     )
 
 
 def count_groups(labels: np.ndarray, groups: np.ndarray, num_classes: int) -> Evidence:
-    """Counts the groups of a test set with labels int [N] and groups int [N]."""
+    """Counts the groups of a test set, given label and group of each image, int [N] each."""
     by_class = (len(np.unique(groups[labels == label])) for label in range(num_classes))
     return Evidence(len(np.unique(groups)), tuple(by_class))
 
@@ -75,20 +77,19 @@ def count_groups(labels: np.ndarray, groups: np.ndarray, num_classes: int) -> Ev
 def bootstrap_weights(
     labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator, resamples: int
 ) -> np.ndarray:
-    """Weights of the images in each resample of the groups, float [R, N], equal within a group.
+    """Draws weights of the images in each resample, float [R, N], equal within a group.
 
-    This is the Bayesian bootstrap (Rubin 1981) of groups: Dirichlet weights, here of concentration
-    (n - 2) / n, with which the weighted mean of n values has the variance s² / n, where s² divides
-    by n - 1. No weight is zero, so every resample has every class, whichever classes a group spans.
-    Weights are drawn in two stages: of strata, which are groups with the same rarest class, then of
-    the groups in each. So the shares of classes vary as they would in another test set of the same
-    population, and the variance within a class is unbiased, too. Strata of fewer than three groups
-    are joined to others.
+    This is the Bayesian bootstrap (Rubin 1981) of groups, with Dirichlet weights of concentration
+    (n - 2) / n: with these the weighted mean of n values has the variance s² / n, where s² is the
+    sample variance. No weight is zero, so every class occurs in every resample. Weights are drawn
+    in two stages: first for strata, which are groups with the same rarest class, then for the
+    groups in each stratum. Thus class shares vary as between test sets of the same population, and
+    the variance within a class is unbiased. Strata of fewer than three groups are merged.
 
     Args:
-        labels: int [N].
-        groups: int [N], at least three different ones.
-        rng: draws the weights.
+        labels: label of each image, int [N].
+        groups: group of each image, int [N], with at least three groups.
+        rng: random generator.
         resamples: number of resamples R.
 
     Raises:
@@ -105,13 +106,13 @@ def bootstrap_weights(
 
 
 def _dirichlet(rng: np.random.Generator, counts: np.ndarray, resamples: int) -> np.ndarray:
-    """Random shares [R, parts] around those of the counts; variance p (1 - p) / (n - 1)."""
+    """Draws shares float [R, K] around p = counts / n, with the variance p (1 - p) / (n - 1)."""
     n = counts.sum()
     return rng.dirichlet(counts * (n - 2) / n, size=resamples)
 
 
 def _strata(labels: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
-    """Partitions the groups, 0 to G - 1, by the rarest class that each holds."""
+    """Partitions the groups 0 to G - 1 by the rarest class of each, and merges small strata."""
     holds = np.zeros((members.max() + 1, labels.max() + 1), bool)
     holds[members, labels] = True
     rarity = np.where(holds, holds.sum(axis=0), len(holds) + 1)
@@ -124,7 +125,7 @@ def _strata(labels: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
         else:
             strata.append(stratum)
     if len(holds) < FEWEST_GROUPS:
-        raise ValueError(f"{len(holds)} groups are too few to be resampled; it takes three.")
+        raise ValueError(f"Resampling needs at least three groups; there are {len(holds)}.")
     if len(strata[-1]) < FEWEST_GROUPS:
         strata[-2:] = [np.concatenate(strata[-2:])]
     return strata
@@ -133,32 +134,32 @@ def _strata(labels: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
 class Variance(NamedTuple):
     """Variance of a metric's mean over rounds."""
 
-    cases: float  # due to the groups that were tested
-    rounds: float = 0.0  # due to the seeds or folds; 0 for the networks at hand
+    cases: float  # variance due to the choice of test groups
+    rounds: float = 0.0  # variance due to seeds or folds; 0 for the networks at hand
     num_rounds: int = 1
 
     @property
     def total(self) -> float:
-        """Variance due to cases and rounds."""
+        """Sum of the variances due to cases and rounds."""
         return self.cases + self.rounds
 
 
 def variance_of_networks(covariance: np.ndarray) -> Variance:
-    """Variance of the mean of the networks at hand, from the rounds' `covariance`."""
+    """Returns the variance of the mean of the networks at hand, from `covariance`'s result."""
     return Variance(float(covariance.sum()) / len(covariance) ** 2)
 
 
 def variance_of_recipe(values: np.ndarray, covariance: np.ndarray) -> Variance:
-    """Variance of the mean of networks that a recipe might train, over seeds and test sets.
+    """Returns the variance of a recipe's mean metric, over seeds (or folds) and test sets.
 
-    Rounds and groups are crossed and both are random, as readers and cases are in reader studies.
-    The estimate is that of Obuchowski and Rockette (1995), with rounds for readers: the mean square
-    between rounds over their number, plus the mean covariance of two rounds, due to their common
-    cases. The latter is zero where each round has a test set of its own, as with folds.
+    Rounds and groups are crossed random effects, like readers and cases in reader studies. The
+    estimate follows Obuchowski and Rockette (1995), with rounds as readers: the mean square between
+    rounds divided by their number, plus the mean covariance of two rounds, which is due to their
+    common cases. That covariance is zero if each round has its own test set, as with folds.
 
     Args:
-        values: [rounds], the metric.
-        covariance: [rounds, rounds], that of the metric over resamples.
+        values: metric of each round, float [rounds].
+        covariance: covariance of the metric over resamples, float [rounds, rounds].
     """
     count = len(values)
     if count == 1:
@@ -170,17 +171,17 @@ def variance_of_recipe(values: np.ndarray, covariance: np.ndarray) -> Variance:
 def interval(
     metric: str, mean: float, variance: Variance, evidence: Evidence
 ) -> tuple[float, float]:
-    """The 95 % interval of a metric, within 0 to 1; 0 to 1 with fewer than three groups.
+    """Returns the 95 % confidence interval of a metric; (0, 1) with fewer than three groups.
 
-    That of AUC is computed on the logit scale. The others have Wilson's interval, with the sample
-    size at which a proportion has this variance. Where no resample differs, as with a perfect
-    metric, the size is that of the groups, for AUC as well.
+    The interval of AUC is computed on the logit scale. Other metrics have Wilson's interval, with
+    the sample size at which a proportion has this variance. If the metric is the same on all
+    resamples, such as 1, Wilson's interval for the effective number of groups is used, for AUC too.
 
     Args:
         metric: 'accuracy', 'auc' or the name of a macro average.
         mean: mean of the metric over rounds.
         variance: variance of that mean.
-        evidence: groups of the test images.
+        evidence: number of groups of the test images.
     """
     if evidence.groups < FEWEST_GROUPS:
         return 0.0, 1.0
@@ -199,16 +200,16 @@ def interval(
 def interval_of_difference(
     metric: str, mean: float, variance: Variance, evidence: Evidence
 ) -> tuple[float, float]:
-    """The 95 % interval of the difference of two classifiers in a metric, within -1 to 1.
+    """Returns the 95 % confidence interval of the difference in a metric of two classifiers.
 
-    Where no resample differs, though the classifiers do, it is that of two proportions without a
-    discordant pair (Agresti and Min 2005). With fewer than three groups it is -1 to 1.
+    If the difference is the same on all resamples, the interval is that of two proportions without
+    a discordant pair (Agresti and Min 2005). With fewer than three groups it is (-1, 1).
 
     Args:
-        metric: as for `interval`.
+        metric: 'accuracy', 'auc' or the name of a macro average.
         mean: mean of the difference over rounds.
         variance: variance of that mean.
-        evidence: groups of the test images, which are the same for both.
+        evidence: number of groups of the test images, which both classifiers share.
     """
     if evidence.groups < FEWEST_GROUPS:
         return -1.0, 1.0
@@ -219,14 +220,14 @@ def interval_of_difference(
 
 
 def _critical(variance: Variance, degrees_of_freedom: float) -> float:
-    """Critical value: the factor of the standard error in a 95 % interval.
+    """Returns the critical value, the factor of the standard error in a 95 % interval.
 
     The variance due to rounds has few degrees of freedom, that due to cases has many. Let r be the
-    share of the first. Student's t is exact where r is 0 or 1. Between them intervals are too short
+    share of the former. Student's t is exact if r is 0 or 1. In between, intervals are too short
     with Satterthwaite's degrees of freedom (coverage .88 with two rounds at r = .8) and too long
     with Cochran's and Cox's mean of the two t (.98 at r = .2). Here the squares are weighted by r
-    to the power of 1.8, which covers .933 to .968 with two rounds, whatever r, and .944 to .959
-    with three.
+    to the power of 1.8: the coverage is then .933 to .968 with two rounds, for any r, and .944 to
+    .959 with three.
     """
     of_cases = stats.t.ppf(0.975, degrees_of_freedom)
     if variance.rounds <= 0:
@@ -237,10 +238,11 @@ def _critical(variance: Variance, degrees_of_freedom: float) -> float:
 
 
 def covariance(values: np.ndarray, draws: Sequence[int]) -> np.ndarray:
-    """Covariance [rounds, rounds] of a metric over resamples; 0 between rounds drawn apart.
+    """Returns the covariance of a metric between rounds, over resamples, float [rounds, rounds].
 
     Args:
-        values: [rounds, R], the metric on each resample.
-        draws: [rounds], index of each round's draw of resamples.
+        values: metric on each resample, float [rounds, R].
+        draws: index of each round's draw of resamples, int [rounds]; rounds of different draws have
+            the covariance 0.
     """
     return np.where(np.equal.outer(draws, draws), np.atleast_2d(np.cov(values)), 0.0)

@@ -32,7 +32,7 @@ def warnings(run: Content) -> list[str]:
             f"{', '.join(at_random)} started from random weights instead of ImageNet's: these are "
             "not the method's figures."
         )
-    if few := bootstrap.too_few(run.resampled.evidence, run.classes):
+    if few := bootstrap.few_groups_warning(run.resampled.evidence, run.classes):
         sentences.append(few)
     if skipped := len(dataset["skipped"]):
         sentences.append(f"Unreadable images, left out: {skipped}.")

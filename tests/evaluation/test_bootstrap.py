@@ -53,7 +53,7 @@ def test_groups_of_several_classes_and_rare_classes_lose_none():
         weights = weights_of(labels, np.arange(len(labels)), 50)
         assert (weights > 0).all()
         np.testing.assert_allclose(weights.sum(axis=1), len(labels))
-    with pytest.raises(ValueError, match="2 groups are too few"):
+    with pytest.raises(ValueError, match="at least three groups; there are 2"):
         weights_of([0, 1, 1], [0, 1, 1])
 
 
@@ -61,9 +61,9 @@ def test_groups_are_counted_in_all_and_by_class():
     labels, groups = np.array([0, 0, 0, 1, 1, 2]), np.array([5, 5, 6, 6, 7, 7])
     found = bootstrap.count_groups(labels, groups, 4)
     assert found == (3, (2, 2, 1, 0))
-    sentence = bootstrap.too_few(found, "abcd")
+    sentence = bootstrap.few_groups_warning(found, "abcd")
     assert sentence.startswith("Few groups of test images: 3 (a 2, b 2, c 1, d 0). ")
-    assert bootstrap.too_few(Evidence(30, (10, 20)), "ab") == ""
+    assert bootstrap.few_groups_warning(Evidence(30, (10, 20)), "ab") == ""
 
 
 def test_a_macro_average_hangs_on_its_smallest_class():

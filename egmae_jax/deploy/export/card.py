@@ -14,7 +14,7 @@ from egmae_jax.core.markup import markdown
 from egmae_jax.deploy.export import weights
 from egmae_jax.deploy.export.system import System, View
 from egmae_jax.evaluation import calibration
-from egmae_jax.evaluation.bootstrap import Evidence, too_few
+from egmae_jax.evaluation.bootstrap import Evidence, few_groups_warning
 from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.run.saved_run import SavedRun
 
@@ -54,7 +54,7 @@ def render_card(run: SavedRun, system: System, round_index: int, files: Collecti
             system=system,
             files=files,
             library=weights.pytorch_library(system.networks[0].branch.model_name),
-            few_groups=too_few(evidence, [markdown(name) for name in classes]),
+            few_groups=few_groups_warning(evidence, [markdown(name) for name in classes]),
             limit=calibration.explain(row["calibration"][system.name]),
             view_code="\n".join(_view_code(system.view)),
         )
