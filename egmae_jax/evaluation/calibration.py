@@ -1,23 +1,23 @@
 """Temperature scaling of probabilities, bounded by what the validation images support.
 
 Temperature scaling (Guo et al. 2017) divides the logits, here the logarithms of the probabilities,
-by one number that is fitted on validation images. It changes how sure predictions are, and none of
-the predictions.
+by one number that is fitted on validation images. It changes the confidence of the predictions, but
+not the predicted classes.
 
-With few images the likeliest temperature is overconfident: where ten of ten are right it approaches
-0, and every probability becomes 0 or 1. Ten right images do not exclude that one in twelve is
-wrong: by Laplace's rule of succession the next is right with probability `(n + 1) / (n + 2)`. So
-the number n of independent validation images (of groups, where images of a group are alike) bounds
-the probabilities twice:
+With few images the maximum-likelihood temperature is overconfident: if ten of ten predictions are
+correct, it approaches 0, and every probability becomes 0 or 1. But by Laplace's rule of succession,
+after n correct predictions the next is correct with probability `(n + 1) / (n + 2)`. Therefore the
+number n of independent validation images (of groups, because images of a group are alike) bounds
+the probabilities in two ways:
 
 1. The targets of the fit are not one-hot: the true class has `(n + 1) / (n + 2)`, the others share
-   the rest. These are Platt's targets (1999, section 2.2) for any number of classes. The more
-   images there are, the closer the temperature is to the likeliest.
-2. Scaled probabilities are mixed with the uniform distribution, so that even certainty becomes
-   `(n + 1) / (n + 2)`. The mix is the same for all images: their order does not change.
+   the rest. These are Platt's targets (1999, section 2.2) for any number of classes. With more
+   images, the temperature approaches the maximum-likelihood one.
+2. Scaled probabilities are mixed with the uniform distribution, so that even a probability of 1
+   becomes `(n + 1) / (n + 2)`. All images have the same mix, so their ranking does not change.
 
-With fewer than `FEWEST` images no temperature is fitted, since it would vary by more than the error
-that it mends (`docs/results.md`, "Calibration"); the probabilities are mixed all the same.
+With fewer than `FEWEST` images no temperature is fitted, because its variance would cost more than
+the fit gains (`docs/results.md`, "Calibration"); the probabilities are mixed nevertheless.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,28 +26,28 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-TINY = 1e-12  # probabilities are cut off below it before their logarithm is taken
+TINY = 1e-12  # lower bound of probabilities before the logarithm
 FEWEST = 30  # independent validation images needed to fit a temperature
 NUM_BINS = 15
 _HOTTEST, _COLDEST = 100.0, 0.01
-_HELD_BACK = 1.1  # ratio to the likeliest temperature above which the bound is reported
+_HELD_BACK = 1.1  # ratio to the maximum-likelihood temperature above which the limit is reported
 
 Limit = Literal["", "hottest", "coldest", "evidence", "too_few"]
 
 
 class Reliability(NamedTuple):
-    """Confidence and accuracy in bins of the predicted class's probability; all [NUM_BINS]."""
+    """Reliability diagram: confidence and accuracy in bins of the confidence, all [NUM_BINS]."""
 
     images: np.ndarray  # number of images in the bin
-    confidence: np.ndarray  # mean confidence; NaN in an empty bin
+    confidence: np.ndarray  # mean probability of the predicted class; NaN in an empty bin
     accuracy: np.ndarray  # share of correct predictions; NaN in an empty bin
 
 
 class Scaling(NamedTuple):
-    """A calibration: a temperature, and a mix with the uniform distribution."""
+    """Temperature scaling followed by a mix with the uniform distribution."""
 
     temperature: float  # divides the logits
-    least: float = 0.0  # probability that every class has at least
+    least: float = 0.0  # lower bound of every class's probability
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrates probabilities [N, num_classes]; returns float64 [N, num_classes]."""
@@ -56,17 +56,17 @@ class Scaling(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A temperature fitted on validation images, and what it rests on.
+    """A temperature fitted on validation images, and the evidence for it.
 
     Attributes:
-        temperature: divides the logits; 1 where none was fitted.
-        least: probability that every class has at least: see `least_probability`.
-        evidence: number of independent validation images, or of their groups.
-        likeliest: the temperature without regard to that number.
-        limit: what bounded the temperature. 'hottest' and 'coldest': an end of the range that is
-            searched; 'evidence': with more images of the kind it would be at least a tenth lower;
-            'too_few': none was fitted, for fewer than FEWEST images or for images of one class; '':
-            nothing.
+        temperature: divisor of the logits; 1 if none was fitted.
+        least: lower bound of every class's probability, see `least_probability`.
+        evidence: number of groups of the validation images, which count as independent.
+        likeliest: maximum-likelihood temperature, which ignores that number.
+        limit: reason why the temperature is limited. 'hottest' and 'coldest': it is at an end of
+            the searched range; 'evidence': with more such images it would be at least a tenth
+            lower; 'too_few': none was fitted, because there are fewer than FEWEST groups or only
+            one class; '': it is not limited.
     """
 
     temperature: float
@@ -77,7 +77,7 @@ class Fit(NamedTuple):
 
     @property
     def scaling(self) -> Scaling:
-        """The calibration of this fit."""
+        """Calibration that applies this fit to probabilities."""
         return Scaling(self.temperature, self.least)
 
 
@@ -85,10 +85,10 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> Fi
     """Fits a temperature on validation images.
 
     Args:
-        labels: int [N].
-        probabilities: [N, num_classes].
-        groups: int [N], equal for images that are no independent evidence, such as those of one
-            patient.
+        labels: label of each image, int [N].
+        probabilities: probabilities of a classifier, float [N, num_classes].
+        groups: group of each image, int [N], equal for images that are not independent, such as
+            those of one patient.
     """
     num_classes = probabilities.shape[1]
     evidence = len(np.unique(groups))
@@ -108,13 +108,13 @@ def fit(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> Fi
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, evidence: float) -> float:
-    """The temperature of lowest cross-entropy with Platt's targets, between .01 and 100.
+    """Returns the temperature in [.01, 100] with the lowest cross-entropy to Platt's targets.
 
     Args:
-        labels: int [N], of validation images.
-        probabilities: [N, num_classes].
-        evidence: number of independent images that they count as, which decides the targets. With
-            `np.inf` the targets are one-hot and the temperature is the likeliest.
+        labels: label of each validation image, int [N].
+        probabilities: probabilities of a classifier, float [N, num_classes].
+        evidence: number of independent images, which determines the targets. With `np.inf` the
+            targets are one-hot, and the result is the maximum-likelihood temperature.
     """
     count, num_classes = probabilities.shape
     least = least_probability(evidence, num_classes)
@@ -132,43 +132,44 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, evidence: flo
 
 
 def least_probability(evidence: float, num_classes: int) -> float:
-    """The probability of each other class after n images that were all predicted correctly.
+    """Returns the lower bound of a class's probability, `1 / ((n + 2) (num_classes - 1))`.
 
-    By Laplace's rule of succession the other classes have `1 / (n + 2)` together.
+    By Laplace's rule of succession, after n = `evidence` correct predictions all other classes
+    together have the probability `1 / (n + 2)`.
     """
     return 1 / ((evidence + 2) * (num_classes - 1))
 
 
 def explain(calibration: Mapping[str, Any]) -> str:
-    """A sentence on what bounded a temperature; '' where nothing did.
+    """Returns a sentence that explains why a temperature is limited; '' if it is not.
 
     Args:
-        calibration: calibration of a classifier in a round of results.json.
+        calibration: "calibration" of a classifier in a round of results.json.
     """
     temperature, evidence = calibration["temperature"], calibration["evidence"]
     surest = f"{(evidence + 1) / (evidence + 2):.3g}"
     return {
-        "hottest": f"No temperature was hot enough; {_HOTTEST:g} is the highest: every class is "
-        "all but equally probable, and a low calibration error means no more than that no "
-        "certainty was right.",
+        "hottest": f"No temperature was hot enough; {_HOTTEST:g} is the highest: all classes are "
+        "almost equally probable, and a low calibration error only means that the classifier's "
+        "confidence was unfounded.",
         "coldest": f"No temperature was cold enough; {_COLDEST} is the lowest.",
         "evidence": f"The likeliest temperature, {calibration['likeliest_temperature']:.3g}, "
         f"claims more than {evidence} independent validation images support; {temperature:.3g} is "
         f"used, and no probability is above {surest}.",
-        "too_few": f"Not fitted (temperature 1): {evidence} independent validation images are too "
-        f"few, or of one class only; at least {FEWEST} are needed. No probability is above "
-        f"{surest}, which is what they support.",
+        "too_few": f"Not fitted (temperature 1): the {evidence} independent validation images "
+        f"are fewer than {FEWEST} or all of one class. No probability is above {surest}, which is "
+        "what they support.",
     }.get(calibration["limit"], "")
 
 
 def explain_rounds(rounds: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
-    """Sentences on what bounded the temperatures of all rounds, each once.
+    """Returns sentences that explain why temperatures are limited, each once for all rounds.
 
     Args:
-        rounds: the rounds of results.json.
-        names: classifiers to explain.
+        rounds: "rounds" of results.json.
+        names: names of the classifiers to explain.
     """
-    concerned: dict[str, list[str]] = {}  # sentence -> classifiers, with their rounds if not all
+    classifiers: dict[str, list[str]] = {}  # by sentence, with the rounds unless it holds in all
     for name in names:
         sentences = [explain(row["calibration"][name]) for row in rounds]
         for sentence in filter(None, dict.fromkeys(sentences)):
@@ -176,8 +177,8 @@ def explain_rounds(rounds: Sequence[Mapping[str, Any]], names: Iterable[str]) ->
             where = (
                 "" if len(at) == len(rounds) else f" (round{'s'[: len(at) - 1]} {', '.join(at)})"
             )
-            concerned.setdefault(sentence, []).append(name + where)
-    return [f"Calibration of {', '.join(c)}: {sentence}" for sentence, c in concerned.items()]
+            classifiers.setdefault(sentence, []).append(name + where)
+    return [f"Calibration of {', '.join(c)}: {sentence}" for sentence, c in classifiers.items()]
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
@@ -185,7 +186,7 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
-    """Confidence and accuracy of the predictions, in NUM_BINS bins of equal width."""
+    """Returns confidence and accuracy of the predictions, in NUM_BINS bins of equal width."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
@@ -198,10 +199,9 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> Reliability:
 
 
 def expected_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error of the predicted class.
+    """Returns the expected calibration error (ECE) of the predicted class, in 15 equal bins.
 
-    It is the mean over the images of `abs(accuracy - confidence)` of their bin, of 15 bins of equal
-    width.
+    It is the mean over the images of `abs(accuracy - confidence)` in the image's bin.
     """
     bins = reliability(labels, probabilities)
     gaps = np.abs(bins.accuracy - bins.confidence) * bins.images
