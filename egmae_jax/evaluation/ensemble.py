@@ -1,4 +1,4 @@
-"""Fits the fusion of branches, on the validation part alone."""
+"""Fits the fusion of branches on the validation part (paper section 3.5)."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> F
     """Fits a fusion of branches on validation images.
 
     Args:
-        kind: one of KINDS. 'mean' fits nothing. 'weighted' takes the convex combination with the
-            lowest cross-entropy, one weight per branch. 'stacked' is scikit-learn's multinomial
-            logistic regression on the branches' log-probabilities (L2, C = 1).
-        labels: int [N], of the validation images.
-        probabilities: [N, C] of each branch, for the same images.
+        kind: one of KINDS. 'mean' fits nothing. 'weighted' fits one weight per branch, such that
+            the convex combination has the lowest cross-entropy. 'stacked' fits scikit-learn's
+            multinomial logistic regression on the branches' log-probabilities (L2, C = 1).
+        labels: label of each validation image, int [N].
+        probabilities: probabilities of each branch for these images, float [N, C] each.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -39,13 +39,13 @@ def fit(kind: str, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> F
 
 
 def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Weights [K] of the branches, >= 0 with sum 1, that minimise the mean's cross-entropy."""
-    of_truth = probabilities[:, np.arange(len(labels)), labels]  # [K, N]
+    """Returns branch weights [K], >= 0 with sum 1, that minimise the fused cross-entropy."""
+    true_class = probabilities[:, np.arange(len(labels)), labels]  # [K, N]
     count = len(probabilities)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = np.maximum(weights @ of_truth, TINY)
-        return -np.log(mixed).mean(), -(of_truth / mixed).mean(axis=1)
+        mixed = np.maximum(weights @ true_class, TINY)
+        return -np.log(mixed).mean(), -(true_class / mixed).mean(axis=1)
 
     result = optimize.minimize(
         loss,
@@ -60,6 +60,6 @@ def _best_weights(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _features(probabilities: np.ndarray) -> np.ndarray:
-    """Log-probabilities as features: [K, N, C] -> [N, K * C]."""
+    """Concatenates the log-probabilities of all branches as features: [K, N, C] -> [N, K * C]."""
     logs = np.log(np.maximum(probabilities.astype(np.float64), TINY))
     return logs.transpose(1, 0, 2).reshape(logs.shape[1], -1)

@@ -1,4 +1,4 @@
-"""How an ASFF weighs mid-level detail against high-level semantics, by class.
+"""Statistics per class of the weights with which an ASFF fuses mid-level and high-level features.
 
 `models.asff.fusion_weights` computes the weights of each image.
 """
@@ -11,20 +11,20 @@ import numpy as np
 
 from egmae_jax.evaluation.metrics import mean_std
 
-BRANCHES = ("mid", "high")  # the network's third stage and its fourth
+BRANCHES = ("mid", "high")  # features of the third and the fourth stage of the network
 
 
 def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """Mean and sample deviation of the fusion weights over the images of each true class.
+    """Returns mean and sample standard deviation of the fusion weights for each true class.
 
     Args:
-        weights: [N, 2], in the order of BRANCHES; those of an image sum to 1.
-        labels: int [N], every class present.
+        weights: fusion weights, float [N, 2] in the order of BRANCHES, with sum 1 per image.
+        labels: label of each image, int [N], in which every class occurs.
         classes: names of the classes.
 
     Returns:
-        {class: {"images": n, "mid": {"mean": ..., "std": ...}, "high": ...}}; the deviation is None
-        for a single image.
+        {class: {"images": n, "mid": {"mean": ..., "std": ...}, "high": ...}}; the standard
+        deviation is None for a single image.
     """
     weights = np.asarray(weights, np.float64)
     result: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def by_class(weights: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
 def average(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Averages the results of `by_class` over rounds: {class: {"mid": {"mean", "std"}, "high"}}.
 
-    Rounds in which a class has a single image, and so no deviation, do not count for that.
+    Rounds in which a class has a single image do not count for its standard deviation.
     """
     averages: dict[str, Any] = {name: {branch: {} for branch in BRANCHES} for name in rounds[0]}
     for name, branch, key in itertools.product(rounds[0], BRANCHES, ("mean", "std")):
