@@ -1,1 +1,1 @@
-"""Predictions and what they are worth: metrics, intervals, tests, calibration. Needs no JAX."""
+"""Predictions, metrics, confidence intervals, paired tests and calibration, without JAX."""

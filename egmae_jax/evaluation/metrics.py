@@ -1,4 +1,4 @@
-"""Metrics of predicted probabilities (paper section 4.4), by scikit-learn."""
+"""Metrics of predicted probabilities (paper section 4.4), computed by scikit-learn."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,14 +8,14 @@ from sklearn import metrics as sk
 from egmae_jax.evaluation import calibration
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
-TITLES: dict[str, str] = {}  # titles of all metrics, by their names in results.json
+TITLES: dict[str, str] = {}  # headings of all metrics, by their names in results.json
 _METRICS: dict[str, Metric] = {}
-WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # those with intervals
+WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # have intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
 
 
 def register(name: str, title: str) -> Callable[[Metric], Metric]:
-    """Decorates a metric, which results.json, the report and exports then have.
+    """Registers the decorated metric for results.json, the report and exports.
 
     Args:
         name: key of the metric in results.json.
@@ -30,11 +30,11 @@ def register(name: str, title: str) -> Callable[[Metric], Metric]:
 
 
 def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All registered metrics of a test set, by name.
+    """Computes all registered metrics; returns them by name.
 
     Args:
-        labels: int [N], every class present.
-        probabilities: [N, num_classes].
+        labels: label of each image, int [N], in which every class occurs.
+        probabilities: predicted probabilities, float [N, num_classes].
     """
     labels = np.asarray(labels)
     return {name: float(metric(labels, probabilities)) for name, metric in _METRICS.items()}
@@ -42,7 +42,7 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
 
 @register("accuracy", "Accuracy")
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of the images whose most probable class is the true one."""
+    """Share of the images whose most probable class is the true class."""
     return sk.accuracy_score(labels, probabilities.argmax(axis=1))
 
 
@@ -61,20 +61,20 @@ def recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 @register("f1", "F1")
 def f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Macro average of the classes' F1."""
+    """Macro average of the classes' F1 score."""
     return sk.f1_score(labels, probabilities.argmax(axis=1), average="macro")
 
 
 @register("auc", "AUC")
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Area under the ROC curve, one-vs-rest, macro, for two classes as for more."""
+    """Area under the ROC curve, one-vs-rest and macro-averaged, also for two classes."""
     one_hot = np.eye(probabilities.shape[1])[labels]
     return sk.roc_auc_score(one_hot, probabilities, average="macro")
 
 
 @register("specificity", "Specificity")
 def specificity(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Macro average over the classes of the share of other images not taken for the class."""
+    """Macro average of the classes' specificity, one-vs-rest."""
     predicted = probabilities.argmax(axis=1)
     classes = range(probabilities.shape[1])
     return np.mean([np.mean(predicted[labels != c] != c) for c in classes])
@@ -82,7 +82,7 @@ def specificity(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 @register("pr_auc", "PR-AUC")
 def pr_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Average precision, one-vs-rest, macro."""
+    """Average precision (area under the precision-recall curve), one-vs-rest, macro-averaged."""
     one_hot = np.eye(probabilities.shape[1])[labels]
     return sk.average_precision_score(one_hot, probabilities, average="macro")
 
@@ -93,11 +93,11 @@ register("ece", "ECE")(calibration.expected_error)
 def class_metrics(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """CLASS_METRICS of each class against the rest; recall is the sensitivity.
+    """Computes CLASS_METRICS for each class against the rest; recall is the sensitivity.
 
     Args:
-        labels: int [N], every class present.
-        probabilities: [N, num_classes].
+        labels: label of each image, int [N], in which every class occurs.
+        probabilities: predicted probabilities, float [N, num_classes].
         classes: names of the classes.
 
     Returns:
@@ -128,25 +128,27 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def weighted_metrics(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """WEIGHTED_METRICS under many weightings of the images at once.
+    """Computes WEIGHTED_METRICS for R vectors of sample weights at once.
 
-    They equal scikit-learn's with `sample_weight`, which takes one weighting at a time.
+    The results equal scikit-learn's with `sample_weight`, which takes one vector at a time.
 
     Args:
-        labels: int [N].
-        probabilities: [N, num_classes].
-        weights: [R, N]; in each row every class has some weight.
+        labels: label of each image, int [N].
+        probabilities: predicted probabilities, float [N, num_classes].
+        weights: sample weights, float [R, N]; in each row every class has a positive weight.
 
     Returns:
         {metric: float [R]}.
     """
     classes = np.arange(probabilities.shape[1])
     actual = labels == classes[:, None]  # [C, N]
-    called = probabilities.argmax(axis=1) == classes[:, None]
-    # [R, C]
-    hits, actual_weight, called_weight = (weights @ x.T for x in (actual & called, actual, called))
-    f1 = 2 * hits / (actual_weight + called_weight)
-    precision = hits / np.where(called_weight > 0, called_weight, 1)
+    predicted = probabilities.argmax(axis=1) == classes[:, None]
+    # Weights of true positives, actual positives and predicted positives, [R, C] each.
+    hits, actual_weight, predicted_weight = (
+        weights @ x.T for x in (actual & predicted, actual, predicted)
+    )
+    f1 = 2 * hits / (actual_weight + predicted_weight)
+    precision = hits / np.where(predicted_weight > 0, predicted_weight, 1)
     aucs = [_weighted_auc(probabilities[:, c], actual[c], weights) for c in classes]
     return {
         "accuracy": hits.sum(axis=1) / weights.sum(axis=1),
@@ -169,6 +171,6 @@ def _weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray)
 
 
 def mean_std(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
-    """{"mean": ..., "std": ...}: the sample deviation (n - 1); None for a single value."""
+    """Returns {"mean", "std"}: mean and sample standard deviation (n - 1), None for one value."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std}
