@@ -1,4 +1,4 @@
-"""Predictions of a branch for the images of a part, and the files that hold them."""
+"""Predictions of a classifier for the images of a part, and the .npz files that store them."""
 
 import io
 from pathlib import Path
@@ -10,16 +10,16 @@ from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_npz, write_a
 
 
 class Predictions(NamedTuple):
-    """Predictions of a branch, or of the ensemble, for the images of a part."""
+    """Predictions of a branch or of the ensemble for the images of a part."""
 
-    ids: np.ndarray  # str [N], file of each image
+    ids: np.ndarray  # str [N], file name of each image
     labels: np.ndarray  # int [N]
     probabilities: np.ndarray  # float [N, num_classes]
     groups: np.ndarray  # int [N], equal for images of one patient, lesion or set of near-duplicates
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes ids, labels, probabilities and groups as .npz, atomically."""
+    """Writes ids, labels, probabilities and groups to an .npz file, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **predictions._asdict())
     write_atomically(path, buffer.getvalue())
@@ -29,7 +29,7 @@ def load_predictions(path: Path) -> Predictions:
     """Reads what `save_predictions` wrote.
 
     Raises:
-        DamagedFileError: the file is missing, or is not what was written.
+        DamagedFileError: the file is missing or does not hold such predictions.
     """
     if not path.exists():
         raise DamagedFileError(path, "it is missing", REEVALUATE)

@@ -26,20 +26,20 @@ def score_branches(
     fusion_kind: str = "mean",
     resamples: int,
 ) -> dict[str, Any]:
-    """Scores every branch, and their ensemble where there are several.
+    """Scores every branch and, if there are several, their ensemble.
 
     Args:
-        validation: predictions by branch; fusion and temperatures are fitted on these.
-        test: predictions by branch; these are scored.
+        validation: validation predictions by branch, on which fusion and temperatures are fitted.
+        test: test predictions by branch, which are scored.
         classes: names of the classes.
         fusion_kind: one of `fusion.KINDS`.
         resamples: number of bootstrap resamples.
 
     Returns:
-        One round of results.json: "groups" of the test images, "groups_by_class", what the "fusion"
-        of several branches fitted, and by branch (one being "ensemble") the "test" metrics, those
-        "by_class", the "intervals", "confusion" and "calibration" (see `calibration.Fit`, with
-        "ece" and "loss" of the calibrated test probabilities).
+        One round of results.json: the number of "groups" of the test images, "groups_by_class", the
+        fitted "fusion" if there are several branches, and for each branch and "ensemble" the "test"
+        metrics, the metrics "by_class", the "intervals", the "confusion" matrix and "calibration"
+        (see `calibration.Fit`, with "ece" and "loss" of the calibrated test probabilities).
     """
     # Images, labels and groups of a part are the same for all branches.
     validated, tested = next(iter(validation.values())), next(iter(test.values()))
@@ -58,14 +58,14 @@ def score_branches(
     for k, (name, p) in enumerate(probabilities.items()):
         fit = calibration.fit(validated.labels, fitted_on[name], validated.groups)
         confusion = confusion_matrix(images.labels, p.argmax(axis=1), labels=range(len(classes)))
-        of_classifier = {
+        entries = {
             "test": compute_metrics(images.labels, p),
             "by_class": class_metrics(images.labels, p, classes),
             "intervals": {m: list(resampled.estimate(k, m)[1:]) for m in WEIGHTED_METRICS},
             "confusion": confusion.tolist(),
             "calibration": _calibrated(images.labels, p, fit),
         }
-        for key, value in of_classifier.items():
+        for key, value in entries.items():
             scores.setdefault(key, {})[name] = value
     return scores
 
@@ -73,7 +73,7 @@ def score_branches(
 def _calibrated(
     labels: np.ndarray, probabilities: np.ndarray, fit: calibration.Fit
 ) -> dict[str, Any]:
-    """A temperature as results.json has it, with the metrics of calibrated test probabilities."""
+    """Returns the entry of a fit in results.json, with metrics of calibrated test probabilities."""
     scaled = fit.scaling.apply(probabilities)
     return {
         "temperature": fit.temperature,
@@ -87,15 +87,15 @@ def _calibrated(
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]], field: str = "test") -> dict[str, Any]:
-    """Mean and sample deviation over rounds of every metric.
+    """Computes mean and sample standard deviation over rounds of every metric.
 
     Args:
-        rounds: rounds of results.json.
+        rounds: "rounds" of results.json.
         field: "test", or "by_class" for each class against the rest.
 
     Returns:
         The field with {"mean", "std"} in place of each number, such as {branch: {metric: {"mean",
-        "std"}}}. The deviation (n - 1) is None for a single round.
+        "std"}}}. The standard deviation (n - 1) is None for a single round.
     """
     return _over_rounds([row[field] for row in rounds])
 
