@@ -1,8 +1,8 @@
-"""Intervals of metrics over rounds, and paired tests of classifiers on the same test images.
+"""Confidence intervals of metrics over rounds, and paired tests of classifiers on the same images.
 
-The bootstrap draws groups of images, the same ones for all classifiers and for all rounds with the
-same test images. McNemar's test permutes groups. By default an interval is that of the networks at
-hand, whatever the seeds; with `random_rounds` it is that of a recipe.
+The bootstrap draws groups of images, the same groups for all classifiers and for all rounds with
+the same test images. McNemar's test permutes groups. By default an interval covers the mean of the
+networks at hand; with `random_rounds` it covers the mean of the recipe over all seeds or folds.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ class Round(NamedTuple):
 
     ids: np.ndarray  # str [N]
     labels: np.ndarray  # int [N]
-    probabilities: Sequence[np.ndarray]  # [N, num_classes] each
-    groups: np.ndarray  # int [N]; images of one group are no independent evidence
+    probabilities: Sequence[np.ndarray]  # float [N, num_classes] of each classifier
+    groups: np.ndarray  # int [N]; images of one group are not independent
 
 
 class McNemar(NamedTuple):
     """McNemar's exact test of two classifiers in one round."""
 
     only_first: int  # images that only the first classifier predicts correctly
-    only_second: int
-    groups: int  # groups that hold such images
-    p: float  # two-sided
+    only_second: int  # images that only the second classifier predicts correctly
+    groups: int  # number of groups with such images
+    p: float  # two-sided p-value
 
 
 class Estimate(NamedTuple):
-    """A mean over rounds with its 95 % interval."""
+    """A mean over rounds with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -44,15 +44,15 @@ class Estimate(NamedTuple):
 class Resampled:
     """Metrics of several classifiers, with intervals by a bootstrap of groups of test images.
 
-    With fewer than three groups an interval is 0 to 1.
+    With fewer than three groups every interval is (0, 1).
 
     Args:
-        rounds: at least one, each with the same classifiers.
+        rounds: predictions of one or more rounds, each with the same classifiers.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
-        random_rounds: whether intervals are those of the recipe's mean, over all seeds and folds
-            that might have been drawn, instead of those of the mean of these networks. A single
-            round tells nothing of other seeds: its interval is that of its networks.
+        random_rounds: whether intervals cover the recipe's mean over all seeds or folds, instead of
+            the mean of these networks. It needs at least two rounds; the interval of a single round
+            always covers its networks.
 
     Attributes:
         evidence: number of groups of all test images, each test set counted once.
@@ -70,20 +70,20 @@ class Resampled:
         self._random_rounds = random_rounds
         rng = np.random.default_rng(seed)
         self._draws, weights_of, self.evidence = _resample(rounds, rng, resamples)
-        self._values: list[dict[str, np.ndarray]] = []  # a round: metric -> [classifiers, 1 + R]
-        for a_round, weights in zip(rounds, weights_of, strict=True):
-            each = [weighted_metrics(a_round.labels, p, weights) for p in a_round.probabilities]
+        self._values: list[dict[str, np.ndarray]] = []  # per round: metric -> [classifiers, 1 + R]
+        for round_, weights in zip(rounds, weights_of, strict=True):
+            each = [weighted_metrics(round_.labels, p, weights) for p in round_.probabilities]
             self._values.append({name: np.stack([m[name] for m in each]) for name in each[0]})
 
     def estimate(self, classifier: int, metric: str) -> Estimate:
-        """A classifier's accuracy, precision, recall, f1 or auc, over rounds."""
+        """Returns a classifier's mean accuracy, precision, recall, f1 or auc over rounds."""
         values = self._of_rounds(metric)[classifier]
         mean = float(values[:, 0].mean())
         limits = bootstrap.interval(metric, mean, self._variance(values), self.evidence)
         return Estimate(mean, *limits)
 
     def difference(self, first: int, second: int, metric: str) -> Estimate:
-        """By how much the second classifier's metric exceeds the first's."""
+        """Returns the second classifier's metric minus the first's, as a mean over rounds."""
         pairs = ((r.probabilities[first], r.probabilities[second]) for r in self._rounds)
         if all(np.array_equal(*pair) for pair in pairs):
             return Estimate(0.0, 0.0, 0.0)
@@ -96,11 +96,11 @@ class Resampled:
         return Estimate(mean, *limits)
 
     def _of_rounds(self, metric: str) -> np.ndarray:
-        """A metric of all test images and of the R resamples: [classifiers, rounds, 1 + R]."""
+        """Returns a metric on all test images and on R resamples, [classifiers, rounds, 1 + R]."""
         return np.stack([values[metric] for values in self._values], axis=1)
 
     def _variance(self, values: np.ndarray) -> bootstrap.Variance:
-        """Variance of the mean over rounds of values [rounds, 1 + R]."""
+        """Returns the variance of the mean over rounds, from values [rounds, 1 + R]."""
         covariance = bootstrap.covariance(values[:, 1:], self._draws)
         if self._random_rounds:
             return bootstrap.variance_of_recipe(values[:, 0], covariance)
@@ -110,14 +110,14 @@ class Resampled:
 def _resample(
     rounds: Sequence[Round], rng: np.random.Generator, resamples: int
 ) -> tuple[list[int], list[np.ndarray], Evidence]:
-    """Draws weights of the rounds' test images, all images of a group alike.
+    """Draws bootstrap weights of the rounds' test images, equal within a group.
 
-    Rounds with the same test images share a draw. Test sets are drawn apart, unless they have
-    groups in common, as folds split by image can have, or one has too few groups.
+    Rounds with the same test images share a draw. Different test sets are drawn separately, unless
+    they share groups, which happens if folds are split by image, or one has too few groups.
 
     Returns:
-        The draw of each round, an index; the weights of each round's images [1 + R, N], the first
-        row being ones; and the number of groups in all.
+        The index of each round's draw; the weights of each round's images, float [1 + R, N], whose
+        first row is 1; and the number of groups of all test images.
     """
     keys = [r.ids.tobytes() for r in rounds]
     test_sets = dict(zip(keys, rounds, strict=True))
@@ -135,7 +135,7 @@ def _resample(
         groups = np.concatenate([test_sets[name].groups for name in drawn])
         if evidence.groups >= FEWEST_GROUPS:
             resampled = bootstrap.bootstrap_weights(labels, groups, rng, resamples)
-        else:  # `interval` looks at no resample
+        else:  # `interval` does not use the resamples
             resampled = np.ones((2, len(labels)))
         each = np.concatenate([np.ones((1, len(labels))), resampled])
         ends = np.cumsum([len(test_sets[name].labels) for name in drawn])[:-1]
@@ -147,26 +147,27 @@ def _resample(
 def mcnemar(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray
 ) -> McNemar:
-    """Tests whether two classifiers are right equally often, by an exact permutation of groups.
+    """Tests whether two classifiers are equally accurate, by an exact permutation of groups.
 
-    If they are, exchanging their answers for all images of a group is as likely as not. All ways to
-    exchange the images that only one predicts correctly are counted, none is drawn. With groups of
-    single images it is McNemar's exact test, a binomial one.
+    Under the null hypothesis the two classifiers are exchangeable within each group. All
+    permutations are enumerated, none is sampled. With groups of single images this is McNemar's
+    exact (binomial) test.
 
     Args:
-        labels: int [N].
-        first: probabilities of the first classifier, [N, num_classes].
-        second: probabilities of the second.
-        groups: int [N]; images of one group are no independent evidence.
+        labels: label of each image, int [N].
+        first: probabilities of the first classifier, float [N, num_classes].
+        second: probabilities of the second classifier, float [N, num_classes].
+        groups: group of each image, int [N]; images of one group are not independent.
     """
     first_right, second_right = (p.argmax(axis=1) == labels for p in (first, second))
     _, members = np.unique(groups, return_inverse=True)
-    gains = np.bincount(members, second_right.astype(float) - first_right).astype(int)  # a group
+    gains = np.bincount(members, second_right.astype(float) - first_right).astype(int)  # per group
     discordant = np.bincount(members, first_right != second_right) > 0
     sizes = np.abs(gains[gains != 0])
     p = 1.0
     if len(sizes):
-        chances = np.ones(1)  # of the sums with any signs: -total, -total + 2, ..., total
+        # Probabilities of the signed sums -total, -total + 2, ..., total.
+        chances = np.ones(1)
         for size in sizes:
             moved = np.zeros(len(chances) + size)
             moved[size:] += chances / 2
