@@ -122,7 +122,7 @@ class Experiment:
         if config.data.protocol == "official" and not begun:
             splits.require_official([image.split or "" for image in listing.images])
         self.imagenet = ImagenetWeights(
-            config.imagenet.weights, branches.of(frozen), workdir / "imagenet_weights.json"
+            config.imagenet.weights, branches.from_config(frozen), workdir / "imagenet_weights.json"
         )
         if stage in ("all", "finetune"):
             _load_weights(self.imagenet, frozen, paths)
@@ -187,7 +187,7 @@ class Experiment:
 
 def _load_weights(imagenet: ImagenetWeights, config: FrozenConfigDict, paths: Paths) -> None:
     """Reads the ImageNet weights of the branches that are not yet fine-tuned in every round."""
-    chosen, rounds = branches.of(config), range(config.rounds.count)
+    chosen, rounds = branches.from_config(config), range(config.rounds.count)
     imagenet.load(
         [b.name for b in chosen if not all(paths.finetuned(b.name, r).exists() for r in rounds)],
         begun=[b.name for b in chosen if any(paths.workdir.glob(f"round_*/{b.name}"))],
@@ -207,7 +207,7 @@ def _describe(listing: Listing, config: ConfigDict) -> Prepared:
 
 def _require_earlier_stages(stage: str, config: FrozenConfigDict, paths: Paths) -> None:
     """Raises StageError where a single stage lacks what the one before it should have left."""
-    chosen, rounds = branches.of(config), range(config.rounds.count)
+    chosen, rounds = branches.from_config(config), range(config.rounds.count)
     is_pretrained = any(branch.is_mae for branch in chosen)
     if stage == "pretrain" and not is_pretrained:
         raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")

@@ -1,1 +1,1 @@
-"""One run: what it is made of, its stages, and what it leaves in its workdir."""
+"""Config, data, stages, workdir and results of one run."""

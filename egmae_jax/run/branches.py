@@ -1,7 +1,7 @@
-"""The classifiers that a run fine-tunes: which network each is and what it starts from.
+"""The branches of a run, which are the classifiers that it fine-tunes and fuses.
 
-The paper has two (section 3.1): 'mae', pre-trained on the target images, and 'imagenet'. Any other
-backbone can stand beside or instead of them, each starting from its own ImageNet weights.
+The paper has two (section 3.1): 'mae', pre-trained on the target images, and 'imagenet'. Other
+backbones can be added or can replace them; each starts from its own ImageNet weights.
 """
 
 from typing import NamedTuple
@@ -14,22 +14,23 @@ from egmae_jax.core.errors import ConfigError
 
 
 class Branch(NamedTuple):
-    """One classifier."""
+    """One classifier of a run."""
 
-    name: str  # 'mae', 'imagenet', or that of its model
-    model_name: str
+    name: str  # 'mae', 'imagenet' or the name of its model
+    model_name: str  # name of a registered model
 
     @property
     def is_mae(self) -> bool:
-        """Whether it starts from our own pre-training."""
+        """Whether the branch starts from the run's own pre-training."""
         return self.name == "mae"
 
 
-def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
-    """The branches that a config names, in the order of config.branches.
+def from_config(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
+    """Returns the branches of a config, in the order of config.branches.
 
     Raises:
-        ConfigError: a name is neither 'mae', 'imagenet' nor a model's, or there twice.
+        ConfigError: there is no branch, a name occurs twice or is neither 'mae', 'imagenet' nor a
+            model, or the model of 'mae' is not a ConvNeXt.
     """
     names = tuple(config.branches)
     if len(set(names)) < len(names):
@@ -39,10 +40,10 @@ def of(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
     models_of = {"mae": config.model.name, "imagenet": config.imagenet.model or config.model.name}
     branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
     for branch in branches:
-        kind = models.family(branch.model_name)  # raises where there is no such model
+        kind = models.family(branch.model_name)  # raises ConfigError for an unknown model
         if branch.is_mae and kind != "convnext":
             raise ConfigError(
-                f"'mae' pre-trains model.name={branch.model_name}; only a ConvNeXt can be."
+                f"'mae' cannot pre-train model.name={branch.model_name}; it must be a ConvNeXt."
             )
     return branches
 
@@ -54,7 +55,14 @@ def classifier(
     *,
     frozen: frozenset[str] = frozenset(),
 ) -> models.Model:
-    """Creates the network of a branch; batch norms of `frozen` layers keep their statistics."""
+    """Creates the network of a branch.
+
+    Args:
+        branch: the branch.
+        config: config of the run.
+        num_classes: number of outputs.
+        frozen: names of layers whose batch norms keep their running statistics.
+    """
     kind, rate = models.family(branch.model_name), config.finetune.drop_path_rate
     return models.create(
         branch.model_name,

@@ -1,4 +1,4 @@
-"""The run that all stages share: its config, data, devices, workdir and log."""
+"""The context that all stages of a run share: config, data, devices, workdir and log."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run: its config, data, devices and workdir."""
+    """Config, workdir, devices, data and log of one run."""
 
     config: FrozenConfigDict
     paths: Paths
@@ -33,8 +33,8 @@ class Run:
 
     @functools.cached_property
     def branches(self) -> tuple[Branch, ...]:
-        """The classifiers that are fine-tuned and fused."""
-        return branches.of(self.config)
+        """Classifiers that are fine-tuned and fused, in the order of config.branches."""
+        return branches.from_config(self.config)
 
     @property
     def rounds(self) -> range:
@@ -43,20 +43,20 @@ class Run:
 
     @property
     def pretrainings(self) -> range:
-        """Indices of the splits that are pre-trained on; none without the branch 'mae'."""
-        wanted = any(branch.is_mae for branch in self.branches)
-        return range(self.data.num_splits if wanted else 0)
+        """Indices of the splits with a pre-training each; empty without the branch 'mae'."""
+        has_mae = any(branch.is_mae for branch in self.branches)
+        return range(self.data.num_splits if has_mae else 0)
 
     def plan(
         self, stage: str, index: int, parts: tuple[str, ...], *, batch_size: int, epochs: int
     ) -> Plan:
-        """Plans what a stage trains on, and for how long.
+        """Returns the training plan of a stage.
 
         Args:
             stage: 'pretrain', or 'finetune/' and the branch.
-            index: index of the split that is pre-trained on, or of the round.
-            parts: parts whose images are trained on, such as ('train',).
-            batch_size: images per step, of all devices together.
+            index: index of the split (for 'pretrain') or of the round.
+            parts: names of the parts to train on, such as ('train',).
+            batch_size: number of images per step, on all devices together.
             epochs: number of epochs.
         """
         files = [self.data.prepared.files[i] for i in self.data.indices(index, *parts)]
@@ -64,17 +64,17 @@ class Run:
 
     @property
     def policy(self) -> Policy:
-        """How steps that are not finite are handled."""
+        """Policy for steps whose loss or gradient is not finite."""
         return Policy(self.paths.nonfinite, self.config.nonfinite.max_skipped)
 
     def classifier(self, branch: Branch, frozen: frozenset[str] = frozenset()) -> models.Model:
-        """Creates the network of a branch; batch norms of `frozen` layers keep their statistics."""
+        """Creates a branch's network; batch norms of `frozen` layers keep their statistics."""
         return branches.classifier(
             branch, self.config, len(self.data.prepared.classes), frozen=frozen
         )
 
     def initial_variables(self, network: Any, seed: int, *inputs: jax.ShapeDtypeStruct) -> PyTree:
-        """Fresh variables of a network for inputs of those shapes, by config.model."""
+        """Initializes a network's variables as config.model says, for inputs of these shapes."""
         return initial_variables(
             network,
             seed,

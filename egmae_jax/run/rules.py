@@ -228,7 +228,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
     try:
         models.family(config.model.name)
         field = "branches"
-        chosen = branches.of(config)
+        chosen = branches.from_config(config)
         kinds = [models.family(branch.model_name) for branch in chosen]
         networks = [models.create(branch.model_name, num_classes=2) for branch in chosen]
     except ConfigError as error:

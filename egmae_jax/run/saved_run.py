@@ -104,7 +104,7 @@ class SavedRun:
         self.workdir = workdir = local_folder(workdir)
         self.config = _read_config(workdir)
         self.paths = Paths(workdir, folds=self.config.rounds.kind == "folds")
-        self.branches = branches.of(self.config)
+        self.branches = branches.from_config(self.config)
         self.rounds = range(self.config.rounds.count)
 
     @functools.cached_property

@@ -117,7 +117,7 @@ def take_pretraining(variant: Variant, others: Sequence[Variant], out: Path) -> 
 
 def pretraining_changes(variant: Variant) -> dict[str, Any] | None:
     """The changes of a variant that pre-training depends on; None if nothing is pre-trained."""
-    if not any(branch.is_mae for branch in branches.of(variant.config)):
+    if not any(branch.is_mae for branch in branches.from_config(variant.config)):
         return None
     return {k: value for k, value in variant.changes.items() if not k.startswith(_LATER)}
 

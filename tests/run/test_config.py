@@ -97,7 +97,7 @@ def test_words_change_the_layer_selection(words, fields):
 def test_words_change_the_asff_recipe(words, count, image_size):
     config = usable("skin_asff", words)
     rules.check(config, 1)
-    chosen = branches.of(config)
+    chosen = branches.from_config(config)
     assert chosen[0].model_name == "asff_resnet50"
     assert len(chosen) == count
     assert not any(branch.is_mae for branch in chosen)
@@ -120,13 +120,13 @@ def test_an_unknown_word_is_named_with_those_there_are(name, words, message):
 
 def test_branches_are_networks_by_their_own_name_or_by_the_papers():
     config = changed(branches=("imagenet", "mae", "resnet34"), imagenet__model="resnet18")
-    assert branches.of(config) == (
+    assert branches.from_config(config) == (
         ("imagenet", "resnet18"),
         ("mae", "convnext_tiny"),
         ("resnet34", "resnet34"),
     )
-    assert [branch.is_mae for branch in branches.of(config)] == [False, True, False]
-    twin = branches.of(changed(model__name="convnext_nano"))
+    assert [branch.is_mae for branch in branches.from_config(config)] == [False, True, False]
+    twin = branches.from_config(changed(model__name="convnext_nano"))
     assert twin == (("imagenet", "convnext_nano"), ("mae", "convnext_nano"))
 
 

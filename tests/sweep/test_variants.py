@@ -46,7 +46,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
     starts = []
     for variant in (sweep.variants[0], sweep.variants[1]):
         rules.check(variant.config, 1)
-        (branch,) = branches.of(variant.config)
+        (branch,) = branches.from_config(variant.config)
         network = branches.classifier(branch, variant.config, num_classes=3)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
         model = variant.config.model
