@@ -1,4 +1,4 @@
-"""The first log lines of a run: its data, networks and devices, and what is odd about them."""
+"""The first log lines of a run: its data, networks and devices, and warnings about them."""
 
 import logging
 
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def announce(run: Run) -> None:
-    """Logs the data, the networks and the devices of a run, and warns of what is odd."""
+    """Logs the data, networks and devices of a run, with warnings about unusual settings."""
     _announce_data(run)
     _announce_networks(run)
     for stage in ("pretrain", "finetune") if run.pretrainings else ("finetune",):
         config = run.config[stage]
         if config.warmup_epochs >= config.epochs:
             logger.warning(
-                "%s.warmup_epochs is %s of %d epochs: the learning rate rises to the end",
+                "%s.warmup_epochs is %s of %d epochs: the learning rate rises until the end",
                 stage,
                 config.warmup_epochs,
                 config.epochs,
@@ -31,8 +31,7 @@ def _announce_data(run: Run) -> None:
     prepared = run.data.prepared
     group_sizes = np.unique(prepared.groups, return_counts=True)[1]
     logger.info(
-        "%d images in %d classes and %d groups, which are not split: %d of several images, "
-        "%d of one; protocol %s",
+        "%d images in %d classes and %d groups (%d of several images, %d of one); protocol %s",
         len(prepared.files),
         len(prepared.classes),
         len(group_sizes),
@@ -43,14 +42,14 @@ def _announce_data(run: Run) -> None:
     logger.info("%s", run.data.account)
     if run.data.made_parts:
         logger.warning(
-            "The data set has no %s part of its own: taken by groups from its train part",
-            " and no ".join(run.data.made_parts),
+            "The data set has no official %s part: it is taken from the train part, by groups",
+            " and no official ".join(run.data.made_parts),
         )
     held_out = int(prepared.held_out.sum())
     if held_out and run.config.data.protocol != "official":
         logger.warning(
             "%d images are in official validation or test parts, which data.protocol=%s "
-            "splits anew; data.protocol=official keeps them",
+            "ignores; data.protocol=official keeps them",
             held_out,
             run.config.data.protocol,
         )
@@ -67,7 +66,7 @@ def _announce_data(run: Run) -> None:
 def _announce_networks(run: Run) -> None:
     config = run.config
     logger.info(
-        "%s in %s on %d x %s; results go to %s",
+        "Branches %s in %s on %d x %s; results go to %s",
         ", ".join(f"{branch.name} ({branch.model_name})" for branch in run.branches),
         config.model.dtype,
         run.mesh.size,
@@ -76,8 +75,8 @@ def _announce_networks(run: Run) -> None:
     )
     if (copies := run.mesh.shape["copy"]) > 1:
         logger.warning(
-            "pretrain.batch_size=%d and finetune.batch_size=%d divide among %d of the devices: "
-            "%d of them compute the same",
+            "pretrain.batch_size=%d and finetune.batch_size=%d can be divided among only %d "
+            "devices: each share is computed by %d devices",
             config.pretrain.batch_size,
             config.finetune.batch_size,
             run.mesh.size // copies,
