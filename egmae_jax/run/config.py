@@ -1,4 +1,4 @@
-"""A config as it is stored: config.json, and what may change between two runs on one workdir."""
+"""Reads config.json and compares configs; defines which fields may change on resume."""
 
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json
 
-# Fields that change no number: where things lie, how often they are saved, how many images are
-# evaluated at a time. The images themselves are held to splits.json by the hashes of their files.
+# Fields that may change on resume because they do not affect results. The images may be moved too:
+# splits.json identifies them by their hashes.
 FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "checkpoint.save_seconds",
-    "checkpoint.on_damage",  # a field of the version before
-    "nonfinite.max_skipped",  # changes nothing where all steps are finite
+    "checkpoint.on_damage",  # removed field of the previous version
+    "nonfinite.max_skipped",  # has no effect while all steps are finite
     "mesh.data",
     "mesh.fsdp",
     "data.feeding",
@@ -27,25 +27,25 @@ FREE_FIELDS = (
     "tensorboard.events",
     "tensorboard.panel_epochs",
 )
-# Fields of the version before, and the constants that took their place.
+# Removed fields of the previous version, and the constants that replace them.
 _REMOVED = {"pretrain.crop_ratio": [3 / 4, 4 / 3], "finetune.calibration_images": 256}
 
 
 def load(path: Path) -> ConfigDict:
-    """The config of a config.json.
+    """Reads the config from config.json.
 
     Raises:
-        DamagedFileError: the file holds none.
+        DamagedFileError: the file is missing or does not hold a config.
     """
     content = read_json(path, RESTORE)
     try:
         return ConfigDict(content)
-    except (KeyError, ValueError, TypeError) as error:  # a name with a dot, for one
+    except (KeyError, ValueError, TypeError) as error:  # such as a field name with a dot
         raise DamagedFileError(path, error, RESTORE) from None
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of a config by their dotted names, such as {'data.image_size': 224}."""
+    """Returns all fields by dotted name, such as {'data.image_size': 224}; tuples become lists."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | Mapping):
@@ -56,7 +56,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 
 def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
-    """Refuses to go on with another config than the workdir's, but for FREE_FIELDS.
+    """Checks that a config equals the saved config of the workdir, except for FREE_FIELDS.
 
     Args:
         saved: content of config.json.
@@ -68,20 +68,20 @@ def require_same(saved: Mapping[str, Any], config: ConfigDict) -> None:
     before = {k: v for k, v in flatten(saved).items() if k not in _REMOVED or v != _REMOVED[k]}
     if changes := differences(before, flatten(config), free=FREE_FIELDS):
         raise ConfigError(
-            "The workdir holds a run with another config; going on would mix the two. Use the same "
-            "values or another --workdir.\n  " + "\n  ".join(changes)
+            "The workdir holds a run with another config, with which this run cannot resume. Use "
+            "the same values or another --workdir.\n  " + "\n  ".join(changes)
         )
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
 ) -> list[str]:
-    """Both values of each name that differs between the workdir and this run.
+    """Describes each value that differs, such as 'seed: 0 in the workdir, 1 now'.
 
     Args:
-        before: values by name, as the workdir has them.
-        now: values of this run.
-        free: names that may differ.
+        before: values of the workdir, by name.
+        now: values of this run, by name.
+        free: names of values that may differ.
     """
 
     def text(values: Mapping[str, Any], name: str) -> str:

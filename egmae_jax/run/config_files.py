@@ -1,4 +1,4 @@
-"""Config files, such as configs/busi.py: where they lie, and the configs that they make."""
+"""Finds and loads config files, such as configs/busi.py."""
 
 import importlib.util
 from pathlib import Path
@@ -9,27 +9,32 @@ _FOLDER = "configs"
 
 
 def packaged() -> Path:
-    """Folder of the configs that come with the package; in a checkout it lies beside it."""
+    """Returns the folder of the package's configs; in a checkout it lies beside the package."""
     package = Path(__file__).parents[1]
     installed = package / _FOLDER
     return installed if installed.is_dir() else package.with_name(_FOLDER)
 
 
 def locate(path: str) -> str:
-    """Path of a config file; of configs/... that is not there, the package's own."""
+    """Returns `path`, or the package's own file if `path` is a missing file in configs/."""
     own = packaged().parent / path
     is_own = Path(path).parts[:1] == (_FOLDER,) and not Path(path).exists() and own.exists()
     return str(own) if is_own else path
 
 
 def names() -> list[str]:
-    """Names of the recipes in configs/ of the current folder and of the package, such as 'busi'."""
+    """Returns recipe names such as 'busi', from ./configs and the package's configs, sorted."""
     files = {path.stem for folder in (Path(_FOLDER), packaged()) for path in folder.glob("*.py")}
     return sorted(files - {"__init__", "default"})
 
 
 def load(name: str, words: str | None = None) -> ConfigDict:
-    """The config of a recipe such as 'busi', changed by the words that stand behind the colon."""
+    """Loads the config of a recipe.
+
+    Args:
+        name: name of the recipe, such as 'busi'.
+        words: preset after the colon of --config, such as 'cpu'; None for the recipe itself.
+    """
     path = locate(f"{_FOLDER}/{name}.py")
     spec = importlib.util.spec_from_file_location(f"config_{name}", path)
     assert spec is not None
