@@ -1,9 +1,8 @@
-"""Settings and machines that change the numbers of a run, beside its config.
+"""Records the settings and machines that affect a run's numbers, in environment.json.
 
-The same config gives other bits under `JAX_ENABLE_X64`, under another precision of matrix products
-or with a flag of XLA's. Such settings are recorded in the workdir's environment.json when a run
-begins, and a start under others is refused. What nobody can hold a run to, another kind of device,
-processor or version of a library, is recorded beside them and logged.
+`JAX_ENABLE_X64`, the matmul precision and XLA flags change the results of a config. They are
+recorded when a run begins, and it cannot resume under other settings. It can resume on another
+device, processor or library version; these are recorded and logged.
 """
 
 import contextlib
@@ -23,8 +22,7 @@ from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_jso
 from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
 from egmae_jax.run.config import ConfigError, differences, flatten
 
-# Settings of JAX by the names that they are set by: jax.config.update("jax_enable_x64", True), or
-# the environment variable JAX_ENABLE_X64.
+# JAX settings, named as in jax.config.update("jax_enable_x64", True).
 _JAX_SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -44,8 +42,8 @@ _JAX_SETTINGS = (
 )
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE",)  # environment variables that cuBLAS and cuDNN read
 _FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# Flags that only say where files are written to or read from, how many threads compile, or how many
-# devices a CPU is: a run may go on without them.
+# Flags for file locations, compilation threads and the number of CPU devices, which may change on
+# resume because they do not affect results.
 _FREE_FLAGS = (
     "xla_force_host_platform_device_count",
     "xla_dump_",
@@ -73,9 +71,10 @@ logger = logging.getLogger(__name__)
 
 
 def settings() -> dict[str, Any]:
-    """Settings of this process that change numbers, JSON-like, by the names they are set by.
+    """Returns the settings of this process that affect numbers, by name, as JSON values.
 
-    'deterministic' is `main.py --deterministic`; flags of XLA_FLAGS have their own names.
+    The names are those of JAX settings and environment variables, XLA flags such as '--xla_...',
+    and 'deterministic' for `main.py --deterministic`.
     """
     values: dict[str, Any] = {
         name: _plain(getattr(jax.config, name))
@@ -92,29 +91,29 @@ def settings() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """This machine: "platform", "device", "processor" if it is a CPU, "versions" by package."""
+    """Describes this machine: "platform", "device", "processor" (CPU only) and "versions"."""
     device = jax.devices()[0]
     content: dict[str, Any] = {"platform": device.platform, "device": device.device_kind}
     if device.platform == "cpu":
         content["processor"] = _processor()
     versions = {}
     for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a mere checkout
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
             versions[package] = importlib.metadata.version(package)
     return content | {"versions": versions}
 
 
 def require_same(path: Path, *, begun: bool) -> None:
-    """Refuses to go on under other settings than a run began with; warns of another machine.
+    """Checks that the settings are those the run began with, and warns about another machine.
 
-    All hosts call it; their settings must be the same, too.
+    All hosts must call it, and their settings must be equal.
 
     Args:
         path: path of environment.json.
-        begun: whether there is a run to go on with.
+        begun: whether the workdir holds a run, which this one resumes.
 
     Raises:
-        ConfigError: names every setting that differs, with both values.
+        ConfigError: settings differ; the message lists each with both values.
         DamagedFileError: the file cannot be read.
     """
     now = settings()
@@ -122,45 +121,44 @@ def require_same(path: Path, *, begun: bool) -> None:
     largest, smallest = hosts.agree(checksum, -checksum)
     if largest != -smallest:
         raise ConfigError(
-            "The hosts have different settings, which would give each other numbers; on this one: "
+            "The hosts have different settings and would compute different numbers. This host has: "
             + ", ".join(f"{name}={value!r}" for name, value in now.items())
         )
     if not begun:
         return
     content = recorded(path)
     before, machines = content["settings"], content["machines"]
-    of_one_version = [name for name in _JAX_SETTINGS if (name in before) != (name in now)]
-    if changes := differences(before, now, free=of_one_version):
+    only_in_one_version = [name for name in _JAX_SETTINGS if (name in before) != (name in now)]
+    if changes := differences(before, now, free=only_in_one_version):
         raise ConfigError(
-            "The workdir holds a run under other settings of JAX or XLA; going on would mix two "
-            "kinds of numbers. Use the same settings or another --workdir.\n  "
-            + "\n  ".join(changes)
+            "The workdir holds a run under other settings of JAX or XLA, which change its numbers. "
+            "Use the same settings or another --workdir.\n  " + "\n  ".join(changes)
         )
     here = machine()
     if here not in machines:
         logger.warning(
-            "The run has been on another machine or other versions: %s. It goes on, and what it "
-            "computes from here agrees with that up to rounding; results.json lists both.",
+            "The run resumes on another machine or with other versions: %s. From here its numbers "
+            "may differ by rounding; results.json lists all machines.",
             "; ".join(differences(flatten(machines[-1]), flatten(here))),
         )
 
 
 def record(path: Path, *, begun: bool) -> None:
-    """Writes environment.json, or adds this machine to the one of a run that has begun."""
+    """Writes environment.json; for a run that has begun, adds this machine if it is new."""
     machines, here = recorded(path)["machines"] if begun else [], machine()
     if here not in machines:
         write_json(path, {"settings": settings(), "machines": [*machines, here]})
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """The content of environment.json: "settings", and the distinct "machines" in their order.
+    """Reads environment.json: "settings", and the distinct "machines" in order of use.
 
     Raises:
-        DamagedFileError: the file cannot be read, or lacks one of these.
+        DamagedFileError: the file cannot be read, or lacks settings or machines.
     """
     content = read_json(path, RESTORE)
     if not (content.get("settings") and content.get("machines")):
-        raise DamagedFileError(path, "it names no settings or no machine", RESTORE)
+        raise DamagedFileError(path, "it lacks settings or machines", RESTORE)
     return content
 
 
@@ -171,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def _processor() -> str:
-    """Model of the processor if the system tells it: its vector units decide how sums are made."""
+    """Returns the CPU model, whose vector units affect the order of sums."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
