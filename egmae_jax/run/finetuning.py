@@ -1,4 +1,4 @@
-"""Fine-tunes the branches (paper section 3.4): where each starts, which layers train, the steps."""
+"""The fine-tuning stage of a run (paper section 3.4): initial weights, trained layers, steps."""
 
 import functools
 import logging
@@ -26,11 +26,11 @@ from egmae_jax.training.state import TrainState, count_parameters
 
 PyTree = Any
 logger = logging.getLogger(__name__)
-_CALIBRATION_IMAGES = 256  # training images on which layer entropies are measured; our decision
+_CALIBRATION_IMAGES = 256  # [D] number of training images that layer entropies are measured on
 
 
 class Finetuning:
-    """Writes export/round_<i>_<branch>.safetensors, the best epoch, and which layers trained."""
+    """Writes the best epoch to export/round_<i>_<branch>.safetensors, and layers.json."""
 
     def __init__(
         self,
@@ -39,7 +39,14 @@ class Finetuning:
         prediction: Prediction,
         draw_layers: Callable[[Mapping[str, Any], Path], None],
     ):
-        """Sets up the stage; `draw_layers` draws the content of layers.json into a file."""
+        """Sets up the stage.
+
+        Args:
+            run: context of the run.
+            imagenet: ImageNet weights of the branches.
+            prediction: predicts validation images after each epoch.
+            draw_layers: draws the content of layers.json to a picture file.
+        """
         self._run = run
         self._draw_layers = draw_layers
         self._imagenet = imagenet
@@ -52,7 +59,7 @@ class Finetuning:
         folder = self._run.paths.layers(branch.name, round_index).parent / "checkpoints"
         if result.exists():
             logger.info("Fine-tuning is complete (%s)", result)
-            delete_checkpoints(folder)  # a kill may have come before
+            delete_checkpoints(folder)  # in case the run was killed before this
             return
         config = self._run.config.finetune
         plan = self._run.plan(
@@ -62,7 +69,7 @@ class Finetuning:
             batch_size=config.batch_size,
             epochs=config.epochs,
         )
-        variables = self.start_of(branch, round_index, plan.seed)
+        variables = self.starting_variables(branch, round_index, plan.seed)
         selection = self._select_layers(branch, round_index, variables)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
         with Checkpoints(folder) as checkpoints:
@@ -83,7 +90,7 @@ class Finetuning:
                 evaluate=lambda variables: self._validate(branch, variables, round_index),
             )
             _, best = loop.train(stage)
-        assert best is not None  # there is at least one epoch
+        assert best is not None  # because there is at least one epoch
         if hosts.is_primary():
             timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
@@ -95,11 +102,11 @@ class Finetuning:
             best.score[0],
         )
 
-    def start_of(self, branch: Branch, round_index: int, seed: int) -> PyTree:
-        """The variables that a branch starts from: pre-trained ones below a fresh head."""
+    def starting_variables(self, branch: Branch, round_index: int, seed: int) -> PyTree:
+        """Returns the variables that a branch starts from: pre-trained ones below a fresh head."""
         fresh = self._fresh(branch, seed)
         if branch.is_mae:
-            split = self._run.data.split_of(round_index)
+            split = self._run.data.split_index(round_index)
             path = self._run.paths.autoencoder(split)
             classes = len(self._run.data.prepared.classes)
             model = pretrain.create_autoencoder(self._run.config, classes)
@@ -119,7 +126,7 @@ class Finetuning:
     def _make_program(
         self, branch: Branch, selection: Selection, steps_per_epoch: int
     ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
-        """Schedule, optimizer and compiled steps, which rounds (and equal networks) share."""
+        """Returns schedule, optimizer and compiled steps, which all rounds share."""
         config = self._run.config.finetune
         schedule = optim.cosine_schedule(
             config.learning_rate,
@@ -143,7 +150,7 @@ class Finetuning:
         return schedule, optimizer, loop.compile_steps(step, self._run.mesh)
 
     def _select_layers(self, branch: Branch, round_index: int, variables: PyTree) -> Selection:
-        """Which layers of a branch train; decided once, in round_<i>/<branch>/layers.json."""
+        """Selects the layers that train; once, in round_<i>/<branch>/layers.json."""
         config, params = self._run.config.finetune, variables["params"]
         layers = self._run.classifier(branch).layers
         path = self._run.paths.layers(branch.name, round_index)
@@ -165,7 +172,7 @@ class Finetuning:
                     self._draw_layers(report, path.with_suffix(".png"))
                 write_sealed(path, report)
             logger.info(
-                "%s, round %d: %d of %d parameters train (%s)",
+                "%s, round %d: %d of %d parameters are trained (%s)",
                 branch.name,
                 round_index,
                 report["trainable_parameters"],
@@ -178,7 +185,7 @@ class Finetuning:
     def layer_entropies(
         self, branch: Branch, round_index: int, variables: PyTree
     ) -> dict[str, float]:
-        """Entropy of each layer's output, in nats, for training images in the evaluation view."""
+        """Computes the entropy of each layer's output, in nats, on 256 training images."""
         run = self._run
         images = run.data.calibration(round_index, _CALIBRATION_IMAGES)
         take = jax.jit(lambda images, indices: augment.normalize(images.take(indices).pixels))
@@ -194,8 +201,8 @@ class Finetuning:
     def _validate(
         self, branch: Branch, variables: PyTree, round_index: int
     ) -> tuple[tuple[float, ...], dict[str, float]]:
-        """Scores an epoch: (AUC, -loss) on the validation part, and the metrics to log."""
-        predictions = self._prediction.of(branch, variables, round_index, "validation")
+        """Returns the validation score (AUC, -loss) of an epoch, and the metrics to log."""
+        predictions = self._prediction.predict(branch, variables, round_index, "validation")
         metrics = compute_metrics(predictions.labels, predictions.probabilities)
         loss = cross_entropy(predictions.labels, predictions.probabilities)
         row = {

@@ -1,4 +1,4 @@
-"""Predictions of the branches (paper section 3.5), and how an ASFF weighs its features."""
+"""Predictions of the branches (paper section 3.5), and fusion weights of ASFF networks."""
 
 import functools
 from collections.abc import Callable
@@ -25,23 +25,28 @@ PyTree = Any
 
 
 class Prediction:
-    """Writes predictions/: probabilities of validation and test images, and an ASFF's weights."""
+    """Predicts validation and test images, and writes the results to predictions/."""
 
     def __init__(self, run: Run):
         self._run = run
         self._program = functools.cache(self._make_program)
 
     def save(self, branch: Branch, round_index: int, *, again: bool) -> None:
-        """Writes a branch's predictions for validation and test, once, or `again`.
+        """Writes the predictions of a branch for the validation and test parts.
 
-        For an ASFF also the fusion weights of the test images, by class.
+        For an ASFF, the fusion weights of the test images are also written, averaged by class.
+
+        Args:
+            branch: a fine-tuned branch.
+            round_index: index of the round.
+            again: whether to overwrite existing predictions.
         """
         paths = {
             part: self._run.paths.predictions(branch.name, round_index, part)
             for part in ("validation", "test")
         }
         weights = self._run.paths.fusion_weights(branch.name, round_index)
-        needed = [*paths.values(), *([weights] if fuses(branch) else [])]
+        needed = [*paths.values(), *([weights] if has_fusion_weights(branch) else [])]
         if not again and all(path.exists() for path in needed):
             return
         variables = timm.load(
@@ -49,10 +54,10 @@ class Prediction:
         )
         variables = sharding.replicate(variables, self._run.mesh)
         for part, path in paths.items():
-            predictions = self.of(branch, variables, round_index, part)
+            predictions = self.predict(branch, variables, round_index, part)
             if hosts.is_primary():
                 save_predictions(path, predictions)
-        if fuses(branch):
+        if has_fusion_weights(branch):
             prepared = self._run.data.prepared
             by_class = fusion_weights.by_class(
                 self._outputs(branch, variables, round_index, "test", _fusion_weights),
@@ -62,11 +67,13 @@ class Prediction:
             if hosts.is_primary():
                 write_sealed(weights, by_class)
 
-    def of(self, branch: Branch, variables: PyTree, round_index: int, part: str) -> Predictions:
-        """Predicts the images of one part by a branch with these variables.
+    def predict(
+        self, branch: Branch, variables: PyTree, round_index: int, part: str
+    ) -> Predictions:
+        """Predicts the images of one part with the variables of a branch.
 
         Raises:
-            NonFiniteError: parameters are finite, but too large for their activations to be.
+            NonFiniteError: probabilities are not finite, because the parameters are too large.
         """
         prepared = self._run.data.prepared
         indices = self._run.data.indices(round_index, part)
@@ -74,7 +81,7 @@ class Prediction:
         if not np.isfinite(probabilities).all():
             raise NonFiniteError(
                 f"The {part} predictions of finetune/{branch.name}, round {round_index}, are not "
-                f"finite: its training diverged. {HINT.format('finetune')}"
+                f"finite: the training diverged. {HINT.format('finetune')}"
             )
         return Predictions(
             ids=np.array([prepared.files[i] for i in indices]),
@@ -86,7 +93,7 @@ class Prediction:
     def _outputs(
         self, branch: Branch, variables: PyTree, round_index: int, part: str, function: Callable
     ) -> np.ndarray:
-        """What a function of a network gives for all images of a part, in their order: [N, ...]."""
+        """Applies a function of a network to all images of a part, in order; returns [N, ...]."""
         config, images = self._run.config, self._run.data.evaluation(round_index, part)
         program = self._program(branch, function)
         key = rng.stage_key(config.seed + round_index, f"noise/{part}")
@@ -98,27 +105,31 @@ class Prediction:
         return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
     def _make_program(self, branch: Branch, function: Callable) -> Callable:
-        """Compiles a function of a network, variables, pixels and noise for batches of images."""
+        """Compiles `function(network, variables, pixels, noise)` for batches of images."""
 
         @platform.jit
         def program(variables, images, indices, first, key):
-            pixels, noise = self._tested(images, indices, first, key)
+            pixels, noise = self._take_batch(images, indices, first, key)
             outputs = function(self._run.classifier(branch), variables, pixels, noise)
             return sharding.gather(outputs, self._run.mesh)
 
         return program
 
-    def _tested(
+    def _take_batch(
         self, images: Images, indices: jax.Array, first: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array | float]:
-        """uint8 pixels of the evaluation view, and the noise to add once they are normalised.
+        """Returns uint8 pixels of the evaluation view, and the noise to add after normalisation.
 
-        `first` is the place of the first image in its part, `key` that of the part and round.
+        Args:
+            images: images that the batch is taken from.
+            indices: indices of the batch's images.
+            first: position in the part of the batch's first image.
+            key: random key of the part and round.
         """
         batch = images.take(sharding.split_batch(indices, self._run.mesh))
         std = self._run.config.finetune.input_noise
         noise: jax.Array | float = 0.0
-        if std > 0:  # an image's noise depends on its place in the part alone
+        if std > 0:  # the noise of an image depends only on its position in the part
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(batch)))
             shape = (*batch.pixels.shape[1:3], 3)
             noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
@@ -133,6 +144,6 @@ def _fusion_weights(model: Any, variables: PyTree, pixels: Any, noise: Any) -> j
     return asff.fusion_weights(model, variables, augment.normalize(pixels) + noise)
 
 
-def fuses(branch: Branch) -> bool:
-    """Whether a branch has fusion weights."""
+def has_fusion_weights(branch: Branch) -> bool:
+    """Whether the network of a branch is an ASFF, which has fusion weights."""
     return models.family(branch.model_name) == "asff_resnet"

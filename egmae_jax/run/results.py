@@ -1,4 +1,4 @@
-"""Scores the branches and their ensemble (paper sections 3.5 and 4.4)."""
+"""Scores the branches and their ensemble, and writes results.json (paper sections 3.5, 4.4)."""
 
 import logging
 from typing import Any
@@ -12,13 +12,13 @@ from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.run import environment, tables
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
-from egmae_jax.run.prediction import fuses
+from egmae_jax.run.prediction import has_fusion_weights
 
 logger = logging.getLogger(__name__)
 
 
 def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
-    """Scores the predictions, writes results.json and audit.json, and prints the table."""
+    """Scores predictions, writes results.json and audit.json, prints and returns the results."""
     prepared, config, left_out = run.data.prepared, run.config, run.data.left_out
     results: dict[str, Any] = {
         "config": config.to_dict(),
@@ -49,10 +49,10 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     }
     results["summary"] = summarize(results["rounds"])
     results["summary_by_class"] = summarize(results["rounds"], "by_class")
-    if fusing := [branch.name for branch in run.branches if fuses(branch)]:
+    if asff_branches := [b.name for b in run.branches if has_fusion_weights(b)]:
         results["fusion_weights"] = {
             name: fusion_weights.average([r["fusion_weights"][name] for r in results["rounds"]])
-            for name in fusing
+            for name in asff_branches
         }
     results["made_with"] = provenance.describe() | environment.recorded(run.paths.environment)
     if hosts.is_primary():
@@ -65,7 +65,7 @@ def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
 
 
 def _predictions(run: Run, branch: str, round_index: int, part: str) -> Predictions:
-    """Predictions of one part, in the order of its images; raises DamagedFileError otherwise."""
+    """Loads the predictions of one part; raises DamagedFileError if they are of other images."""
     path = run.paths.predictions(branch, round_index, part)
     predictions = load_predictions(path)
     files = [run.data.prepared.files[i] for i in run.data.indices(round_index, part)]
@@ -75,7 +75,7 @@ def _predictions(run: Run, branch: str, round_index: int, part: str) -> Predicti
 
 
 def _score(run: Run, round_index: int) -> dict[str, Any]:
-    """One round of results.json."""
+    """Returns the entry of one round in results.json."""
     names = [branch.name for branch in run.branches]
     predictions = {
         part: {name: _predictions(run, name, round_index, part) for name in names}
@@ -93,10 +93,10 @@ def _score(run: Run, round_index: int) -> dict[str, Any]:
     weights = {
         branch.name: read_sealed(run.paths.fusion_weights(branch.name, round_index))
         for branch in run.branches
-        if fuses(branch)
+        if has_fusion_weights(branch)
     }
     if weights:
         row["fusion_weights"] = weights
-    if run.data.num_splits > 1:  # dataset.counts are the first round's
+    if run.data.num_splits > 1:  # dataset.counts hold only for the first round
         row["counts"] = run.data.counts(round_index)
     return row | scores

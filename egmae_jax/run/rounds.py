@@ -1,4 +1,4 @@
-"""The images that every round trains, validates and tests on."""
+"""The training, validation and test images of every round."""
 
 import functools
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class RoundData:
-    """The prepared images, split for each round.
+    """The prepared images and their split into parts for each round.
 
-    With rounds.kind='seeds' all rounds share one split, in splits.json of the workdir; with 'folds'
-    each has its own, in round_<i>/splits.json. A run that has begun keeps its split: the images it
-    names must be the very ones at hand.
+    With rounds.kind='seeds' all rounds share one split, in splits.json of the workdir. With 'folds'
+    each round has its own split, in round_<i>/splits.json. A run that has begun keeps its splits,
+    and their images must be unchanged.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class RoundData:
         self._resident_bytes = _bytes(config.data.resident_gigabytes, memory.for_resident_images)
         self._host_bytes = _bytes(config.data.host_gigabytes, memory.for_decoded_images)
         self._store = HostStore(self._host_bytes)
-        # Of this object, so that its images go when it does. All branches and seeds use the same
-        # ones; of training sets one at a time is kept on the devices.
+        # These caches belong to the object, so that its images are freed with it. All branches and
+        # seeds share the images; only one training set at a time is kept on the devices.
         self._stays_on_device = functools.lru_cache(self._decide_residence)
         self._resident: tuple[tuple[int, tuple[str, ...]], Images] | None = None
         self._evaluation = functools.lru_cache(maxsize=2)(self._load_evaluation)
-        self._parts = []  # int [N] for each split: which part an image is in
+        self._parts = []  # part of each image, int [N], for each split
         for index in range(config.rounds.count if paths.folds else 1):
             path, part_of = paths.splits(index), parts.assign(prepared, config, fold=index)
             if begun:
@@ -55,29 +55,29 @@ class RoundData:
                 parts.write(path, prepared, part_of)
             self._parts.append(part_of)
 
-    def split_of(self, round_index: int) -> int:
-        """Index of the split that a round uses; rounds with the same split share pre-training."""
+    def split_index(self, round_index: int) -> int:
+        """Returns the index of a round's split; rounds with the same split share pre-training."""
         return round_index if len(self._parts) > 1 else 0
 
     @property
     def num_splits(self) -> int:
-        """How many different splits, and so pre-trainings, there are."""
+        """Number of different splits, which is also the number of pre-trainings."""
         return len(self._parts)
 
     def indices(self, round_index: int, *names: str) -> np.ndarray:
-        """The images of some of PARTS in a round, as sorted indices into `prepared`."""
-        part_of = self._parts[self.split_of(round_index)]
+        """Returns sorted indices into `prepared` of the images in the named parts of a round."""
+        part_of = self._parts[self.split_index(round_index)]
         return np.flatnonzero(np.isin(part_of, [splits.PARTS.index(name) for name in names]))
 
     @property
     def made_parts(self) -> tuple[str, ...]:
-        """The parts that protocol 'official' took from the train part, the data set having none."""
+        """Parts that are taken from the official train part, because the data set lacks them."""
         official = self._config.data.protocol == "official"
         return splits.made_parts(self.prepared.official) if official else ()
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Number of images in no part of the first round, by reason: the first that applies."""
+        """Number of images in no part of the first round, by the first reason that applies."""
         out = self._parts[0] == splits.LEFT_OUT
         conflict, excluded = parts.excluded(self.prepared, self._config)
         return {
@@ -88,7 +88,7 @@ class RoundData:
 
     @property
     def account(self) -> str:
-        """A sentence on the part of every image in the first round; see `splits.account`."""
+        """Sentence that accounts for all images in the first round, see `splits.account`."""
         account = splits.account(
             {name: len(self.indices(0, name)) for name in splits.PARTS},
             self.left_out,
@@ -98,7 +98,7 @@ class RoundData:
         return f"{account} (in round 0)" if self.num_splits > 1 else account
 
     def counts(self, round_index: int) -> dict[str, dict[str, int]]:
-        """Number of images of each class in each part of a round: {part: {class: count}}."""
+        """Counts the images of each class in each part of a round: {part: {class: count}}."""
         counts = {}
         for part in splits.PARTS:
             labels = self.prepared.labels[self.indices(round_index, part)]
@@ -109,8 +109,8 @@ class RoundData:
     def feed(
         self, round_index: int, names: tuple[str, ...], order: Order, *, total_steps: int
     ) -> Resident | Stream:
-        """What feeds training on some parts: the resident images, or a stream of files."""
-        split = self.split_of(round_index)
+        """Returns the source of training batches: images on the devices, or a stream of files."""
+        split = self.split_index(round_index)
         indices = self.indices(split, *names)
         view = self._training_view(indices)
         if not self._stays_on_device(len(indices), view.nbytes(len(indices))):
@@ -118,15 +118,15 @@ class RoundData:
         return Resident(self._resident_images(split, names), order)
 
     def evaluation(self, round_index: int, part: str) -> Evaluation:
-        """One part of a round as it is evaluated."""
-        return self._evaluation(self.split_of(round_index), part)
+        """Returns the images of one part of a round in the evaluation view."""
+        return self._evaluation(self.split_index(round_index), part)
 
     def pixels(self, indices: np.ndarray) -> np.ndarray:
-        """Some of `prepared`'s images as they are evaluated, uint8 [N, H, W, 3 or 1]."""
+        """Returns images of `prepared` in the evaluation view, uint8 [N, H, W, 3 or 1]."""
         return self._evaluation_view().load(indices).pixels
 
     def calibration(self, round_index: int, count: int) -> Evaluation:
-        """Some training images, drawn by the split's seed, as they would be evaluated.
+        """Returns `count` random training images in the evaluation view, drawn by split_seed.
 
         Every host has all of them, on one device.
         """
@@ -156,7 +156,7 @@ class RoundData:
             else "data.resident_gigabytes",
             "kept on the device"
             if resident
-            else f"streamed, {self._host_bytes / 1e9:.3g} GB kept in memory",
+            else f"streamed, with up to {self._host_bytes / 1e9:.3g} GB kept in host memory",
         )
         return resident
 
@@ -183,7 +183,7 @@ class RoundData:
     def _resident_images(self, split: int, names: tuple[str, ...]) -> Images:
         key = (split, names)
         if self._resident is None or self._resident[0] != key:
-            self._resident = None  # first, to make room
+            self._resident = None  # frees memory before loading
             indices = self.indices(split, *names)
             images = pipeline.load(self._training_view(indices), indices)
             self._resident = key, sharding.replicate(images, self._mesh)
@@ -197,5 +197,5 @@ class RoundData:
 
 
 def _bytes(gigabytes: float, automatic: Callable[[], float]) -> float:
-    """Bytes of so many gigabytes; -1 takes what there is room for."""
+    """Converts gigabytes to bytes; a negative number gives the automatic limit."""
     return automatic() if gigabytes < 0 else gigabytes * 1e9

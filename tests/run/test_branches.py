@@ -83,7 +83,7 @@ def test_the_selection_is_left_as_numbers_and_as_a_picture(selected):
 def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected, data, cache):
     workdir, _ = selected
     stages = experiment.Experiment(selection_config(data, cache), workdir)
-    start = flatten(stages.finetuning.start_of(stages.run.branches[0], 0, 0))
+    start = flatten(stages.finetuning.starting_variables(stages.run.branches[0], 0, 0))
     exported = workdir / "export" / "round_0_imagenet.safetensors"
     after = flatten(timm.load(exported, tiny.RESNET))
     assert after.keys() == start.keys()
@@ -130,7 +130,7 @@ def test_calibration_takes_training_images_whatever_the_batch(selected, data, ca
     drawn = pictures(stages.run.data.calibration(0, 10))
     assert len(drawn) == len(set(drawn)) == 10
     assert set(drawn) < set(pictures(stages.run.data.evaluation(0, "train")))
-    start = stages.finetuning.start_of(stages.run.branches[0], 0, 0)
+    start = stages.finetuning.starting_variables(stages.run.branches[0], 0, 0)
     entropies = stages.finetuning.layer_entropies(stages.run.branches[0], 0, start)
     report = read_sealed(workdir / "round_0" / "imagenet" / "layers.json")
     expected = {row["layer"]: row["entropy"] for row in report["layers"]}  # in batches of eight
@@ -243,7 +243,7 @@ def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
     )
     stages = experiment.Experiment(config, tmp_path / "workdir")
     for branch in stages.run.branches:
-        start = stages.finetuning.start_of(branch, 0, seed=5)
+        start = stages.finetuning.starting_variables(branch, 0, seed=5)
         theirs = written[branch.model_name]
         assert start["params"]["head"]["fc"]["kernel"].shape[-1] == 3
         for tree in (start, theirs):
