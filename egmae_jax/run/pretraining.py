@@ -1,4 +1,4 @@
-"""Pre-trains the autoencoder (paper section 3.3), once a split."""
+"""The pre-training stage of a run (paper section 3.3), once per split."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pretraining:
-    """Writes pretrain/autoencoder.safetensors and its validation losses, report.json."""
+    """Writes pretrain/autoencoder.safetensors, and its validation losses to report.json."""
 
     def __init__(
         self,
@@ -34,10 +34,9 @@ class Pretraining:
         """Sets up the stage.
 
         Args:
-            run: the run.
-            make_panels: makes, for the run, a split and the network, a function that draws
-                reconstructions: it is called after each epoch with the epoch, the step and the
-                variables.
+            run: context of the run.
+            make_panels: function of the run, the split and the network. It returns a function of
+                epoch, step and variables, which is called after each epoch to draw reconstructions.
         """
         self._run = run
         self._make_panels = make_panels
@@ -63,15 +62,15 @@ class Pretraining:
                 write_sealed(report, losses)
                 save_params(result, params)
             logger.info(
-                "Reconstruction loss on validation images %.4f; always predicting the mean colour "
+                "Reconstruction loss on validation images: %.4f; always predicting the mean colour "
                 "gives %.4f",
                 losses["reconstruction_loss"],
                 losses["mean_colour_loss"],
             )
-        delete_checkpoints(folder)  # which a kill may have left behind
+        delete_checkpoints(folder)  # also if the run was killed before this
 
     def _train(self, split: int, folder: Path) -> PyTree:
-        """The parameters after the last epoch, on the host."""
+        """Trains to the last epoch; returns the parameters as numpy arrays on the host."""
         config = self._run.config.pretrain
         plan = self._run.plan(
             "pretrain",
@@ -134,6 +133,6 @@ class Pretraining:
         if not np.isfinite(list(losses.values())).all():
             raise NonFiniteError(
                 f"The reconstruction of validation images after pretrain, split {split}, is not "
-                f"finite: its training diverged. {HINT.format('pretrain')}"
+                f"finite: the training diverged. {HINT.format('pretrain')}"
             )
         return losses
