@@ -1,4 +1,4 @@
-"""ImageNet weights, from which branches start that are not pre-trained here."""
+"""ImageNet weights, from which all branches but 'mae' start (paper section 3.1)."""
 
 import hashlib
 import logging
@@ -22,9 +22,9 @@ class ImagenetWeights:
     """Finds and reads the weights that `imagenet.weights` names, and records their SHA-256.
 
     Attributes:
-        sources: a hub id, a file, or 'none' for random weights, by branch.
-        variables: variables that each branch starts from, once `load` has read them; branches that
-            start from random weights have none.
+        sources: Hugging Face hub id, file path, or 'none' for random weights, by branch.
+        variables: ImageNet variables by branch, after `load`; branches with random weights have no
+            entry.
     """
 
     def __init__(self, weights: str, branches: Iterable[Branch], record: Path):
@@ -33,8 +33,8 @@ class ImagenetWeights:
         one_file = weights not in ("default", "none") and not Path(weights).expanduser().is_dir()
         if one_file and len(backbones) > 1:
             raise configs.ConfigError(
-                f"imagenet.weights is {weights}, but the branches need weights of "
-                f"{', '.join(sorted(backbones))}: give a folder that holds a file of each, named "
+                f"imagenet.weights={weights} is one file, but the branches need weights of "
+                f"{', '.join(sorted(backbones))}. Give a folder with a file for each, named "
                 "<model>.safetensors or <model>.npz."
             )
         self.sources = {
@@ -45,22 +45,23 @@ class ImagenetWeights:
         self._sha256: dict[str, str] = {}
         if self._branches and weights == "none":
             logger.warning(
-                "imagenet.weights=none: RANDOM weights to start from (%s); such results and the "
-                "ensemble's are not the method's.",
+                "imagenet.weights=none: %s will start from RANDOM weights, so the results, also of "
+                "the ensemble, are not the method's.",
                 ", ".join(self._branches),
             )
 
     def load(self, names: Iterable[str], begun: Iterable[str]) -> None:
-        """Finds and reads the weights of some branches; writes nothing.
+        """Locates and reads the weights of some branches, without writing a file.
 
         Args:
-            names: names of branches; those without weights of their own are skipped.
-            begun: names of branches that have begun with weights, which must be the same still.
+            names: names of the branches; branches without ImageNet weights are skipped.
+            begun: names of the branches whose fine-tuning has begun, for which the file must be the
+                recorded one.
 
         Raises:
-            MissingWeightsError: they are nowhere; the message says how to get them.
-            CheckpointError: they are not this model's.
-            ConfigError: they are not the file the run began with.
+            MissingWeightsError: the weights cannot be found; the message says how to get them.
+            CheckpointError: the weights do not fit the model.
+            ConfigError: the weights are not those that the run began with.
         """
         begun = set(begun)
         for name in names:
@@ -71,8 +72,8 @@ class ImagenetWeights:
                 path = model_weights.locate(source)
             except model_weights.MissingWeightsError as error:
                 raise model_weights.MissingWeightsError(
-                    f"{error} The branch {name!r} needs them; --config.imagenet.weights=none "
-                    "starts it from random weights, and every result says so."
+                    f"{error} The branch {name!r} needs them. --config.imagenet.weights=none "
+                    "starts it from random weights, which all results will mention."
                 ) from None
             require_readable(path)
             self._sha256[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -85,16 +86,16 @@ class ImagenetWeights:
             self.variables[name] = timm.load(path, model_name, classifier=False)
 
     def record(self) -> None:
-        """Records the SHA-256 of the files that `load` has read, if any."""
+        """Records the SHA-256 of each file that `load` has read."""
         if self._sha256:
             known = self.recorded() if self._record.exists() else {}
             write_json(self._record, known | self._sha256)
 
     def recorded(self) -> dict[str, str]:
-        """SHA-256 of the file that each branch began with; of none where all began at random.
+        """Returns the recorded SHA-256 by branch, or {} if all branches start from random weights.
 
         Raises:
-            DamagedFileError: the record is missing or damaged.
+            DamagedFileError: imagenet_weights.json is missing or damaged.
         """
         if all(source == "none" for source in self.sources.values()):
             return {}
@@ -102,16 +103,16 @@ class ImagenetWeights:
 
 
 def _source(weights: str, model_name: str) -> str:
-    """The hub id or file that `imagenet.weights` names for one model, or 'none'.
+    """Returns the hub id or file of `imagenet.weights` for one model, or 'none'.
 
-    In a folder it is the file named after the model, else `model.safetensors`, as on the hub;
-    without either it is the default.
+    In a folder this is the file named after the model, else `model.safetensors`, else the model's
+    default weights.
     """
     backbone = models.imagenet_model(model_name)
     if weights == "default":
         return models.default_weights(backbone)
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
-    files += [folder / "model.safetensors"]  # as the hub has it
-    missing = models.default_weights(backbone) if folder.is_dir() else weights
-    return next((str(file) for file in files if file.is_file()), missing)
+    files += [folder / "model.safetensors"]  # the name in repositories of the hub
+    fallback = models.default_weights(backbone) if folder.is_dir() else weights
+    return next((str(file) for file in files if file.is_file()), fallback)
