@@ -1,4 +1,4 @@
-"""metrics.jsonl, one JSON object per epoch and stage, and whom else it is forwarded to."""
+"""Writes metrics.jsonl, one JSON object per epoch and stage, and forwards each to trackers."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 class MetricsLog:
     """Writes metrics.jsonl and forwards each row to TensorBoard and the trackers.
 
-    Of several hosts of a run only the first does. An error of a tracker does not stop the run; the
-    first is logged.
+    On several hosts only the primary host writes. An error of a tracker does not stop the run; the
+    first error of each tracker is logged.
 
     Args:
         path: path of metrics.jsonl.
-        events: TensorBoard's event files; None writes none.
-        trackers: take the metrics of each row.
+        events: event files for TensorBoard; None writes none.
+        trackers: trackers that receive the metrics of every row.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class MetricsLog:
         self._failed: list[Tracker] = []
 
     def write(self, **row: Any) -> None:
-        """Appends one line."""
+        """Appends one row to metrics.jsonl and forwards it."""
         if not hosts.is_primary():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ class MetricsLog:
         for tracker in self._trackers:
             try:
                 tracker.log(row["stage"], row["round"], row["step"], numbers(row))
-            except Exception as error:  # the user's own code: no result depends on it
+            except Exception as error:  # a user's tracker must not stop the run
                 if tracker not in self._failed:
                     logger.warning(
-                        "The tracker %s failed at step %d of %s (%r). The run goes on, and so do "
-                        "its calls; further errors of the tracker are not logged.",
+                        "The tracker %s failed at step %d of %s (%r). The run continues to call "
+                        "it, but further errors of the tracker are not logged.",
                         type(tracker).__name__,
                         row["step"],
                         row["stage"],
@@ -59,14 +59,14 @@ class MetricsLog:
                     self._failed.append(tracker)
 
     def write_picture(self, stage: str, round_index: int, step: int, name: str, png: bytes) -> None:
-        """Shows a picture in TensorBoard, if there are events."""
+        """Adds a picture, as PNG bytes, to TensorBoard's event files, if there are any."""
         if self._events is not None:
             self._events.write_picture(stage, round_index, step, name, png)
 
     def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
-        """Drops a stage's rows after a step: a killed run wrote them, and this one will again.
+        """Deletes a stage's rows after `after_step`, which will be trained and written again.
 
-        A last line that the kill has cut off goes, too.
+        An incomplete last line, which a killed run can leave, is deleted too.
         """
         if not hosts.is_primary():
             return
@@ -82,17 +82,17 @@ class MetricsLog:
 
 
 def read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a metrics.jsonl, as they are and parsed; none where there is no file.
+    """Yields each line of metrics.jsonl with its parsed row; nothing if there is no file.
 
-    What a kill has cut off, and whatever else has no stage, round and step, is passed over.
+    Lines without stage, round and step, such as an incomplete last line, are skipped.
     """
     content = path.read_bytes() if path.exists() else b""
     for line in content.splitlines():
         try:
             row = json.loads(line)
             _ = row["step"] > 0
-            known = isinstance(row["stage"], str) and isinstance(row["round"], int)
+            is_row = isinstance(row["stage"], str) and isinstance(row["round"], int)
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if known:
+        if is_row:
             yield line, row

@@ -1,8 +1,8 @@
-"""TensorBoard's event files beside metrics.jsonl: `tensorboard --logdir=W/tensorboard`.
+"""Writes metrics as event files for TensorBoard: `tensorboard --logdir=<workdir>/tensorboard`.
 
-What TensorBoard calls a run is a stage and round here, such as finetune/mae/round_0, and a tag is a
-metric of a section of the config, such as finetune/loss. So one chart has the curves of all
-branches and rounds, and of all workdirs below the --logdir.
+Each stage and round, such as finetune/mae/round_0, is a run in TensorBoard. Tags are named after
+the config section and the metric, such as finetune/loss. Therefore one chart shows all branches and
+rounds, and all workdirs below --logdir.
 """
 
 import io
@@ -16,7 +16,7 @@ import PIL.Image
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a row of metrics.jsonl: its numbers but for round, step and time."""
+    """Returns the metrics in a row of metrics.jsonl: all numbers except round, step and time."""
     return {
         name: value
         for name, value in row.items()
@@ -31,18 +31,18 @@ class EventFiles:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._stage: tuple[str, int] | None = None  # the one under way
+        self._stage: tuple[str, int] | None = None  # stage and round of the open file
         self._writer: Any = None
 
     def begin(self, stage: str, round_index: int, *, after_step: int = 0) -> None:
-        """Begins a file, which has TensorBoard drop what older files hold of later steps.
+        """Begins a new file, whose first event makes TensorBoard discard steps after `after_step`.
 
         Args:
             stage: 'pretrain', or 'finetune/' and the branch.
-            round_index: round of the stage.
-            after_step: last step that counts; a run that was killed takes later ones again.
+            round_index: index of the round.
+            after_step: last step to keep; a resumed run repeats later steps.
         """
-        # Imported here, as it imports torch where there is one, which takes long.
+        # Imported here because it imports torch, if installed, which is slow.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -59,7 +59,7 @@ class EventFiles:
         self._writer.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds the numbers of a row of metrics.jsonl."""
+        """Adds the metrics in a row of metrics.jsonl."""
         from tensorboardX.summary import scalar
 
         stage, step = row["stage"], row["step"]
@@ -69,7 +69,7 @@ class EventFiles:
         self._writer.flush()
 
     def write_picture(self, stage: str, round_index: int, step: int, name: str, png: bytes) -> None:
-        """Adds a picture in PNG."""
+        """Adds a picture, given as PNG bytes."""
         from tensorboardX.summary import image
 
         with PIL.Image.open(io.BytesIO(png)) as opened:
