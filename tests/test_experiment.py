@@ -378,7 +378,7 @@ def test_a_class_that_nothing_is_left_of_is_named_with_the_cause(data, cache, tm
     shutil.copy(folder / "benign" / "benign (1).png", folder / "cyst" / "2.png")
     fields = {"data__on_error": "skip", "data__on_conflict": "drop"}
     config = tiny.make_config(folder, cache, **fields)
-    message = r"class 'cyst' has 0 images.*, 2 images were left out.*1 cannot be read: cyst/1\.png"
+    message = r"class 'cyst' has 0 images.* 2 images were left out.*files .1.: cyst/1\.png"
     with pytest.raises(DataError, match=message):
         experiment.Experiment(config, tmp_path / "workdir")
 

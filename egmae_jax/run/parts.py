@@ -1,4 +1,4 @@
-"""The part that each image of a data set is in: by the config, or by the run's splits.json."""
+"""Assigns each image to a part (train, validation or test), by the config or splits.json."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from egmae_jax.data.prepare import Prepared
 
 
 def excluded(data: Prepared, config: FrozenConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are left out as conflicts, and which as conflicts or copies: bool [N]."""
+    """Returns which images are left out, bool [N]: as conflicts, and as conflicts or copies."""
     images = (data.labels, data.pairs, data.pixel_hashes, data.official)
     conflict, either = (
         splits.left_out(*images, on_conflict=config.data.on_conflict, deduplicate=deduplicate)
@@ -22,29 +22,32 @@ def excluded(data: Prepared, config: FrozenConfigDict) -> tuple[np.ndarray, np.n
 
 
 def assign(data: Prepared, config: FrozenConfigDict, fold: int) -> np.ndarray:
-    """The part of every image by the config: int [N], indices into PARTS, or LEFT_OUT.
+    """Assigns every image to a part, as the config says.
 
     Args:
-        data: the data set.
+        data: prepared data set of N images.
         config: config of the run.
-        fold: index of the fold that is tested on, with rounds.kind='folds'.
+        fold: index of the test fold, used only with rounds.kind='folds'.
+
+    Returns:
+        Index into PARTS of each image, or LEFT_OUT, int [N].
 
     Raises:
-        DataError: a class has too few images or groups; the message says why.
+        DataError: a class has too few images or groups.
     """
     _, out = excluded(data, config)
     try:
         return _assign(data, config, fold, np.flatnonzero(~out))
     except DataError as error:
-        before = ""
+        explanation = ""
         if out.any():
-            before += (
-                f" Before, {out.sum()} images were left out as copies or as near-duplicates with "
+            explanation += (
+                f" {out.sum()} images were left out before, as copies or as near-duplicates with "
                 "different labels (data.deduplicate, data.on_conflict)."
             )
         if data.skipped:
-            before += f" {len(data.skipped)} cannot be read: {shorten_list(data.skipped)}."
-        raise DataError(f"{error}{before}") from None
+            explanation += f" Unreadable files ({len(data.skipped)}): {shorten_list(data.skipped)}."
+        raise DataError(f"{error}{explanation}") from None
 
 
 def _assign(data: Prepared, config: FrozenConfigDict, fold: int, kept: np.ndarray) -> np.ndarray:
@@ -86,22 +89,25 @@ def _assign(data: Prepared, config: FrozenConfigDict, fold: int, kept: np.ndarra
 
 
 def write(path: Path, data: Prepared, part_of: np.ndarray) -> None:
-    """Writes splits.json, the part of every image that is in one."""
+    """Writes the part of each image to splits.json, except for images that are left out."""
     labels = [data.classes[label] for label in data.labels]
     splits.write(path, data.files, labels, part_of, data.groups, data.sha256)
 
 
 def read(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray:
-    """The part of every image by splits.json, as `assign`, if its images are the ones at hand.
+    """Reads the part of every image from splits.json, which must list the same images.
 
     Args:
         path: path of splits.json.
-        data: the data set at hand.
-        left_out: bool [N], the images that splits.json need not name.
+        data: prepared data set of N images.
+        left_out: images that may be missing in splits.json, bool [N].
+
+    Returns:
+        Index into PARTS of each image, or LEFT_OUT, int [N].
 
     Raises:
-        DataError: names files that were added, removed or changed since.
-        DamagedFileError: the file is missing or damaged.
+        DataError: files were added, removed or changed; the message names them.
+        DamagedFileError: splits.json is missing or damaged.
     """
     rows = {row["file"]: row for row in splits.read(path)}
     now = dict(zip(data.files, data.sha256, strict=True))
@@ -117,8 +123,8 @@ def read(path: Path, data: Prepared, left_out: np.ndarray) -> np.ndarray:
     if changes:
         first = "\n  ".join(changes[:10])
         raise DataError(
-            f"The images are not those that {path} has split; {len(changes)} files differ:\n  "
-            f"{first}\nBring them back, or start in another --workdir."
+            f"The images are not those listed in {path}; {len(changes)} files differ:\n  "
+            f"{first}\nRestore the images, or start in another --workdir."
         )
     part_of = {file: splits.PARTS.index(row["split"]) for file, row in rows.items()}
     return np.array([part_of.get(file, splits.LEFT_OUT) for file in data.files])
