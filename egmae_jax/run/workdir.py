@@ -1,4 +1,4 @@
-"""The workdir of a run: its files, its lock, and whether it belongs to this run."""
+"""The workdir of a run: paths of its files, its lock, and checks that a run may resume in it."""
 
 import contextlib
 import dataclasses
@@ -20,52 +20,52 @@ from egmae_jax.run.config import ConfigError, require_same
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Paths of the files of a workdir.
+    """Paths of the files in a workdir.
 
     Attributes:
         workdir: folder of the run.
-        folds: whether each round has a split, and so a pre-training, of its own.
+        folds: whether each round has its own split and pre-training.
     """
 
     workdir: Path
     folds: bool
 
-    def of_split(self, split: int) -> Path:
-        """Folder of what is made once for each split: round_<i> with folds, else the workdir."""
+    def _split_folder(self, split: int) -> Path:
+        """Returns the folder of a split: round_<i> with folds, else the workdir."""
         return self.workdir / f"round_{split}" if self.folds else self.workdir
 
     def splits(self, split: int) -> Path:
-        """splits.json: file, label, part, group and content hash of each image."""
-        return self.of_split(split) / "splits.json"
+        """splits.json: file name, label, part, group and content hash of each image."""
+        return self._split_folder(split) / "splits.json"
 
     def autoencoder(self, split: int) -> Path:
         """Parameters of the pre-trained autoencoder."""
-        return self.of_split(split) / "pretrain" / "autoencoder.safetensors"
+        return self._split_folder(split) / "pretrain" / "autoencoder.safetensors"
 
     def pretraining_report(self, split: int) -> Path:
         """Reconstruction losses of the pre-trained autoencoder on validation images."""
         return self.autoencoder(split).with_name("report.json")
 
     def layers(self, branch: str, round_index: int) -> Path:
-        """layers.json: which layers of a branch train."""
+        """layers.json: the layers of a branch that train."""
         return self.workdir / f"round_{round_index}" / branch / "layers.json"
 
     def finetuned(self, branch: str, round_index: int) -> Path:
-        """Weights of a branch's best epoch, under timm's names."""
+        """Weights of a branch's best epoch, with timm's tensor names."""
         return self.workdir / "export" / f"round_{round_index}_{branch}.safetensors"
 
     def predictions(self, branch: str, round_index: int, part: str) -> Path:
-        """Predictions of a branch for the part 'validation' or 'test'."""
+        """Predictions of a branch for a part, 'validation' or 'test'."""
         return self.workdir / "predictions" / f"round_{round_index}_{branch}_{part}.npz"
 
     def fusion_weights(self, branch: str, round_index: int) -> Path:
-        """Fusion weights of an ASFF for the test images, by class."""
+        """Fusion weights of an ASFF on the test images, by class."""
         name = f"round_{round_index}_{branch}_fusion_weights.json"
         return self.workdir / "predictions" / name
 
     @property
     def nonfinite(self) -> Path:
-        """Folder of descriptions of steps that were not finite."""
+        """Folder of reports about steps that were not finite."""
         return self.workdir / "nonfinite"
 
     @property
@@ -75,22 +75,22 @@ class Paths:
 
     @property
     def report(self) -> Path:
-        """report.html, the results for people to read."""
+        """report.html: the results as a page."""
         return self.workdir / "report.html"
 
     @property
     def intensity_range(self) -> Path:
-        """Which stored values are black and white, where data.intensity_range is 'dataset'."""
+        """Stored values of black and white; only with data.intensity_range='dataset'."""
         return self.workdir / "intensity_range.json"
 
     @property
     def audit(self) -> Path:
-        """audit.json: what is odd about the images."""
+        """audit.json: problems found in the images."""
         return self.workdir / "audit.json"
 
     @property
     def environment(self) -> Path:
-        """Settings that change numbers, which the run is held to, and the machines it was on."""
+        """environment.json: settings that affect numbers, and the machines that were used."""
         return self.workdir / "environment.json"
 
     @property
@@ -100,14 +100,18 @@ class Paths:
 
 
 def local_folder(path: str | os.PathLike, flag: str = "--workdir") -> Path:
-    """The folder that a flag names; `~` is the home folder, which no shell expands behind `=`.
+    """Returns the folder that a flag names, with `~` expanded, which shells leave after `=`.
+
+    Args:
+        path: path of the folder.
+        flag: flag that names the folder, for the error message.
 
     Raises:
-        ConfigError: it is the address of a bucket.
+        ConfigError: the path is the address of a bucket, such as gs://bucket/run.
     """
     if "://" in (text := os.fspath(path)):
         raise ConfigError(
-            f"{flag}={text} is no folder: mount the bucket and give the folder it is mounted at."
+            f"{flag}={text} is no folder: mount the bucket and give the folder of the mount."
         )
     return Path(os.path.expanduser(text))
 
@@ -116,15 +120,15 @@ def local_folder(path: str | os.PathLike, flag: str = "--workdir") -> Path:
 def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Locks a folder against other runs; the lock of a killed process is released.
 
-    Of several hosts of a run the first holds the lock.
+    On several hosts only the primary host holds the lock.
 
     Args:
-        workdir: folder that is locked.
-        flag: flag that named the folder, for the messages.
+        workdir: folder to lock; created if it is missing, and removed if it stays empty.
+        flag: flag that names the folder, for error messages.
 
     Raises:
-        AccessError: it cannot be written to.
-        ConfigError: it is in use, or its file system has no locks.
+        AccessError: the folder is not writable.
+        ConfigError: another process uses the folder, or its file system does not support locks.
     """
     if not hosts.is_primary():
         yield
@@ -136,12 +140,14 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     try:
         handle.acquire(timeout=0)
     except filelock.Timeout:
-        who = holder.read_text(errors="replace") if holder.exists() else "another process"
-        raise ConfigError(f"{flag}={workdir} is in use by {who}; one run at a time.") from None
+        user = holder.read_text(errors="replace") if holder.exists() else "another process"
+        raise ConfigError(
+            f"{flag}={workdir} is in use by {user}; only one run at a time can use it."
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"{flag}={workdir} cannot be locked ({error.strerror}): take a folder on a file system "
-            "that has locks; of NFS it is the lock service, of Lustre the mount option flock."
+            "that supports locks. NFS needs its lock service, Lustre the mount option flock."
         ) from None
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -155,56 +161,60 @@ def lock(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
 
 
 def has_record(workdir: Path) -> bool:
-    """Whether the folder has the config of a run."""
+    """Whether the folder contains the config.json of a run."""
     return (workdir / "config.json").exists()
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a stage has written anything, if only checkpoints."""
+    """Whether a stage has written any file, including checkpoints."""
     patterns = ("pretrain", "export", "predictions", "round_*/*")
     return any(path.is_dir() for pattern in patterns for path in workdir.glob(pattern))
 
 
 def require_own_folder(workdir: Path, config: ConfigDict) -> None:
-    """Refuses the folder of the images, and one in it where each folder is a class.
+    """Checks that the workdir does not mix a run's files with the images in data.dir.
 
     Raises:
-        ConfigError: what a run leaves there would be among the images.
+        ConfigError: the workdir is data.dir, or a folder in it that would be taken for a class.
     """
     images, folder = Path(config.data.dir).expanduser().resolve(), workdir.resolve()
     is_class = config.data.name == "image_folder" and images in folder.parents
     if folder == images or is_class:
         raise ConfigError(
-            f"--workdir={workdir} is in data.dir, a folder of images, and a run's files would be "
-            "among them. Give --workdir a folder of its own."
+            f"--workdir={workdir} is in data.dir, where the run's files would be mixed with the "
+            "images. Give --workdir a folder of its own."
         )
 
 
 def require_same_run(workdir: Path, config: ConfigDict) -> None:
-    """Refuses to go on with another config than the one that the run began with.
+    """Checks that the config is the one that the workdir's run, if any, began with.
 
     Raises:
         ConfigError: the config differs.
-        DamagedFileError: config.json cannot be read, or is lost.
+        DamagedFileError: config.json is missing or damaged.
     """
     if has_record(workdir) or has_begun(workdir):
         require_same(read_json(workdir / "config.json", RESTORE), config)
 
 
 def record_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, which `require_same_run` holds later runs to."""
+    """Writes config.json, with which `require_same_run` compares the config on resume."""
     write_json(workdir / "config.json", config.to_dict())
 
 
 def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bool) -> None:
-    """Writes which stored values are black and white; a run that has begun keeps its own.
+    """Writes the stored values of black and white with data.intensity_range='dataset'.
 
-    All hosts call it, and one writes; only with data.intensity_range='dataset', for otherwise the
-    config says all.
+    All hosts must call it; the primary host writes. A run that has begun compares instead.
+
+    Args:
+        paths: paths of the workdir.
+        intensity: intensity range of the data set.
+        begun: whether the run has begun, so that the file exists.
 
     Raises:
-        DataError: the images of a run that has begun have another range than when it began.
-        DamagedFileError: the file of a run that has begun is missing or damaged.
+        DataError: the range differs from the one that the run began with.
+        DamagedFileError: the run has begun, but the file is missing or damaged.
     """
     if intensity.rule != "dataset":
         return
@@ -213,14 +223,14 @@ def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bo
             write_json(paths.intensity_range, samples.to_json(intensity))
     elif (before := read_intensity_range(paths)) != intensity:
         raise DataError(
-            f"The values of the images range over {samples.listed(intensity)}; the run began with "
-            f"{samples.listed(before)} ({paths.intensity_range}). Bring the images back, or start "
-            "in another --workdir."
+            f"The values of the images have the range {samples.listed(intensity)}; the run began "
+            f"with {samples.listed(before)} ({paths.intensity_range}). Restore the images, or "
+            "start in another --workdir."
         )
 
 
 def read_intensity_range(paths: Paths) -> IntensityRange:
-    """Which stored values are black and white in a run with data.intensity_range='dataset'.
+    """Reads the stored values of black and white of a run with data.intensity_range='dataset'.
 
     Raises:
         DamagedFileError: the file is missing or damaged.
