@@ -1,7 +1,7 @@
-"""Checks of a config before any work: what its fields may hold.
+"""Checks all fields of a config before a run starts any work.
 
-Types are those of the default config; ranges and choices of single fields are tables; what several
-fields demand of each other is a function each.
+The default config defines the types, tables list the choices and ranges of single fields, and
+functions check the fields that depend on each other.
 """
 
 import math
@@ -39,9 +39,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class _Range(NamedTuple):
-    """What a number must be, in words and as a test, and which fields must be that."""
+    """A condition on values, and the fields that must satisfy it."""
 
-    words: str
+    words: str  # completes the sentence "it must ..."
     holds: Callable[[Any], bool]
     fields: tuple[str, ...]
 
@@ -71,7 +71,7 @@ _RANGES = (
         ),
     ),
     _Range(
-        "not be negative, but for -1: what there is",
+        "not be negative, except for -1 (automatic)",
         lambda x: x >= 0 or x == -1,
         ("data.resident_gigabytes", "data.host_gigabytes"),
     ),
@@ -104,22 +104,22 @@ _RANGES = (
         ("pretrain.crop_scale",),
     ),
 )
-# More is a slip, and fills the memory or the life of the sun long after the run has begun.
+# A larger integer is probably a typo, and would otherwise fail late, such as out of memory.
 _LARGEST = 10**6
 
 
 def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
-    """Checks every field that could stop a run later, and names all that are wrong at once.
+    """Checks every field of a config and reports all invalid fields at once.
 
     Args:
         config: config with the fields of `run/default_config.py`.
-        num_devices: number of devices of all hosts.
-        section: beginning of the fields to check, such as 'data.'; all if empty.
+        num_devices: number of devices on all hosts.
+        section: prefix of the fields to check, such as 'data.'; '' checks all fields.
 
     Raises:
-        ConfigError: lists each field that is wrong, what it holds, and what would be right.
+        ConfigError: fields are invalid; the message lists each with its value and valid values.
     """
-    # Ranges can be compared only where all types are right.
+    # Ranges can be checked only if all types are correct.
     problems = list(type_problems(config)) or [
         *_field_problems(config),
         *_data_problems(config),
@@ -133,31 +133,31 @@ def check(config: ConfigDict, num_devices: int, section: str = "") -> None:
 
 
 def type_problems(config: ConfigDict | Mapping[str, Any]) -> Iterator[str]:
-    """Says which fields are missing, of another type than in the default config, or too large."""
+    """Yields a sentence for each field that is missing, of the wrong type, or too large."""
     values = flatten(config)
     for field, default in flatten(default_config.get_config()).items():
         if field not in values:
             yield f"{field} is missing."
             continue
         value = values[field]
-        several, kind = isinstance(default, list), _kind(default)
-        if several != isinstance(value, list):
-            wanted = f"a tuple of {kind}" if several else kind
-            yield f"{field} is {value!r}; it must be {wanted}."
+        is_tuple, kind = isinstance(default, list), _kind(default)
+        if is_tuple != isinstance(value, list):
+            expected = f"a tuple of {kind}" if is_tuple else kind
+            yield f"{field} is {value!r}; it must be {expected}."
             continue
-        for item in value if several else [value]:
-            yield from _item_problems(field, item, kind, several=several)
+        for item in value if is_tuple else [value]:
+            yield from _item_problems(field, item, kind, is_tuple=is_tuple)
 
 
 def _kind(default: Any) -> str:
-    """The kind of a field, in words, that its default value shows."""
+    """Describes the type of a field in words, from its default value."""
     if isinstance(default, list):
         return "two numbers" if default and isinstance(default[0], float) else "names"
     kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
     return kinds[type(default)]
 
 
-def _item_problems(field: str, item: Any, kind: str, *, several: bool) -> Iterator[str]:
+def _item_problems(field: str, item: Any, kind: str, *, is_tuple: bool) -> Iterator[str]:
     if kind in ("text", "names"):
         fits = isinstance(item, str) and "\0" not in item
     elif kind == "True or False":
@@ -166,19 +166,19 @@ def _item_problems(field: str, item: Any, kind: str, *, several: bool) -> Iterat
         number = int if kind == "a whole number" else int | float
         fits = isinstance(item, number) and not isinstance(item, bool)
     if not fits:
-        verb = "hold" if several else "be"
-        yield f"{field} {'holds' if several else 'is'} {item!r}; it must {verb} {kind}."
+        verb = "hold" if is_tuple else "be"
+        yield f"{field} {'holds' if is_tuple else 'is'} {item!r}; it must {verb} {kind}."
     elif isinstance(item, float) and not math.isfinite(item):
         yield f"{field} is {item}; it must be finite."
     elif kind == "a whole number" and field not in _SEEDS and abs(item) > _LARGEST:
-        yield f"{field} is {item}; it can be at most {_LARGEST}."
+        yield f"{field} is {item}; it must be at most {_LARGEST}."
 
 
 def _field_problems(config: ConfigDict) -> Iterator[str]:
     flat = flatten(config)
     for field, allowed in {**_CHOICES, "corruption.kind": corruption.kinds()}.items():
         if flat[field] not in allowed:
-            yield f"{field} is {flat[field]!r}; it can be {', '.join(map(repr, allowed))}."
+            yield f"{field} is {flat[field]!r}; it must be one of {', '.join(map(repr, allowed))}."
     for words, holds, fields in _RANGES:
         for field in fields:
             if not holds(flat[field]):
@@ -197,19 +197,19 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         try:
             Path(data[field]).expanduser()
         except RuntimeError:
-            yield f"data.{field} is {data[field]!r}, whose user has no home folder."
+            yield f"data.{field} is {data[field]!r}, but this user has no home folder."
     try:
         if data.group_pattern and not re.compile(data.group_pattern).groups:
-            yield f"data.group_pattern is {data.group_pattern!r}; it has no (group)."
+            yield f"data.group_pattern is {data.group_pattern!r}; it must contain a (group)."
     except (re.error, RecursionError, OverflowError) as error:
         yield f"data.group_pattern is {data.group_pattern!r}: {error}."
     if len(data.classes) == 1:
-        yield f"data.classes is {tuple(data.classes)}; it must name two or more, or be ()."
+        yield f"data.classes is {tuple(data.classes)}; it must name two or more, or be () for all."
     if data.test_share + data.validation_share >= 1:
-        yield "data.test_share and data.validation_share leave nothing to train on."
+        yield "data.test_share + data.validation_share leave nothing to train on; use less than 1."
     if rounds.kind == "folds":
         if data.protocol == "official":
-            yield "rounds.kind is 'folds', which data.protocol='official' excludes; use 'grouped'."
+            yield "rounds.kind is 'folds', but data.protocol='official' excludes it; use 'grouped'."
         if rounds.count < 3:
             yield f"rounds.count is {rounds.count}; rounds.kind='folds' needs at least 3."
         elif data.validation_share + 1 / rounds.count >= 1:
@@ -220,7 +220,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         ("data.store_size", data.store_size),
     ):
         if value < data.image_size:
-            yield f"{field} is {value}, smaller than data.image_size={data.image_size}."
+            yield f"{field} is {value}; it must be at least data.image_size={data.image_size}."
 
 
 def _branch_problems(config: ConfigDict) -> Iterator[str]:
@@ -235,7 +235,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
         yield f"{field}: {error}"
         return
     if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
-        yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch."
+        yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch; use 'mean'."
     if config.model.rematerialize and "convnext" not in kinds:
         yield "model.rematerialize is True, but no branch is a ConvNeXt."
     pretrains = any(branch.is_mae for branch in chosen)
@@ -245,7 +245,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
 def _side_problems(
     config: ConfigDict, networks: Iterable[models.Model], patch_size: int
 ) -> Iterator[str]:
-    """What strides and patches demand of the image's side."""
+    """Checks data.image_size against the strides and minimum sizes of the networks, and patches."""
     side = config.data.image_size
     demands = {f"ConvNeXt's stride {n.stride}": n.stride for n in networks if n.needs_multiple}
     demands |= {f"corruption.patch_size={patch_size}": patch_size} if patch_size > 1 else {}
@@ -256,24 +256,24 @@ def _side_problems(
             f"data.image_size is {side}; {' and '.join(demands)} must divide it; the nearest is "
             f"{nearest}."
         )
-    least = max((network.min_size for network in networks), default=1)
-    if side < least:
-        yield f"data.image_size is {side}; the networks need at least {least}."
+    smallest = max((network.min_size for network in networks), default=1)
+    if side < smallest:
+        yield f"data.image_size is {side}; the networks need at least {smallest}."
 
 
 def _corruption_problems(config: ConfigDict) -> Iterator[str]:
     settings = config.corruption
     if not config.pretrain.splits or set(config.pretrain.splits) - set(splits.PARTS):
         yield (
-            f"pretrain.splits is {tuple(config.pretrain.splits)}; it holds one or more of "
+            f"pretrain.splits is {tuple(config.pretrain.splits)}; it must name one or more of "
             f"{', '.join(splits.PARTS)}."
         )
     largest = settings.scale * math.log(max(config.entropy.num_bins, 2))
     is_noise = settings.kind in ("entropy_noise", "uniform_noise")
     if is_noise and settings.threshold >= largest > 0:
         yield (
-            f"corruption.threshold is {settings.threshold}: no patch would be masked, as no noise "
-            "variance is greater than corruption.scale * ln(entropy.num_bins) = "
+            f"corruption.threshold is {settings.threshold}: no patch would be masked, because the "
+            "noise variance is at most corruption.scale * ln(entropy.num_bins) = "
             f"{largest:.4g}."
         )
 
