@@ -1,9 +1,9 @@
-"""A run that has finished, opened to be used: its config, classes, networks and how it fuses them.
+"""Access to a finished run: its config, classes, networks, predictions and ensembles.
 
     run = SavedRun(Path("runs/busi"))
     model, variables, _ = run.classifier(run.branch("mae"), round_index=0)
 
-Only the workdir is read, so it may have been moved from where it was made.
+It reads nothing but the workdir, which may have been moved.
 """
 
 import functools
@@ -43,35 +43,35 @@ PyTree = Any
 
 
 class RunError(UserError):
-    """The run cannot be used; the message names what is missing and what would do."""
+    """The run cannot be used as requested; the message says what is missing or available."""
 
 
 class Classifier(NamedTuple):
-    """A fine-tuned branch."""
+    """A fine-tuned branch: its network, variables, and the file they come from."""
 
     model: nn.Module
-    variables: PyTree
-    weights: Path
+    variables: PyTree  # "params" and, if the network has any, "batch_stats"; on the device
+    weights: Path  # safetensors file with timm's tensor names
 
 
 class Ensemble(NamedTuple):
-    """How the probabilities of a round's branches are fused and calibrated."""
+    """Fusion and calibration of the probabilities of one round's branches."""
 
-    fusion: Fusion | None  # how the branches, in their order, are fused; None for a single one
-    scalings: dict[str, Scaling]  # by branch, and for 'ensemble' where there are several
+    fusion: Fusion | None  # of the branches in the order of the run; None for a single branch
+    scalings: dict[str, Scaling]  # calibration by branch, and of 'ensemble' if there is a fusion
 
     def apply(
         self, probabilities: Mapping[str, np.ndarray], *, calibrated: bool
     ) -> dict[str, np.ndarray]:
-        """Probabilities of every branch, then of 'ensemble' where there are several.
+        """Returns the probabilities of every branch and, if there are several, of 'ensemble'.
 
         Args:
-            probabilities: [N, C] of every branch, in the order of the run.
-            calibrated: whether they are scaled as was fitted on validation. The ensemble is fused
-                from what the networks give, and scaled after that.
+            probabilities: probabilities by branch, in the order of the run, float [N, C] each.
+            calibrated: whether to apply the calibration fitted on validation images. The ensemble
+                is fused from uncalibrated probabilities and calibrated afterwards.
 
         Returns:
-            [N, C] each; float64 where calibrated.
+            Probabilities by name, [N, C] each; float64 if calibrated.
         """
         result = dict(probabilities)
         if self.fusion is not None:
@@ -90,14 +90,14 @@ class SavedRun:
     Attributes:
         workdir: folder of the run, with the home folder in place of `~`.
         config: config of the run.
-        paths: paths of the files that it left.
-        branches: its classifiers, in the order of config.branches.
-        rounds: indices of its rounds.
+        paths: paths of the files in the workdir.
+        branches: branches of the run, in the order of config.branches.
+        rounds: indices of the rounds.
 
     Raises:
-        RunError: there is no run.
-        DamagedFileError: config.json cannot be read, or lacks a field.
-        ConfigError: config.json names a branch whose network is not known.
+        RunError: the folder holds no run.
+        DamagedFileError: config.json cannot be read or lacks a field.
+        ConfigError: config.json names a branch whose network is unknown.
     """
 
     def __init__(self, workdir: Path):
@@ -109,66 +109,70 @@ class SavedRun:
 
     @functools.cached_property
     def intensity(self) -> IntensityRange:
-        """Which stored values of files with more than 8 bits a value are black and white.
+        """Stored values of black and white in files with more than 8 bits per value.
 
         Raises:
-            DamagedFileError: they are the data set's, and the file that holds them is missing or
-                damaged.
+            DamagedFileError: data.intensity_range is 'dataset', and intensity_range.json is missing
+                or damaged.
         """
         if (rule := self.config.data.intensity_range) == "dataset":
             return read_intensity_range(self.paths)
         return IntensityRange(rule)
 
     def branch(self, name: str | None = None) -> Branch:
-        """A branch by its name; None: 'mae' if the run has it, else the first.
+        """Returns a branch by name; None returns 'mae' if the run has it, else the first branch.
 
         Raises:
-            RunError: the run has no such branch; names those it has.
+            RunError: the run has no such branch; the message lists its branches.
         """
-        of_run = {branch.name: branch for branch in self.branches}
+        by_name = {branch.name: branch for branch in self.branches}
         if name is None:
-            return of_run.get("mae", self.branches[0])
-        if name not in of_run:
-            known = ", ".join(map(repr, of_run))
+            return by_name.get("mae", self.branches[0])
+        if name not in by_name:
+            known = ", ".join(map(repr, by_name))
             raise RunError(f"The run has no branch {name!r}; its branches are {known}.")
-        return of_run[name]
+        return by_name[name]
 
     def require_round(self, index: int) -> None:
-        """Raises RunError where there is no such round."""
+        """Raises RunError if the run has no round of this index."""
         if index not in self.rounds:
             last = self.rounds[-1]
             raise RunError(f"There is no round {index}; the run's are 0 to {last}.")
 
     def split(self, round_index: int) -> list[dict[str, Any]]:
-        """The rows of a round's splits.json.
+        """Returns the rows of a round's splits.json.
 
         Raises:
-            RunError: there is no such round.
-            DamagedFileError: the file is missing or damaged.
+            RunError: the run has no such round.
+            DamagedFileError: splits.json is missing or damaged.
         """
         self.require_round(round_index)
         return splits.read(self.paths.splits(round_index))
 
     def predictions(self, branch: Branch, round_index: int, part: str) -> Predictions:
-        """Predictions of a branch for the validation or test images of a round.
+        """Loads the predictions of a branch for the 'validation' or 'test' part of a round.
 
         Raises:
-            RunError: there is no such round.
-            DamagedFileError: the file is missing or damaged.
+            RunError: the run has no such round.
+            DamagedFileError: the file of predictions is missing or damaged.
         """
         self.require_round(round_index)
         return load_predictions(self.paths.predictions(branch.name, round_index, part))
 
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the networks' outputs; raises as `split`."""
+        """Returns the names of the classes, in the order of the networks' outputs.
+
+        Raises:
+            DamagedFileError: splits.json is missing or damaged.
+        """
         return tuple(sorted({row["label"] for row in self.split(0)}))
 
     def classifier(self, branch: Branch, round_index: int) -> Classifier:
-        """The model of a branch with its fine-tuned weights.
+        """Loads the network of a branch with its fine-tuned weights.
 
         Raises:
-            RunError: there are none yet, or of another number of classes.
-            CheckpointError: they are not the model's.
+            RunError: the weights do not exist, or have another number of classes.
+            CheckpointError: the weights do not fit the network.
         """
         num_classes = len(self.classes())
         weights = self.paths.finetuned(branch.name, round_index)
@@ -185,15 +189,15 @@ class SavedRun:
         model = models.create(name, num_classes, dtype=jnp.dtype(self.config.model.dtype))
         variables = timm.load(weights, name)
         if (width := len(variables["params"]["head"]["fc"]["bias"])) != num_classes:
-            raise RunError(f"{weights} has {width} classes, the run's images {num_classes}.")
+            raise RunError(f"{weights} has {width} classes, but splits.json has {num_classes}.")
         return Classifier(model, jax.device_put(variables), weights)
 
     def ensemble(self, round_index: int) -> Ensemble:
-        """How a round fuses and calibrates the probabilities of its branches.
+        """Reads the fusion and calibration of a round from results.json.
 
         Raises:
-            RunError: there is no such round, or the run has not been evaluated.
-            DamagedFileError: results.json does not say how.
+            RunError: the run has no such round, or has not been evaluated.
+            DamagedFileError: results.json is damaged or lacks the fusion or calibration.
         """
         self.require_round(round_index)
         results = self.results()
@@ -207,15 +211,15 @@ class SavedRun:
                 return Ensemble(None, scalings)
             return Ensemble(Fusion(row["fusion"]["kind"], row["fusion"]), scalings)
         except (LookupError, TypeError, AttributeError) as error:
-            reason = "it does not say how branches are fused and calibrated"
+            reason = "it lacks the fusion and calibration of the branches"
             raise damaged(self.paths.results, reason, error, REEVALUATE) from error
 
     def results(self) -> dict[str, Any]:
-        """The content of results.json.
+        """Reads results.json.
 
         Raises:
             RunError: the run has not been evaluated.
-            DamagedFileError: the file cannot be read.
+            DamagedFileError: results.json cannot be read.
         """
         path = self.paths.results
         if not path.is_file():
