@@ -1,4 +1,4 @@
-"""What a run prints at its end: the tables of its results."""
+"""Prints the results of a run as tables in the terminal."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ def print_results(results: Mapping[str, Any]) -> None:
             for branch, metrics in results["summary"].items()
         ),
     )
-    # With folds every round has a test part of its own, and an image is tested once in all.
+    # With folds every round has its own test part, and each image is tested once in total.
     tested = rounds if "counts" in rounds[0] else rounds[:1]
     counts = collections.Counter[str]()
     for row in tested:
@@ -53,7 +53,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _print_warnings(results: Mapping[str, Any]) -> None:
-    """Prints what makes the figures less than they seem."""
+    """Prints warnings about random weights, unreadable images and leakage of test images."""
     sources = results["imagenet_weights"]
     if at_random := ", ".join(branch for branch, source in sources.items() if source == "none"):
         _print(
@@ -62,13 +62,13 @@ def _print_warnings(results: Mapping[str, Any]) -> None:
             style="bold yellow",
         )
     if skipped := len(results["dataset"]["skipped"]):
-        _print(f"{skipped} unreadable images left out.", style="bold yellow")
+        _print(f"{skipped} unreadable images were left out.", style="bold yellow")
     if results["pretraining_saw_test"]:
         _print("Pre-training saw the test images.", style="bold yellow")
 
 
 def _print_classes(summary: Mapping[str, Any]) -> None:
-    """Prints each class against the rest: all branches for two classes, else the last branch."""
+    """Prints metrics of each class against the rest; for more than two, of the last branch only."""
     last = list(summary)[-1]
     branches = summary if len(summary[last]) == 2 else {last: summary[last]}
     _print("\nEach class against the rest, means:")
@@ -92,12 +92,12 @@ def _print_table(
     """Prints a table of names and numbers.
 
     Args:
-        headings: those of the columns of names, and those of the columns of numbers.
-        rows: likewise; the row of the ensemble is bold.
+        headings: headings of the columns of names, and of the columns of numbers.
+        rows: names and numbers of each row; the row of 'ensemble' is bold.
     """
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     names, numbers = headings
-    for heading in names:  # a long name takes lines, not the place of the numbers
+    for heading in names:  # wraps long names, so that the numbers fit
         table.add_column(heading, overflow="fold")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -108,6 +108,6 @@ def _print_table(
 
 
 def _mean_std(mean: float | None, std: float | None = None) -> str:
-    """'.914 ± .020', or '.914' where there is no deviation."""
+    """Formats '.914 ± .020', or '.914' if there is no standard deviation."""
     texts = [f"{x:.3f}".removeprefix("0") for x in (mean, std) if x is not None]
     return " ± ".join(texts)
