@@ -1,7 +1,7 @@
-"""The recipe from top to bottom: prepare -> pre-train -> fine-tune the branches -> fuse them.
+"""The whole recipe: prepare the data, pre-train, fine-tune the branches, fuse and evaluate them.
 
-`run` is what main.py calls. Every stage leaves its result in the workdir, and one that has is not
-run again, so the same command starts, resumes and completes a run.
+main.py calls `run`. Every stage writes its result to the workdir, and a stage with a result is not
+repeated. Therefore the same command starts, resumes and completes a run.
 """
 
 import logging
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class StageError(UserError):
-    """A stage lacks what an earlier one should have left in the workdir."""
+    """The stage cannot run: the result of an earlier stage is missing, or it has nothing to do."""
 
 
 def run(
@@ -58,21 +58,21 @@ def run(
     stage: str = "all",
     trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any] | None:
-    """Runs the recipe, or one stage of it, resuming whatever the workdir holds.
+    """Runs the recipe, or one stage of it, and resumes the run in the workdir if there is one.
 
     Args:
-        config: with the fields of run/default_config.py.
-        workdir: folder for everything the run leaves.
-        stage: one of STAGES. 'pretrain' and 'finetune' stop after theirs; 'evaluate' makes
-            predictions and results anew from what fine-tuning left.
-        trackers: take the metrics of every epoch.
+        config: config with the fields of run/default_config.py.
+        workdir: folder for all files of the run.
+        stage: one of STAGES. 'pretrain' and 'finetune' run only that stage; 'evaluate' predicts and
+            evaluates the fine-tuned branches again.
+        trackers: trackers that receive the metrics of every epoch.
 
     Returns:
-        The content of results.json, or None where the stage does not write it.
+        The content of results.json; None for the stages 'pretrain' and 'finetune'.
 
     Raises:
         ConfigError, DataError, CheckpointError, DamagedFileError, MissingWeightsError, AccessError,
-            StageError: before any training.
+            StageError: config, data, weights or workdir are not usable; raised before training.
         NonFiniteError: training diverged.
     """
     workdir = local_folder(workdir)
@@ -96,7 +96,7 @@ def run(
 
 
 class Experiment:
-    """A run whose config has been checked, and its stages; checks data, workdir and weights."""
+    """The stages of a run; checks data, workdir and weights. The config must have been checked."""
 
     def __init__(
         self,
@@ -110,8 +110,8 @@ class Experiment:
         paths = Paths(workdir, folds=config.rounds.kind == "folds")
         recorded, begun = has_record(workdir), has_begun(workdir)
         environment.require_same(paths.environment, begun=recorded)
-        hosts.wait_for_all("the workdir is as it was")
-        # What costs nothing comes first, then fetching weights, then reading all images.
+        hosts.wait_for_all("the workdir has been checked")
+        # Quick checks come first, then downloading weights, then reading all images.
         _require_earlier_stages(stage, frozen, paths)
         listing = list_files(
             config.data.name,
@@ -145,12 +145,12 @@ class Experiment:
         announcement.announce(self.run)
 
     @property
-    def _each(self) -> Iterator[tuple[branches.Branch, int]]:
-        """Every branch of every round."""
+    def _branches_and_rounds(self) -> Iterator[tuple[branches.Branch, int]]:
+        """All pairs of branch and round index, by round."""
         return ((b, r) for r in self.run.rounds for b in self.run.branches)
 
     def pretrain(self) -> None:
-        """Pre-trains the autoencoder, once for each split."""
+        """Pre-trains the autoencoder once per split."""
         for split in self.run.pretrainings:
             hosts.wait_for_all(f"pre-training {split}")
             preemption.set_resume_point(f"pretrain, round {split}")
@@ -159,7 +159,7 @@ class Experiment:
     def finetune(self) -> None:
         """Fine-tunes the branches of every round."""
         hosts.wait_for_all("pre-training is complete")
-        for branch, round_index in self._each:
+        for branch, round_index in self._branches_and_rounds:
             hosts.wait_for_all(f"fine-tuning {branch} {round_index}")
             preemption.set_resume_point(f"finetune/{branch.name}, round {round_index}")
             self.finetuning.train(branch, round_index)
@@ -168,11 +168,11 @@ class Experiment:
         """Predicts, fuses, scores and reports; returns the content of results.json.
 
         Args:
-            again: whether predictions that are there are made anew.
+            again: whether to overwrite existing predictions.
         """
         hosts.wait_for_all("fine-tuning is complete")
         preemption.set_resume_point("the evaluation")
-        for branch, round_index in self._each:
+        for branch, round_index in self._branches_and_rounds:
             hosts.wait_for_all(f"prediction {branch} {round_index}")
             self.prediction.save(branch, round_index, again=again)
         hosts.wait_for_all("predictions are complete")
@@ -195,7 +195,7 @@ def _load_weights(imagenet: ImagenetWeights, config: FrozenConfigDict, paths: Pa
 
 
 def _describe(listing: Listing, config: ConfigDict) -> Prepared:
-    """Reads all images once: hashes, duplicates, the range of their values."""
+    """Reads all images once, for their hashes, near-duplicates and range of values."""
     return describe(
         listing,
         Path(config.data.cache_dir).expanduser() / "datasets",
@@ -206,18 +206,18 @@ def _describe(listing: Listing, config: ConfigDict) -> Prepared:
 
 
 def _require_earlier_stages(stage: str, config: FrozenConfigDict, paths: Paths) -> None:
-    """Raises StageError where a single stage lacks what the one before it should have left."""
+    """Raises StageError if the stage lacks the result of an earlier stage, or has nothing to do."""
     chosen, rounds = branches.from_config(config), range(config.rounds.count)
     is_pretrained = any(branch.is_mae for branch in chosen)
     if stage == "pretrain" and not is_pretrained:
-        raise StageError("No branch of config.branches is pre-trained here; 'mae' would be.")
+        raise StageError("config.branches has no branch to pre-train; add 'mae'.")
     needed, before = list[Path](), ""
     if stage == "finetune" and is_pretrained:
-        of_splits = rounds if paths.folds else range(1)
-        needed, before = [paths.autoencoder(split) for split in of_splits], "pretrain"
+        pretrained_splits = rounds if paths.folds else range(1)
+        needed, before = [paths.autoencoder(split) for split in pretrained_splits], "pretrain"
     elif stage == "evaluate":
         needed, before = [paths.finetuned(b.name, r) for r in rounds for b in chosen], "finetune"
     if missing := next((path for path in needed if not path.exists()), None):
         raise StageError(
-            f"{missing} is not there: run --stage={before} (or no --stage at all) first."
+            f"{missing} does not exist: run --stage={before} first, or omit --stage to run all."
         )
