@@ -1,7 +1,7 @@
-"""Every field of a run, its unit and where its value comes from.
+"""The default config: every field, its unit and the source of its value.
 
-[S section] is stated by the paper (arXiv 2605.21970); [D] is decided here because the paper is
-silent, with the reason. The configs of the data sets change a few of these.
+[S section] marks a value stated in a section of the paper (arXiv 2605.21970). [D] marks a value
+decided here, because the paper does not state it. The configs of the data sets change a few fields.
 """
 
 import re
@@ -12,175 +12,174 @@ from egmae_jax.core.errors import ConfigError
 
 
 def get_config() -> ConfigDict:
-    """The recipe of the paper at its best setting, 1000 pre-training and 15 fine-tuning epochs."""
+    """The paper's recipe at its best setting, 1000 pre-training and 15 fine-tuning epochs."""
     config = ConfigDict()
     config.seed = 0  # round r uses seed + r; pre-training uses seed
 
     config.data = data = ConfigDict()
     # busi, isic2018, isic2018_binary (malignant or benign), kvasir, kvasir_v1, covid, skin_lesions,
     # brain_tumor, brisc2025, phantoms;
-    # image_folder: one folder a class; manifest: listed in manifest.csv
+    # image_folder: one folder per class; manifest: images listed in manifest.csv
     data.name = "image_folder"
-    data.dir = ""  # the folder that holds the images
-    data.cache_dir = "~/.cache/egmae_jax"  # records made from them, and compiled programs
-    data.on_error = "raise"  # unreadable images: 'raise' stops, 'skip' leaves them out and says so
-    data.classes = ()  # names of the classes to keep; () keeps all
-    # A regular expression that finds the patient in a file's name, such as '(\d{8})_\d{3}' for
-    # 00001543_006.jpg: images in which its groups match the same stay together.
+    data.dir = ""  # folder of the images
+    data.cache_dir = "~/.cache/egmae_jax"  # for prepared images and compiled programs
+    data.on_error = "raise"  # unreadable images: 'raise' stops; 'skip' leaves them out and warns
+    data.classes = ()  # names of the classes to use; () uses all
+    # Regular expression that finds the patient in a file name, such as '(\d{8})_\d{3}' for
+    # 00001543_006.jpg. Images with equal matches of its groups stay in one part.
     data.group_pattern = ""
-    # 'grey' makes grey of all images, so that grey or coloured files do not tell the class; 'rgb'
+    # 'rgb', or 'grey', which converts all images, so that colour cannot reveal the class
     data.color = "rgb"
-    # [D] Which values become black and white in files of more than 8 bits a value. 'type': the
-    # least and largest that their type can hold (of 16 bits the high byte is kept); 'declared':
-    # those that the file declares, by PNG's sBIT or TIFF's SMinSampleValue and SMaxSampleValue,
-    # else as 'type'; 'dataset': the least and largest in all files of the set, which the run keeps
-    # for new images. DICOM tells by itself: its table or window, else each image's own extremes.
+    # [D] Stored values of black and white in files with more than 8 bits per value. 'type': minimum
+    # and maximum of the data type (for 16 bits, the high byte is kept); 'declared': the range that
+    # the file declares by PNG's sBIT or TIFF's SMinSampleValue and SMaxSampleValue, else as 'type';
+    # 'dataset': minimum and maximum over all files of the data set, also used for new images. DICOM
+    # files use their lookup table or window, else minimum and maximum of each image.
     data.intensity_range = "type"
-    # Where images wait for their step. 'resident': decoded, on the device; 'stream': decoded by
-    # Grain as they are needed; 'auto': resident where the decoded set takes no more than so many
-    # gigabytes (10^9 bytes); -1 is .3 of the device's memory, and of the host's that is free. Of a
-    # streamed set, decoded images are kept in the host's memory up to host_gigabytes, of which -1
-    # is .3 of what is free, and the others are decoded each time. Changes no number.
+    # Where the images are kept. 'resident': decoded, on the device; 'stream': decoded by Grain when
+    # they are needed; 'auto': resident if the decoded images take at most resident_gigabytes (10^9
+    # bytes; -1: 0.3 of the device's memory and of the host's free memory). Streamed images are kept
+    # decoded in host memory up to host_gigabytes (-1: 0.3 of the free memory); the others are
+    # decoded each time. Does not affect results.
     data.feeding = "auto"
     data.resident_gigabytes = -1.0
     data.host_gigabytes = -1.0
-    data.image_size = 224  # pixels, [S 4.1]
-    # [D] Aspect. 'shorter_side': resize it, then crop, as torchvision does. 'squash', 'pad' (black)
-    # make the image square first.
+    data.image_size = 224  # [S 4.1] pixels
+    # [D] Aspect ratio. 'shorter_side' resizes the shorter side, then crops, as torchvision does.
+    # 'squash' and 'pad' (with black) make the image square first.
     data.resize = "shorter_side"
-    # [D] Pixels. Random crops are taken from the image, reduced to this shorter side if it is more
-    # than a quarter larger: twice the image size, so that a crop of the smallest scale (0.2) is
-    # hardly ever enlarged.
+    # [D] Shorter side in pixels to which images are reduced before random cropping, if they are
+    # more than a quarter larger. Twice the image size, so that a crop of the smallest scale (0.2)
+    # is rarely enlarged.
     data.store_size = 448
-    # [D] 'grouped' keeps near-duplicates, patients and lesions together; 'official' takes the data
-    # set's own parts, and by groups one that it lacks, but not both; 'image_level' splits image by
-    # image, as most papers do, and leaks.
+    # [D] 'grouped' keeps near-duplicates, patients and lesions in one part; 'official' uses the
+    # official parts of the data set, and splits off validation or test by groups if one of them is
+    # missing; 'image_level' splits images independently, as most papers do, which leaks.
     data.protocol = "grouped"
-    data.drop_leaks = True  # [D] 'official': no training image of a group that is tested on
-    data.on_conflict = "keep"  # near-duplicates with different labels: 'drop' leaves both out
-    data.deduplicate = False  # True keeps one of images of identical pixels
+    data.drop_leaks = True  # [D] 'official': drops training images of groups in other parts
+    data.on_conflict = "keep"  # near-duplicates with different labels; 'drop' leaves both out
+    data.deduplicate = False  # True keeps one image of those with identical pixels
     data.near_duplicate_threshold = 0.99  # [D] correlation of 32x32 grey thumbnails
     # [D] Shares of the images. The paper's BUSI accuracy, .9744, is 152 of 156: a fifth of 780.
     data.test_share = 0.2
     data.validation_share = 0.1
     data.split_seed = 0
 
-    # The classifiers, whose probabilities are fused [S 3.1]. 'mae': model.name, pre-trained here;
-    # 'imagenet': imagenet.model from its ImageNet weights; or the name of any other backbone, from
-    # its own. Names: python -c 'from egmae_jax import models; print(models.names())'
+    # [S 3.1] Classifiers whose probabilities are fused. 'mae': model.name, pre-trained by this run;
+    # 'imagenet': imagenet.model from ImageNet weights; or the name of any other backbone, from its
+    # ImageNet weights. Names: python -c 'from egmae_jax import models; print(models.names())'
     config.branches = ("imagenet", "mae")
 
     config.model = model = ConfigDict()
-    model.name = "convnext_tiny"  # [S 3.2], of the branch 'mae' and of its twin
-    model.dtype = "float32"  # of compute: 'float32' or 'bfloat16'; parameters are float32 always
-    # Computes wide activations again for the gradients instead of keeping them: less memory, more
-    # multiplications, the same results (what it costs: benchmarks/RESULTS.md, "Memory"). ConvNeXts
-    # only.
+    model.name = "convnext_tiny"  # [S 3.2] backbone of both branches, unless imagenet.model is set
+    model.dtype = "float32"  # compute dtype, 'float32' or 'bfloat16'; parameters are always float32
+    # Recomputes wide activations in the backward pass instead of storing them: less memory, more
+    # compute, the same results (benchmarks/RESULTS.md, "Memory"). ConvNeXt only.
     model.rematerialize = False
-    # [D] Where parameters start that no checkpoint gives. 'timm' draws kernels with standard
-    # deviation .02; 'fan_in' with 1 / sqrt(fan_in), which narrow networks learn faster from.
+    # [D] Initialization without a checkpoint. 'timm' draws kernels with standard deviation 0.02,
+    # 'fan_in' with 1 / sqrt(fan_in), with which narrow networks learn faster.
     model.kernel_init = "timm"
-    model.layer_scale = 1e-6  # [D] of every block at the start; ConvNeXt's and timm's
+    model.layer_scale = 1e-6  # [D] initial layer scale of every block, as in ConvNeXt and timm
 
     config.entropy = entropy = ConfigDict()
-    entropy.num_bins = 256  # [D] one a value: "the frequency of the i-th color value" (S 3.3)
-    # [D] 'per_channel' averages three histograms' entropies, 'joint' pools the channels' values,
-    # 'luma' takes the grey value.
+    entropy.num_bins = 256  # [D] one bin per value: "the frequency of the i-th color value" (S 3.3)
+    # [D] 'per_channel' averages the entropies of the three channels, 'joint' pools all channels in
+    # one histogram, 'luma' uses the grey value.
     entropy.color = "per_channel"
 
     config.corruption = corruption = ConfigDict()
     # entropy_noise [S eq. 4]; for ablation: entropy_topk, entropy_sampled, random_mask and
     # uniform_noise
     corruption.kind = "entropy_noise"
-    corruption.patch_size = 16  # [D] pixels, MAE's
-    corruption.scale = 1.0  # [D] noise variance per nat of entropy, in normalised units; 1 is eq. 4
+    corruption.patch_size = 16  # [D] pixels, as in MAE
+    corruption.scale = 1.0  # [D] noise variance per nat, in normalised pixel units; 1 is eq. 4
     corruption.threshold = 0.0  # [D] a patch is masked where its noise variance exceeds this
-    corruption.mask_ratio = 0.6  # [D] masked share for the mask kinds; ConvNeXt V2's
+    corruption.mask_ratio = 0.6  # [D] share of masked patches for the mask kinds, as in ConvNeXt V2
 
     config.decoder = decoder = ConfigDict()
-    decoder.dim = 512  # [D] channels; "lightweight" (S 3.3), so ConvNeXt V2's decoder
-    decoder.depth = 1  # [D] ConvNeXt blocks
+    decoder.dim = 512  # [D] channels; "lightweight" (S 3.3), as in ConvNeXt V2
+    decoder.depth = 1  # [D] number of ConvNeXt blocks
 
     config.pretrain = pretrain = ConfigDict()
-    pretrain.splits = ("train",)  # [D] images seen without labels; 'test' here taints the test
+    pretrain.splits = ("train",)  # [D] parts to train on without labels; adding 'test' leaks
     pretrain.epochs = 1000  # [S 5.1] 100, 500 or 1000
     pretrain.batch_size = 16  # [S 4.3]
-    # [D] AdamW at the peak.
-    pretrain.learning_rate = 5e-4
+    pretrain.learning_rate = 5e-4  # [D] peak learning rate of AdamW
     pretrain.warmup_epochs = 5  # [D]
-    pretrain.weight_decay = 0.05  # [D] MAE's, ConvNeXt V2's
-    pretrain.betas = (0.9, 0.95)  # [D] likewise
-    pretrain.crop_scale = (0.2, 1.0)  # [S 4.2] share of the image's area
+    pretrain.weight_decay = 0.05  # [D] as in MAE and ConvNeXt V2
+    pretrain.betas = (0.9, 0.95)  # [D] as in MAE and ConvNeXt V2
+    pretrain.crop_scale = (0.2, 1.0)  # [S 4.2] area of the random crop as a share of the image's
 
     config.finetune = finetune = ConfigDict()
     finetune.epochs = 15  # [S 5.1] 15, 30 or 45
     finetune.batch_size = 16  # [S 4.3]
-    finetune.resize = 236  # [S 4.2] pixels of the shorter side, before the random crop
-    finetune.learning_rate = 1e-4  # [D] AdamW at the peak (optimizer and cosine: S 4.3)
+    finetune.resize = 236  # [S 4.2] shorter side in pixels before the random crop
+    finetune.learning_rate = 1e-4  # [D] peak learning rate; AdamW and cosine are [S 4.3]
     finetune.warmup_epochs = 1  # [D]
-    finetune.weight_decay = 0.05  # [D] ConvNeXt's
+    finetune.weight_decay = 0.05  # [D] as in ConvNeXt
     finetune.betas = (0.9, 0.999)  # [D] PyTorch's default
-    finetune.layer_decay = 1.0  # [D] learning-rate factor a layer towards the stem; 1 is off
-    finetune.drop_path_rate = 0.1  # [D] ConvNeXt-Tiny's; SqueezeNet has no paths to drop
+    finetune.layer_decay = 1.0  # [D] learning-rate factor per layer towards the stem; 1: off
+    finetune.drop_path_rate = 0.1  # [D] as in ConvNeXt-Tiny; not used by SqueezeNet
     finetune.label_smoothing = 0.0  # [D] plain cross-entropy (S eq. 10)
-    # Which layers train: 'all'; 'head', the classifier alone; 'low_entropy', also the convolutions
-    # whose outputs have the lowest Shannon entropy (layer selection, METHOD.md 4), lowest first,
-    # until trainable_share of all parameters train; 'random', drawn instead of ranked. What does
-    # not train has no gradient and no optimizer state, and its batch norms stay as they were.
+    # Layers to train. 'all'; 'head': only the classifier; 'low_entropy': the head and those
+    # convolutions whose outputs have the lowest Shannon entropy (entropy-based layer selection),
+    # until trainable_share of all parameters train; 'random': the head and random convolutions, to
+    # the same share. Frozen layers have no gradient and no optimizer state, and their batch norms
+    # keep their running statistics.
     finetune.trainable = "all"
     finetune.trainable_share = 0.5  # [D] the source keeps about .90 (ResNet-18) and .82 (ResNet-34)
-    # Gaussian noise on what the classifier sees, in training and in testing: its standard deviation
-    # as a share of the pixels' range (ablation of the layer selection: .1 to .4).
+    # Standard deviation of Gaussian noise on the input in training and evaluation, as a share of
+    # the pixel range (ablation of the layer selection: 0.1 to 0.4).
     finetune.input_noise = 0.0
 
     config.imagenet = imagenet = ConfigDict()
     # 'default': timm's ImageNet-1k checkpoint of the model, from the Hugging Face hub or its local
-    # cache; a hub id; a .safetensors or .npz file; a folder that holds <model>.safetensors or .npz
-    # for several branches, of which the others take the default; or 'none': random weights, which
-    # every result then says.
+    # cache; a hub id; a .safetensors or .npz file; a folder with <model>.safetensors or .npz for
+    # several branches, where a missing file means the default; or 'none': random weights, which all
+    # results then mention.
     imagenet.weights = "default"
-    imagenet.model = ""  # any backbone; empty is model.name, the twin [S 3.1]
+    imagenet.model = ""  # [S 3.1] any backbone; empty: the same as model.name
 
     config.fusion = fusion = ConfigDict()
     # 'mean' of the branches' probabilities [S eq. 11]; 'weighted' mean or 'stacked' (multinomial
-    # logistic regression), the paper's future work, both fitted on validation images only.
+    # logistic regression), which are the paper's future work, fitted on validation images only.
     fusion.kind = "mean"
 
     config.rounds = rounds = ConfigDict()
-    # [D] The paper runs "5 rounds" and speaks of folds. 'seeds': that many seeds on one split;
-    # 'folds': that many grouped folds, each pre-trained on its own train part.
+    # [D] The paper runs "5 rounds" and mentions folds. 'seeds': rounds.count seeds on one split;
+    # 'folds': rounds.count grouped folds, each pre-trained on its own train part.
     rounds.kind = "seeds"
     rounds.count = 5  # [S 4.3]
 
     config.evaluation = evaluation = ConfigDict()
-    # Pixels of the shorter side (with 'squash' and 'pad', of the square) before the centre crop of
-    # data.image_size; if not given, that: nothing is cut off but what makes the image a square
-    # [S 4.2]. finetune.resize, 236, shows objects in testing as large as in training.
+    # [S 4.2] Shorter side in pixels (with 'squash' and 'pad', of the square) before the centre crop
+    # to data.image_size, which is the default. With 236, as finetune.resize, objects have the same
+    # size in testing as in training.
     evaluation.resize = data.get_oneway_ref("image_size")
-    evaluation.batch_size = 64  # images a step; changes no result
-    evaluation.bootstrap_resamples = 1000  # for the 95 % intervals
-    evaluation.report = True  # report.html at the end, which compiles Grad-CAM
+    evaluation.batch_size = 64  # images per step; does not affect results
+    evaluation.bootstrap_resamples = 1000  # for the 95 % confidence intervals
+    evaluation.report = True  # writes report.html at the end, for which Grad-CAM is compiled
 
-    # Devices, of all hosts together; changes no number but for the order of sums. Along 'data'
-    # batches are split: -1 takes as many devices as there are and pretrain.batch_size and
-    # finetune.batch_size can be divided among. Along 'fsdp' batches are split, too, and so are
+    # Number of devices on all hosts along each axis of the mesh; affects results only by the order
+    # of sums. Batches are sharded along 'data'; -1 uses as many devices as pretrain.batch_size and
+    # finetune.batch_size can be divided among. Along 'fsdp', batches are sharded too, and so are
     # large parameters and their optimizer state: less memory, more communication.
     config.mesh = mesh = ConfigDict()
     mesh.data = -1
     mesh.fsdp = 1
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.save_seconds = 60.0  # least time between two; the end of a stage is always saved
+    checkpoint.save_seconds = 60.0  # shortest time between two; a stage's end is always saved
 
-    # tensorboard/ of the workdir; changes no number.
+    # Event files in tensorboard/ of the workdir; they do not affect results.
     config.tensorboard = tensorboard = ConfigDict()
-    tensorboard.events = True  # everything in metrics.jsonl, for TensorBoard
-    # Some validation images, corrupted and reconstructed, are drawn after so many epochs of
-    # pre-training, and after the last; 0 draws none. A drawing takes about a second.
+    tensorboard.events = True  # writes the rows of metrics.jsonl for TensorBoard
+    # Interval in pre-training epochs at which some validation images are drawn, corrupted and
+    # reconstructed, and again after the last epoch; 0: never. A drawing takes about a second.
     tensorboard.panel_epochs = 100
 
-    # Steps whose loss or gradient is not finite: so many in a row are left out before the run
-    # stops. The workdir's nonfinite/ and results.json tell each.
+    # Largest number of consecutive steps with a loss or gradient that is not finite to skip before
+    # the run stops. nonfinite/ of the workdir and results.json list every such step.
     config.nonfinite = nonfinite = ConfigDict()
     nonfinite.max_skipped = 0
 
@@ -191,7 +190,7 @@ def set_epochs(config: ConfigDict, preset: str) -> None:
     """Applies a preset such as '1000/15': pre-training / fine-tuning epochs (paper figure 2).
 
     Raises:
-        ConfigError: the preset does not read so.
+        ConfigError: the preset has another form.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", preset)
     if not match:
@@ -203,10 +202,10 @@ def set_epochs(config: ConfigDict, preset: str) -> None:
 
 
 def set_cpu(config: ConfigDict) -> None:
-    """A recipe for two CPU cores: ConvNeXt-Atto at 96 pixels, two seeds.
+    """Applies the preset for two CPU cores: ConvNeXt-Atto at 96 pixels, two seeds.
 
-    So few steps need parameters that learn from the start: higher learning rates, wider kernels
-    and a larger layer scale than a long run or pre-trained weights.
+    With few steps, a network must learn quickly: it needs higher learning rates, larger initial
+    kernels and a larger layer scale than in a long run or with pre-trained weights.
     """
     config.model.name = "convnext_atto"
     config.model.kernel_init = "fan_in"
@@ -224,14 +223,22 @@ def set_cpu(config: ConfigDict) -> None:
 
 
 def set_companion(config: ConfigDict, model: str) -> None:
-    """One backbone from its ImageNet weights instead of the paper's two branches."""
+    """Replaces the paper's two branches by one backbone, from its ImageNet weights."""
     config.branches = ("imagenet",)
     config.imagenet.model = model
-    config.finetune.drop_path_rate = 0.0  # neither source speaks of it
+    config.finetune.drop_path_rate = 0.0  # neither companion paper mentions drop path
 
 
 def apply_preset(config: ConfigDict, preset: str | None) -> ConfigDict:
-    """Applies what stands behind the colon of `--config=configs/busi.py:cpu`."""
+    """Applies the preset after the colon of `--config=configs/busi.py:cpu`, and returns the config.
+
+    Args:
+        config: config to change in place.
+        preset: 'cpu' or epochs such as '1000/15'; None and '' change nothing.
+
+    Raises:
+        ConfigError: the preset has another form.
+    """
     if preset == "cpu":
         set_cpu(config)
     elif preset:
