@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_writable(out, f"--out={out}")
     with explain_storage_errors(out, *([workdir] if workdir else [])):
         entropy_maps.run(
-            source.config_of(workdir, options.config),
+            source.resolve_config(workdir, options.config),
             workdir,
             out,
             files=options.file,

@@ -31,7 +31,7 @@ from egmae_jax.deploy.layer_outputs import (
     make_jax_program,
     make_torch_program,
 )
-from egmae_jax.explain.gradcam import filled
+from egmae_jax.explain.gradcam import pad_batch
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
 from egmae_jax.models import timm_names
@@ -222,7 +222,7 @@ def _run(
     our_logits, their_logits = [], []
     for start in range(0, len(pixels), _BATCH_SIZE):
         batch = pixels[start : start + _BATCH_SIZE]
-        normalized = np.array(augment.normalize(jnp.asarray(filled(batch, _BATCH_SIZE))))
+        normalized = np.array(augment.normalize(jnp.asarray(pad_batch(batch, _BATCH_SIZE))))
         our, their = (
             {name: x[: len(batch)].astype(np.float64) for name, x in program(normalized).items()}
             for program in (ours, theirs)

@@ -211,8 +211,8 @@ class Predictor:
         heat = gradcam.gradcam(
             classifier.model,
             classifier.variables,
-            augment.normalize(jnp.asarray(gradcam.filled(batch.pixels, batch.size))),
-            classes=gradcam.filled(batch.classification.labels, batch.size),
+            augment.normalize(jnp.asarray(gradcam.pad_batch(batch.pixels, batch.size))),
+            classes=gradcam.pad_batch(batch.classification.labels, batch.size),
         )
         return np.asarray(heat)[: len(batch.indices)]
 

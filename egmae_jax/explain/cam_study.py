@@ -39,7 +39,7 @@ class Example(NamedTuple):
     mask_error: str  # why its mask cannot be used; '' where there is none or it can
 
 
-class Explained(NamedTuple):
+class ExplainedExample(NamedTuple):
     """An example with the model's prediction and its Grad-CAM."""
 
     example: Example
@@ -108,7 +108,7 @@ def explain_images(
     rows: Sequence[Mapping[str, Any]],
     data_dir: Path,
     layer: str | None = None,
-) -> Iterator[Explained]:
+) -> Iterator[ExplainedExample]:
     """Explains the predicted class of some images.
 
     Args:
@@ -134,7 +134,7 @@ def explain_images(
     return _explain(classifier, examples, at, min(_BATCH, max(1, len(rows))), run.classes())
 
 
-def spread(labels: Sequence[Any] | np.ndarray, count: int) -> list[int]:
+def choose_evenly(labels: Sequence[Any] | np.ndarray, count: int) -> list[int]:
     """Chooses at most `count` images, of all classes alike and evenly spaced within each.
 
     Args:
@@ -159,7 +159,7 @@ def _test_images(
         raise RunError(f"images is {max_images}; it must be positive.")
     rows = [row for row in run.split(round_index) if row["split"] == "test"]
     rows.sort(key=lambda row: (row["label"], natural_key(row["file"])))
-    drawn = {rows[i]["file"] for i in spread([row["label"] for row in rows], max_images)}
+    drawn = {rows[i]["file"] for i in choose_evenly([row["label"] for row in rows], max_images)}
     return [row for row in rows if all_of_them or row["file"] in drawn], drawn
 
 
@@ -198,10 +198,10 @@ def _explain(
     layer: gradcam.Layer,
     batch: int,
     classes: Sequence[str],
-) -> Iterator[Explained]:
+) -> Iterator[ExplainedExample]:
     """Explains the examples in batches of one size, so that the program is compiled once."""
     while waiting := list(itertools.islice(examples, batch)):
-        pixels = gradcam.filled(np.stack([example.pixels for example in waiting]), batch)
+        pixels = gradcam.pad_batch(np.stack([example.pixels for example in waiting]), batch)
         heat, predicted, logits = jax.device_get(
             gradcam.explain(
                 classifier.model,
@@ -213,11 +213,11 @@ def _explain(
         probabilities = np.asarray(jax.nn.softmax(logits)).max(axis=1)
         for k, example in enumerate(waiting):
             name = classes[predicted[k]]
-            yield Explained(example, layer, heat[k], name, float(probabilities[k]))
+            yield ExplainedExample(example, layer, heat[k], name, float(probabilities[k]))
 
 
 def _write(
-    explanations: Iterable[Explained], out: Path, drawn: Container[str]
+    explanations: Iterable[ExplainedExample], out: Path, drawn: Container[str]
 ) -> tuple[list[dict[str, Any]], gradcam.Layer]:
     """Writes the pictures; returns rows of gradcam.json and the layer of the heat."""
     files, sheet_rows = [], []

@@ -13,7 +13,7 @@ from egmae_jax.core.files import write_json
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.explain import noise
-from egmae_jax.explain.cam_study import spread
+from egmae_jax.explain.cam_study import choose_evenly
 from egmae_jax.explain.lesions_figure import draw_lesions
 from egmae_jax.explain.panels import draw_sheet
 from egmae_jax.explain.source import Source
@@ -41,7 +41,9 @@ def run(
         statistics: whether all images are measured, too.
     """
     source = Source(config, workdir)
-    indices = find(source.prepared, files) or choose(source.prepared, count, source.unseen())
+    indices = find(source.prepared, files) or choose(
+        source.prepared, count, source.unseen_indices()
+    )
     figure, _ = draw(source, indices)
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "sheet.png")
@@ -63,8 +65,8 @@ def run(
 
 
 def choose(prepared: Prepared, count: int, among: np.ndarray) -> list[int]:
-    """Indices of `count` images out of `among`, of all classes alike: see `spread`."""
-    return among[spread(prepared.labels[among], count)].tolist()
+    """Indices of `count` images out of `among`, of all classes alike: see `choose_evenly`."""
+    return among[choose_evenly(prepared.labels[among], count)].tolist()
 
 
 def find(prepared: Prepared, names: Sequence[str]) -> list[int]:

@@ -114,7 +114,7 @@ def explain(
     return _program()(variables, images, chosen, model=model, layer=layer)
 
 
-def filled(array: np.ndarray, size: int) -> np.ndarray:
+def pad_batch(array: np.ndarray, size: int) -> np.ndarray:
     """The array with copies of its first row up to `size` rows.
 
     A last batch that is smaller then needs no program of its own; the caller drops what is computed

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmae_jax.explain.lesions import REGIONS, average
-from egmae_jax.explain.lettering import fonts_of_all_letters
+from egmae_jax.explain.lettering import use_fallback_fonts
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 Rows = Sequence[Mapping[str, Any]]
 
 
-@fonts_of_all_letters()
+@use_fallback_fonts()
 def draw_lesions(rows: Rows, title: str) -> Figure:
     """Draws entropy by region, and the lesions' share of the noise against that of the area.
 

@@ -22,7 +22,7 @@ _FALLBACKS = (
 
 
 @contextlib.contextmanager
-def fonts_of_all_letters() -> Iterator[None]:
+def use_fallback_fonts() -> Iterator[None]:
     """Lets figures fall back on other installed fonts, within a block or a decorated function.
 
     matplotlib warns of a letter that none of them has, and draws a box.

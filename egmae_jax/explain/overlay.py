@@ -12,7 +12,7 @@ import PIL.PngImagePlugin
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import fonts_of_all_letters, wrap
+from egmae_jax.explain.lettering import use_fallback_fonts, wrap
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
 _OPACITY = 0.75  # opacity of the greatest heat
@@ -72,7 +72,7 @@ class Row(NamedTuple):
     probability: float  # of the predicted class
 
 
-@fonts_of_all_letters()
+@use_fallback_fonts()
 def contact_sheet(rows: Sequence[Row], path: Path, *, note: str) -> None:
     """Writes a PNG: image, heat, overlay with the mask's outline, and what the model predicts.
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import fonts_of_all_letters, wrap
+from egmae_jax.explain.lettering import use_fallback_fonts, wrap
 from egmae_jax.method import augment
 from egmae_jax.training import pretrain
 
@@ -83,7 +83,7 @@ class _Cell(NamedTuple):
     note: str = ""  # written over the picture
 
 
-@fonts_of_all_letters()
+@use_fallback_fonts()
 def draw_sheet(
     panels: Sequence[Panels],
     captions: Sequence[str],

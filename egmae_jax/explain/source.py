@@ -106,7 +106,7 @@ class Source:
             resized=self.config.evaluation.resize,
         )
 
-    def unseen(self) -> np.ndarray:
+    def unseen_indices(self) -> np.ndarray:
         """Indices of images that pre-training has not seen: a run's validation images, or all."""
         if not self._part_of:
             return np.arange(len(self.prepared.files))
@@ -121,7 +121,7 @@ class Source:
         return f"{Path(file).name}\n{label}" + (f", {part}" if part else "")
 
 
-def config_of(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
+def resolve_config(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
     """The config as given, which must be the workdir's where both are; else the workdir's.
 
     Raises:

@@ -13,7 +13,7 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import REEVALUATE, DamagedFileError, read_json, write_atomically
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.metrics import TITLES
-from egmae_jax.explain.cam_study import Explained
+from egmae_jax.explain.cam_study import ExplainedExample
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.report import figures, notes, pictures, published
 from egmae_jax.report.comparison import Comparison
@@ -50,7 +50,7 @@ def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> N
         run=run,
         title=run.title,
         warnings=notes.warnings(run),
-        published=published.table_of(run.results["dataset"]["name"], len(run.classes)),
+        published=published.find_table(run.results["dataset"]["name"], len(run.classes)),
         curves=[
             [figures.class_curves(curve, run.rounds, run.classifiers, *x) for x in classes]
             for curve in (figures.ROC, figures.PRECISION_RECALL)
@@ -122,7 +122,7 @@ def _learning_curves(metrics: Path) -> list[Markup]:
     return [figure for figure in curves if figure is not None]
 
 
-def _cases(run: Content) -> dict[str, list[Explained]] | str:
+def _cases(run: Content) -> dict[str, list[ExplainedExample]] | str:
     """Test images with Grad-CAM, by kind; a sentence if there can be none."""
     branch = run.saved.branch()
     predictions = run.predictions[0][branch.name]

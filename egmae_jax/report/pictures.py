@@ -13,7 +13,7 @@ import PIL.Image
 
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.explain import entropy_maps
-from egmae_jax.explain.cam_study import Explained, explain_images
+from egmae_jax.explain.cam_study import ExplainedExample, explain_images
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
@@ -51,7 +51,7 @@ def choose_cases(predictions: Predictions, count: int) -> dict[str, list[int]]:
 
 def explain_cases(
     run: SavedRun, branch: Branch, predictions: Predictions, data_dir: Path, count: int
-) -> dict[str, list[Explained]]:
+) -> dict[str, list[ExplainedExample]]:
     """The images of `choose_cases`, by kind, with Grad-CAM of their predicted class.
 
     Args:
@@ -95,7 +95,7 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
     with config.unlocked():
         config.data.dir = str(data_dir)
     source = entropy_maps.Source(config, workdir)
-    indices = entropy_maps.choose(source.prepared, count, source.unseen())
+    indices = entropy_maps.choose(source.prepared, count, source.unseen_indices())
     figure, captions = entropy_maps.draw(source, indices)
     buffer = io.BytesIO()
     figure.savefig(buffer)

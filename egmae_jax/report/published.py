@@ -106,6 +106,6 @@ _TABLES: Mapping[tuple[str, int], Table] = {
 }
 
 
-def table_of(dataset: str, num_classes: int) -> Table | None:
+def find_table(dataset: str, num_classes: int) -> Table | None:
     """The paper's table of a data set, named as `config.data.name`; None if it has none."""
     return _TABLES.get((dataset, num_classes))

@@ -10,7 +10,7 @@ import rich.table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import fonts_of_all_letters
+from egmae_jax.explain.lettering import use_fallback_fonts
 from egmae_jax.report.render import number
 
 COLUMNS = {"accuracy": "Accuracy", "f1": "F1", "auc": "AUC"}
@@ -88,7 +88,7 @@ def _signed(value: float) -> str:
     return ("+" if value >= 0 else "") + number(value)
 
 
-@fonts_of_all_letters()
+@use_fallback_fonts()
 def draw(summary: Mapping[str, Any]) -> Figure:
     """Validation of all variants, test of those that are shown, and differences on test images."""
     rows = [row for row in summary["variants"] if row["status"] == "complete"]

@@ -74,7 +74,7 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
         logger.info("%s: %s", place, workdir)
         preemption.set_run_name(f"variant {variant.name}")
         try:
-            take_pretraining(variant, sweep.variants, out)
+            copy_pretraining(variant, sweep.variants, out)
             experiment.run(variant.config, workdir)
         except UserError as error:
             failures[variant.name] = str(error)
@@ -86,7 +86,7 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
     return failures
 
 
-def take_pretraining(variant: Variant, others: Sequence[Variant], out: Path) -> None:
+def copy_pretraining(variant: Variant, others: Sequence[Variant], out: Path) -> None:
     """Begins a variant with the pre-training of another, if one has finished that is the same.
 
     Args:
@@ -122,7 +122,7 @@ def pretraining_changes(variant: Variant) -> dict[str, Any] | None:
     return {k: value for k, value in variant.changes.items() if not k.startswith(_LATER)}
 
 
-def taken_from(variant: Variant, out: Path) -> str | None:
+def pretraining_source(variant: Variant, out: Path) -> str | None:
     """Folder of the variant that pre-trained for this one; None if it did so itself."""
     path = _note(variant, out / variant.folder)
     return read_json(path)["workdir"] if path.is_file() else None

@@ -21,7 +21,7 @@ from egmae_jax.report.comparison import same_images
 from egmae_jax.report.table import csv_text
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import display
-from egmae_jax.sweep.run import taken_from
+from egmae_jax.sweep.run import pretraining_source
 from egmae_jax.sweep.variants import Sweep
 
 METRICS = tuple(display.COLUMNS)
@@ -35,7 +35,7 @@ _NOTE_OF_ONE_ROUND = (
 )
 
 
-class Scored(NamedTuple):
+class ScoredVariant(NamedTuple):
     """Predictions of a complete variant's ensemble, or of its only branch."""
 
     branch: str
@@ -75,7 +75,7 @@ def summarize(
             "name": name,
             "workdir": variant.folder,
             "changes": variant.changes,
-            "pretraining_from": taken_from(variant, out),
+            "pretraining_from": pretraining_source(variant, out),
             "status": "not complete",
             "is_baseline": name == sweep.baseline,
             "is_chosen": name == chosen,
@@ -99,7 +99,9 @@ def summarize(
     }
 
 
-def _test(name: str, baseline: str, scored: Mapping[str, Scored], resamples: int) -> dict[str, Any]:
+def _test(
+    name: str, baseline: str, scored: Mapping[str, ScoredVariant], resamples: int
+) -> dict[str, Any]:
     """Test figures of a variant, with its "difference" to the baseline if that is complete."""
     test = scored[name].test
     groups = np.unique(np.concatenate([x.groups for x in test]))
@@ -111,7 +113,7 @@ def _test(name: str, baseline: str, scored: Mapping[str, Scored], resamples: int
 
 def _score_all(
     sweep: Sweep, out: Path, failures: Mapping[str, str]
-) -> tuple[dict[str, Scored], dict[str, str]]:
+) -> tuple[dict[str, ScoredVariant], dict[str, str]]:
     """The complete variants, and the errors of others with those of runs that cannot be read."""
     scored, errors = {}, dict(failures)
     for variant in sweep.variants:
@@ -124,7 +126,7 @@ def _score_all(
     return scored, errors
 
 
-def score(workdir: Path) -> Scored:
+def score(workdir: Path) -> ScoredVariant:
     """Predictions of a complete run for its validation and test images.
 
     Raises:
@@ -142,7 +144,7 @@ def score(workdir: Path) -> Scored:
             fused = ensemble.apply(probabilities, calibrated=False)[branch]
             rounds.append(next(iter(each.values()))._replace(probabilities=fused))
     fusion = run.config.fusion.kind if branch == "ensemble" else None
-    return Scored(branch, fusion, **parts)
+    return ScoredVariant(branch, fusion, **parts)
 
 
 def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
@@ -152,7 +154,7 @@ def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
     return {name: {**mean_std(x), "rounds": x} for name, x in values.items()}
 
 
-def _selection(scored: Mapping[str, Scored], variants: int) -> str:
+def _selection(scored: Mapping[str, ScoredVariant], variants: int) -> str:
     """Sentences on how the variant was chosen, and on what its validation figures are worth."""
     sentences = [
         "Chosen on validation: the highest AUC there, mean over rounds, of "

@@ -199,9 +199,9 @@ def test_any_branch_is_explained_with_its_own_model(
 
 def test_images_are_spread_over_classes_and_files():
     labels = ["a"] * 10 + ["b"] * 2
-    assert cam_study.spread(labels, 6) == [0, 3, 6, 9, 10, 11]
-    assert len(cam_study.spread(labels, 1)) == 1
-    assert cam_study.spread(labels, 99) == list(range(12))
+    assert cam_study.choose_evenly(labels, 6) == [0, 3, 6, 9, 10, 11]
+    assert len(cam_study.choose_evenly(labels, 1)) == 1
+    assert cam_study.choose_evenly(labels, 99) == list(range(12))
 
 
 @pytest.mark.parametrize(

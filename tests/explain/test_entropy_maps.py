@@ -9,7 +9,7 @@ from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.datasets import DataError
 from egmae_jax.explain import entropy_maps
-from egmae_jax.explain.source import Source, config_of
+from egmae_jax.explain.source import Source, resolve_config
 from egmae_jax.run.saved_run import RunError
 from tests import forks
 from tests.conftest import SHARED_DATA, needs_shared_data
@@ -18,13 +18,13 @@ from tests.conftest import SHARED_DATA, needs_shared_data
 @pytest.fixture(scope="module")
 def run(html_run):
     """Config and workdir of a finished run."""
-    return config_of(html_run[0], None), html_run[0]
+    return resolve_config(html_run[0], None), html_run[0]
 
 
 def test_a_workdir_gives_the_reconstruction_of_validation_images(run):
     config, workdir = run
     source = Source(config, workdir)
-    indices = entropy_maps.choose(source.prepared, 3, source.unseen())
+    indices = entropy_maps.choose(source.prepared, 3, source.unseen_indices())
     assert {source.prepared.labels[i] for i in indices} == {0, 1, 2}
     figure, captions = entropy_maps.draw(source, indices)
     assert all(caption.endswith("validation") for caption in captions)
@@ -93,9 +93,9 @@ def test_mistakes_on_the_command_line_end_in_sentences(run, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: Give --workdir=W of a run, or --config=configs/busi.py."
     with pytest.raises(DamagedFileError, match=r"config\.json is missing"):
-        config_of(tmp_path, None)
-    assert config_of(run[1], run[0]) is run[0]
+        resolve_config(tmp_path, None)
+    assert resolve_config(run[1], run[0]) is run[0]
     other = run[0].copy_and_resolve_references()
     other.corruption.scale = 0.18
     with pytest.raises(ConfigError, match=r"corruption\.scale: 1\.0 in the workdir, 0\.18 now"):
-        config_of(run[1], other)
+        resolve_config(run[1], other)

@@ -5,7 +5,7 @@ import pytest
 from matplotlib import font_manager
 from rich.cells import cell_len
 
-from egmae_jax.explain.lettering import fonts_of_all_letters, wrap
+from egmae_jax.explain.lettering import use_fallback_fonts, wrap
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,6 @@ def test_fonts_that_are_there_stand_in_for_missing_letters(monkeypatch):
     before = list(matplotlib.rcParams["font.family"])
     installed = ["DejaVu Sans", "WenQuanYi Micro Hei", "Noto Sans Thai"]
     monkeypatch.setattr(font_manager, "get_font_names", lambda: installed)
-    with fonts_of_all_letters():
+    with use_fallback_fonts():
         assert matplotlib.rcParams["font.family"] == [*before, *installed[1:]]
     assert matplotlib.rcParams["font.family"] == before

@@ -178,7 +178,7 @@ def test_the_papers_tables_are_the_papers(name, classes):
     source = REPOSITORY.parent / "shared" / "seeds" / "paper_entropy_guided_mae.txt"
     if not source.exists():
         pytest.skip("the paper is not at hand")
-    table = published.table_of(name, classes)
+    table = published.find_table(name, classes)
     text = source.read_text()
     start = text.index(f"Table {table.number}: Performance")
     lines = text[start:].splitlines()[2:12]
@@ -186,4 +186,4 @@ def test_the_papers_tables_are_the_papers(name, classes):
         values = [float(x) for x in re.findall(r" (\d+\.\d+|-)(?= |$)", line) if x != "-"]
         assert [x for x in row[1:] if x is not None] == values
         assert line.startswith(row.model) or line.startswith("Ours")
-    assert published.table_of(name, classes + 1) is None
+    assert published.find_table(name, classes + 1) is None

@@ -256,8 +256,8 @@ def test_only_what_pretraining_does_not_depend_on_is_shared(data, cache, tmp_pat
         for stage in ("pretrain", "finetune/mae")
     ]
     (folder / "metrics.jsonl").write_text("".join(lines))
-    run.take_pretraining(second, sweep.variants, tmp_path)
-    assert run.taken_from(second, tmp_path) == ("../none" if shared else None)
+    run.copy_pretraining(second, sweep.variants, tmp_path)
+    assert run.pretraining_source(second, tmp_path) == ("../none" if shared else None)
     assert (tmp_path / "other").exists() == shared
     if shared:
         taken = {p.relative_to(tmp_path / "other"): p for p in (tmp_path / "other").rglob("*.*")}

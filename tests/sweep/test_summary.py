@@ -28,7 +28,7 @@ def scored(monkeypatch, tmp_path):
             part = "other" if name == moved else "validation"
             validation = [predictions(rng, labels, on_validation, part) for _ in range(3)]
             test = [predictions(rng, labels, on_test) for _ in range(3)]
-            made[name] = summary.Scored("mae", fusion, validation, test)
+            made[name] = summary.ScoredVariant("mae", fusion, validation, test)
             listed.append(variants.Variant(name, {}, tiny.make_config("images", "cache")))
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "results.json").touch()
