@@ -1,1 +1,1 @@
-"""Which regions raise a model's score, and what pre-training does to an image."""
+"""Grad-CAM heat maps, and figures of the entropy, noise and reconstruction of images."""

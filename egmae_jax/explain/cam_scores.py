@@ -1,4 +1,4 @@
-"""How much of the heat of test images lies in their lesions: scores, their means, and a table."""
+"""Scores of Grad-CAM heat maps against lesion masks, their means, and the table of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ SCORES = ("heat_in_mask", "pointing_game", "area_share")
 
 
 def score(heat: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
-    """Scores the heat of one image.
+    """Scores the heat map of one image against the mask of its lesion.
 
     Args:
-        heat: float [H, W].
-        mask: bool [H, W] of the lesion; None: the image has no mask that can be used.
+        heat: heat map, float [H, W], at least 0.
+        mask: lesion mask, bool [H, W]; None if the image has no usable mask.
 
     Returns:
-        'lesion', whether there is one, None without a mask; 'heat', whether there is any; and
-        SCORES, None without a lesion or heat.
+        Scores by name: 'lesion', whether the mask shows a lesion, or None without a mask; 'heat',
+        whether any heat is above 0; and each of SCORES, None without a lesion or without heat.
     """
     scores: dict[str, Any] = {"lesion": None if mask is None else bool(mask.any())}
     scores |= {"heat": bool(heat.any()), **dict.fromkeys(SCORES)}
@@ -39,10 +39,10 @@ def score(heat: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
 
 
 def summarize(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of the scores over images with a lesion, and why images are left out.
+    """Averages the scores over images with a lesion, and counts the images left out by reason.
 
     Args:
-        files: rows of gradcam.json.
+        files: rows of gradcam.json, one per image.
     """
     unusable = [f"{row['file']}: {row['mask_error']}" for row in files if row["mask_error"]]
     scored = [row for row in files if row["heat_in_mask"] is not None]
@@ -69,21 +69,26 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show(content: Mapping[str, Any], out: Path) -> None:
-    """Prints the content of gradcam.json, at most 80 columns wide but for the folder."""
+    """Prints a summary of gradcam.json.
+
+    Args:
+        content: content of gradcam.json.
+        out: folder that holds it.
+    """
     terminal = rich.console.Console(highlight=False, emoji=False)
     layer = Layer(content["layer"], tuple(content["grid"]), content["part"])
     terminal.print(
         f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
-        f"{content['images']} test images,\n{content['right']} of them right, explained at\n"
-        f"{layer}",
+        f"{content['images']} test images,\n"
+        f"{content['right']} of them classified correctly, explained at\n{layer}",
         markup=False,
         soft_wrap=True,
     )
     if content["masks"] is None:
-        terminal.print("The data set has no masks of lesions: nothing to score.")
+        terminal.print("The data set has no lesion masks, so no scores are computed.")
     else:
         _show_masks(content["masks"], terminal)
-    terminal.print(f"Pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
+    terminal.print(f"The pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
 
 
 def _show_masks(masks: Mapping[str, Any], terminal: rich.console.Console) -> None:
@@ -101,5 +106,5 @@ def _show_masks(masks: Mapping[str, Any], terminal: rich.console.Console) -> Non
     left_out = masks["left_out"]
     counts = {**left_out, "unusable_masks": len(left_out["unusable_masks"])}
     reasons = [f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n]
-    terminal.print("Heat that ignores the lesions scores their area.")
+    terminal.print("Heat that ignores a lesion scores, on average, the lesion's share of the area.")
     terminal.print(f"Left out: {', '.join(reasons) or 'none'}.", markup=False)

@@ -169,7 +169,7 @@ def test_a_data_set_without_masks_has_pictures_only(busi_run, command, tmp_path)
     content = json.loads((out / "gradcam.json").read_text())
     assert content["masks"] is None
     assert [row["true"] for row in content["files"]] == ["benign", *CLASSES]
-    assert "no masks of lesions" in output
+    assert "no lesion masks" in output
 
 
 @pytest.mark.parametrize(
