@@ -1,7 +1,7 @@
-"""Explains the test images of a finished run: pictures, and how much of the heat is in the lesions.
+"""Explains the test images of a finished run: Grad-CAM pictures, and scores against lesion masks.
 
-`egmae explain --help` lists the files that are written. Where the data set has masks of the
-lesions, all test images are scored, however many are drawn.
+`egmae explain --help` lists the output files. If the data set has lesion masks, all test images are
+scored, also those that are not drawn.
 """
 
 import hashlib
@@ -25,27 +25,28 @@ from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import Classifier, RunError, SavedRun
 from egmae_jax.run.workdir import local_folder
 
-_PAGE, _BATCH = 8, 16  # images of a contact sheet; images that go through the network together
+_PAGE = 8  # images per contact sheet
+_BATCH = 16  # largest batch size
 logger = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-    """A test image as it is evaluated."""
+    """A test image in its evaluation view, and its lesion mask."""
 
     file: str  # relative to the data folder
-    label: str  # name of its class
+    label: str  # name of the true class
     pixels: np.ndarray  # uint8 [S, S, 3 or 1]
-    mask: np.ndarray | None  # bool [S, S]; None without a mask that can be used
-    mask_error: str  # why its mask cannot be used; '' where there is none or it can
+    mask: np.ndarray | None  # lesion mask, bool [S, S]; None without a usable mask
+    mask_error: str  # why the mask is unusable; '' if it is usable or absent
 
 
 class ExplainedExample(NamedTuple):
-    """An example with the model's prediction and its Grad-CAM."""
+    """A test image with the model's prediction and its Grad-CAM heat map."""
 
     example: Example
-    layer: gradcam.Layer  # layer of the heat
-    heat: np.ndarray  # float32 [S, S]
-    predicted: str  # name of the class
+    layer: gradcam.Layer  # layer of the heat map
+    heat: np.ndarray  # heat map, float32 [S, S], in [0, 1]
+    predicted: str  # name of the predicted class
     probability: float  # of the predicted class
 
 
@@ -59,36 +60,42 @@ def explain_run(
     max_images: int = 24,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Explains a branch's test images by pictures and gradcam.json, whose content it returns.
+    """Explains the test images of one branch, and writes pictures and gradcam.json.
 
     Args:
         workdir: folder of a run whose fine-tuning has finished.
-        out: folder for the results.
-        branch: branch to explain, such as 'mae' or 'resnet18'; None: `SavedRun.branch` chooses.
-        round_index: round of the run; None: all of them, each with pictures in a folder of its own.
-        layer: see `gradcam.gradcam`.
-        max_images: most images of a round that pictures are made of.
-        data_dir: folder of the images; None: where the run found them.
+        out: folder for the pictures and gradcam.json.
+        branch: branch to explain, such as 'mae' or 'resnet18'; None: 'mae' if the run has it, else
+            the first branch.
+        round_index: round of the run; None: all rounds, each with its own folder of pictures.
+        layer: address of the layer, see `gradcam.gradcam`.
+        max_images: largest number of images per round to draw.
+        data_dir: folder of the images; None: the folder in the run's config.
+
+    Returns:
+        The content of gradcam.json.
 
     Raises:
-        RunError: the run lacks what is asked for, or an image is missing or not the one tested.
+        RunError: the run has no such branch, round or results, or an image is missing or has
+            changed since the run.
+        LayerError: the network has no such layer.
         DamagedFileError, CheckpointError: a file of the workdir cannot be read.
     """
     run = SavedRun(workdir)
-    of_branch, data_dir = run.branch(branch), data_dir or Path(run.config.data.dir)
+    explained_branch, data_dir = run.branch(branch), data_dir or Path(run.config.data.dir)
     has_masks = datasets.get(run.config.data.name).masks is not None
     files: list[dict[str, Any]] = []
     for index in run.rounds if round_index is None else [round_index]:
-        rows, drawn = _test_images(run, index, max_images, all_of_them=has_masks)
+        rows, drawn = _test_images(run, index, max_images, include_all=has_masks)
         folder = out if index == round_index else out / f"round_{index}"
-        explanations = explain_images(run, of_branch, index, rows, data_dir, layer)
+        explanations = explain_images(run, explained_branch, index, rows, data_dir, layer)
         rows, at = _write(explanations, folder, drawn)
         files += [{"round": index, **row} for row in rows]
     content = {
         "workdir": str(workdir),
-        "branch": of_branch.name,
+        "branch": explained_branch.name,
         "round": "all" if round_index is None else round_index,
-        "model": of_branch.model_name,
+        "model": explained_branch.model_name,
         "layer": at.address,
         "grid": list(at.grid),
         "part": at.part,
@@ -109,24 +116,28 @@ def explain_images(
     data_dir: Path,
     layer: str | None = None,
 ) -> Iterator[ExplainedExample]:
-    """Explains the predicted class of some images.
+    """Explains the predicted class of some test images.
 
     Args:
         run: run whose fine-tuning has finished.
         branch: branch to explain.
         round_index: round of the run.
-        rows: rows of splits.json.
+        rows: rows of splits.json, one per image.
         data_dir: folder of the images.
-        layer: see `gradcam.gradcam`.
+        layer: address of the layer, see `gradcam.gradcam`.
+
+    Returns:
+        Iterator over the explained images, in the order of `rows`; each batch is read and computed
+        when it is needed.
 
     Raises:
-        RunError: an image is missing, or is not the one of splits.json.
+        RunError: an image is missing, or differs from the one in splits.json.
         LayerError: the network has no such layer.
         CheckpointError: the weights cannot be read.
     """
     folder = local_folder(data_dir, "--data_dir")
     if not folder.is_dir():
-        raise RunError(f"There is no folder {folder}; --data_dir says where the images are.")
+        raise RunError(f"There is no folder {folder}; --data_dir sets the folder of the images.")
     classifier = run.classifier(branch, round_index)
     at = gradcam.layer_at(classifier.model, run.config.data.image_size, layer)
     logger.info("Explaining %d test images at %s", len(rows), at)
@@ -135,32 +146,39 @@ def explain_images(
 
 
 def choose_evenly(labels: Sequence[Any] | np.ndarray, count: int) -> list[int]:
-    """Chooses at most `count` images, of all classes alike and evenly spaced within each.
+    """Chooses images of all classes in equal numbers, evenly spaced within each class.
 
     Args:
-        labels: class of each image, in an order that is meant to be covered.
-        count: the most indices that are returned.
+        labels: class of each image.
+        count: largest number of images to choose.
+
+    Returns:
+        Indices of the chosen images, ascending; if a class has too few, others fill up the number.
     """
     labels = np.asarray(labels)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     chosen: list[int] = []
-    for k, indices in enumerate(sorted(members, key=len)):  # what small classes lack, others give
+    for k, indices in enumerate(sorted(members, key=len)):  # larger classes fill up for small ones
         share = min(len(indices), math.ceil((count - len(chosen)) / (len(members) - k)))
-        places = np.linspace(0, len(indices) - 1, share).round().astype(int)
-        chosen += indices[places].tolist()
+        positions = np.linspace(0, len(indices) - 1, share).round().astype(int)
+        chosen += indices[positions].tolist()
     return sorted(chosen)
 
 
 def _test_images(
-    run: SavedRun, round_index: int, max_images: int, *, all_of_them: bool
+    run: SavedRun, round_index: int, max_images: int, *, include_all: bool
 ) -> tuple[list[dict[str, Any]], set[str]]:
-    """Test images of a round, as rows of splits.json: all, or those drawn; and the files drawn."""
+    """Selects the test images of a round.
+
+    Returns:
+        Rows of splits.json of all test images, or only of those to draw; and the files to draw.
+    """
     if max_images < 1:
-        raise RunError(f"images is {max_images}; it must be positive.")
+        raise RunError(f"--images is {max_images}; it must be positive.")
     rows = [row for row in run.split(round_index) if row["split"] == "test"]
     rows.sort(key=lambda row: (row["label"], natural_key(row["file"])))
     drawn = {rows[i]["file"] for i in choose_evenly([row["label"] for row in rows], max_images)}
-    return [row for row in rows if all_of_them or row["file"] in drawn], drawn
+    return [row for row in rows if include_all or row["file"] in drawn], drawn
 
 
 def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Example:
@@ -169,7 +187,7 @@ def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Exampl
         encoded = path.read_bytes()
     except OSError as error:
         raise RunError(
-            f"{path} cannot be read ({error.strerror}); --data_dir says where the images are."
+            f"{path} cannot be read ({error.strerror}); --data_dir sets the folder of the images."
         ) from None
     if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
         raise RunError(f"{path} is not the file that the run was tested on.")
@@ -187,7 +205,7 @@ def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Exampl
             resized=resize,
         )
     except masks.MaskError as error:
-        logger.warning("%s The image is not scored.", error)
+        logger.warning("%s This image is not scored.", error)
         mask_error = str(error)
     return Example(row["file"], row["label"], images.to_array(view), mask, mask_error)
 
@@ -199,9 +217,9 @@ def _explain(
     batch: int,
     classes: Sequence[str],
 ) -> Iterator[ExplainedExample]:
-    """Explains the examples in batches of one size, so that the program is compiled once."""
-    while waiting := list(itertools.islice(examples, batch)):
-        pixels = gradcam.pad_batch(np.stack([example.pixels for example in waiting]), batch)
+    """Explains the examples in batches of equal size, so that the program compiles only once."""
+    while chunk := list(itertools.islice(examples, batch)):
+        pixels = gradcam.pad_batch(np.stack([example.pixels for example in chunk]), batch)
         heat, predicted, logits = jax.device_get(
             gradcam.explain(
                 classifier.model,
@@ -211,7 +229,7 @@ def _explain(
             )
         )
         probabilities = np.asarray(jax.nn.softmax(logits)).max(axis=1)
-        for k, example in enumerate(waiting):
+        for k, example in enumerate(chunk):
             name = classes[predicted[k]]
             yield ExplainedExample(example, layer, heat[k], name, float(probabilities[k]))
 
@@ -219,7 +237,16 @@ def _explain(
 def _write(
     explanations: Iterable[ExplainedExample], out: Path, drawn: Container[str]
 ) -> tuple[list[dict[str, Any]], gradcam.Layer]:
-    """Writes the pictures; returns rows of gradcam.json and the layer of the heat."""
+    """Writes the pictures of one round.
+
+    Args:
+        explanations: explained images, at least one.
+        out: folder for the pictures.
+        drawn: files to draw.
+
+    Returns:
+        Rows of gradcam.json, and the layer of the heat maps.
+    """
     files, sheet_rows = [], []
     for explained in explanations:
         example = explained.example

@@ -211,7 +211,7 @@ def test_images_are_spread_over_classes_and_files():
         ({"round": 1}, "Fine-tuned are: --branch=mae --round=0."),
         ({"layer": "stages_3/block_0"}, "The nearest: stages_3/blocks_0"),
         ({"images": 0}, "images is 0; it must be positive"),
-        ({"data_dir": "absent"}, "There is no folder absent; --data_dir says"),
+        ({"data_dir": "absent"}, "There is no folder absent; --data_dir sets"),
     ],
 )
 def test_what_cannot_be_is_refused(flags, message, busi_run, command, tmp_path):
