@@ -1,13 +1,13 @@
-"""Grad-CAM (Selvaraju et al. 2017): regions that raise the score of a class, at any layer.
+"""Grad-CAM (Selvaraju et al. 2017): heat maps of the regions that raise the score of a class.
 
     heat = gradcam(model, variables, images)  # [B, H, W], of the predicted class
 
-The heat is no finer than the grid of its layer: `layer_at` gives both. The conventions are those of
-the package `pytorch-grad-cam`, against which the results are tested: the gradient is the logit's; a
-channel weighs as much as the mean of its gradient; the weighted sum is cut off below 0 and scaled
-to [0, 1] for each image; it is resized as by OpenCV's linear interpolation, and scaled once more.
+A heat map is no finer than the grid of its layer; `layer_at` returns both. The conventions are
+those of the package `pytorch-grad-cam`, against which the results are tested: the weight of a
+channel is the gradient of the logit, averaged over positions; the weighted sum is clipped below 0,
+scaled to [0, 1] for each image, resized as by OpenCV's linear interpolation, and scaled again.
 
-For the test images of a run: egmae explain --workdir=FOLDER --out=FOLDER
+For the test images of a run, use `egmae explain --workdir=FOLDER --out=FOLDER`.
 """
 
 import difflib
@@ -28,35 +28,35 @@ from egmae_jax.models.init import abstract_variables
 
 PyTree = Any
 Classes = int | Sequence[int] | jax.typing.ArrayLike | None
-_USUAL_SIZE = 224  # every model takes it; which layers there are does not depend on it
-_LEAST_SIDE = 7  # cells of the coarsest default grid: that of ImageNet's 224 pixels
-_PREDICTED = -1  # stands for the predicted class
-_TINY = 1e-7  # pytorch-grad-cam's: heat that is 0 everywhere stays 0
+_USUAL_SIZE = 224  # every model accepts it, and the set of layers does not depend on the size
+_MIN_SIDE = 7  # cells per side of the coarsest default grid: the last one at 224 pixels
+_PREDICTED = -1  # class index that stands for the predicted class
+_EPSILON = 1e-7  # as in pytorch-grad-cam; keeps a heat map of zeros at 0
 
 
 class LayerError(UserError):
-    """The network has no such layer to explain; the message names the nearest."""
+    """The network has no such layer; the message names the most similar ones."""
 
 
 class Explanation(NamedTuple):
-    """Heat and logits of a batch, computed in one pass."""
+    """Heat maps and logits of a batch."""
 
-    heat: jax.Array  # float32 [B, H, W], in [0, 1]
-    classes: jax.Array  # int32 [B], classes that are explained
+    heat: jax.Array  # heat maps, float32 [B, H, W], in [0, 1]
+    classes: jax.Array  # explained class of each image, int32 [B]
     logits: jax.Array  # float32 [B, num_classes]
 
 
 class Layer(NamedTuple):
-    """An activation that heat is computed from, for images of one size."""
+    """An activation from which heat maps are computed, for images of one size."""
 
-    address: str  # such as 'stages_3/blocks_2'
-    grid: tuple[int, int]  # its rows and columns: the heat is no finer
-    part: str = ""  # part of the score that passes the layer, in words; '' for all of it
+    address: str  # address in the model, such as 'stages_3/blocks_2'
+    grid: tuple[int, int]  # numbers of rows and columns of the activation
+    part: str = ""  # words for the part of the logits that the layer feeds; '' if it feeds all
 
     def __str__(self) -> str:
         facts = [f"layer {self.address}", f"{self.grid[0]} x {self.grid[1]} grid"]
-        if min(self.grid) < _LEAST_SIDE:
-            facts.append(f"coarser than {_LEAST_SIDE} x {_LEAST_SIDE}")
+        if min(self.grid) < _MIN_SIDE:
+            facts.append(f"coarser than {_MIN_SIDE} x {_MIN_SIDE}")
         return ", ".join([*facts, *([self.part] if self.part else [])])
 
 
@@ -68,23 +68,23 @@ def gradcam(
     layer: str | None = None,
     classes: Classes = None,
 ) -> jax.Array:
-    """Computes heat maps of a batch; compiled once for a model, layer and shape.
+    """Computes Grad-CAM heat maps of a batch.
 
-    An image in which nothing raises the score of the class has no heat: zeros.
+    The program is compiled once per model, layer and shape of the images.
 
     Args:
-        model: a classifier, (images) -> logits [B, num_classes].
-        variables: its variables, `{"params": ..., "batch_stats": ...}`.
-        images: float32 [B, H, W, 3] as the model takes them (`augment.normalize`).
-        layer: address of an activation, one of `layers`; None: that of `layer_at`.
-        classes: classes to explain, one for each image or one for all; None: the predicted ones.
+        model: classifier, (images) -> logits [B, num_classes].
+        variables: variables of the model, `{"params": ..., "batch_stats": ...}`.
+        images: normalised images, float32 [B, H, W, 3]; see `augment.normalize`.
+        layer: address of an activation, one of `layers`; None: the default layer, see `layer_at`.
+        classes: classes to explain, one per image or one for all; None: the predicted classes.
 
     Returns:
-        float32 [B, H, W]; the hottest pixel of each image is 1.
+        Heat maps, float32 [B, H, W]. The maximum of each is 1, or 0 if no region raises the score.
 
     Raises:
         LayerError: the model has no such layer.
-        ValueError: the model has no such class.
+        ValueError: the model has no such class, or the number of classes is not that of images.
     """
     return explain(model, variables, images, layer=layer, classes=classes).heat
 
@@ -97,7 +97,7 @@ def explain(
     layer: str | None = None,
     classes: Classes = None,
 ) -> Explanation:
-    """Computes heat maps as `gradcam` does, and returns the explained classes and logits, too."""
+    """Computes heat maps as `gradcam` does, with the explained classes and the logits."""
     images = jnp.asarray(images)
     batch, height, width = images.shape[:3]
     layer = layer_at(model, (height, width), layer).address
@@ -107,42 +107,46 @@ def explain(
         fits = chosen.dtype.kind in "iu" and chosen.shape in ((), (batch,))
         if not fits or ((chosen < 0) | (chosen > last)).any():
             raise ValueError(
-                f"classes are {chosen.tolist()}; expected is a whole number from 0 to {last}, or "
-                f"one for each of {batch} images."
+                f"classes is {chosen.tolist()}; it must be an integer from 0 to {last}, or one for "
+                f"each of the {batch} images."
             )
     chosen = np.broadcast_to(chosen, (batch,)).astype(np.int32)
     return _program()(variables, images, chosen, model=model, layer=layer)
 
 
 def pad_batch(array: np.ndarray, size: int) -> np.ndarray:
-    """The array with copies of its first row up to `size` rows.
+    """Pads a batch with copies of its first element, so that all batches have the same size.
 
-    A last batch that is smaller then needs no program of its own; the caller drops what is computed
-    of the copies.
+    A smaller last batch would otherwise be compiled separately. The caller drops the results of the
+    copies.
+
+    Args:
+        array: batch of any shape [n, ...], with n from 1 to `size`.
+        size: size of the padded batch.
     """
     return array[np.where(np.arange(size) < len(array), np.arange(size), 0)]
 
 
 def layers(model: nn.Module) -> tuple[str, ...]:
-    """Every address that `gradcam` takes, in the order in which the model computes them."""
+    """Returns all layer addresses that `gradcam` accepts, in order of computation."""
     return tuple(_taps(model, _USUAL_SIZE, _USUAL_SIZE).shapes)
 
 
 def layer_at(
     model: nn.Module, image_size: int | tuple[int, int] = _USUAL_SIZE, address: str | None = None
 ) -> Layer:
-    """The layer of an address, with its grid for images of a size.
+    """Returns a layer of a model and its grid, by default a deep layer that still localises.
 
-    Without an address it is the output of the deepest block whose grid has at least 7 x 7 cells. At
-    224 pixels that is the last block, which pytorch-grad-cam recommends for convolutional networks:
-    ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. Of smaller
-    images the last block's grid is too coarse to point at anything (2 x 2 of 64 pixels), and an
-    earlier one is taken; where no grid is as large, the deepest block of the largest.
+    The default is the output of the deepest block whose grid has at least 7 x 7 cells. At 224
+    pixels it is the last block, which pytorch-grad-cam recommends for convolutional networks:
+    ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. For smaller
+    images the grid of the last block is too coarse (2 x 2 cells at 64 pixels), so an earlier block
+    is taken. If no grid has 7 x 7 cells, it is the deepest block with the largest grid.
 
     Args:
-        model: a classifier, (images) -> logits [B, num_classes].
-        image_size: pixels of a side, or (height, width).
-        address: one of `layers`; None: the default layer.
+        model: classifier, (images) -> logits [B, num_classes].
+        image_size: side of square images in pixels, or (height, width).
+        address: address of an activation, one of `layers`; None: the default layer.
 
     Raises:
         LayerError: the model has no such layer.
@@ -162,25 +166,27 @@ def layer_at(
 
 
 def _default(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-    """Address of the default layer; a block is what has tapped activations inside."""
+    """Returns the address of the default layer; a block is a module that contains other taps."""
     blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
     sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
-    least = min(_LEAST_SIDE, max(sides.values()))
-    return [address for address in blocks if sides[address] >= least][-1]
+    min_side = min(_MIN_SIDE, max(sides.values()))
+    return [address for address in blocks if sides[address] >= min_side][-1]
 
 
 class _Taps(NamedTuple):
-    shapes: dict[str, jax.ShapeDtypeStruct]  # activations of one image, by address
+    """Activations of a model that have rows and columns, and its number of classes."""
+
+    shapes: dict[str, jax.ShapeDtypeStruct]  # shapes for one image, by address
     paths: dict[str, tuple[str, ...]]  # path in the collection 'intermediates', by address
     num_classes: int
 
 
 @functools.lru_cache(maxsize=64)
 def _taps(model: nn.Module, height: int, width: int) -> _Taps:
-    """The activations that `models.layers.tap` names and that have rows and columns.
+    """Lists the activations with rows and columns that the model taps with `models.layers.tap`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the model taps no such activation.
     """
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     order: list[tuple[str, ...]] = []
@@ -188,13 +194,13 @@ def _taps(model: nn.Module, height: int, width: int) -> _Taps:
     def run(variables: PyTree, images: jax.Array) -> tuple[jax.Array, dict]:
         logits, state = model.apply(variables, images, mutable=["intermediates"])
         activations = traverse_util.flatten_dict(dict(state).get("intermediates", {}))
-        order.extend(activations)  # JAX sorts what it returns: blocks_10 before blocks_2
+        order.extend(activations)  # eval_shape sorts by name: blocks_10 before blocks_2
         return logits, activations
 
     logits, activations = jax.eval_shape(run, abstract_variables(model, image), image)
     paths = {_address(path): path for path in order if activations[path].ndim == 4}
     if not paths:
-        raise ValueError(f"{type(model).__name__} taps no activation (models.layers.tap).")
+        raise ValueError(f"{type(model).__name__} taps no activation with models.layers.tap.")
     shapes = {address: activations[path] for address, path in paths.items()}
     return _Taps(shapes, paths, logits.shape[-1])
 
@@ -228,13 +234,13 @@ def _explain(
         logits = cast(jax.Array, logits)
         predicted = logits.argmax(axis=-1).astype(jnp.int32)
         chosen = jnp.where(classes == _PREDICTED, predicted, classes)
-        # No image has a part in another's logits: the gradient of the sum is that of each.
+        # The logits of an image depend on no other, so the gradient of the sum is that of each.
         total = jnp.take_along_axis(logits, chosen[:, None], axis=1).sum()
         activation = traverse_util.flatten_dict(state["intermediates"])[path]
         return total, (activation, chosen, logits)
 
-    nothing = jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
-    gradient, (activation, chosen, logits) = jax.grad(score, has_aux=True)(nothing)
+    zeros = jnp.zeros((batch, *shape.shape[1:]), shape.dtype)
+    gradient, (activation, chosen, logits) = jax.grad(score, has_aux=True)(zeros)
     weights = gradient.astype(jnp.float32).mean(axis=(1, 2))  # [B, C]
     heat = jnp.einsum(
         "bhwc,bc->bhw", activation.astype(jnp.float32), weights, precision=jax.lax.Precision.HIGHEST
@@ -245,9 +251,9 @@ def _explain(
 
 
 def _scale(heat: jax.Array) -> jax.Array:
-    """Scales each image to [0, 1]; applied twice it does so also where the range is near _TINY."""
+    """Scales each heat map to [0, 1]; applied twice, also one whose range is close to _EPSILON."""
     heat = heat - heat.min(axis=(1, 2), keepdims=True)
-    return heat / (_TINY + heat.max(axis=(1, 2), keepdims=True))
+    return heat / (_EPSILON + heat.max(axis=(1, 2), keepdims=True))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,9 @@ def test_layers_are_listed_in_the_order_of_the_network():
     [
         ({"layer": "block_10"}, r"no layer 'block_10'. The nearest: .*blocks_10"),
         ({"layer": "pooled"}, "no layer 'pooled'"),  # has no rows and columns
-        ({"classes": [0, -1, 3]}, r"classes are \[0, -1, 3\]; expected .* from 0 to 2"),
-        ({"classes": [0, 1]}, r"classes are \[0, 1\].* one for each of 3 images"),
-        ({"classes": 0.5}, "classes are 0.5"),
+        ({"classes": [0, -1, 3]}, r"classes is \[0, -1, 3\]; it must be .* from 0 to 2"),
+        ({"classes": [0, 1]}, r"classes is \[0, 1\].* one for each of the 3 images"),
+        ({"classes": 0.5}, "classes is 0.5"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message, images, variables):
