@@ -1,4 +1,4 @@
-"""What the entropy guides, drawn and measured: `egmae entropy_maps --help` says what is written."""
+"""Draws and measures entropy, noise and reconstructions of a data set: `egmae entropy_maps`."""
 
 import logging
 import runpy
@@ -30,15 +30,19 @@ def run(
     count: int = 6,
     statistics: bool = True,
 ) -> None:
-    """Draws some images and measures all of them.
+    """Draws some images of a data set, and measures all of them.
 
     Args:
         config: config of the data and the corruption.
-        workdir: folder of a run whose pre-training is finished; None: nothing is reconstructed.
-        out: folder for the figures and noise.json.
-        files: images to draw; empty: some of all classes, of the validation part of a run.
-        count: how many images are drawn where `files` is empty.
-        statistics: whether all images are measured, too.
+        workdir: folder of a run whose pre-training is finished; None: no image is reconstructed.
+        out: folder for sheet.png, noise.json and, if there are lesions, lesions.png.
+        files: names of the images to draw; empty: `count` images of all classes, of the validation
+            part if there is a workdir.
+        count: number of images to draw if `files` is empty.
+        statistics: whether all images are measured, for noise.json and lesions.png.
+
+    Raises:
+        ConfigError, RunError, DataError, DamagedFileError: see `Source`.
     """
     source = Source(config, workdir)
     indices = find(source.prepared, files) or choose(
@@ -47,7 +51,7 @@ def run(
     figure, _ = draw(source, indices)
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "sheet.png")
-    logger.info("Written to %s: sheet.png", out)
+    logger.info("Wrote sheet.png to %s", out)
     if not statistics:
         return
     result = noise.measure(source)
@@ -61,19 +65,31 @@ def run(
         )
         draw_lesions(rows, title).savefig(out / "lesions.png")
     noise.show(result)
-    logger.info("Written to %s: noise.json%s", out, ", lesions.png" * ("lesions" in result))
+    logger.info("Wrote noise.json%s to %s", " and lesions.png" * ("lesions" in result), out)
 
 
 def choose(prepared: Prepared, count: int, among: np.ndarray) -> list[int]:
-    """Indices of `count` images out of `among`, of all classes alike: see `choose_evenly`."""
+    """Chooses images of all classes in equal numbers, see `choose_evenly`.
+
+    Args:
+        prepared: images of the data set.
+        count: largest number of images to choose.
+        among: indices of the images to choose from, int [N].
+
+    Returns:
+        Indices of the chosen images.
+    """
     return among[choose_evenly(prepared.labels[among], count)].tolist()
 
 
 def find(prepared: Prepared, names: Sequence[str]) -> list[int]:
-    """Indices of files, by their path in the data folder or the end of it.
+    """Finds images by their path in the data folder, or by the last parts of the path.
+
+    Returns:
+        The index of the image of each name.
 
     Raises:
-        DataError: a name is that of no image, or of several.
+        DataError: no image has one of the names, or several images have it.
     """
     indices = []
     for name in names:
@@ -82,20 +98,28 @@ def find(prepared: Prepared, names: Sequence[str]) -> list[int]:
             several = f" ({', '.join(prepared.files[k] for k in matching[:5])})" if matching else ""
             raise DataError(
                 f"--file={name} is the name of {len(matching)} images{several}. Give the path of "
-                f"one below the data folder, such as {prepared.files[0]}."
+                f"one image in the data folder, such as {prepared.files[0]}."
             )
         indices += matching
     return indices
 
 
 def draw(source: Source, indices: Sequence[int]) -> tuple[Figure, list[str]]:
-    """Draws a sheet of images with the outlines of their lesions; returns it and the captions."""
+    """Draws a sheet with one row per image, and the outlines of their lesions.
+
+    Args:
+        source: images, and their corruption and reconstruction.
+        indices: indices of the images.
+
+    Returns:
+        The figure, and the caption of each image.
+    """
     lesions: list[np.ndarray | None] = []
     for index in indices:
         try:
             lesions.append(source.lesion(index))
         except DataError as error:
-            logger.warning("No outline: %s", error)
+            logger.warning("The outline of a lesion is not drawn: %s", error)
             lesions.append(None)
     panels = [source.panels(index) for index in indices]
     captions = [source.caption(index) for index in indices]
@@ -104,13 +128,13 @@ def draw(source: Source, indices: Sequence[int]) -> tuple[Figure, list[str]]:
 
 
 def describe(config: FrozenConfigDict) -> str:
-    """The corruption in words."""
+    """Describes the corruption in words, such as 'entropy_noise, scale 1, threshold 0. ...'."""
     corruption = config.corruption
     if corruption.kind in ("entropy_noise", "uniform_noise"):
-        how = f"scale {corruption.scale:g}, threshold {corruption.threshold:g}"
+        settings = f"scale {corruption.scale:g}, threshold {corruption.threshold:g}"
     else:
-        how = f"mask ratio {corruption.mask_ratio:g}"
-    return f"{corruption.kind}, {how}. Training sees random crops, corrupted in the same way."
+        settings = f"mask ratio {corruption.mask_ratio:g}"
+    return f"{corruption.kind}, {settings}. Training sees random crops, corrupted in the same way."
 
 
 if __name__ == "__main__":
