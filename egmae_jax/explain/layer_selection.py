@@ -1,4 +1,4 @@
-"""A bar chart of the entropy of each layer's output, and which layers train."""
+"""Bar chart of the entropy of each layer's output, coloured by which layers train."""
 
 import math
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Draws a bar for each layer, from input to output.
+    """Draws one bar per layer, from input to output, and writes the figure.
 
     Args:
-        result: the content of a layer selection's JSON file, with entropies.
-        path: image file to write; its folder is made.
+        result: content of the JSON file of a layer selection, with the entropy of each layer.
+        path: image file to write; its folder is created.
     """
-    from matplotlib.figure import Figure  # matplotlib takes a while to import
+    from matplotlib.figure import Figure  # importing matplotlib is slow
     from matplotlib.patches import Patch
 
     layers = result["layers"]
