@@ -1,4 +1,4 @@
-"""Where the noise falls: over images, and relative to the outlines of lesions."""
+"""Measures how entropy and noise are distributed over images, and relative to lesions."""
 
 import itertools
 import math
@@ -14,44 +14,51 @@ from egmae_jax.explain.panels import Panels, to_pixels
 
 REGIONS = ("core", "inside", "ring", "outside")
 _QUANTITIES = ("entropy", "noise_variance", "masked_share", "contrast")
-_ROUNDING = 1e-5  # differences below it count as none: their ranks mean nothing
+_ROUNDING = 1e-5  # smaller differences are rounding errors and count as 0 in the rank tests
 
 
 def regions(lesion: np.ndarray, patch_size: int) -> dict[str, np.ndarray]:
-    """Divides an image by its lesion: bool [H, W] of each of REGIONS.
+    """Returns masks of the regions of an image relative to its lesion.
 
-    'inside' is the lesion, 'ring' what is within a patch's width around it, 'outside' the rest;
-    'core' are the patches that lie wholly inside.
+    Args:
+        lesion: lesion mask, bool [H, W].
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        Masks by name, bool [H, W]: 'inside', the lesion; 'core', the patches that lie entirely in
+        the lesion; 'ring', the pixels up to one patch size around it; and 'outside', the rest.
     """
     distance = cv2.distanceTransform((~lesion).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    near = (distance <= patch_size) & ~lesion
-    whole = np.asarray(_blocks(lesion, patch_size).all(axis=(1, 3)))
-    core = to_pixels(whole, lesion.shape[0])
-    return {"core": core, "inside": lesion, "ring": near, "outside": ~lesion & ~near}
+    ring = (distance <= patch_size) & ~lesion
+    is_inside = np.asarray(_blocks(lesion, patch_size).all(axis=(1, 3)))
+    core = to_pixels(is_inside, lesion.shape[0])
+    return {"core": core, "inside": lesion, "ring": ring, "outside": ~lesion & ~ring}
 
 
 def _blocks(values: np.ndarray, patch_size: int) -> np.ndarray:
-    """[H, W] -> [H/P, P, W/P, P]."""
+    """Reshapes pixels into patches: [H, W] -> [H/P, P, W/P, P]."""
     height, width = values.shape
     return values.reshape(height // patch_size, patch_size, width // patch_size, patch_size)
 
 
 def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
-    """Measures where the corruption of one image falls relative to its lesion.
+    """Measures how the corruption of one image is distributed relative to its lesion.
 
-    A pixel has the values of its patch, so a patch on the border counts in each region by its share
-    that lies there; 'core' has no such patches.
+    Every pixel has the values of its patch, so a patch on the outline of the lesion counts in each
+    region in proportion to its area there. The region 'core' has no such patches.
 
     Args:
-        panel: the image as pre-training sees it.
-        lesion: bool [H, W] of the same view, with any True.
+        panel: image as pre-training sees it.
+        lesion: lesion mask of the same view, bool [H, W], not empty.
 
     Returns:
-        'area_share'; of each quantity the mean in every region ('entropy' in nats, 'noise_variance'
-        in squared normalised units, 'masked_share', 'contrast', the standard deviation of the grey
-        values within a patch); 'noise_share' and 'masked_within', the shares of the total noise
-        variance and of the masked area that are inside; their ratios to the area's share,
-        'noise_enrichment' and 'mask_enrichment'. None where there is nothing to share.
+        - 'area_share': the lesion's share of the area.
+        - 'entropy' (nats), 'noise_variance' (squared normalised units), 'masked_share' and
+          'contrast' (standard deviation of the grey values in a patch): the mean in each of
+          REGIONS, None in an empty region.
+        - 'noise_share' and 'masked_within': the lesion's shares of the total noise variance and of
+          the masked area, None without noise or without masked patches.
+        - 'noise_enrichment' and 'mask_enrichment': these shares, divided by 'area_share'.
     """
     side = lesion.shape[0]
     grey = panel.pixels.mean(axis=-1)
@@ -62,12 +69,12 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
         "masked_share": to_pixels(panel.mask, side),
         "contrast": to_pixels(_blocks(grey, patch).std(axis=(1, 3)), side),
     }
-    places = regions(lesion, patch)
+    masks = regions(lesion, patch)
     result: dict[str, Any] = {"area_share": float(lesion.mean())}
     for name, values in quantities.items():
         result[name] = {
-            region: float(values[where].mean()) if where.any() else None
-            for region, where in places.items()
+            region: float(values[mask].mean()) if mask.any() else None
+            for region, mask in masks.items()
         }
     for share, enrichment, name in (
         ("noise_share", "noise_enrichment", "noise_variance"),
@@ -81,11 +88,18 @@ def measure_lesion(panel: Panels, lesion: np.ndarray) -> dict[str, Any]:
 
 
 def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Averages the rows of `measure_lesion` over images, with paired tests.
+    """Averages the results of `measure_lesion` over images, with paired tests.
 
-    The tests are Wilcoxon's signed-rank tests, two-sided, of inside (core) against ring and
-    outside, and of the logarithm of an enrichment against 0. Images of one group (near-duplicates,
-    a patient) are no independent evidence: their mean counts once.
+    The tests are two-sided Wilcoxon signed-rank tests: of 'core' and 'inside' against 'ring' and
+    'outside', and of the logarithm of an enrichment against 0. Images of one group (near-duplicates
+    or one patient) are not independent, so the mean of a group counts as one observation.
+
+    Args:
+        rows: results of `measure_lesion`, each with the image's 'group'.
+
+    Returns:
+        Mean and standard deviation of each quantity by region, and of the differences between
+        regions and the enrichments, these with the p-value 'p'.
     """
     groups = [row["group"] for row in rows]
     summary: dict[str, Any] = {
@@ -103,14 +117,14 @@ def summarize_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             summary[name][f"{first} - {second}"] = {**average(differences), "p": p}
     for name in ("noise_enrichment", "mask_enrichment"):
         ratios = [row[name] for row in rows]
-        # A lesion without any noise gets the lowest rank.
+        # The lower limit gives a lesion without noise the lowest rank.
         logarithms = [None if ratio is None else math.log(max(ratio, 1e-6)) for ratio in ratios]
         summary[name] = {**average(ratios), "p": _wilcoxon(logarithms, groups)}
     return summary
 
 
 def measure_image(panel: Panels) -> dict[str, float]:
-    """Means over an image: entropy, noise variance, the shares of masked and of flat patches."""
+    """Measures one image: mean entropy and noise variance, shares of masked and of flat patches."""
     return {
         "entropy": float(panel.entropy.mean()),
         "noise_variance": float(np.square(panel.sigma).mean()),
@@ -120,19 +134,19 @@ def measure_image(panel: Panels) -> dict[str, float]:
 
 
 def summarize_images(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Averages the rows of `measure_image` over images."""
+    """Averages the results of `measure_image` over images."""
     means = {name: average([row[name] for row in rows]) for name in rows[0]}
     return {"images": len(rows), **means}
 
 
 def average(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and standard deviation of the values that are there; None of too few."""
+    """Returns mean and standard deviation of the values that are not None; None for too few."""
     present = [value for value in values if value is not None]
     return mean_std(present) if present else {"mean": None, "std": None}
 
 
 def _wilcoxon(differences: Sequence[float | None], groups: Sequence[int]) -> float | None:
-    """Wilcoxon's p-value of the groups' mean differences; None of too few."""
+    """Returns the p-value of Wilcoxon's test of the groups' mean differences, None for too few."""
     members: dict[int, list[float]] = {}
     for group, difference in zip(groups, differences, strict=True):
         if difference is not None:

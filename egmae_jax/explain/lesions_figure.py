@@ -1,4 +1,4 @@
-"""The figure lesions.png: entropy by region, and the lesions' share of the noise."""
+"""Figure lesions.png: entropy by region, and the lesions' share of the noise."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 @use_fallback_fonts()
 def draw_lesions(rows: Rows, title: str) -> Figure:
-    """Draws entropy by region, and the lesions' share of the noise against that of the area.
+    """Draws entropy by region, and the lesions' share of the noise over their share of the area.
 
-    Masked patches stand in for the noise of corruptions that add none.
+    For corruptions that mask patches without noise, it draws the share of the masked area instead.
 
     Args:
-        rows: rows of `lesions.measure_lesion`, each with the image's 'label' besides.
-        title: text above the figure.
+        rows: results of `lesions.measure_lesion`, each with the image's 'label'.
+        title: title of the figure.
     """
     by_class = {
         label: [row for row in rows if row["label"] == label]
@@ -46,17 +46,17 @@ def _draw_regions(axis: Axes, by_class: Mapping[str, Rows]) -> None:
     for k, rows in enumerate(by_class.values()):
         color = _COLORS[k % len(_COLORS)]
         entropy = np.array([[row["entropy"][region] for region in REGIONS] for row in rows], float)
-        axis.plot(entropy.T, color=color, alpha=0.3, lw=1)  # of a region that is not there, NaN
+        axis.plot(entropy.T, color=color, alpha=0.3, lw=1)  # NaN in an empty region
         mean = [average([row["entropy"][region] for row in rows])["mean"] for region in REGIONS]
         means += axis.plot(np.array(mean, float), color=color, marker="o", linewidth=2.5)
     axis.set_xticks(range(4), ["whole patches\ninside", "inside", "ring\naround", "outside"])
     axis.set(
         ylabel="mean entropy H (nats)",
-        title="Entropy by region\n(bold: mean of a class, of the images that have it)",
+        title="Entropy by region\n(bold: mean over the images of a class that have the region)",
     )
     legend = axis.legend(handles=means, labels=["class"] * len(means), frameon=False)
     for entry, label in zip(legend.get_texts(), by_class, strict=True):
-        entry.set_parse_math(False)  # a class may be called $x$, or _x, which labels hide
+        entry.set_parse_math(False)  # a legend would hide a class called _x or alter $x$
         entry.set_text(label)
 
 
@@ -68,5 +68,5 @@ def _draw_shares(axis: Axes, by_class: Mapping[str, Rows], share: str, quantity:
     axis.set(
         xlabel="lesion's share of the area (%)",
         ylabel=f"lesion's share of the {quantity} (%)",
-        title=f"Below the line: less {quantity}\nthan the lesion's area",
+        title=f"Below the line: less {quantity}\nthan the lesion's share of the area",
     )
