@@ -1,4 +1,4 @@
-"""Names in figures: wrapped to a width, and in a font that has their letters."""
+"""Text in figures: line wrapping, and fallback fonts for East and South Asian scripts."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import rich.console
 from matplotlib import font_manager
 from rich.text import Text
 
-# matplotlib's own font has no letters of East and South Asia. The first font of each line that is
-# installed is used for them.
+# matplotlib's default font has no letters of East and South Asian scripts. Of each tuple, the first
+# font that is installed is used for them.
 _FALLBACKS = (
     ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Micro Hei",
      "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans",
@@ -23,9 +23,9 @@ _FALLBACKS = (
 
 @contextlib.contextmanager
 def use_fallback_fonts() -> Iterator[None]:
-    """Lets figures fall back on other installed fonts, within a block or a decorated function.
+    """Lets figures fall back on other installed fonts; a context manager or decorator.
 
-    matplotlib warns of a letter that none of them has, and draws a box.
+    If no font has a letter, matplotlib warns and draws a box.
     """
     installed = set(font_manager.get_font_names())
     fonts = (next((name for name in names if name in installed), None) for names in _FALLBACKS)
@@ -35,10 +35,14 @@ def use_fallback_fonts() -> Iterator[None]:
 
 
 def wrap(text: str, width: int, lines: int = 2) -> str:
-    """Breaks text into at most `lines` lines of `width` columns; '…' where more is left out.
+    """Wraps text into lines, and ends it with '…' if it is too long.
 
-    Letters of East Asia take two columns. Lines are broken between words where these fit, and
-    within a word that does not.
+    Lines are broken between words, or within a word that is longer than a line.
+
+    Args:
+        text: text to wrap.
+        width: columns per line; East Asian letters take two columns.
+        lines: largest number of lines.
     """
     terminal = rich.console.Console(width=width)
     broken = [line.plain.rstrip() for line in Text(text).wrap(terminal, width, overflow="fold")]
