@@ -1,25 +1,25 @@
-"""Whether heat lies where a lesion is: the share of the heat inside it, and the pointing game."""
+"""Scores of a heat map against a lesion mask: share of the heat inside, and pointing game."""
 
 import math
 
 import numpy as np
 
-# Share of the greatest heat from which a pixel counts as equally hot: where a whole cell of a layer
-# is the hottest, the heat at an image's edge is the same but for rounding.
+# Pixels with at least this share of the maximum count as equally hot: at the edge of an image, the
+# pixels of one cell of the layer have the same heat up to rounding.
 _EQUAL = 1 - 1e-6
 
 
 def heat_in_mask(heat: np.ndarray, mask: np.ndarray) -> float:
-    """Share of an image's heat that lies inside its mask (the energy-based pointing game).
+    """Returns the share of an image's heat inside its mask (the energy-based pointing game).
 
-    Heat that ignores the lesion is expected to score the mask's share of the area, `area_share`.
+    Heat that ignores the lesion is expected to score `area_share(mask)`.
 
     Args:
-        heat: float [H, W], at least 0.
-        mask: bool [H, W].
+        heat: heat map, float [H, W], at least 0.
+        mask: lesion mask, bool [H, W].
 
     Returns:
-        From 0 to 1; NaN where there is no heat.
+        Share from 0 to 1; NaN if all heat is 0.
     """
     heat = np.asarray(heat, np.float64)
     total = heat.sum()
@@ -27,20 +27,20 @@ def heat_in_mask(heat: np.ndarray, mask: np.ndarray) -> float:
 
 
 def pointing_game(heat: np.ndarray, mask: np.ndarray) -> float:
-    """Whether the hottest pixel lies inside the mask (Zhang et al. 2016, 'pointing game').
+    """Scores whether the hottest pixel lies inside the mask (pointing game, Zhang et al. 2016).
 
     Args:
-        heat: float [H, W], at least 0.
-        mask: bool [H, W].
+        heat: heat map, float [H, W], at least 0.
+        mask: lesion mask, bool [H, W].
 
     Returns:
-        1 or 0; of several pixels that are equally hot, the share that lies inside. NaN where there
-        is no heat.
+        1 or 0; if several pixels are equally hot, the share of them inside the mask. NaN if all
+        heat is 0.
     """
     top = heat.max()
     return float(mask[heat >= _EQUAL * top].mean()) if top > 0 else math.nan
 
 
 def area_share(mask: np.ndarray) -> float:
-    """Share of the image inside its mask: the score of both measures by chance."""
+    """Returns the mask's share of the area: the expected score of both measures by chance."""
     return float(np.mean(mask))
