@@ -1,4 +1,4 @@
-"""Where the noise of pre-training falls over a whole data set: noise.json, and its table."""
+"""Distribution of entropy and noise over a whole data set: noise.json, and its table."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def measure(source: Source) -> dict[str, Any]:
-    """Measures all images of a data set; returns the content of noise.json."""
+    """Measures entropy and noise of all images of a data set.
+
+    Returns:
+        The content of noise.json.
+    """
     prepared, config = source.prepared, source.config
     images: dict[str, list[dict[str, float]]] = {name: [] for name in prepared.classes}
     lesions: dict[str, list[dict[str, Any]]] = {name: [] for name in prepared.classes}
@@ -42,7 +46,7 @@ def measure(source: Source) -> dict[str, Any]:
         else:
             without_lesion += 1
     if left_out:
-        logger.warning("Left out of the lesions (%d): %s", len(left_out), "; ".join(left_out[:5]))
+        logger.warning("%d lesion masks are left out: %s", len(left_out), "; ".join(left_out[:5]))
     result: dict[str, Any] = {
         "dataset": prepared.title,
         "view": f"evaluation view, {config.data.image_size} pixels",
@@ -57,7 +61,7 @@ def measure(source: Source) -> dict[str, Any]:
             "images_without_lesion": without_lesion,
             "images_left_out": left_out,
             **_summarize(summarize_lesions, lesions),
-            "rows": [row for of_class in lesions.values() for row in of_class],
+            "rows": [row for class_rows in lesions.values() for row in class_rows],
         }
     return result
 
@@ -65,14 +69,14 @@ def measure(source: Source) -> dict[str, Any]:
 def _summarize(
     summarize: Callable[[Sequence[Any]], dict[str, Any]], by_class: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-    """Summary of all images, and of each class that has any."""
-    every = [row for of_class in by_class.values() for row in of_class]
-    named = {name: summarize(rows) for name, rows in by_class.items() if rows}
-    return {"all": summarize(every), "by_class": named}
+    """Summarizes the rows of all images, and those of each class that has any."""
+    every = [row for class_rows in by_class.values() for row in class_rows]
+    summaries = {name: summarize(rows) for name, rows in by_class.items() if rows}
+    return {"all": summarize(every), "by_class": summaries}
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Prints the content of noise.json."""
+    """Prints the content of noise.json as tables."""
     terminal = rich.console.Console(highlight=False, emoji=False)
     table = _table("All images", "n", "H (nats)", "noise variance", "masked")
     for name, row in _all_and_classes(result["images"]):
@@ -81,7 +85,7 @@ def show(result: Mapping[str, Any]) -> None:
     terminal.print(table)
     lesions = result.get("lesions")
     if lesions is None:
-        terminal.print("No lesion masks: nothing is measured in lesions.")
+        terminal.print("No lesion masks: lesions are not measured.")
         return
     table = _table("Lesions", "n", "H inside", "H ring", "H outside", "noise/area", "p")
     for name, row in _all_and_classes(lesions):
@@ -92,9 +96,9 @@ def show(result: Mapping[str, Any]) -> None:
         table.add_row(rich.text.Text(name), str(row["images"]), *cells, _cell(ratio), p)
     terminal.print(table)
     terminal.print(
-        "noise/area: the lesion's share of the noise variance (of masked patches for the mask "
-        "kinds) over its share of the area; below 1, lesions get less. p: Wilcoxon over groups of "
-        "images that belong together.",
+        "noise/area: the lesion's share of the noise variance (of the masked patches if the "
+        "corruption adds no noise), divided by its share of the area; below 1, lesions get less "
+        "noise than the rest. p: Wilcoxon signed-rank test over groups of related images.",
         markup=False,
     )
 
