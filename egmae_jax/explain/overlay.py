@@ -1,4 +1,4 @@
-"""Pictures of heat: over its image, and sheets that show several images at a glance."""
+"""Pictures of heat maps: overlays over the image, and contact sheets of several images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,27 +15,28 @@ from matplotlib.figure import Figure
 from egmae_jax.explain.lettering import use_fallback_fonts, wrap
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
-_OPACITY = 0.75  # opacity of the greatest heat
-_OUTLINE = (64, 224, 255)  # a colour that neither grey images nor the colormap have
+_OPACITY = 0.75  # opacity of the hottest pixels
+_OUTLINE = (64, 224, 255)  # absent from grey images and from the colormap
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
-_PANEL, _HEAD = 2.0, 0.55  # inches: a panel's side, the height of what stands above the panels
+_PANEL = 2.0  # side of a panel, inches
+_HEAD = 0.55  # height above the panels, inches
 _DPI = 140
-_LINE = 26  # columns of text beside a panel
+_LINE = 26  # columns per line of text beside a panel
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Lays heat over its image: the hotter, the less transparent; without heat the image stays.
+    """Draws a heat map over its image; hotter pixels are more opaque.
 
     Args:
         image: uint8 [H, W, 3 or 1].
-        heat: float [H, W], in [0, 1].
-        mask: bool [H, W], whose outline is drawn; None: no outline.
+        heat: heat map, float [H, W], in [0, 1].
+        mask: mask to outline, bool [H, W]; None: no outline.
 
     Returns:
-        uint8 [H, W, 3].
+        Picture, uint8 [H, W, 3]; equal to the image where the heat is 0.
     """
     heat = np.clip(heat, 0.0, 1.0)[..., None]
-    # The lower third of perceptually uniform maps is nearly black, and would only darken.
+    # The lowest third of the colormap is nearly black and would only darken the image.
     colors = matplotlib.colormaps[COLORMAP](0.3 + 0.7 * heat[..., 0])[..., :3] * 255
     share = _OPACITY * heat
     mixed = np.rint((1 - share) * image + share * colors).astype(np.uint8)
@@ -48,7 +49,15 @@ def overlay(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None = None)
 def write_overlay(
     path: Path, image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None = None, *, text: str
 ) -> None:
-    """Writes the `overlay` as a PNG with `text` as its Description; makes the folder."""
+    """Writes the `overlay` as a PNG.
+
+    Args:
+        path: file to write; its folder is created.
+        image: uint8 [H, W, 3 or 1].
+        heat: heat map, float [H, W], in [0, 1].
+        mask: mask to outline, bool [H, W]; None: no outline.
+        text: description in the metadata of the PNG.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PIL.PngImagePlugin.PngInfo()
     info.add_text("Description", text)
@@ -56,7 +65,7 @@ def write_overlay(
 
 
 def picture_name(name: str) -> str:
-    """Name of the PNG that shows the file `name`: '.png' is added where it ends otherwise."""
+    """Returns the name of the PNG that shows the file `name`; adds '.png' if it is missing."""
     return name if name.lower().endswith(".png") else f"{name}.png"
 
 
@@ -64,22 +73,22 @@ class Row(NamedTuple):
     """One image of a contact sheet."""
 
     image: np.ndarray  # uint8 [H, W, 3 or 1]
-    heat: np.ndarray  # float [H, W], in [0, 1]
-    mask: np.ndarray | None  # bool [H, W]
+    heat: np.ndarray  # heat map, float [H, W], in [0, 1]
+    mask: np.ndarray | None  # lesion mask, bool [H, W]
     title: str
-    true: str  # class
-    predicted: str  # class
+    true: str  # name of the true class
+    predicted: str  # name of the predicted class
     probability: float  # of the predicted class
 
 
 @use_fallback_fonts()
 def contact_sheet(rows: Sequence[Row], path: Path, *, note: str) -> None:
-    """Writes a PNG: image, heat, overlay with the mask's outline, and what the model predicts.
+    """Writes a PNG with one row per image: image, heat map, both, and the model's prediction.
 
     Args:
         rows: images, from top to bottom.
-        path: file to write; its folder is made.
-        note: text above the images, such as the layer of the heat.
+        path: file to write; its folder is created.
+        note: text above the images, such as the layer of the heat maps.
     """
     widths = [1.0, 1.0, 1.0, 0.95]
     height = _PANEL * len(rows) + _HEAD
@@ -117,7 +126,7 @@ def _draw_row(panels: np.ndarray, row: Row) -> None:
         ),
     ]
     if not row.heat.any():
-        entries.append(("no heat: nothing raises the score", "dimgrey"))
+        entries.append(("no heat: no region raises the score", "dimgrey"))
     y = 0.92
     for entry, ink in entries:
         for line in wrap(entry, _LINE, lines=3).splitlines():
