@@ -1,4 +1,4 @@
-"""Maps of what entropy-guided pre-training does to an image, side by side."""
+"""Sheets that show entropy, noise, masks and reconstructions of images side by side."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,23 +13,24 @@ from egmae_jax.explain.lettering import use_fallback_fonts, wrap
 from egmae_jax.method import augment
 from egmae_jax.training import pretrain
 
-_OUTLINE = "#00e5ff"  # of lesions
-_CAPTION = 30  # columns of a line beside an image
+_OUTLINE = "#00e5ff"  # colour of lesion outlines
+_CAPTION = 30  # columns per line of a caption
 _UNIT, _SQUARED = "normalised units", "normalised units squared"
 _MASKED = matplotlib.colors.ListedColormap(["#30343c", "#f2c14e"])
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 
 
 class Panels(NamedTuple):
-    """One image as pre-training sees it; numpy arrays."""
+    """One image as pre-training sees it, with P the patch size."""
 
     pixels: np.ndarray  # uint8 [H, W, 3 or 1]
-    entropy: np.ndarray  # H: [H/P, W/P], nats
-    sigma: np.ndarray  # of the noise: [H/P, W/P], normalised units; 0 where none is added
-    corrupted: np.ndarray  # [H, W, 3], normalised units
-    mask: np.ndarray  # M: [H/P, W/P], 1 = masked
-    reconstruction: np.ndarray | None  # [H, W, 3], normalised units
-    squared_error: np.ndarray | None  # [H, W], mean over channels; NaN where it is not scored
+    entropy: np.ndarray  # entropy H of each patch, [H/P, W/P], nats
+    sigma: np.ndarray  # standard deviation of the noise, [H/P, W/P], normalised units
+    corrupted: np.ndarray  # input of the encoder, [H, W, 3], normalised units
+    mask: np.ndarray  # M, [H/P, W/P], 1 = masked
+    reconstruction: np.ndarray | None  # [H, W, 3], normalised units; None without a decoder
+    # [H, W], mean over channels, NaN outside masked patches; None without a reconstruction
+    squared_error: np.ndarray | None
 
 
 def compute_panels(
@@ -41,8 +42,8 @@ def compute_panels(
 
     Args:
         reconstruct: `pretrain.reconstruct` with params, model and config bound.
-        pixels: uint8 [H, W, 3 or 1], the evaluation view.
-        key: key of the corruption.
+        pixels: evaluation view of the image, uint8 [H, W, 3 or 1].
+        key: random key of the corruption.
     """
     batch = jax.device_get(reconstruct(pixels[None], key))
     mask, image, error = batch.corruption.mask[0], None, None
@@ -62,25 +63,25 @@ def compute_panels(
 
 
 def to_display(normalized: np.ndarray) -> np.ndarray:
-    """Turns normalised values [..., 3] into uint8 [..., 3], clipped to 0 ... 255."""
+    """Converts normalised values [..., 3] to uint8 [..., 3], clipped to 0 to 255."""
     values = (normalized * np.array(augment.STD) + np.array(augment.MEAN)) * 255
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
 def to_pixels(patch_values: np.ndarray, side: int) -> np.ndarray:
-    """Gives every pixel its patch's value: [h, w] -> [side, side]."""
+    """Repeats the value of each patch for its pixels: [h, w] -> [side, side]."""
     patch = side // patch_values.shape[0]
     return patch_values.repeat(patch, axis=0).repeat(patch, axis=1)
 
 
 class _Cell(NamedTuple):
-    """A picture of a sheet: what one column shows of one image."""
+    """A picture of a sheet, in the row of one image."""
 
-    title: str  # of the column
-    values: np.ndarray  # [H, W], mapped to colours, NaN is grey; or uint8 [H, W, 3]
+    title: str  # title of the column
+    values: np.ndarray  # float [H, W] for a colormap, with NaN in grey; or uint8 [H, W, 3]
     colors: Any = None  # colormap
-    unit: str = ""  # label of the column's colour bar; '' for none
-    note: str = ""  # written over the picture
+    unit: str = ""  # label of the column's colour bar; '' for no bar
+    note: str = ""  # text on the picture
 
 
 @use_fallback_fonts()
@@ -91,12 +92,12 @@ def draw_sheet(
     lesions: Sequence[np.ndarray | None] | None = None,
     note: str,
 ) -> Figure:
-    """Draws a row of pictures for each image and a colour bar below each column that has a scale.
+    """Draws one row of pictures per image, and a colour bar below each column with a scale.
 
     Args:
-        panels: one or more images; all with a reconstruction or all without.
+        panels: one or more images, either all or none with a reconstruction.
         captions: name and class of each image.
-        lesions: bool [H, W] of each image, whose outlines are drawn; None for one without.
+        lesions: lesion mask of each image to outline, bool [H, W], or None; None: no outlines.
         note: text below the figure.
     """
     cells, lesions = [_cells(panel) for panel in panels], lesions or [None] * len(panels)
@@ -113,7 +114,7 @@ def draw_sheet(
             for axis in axes[:3]:
                 axis.contour(lesion, levels=[0.5], colors=_OUTLINE, linewidths=1.0)
     if any(lesion is not None and lesion.any() for lesion in lesions):
-        note += " The line is the lesion's outline, from its mask."
+        note += " The line is the outline of the lesion mask."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=9)
     return figure
 
@@ -142,18 +143,18 @@ def _cells(panel: Panels) -> list[_Cell]:
 
 
 def _draw_column(figure: Figure, axes: Sequence[Axes], cells: Sequence[_Cell]) -> None:
-    """Draws the pictures of a column, on one scale, and its colour bar where that has a unit."""
-    *places, below = axes
+    """Draws the pictures of a column on one scale, and its colour bar if it has a unit."""
+    *pictures, below = axes
     title, unit = cells[0].title, cells[0].unit
     values = np.concatenate([cell.values[np.isfinite(cell.values)] for cell in cells])
-    is_error = unit == _SQUARED  # a few outliers would leave all else dark
+    is_error = unit == _SQUARED  # a few outliers would darken the rest
     highest = float(np.percentile(values, 99 if is_error else 100)) if values.size else 0.0
-    for axis, cell in zip(places, cells, strict=True):
+    for axis, cell in zip(pictures, cells, strict=True):
         axis.set(xticks=[], yticks=[], box_aspect=1, facecolor="#b8b8b8")
         image = axis.imshow(cell.values, cmap=cell.colors, vmin=0, vmax=highest or 1.0)
         if cell.note:
             axis.text(0.03, 0.03, cell.note, fontsize=9, transform=axis.transAxes, bbox=_BOX)
-    places[0].set_title(title, fontsize=11, linespacing=1.25)
+    pictures[0].set_title(title, fontsize=11, linespacing=1.25)
     if not unit or not highest:
         below.set_axis_off()
         return
