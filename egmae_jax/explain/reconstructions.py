@@ -1,4 +1,4 @@
-"""Draws how pre-training reconstructs a few validation images, for TensorBoard."""
+"""Draws reconstructions of a few validation images during pre-training, for TensorBoard."""
 
 import functools
 import io
@@ -17,11 +17,13 @@ _IMAGES = 4
 
 
 class ReconstructionPanels:
-    """Draws the same images with the same noise after some epochs and the last.
+    """Draws the same images with the same noise every `tensorboard.panel_epochs` epochs.
+
+    It also draws them after the last epoch.
 
     Args:
-        run: the run; its `tensorboard.panel_epochs` says after which epochs.
-        split: index of the split that is pre-trained on.
+        run: the run.
+        split: index of the split used for pre-training.
         model: the masked autoencoder.
     """
 
@@ -32,11 +34,11 @@ class ReconstructionPanels:
         )
 
     def __call__(self, epoch: int, step: int, variables: PyTree) -> None:
-        """Draws the images if they are due; all hosts call it.
+        """Draws the images if this epoch is due; all hosts must call it.
 
         Args:
-            epoch: the epoch that has ended.
-            step: its last step.
+            epoch: number of the epoch that has ended.
+            step: number of optimizer steps done.
             variables: variables of the masked autoencoder.
         """
         config = self._run.config
@@ -51,7 +53,7 @@ class ReconstructionPanels:
             self._run.log.write_picture("pretrain", self._split, step, "reconstructions", png)
 
     def _draw(self, params: PyTree) -> bytes:
-        from egmae_jax.explain import entropy_maps, panels  # matplotlib takes a while to import
+        from egmae_jax.explain import entropy_maps, panels  # importing matplotlib is slow
 
         data, program = self._run.data, functools.partial(self._program, params)
         held_out = data.indices(self._split, "validation")
