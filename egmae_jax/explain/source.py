@@ -1,4 +1,4 @@
-"""The images of a data set, and how pre-training corrupts and reconstructs each of them."""
+"""Images of a data set, and how pre-training corrupts and reconstructs each of them."""
 
 import functools
 from collections.abc import Callable
@@ -24,20 +24,21 @@ from egmae_jax.training import pretrain
 
 
 class Source:
-    """The images of a config in their evaluation view, as pre-training treats them.
+    """Images of a data set in their evaluation view, with corruption and reconstruction.
 
     Args:
         config: config of the data and the corruption.
-        workdir: folder of a run whose pre-training is finished; None: nothing is reconstructed.
+        workdir: folder of a run whose pre-training is finished; None: images are corrupted, but
+            not reconstructed.
 
     Attributes:
-        config: config as given, frozen.
-        prepared: the images of the data set.
+        config: the config, frozen.
+        prepared: images of the data set.
 
     Raises:
-        ConfigError: the config cannot be run.
+        ConfigError: the config is invalid.
         RunError: the workdir has no finished pre-training.
-        DataError: the images cannot be read, or are not those of the run.
+        DataError: the images cannot be read, or differ from those of the run.
         DamagedFileError: a file of the workdir cannot be read.
     """
 
@@ -47,8 +48,10 @@ class Source:
         self._root = Path(config.data.dir).expanduser()
         if workdir is not None:
             paths = _pretrained(config, workdir)
-            if not self._root.is_dir():  # phantoms would be written there
-                raise DataError(f"There is no folder {self._root} (--config.data.dir).")
+            if not self._root.is_dir():  # `prepare` would write phantoms there
+                raise DataError(
+                    f"There is no folder {self._root}; --config.data.dir sets the images' folder."
+                )
         self.prepared = prepare(
             config.data.name,
             self._root,
@@ -82,18 +85,22 @@ class Source:
         )
 
     def panels(self, index: int, *, reconstruct: bool = True) -> Panels:
-        """Computes the panels of an image; its noise does not depend on what else is drawn.
+        """Computes the panels of one image; its noise depends only on the seed and the index.
 
         Args:
             index: index of the image in `prepared`.
-            reconstruct: False: leaves the reconstruction out.
+            reconstruct: whether the image is reconstructed, if there is a workdir.
         """
         pixels = self._view.load(np.array([index])).pixels[0]
         program = self._reconstruct if reconstruct else self._corrupt
         return compute_panels(program, pixels, jax.random.fold_in(self._key, index))
 
     def lesion(self, index: int) -> np.ndarray | None:
-        """The lesion of an image as `masks.lesion_mask` returns it, bool [H, W]."""
+        """Returns the lesion mask of an image, bool [H, W]; see `masks.lesion_mask`.
+
+        Raises:
+            DataError: the mask cannot be used.
+        """
         data = self.config.data
         height, width = self.prepared.sizes[index].tolist()
         return masks.lesion_mask(
@@ -107,14 +114,14 @@ class Source:
         )
 
     def unseen_indices(self) -> np.ndarray:
-        """Indices of images that pre-training has not seen: a run's validation images, or all."""
+        """Returns the indices of the run's validation images; of all images without a workdir."""
         if not self._part_of:
             return np.arange(len(self.prepared.files))
         parts = [self._part_of.get(file) for file in self.prepared.files]
         return np.flatnonzero([part == "validation" for part in parts])
 
     def caption(self, index: int) -> str:
-        """Name of an image's file, and its class and part."""
+        """Returns a caption of two lines: the name of the file, and the class and part."""
         file = self.prepared.files[index]
         part = self._part_of.get(file)
         label = self.prepared.classes[self.prepared.labels[index]]
@@ -122,10 +129,14 @@ class Source:
 
 
 def resolve_config(workdir: Path | None, config: ConfigDict | None) -> ConfigDict:
-    """The config as given, which must be the workdir's where both are; else the workdir's.
+    """Returns `config`, or the config of the workdir if `config` is None.
+
+    Args:
+        workdir: folder of a run, or None.
+        config: config from the command line, or None.
 
     Raises:
-        ConfigError: neither is given, or they differ.
+        ConfigError: both are None, or the two configs differ.
         DamagedFileError: the workdir's config.json is missing or cannot be read.
     """
     if config is None:
@@ -138,18 +149,22 @@ def resolve_config(workdir: Path | None, config: ConfigDict | None) -> ConfigDic
 
 
 def _pretrained(config: ConfigDict, workdir: Path) -> Paths:
-    """Paths of a run whose first split is pre-trained on."""
+    """Returns the paths of a run, or raises RunError if its first pre-training is not finished."""
     paths = Paths(workdir, folds=config.rounds.kind == "folds")
     if not paths.autoencoder(0).exists():
         raise RunError(
-            f"There is no {paths.autoencoder(0)}. Run main.py with --stage=pretrain first, if the "
-            "branches have 'mae', or give --config without --workdir: the maps need no network."
+            f"There is no {paths.autoencoder(0)}. If config.branches has 'mae', run main.py with "
+            "--stage=pretrain first; or give --config without --workdir to draw no reconstructions."
         )
     return paths
 
 
 def _parts(path: Path, prepared: Prepared) -> dict[str, str]:
-    """Part of each file of a splits.json, whose images must be those of the data set."""
+    """Reads the part of each file from splits.json.
+
+    Raises:
+        DataError: a file of the data set has changed since the run.
+    """
     rows = splits.read(path)
     hashes = dict(zip(prepared.files, prepared.sha256, strict=True))
     for row in rows:

@@ -56,7 +56,7 @@ def test_files_are_found_by_their_end_and_others_by_a_sentence(run):
 
 
 def test_a_workdir_that_is_not_pretrained_ends_in_a_sentence(run, tmp_path):
-    with pytest.raises(RunError, match=r"Run main\.py with --stage=pretrain first"):
+    with pytest.raises(RunError, match=r"run main\.py with --stage=pretrain first"):
         Source(run[0], tmp_path)
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "autoencoder.safetensors").touch()
