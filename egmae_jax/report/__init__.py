@@ -1,6 +1,6 @@
-"""report.html, a run on one page that needs no network, and its table for a paper.
+"""HTML report of a run or a comparison of several, and a table of their results for a paper.
 
-`egmae report` writes both, of one run or of several that are compared.
+The pages are single files that need no internet connection. `egmae report` writes them.
 """
 
 from egmae_jax.report.page import write_comparison, write_report

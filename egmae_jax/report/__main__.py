@@ -1,4 +1,4 @@
-"""`python -m egmae_jax.report` is commands/report.py."""
+"""Runs `egmae report` for `python -m egmae_jax.report`."""
 
 import runpy
 

@@ -1,1 +1,1 @@
-"""Many runs of one recipe that differ in a few fields, and what the difference makes."""
+"""Sweeps: several runs of one recipe that differ in a few config fields, and their comparison."""

@@ -1,4 +1,4 @@
-"""`python -m egmae_jax.sweep` is commands/sweep.py."""
+"""Runs `egmae sweep` for `python -m egmae_jax.sweep`."""
 
 import runpy
 
