@@ -1,4 +1,4 @@
-"""Several runs side by side: names that tell them apart, paired tests, config differences."""
+"""Comparison of several runs: distinct names, paired tests, and config differences."""
 
 import functools
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from egmae_jax.run.saved_run import RunError
 
 
 class Comparison:
-    """Runs that are compared with the first of them.
+    """Runs to compare with the first of them.
 
     Args:
         workdirs: folders of runs that have been evaluated.
 
     Attributes:
-        runs: content of each run, by a name that tells it apart.
+        runs: contents of the runs by distinct names, in the order of `workdirs`.
 
     Raises:
-        RunError: a run has not been evaluated, or is given twice.
+        RunError: a run has not been evaluated, or a folder appears twice.
         DamagedFileError: a file of a workdir cannot be read.
     """
 
     def __init__(self, workdirs: Sequence[Path]):
         if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
-            raise RunError("A --workdir is given twice.")
+            raise RunError("The same --workdir is given twice; give each run once.")
         contents = map(Content, workdirs)
         self.runs = dict(zip(_distinct_names(workdirs), contents, strict=True))
 
     @functools.cached_property
     def incomparable(self) -> list[str]:
-        """Runs with other test images than the first, in a round that both have."""
+        """Names of the runs whose test images differ from the first run's in a common round."""
         base, *_ = self.runs.values()
         return [
             name
@@ -46,9 +46,9 @@ class Comparison:
 
     @functools.cached_property
     def pairs(self) -> list[dict[str, Any]]:
-        """The last classifier of each run paired with the first run's, on the same images.
+        """Tests of each comparable run's last classifier against the first run's; see `pair`.
 
-        Rounds are paired in order, as far as both runs have them.
+        Rounds are paired by index; rounds that only one run has are ignored.
         """
         (first, base), *others = self.runs.items()
         return [
@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def config_differences(self) -> list[tuple[str, list[Any]]]:
-        """Config fields that differ, with each run's value; None: the run has no such field."""
+        """Config fields that differ, each with the values of all runs; None for a missing field."""
         flats = [configs.flatten(run.config) for run in self.runs.values()]
         fields = dict.fromkeys(field for flat in flats for field in flat)
         rows = [(field, [flat.get(field) for flat in flats]) for field in fields]
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def same_images(first: Round | Predictions, second: Round | Predictions) -> bool:
-    """Whether two sets of predictions are of the same images in the same order."""
+    """Returns whether two sets of predictions have the same images in the same order."""
     return np.array_equal(first.ids, second.ids) and np.array_equal(first.labels, second.labels)
 
 
@@ -79,7 +79,7 @@ def _pair(first: str, base: Content, second: str, run: Content) -> dict[str, Any
 
 
 def _distinct_names(workdirs: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as tell them apart."""
+    """Returns the names of the folders, with as many parent folders as make them distinct."""
     parts = [workdir.resolve().parts for workdir in workdirs]
     depth = 1
     while len({p[-depth:] for p in parts}) < len(parts):
