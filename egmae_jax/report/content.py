@@ -1,4 +1,4 @@
-"""The numbers of one run for its page and table, gathered from the workdir."""
+"""Numbers of one run for its report and table, read from the workdir."""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.run.workdir import local_folder
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # number of bootstrap resamples
 _REQUIRED = (  # fields of results.json
     *("config", "dataset", "rounds", "summary", "summary_by_class", "branches"),
     *("imagenet_weights", "imagenet_sha256", "pretraining", "pretraining_saw_test"),
@@ -23,31 +23,31 @@ _REQUIRED = (  # fields of results.json
 
 
 class Content:
-    """What the report of a run says; each property is computed when it is first used.
+    """Numbers of one run for its report.
 
     Args:
         workdir: folder of a run that has been evaluated.
-        data_dir: folder of the images; None: where the run found them.
+        data_dir: folder of the images; None: the folder in the run's config.
 
     Attributes:
-        saved: the run, as it was saved.
-        results: content of its results.json.
-        config: its config, as results.json has it.
+        saved: the saved run.
+        results: content of results.json.
+        config: config of the run, from results.json.
         title: name of the data set.
         classes: names of the classes.
-        classifiers: the branches, and 'ensemble' last where there are several.
+        classifiers: names of the branches; with several branches, 'ensemble' is last.
         data_dir: folder of the images.
 
     Raises:
         RunError: the run has not been evaluated.
-        DamagedFileError: config.json or results.json cannot be read, or lacks a field.
+        DamagedFileError: config.json or results.json cannot be read, or a field is missing.
     """
 
     def __init__(self, workdir: Path, data_dir: Path | None = None):
         self.saved = SavedRun(workdir)
         self.results = self.saved.results()
-        if absent := [field for field in _REQUIRED if field not in self.results]:
-            reason = f"it has no {', '.join(absent)}"
+        if missing := [field for field in _REQUIRED if field not in self.results]:
+            reason = f"it has no {', '.join(missing)}"
             raise DamagedFileError(self.saved.paths.results, reason, REEVALUATE)
         self.config: dict[str, Any] = self.results["config"]
         self.title: str = self.results["dataset"]["title"]
@@ -59,20 +59,25 @@ class Content:
 
     @functools.cached_property
     def predictions(self) -> list[dict[str, Predictions]]:
-        """Test predictions of each round, by branch."""
+        """Test predictions of the branches by name, for each round."""
         return [
             {b.name: self.saved.predictions(b, index, "test") for b in self.saved.branches}
             for index in self.saved.rounds
         ]
 
     def probabilities(self, index: int, *, calibrated: bool) -> list[np.ndarray]:
-        """Test probabilities of a round, one array for each classifier."""
+        """Returns the test probabilities of each classifier in a round, float [N, num_classes].
+
+        Args:
+            index: index of the round.
+            calibrated: whether the probabilities are calibrated.
+        """
         by_branch = {name: x.probabilities for name, x in self.predictions[index].items()}
         return list(self.saved.ensemble(index).apply(by_branch, calibrated=calibrated).values())
 
     @functools.cached_property
     def rounds(self) -> list[Round]:
-        """Test predictions of all classifiers, round by round."""
+        """Test predictions of all classifiers, for each round."""
         rounds = []
         for index, by_branch in enumerate(self.predictions):
             first = next(iter(by_branch.values()))
@@ -82,7 +87,7 @@ class Content:
 
     @functools.cached_property
     def resampled(self) -> Resampled:
-        """The classifiers' metrics with bootstrap intervals."""
+        """Bootstrap resamples of the classifiers' metrics."""
         return Resampled(self.rounds, resamples=RESAMPLES)
 
     # --- Tables ---
@@ -105,7 +110,7 @@ class Content:
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
-        """Every other classifier paired with the last, which is the ensemble if there is one."""
+        """Tests of the last classifier, the ensemble if there is one, against each other one."""
         *others, last = enumerate(self.classifiers)
         return [pair(self.rounds, self.resampled, other, last) for other in others]
 
@@ -120,7 +125,7 @@ class Content:
 
     @property
     def calibrations(self) -> list[dict[str, Any]]:
-        """A row per classifier: mean ECE before and after calibration, each round's temperature."""
+        """A row per classifier: mean ECE before and after calibration, temperature by round."""
         rounds = self.results["rounds"]
         return [
             {
@@ -147,14 +152,14 @@ def pair(
     """Compares two classifiers on the same test images.
 
     Args:
-        rounds: test predictions, round by round.
-        resampled: the metrics of these rounds.
-        first: index in the rounds, and name, of a classifier.
-        second: index and name of the other.
+        rounds: test predictions of each round.
+        resampled: bootstrap resamples of these rounds.
+        first: index in `rounds[i].probabilities`, and name, of the first classifier.
+        second: index and name of the second classifier.
 
     Returns:
-        {"first": name, "second": name, "differences": {metric: Estimate of second minus first},
-        "p": McNemar's p of each round}.
+        {"first": name, "second": name, "differences": {metric: `Estimate` of second minus first},
+        "p": p-value of McNemar's test in each round}.
     """
     (i, first_name), (j, second_name) = first, second
     return {
