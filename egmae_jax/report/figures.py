@@ -1,4 +1,4 @@
-"""Figures of the report: ROC, precision-recall and learning curves, reliability diagrams."""
+"""Figures of the report: ROC, precision-recall and learning curves; reliability diagrams."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,17 +15,20 @@ from egmae_jax.explain.lettering import wrap
 from egmae_jax.report.render import number
 from egmae_jax.report.svg import FAINT, new_figure, style, to_svg
 
-_TITLE = 26  # columns of a title's line
+_TITLE = 26  # columns per line of a title
 _GRID = np.linspace(0, 1, 101)
 
 
 def roc(truth: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, float]:
-    """Sensitivity at each false positive rate of a grid, and the area under the whole curve.
+    """Computes the ROC curve of one class against the rest, and its area.
 
     Args:
-        truth: bool [N], whether an image is of the class.
-        scores: float [N].
-        grid: rates from 0 to 1.
+        truth: whether each image belongs to the class, bool [N].
+        scores: predicted probability of the class, float [N].
+        grid: false positive rates from 0 to 1.
+
+    Returns:
+        Sensitivity at each rate of the grid, and the area under the exact curve.
     """
     false_positives, sensitivity, _ = sk.roc_curve(truth, scores)
     area = float(sk.roc_auc_score(truth, scores))
@@ -35,28 +38,30 @@ def roc(truth: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> tuple[np.nda
 def precision_recall(
     truth: np.ndarray, scores: np.ndarray, grid: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Precision at each recall of a grid, and the average precision.
-
-    Nothing is interpolated: the average precision is the area under these steps.
+    """Computes the precision-recall curve of one class against the rest, without interpolation.
 
     Args:
-        truth: bool [N], whether an image is of the class.
-        scores: float [N].
+        truth: whether each image belongs to the class, bool [N].
+        scores: predicted probability of the class, float [N].
         grid: recalls from 0 to 1.
+
+    Returns:
+        Precision at each recall of the grid, and the average precision, which is the area under the
+        exact step curve.
     """
     precision, recall, _ = sk.precision_recall_curve(truth, scores)
-    # The fewest predictions that reach a recall; scikit-learn's last point, recall 0, has none.
+    # At the highest threshold that reaches each recall; scikit-learn's point at recall 0 has none.
     steps = precision[::-1][np.searchsorted(recall[::-1], np.maximum(grid, 1e-9))]
     return steps, float(sk.average_precision_score(truth, scores))
 
 
 class Curve(NamedTuple):
-    """A kind of curve of one class against the rest."""
+    """Kind of curve of one class against the rest."""
 
-    points: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]]
+    points: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, float]]  # see `roc`
     xlabel: str
     ylabel: str
-    alt: str  # description, to be filled with the name of the class and the areas
+    alt: str  # alternative text, a template for the name of the class and the areas
 
 
 ROC = Curve(roc, "1 - specificity", "sensitivity", "ROC curves of {} against the rest; area: {}.")
@@ -71,16 +76,16 @@ PRECISION_RECALL = Curve(
 def class_curves(
     curve: Curve, rounds: Sequence[Round], classifiers: Sequence[str], label: int, name: str
 ) -> Markup:
-    """Curves of one class against the rest: one per classifier, the mean over rounds.
+    """Draws the curve of each classifier for one class against the rest, as the mean over rounds.
 
-    A dotted line is the curve of chance.
+    A dotted line shows the curve of random predictions.
 
     Args:
         curve: ROC or PRECISION_RECALL.
-        rounds: predictions of all classifiers, round by round.
+        rounds: test predictions of all classifiers, for each round.
         classifiers: names of the classifiers.
-        label: the class.
-        name: its name.
+        label: index of the class.
+        name: name of the class.
     """
     areas = []
     with new_figure(2.9, 3.2) as (figure, axes):
@@ -110,18 +115,20 @@ def class_curves(
 def reliability_diagram(
     labels: np.ndarray, probabilities: np.ndarray, calibrated: np.ndarray, name: str
 ) -> Markup:
-    """Accuracy over confidence before and after calibration.
+    """Draws accuracy over confidence, before and after calibration.
 
     Args:
-        labels: int [N], of the images of all rounds.
-        probabilities: [N, num_classes], as the classifier gives them.
-        calibrated: [N, num_classes], calibrated.
+        labels: true classes of the test images of all rounds, int [N].
+        probabilities: uncalibrated probabilities, float [N, num_classes].
+        calibrated: calibrated probabilities, float [N, num_classes].
         name: name of the classifier.
     """
     errors = []
     with new_figure(2.9, 3.2) as (figure, axes):
         axes.plot((0, 1), (0, 1), color=FAINT, linewidth=0.8, linestyle=":")
-        for k, (title, p) in enumerate((("as it is", probabilities), ("calibrated", calibrated))):
+        for k, (title, p) in enumerate(
+            (("uncalibrated", probabilities), ("calibrated", calibrated))
+        ):
             look, bins = style(k), calibration.reliability(labels, p)
             filled = bins.images > 0
             x, y = bins.confidence[filled], bins.accuracy[filled]
@@ -142,16 +149,16 @@ def reliability_diagram(
 def learning_curve(
     rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], title: str, label: str
 ) -> Markup | None:
-    """Metrics of a stage over its epochs: thin lines are rounds, thick ones their mean.
+    """Draws metrics of a stage over its epochs; thin lines are rounds, thick lines their mean.
 
     Args:
-        rows: rows of metrics.jsonl.
-        metrics: names in the legend by their names in the rows.
+        rows: rows of metrics.jsonl of this stage.
+        metrics: names in the legend, by names in the rows.
         title: title of the figure.
         label: label of the y axis.
 
     Returns:
-        None if the rows have none of the metrics.
+        The figure; None if no row has any of the metrics.
     """
     ends = []
     with new_figure(3.4, 2.7) as (figure, axes):
@@ -179,7 +186,7 @@ def learning_curve(
 
 
 def _legend(figure: Figure) -> None:
-    """Adds a legend below the axes, where it hides nothing."""
+    """Adds a legend below the axes, where it covers no curve."""
     handles, _ = figure.axes[0].get_legend_handles_labels()
     columns = 2 if len(handles) == 2 else 1
     figure.legend(loc="outside lower center", handlelength=2.6, ncols=columns)
