@@ -1,11 +1,11 @@
-"""Sentences on a run that a reader of its figures must know."""
+"""Sentences about a run that readers of its results need to know."""
 
 from pathlib import Path
 
 from egmae_jax.evaluation import bootstrap
 from egmae_jax.report.content import Content
 
-_MOST_CLASSES = 10  # classes whose test images are counted one by one
+_MAX_LISTED_CLASSES = 10  # with more classes, the images per class are not listed
 _FUSIONS = {
     "mean": "the mean of the branches' class probabilities",
     "weighted": "a mean of the branches' class probabilities with weights fitted on validation "
@@ -16,7 +16,7 @@ _FUSIONS = {
 
 
 def warnings(run: Content) -> list[str]:
-    """What makes the figures of a run less than they seem."""
+    """Returns sentences on what makes the results of a run less reliable than they seem."""
     results, dataset = run.results, run.results["dataset"]
     sentences = []
     if results["pretraining_saw_test"]:
@@ -24,30 +24,31 @@ def warnings(run: Content) -> list[str]:
     if dataset["protocol"] == "image_level":
         sentences.append(
             "Images were split one by one (data.protocol='image_level'): near-duplicates and "
-            "images of one patient may be in both training and test, so these figures flatter."
+            "images of one patient may be in both training and test, so these figures are too "
+            "optimistic."
         )
     sources = results["imagenet_weights"]
     if at_random := [branch for branch, source in sources.items() if source == "none"]:
         sentences.append(
-            f"{', '.join(at_random)} started from random weights instead of ImageNet's: these are "
-            "not the method's figures."
+            f"{', '.join(at_random)} started from random weights instead of ImageNet's, so these "
+            "figures are not those of the method."
         )
     if few := bootstrap.few_groups_warning(run.resampled.evidence, run.classes):
         sentences.append(few)
     if skipped := len(dataset["skipped"]):
-        sentences.append(f"Unreadable images, left out: {skipped}.")
+        sentences.append(f"Unreadable images that were left out: {skipped}.")
     if skipped := len(results["skipped_steps"]):
-        sentences.append(f"Training steps that were not finite, left out: {skipped}.")
+        sentences.append(f"Training steps that were skipped as not finite: {skipped}.")
     if (machines := len(results["made_with"]["machines"])) > 1:
         sentences.append(
-            f"The run was on {machines} machines or versions of its libraries, whose numbers agree "
-            "up to rounding: environment.json lists them."
+            f"The run used {machines} different machines or library versions, whose results agree "
+            "only up to rounding; environment.json lists them."
         )
     return sentences
 
 
 def facts(run: Content) -> list[str]:
-    """How the figures of a run came about, with its warnings."""
+    """Returns sentences on how the results of a run were obtained, with its warnings."""
     results = run.results
     unseen = results["pretraining"] and not results["pretraining_saw_test"]
     sentences = [
@@ -61,7 +62,7 @@ def facts(run: Content) -> list[str]:
 
 
 def origin(run: Content, classifier: str) -> str:
-    """What a branch started from; '' for the ensemble."""
+    """Returns the initial weights of a branch in words; '' for the ensemble."""
     if classifier == "mae":
         parts = " and ".join(run.config["pretrain"]["splits"])
         return f"pre-training on the {parts} images"
@@ -73,7 +74,7 @@ def _tested(run: Content) -> str:
     counts, rounds = run.tested_counts, len(run.results["rounds"])
     groups = run.resampled.evidence.groups
     classes = f"{len(counts)} classes"
-    if len(counts) <= _MOST_CLASSES:
+    if len(counts) <= _MAX_LISTED_CLASSES:
         classes = ", ".join(f"{name} {count}" for name, count in counts.items())
     images = f"{sum(counts.values())} test images ({classes}) in {groups} groups"
     if run.config["rounds"]["kind"] == "folds":
@@ -82,12 +83,12 @@ def _tested(run: Content) -> str:
 
 
 def _protocol(run: Content) -> str:
-    """The split protocol; '' for one that leaks, of which `warnings` speaks."""
+    """Describes the split protocol; '' for image-level splits, about which `warnings` warns."""
     match run.results["dataset"]["protocol"]:
         case "grouped":
             return (
-                "Grouped split (near-duplicates, and images of a patient or lesion where these are "
-                "known, are in one part)."
+                "Grouped split (near-duplicates, and images of one patient or lesion where known, "
+                "are in the same part)."
             )
         case "official":
             dropped = "left out" if run.config["data"]["drop_leaks"] else "kept"
@@ -101,7 +102,7 @@ def _protocol(run: Content) -> str:
 def _rounds(run: Content) -> str:
     seeds = [row["seed"] for row in run.results["rounds"]]
     if len(seeds) == 1:
-        return f"One round (seed {seeds[0]}), so nothing is known of the spread over seeds."
+        return f"One round (seed {seeds[0]}), so the spread over seeds is unknown."
     pretrained = bool(run.results["pretraining"])
     if run.config["rounds"]["kind"] == "folds":
         kind = ", the folds of a cross-validation"
@@ -109,11 +110,11 @@ def _rounds(run: Content) -> str:
     else:
         kind = " on one split" + (" and one pre-training" if pretrained else "")
     rounds = f"{len(seeds)} rounds (seeds {seeds[0]} to {seeds[-1]})"
-    return f"{rounds}{kind}; deviations are the sample's (n - 1)."
+    return f"{rounds}{kind}; standard deviations are sample deviations (n - 1)."
 
 
 def _networks(run: Content) -> str:
-    """Model and origin of each classifier; `warnings` names those that started at random."""
+    """Describes the model of each classifier, and its initial weights unless they are random."""
     clauses = []
     for name, model in run.results["branches"].items():
         words = [name] if name == model else [name, "is", model]

@@ -223,7 +223,7 @@ RUNS = {
         },
         "BUSI, one round.",
         (
-            "One round (seed 0), so nothing is known of the spread over seeds.",
+            "One round (seed 0), so the spread over seeds is unknown.",
             "training images in a group with test images were left out).",
             "132 test images (11 classes) in 66 groups.",
         ),
@@ -267,7 +267,7 @@ def test_what_flatters_is_said(tmp_path):
     assert "imagenet is convnext_test from convnext.npz; mae is convnext_test from " in notes
     assert "from pre-training on the train and test images; ensemble is a logistic" in notes
     assert "resnet_test started from random weights instead of ImageNet's" in notes
-    assert "Unreadable images, left out: 1." in notes
+    assert "Unreadable images that were left out: 1." in notes
     assert "95 % intervals by a bootstrap of the groups of test images" in notes
     assert "home" not in text
     row = read_csv(write("csv", workdir))[0]
