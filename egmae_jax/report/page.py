@@ -21,21 +21,21 @@ from egmae_jax.report.content import Content
 from egmae_jax.report.render import environment
 from egmae_jax.run import logs
 
-_CASES = 3  # test images of each kind with Grad-CAM
-_RECONSTRUCTED = 4  # validation images
+_CASES = 3  # number of test images of each kind with Grad-CAM
+_RECONSTRUCTED = 4  # number of reconstructed validation images
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> None:
-    """Writes the report of a run.
+    """Writes the HTML report of a run.
 
     Args:
         workdir: folder of a run that has been evaluated.
-        out: the HTML file.
-        data_dir: folder of the images, if they were moved since the run; None: where the run found
-            them. Without the images the page has no pictures and says so.
+        out: HTML file to write.
+        data_dir: folder of the images, if they were moved since the run; None: the folder in the
+            run's config. Without the images, the page has a sentence in place of the pictures.
 
     Raises:
         RunError: the run has not been evaluated.
@@ -70,14 +70,14 @@ def write_report(workdir: Path, out: Path, *, data_dir: Path | None = None) -> N
 
 
 def write_comparison(workdirs: Sequence[Path], out: Path) -> None:
-    """Writes a page that compares runs: results, differences with tests, configs.
+    """Writes an HTML page that compares runs: results, tests of differences, and configs.
 
     Args:
         workdirs: folders of two or more runs that have been evaluated.
-        out: the HTML file.
+        out: HTML file to write.
 
     Raises:
-        RunError: a run has not been evaluated, or is given twice.
+        RunError: a run has not been evaluated, or a folder appears twice.
         DamagedFileError: a file of a workdir cannot be read.
     """
     comparison = Comparison(workdirs)
@@ -92,7 +92,7 @@ def _write(out: Path, template: str, **context: Any) -> None:
 
 
 def _reliability(run: Content) -> list[Markup]:
-    """Reliability diagrams, a figure per classifier."""
+    """Draws a reliability diagram per classifier."""
     labels = np.concatenate([r.labels for r in run.rounds])
     after = [run.probabilities(index, calibrated=True) for index in run.saved.rounds]
     return [
@@ -107,7 +107,7 @@ def _reliability(run: Content) -> list[Markup]:
 
 
 def _learning_curves(metrics: Path) -> list[Markup]:
-    """Loss and validation scores of each stage over its epochs, from metrics.jsonl."""
+    """Draws loss and validation scores of each stage over its epochs, from metrics.jsonl."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for _, row in logs.read(metrics):
         stages.setdefault(row["stage"], []).append(row)
@@ -123,31 +123,35 @@ def _learning_curves(metrics: Path) -> list[Markup]:
 
 
 def _cases(run: Content) -> dict[str, list[ExplainedExample]] | str:
-    """Test images with Grad-CAM, by kind; a sentence if there can be none."""
+    """Returns test images with Grad-CAM by kind, or the reason why they cannot be drawn."""
     branch = run.saved.branch()
     predictions = run.predictions[0][branch.name]
-    return _drawn(
-        "Grad-CAM",
+    return _try_drawing(
+        "Grad-CAM pictures",
         lambda: pictures.explain_cases(run.saved, branch, predictions, run.data_dir, _CASES),
     )
 
 
 def _reconstructions(run: Content) -> pictures.Sheet | str | None:
-    """Reconstructed validation images; a sentence if there can be none; None without 'mae'."""
+    """Draws reconstructed validation images.
+
+    Returns:
+        The sheet, or the reason why it cannot be drawn; None if no branch is pre-trained.
+    """
     if not any(branch.is_mae for branch in run.saved.branches):
         return None
-    return _drawn(
-        "Reconstructions",
+    return _try_drawing(
+        "reconstructions",
         lambda: pictures.reconstructions(run.saved.workdir, run.data_dir, _RECONSTRUCTED),
     )
 
 
-def _drawn(title: str, draw: Callable[[], T]) -> T | str:
-    """What `draw` returns, or why the images cannot be had."""
+def _try_drawing(title: str, draw: Callable[[], T]) -> T | str:
+    """Returns the result of `draw`, or the reason why the images cannot be read."""
     try:
         return draw()
     except DamagedFileError:
         raise
     except UserError as error:
-        logger.warning("The report has no pictures (%s): %s", title, error)
-        return str(error).replace("--config.data.dir", "--data_dir")  # the report's own flag
+        logger.warning("The report has no %s: %s", title, error)
+        return str(error).replace("--config.data.dir", "--data_dir")  # the flag of `egmae report`
