@@ -1,6 +1,6 @@
-"""Pictures of a run's images: Grad-CAM of test images and what pre-training sees.
+"""Pictures for the report of a run: Grad-CAM of test images, and reconstructions.
 
-They need the images themselves, which may have been moved since the run.
+They need the image files, which may have been moved since the run.
 """
 
 import base64
@@ -19,7 +19,7 @@ from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.saved_run import SavedRun
 
-_SIDE = 192  # most pixels of a side; the page shows pictures smaller
+_SIDE = 192  # largest side of a picture in pixels; the page shows it smaller
 
 
 class Sheet(NamedTuple):
@@ -27,21 +27,24 @@ class Sheet(NamedTuple):
 
     picture: str  # data URI
     captions: list[str]  # one per image
-    note: str  # the corruption in words
+    note: str  # description of the corruption
 
 
 def choose_cases(predictions: Predictions, count: int) -> dict[str, list[int]]:
-    """Indices of the images that a classifier is most and least confident of, by kind.
+    """Chooses the test images that a classifier is most and least confident of.
 
     Args:
-        predictions: predictions for the test images.
-        count: most images of each kind; no image is of two kinds.
+        predictions: predictions of the classifier for the test images.
+        count: largest number of images of each kind.
+
+    Returns:
+        Indices of the images by kind, such as 'right and most confident'; each image has one kind.
     """
     confidence = predictions.probabilities.max(axis=1)
     right = predictions.probabilities.argmax(axis=1) == predictions.labels
     chosen = {}
-    for chosen_from, name in ((right, "right"), (~right, "wrong")):
-        members = np.flatnonzero(chosen_from)
+    for mask, name in ((right, "right"), (~right, "wrong")):
+        members = np.flatnonzero(mask)
         members = members[np.argsort(-confidence[members], kind="stable")].tolist()
         half = min(count, (len(members) + 1) // 2)
         chosen[f"{name} and most confident"] = members[:half]
@@ -52,17 +55,20 @@ def choose_cases(predictions: Predictions, count: int) -> dict[str, list[int]]:
 def explain_cases(
     run: SavedRun, branch: Branch, predictions: Predictions, data_dir: Path, count: int
 ) -> dict[str, list[ExplainedExample]]:
-    """The images of `choose_cases`, by kind, with Grad-CAM of their predicted class.
+    """Explains the predicted class of the images that `choose_cases` chooses, by Grad-CAM.
 
     Args:
-        run: a run whose fine-tuning has finished.
-        branch: the branch to explain, in the first round.
-        predictions: its predictions for the test images of that round.
+        run: run whose fine-tuning has finished.
+        branch: branch to explain, in the first round.
+        predictions: predictions of the branch for the test images of the first round.
         data_dir: folder of the images.
-        count: most images of each kind.
+        count: largest number of images of each kind.
+
+    Returns:
+        Explained images by kind.
 
     Raises:
-        RunError: an image is missing, or is not the one that was tested.
+        RunError: an image is missing or has changed since the run.
     """
     chosen = choose_cases(predictions, count)
     files = {str(predictions.ids[i]) for members in chosen.values() for i in members}
@@ -75,13 +81,13 @@ def explain_cases(
 
 
 def heat_scale() -> str:
-    """A data URI of the colours of heat from 0 to 1, over grey."""
+    """Returns a data URI of the colours of heat from 0 to 1 over a grey image."""
     heat = np.tile(np.linspace(0, 1, _SIDE), (12, 1))
     return embed(overlay(np.full((*heat.shape, 3), 128, np.uint8), heat))
 
 
 def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
-    """Validation images with their entropy, noise, corruption and reconstruction.
+    """Draws validation images with their entropy, noise, corruption and reconstruction.
 
     Args:
         workdir: folder of a run whose pre-training has finished.
@@ -89,7 +95,7 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
         count: number of images.
 
     Raises:
-        DataError: the images cannot be read.
+        DataError: the images cannot be read, or differ from those of the run.
     """
     config = configs.load(workdir / "config.json")
     with config.unlocked():
@@ -105,7 +111,7 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
 
 
 def embed(pixels: np.ndarray) -> str:
-    """A data URI of an image, uint8 [H, W, 3 or 1], made smaller where a side exceeds _SIDE."""
+    """Returns a data URI of an image, uint8 [H, W, 3 or 1], with sides of at most _SIDE pixels."""
     image = PIL.Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     image.thumbnail((_SIDE, _SIDE), PIL.Image.Resampling.LANCZOS)
     return _data_uri(image, quality=82)
