@@ -1,7 +1,7 @@
-"""The paper's tables 1 to 4, quoted beside the figures of a run and marked as published.
+"""Results from tables 1 to 4 of the paper, for comparison with a run.
 
-They were measured on other splits, whose images the paper does not name. FLOPs are multiply-adds of
-one image, as such tables count them.
+The paper's splits are not published, so they differ from those of any run. FLOPs are multiply-adds
+per image, as is usual in such tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A model in a table of the paper; metrics from 0 to 1, None where nothing is published."""
+    """A model in a table of the paper, with metrics from 0 to 1; None for unpublished values."""
 
     model: str
-    gflops: float | None  # 10^9 multiply-adds
-    parameters: float | None  # millions
+    gflops: float | None  # multiply-adds per image, 10^9
+    parameters: float | None  # number of parameters, millions
     accuracy: float
     precision: float
     recall: float
@@ -24,11 +24,12 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     """A table of the paper."""
 
-    number: int
-    data: str
+    number: int  # number of the table in the paper
+    data: str  # name of the data set
     rows: Sequence[Row]
 
 
+# GFLOPs and million parameters of each model.
 _COMPARATORS = {
     "SWIN": (15.19, 87.77),
     "ConvNeXt": (8.73, 49.46),
@@ -41,7 +42,7 @@ _COMPARATORS = {
     "CPVT": (15.64, 22.76),
     "The paper's ensemble, 1000/15": (None, None),
 }
-# Accuracy, precision, recall, F1 and AUC of each model.
+# Accuracy, precision, recall, F1 and AUC of each model, in the order above.
 _BUSI = """
 .6925 .6580 .6621 .6608 .8224
 .6738 .6464 .5447 .5234 .7093
@@ -107,5 +108,13 @@ _TABLES: Mapping[tuple[str, int], Table] = {
 
 
 def find_table(dataset: str, num_classes: int) -> Table | None:
-    """The paper's table of a data set, named as `config.data.name`; None if it has none."""
+    """Returns the paper's table of a data set.
+
+    Args:
+        dataset: name of the data set, as in `config.data.name`.
+        num_classes: number of its classes in the run.
+
+    Returns:
+        The table; None if the paper has none for this data set with as many classes.
+    """
     return _TABLES.get((dataset, num_classes))
