@@ -1,4 +1,4 @@
-"""Jinja environments of the report's templates, and how its numbers are written."""
+"""Jinja environments for the report's templates, and the formats of its numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import jinja2
 
 
 def environment(escape: Callable[[str], str] | None = None, **syntax: Any) -> jinja2.Environment:
-    """An environment whose templates escape all that they are given and require all they name.
+    """Creates a Jinja environment that escapes all values and raises for undefined ones.
 
     Args:
-        escape: escapes a text for the format of the templates; None: they are HTML.
-        **syntax: delimiters other than Jinja's own.
+        escape: function that escapes a text for the format of the templates; None: HTML.
+        **syntax: delimiters that replace Jinja's defaults.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("egmae_jax.report", "templates"),
@@ -28,7 +28,7 @@ def environment(escape: Callable[[str], str] | None = None, **syntax: Any) -> ji
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """'.914', '1.000', '−.020'; '' for None."""
+    """Formats a number as '.914', '1.000' or '−.020'; None as ''."""
     if value is None:
         return ""
     sign, text = "\N{MINUS SIGN}" if value < 0 else "", f"{abs(value):.{digits}f}"
@@ -36,10 +36,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Sequence[float]) -> str:
-    """'.901 to .925', of an estimate that ends in its limits (..., low, high)."""
+    """Formats the interval of an estimate (..., low, high) as '.901 to .925'."""
     return f"{number(estimate[-2])} to {number(estimate[-1])}"
 
 
 def p_value(value: float) -> str:
-    """'.031', '< .001'."""
+    """Formats a p-value as '.031' or '< .001'."""
     return "< .001" if value < 0.001 else number(value)
