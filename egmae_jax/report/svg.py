@@ -1,6 +1,6 @@
-"""Matplotlib figures as SVG that takes the colours of the page around it: light, dark or print.
+"""Converts matplotlib figures to SVG in the colours of the page: light, dark or print.
 
-Matplotlib draws with placeholder colours, which `to_svg` replaces by CSS variables of style.css.
+Figures are drawn in placeholder colours, which `to_svg` replaces with CSS variables of style.css.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ _VARIABLES = {INK: "--ink", FAINT: "--faint"}
 _VARIABLES |= {color: f"--series-{k}" for k, color in enumerate(_SERIES)}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
-    "svg.hashsalt": "egmae_jax",  # equal figures have equal ids
+    "svg.fonttype": "none",  # keeps text searchable and in the page's font
+    "svg.hashsalt": "egmae_jax",  # makes the ids of equal figures equal
     "font.size": 9,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -47,28 +47,33 @@ _STYLE: Any = {
 
 
 def style(k: int) -> dict[str, Any]:
-    """Colour and dashes of the k-th curve of a figure, different for each of the first 36."""
-    turn, place = divmod(k, len(_SERIES))
-    return {"color": _SERIES[place], "linestyle": _DASHES[(place + turn) % len(_DASHES)]}
+    """Returns colour and dashes of the k-th curve of a figure, distinct for the first 36 curves."""
+    cycle, index = divmod(k, len(_SERIES))
+    return {"color": _SERIES[index], "linestyle": _DASHES[(index + cycle) % len(_DASHES)]}
 
 
 @contextlib.contextmanager
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one pair of axes in the report's style; sizes are in inches."""
+    """Creates a figure with one pair of axes in the report's style.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots()
 
 
 def to_svg(figure: Figure, alt: str) -> Markup:
-    """The SVG of a figure of `new_figure`, to be embedded in a page.
+    """Converts a figure of `new_figure` to SVG that can be embedded in a page.
 
     Args:
-        figure: drawn with the colours of `style`, INK and FAINT.
-        alt: description that a screen reader reads in place of the figure.
+        figure: figure in the colours of `style`, INK and FAINT.
+        alt: alternative text for screen readers.
     """
     buffer = io.StringIO()
-    with warnings.catch_warnings():  # the browser has fonts of its own
+    with warnings.catch_warnings():  # the browser renders the text
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -76,7 +81,7 @@ def to_svg(figure: Figure, alt: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt"', svg, count=1)
-    # Ids must differ between the figures of a page.
+    # Ids must be unique on the page.
     ids = set(re.findall(r'\bid="([^"]+)"', svg))
     unique = "f" + hashlib.sha256((alt + svg).encode()).hexdigest()[:8]
     svg = re.sub(
