@@ -1,4 +1,4 @@
-"""The results as a table for a paper or a spreadsheet, with notes on how they came about."""
+"""Table of results for a paper or a spreadsheet, with notes on how they were obtained."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from egmae_jax.report.comparison import Comparison
 from egmae_jax.report.content import Content
 from egmae_jax.report.render import environment, number
 
-# Jinja's own delimiters would be lost among the braces of LaTeX.
+# Jinja's default delimiters would be hard to read among the braces of LaTeX.
 _LATEX_SYNTAX: Mapping[str, Any] = {
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -27,16 +27,16 @@ _LATEX_SYNTAX: Mapping[str, Any] = {
 
 
 def write_table(workdirs: Sequence[Path], out: Path) -> None:
-    """Writes accuracy, precision, recall, F1 and AUC of every classifier.
+    """Writes a table of accuracy, precision, recall, F1 and AUC of every classifier.
 
     Args:
         workdirs: folders of runs that have been evaluated.
-        out: the table; its suffix decides the format: LaTeX for booktabs (.tex), Markdown (.md) or
+        out: file to write; its suffix selects LaTeX with booktabs (.tex), Markdown (.md) or
             comma-separated values (.csv).
 
     Raises:
         AccessError: `out` has another suffix or cannot be written.
-        RunError: a run has not been evaluated, or is given twice.
+        RunError: a run has not been evaluated, or a folder appears twice.
         DamagedFileError: a file of a workdir cannot be read.
     """
     require_output(out, SUFFIXES)
@@ -45,7 +45,7 @@ def write_table(workdirs: Sequence[Path], out: Path) -> None:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as comma-separated values, below a line of the keys."""
+    """Formats rows with equal keys as comma-separated values, with the keys as header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -65,7 +65,7 @@ def _markdown(comparison: Comparison, out: Path) -> str:
 
 
 def _csv(comparison: Comparison, out: Path) -> str:
-    """A row per classifier with unrounded numbers; the facts of a run stand in each of its rows."""
+    """Formats one row per classifier, with unrounded numbers and the facts of its run."""
     rows = []
     for run_name, run in comparison.runs.items():
         for classifier in run.summary:
@@ -92,14 +92,16 @@ SUFFIXES = tuple(_WRITERS)
 
 
 def _best(comparison: Comparison) -> dict[str, dict[str, str]]:
-    """The highest mean of each metric as it is printed, by run.
+    """Returns the highest printed mean of each metric, for each run.
 
-    It is sought among all runs if they have the same test images, else within each. A classifier
-    alone is not the best.
+    The maximum is taken over all runs if they have the same test images, otherwise within each run.
+    It is left out if there is only one classifier.
     """
-    rivals = [[run] for run in comparison.runs] if comparison.incomparable else [[*comparison.runs]]
+    compared = (
+        [[run] for run in comparison.runs] if comparison.incomparable else [[*comparison.runs]]
+    )
     best: dict[str, dict[str, str]] = {}
-    for names in rivals:
+    for names in compared:
         rows = [row["metrics"] for name in names for row in comparison.runs[name].summary]
         highest = {m: number(max(row[m]["mean"] for row in rows)) for m in WEIGHTED_METRICS}
         best |= dict.fromkeys(names, highest if len(rows) > 1 else {})
@@ -107,7 +109,7 @@ def _best(comparison: Comparison) -> dict[str, dict[str, str]]:
 
 
 def _context(comparison: Comparison, *, intervals: bool) -> dict[str, Any]:
-    """What the templates are filled with: `notes` of all runs, `own_notes` of single ones."""
+    """Returns the variables of the templates; notes that all runs share are in `notes`."""
     best, runs = _best(comparison), comparison.runs
     facts = {name: notes.facts(run) for name, run in runs.items()}
     common = [x for x in next(iter(facts.values())) if all(x in own for own in facts.values())]
@@ -126,7 +128,7 @@ def _context(comparison: Comparison, *, intervals: bool) -> dict[str, Any]:
 
 
 def _columns(run: Content) -> dict[str, Any]:
-    """Facts of a run for a spreadsheet."""
+    """Returns columns of facts about a run for a spreadsheet."""
     return {
         "dataset": run.title,
         "test_images": sum(run.tested_counts.values()),
@@ -153,16 +155,16 @@ def _caption(runs: Sequence[Content]) -> str:
 
 
 def _reading(incomparable: bool, has_best: bool, intervals: bool) -> list[str]:
-    """Sentences on what the columns and marks of the table are."""
+    """Returns sentences that explain the columns and marks of the table."""
     sentences = ["Precision, recall and F1 are macro averages; AUC is one-vs-rest, macro."]
     if intervals:
         sentences.append(
             "In brackets, 95 % intervals by a bootstrap of the groups of test images (patients, "
-            "lesions, near-duplicates); they say nothing of other seeds."
+            "lesions, near-duplicates); they do not account for other seeds."
         )
     if has_best:
         bold = "The highest mean of each column is bold"
         if incomparable:
             bold += " within a run, as not all runs were tested on the same images"
-        sentences.append(f"{bold}; that is no test of a difference.")
+        sentences.append(f"{bold}; this is not a test of differences.")
     return sentences
