@@ -1,4 +1,4 @@
-"""Shows the summary of a sweep: tables on the terminal and a figure."""
+"""Tables and figure of the summary of a sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,16 +14,21 @@ from egmae_jax.explain.lettering import use_fallback_fonts
 from egmae_jax.report.render import number
 
 COLUMNS = {"accuracy": "Accuracy", "f1": "F1", "auc": "AUC"}
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # Okabe and Ito's
+# The colours of Okabe and Ito.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#767676"
 
 Row = Mapping[str, Any]
 
 
 def show(summary: Mapping[str, Any]) -> None:
-    """Prints validation figures, the choice, test figures of what is shown, and what is missing."""
+    """Prints a sweep's validation results, chosen variant, test results, and incomplete variants.
+
+    Args:
+        summary: result of `summary.summarize`.
+    """
     terminal = rich.console.Console(highlight=False, emoji=False, markup=False)
     complete = [row for row in summary["variants"] if row["status"] == "complete"]
-    over = _over(complete)
+    over = _describe_rounds(complete)
     if complete:
         terminal.print(f"\nValidation, {over}:")
         terminal.print(_table(complete, "validation"))
@@ -32,7 +37,7 @@ def show(summary: Mapping[str, Any]) -> None:
     if tested := [row for row in complete if "test" in row]:
         groups = sorted({row["test_groups"] for row in tested})
         counted = " to ".join(map(str, dict.fromkeys((groups[0], groups[-1]))))
-        terminal.print(f"\nTest, {over}, images in {counted} groups; {_shown(summary)}:")
+        terminal.print(f"\nTest, {over}, images in {counted} groups; {_describe_tested(summary)}:")
         terminal.print(_table(tested, "test"))
     if compared := [row for row in complete if row.get("difference")]:
         terminal.print(f"Test, difference to {summary['baseline']} (95 % interval):")
@@ -44,25 +49,29 @@ def show(summary: Mapping[str, Any]) -> None:
             terminal.print(f"{row['name']}: {row['status']}{error}", style="bold yellow")
         elif row.get("difference", ...) is None:
             terminal.print(
-                f"{row['name']}: other rounds or test images than {summary['baseline']}, not "
-                "compared."
+                f"{row['name']}: not compared, because its rounds or test images differ from those "
+                f"of {summary['baseline']}."
             )
 
 
-def _shown(summary: Mapping[str, Any]) -> str:
-    """Which variants have test figures, and what those are not for."""
+def _describe_tested(summary: Mapping[str, Any]) -> str:
+    """Describes which variants have test results, and that an ablation is not for choosing."""
     if summary["all_on_test"]:
-        return "all variants, for an ablation: nothing may be chosen from this"
-    return "the chosen and the baseline"
+        return "all variants, for an ablation: nothing may be chosen from it"
+    return "the chosen variant and the baseline"
 
 
-def _over(rows: Sequence[Row]) -> str:
+def _describe_rounds(rows: Sequence[Row]) -> str:
+    """Describes over which rounds the results are averaged."""
     several = any(row["rounds"] > 1 for row in rows)
     return "mean ± standard deviation over rounds" if several else "one round"
 
 
 def _table(rows: Sequence[Row], part: str) -> rich.table.Table:
-    """Fits 80 columns with the longest name of configs/sweeps, 'entropy_noise_0.05'."""
+    """Builds a table of one part of the rows: 'validation', 'test' or 'difference'.
+
+    It fits 80 columns with the longest name in configs/sweeps, 'entropy_noise_0.05'.
+    """
     table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=0)
     table.add_column("Variant", overflow="fold")
     titles = list(COLUMNS.values())
@@ -90,14 +99,19 @@ def _signed(value: float) -> str:
 
 @use_fallback_fonts()
 def draw(summary: Mapping[str, Any]) -> Figure:
-    """Validation of all variants, test of those that are shown, and differences on test images."""
+    """Draws a sweep's validation results, test results, and differences to the baseline.
+
+    Args:
+        summary: result of `summary.summarize`, with at least one complete variant.
+    """
     rows = [row for row in summary["variants"] if row["status"] == "complete"]
     tested = [row for row in rows if "test" in row]
-    over = _over(rows) + ("; small: the rounds" if any(row["rounds"] > 1 for row in rows) else "")
-    # (part of a row, variants, what draws a metric of one, label)
+    over = _describe_rounds(rows)
+    over += "; small: single rounds" if any(row["rounds"] > 1 for row in rows) else ""
+    # (part of a row, variants, function that draws one metric of a variant, label)
     lines: list[tuple[str, list[Row], Callable, str]] = [
         ("validation", rows, _draw_figures, f"validation: {over}"),
-        ("test", tested, _draw_figures, f"test of {_shown(summary)}: {over}"),
+        ("test", tested, _draw_figures, f"test of {_describe_tested(summary)}: {over}"),
     ]
     if any(row.get("difference") for row in rows):
         compared = [row for row in tested if row.get("difference") or row["is_baseline"]]
@@ -111,8 +125,8 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     )
     for line, (part, variants, draw_one, label) in zip(grid, lines, strict=True):
         for axes, (metric, title) in zip(line, COLUMNS.items(), strict=True):
-            for place, row in enumerate(variants):
-                draw_one(axes, place, row, row.get(part), metric)
+            for y, row in enumerate(variants):
+                draw_one(axes, y, row, row.get(part), metric)
             axes.set_title(f"{title}: {part}")
             axes.locator_params(axis="x", nbins=5)
             axes.grid(axis="x", alpha=0.3)
@@ -123,27 +137,25 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _look(row: Row) -> dict[str, Any]:
+def _style(row: Row) -> dict[str, Any]:
     color = _GREEN if row["is_chosen"] else _ORANGE if row["is_baseline"] else _BLUE
     return {"color": color, "marker": "D" if row["is_baseline"] else "o", "markersize": 7}
 
 
-def _draw_figures(axes: Axes, place: int, row: Row, part: Mapping[str, Any], metric: str) -> None:
-    """Draws mean and deviation of a variant, and the values of its rounds below."""
+def _draw_figures(axes: Axes, y: int, row: Row, part: Mapping[str, Any], metric: str) -> None:
+    """Draws mean and standard deviation of a variant, and the values of its rounds below."""
     figures = part[metric]
-    axes.errorbar(
-        figures["mean"], place, xerr=figures["std"], capsize=4, linewidth=1.8, **_look(row)
-    )
+    axes.errorbar(figures["mean"], y, xerr=figures["std"], capsize=4, linewidth=1.8, **_style(row))
     if len(values := figures["rounds"]) > 1:
-        axes.scatter(values, np.full(len(values), place + 0.25), s=12, color=_GREY, zorder=3)
+        axes.scatter(values, np.full(len(values), y + 0.25), s=12, color=_GREY, zorder=3)
 
 
 def _draw_difference(
-    axes: Axes, place: int, row: Row, part: Mapping[str, Any] | None, metric: str
+    axes: Axes, y: int, row: Row, part: Mapping[str, Any] | None, metric: str
 ) -> None:
-    """Draws difference and interval of a variant; the baseline, without any, is at 0."""
+    """Draws the difference of a variant with its interval; the baseline is at 0."""
     figures = part[metric] if part else {"mean": 0, "low": 0, "high": 0}
     axes.axvline(0, color=_ORANGE, linewidth=1.5)
-    look = _look(row)
-    axes.plot([figures["low"], figures["high"]], [place, place], color=look["color"], linewidth=1.8)
-    axes.plot(figures["mean"], place, **look)
+    style = _style(row)
+    axes.plot([figures["low"], figures["high"]], [y, y], color=style["color"], linewidth=1.8)
+    axes.plot(figures["mean"], y, **style)

@@ -53,7 +53,7 @@ def test_the_best_on_test_is_not_chosen_and_its_test_figures_are_not_shown(score
     assert "Chosen on validation: careful" in printed
     assert "Validation figures flatter" in printed
     assert printed.count("lucky") == 1  # in the table of validation
-    assert "images in 120 groups; the chosen and the baseline:" in printed
+    assert "images in 120 groups; the chosen variant and the baseline:" in printed
     assert "nothing may be chosen" not in printed
 
 
