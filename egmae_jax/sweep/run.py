@@ -1,7 +1,7 @@
-"""Runs the variants of a sweep one after the other, each in its folder.
+"""Runs the variants of a sweep one after another, each in its own folder.
 
-Variants that pre-train the same do so once: the others begin with a copy of the pre-trained
-autoencoder, of the split that it was trained on and of its log.
+Variants with the same pre-training share it: all but the first start with copies of the pre-trained
+autoencoder, its splits and its log.
 """
 
 import gc
@@ -21,10 +21,10 @@ from egmae_jax.run import branches, logs, rules
 from egmae_jax.run.workdir import Paths, record_config, require_same_run
 from egmae_jax.sweep.variants import Sweep, Variant
 
-# Fields, by how they begin, that pre-training does not depend on.
-_LATER = ("branches", "finetune.", "imagenet.", "fusion.", "evaluation.", "tensorboard.")
-# Files that pre-training leaves and goes on from; with folds they are in the rounds' folders.
-_PRETRAINED = (
+# Prefixes of the config fields that do not affect pre-training.
+_LATER_FIELDS = ("branches", "finetune.", "imagenet.", "fusion.", "evaluation.", "tensorboard.")
+# Files that pre-training writes and fine-tuning needs; with folds, they are in the rounds' folders.
+_PRETRAINING_FILES = (
     "environment.json",
     "intensity_range.json",
     "**/splits.json",
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 def check(sweep: Sweep, out: Path) -> None:
-    """Checks all variants before any is run.
+    """Checks the configs and folders of all variants before the first run.
 
     Args:
         sweep: the sweep.
-        out: its folder.
+        out: folder of the sweep.
 
     Raises:
-        ConfigError: a variant cannot be run, or its folder holds another run.
+        ConfigError: the config of a variant is invalid, or its folder holds a different run.
         DamagedFileError: the config.json of a variant's folder cannot be read.
     """
     for variant in sweep.variants:
@@ -55,80 +55,83 @@ def check(sweep: Sweep, out: Path) -> None:
 
 
 def run(sweep: Sweep, out: Path) -> dict[str, str]:
-    """Runs the variants that are not complete; one that fails does not stop the others.
+    """Runs all variants that are not complete, and continues after one that fails.
 
     Args:
-        sweep: the sweep, which has passed `check`.
-        out: its folder.
+        sweep: a sweep that has passed `check`.
+        out: folder of the sweep.
 
     Returns:
-        The error of each variant that failed, by name.
+        Error messages of the variants that failed, by name.
     """
     failures: dict[str, str] = {}
     for number, variant in enumerate(sweep.variants, 1):
         workdir = out / variant.folder
-        place = f"Variant {number} of {len(sweep.variants)}, {variant.name}"
+        label = f"Variant {number} of {len(sweep.variants)}, {variant.name}"
         if (workdir / "results.json").exists():
-            logger.info("%s: complete", place)
+            logger.info("%s: is already complete", label)
             continue
-        logger.info("%s: %s", place, workdir)
+        logger.info("%s: %s", label, workdir)
         preemption.set_run_name(f"variant {variant.name}")
         try:
             copy_pretraining(variant, sweep.variants, out)
             experiment.run(variant.config, workdir)
         except UserError as error:
             failures[variant.name] = str(error)
-            logger.error("%s failed: %s", place, error)
-        except Exception as error:  # may be of this variant alone
+            logger.error("%s failed: %s", label, error)
+        except Exception as error:  # other variants may still succeed
             failures[variant.name] = repr(error)
-            logger.exception("%s failed", place)
-        gc.collect()  # frees the images of this variant
+            logger.exception("%s failed", label)
+        gc.collect()  # frees the images in memory
     return failures
 
 
 def copy_pretraining(variant: Variant, others: Sequence[Variant], out: Path) -> None:
-    """Begins a variant with the pre-training of another, if one has finished that is the same.
+    """Copies the finished pre-training of another variant, if it equals that of this variant.
 
     Args:
-        variant: the variant that is about to run; if it has begun before, nothing is copied.
-        others: the variants of the sweep.
-        out: the folder of the sweep.
+        variant: variant that is about to run; if its folder exists, nothing is copied.
+        others: all variants of the sweep.
+        out: folder of the sweep.
     """
-    workdir, wanted = out / variant.folder, pretraining_changes(variant)
-    if wanted is None or workdir.exists():
+    workdir, changes = out / variant.folder, pretraining_changes(variant)
+    if changes is None or workdir.exists():
         return
     for other in others:
-        if pretraining_changes(other) == wanted and _is_pretrained(other, out):
+        if pretraining_changes(other) == changes and _is_pretrained(other, out):
             break
     else:
         return
     source, partial = out / other.folder, out / f".{variant.folder}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # a kill may have left it
-    for path in (path for pattern in _PRETRAINED for path in source.glob(pattern)):
+    shutil.rmtree(partial, ignore_errors=True)  # left over if the process was killed
+    for path in (path for pattern in _PRETRAINING_FILES for path in source.glob(pattern)):
         write_atomically(partial / path.relative_to(source), path.read_bytes())
     rows = logs.read(Paths(source, folds=False).metrics)
     lines = [line + b"\n" for line, row in rows if row["stage"] == "pretrain"]
     write_atomically(Paths(partial, folds=False).metrics, b"".join(lines))
-    write_json(_note(variant, partial), {"workdir": f"../{other.folder}"})
+    write_json(_source_file(variant, partial), {"workdir": f"../{other.folder}"})
     record_config(partial, variant.config)
     partial.rename(workdir)
-    logger.info("%s: takes the pre-trained autoencoder of %s", variant.name, other.name)
+    logger.info("%s: uses the pre-trained autoencoder of %s", variant.name, other.name)
 
 
 def pretraining_changes(variant: Variant) -> dict[str, Any] | None:
-    """The changes of a variant that pre-training depends on; None if nothing is pre-trained."""
+    """Returns the changes of a variant that affect pre-training; None without pre-training."""
     if not any(branch.is_mae for branch in branches.from_config(variant.config)):
         return None
-    return {k: value for k, value in variant.changes.items() if not k.startswith(_LATER)}
+    return {k: value for k, value in variant.changes.items() if not k.startswith(_LATER_FIELDS)}
 
 
 def pretraining_source(variant: Variant, out: Path) -> str | None:
-    """Folder of the variant that pre-trained for this one; None if it did so itself."""
-    path = _note(variant, out / variant.folder)
+    """Returns the folder whose pre-training a variant uses, relative to its own folder.
+
+    None if the variant was pre-trained itself.
+    """
+    path = _source_file(variant, out / variant.folder)
     return read_json(path)["workdir"] if path.is_file() else None
 
 
-def _note(variant: Variant, workdir: Path) -> Path:
+def _source_file(variant: Variant, workdir: Path) -> Path:
     return _paths(variant, workdir).autoencoder(0).with_name("taken_from.json")
 
 

@@ -144,7 +144,7 @@ def test_the_summary_is_of_the_predictions(finished):
 @pytest.mark.slow
 def test_equal_pretraining_is_shared_to_the_same_bits(finished, sweep, tmp_path):
     out, printed, _ = finished
-    assert "longer/4: takes the pre-trained autoencoder of short" in printed
+    assert "longer/4: uses the pre-trained autoencoder of short" in printed
     rows = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["variants"]}
     assert rows["longer/4"]["pretraining_from"] == "../short"
     assert rows["short"]["pretraining_from"] is None
