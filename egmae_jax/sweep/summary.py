@@ -1,8 +1,8 @@
 """Chooses a variant on validation images and compares it with the baseline on test images.
 
-Whoever compares all variants on test images and takes the best has chosen by them, so its test
-figures flatter it. The choice is therefore by validation AUC, as that of the epochs, and test
-figures are shown for the chosen variant and the baseline only, unless an ablation asks for all.
+The test results of a variant that was chosen by test results are too optimistic. Variants are
+therefore chosen by validation AUC, as epochs are, and test results are computed only for the chosen
+variant and the baseline, unless `all_on_test` is set for an ablation.
 """
 
 import io
@@ -27,21 +27,22 @@ from egmae_jax.sweep.variants import Sweep
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
     "Differences are means over rounds, on the same rounds and test images. Their 95 % intervals "
-    "are those of the recipes, over other rounds and cases: by the variance between rounds and a "
-    "bootstrap of groups of images. Nothing corrects for several comparisons."
+    "are for the recipes, over other rounds and cases: from the variance between rounds and a "
+    "bootstrap of groups of images. There is no correction for multiple comparisons."
 )
 _NOTE_OF_ONE_ROUND = (
-    " With one round an interval accounts for other cases only, not for other seeds: run several."
+    " With one round, an interval accounts only for other cases, not for other seeds: run several "
+    "rounds."
 )
 
 
 class ScoredVariant(NamedTuple):
     """Predictions of a complete variant's ensemble, or of its only branch."""
 
-    branch: str
-    fusion: str | None  # of `fusion.KINDS`; None for a single branch
+    branch: str  # name of the branch, or 'ensemble'
+    fusion: str | None  # value of the config field fusion.kind; None for a single branch
     validation: list[Predictions]  # one per round
-    test: list[Predictions]
+    test: list[Predictions]  # one per round
 
 
 def summarize(
@@ -56,11 +57,11 @@ def summarize(
 
     Args:
         sweep: the sweep.
-        out: its folder.
-        failures: the error of each variant that failed, by name.
+        out: folder of the sweep.
+        failures: error messages of the variants that failed, by name.
         resamples: number of bootstrap resamples.
-        all_on_test: whether all variants are scored on test images, not the chosen one and the
-            baseline only.
+        all_on_test: whether all variants are scored on test images, instead of only the chosen
+            variant and the baseline.
 
     Returns:
         The content of summary.json.
@@ -102,7 +103,7 @@ def summarize(
 def _test(
     name: str, baseline: str, scored: Mapping[str, ScoredVariant], resamples: int
 ) -> dict[str, Any]:
-    """Test figures of a variant, with its "difference" to the baseline if that is complete."""
+    """Scores a variant on test images, with its difference to the baseline if that is complete."""
     test = scored[name].test
     groups = np.unique(np.concatenate([x.groups for x in test]))
     figures: dict[str, Any] = {"test": _metrics(test), "test_groups": len(groups)}
@@ -114,7 +115,11 @@ def _test(
 def _score_all(
     sweep: Sweep, out: Path, failures: Mapping[str, str]
 ) -> tuple[dict[str, ScoredVariant], dict[str, str]]:
-    """The complete variants, and the errors of others with those of runs that cannot be read."""
+    """Scores the complete variants.
+
+    Returns:
+        The scored variants, and `failures` with the errors of runs that cannot be read.
+    """
     scored, errors = {}, dict(failures)
     for variant in sweep.variants:
         workdir = out / variant.folder
@@ -127,11 +132,11 @@ def _score_all(
 
 
 def score(workdir: Path) -> ScoredVariant:
-    """Predictions of a complete run for its validation and test images.
+    """Reads the predictions of a complete run for its validation and test images.
 
     Raises:
         RunError: the run has not been evaluated.
-        DamagedFileError: a file of it cannot be read.
+        DamagedFileError: a file of the run cannot be read.
     """
     run = SavedRun(workdir)
     branch = "ensemble" if len(run.branches) > 1 else run.branches[0].name
@@ -148,29 +153,30 @@ def score(workdir: Path) -> ScoredVariant:
 
 
 def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
-    """{metric of METRICS: {"mean", "std", "rounds": its values}}."""
+    """Returns the metrics over rounds, {metric: {"mean": ..., "std": ..., "rounds": values}}."""
     each = [compute_metrics(x.labels, x.probabilities) for x in rounds]
     values = {name: [metrics[name] for metrics in each] for name in METRICS}
     return {name: {**mean_std(x), "rounds": x} for name, x in values.items()}
 
 
 def _selection(scored: Mapping[str, ScoredVariant], variants: int) -> str:
-    """Sentences on how the variant was chosen, and on what its validation figures are worth."""
+    """Returns sentences on how the variant was chosen, and the bias of its validation results."""
     sentences = [
-        "Chosen on validation: the highest AUC there, mean over rounds, of "
-        f"{len(scored)} complete variants of {variants}. Validation figures flatter, for they also "
-        "chose the epoch of every network."
+        "Chosen on validation: the highest mean validation AUC over rounds, of "
+        f"{len(scored)} complete variants of {variants}. Validation results are too optimistic, "
+        "because they also chose the epoch of every network."
     ]
     if fitted := [name for name, x in scored.items() if x.fusion not in (None, "mean")]:
         sentences.append(
-            f"More so those of {', '.join(fitted)}, whose fusion was fitted on these images."
+            f"This applies even more to {', '.join(fitted)}, whose fusion was fitted on these "
+            "images."
         )
     first, *others = scored or [""]
     others = [n for n in others if not _same_rounds(scored[n].validation, scored[first].validation)]
     if others:
         sentences.append(
-            f"The validation images of {', '.join(others)} are other ones than those of {first}: "
-            "the choice compares figures of different images."
+            f"The validation images of {', '.join(others)} differ from those of {first}: the "
+            "choice compares results on different images."
         )
     return " ".join(sentences)
 
@@ -182,18 +188,18 @@ def _same_rounds(ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> 
 def paired_difference(
     ours: Sequence[Predictions], theirs: Sequence[Predictions], *, resamples: int
 ) -> dict[str, Any] | None:
-    """The differences of two recipes on the same rounds and images, with 95 % intervals.
+    """Computes the mean differences of two recipes on the same rounds and images.
 
-    An interval is that of the recipes, over other rounds and cases:
+    The 95 % intervals are for the recipes, over other rounds and cases; see
     `bootstrap.variance_of_recipe`.
 
     Args:
-        ours: test predictions, one per round.
-        theirs: likewise, subtracted from ours.
+        ours: test predictions of the first recipe, one per round.
+        theirs: test predictions of the second recipe, whose metrics are subtracted.
         resamples: number of bootstrap resamples.
 
     Returns:
-        {metric of METRICS: {"mean", "low", "high"}}; None if the rounds or images differ.
+        {metric: {"mean": ..., "low": ..., "high": ...}}; None if the rounds or images differ.
     """
     if not _same_rounds(ours, theirs):
         return None
@@ -208,13 +214,19 @@ def paired_difference(
 def write(summary: Mapping[str, Any], out: Path) -> None:
     """Writes summary.json, summary.csv and, if a variant is complete, summary.png.
 
+    Args:
+        summary: result of `summarize`.
+        out: folder of the sweep.
+
     Raises:
-        RunError: no variant has been run; nothing is written.
+        RunError: no variant is complete or has failed; no file is written.
     """
     statuses = {row["status"] for row in summary["variants"]}
     if statuses == {"not complete"}:
         names = ", ".join(row["name"] for row in summary["variants"])
-        raise RunError(f"{out} holds no complete run of this sweep ({names}): is it another's?")
+        raise RunError(
+            f"{out} holds no complete run of this sweep ({names}): is it another sweep's?"
+        )
     write_json(out / "summary.json", summary)
     write_atomically(out / "summary.csv", csv_text([_columns(row) for row in summary["variants"]]))
     if "complete" in statuses:
@@ -224,7 +236,7 @@ def write(summary: Mapping[str, Any], out: Path) -> None:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A variant for a spreadsheet; cells that are not known or not shown are empty."""
+    """Returns the columns of a variant for summary.csv; None for missing values."""
     columns = {
         "variant": row["name"],
         "status": row["status"],

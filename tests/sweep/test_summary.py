@@ -49,9 +49,9 @@ def test_the_best_on_test_is_not_chosen_and_its_test_figures_are_not_shown(score
     assert aucs["base"] < aucs["lucky"] < aucs["careful"]
     display.show(result)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Chosen on validation: the highest AUC there" in printed
+    assert "Chosen on validation: the highest mean validation AUC" in printed
     assert "Chosen on validation: careful" in printed
-    assert "Validation figures flatter" in printed
+    assert "Validation results are too optimistic" in printed
     assert printed.count("lucky") == 1  # in the table of validation
     assert "images in 120 groups; the chosen variant and the baseline:" in printed
     assert "nothing may be chosen" not in printed
@@ -94,10 +94,10 @@ def test_what_makes_validation_flatter_more_is_said(scored):
     assert "fusion" not in plain
     assert "validation images of other" not in plain
     fitted = scored(qualities, fusion="stacked")["selection"]
-    assert "More so those of base, other, whose fusion was fitted on these images." in fitted
+    assert "even more to base, other, whose fusion was fitted on these images." in fitted
     assert "fusion" not in scored(qualities, fusion="mean")["selection"]
     moved = scored(qualities, moved="other")["selection"]
-    assert "The validation images of other are other ones than those of base" in moved
+    assert "The validation images of other differ from those of base" in moved
 
 
 def test_the_interval_of_two_rounds_knows_that_they_are_two():
