@@ -1,4 +1,4 @@
-"""The variants of a sweep: a base config, and the fields in which each of them differs."""
+"""Variants of a sweep: a base config, and the fields that each variant changes."""
 
 import copy
 import itertools
@@ -16,52 +16,55 @@ class Variant(NamedTuple):
     """One run of a sweep."""
 
     name: str
-    changes: dict[str, Any]  # value by field, such as 'pretrain.epochs'
-    config: ConfigDict  # with the changes
+    changes: dict[str, Any]  # values by field, such as 'pretrain.epochs'
+    config: ConfigDict  # base config with the changes
 
     @property
     def folder(self) -> str:
-        """Name of the run's folder in that of the sweep."""
+        """Name of the variant's folder inside the folder of the sweep."""
         return self.name.replace("/", "_")
 
 
 class Sweep(NamedTuple):
-    """Variants in the order in which they are run."""
+    """A base config with variants of it."""
 
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...]  # in the order of their runs
     baseline: str  # name of the variant that the others are compared with
 
 
 def base(words: str | None) -> ConfigDict:
-    """The recipe that a sweep varies, for `get_config` of a file such as configs/sweeps/epochs.py.
+    """Loads the recipe that a sweep varies; for `get_config` of a file in configs/sweeps.
 
     Args:
-        words: a recipe and its own words: 'busi,cpu' is configs/busi.py:cpu. None and '' name none.
+        words: name of the recipe and its options; 'busi,cpu' loads configs/busi.py:cpu.
 
     Raises:
-        ConfigError: there is no such recipe, or it pre-trains nothing.
+        ConfigError: `words` is None or names no recipe, or the recipe has no pre-training.
     """
     name, _, rest = (words or "").partition(",")
     if name not in (known := config_files.names()):
         raise ConfigError(
-            f"A sweep needs a recipe behind the colon, such as configs/sweeps/epochs.py:busi,cpu; "
+            f"A sweep needs a recipe after the colon, such as configs/sweeps/epochs.py:busi,cpu; "
             f"{name!r} is none of {', '.join(known)}."
         )
     config = config_files.load(name, rest or None)
     if "mae" not in config.branches:
-        raise ConfigError(f"configs/{name}.py has no branch 'mae' to vary.")
+        raise ConfigError(f"configs/{name}.py has no branch 'mae', which a sweep needs.")
     return config
 
 
 def attach(
     config: ConfigDict, changes: Mapping[str, Mapping[str, Any]], *, baseline: str
 ) -> ConfigDict:
-    """Makes a sweep of a config, for `get_config` of a file such as configs/sweeps/epochs.py.
+    """Adds the variants of a sweep to a config; for `get_config` of a file in configs/sweeps.
 
     Args:
-        config: the base config of all variants.
-        changes: the fields that each variant sets, {"500/30": {"pretrain.epochs": 500, ...}, ...}.
+        config: base config of all variants, which is modified.
+        changes: fields that each variant sets, {"500/30": {"pretrain.epochs": 500, ...}, ...}.
         baseline: name of the variant that the others are compared with.
+
+    Returns:
+        The config.
     """
     with config.unlocked():
         config.sweep = ConfigDict(
@@ -72,21 +75,22 @@ def attach(
 
 
 def read(config: ConfigDict, overrides: Iterable[str] = ()) -> Sweep:
-    """Reads the sweep that `attach` made.
+    """Reads the sweep that `attach` has added to a config.
 
     Args:
-        config: a config with a sweep.
-        overrides: fields that the command line sets, which no variant may set as well.
+        config: config with a sweep.
+        overrides: fields that are set on the command line; variants must not set them.
 
     Raises:
-        ConfigError: the config has no sweep, or a variant of it cannot be.
+        ConfigError: the config has no sweep, a variant sets an overridden or unknown field, two
+            variants are equal, or there is no baseline.
     """
     if "sweep" not in config:
         raise ConfigError(
-            "--config is no sweep, but a single recipe, which main.py runs. Sweeps are in "
+            "--config is not a sweep but a single recipe; run it with main.py. Sweeps are in "
             "configs/sweeps, such as configs/sweeps/epochs.py:busi."
         )
-    recipe = copy.deepcopy(config)  # keeps fields that follow others, which a variant may set
+    recipe = copy.deepcopy(config)  # keeps references between fields, which a variant may change
     with recipe.unlocked():
         del recipe["sweep"]
     variants = []
@@ -95,15 +99,19 @@ def read(config: ConfigDict, overrides: Iterable[str] = ()) -> Sweep:
         for field, value in fields:
             if field in overrides:
                 raise ConfigError(
-                    f"--config.{field} cannot be set: the sweep sets it ({name!r}: {value!r})."
+                    f"--config.{field} cannot be set: the variant {name!r} sets it to {value!r}."
                 )
             if field not in flatten(recipe):
-                raise ConfigError(f"The variant {name!r} sets {field}, but there is no such field.")
+                raise ConfigError(
+                    f"The variant {name!r} sets {field}, but there is no such field in the config."
+                )
             changed.update_from_flattened_dict({field: value})
         variants.append(Variant(name, dict(fields), changed))
     _require_different(variants)
     if config.sweep.baseline not in [variant.name for variant in variants]:
-        raise ConfigError(f"The sweep has no variant {config.sweep.baseline!r}, its baseline.")
+        raise ConfigError(
+            f"The sweep has no variant {config.sweep.baseline!r}, which is named as its baseline."
+        )
     return Sweep(tuple(variants), config.sweep.baseline)
 
 

@@ -62,7 +62,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        (epochs_sweep, None, "needs a recipe behind the colon"),
+        (epochs_sweep, None, "needs a recipe after the colon"),
         (corruption_sweep, "bussi", "'bussi' is none of brain_tumor, busi"),
         (corruption_sweep, "brain_tumor", "no branch 'mae'"),
         (epochs_sweep, "busi,divide=0", "needs a whole number"),
@@ -80,7 +80,7 @@ def test_words_that_name_no_sweep_are_refused(module, words, message):
         ({"a": {"seed": 1}, "b": {"seed": 1}}, (), "The variants 'a' and 'b' are the same"),
         ({"a/b": {"seed": 1}, "a_b": {"seed": 2}}, (), "are the same"),  # one folder
         ({"a": {"sed": 1}}, (), "there is no such field"),
-        ({"b": {"seed": 1}}, (), "no variant 'a', its baseline"),
+        ({"b": {"seed": 1}}, (), "no variant 'a', which is named as its baseline"),
         ({"a": {"seed": 1}}, ("seed",), "--config.seed cannot be set"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_sweep_that_cannot_be_is_refused(data, cache, changes, overrides, mess
 
 
 def test_a_recipe_is_no_sweep(data, cache):
-    with pytest.raises(ConfigError, match="is no sweep, but a single recipe"):
+    with pytest.raises(ConfigError, match="is not a sweep but a single recipe"):
         variants.read(tiny.make_config(data, cache))
 
 
