@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from egmae_jax import models
 from egmae_jax.core.files import REEVALUATE, DamagedFileError
 from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
+from egmae_jax.models.init import abstract_variables
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.run.workdir import local_folder
 
@@ -109,6 +113,16 @@ class Content:
         ]
 
     @property
+    def gigaflops(self) -> dict[str, float]:
+        """Multiply-adds for one image in 10^9, by classifier."""
+        size = self.config["data"]["image_size"]
+        flops = {
+            branch.name: count_multiply_adds(branch.model_name, len(self.classes), size) / 1e9
+            for branch in self.saved.branches
+        }
+        return flops | {"ensemble": sum(flops.values())}
+
+    @property
     def pairs(self) -> list[dict[str, Any]]:
         """Tests of the last classifier, the ensemble if there is one, against each other one."""
         *others, last = enumerate(self.classifiers)
@@ -170,3 +184,12 @@ def pair(
             mcnemar(r.labels, r.probabilities[i], r.probabilities[j], r.groups).p for r in rounds
         ],
     }
+
+
+def count_multiply_adds(model_name: str, num_classes: int, image_size: int) -> float:
+    """Counts the multiply-adds of a network for one image, as XLA does before it optimizes."""
+    model = models.create(model_name, num_classes)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    program = jax.jit(model.apply).lower(abstract_variables(model, image), image)
+    cost: Any = program.cost_analysis()
+    return cost["flops"] / 2

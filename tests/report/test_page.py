@@ -12,7 +12,7 @@ from egmae_jax.commands.report import main
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.evaluation.metrics import TITLES
 from egmae_jax.evaluation.predictions import Predictions
-from egmae_jax.report import pictures, published, render
+from egmae_jax.report import content, pictures, published, render
 from egmae_jax.run.saved_run import RunError
 from tests.conftest import HTML_CLASSES, REPOSITORY
 from tests.report.conftest import Page
@@ -187,3 +187,8 @@ def test_the_papers_tables_are_the_papers(name, classes):
         assert [x for x in row[1:] if x is not None] == values
         assert line.startswith(row.model) or line.startswith("Ours")
     assert published.find_table(name, classes + 1) is None
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet18", 1.814e9), ("resnet50", 4.089e9)])
+def test_multiply_adds_are_those_that_torchvision_publishes(name, published):
+    assert content.count_multiply_adds(name, 1000, 224) == pytest.approx(published, rel=0.03)
