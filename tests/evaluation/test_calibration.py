@@ -142,7 +142,7 @@ RIGHT = np.where(np.eye(2)[LABELS] == 1, 0.7, 0.3)
     ("labels", "probabilities", "limit", "sentence"),
     [
         (LABELS, RIGHT, "evidence", "claims more than 60 independent validation images support"),
-        (LABELS[:29], RIGHT[:29], "too_few", "29 independent validation images are too few"),
+        (LABELS[:29], RIGHT[:29], "too_few", "29 independent validation images are fewer than 30"),
         (0 * LABELS, RIGHT, "too_few", "Not fitted"),  # of one class
         (LABELS, RIGHT[:, ::-1], "hottest", "100 is the highest"),
         (LABELS, 0.5 + (RIGHT - 0.5) / 2000, "coldest", "0.01 is the lowest"),
