@@ -28,7 +28,8 @@ TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stag
 
 # timm initializes kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
 # deviations, and so is a plain normal distribution. Biases start at zero.
-kernel_init = nn.initializers.normal(0.02)
+KERNEL_STD = 0.02
+kernel_init = nn.initializers.normal(KERNEL_STD)
 
 
 class DepthwiseConv(nn.Module):
@@ -234,6 +235,11 @@ class ConvNeXt(nn.Module):
                 block = f"stages_{stage}/blocks_{index}"
                 layers[f"{block}/depthwise"] = (f"{block}/",)
         return layers
+
+    def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
+        """Returns the standard deviation of a new leaf, or None for a constant one."""
+        del shape
+        return KERNEL_STD if path.endswith("kernel") else None
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Computes the last stage's features.

@@ -12,6 +12,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -43,29 +44,31 @@ def initial_variables(
     """Draws initial variables with the structure of `module.init`, as float32 numpy arrays.
 
     Args:
-        module: the network. Its optional method `initial_std(path, shape)` returns the standard
-            deviation of a leaf, or None for the default.
+        module: the network. If it has a method `initial_std(path, shape)`, that returns the
+            standard deviation of a leaf, or None for a constant leaf. The variables of all other
+            networks are those of `module.init`, which takes longer as it is compiled.
         seed: any integer >= 0.
         *inputs: shapes and dtypes of the module's call arguments; the image size does not matter.
-        kernel_init: one of KERNEL_INITS. 'timm' draws kernels with the module's standard deviation,
-            by default 0.02. 'fan_in' draws them with fan_in ** -0.5, except those of the layers
-            that predict classes or pixels; with 0.02, narrow networks are almost linear and learn
-            slowly.
+        kernel_init: one of KERNEL_INITS. 'timm' draws kernels with the module's standard deviation.
+            'fan_in' draws them with fan_in ** -0.5, except those of the layers that predict classes
+            or pixels; with timm's 0.02, narrow networks are almost linear and learn slowly. A
+            network without `initial_std` ignores it.
         layer_scale: initial value of every block's gamma; ConvNeXt V2 has none.
 
     Returns:
         {"params": ..., "batch_stats": ...}; "batch_stats" only for networks with batch norms.
     """
-    module_std = getattr(module, "initial_std", lambda path, shape: None)
+    initial_std = getattr(module, "initial_std", None)
+    if initial_std is None:
+        arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+        variables = jax.jit(module.init)(jax.random.key(seed), *arrays)
+        return jax.tree.map(np.asarray, variables)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
-        std = module_std(path, shape)
-        if name in ("kernel", "mask_embedding"):
-            if kernel_init == "fan_in" and name == "kernel" and path not in _OUTPUT_KERNELS:
-                std = math.prod(shape[:-1]) ** -0.5
-            elif std is None:
-                std = 0.02
+        std = initial_std(path, shape)
+        if kernel_init == "fan_in" and name == "kernel" and path not in _OUTPUT_KERNELS:
+            std = math.prod(shape[:-1]) ** -0.5
         if std == 0:
             return np.zeros(shape, np.float32)
         if std is not None:

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt, ConvNeXtBlock, kernel_init
+from egmae_jax.models.convnext import (
+    KERNEL_STD,
+    TOTAL_STRIDE,
+    ConvNeXt,
+    ConvNeXtBlock,
+    kernel_init,
+)
 from egmae_jax.models.layers import Linear
 
 
@@ -78,6 +84,10 @@ class MaskedAutoencoder(nn.Module):
         # Value of a masked pixel for corruptions that replace pixels instead of adding noise. In
         # normalized units it starts at 0, ImageNet's mean colour.
         self.mask_token = self.param("mask_token", nn.initializers.zeros, (3,))
+
+    def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
+        """Returns the standard deviation of a new leaf, or None for a constant one."""
+        return KERNEL_STD if path.endswith("embedding") else self.encoder.initial_std(path, shape)
 
     def __call__(self, images: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:
         """Reconstructs [B, H, W, 3] from corrupted images [B, H, W, 3] and mask [B, H/P, W/P]."""

@@ -31,6 +31,9 @@ class Model(Protocol):
         needs_multiple: whether the sides of an image must be multiples of `stride`.
         layers: path prefixes of each convolutional layer's parameters by the layer's address, from
             input to output; an address is the path of a `models.layers.tap`.
+
+    A model may also have a method `initial_std`, see `models.init.initial_variables`; without it,
+    `init` draws its variables.
     """
 
     num_classes: int

@@ -173,7 +173,7 @@ class ResNet(nn.Module):
         return {conv: (f"{conv}/", f"{norm}/") for conv, norm in names}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
+        """Returns the standard deviation of a new variable around 0, or None for a constant one.
 
         Args:
             path: path of the variable.
@@ -181,8 +181,8 @@ class ResNet(nn.Module):
         """
         if path == "head/fc/kernel":
             return (3 * shape[0]) ** -0.5
-        if path.endswith("kernel") and len(shape) == 4:
-            return (2 / (shape[0] * shape[1] * shape[3])) ** 0.5
+        if path.endswith("kernel"):  # those of an ASFF's linear layers are timm's default
+            return (2 / (shape[0] * shape[1] * shape[3])) ** 0.5 if len(shape) == 4 else 0.02
         last_norm = f"bn{len(self._block_type.kernel_sizes)}/scale"
         return 0.0 if path.startswith("layer") and path.endswith(last_norm) else None
 

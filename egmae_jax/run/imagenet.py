@@ -109,10 +109,16 @@ def _source(weights: str, model_name: str) -> str:
     default weights.
     """
     backbone = models.imagenet_model(model_name)
+    default = models.default_weights(backbone)
     if weights == "default":
-        return models.default_weights(backbone)
+        if not default:
+            raise configs.ConfigError(
+                f"imagenet.weights is 'default', but the network {backbone} has no ImageNet weights: "
+                "give a file, or 'none' for random weights (--config.imagenet.weights=none)."
+            )
+        return default
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
     files += [folder / "model.safetensors"]  # the name in repositories of the hub
-    fallback = models.default_weights(backbone) if folder.is_dir() else weights
+    fallback = default if folder.is_dir() else weights
     return next((str(file) for file in files if file.is_file()), fallback)

@@ -196,7 +196,9 @@ def test_a_run_that_has_begun_keeps_its_range(tmp_path):
     assert read_intensity_range(paths) == first
     record_intensity_range(paths, first, begun=True)
     other = IntensityRange("dataset", {"uint16": (0.0, 4000.0)})
-    with pytest.raises(DataError, match=r"over uint16 from 0 to 4000; the run began with uint16 f"):
+    with pytest.raises(
+        DataError, match=r"range uint16 from 0 to 4000; the run began with uint16 f"
+    ):
         record_intensity_range(paths, other, begun=True)
     paths.intensity_range.write_text("{}")
     with pytest.raises(DamagedFileError, match=r"intensity_range\.json is damaged"):

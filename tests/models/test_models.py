@@ -175,14 +175,16 @@ def test_fan_in_keeps_the_variance_of_what_goes_through():
             assert (x == np.float32(0.1)).all()
 
 
-def test_an_unknown_kind_of_parameter_is_refused():
-    class Strange(nn.Module):
+def test_a_network_without_deviations_of_its_own_is_initialized_by_its_initializers():
+    class Other(nn.Module):
         @nn.compact
         def __call__(self, x):
+            x = nn.Dense(5, kernel_init=nn.initializers.xavier_uniform())(x)
             return x * self.param("temperature", nn.initializers.ones, ())
 
-    with pytest.raises(NotImplementedError, match="'temperature'"):
-        initial_variables(Strange(), 0, image_shape())["params"]
+    ours = initial_variables(Other(), 7, image_shape())
+    theirs = Other().init(jax.random.key(7), np.zeros(image_shape().shape))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 # ConvNeXt V2

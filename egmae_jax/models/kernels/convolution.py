@@ -1,9 +1,10 @@
 """Convolution with gradients in the form that is fastest on the platform.
 
-XLA's CPU compiler runs a convolution fast only where batch, pixels and channels lie in their usual
-order. It brings others into it in a program's entry, but not in a loop (JAX 0.10): there the
-kernel's gradient, whose batch is the channels, takes a hundred times as long, and training steps
-run in a loop. So on CPU both gradients are written as convolutions in the usual order.
+XLA's CPU compiler runs a convolution fast only if the axes of its arrays are in the order batch,
+height, width, channels. Outside a loop, XLA transposes other arrays into this order, but not inside
+one (JAX 0.10), and training steps run in a loop: there the kernel's gradient, whose batch axis is
+the channels, takes a hundred times as long. So on a CPU both gradients are convolutions in the
+usual order.
 """
 
 import functools
@@ -75,9 +76,9 @@ def _in_order(
     x_dilation: int = 1,
     kernel_dilation: int = 1,
 ) -> jax.Array:
-    """A convolution that stays as it is written.
+    """Convolution whose operands XLA does not swap.
 
-    XLA exchanges image and kernel where the kernel is the larger one, so that is padded before.
+    XLA swaps image and kernel if the kernel is larger, so the image is padded first.
     """
     if x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]:
         dilated = [(low, high, x_dilation - 1) for low, high in padding]

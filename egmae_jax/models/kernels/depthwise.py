@@ -1,8 +1,8 @@
-"""Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on the platform.
+"""Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on a platform.
 
-XLA has no fast grouped convolution on CPU. There the convolution is written as K*K shifted
-multiply-adds, which XLA fuses into one vectorised loop over both cores, with a backward rule of its
-own. GPU and TPU use XLA's convolution.
+XLA's grouped convolution is slow on a CPU. There the convolution is a sum of K*K shifted and scaled
+copies of the input, which XLA fuses into one vectorised loop over all cores, and has its own
+backward rule. GPU and TPU use XLA's convolution.
 """
 
 import functools
@@ -20,21 +20,21 @@ _MAX_ROWS = 7  # image rows that the kernel's gradient sums at a time
 
 @subroutine
 def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Depthwise convolution with stride 1, zero padding and output of the input's size.
+    """Depthwise convolution with stride 1 and zero padding, which keeps the spatial size.
 
     Args:
-        x: [B, H, W, C].
-        kernel: [K, K, 1, C], K odd.
-        bias: [C].
+        x: features [B, H, W, C].
+        kernel: kernel [K, K, 1, C], K odd.
+        bias: bias of each channel, [C].
 
     Returns:
-        [B, H, W, C] in the dtype of `x`.
+        Features [B, H, W, C] in the dtype of `x`.
     """
     return by_platform(x, kernel, bias, cpu=_shifted_conv, others=depthwise_conv_plain)
 
 
 def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Computes `depthwise_conv` by XLA's grouped convolution."""
+    """Plain form of `depthwise_conv`: XLA's grouped convolution."""
     padding = kernel.shape[0] // 2
     y = lax.conv_general_dilated(
         x,
@@ -54,7 +54,10 @@ def _shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 @_shifted.defjvp
 def _shifted_jvp(primals, tangents):
-    """Uses XLA's convolution, as gradients of 49 multiply-adds would take 14 GB in a step."""
+    """Derivative outside `platform.jit`, where the backward rule below is off.
+
+    It uses XLA's convolution; JAX's own derivative of 49 multiply-adds takes 14 GB in a step.
+    """
     (x, kernel, _), (x_tangent, kernel_tangent, bias_tangent) = primals, tangents
     tangent = depthwise_conv_plain(x_tangent, kernel, bias_tangent)
     tangent += depthwise_conv_plain(x, kernel_tangent, jnp.zeros_like(bias_tangent))
@@ -98,18 +101,18 @@ _shifted_conv.defvjp(_shifted_conv_forward, _shifted_conv_backward)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
-    """Gradient of the kernel, [K, K, 1, C]: for each tap the sum over all pixels.
+    """Gradient of the kernel [K, K, 1, C]: grad[i, j, c] = sum over b, h, w of x * gradient.
 
-    Reductions are slow and multiply-adds fast: some rows of an image at a time are summed without
-    their pixels being mixed, as [K, W, C] for each column of taps, and the pixels once at the end.
-    What the loop's body reads and adds to stays in the cache.
+    Here x is shifted by (i, j). Reductions are slow on a CPU and multiply-adds are fast. So the loop
+    adds products of a few image rows into arrays [K, W, C], one for each kernel column j, which
+    stay in the cache; the sum over W follows once at the end.
     """
     batch, height, width, channels = x.shape
     padded, gradient = _pad(x, size).astype(jnp.float32), gradient.astype(jnp.float32)
     rows = max(n for n in range(1, _MAX_ROWS + 1) if height % n == 0)
     blocks = height // rows  # blocks of rows in an image
 
-    # Unknown to the compiler, or it would write a program for each.
+    # The barrier hides that these are constants; otherwise XLA compiles a loop body for each.
     columns = materialize([jnp.int32(j) for j in range(size)])
     cut = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
     shape = size, width, channels
@@ -123,14 +126,14 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
 
         def add(total, column):
             for row, factor in zip(np.arange(rows, dtype=np.int32), factors, strict=True):
-                start = row, column, np.int32(0)  # Python's numbers would be traced
+                start = row, column, np.int32(0)  # Python integers would become extra operations
                 total = lax.add(total, lax.mul(cut(pixels, start, shape), factor))
             return total
 
         return [add(total, column) for total, column in zip(sums, columns, strict=True)]
 
     sums = lax.fori_loop(0, batch * blocks, add_block, [jnp.zeros(shape, jnp.float32)] * size)
-    return jnp.stack(sums).sum(axis=2).swapaxes(0, 1)[:, :, None, :]  # the columns came first
+    return jnp.stack(sums).sum(axis=2).swapaxes(0, 1)[:, :, None, :]  # from [column, row, C]
 
 
 def _pad(x: jax.Array, size: int) -> jax.Array:
