@@ -102,7 +102,7 @@ def make_step(work: str, config: FrozenConfigDict) -> Step:
     size, patch = config.data.image_size, config.corruption.patch_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     if work == "pretrain":
-        model: Any = pretrain.create_autoencoder(config, NUM_CLASSES)
+        model: Any = pretrain.create_autoencoder(config)
         mask = jax.ShapeDtypeStruct((1, size // patch, size // patch), np.float32)
         inputs, function = (image, mask), pretrain.pretrain_step
     else:

@@ -160,7 +160,7 @@ class Experiment:
         """Fine-tunes the branches of every round."""
         hosts.wait_for_all("pre-training is complete")
         for branch, round_index in self._branches_and_rounds:
-            hosts.wait_for_all(f"fine-tuning {branch} {round_index}")
+            hosts.wait_for_all(f"fine-tuning {branch.name} {round_index}")
             preemption.set_resume_point(f"finetune/{branch.name}, round {round_index}")
             self.finetuning.train(branch, round_index)
 
@@ -173,10 +173,10 @@ class Experiment:
         hosts.wait_for_all("fine-tuning is complete")
         preemption.set_resume_point("the evaluation")
         for branch, round_index in self._branches_and_rounds:
-            hosts.wait_for_all(f"prediction {branch} {round_index}")
+            hosts.wait_for_all(f"prediction {branch.name} {round_index}")
             self.prediction.save(branch, round_index, again=again)
         hosts.wait_for_all("predictions are complete")
-        scores = results.report(self.run, self.imagenet)
+        scores = results.score_run(self.run, self.imagenet)
         if self.run.config.evaluation.report and hosts.is_primary():
             from egmae_jax import report  # imports matplotlib
 

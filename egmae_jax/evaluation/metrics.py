@@ -10,7 +10,7 @@ from egmae_jax.evaluation import calibration
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
 TITLES: dict[str, str] = {}  # headings of all metrics, by their names in results.json
 _METRICS: dict[str, Metric] = {}
-WEIGHTED_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # have intervals
+INTERVAL_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # have intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
 
 
@@ -128,7 +128,7 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def weighted_metrics(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Computes WEIGHTED_METRICS for R vectors of sample weights at once.
+    """Computes INTERVAL_METRICS for R vectors of sample weights at once.
 
     The results equal scikit-learn's with `sample_weight`, which takes one vector at a time.
 

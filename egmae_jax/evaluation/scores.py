@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from egmae_jax.evaluation import calibration, ensemble
 from egmae_jax.evaluation.metrics import (
-    WEIGHTED_METRICS,
+    INTERVAL_METRICS,
     class_metrics,
     compute_metrics,
     cross_entropy,
@@ -61,7 +61,7 @@ def score_branches(
         entries = {
             "test": compute_metrics(images.labels, p),
             "by_class": class_metrics(images.labels, p, classes),
-            "intervals": {m: list(resampled.estimate(k, m)[1:]) for m in WEIGHTED_METRICS},
+            "intervals": {m: list(resampled.estimate(k, m)[1:]) for m in INTERVAL_METRICS},
             "confusion": confusion.tolist(),
             "calibration": _calibrated(images.labels, p, fit),
         }

@@ -73,7 +73,7 @@ class Source:
         self._corrupt = functools.partial(self._program(None), None)
         self._reconstruct, self._part_of = self._corrupt, dict[str, str]()
         if workdir is not None:
-            model = pretrain.create_autoencoder(self.config, len(self.prepared.classes))
+            model = pretrain.create_autoencoder(self.config)
             params = pretrain.load_autoencoder(paths.autoencoder(0), model)
             self._reconstruct = functools.partial(self._program(model), params)
             self._part_of = _parts(paths.splits(0), self.prepared)

@@ -17,6 +17,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from egmae_jax.models.mae import MaskedAutoencoder
+
 PyTree = Any
 KERNEL_INITS = ("timm", "fan_in")
 _OUTPUT_KERNELS = ("head/fc/kernel", "decoder/predict/kernel")
@@ -24,13 +26,23 @@ _CONSTANTS = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "mask_token": 
 _CONSTANTS |= {"grn_scale": 0.0, "grn_bias": 0.0}
 
 
-def abstract_variables(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> PyTree:
+def smallest_inputs(network: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Returns shapes of inputs: an image, and for an autoencoder also a mask of its patches."""
+    is_autoencoder = isinstance(network, MaskedAutoencoder)
+    side = max(32, network.encoder.min_size if is_autoencoder else network.min_size)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+    return (image, mask) if is_autoencoder else (image,)
+
+
+def abstract_variables(module: Any, *inputs: jax.ShapeDtypeStruct) -> PyTree:
     """Returns the shapes and dtypes of the variables that `module.init` would create.
 
     Args:
         module: the network.
-        *inputs: shapes and dtypes of the module's call arguments.
+        *inputs: shapes and dtypes of the module's call arguments; by default `smallest_inputs`.
     """
+    inputs = inputs or smallest_inputs(module)
     return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
 
 
@@ -49,6 +61,7 @@ def initial_variables(
             networks are those of `module.init`, which takes longer as it is compiled.
         seed: any integer >= 0.
         *inputs: shapes and dtypes of the module's call arguments; the image size does not matter.
+            The default is `smallest_inputs`.
         kernel_init: one of KERNEL_INITS. 'timm' draws kernels with the module's standard deviation.
             'fan_in' draws them with fan_in ** -0.5, except those of the layers that predict classes
             or pixels; with timm's 0.02, narrow networks are almost linear and learn slowly. A
@@ -58,6 +71,7 @@ def initial_variables(
     Returns:
         {"params": ..., "batch_stats": ...}; "batch_stats" only for networks with batch norms.
     """
+    inputs = inputs or smallest_inputs(module)
     initial_std = getattr(module, "initial_std", None)
     if initial_std is None:
         arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs]

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -176,8 +175,7 @@ def expected_tensors(model_name: str, classes: int) -> Expected:
     Returns:
         (path of our variable, shape in PyTorch, layout) by PyTorch's key.
     """
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    abstract = abstract_variables(models.create(model_name, classes), image)
+    abstract = abstract_variables(models.create(model_name, classes))
     mlp_layout = DENSE_AS_CONV if _CONV_MLP.fullmatch(model_name) else DENSE
     expected = {}
     for path, leaf in flatten(abstract).items():

@@ -11,7 +11,7 @@ import numpy as np
 
 from egmae_jax import models
 from egmae_jax.core.files import REEVALUATE, DamagedFileError
-from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
+from egmae_jax.evaluation.metrics import INTERVAL_METRICS
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 from egmae_jax.models.init import abstract_variables
@@ -107,7 +107,7 @@ class Content:
                 "model": self.results["branches"].get(name, ""),
                 "parameters": parameters.get(name, sum(parameters.values())),
                 "metrics": self.results["summary"][name],
-                "intervals": {m: self.resampled.estimate(k, m) for m in WEIGHTED_METRICS},
+                "intervals": {m: self.resampled.estimate(k, m) for m in INTERVAL_METRICS},
             }
             for k, name in enumerate(self.classifiers)
         ]

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -73,12 +72,11 @@ class Run:
             branch, self.config, len(self.data.prepared.classes), frozen=frozen
         )
 
-    def initial_variables(self, network: Any, seed: int, *inputs: jax.ShapeDtypeStruct) -> PyTree:
-        """Initializes a network's variables as config.model says, for inputs of these shapes."""
+    def initial_variables(self, network: Any, seed: int) -> PyTree:
+        """Draws a network's initial variables by config.model."""
         return initial_variables(
             network,
             seed,
-            *inputs,
             kernel_init=self.config.model.kernel_init,
             layer_scale=self.config.model.layer_scale,
         )

@@ -15,6 +15,7 @@ from egmae_jax.core.files import write_sealed
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
+from egmae_jax.models.init import abstract_variables
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
@@ -104,12 +105,11 @@ class Finetuning:
 
     def starting_variables(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """Returns the variables that a branch starts from: pre-trained ones below a fresh head."""
-        fresh = self._fresh(branch, seed)
+        fresh = self._run.initial_variables(self._run.classifier(branch), seed)
         if branch.is_mae:
             split = self._run.data.split_index(round_index)
             path = self._run.paths.autoencoder(split)
-            classes = len(self._run.data.prepared.classes)
-            model = pretrain.create_autoencoder(self._run.config, classes)
+            model = pretrain.create_autoencoder(self._run.config)
             encoder = pretrain.load_autoencoder(path, model)["encoder"]
             return finetune.start_from(fresh, {"params": encoder}, keep_fresh=("head/",))
         if branch.name not in self._imagenet.variables:
@@ -118,10 +118,6 @@ class Finetuning:
         return finetune.start_from(
             fresh, self._imagenet.variables[branch.name], keep_fresh=keep_fresh
         )
-
-    def _fresh(self, branch: Branch, seed: int) -> PyTree:
-        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        return self._run.initial_variables(self._run.classifier(branch), seed, image)
 
     def _make_program(
         self, branch: Branch, selection: Selection, steps_per_epoch: int
@@ -135,7 +131,7 @@ class Finetuning:
         )
         optimizer = optim.adamw(
             schedule,
-            self._fresh(branch, seed=0)["params"],
+            abstract_variables(self._run.classifier(branch))["params"],
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
@@ -166,7 +162,7 @@ class Finetuning:
                 entropies=entropies,
                 seed=self._run.config.seed + round_index,
             )
-            report = layer_selection.report(config.trainable, layers, params, chosen, entropies)
+            report = layer_selection.describe(config.trainable, layers, params, chosen, entropies)
             if hosts.is_primary():
                 if entropies is not None:
                     self._draw_layers(report, path.with_suffix(".png"))

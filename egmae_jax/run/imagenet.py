@@ -113,7 +113,7 @@ def _source(weights: str, model_name: str) -> str:
     if weights == "default":
         if not default:
             raise configs.ConfigError(
-                f"imagenet.weights is 'default', but the network {backbone} has no ImageNet weights: "
+                f"imagenet.weights is 'default', but there are no ImageNet weights of {backbone}: "
                 "give a file, or 'none' for random weights (--config.imagenet.weights=none)."
             )
         return default

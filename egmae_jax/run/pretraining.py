@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax.core import hosts, platform, rng, sharding
@@ -43,8 +42,7 @@ class Pretraining:
 
     @functools.cached_property
     def _autoencoder(self) -> MaskedAutoencoder:
-        classes = self._run.data.prepared.classes
-        return pretrain.create_autoencoder(self._run.config, len(classes))
+        return pretrain.create_autoencoder(self._run.config)
 
     def train(self, split: int) -> None:
         """Pre-trains on the training images of a split, resuming from its newest checkpoint."""
@@ -84,9 +82,7 @@ class Pretraining:
             total_steps=plan.total_steps,
             warmup_steps=config.warmup_epochs * plan.steps_per_epoch,
         )
-        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-        fresh = self._run.initial_variables(self._autoencoder, plan.seed, image, mask)
+        fresh = self._run.initial_variables(self._autoencoder, plan.seed)
         optimizer = optim.adamw(
             schedule, fresh["params"], weight_decay=config.weight_decay, betas=config.betas
         )

@@ -17,7 +17,7 @@ from egmae_jax.run.prediction import has_fusion_weights
 logger = logging.getLogger(__name__)
 
 
-def report(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
+def score_run(run: Run, imagenet: ImagenetWeights) -> dict[str, Any]:
     """Scores predictions, writes results.json and audit.json, prints and returns the results."""
     prepared, config, left_out = run.data.prepared, run.config, run.data.left_out
     results: dict[str, Any] = {

@@ -9,7 +9,7 @@ import rich.table
 import rich.text
 
 from egmae_jax.core import console
-from egmae_jax.evaluation.metrics import CLASS_METRICS, TITLES, WEIGHTED_METRICS
+from egmae_jax.evaluation.metrics import CLASS_METRICS, INTERVAL_METRICS, TITLES
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -18,9 +18,9 @@ def print_results(results: Mapping[str, Any]) -> None:
     over = f"mean ± standard deviation over {len(rounds)} rounds" if rounds[1:] else "one round"
     _print(f"\n{dataset['title']}: test, {over}")
     _print_table(
-        [("Branch",), [TITLES[metric] for metric in WEIGHTED_METRICS]],
+        [("Branch",), [TITLES[metric] for metric in INTERVAL_METRICS]],
         (
-            [(branch,), [_mean_std(**metrics[name]) for name in WEIGHTED_METRICS]]
+            [(branch,), [_mean_std(**metrics[name]) for name in INTERVAL_METRICS]]
             for branch, metrics in results["summary"].items()
         ),
     )

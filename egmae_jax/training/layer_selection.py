@@ -53,7 +53,7 @@ def selection(layers: Mapping[str, Sequence[str]], chosen: Iterable[str]) -> Sel
     return Selection((*prefixes, *HEAD), frozenset(layers) - chosen)
 
 
-def report(
+def describe(
     mode: str,
     layers: Mapping[str, Sequence[str]],
     params: PyTree,

@@ -59,7 +59,7 @@ def adamw(
         layer_decay: factor between the learning rates of adjacent layers, from the head to the
             stem; 1 gives all layers the same learning rate.
     """
-    scales = None if layer_decay == 1.0 else layer_scales(params, layer_decay)
+    scales = None if layer_decay == 1.0 else layer_rate_factors(params, layer_decay)
 
     def init(params: PyTree) -> optax.ScaleByAdamState:
         zeros = optax.tree.zeros_like(params)
@@ -93,7 +93,7 @@ def adamw(
 
 
 @functools.partial(jax.jit, static_argnames=("betas", "decay"))
-def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, decay):
+def _update(gradient, mu, nu, parameter, rate, mu_correction, nu_correction, *, betas, decay):
     """Returns the update and the moments of one parameter (Loshchilov & Hutter 2019, algorithm 2).
 
     It is traced once per shape. optax traces it once per parameter, which makes up most operations
@@ -101,7 +101,7 @@ def _update(gradient, mu, nu, parameter, rate, mu_share, nu_share, *, betas, dec
     """
     mu = betas[0] * mu + (1 - betas[0]) * gradient
     nu = betas[1] * nu + (1 - betas[1]) * gradient**2
-    direction = (mu / mu_share) / (jnp.sqrt(nu / nu_share) + 1e-8)
+    direction = (mu / mu_correction) / (jnp.sqrt(nu / nu_correction) + 1e-8)
     if decay:
         direction += decay * parameter
     return -rate * direction, mu, nu
@@ -117,7 +117,7 @@ def decay_mask(params: PyTree) -> PyTree:
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
-def layer_scales(params: PyTree, decay: float) -> PyTree:
+def layer_rate_factors(params: PyTree, decay: float) -> PyTree:
     """Returns the learning-rate factor of each leaf: decay ** (number of layers above it).
 
     The layers are the stem, each block (with the downsampling before it) or Fire module, and the

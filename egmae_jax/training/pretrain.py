@@ -35,16 +35,11 @@ class Reconstruction(NamedTuple):
     image: jax.Array | None  # [B, H, W, 3], the reconstruction, normalised; None without a model
 
 
-def create_autoencoder(config: FrozenConfigDict, num_classes: int) -> MaskedAutoencoder:
-    """Creates the masked autoencoder of a config.
-
-    Args:
-        config: the whole config.
-        num_classes: number of classes; the encoder's classifier is not used.
-    """
+def create_autoencoder(config: FrozenConfigDict) -> MaskedAutoencoder:
+    """Creates the masked autoencoder of a config."""
     encoder: Any = models.create(  # always a ConvNeXt, as `run.branches` checks
         config.model.name,
-        num_classes,
+        num_classes=1,  # of the head, which the autoencoder leaves out
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.rematerialize,
     )
@@ -62,9 +57,7 @@ def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
         DamagedFileError: the file is missing or damaged, does not fit the model, or has values that
             are not finite float32.
     """
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-    params, expected = load_params(path), abstract_variables(model, image, mask)["params"]
+    params, expected = load_params(path), abstract_variables(model)["params"]
     try:
         require_fit(*(traverse_util.flatten_dict(x, sep="/") for x in (expected, params)))
     except ValueError as error:

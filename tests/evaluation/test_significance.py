@@ -9,7 +9,7 @@ from scipy import special, stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from egmae_jax.evaluation import bootstrap
-from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
+from egmae_jax.evaluation.metrics import INTERVAL_METRICS
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 from tests.evaluation.test_metrics import random_predictions
 
@@ -72,14 +72,14 @@ def test_copies_of_images_are_no_evidence():
     alone = of_one(labels, probabilities, np.arange(len(labels)), 300)
     thrice = (np.repeat(x, 3, axis=0) for x in (labels, probabilities, np.arange(len(labels))))
     copied = of_one(*thrice, 300)
-    for metric in WEIGHTED_METRICS:
+    for metric in INTERVAL_METRICS:
         assert copied.estimate(0, metric) == pytest.approx(alone.estimate(0, metric), abs=1e-12)
 
 
 def test_of_two_groups_nothing_is_known():
     labels, probabilities = random_predictions(14, 2)
     found = of_one(labels, probabilities, np.arange(len(labels)) % 2, 100)
-    assert all(found.estimate(0, metric)[1:] == (0, 1) for metric in WEIGHTED_METRICS)
+    assert all(found.estimate(0, metric)[1:] == (0, 1) for metric in INTERVAL_METRICS)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "auc"])

@@ -229,7 +229,7 @@ def test_weights_of_wrong_values_types_and_sizes_are_named(tmp_path, name, value
 def test_an_autoencoder_of_another_network_is_damaged(tmp_path, name, leaf, message):
     config = default_config.get_config()
     config.model.name, config.decoder.dim = "convnext_atto", 8
-    model = pretrain.create_autoencoder(config, 2)
+    model = pretrain.create_autoencoder(config)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     mask = jax.ShapeDtypeStruct((1, 1, 1), np.float32)
     params = initial_variables(model, 0, image, mask)["params"]

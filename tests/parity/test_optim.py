@@ -122,7 +122,9 @@ def test_leaves_that_train_alone_step_as_they_do_among_all():
 def test_blocks_of_other_backbones_are_layers(name, blocks):
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     shapes = jax.eval_shape(models.create(name, 3).init, jax.random.key(0), image)["params"]
-    for path, scale in traverse_util.flatten_dict(optim.layer_scales(shapes, 0.5), sep="/").items():
+    for path, scale in traverse_util.flatten_dict(
+        optim.layer_rate_factors(shapes, 0.5), sep="/"
+    ).items():
         block = path.split("/")[0]
         above = len(blocks) - blocks.index(block) if block in blocks else None
         if block in ("stem", "features_0"):

@@ -427,7 +427,7 @@ def test_the_groups_of_layer_decay_are_timms(name):
     expected |= {k: np.ones(tuple(x.shape)) for k, x in model.named_buffers()}
     expected = flat(classifier_variables(expected, name)["params"])
     shapes = traverse_util.unflatten_dict(expected, sep="/")
-    ours = flat(optim.layer_scales(shapes, LAYER_DECAY))
+    ours = flat(optim.layer_rate_factors(shapes, LAYER_DECAY))
     assert ours.keys() == expected.keys()
     for path, factor in ours.items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
@@ -435,7 +435,7 @@ def test_the_groups_of_layer_decay_are_timms(name):
 
 def test_a_network_of_unknown_layers_is_not_trained_as_if_it_were_one():
     with pytest.raises(ConfigError, match=r"layer_decay.*trunk/conv/kernel"):
-        optim.layer_scales({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
+        optim.layer_rate_factors({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
 
 
 def test_the_entropy_of_every_patch_is_the_references():

@@ -14,7 +14,7 @@ from egmae_jax import report
 from egmae_jax.commands.report import main
 from egmae_jax.core.files import write_json
 from egmae_jax.data import splits
-from egmae_jax.evaluation.metrics import WEIGHTED_METRICS
+from egmae_jax.evaluation.metrics import INTERVAL_METRICS
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.run.saved_run import SavedRun
@@ -143,7 +143,7 @@ def test_numbers_are_those_of_results_json(made):
     summary = json.loads((made / "results.json").read_text())["summary"]
     assert list(summary) == ["imagenet", "mae", "ensemble"]
     expected = [
-        [name] + [f"{short(row[m]['mean'])} ± {short(row[m]['std'])}" for m in WEIGHTED_METRICS]
+        [name] + [f"{short(row[m]['mean'])} ± {short(row[m]['std'])}" for m in INTERVAL_METRICS]
         for name, row in summary.items()
     ]
     head = ["Classifier", "Accuracy", "Precision", "Recall", "F1", "AUC"]
@@ -153,7 +153,7 @@ def test_numbers_are_those_of_results_json(made):
     written = read_csv(write("csv", made))
     for line, (name, row), limits in zip(written, summary.items(), rows[2::2], strict=True):
         assert (line["run"], line["classifier"]) == ("run", name)
-        for metric, cell in zip(WEIGHTED_METRICS, limits[1:], strict=True):
+        for metric, cell in zip(INTERVAL_METRICS, limits[1:], strict=True):
             assert float(line[metric]) == row[metric]["mean"]
             assert float(line[f"{metric}_std"]) == row[metric]["std"]
             low, high = (float(line[f"{metric}_{end}"]) for end in ("low", "high"))
@@ -167,7 +167,7 @@ def bold(text):
 
 def test_the_best_of_each_column_is_bold(made):
     summary = json.loads((made / "results.json").read_text())["summary"]
-    best = [short(max(row[m]["mean"] for row in summary.values())) for m in WEIGHTED_METRICS]
+    best = [short(max(row[m]["mean"] for row in summary.values())) for m in INTERVAL_METRICS]
     assert sorted(bold(write("tex", made))) == sorted(bold(write("md", made))) == sorted(best)
 
 
@@ -283,7 +283,7 @@ def test_runs_are_grouped_told_apart_and_compared(made, tmp_path):
     shutil.copytree(made, first)
     make_run(second, branches=("mae",), rounds=2, seed=1)
     folders = [json.loads((x / "results.json").read_text())["summary"] for x in (first, second)]
-    best = [max(row[m]["mean"] for x in folders for row in x.values()) for m in WEIGHTED_METRICS]
+    best = [max(row[m]["mean"] for x in folders for row in x.values()) for m in INTERVAL_METRICS]
     caption, rows, notes = read_latex(write("tex", first, second))
     assert caption.endswith("of BUSI, mean ± standard deviation over the rounds of a run.")
     assert [row[0] for row in rows if row[0]] == [

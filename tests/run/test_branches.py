@@ -11,14 +11,17 @@ from flax import traverse_util
 
 from egmae_jax import experiment, models
 from egmae_jax.core import sharding
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.method import augment
-from egmae_jax.models import timm
+from egmae_jax.models import registry, timm
 from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
+from egmae_jax.run.branches import Branch
+from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.training import finetune, layer_selection
 from egmae_jax.training.state import TrainState
 from tests import tiny
@@ -276,3 +279,11 @@ def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_
         assert a["trains"] == b["trains"]
         assert a["entropy"] == pytest.approx(b["entropy"], abs=0.02)
     assert_same(outcome(workdir), outcome(tmp_path), atol=2e-3)
+
+
+def test_a_network_without_imagenet_weights_asks_for_some(tmp_path, monkeypatch):
+    tiny.register()
+    bare = registry._SPECS[tiny.RESNET]._replace(weights="", backbone="bare")
+    monkeypatch.setitem(registry._SPECS, "bare", bare)
+    with pytest.raises(ConfigError, match="no ImageNet weights of bare: give a file"):
+        ImagenetWeights("default", [Branch("bare", "bare")], tmp_path / "imagenet_weights.json")

@@ -295,12 +295,12 @@ def test_the_fusion_of_an_asff_trains_with_its_head():
 
 
 def test_the_report_holds_every_layer_and_what_trains():
-    report = layer_selection.report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
+    report = layer_selection.describe("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
     assert report["trainable"] == "low_entropy"
     assert (report["trainable_parameters"], report["parameters"]) == (10 + 30, 100)
     assert [row["layer"] for row in report["layers"]] == ["a", "b", "c"]
     assert report["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
     assert not report["layers"][2]["trains"]
-    without = layer_selection.report("all", LAYERS, toy_params(), list(LAYERS), None)
+    without = layer_selection.describe("all", LAYERS, toy_params(), list(LAYERS), None)
     assert without["trainable_parameters"] == without["parameters"] == 100
     assert {row["entropy"] for row in without["layers"]} == {None}

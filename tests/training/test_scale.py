@@ -130,7 +130,7 @@ images = Images(
 optimizer = optax.adamw(1e-3)
 image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 if stage == "pretrain":
-    model = pretrain.create_autoencoder(config, 3)
+    model = pretrain.create_autoencoder(config)
     inputs, step = (image, jax.ShapeDtypeStruct((1, 1, 1), np.float32)), pretrain.pretrain_step
 else:
     model, inputs, step = models.create(tiny.MODEL, 3), (image,), finetune.finetune_step

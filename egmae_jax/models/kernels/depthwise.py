@@ -103,7 +103,7 @@ _shifted_conv.defvjp(_shifted_conv_forward, _shifted_conv_backward)
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     """Gradient of the kernel [K, K, 1, C]: grad[i, j, c] = sum over b, h, w of x * gradient.
 
-    Here x is shifted by (i, j). Reductions are slow on a CPU and multiply-adds are fast. So the loop
+    Here x is shifted by (i, j). On a CPU, reductions are slow and multiply-adds fast. So the loop
     adds products of a few image rows into arrays [K, W, C], one for each kernel column j, which
     stay in the cache; the sum over W follows once at the end.
     """
