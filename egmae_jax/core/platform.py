@@ -109,7 +109,7 @@ def jit(function: Callable, **kwargs: Any) -> Any:
     def traced(*args, **named):
         token = _use_backward_rules.set(True)
         try:
-            # JAX traces backward rules in an empty mesh; in any other, all is traced twice.
+            # JAX traces backward rules in an empty mesh. With the same mesh here, it reuses traces.
             with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
                 return function(*args, **named)
         finally:
@@ -180,10 +180,10 @@ def _flag_text(variable: str) -> str:
 
 
 def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Callable:
-    """Compiles a function once that a program calls often with the same shapes, such as a block.
+    """Makes a function whose calls with equal shapes share one trace, such as those of a block.
 
-    JAX traces it once. On CPU, the compiler also optimises it only once, because it may not inline
-    the calls before; this shortens the compile time.
+    On a CPU, the compiler also optimises it only once, because it may not inline the calls before
+    that, which shortens the compile time.
 
     Args:
         function: the function.

@@ -102,7 +102,8 @@ def _luma(rgb: jax.Array) -> jax.Array:
 def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:
     """Counts the values in each bin: int32 [..., N], below num_bins -> integers [..., num_bins].
 
-    If all of 256 values are in one bin, its count may overflow to 0, which gives the same entropy.
+    If all 256 values of a patch are in one bin, its count may overflow to 0. The entropy is then 0
+    all the same, because 0 log 0 = 1 log 1 = 0.
     """
     rows = bins.reshape(-1, bins.shape[-1])
     count = _count_by_comparison if for_cpu() else _count_by_scatter

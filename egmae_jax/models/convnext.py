@@ -80,7 +80,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
-        if isinstance(self.parent, nn.Module):
+        if isinstance(self.parent, nn.Module):  # unless it is used by itself
             nn.share_scope(self.parent, self)
         batch, height, width, channels = x.shape
         # As a matrix: on a CPU, gradients that sum over several axes are slow.
@@ -261,10 +261,11 @@ class ConvNeXt(nn.Module):
             )
         scales: Sequence[jax.Array | None] = [None] * sum(self.depths)
         if train and self.drop_path_rate > 0:
-            # All blocks at once: many small draws take longer to compile and to run.
+            # All blocks at once, as many small draws take longer to compile and to run. The barrier
+            # hides each row's place, so that equal blocks have equal programs, compiled once.
             key = self.make_rng("drop_path")
             drawn = list(drop_path_scales(key, self.drop_path_rates, len(images)))
-            scales = materialize(drawn)  # equal blocks then have equal programs, compiled once
+            scales = materialize(drawn)
         x, blocks = self.stem(images), iter(scales)
         for stage in self.stages:
             x = stage(x, list(itertools.islice(blocks, stage.depth)))

@@ -35,8 +35,8 @@ def finetune_step(
         model: the classifier.
         optimizer: optimizer of the trainable parameters.
         config: the whole config.
-        prefixes: path prefixes of the trainable parameters. No gradients are computed for layers
-            closer to the input than all of them.
+        prefixes: path prefixes of the trainable parameters. Gradients are only computed down to the
+            lowest of their layers.
 
     Returns:
         The new state and the scalar metrics "loss" and "accuracy" of the batch.

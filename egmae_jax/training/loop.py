@@ -29,7 +29,8 @@ from egmae_jax.training.state import TrainState
 PyTree = Any
 logger = logging.getLogger(__name__)
 _DISPATCH_SECONDS = 1.0  # target duration of a dispatch
-# Fewest steps per dispatch: on CPU, allocating memory for a dispatch takes a tenth of a long step.
+# Fewest steps per dispatch. On a CPU, each dispatch first allocates its memory, which takes a tenth
+# of a long step.
 _MIN_STEPS = 4
 
 

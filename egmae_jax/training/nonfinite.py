@@ -67,8 +67,8 @@ def find_bad_step(
         last: number of the step at which the repetition ends; it is not repeated.
 
     Returns:
-        The bad step, with the metrics of the finite steps from `first` on. None if the repetition
-        differs: all steps are finite, or one before `first` is not.
+        The bad step, with the metrics of the finite steps from `first` on. None if the device gave
+        other results this time: all steps are finite, or one before `first` is not.
     """
     while (step := int(state.step)) < first:
         state, _ = run(state, first - step)

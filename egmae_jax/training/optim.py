@@ -69,7 +69,7 @@ def adamw(
         gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
-        # Otherwise the CPU compiler recomputes them in the update of every parameter.
+        # Without the barrier, the CPU compiler computes these numbers again for every parameter.
         rate, *corrections = platform.materialize(
             (schedule(state.count), *(_one_minus_power(beta, count) for beta in betas))
         )

@@ -47,7 +47,7 @@ class TrainState:
         step = sharding.replicate(np.int32(0), mesh)
         variables = sharding.place(variables, sharding.state_shardings(variables, mesh))
         params = variables["params"]
-        # jit compiles one program instead of one per shape; optimising it does not pay for one run.
+        # jit makes one program instead of one per shape; it runs once, so it is not optimised.
         trained = partition(params, prefixes)[0]
         shapes = jax.eval_shape(optimizer.init, trained)
         init = jax.jit(
