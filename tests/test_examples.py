@@ -6,10 +6,14 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+SLOW = (pytest.mark.slow, pytest.mark.essential)
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=SLOW if path.stem == "models" else ())
+    for path in sorted((REPOSITORY / "examples").glob("*.py"))
+]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_the_example_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
