@@ -73,8 +73,8 @@ logger = logging.getLogger(__name__)
 def settings() -> dict[str, Any]:
     """Returns the settings of this process that affect numbers, by name, as JSON values.
 
-    The names are those of JAX settings and environment variables, XLA flags such as '--xla_...',
-    and 'deterministic' for `main.py --deterministic`.
+    The names are those of JAX settings and environment variables, XLA flags such as
+    `--xla_gpu_deterministic_ops`, and 'deterministic' for `main.py --deterministic`.
     """
     values: dict[str, Any] = {
         name: _plain(getattr(jax.config, name))

@@ -360,7 +360,7 @@ def test_one_signalled_host_of_two_stops_both_and_nothing_is_lost(data, cache, t
 
 WAITING = """
 import sys, time
-from egmae_jax.core import preemption, sharding
+from egmae_jax.core import hosts, preemption
 preemption.install()
 hosts.join(sys.argv[1], 2, int(sys.argv[2]))
 preemption.install()
