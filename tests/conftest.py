@@ -1,11 +1,14 @@
 """Shared by all tests: the compilation cache, the real images, small data sets."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests import REPOSITORY
 
 # The same examples in every run, and no verdict by the clock of a machine that others use too.
 hypothesis.settings.register_profile(
@@ -21,9 +24,9 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-REPOSITORY = Path(__file__).parents[1]
 # Real images, one folder a data set (busi/, isic2018/, brain_tumor_mri/).
 SHARED_DATA = Path(os.environ.get("EGMAE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 needs_shared_data = pytest.mark.skipif(
     not SHARED_DATA.is_dir(), reason="the real images are not at hand"
 )
@@ -32,7 +35,7 @@ needs_shared_data = pytest.mark.skipif(
 HTML_CLASSES = {
     "benign": '<script>alert("a")<script>',
     "malignant": "\"><img src=x onerror='b()'>",
-    "normal": "{{ 7 * 7 }} $x^2$ & <b>",
+    "normal": "{{ 40013 * 50021 }} $x^2$ & <b>",
 }
 
 
@@ -73,3 +76,38 @@ def finished(data, cache, tmp_path_factory):
     from tests import tiny
 
     return tiny.run_to_the_end(data, cache, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """Takes back what a command of the test has set up, whose stream ends with the test."""
+    logger = logging.getLogger("egmae_jax")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `module.main` with flags and arguments; returns its exit status, output and errors."""
+    from egmae_jax.core import console, preemption
+
+    # Both change the process.
+    monkeypatch.setattr(console, "set_up_logging", lambda **_: None)
+    monkeypatch.setattr(preemption, "install", lambda: None)
+
+    def start(module, *arguments, **flags):
+        try:
+            status = module.main([*(f"--{k}={v}" for k, v in flags.items()), *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        return status or 0, *capsys.readouterr()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A file that examples write again and again, and errors must name."""
+    return tmp_path_factory.mktemp("file") / "file.x"

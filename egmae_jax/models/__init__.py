@@ -1,26 +1,48 @@
 """Classifiers in Flax, created by timm's names: `models.create("convnext_tiny", num_classes=3)`."""
 
-from egmae_jax.models import asff, convnext, resnet, squeezenet  # importing registers their names
+from egmae_jax.models import (  # importing registers their names
+    asff,
+    convnext,
+    densenet,
+    efficientnet,
+    resnet,
+    squeezenet,
+    swin,
+    vit,
+)
 from egmae_jax.models.registry import (
+    MIN_SIDE,
     Model,
+    Normalization,
     create,
     default_weights,
-    family,
     imagenet_model,
+    library,
     names,
+    normalization,
+    protect,
     register,
 )
 
+protect()
+
 __all__ = [
+    "MIN_SIDE",
     "Model",
+    "Normalization",
     "asff",
     "convnext",
     "create",
     "default_weights",
-    "family",
+    "densenet",
+    "efficientnet",
     "imagenet_model",
+    "library",
     "names",
+    "normalization",
     "register",
     "resnet",
     "squeezenet",
+    "swin",
+    "vit",
 ]

@@ -1,8 +1,8 @@
 """ASFF-ResNet: adaptive fusion of mid-level detail and high-level semantics.
 
-The paper (ASFF-ResNet-50 for skin lesions) describes two branches, global average pooling and fully
-connected layers that give adaptive weights, and a classifier on the weighted sum. The following is
-our decision, as the paper leaves it open: the branches are the third and fourth stage; a 1x1
+A published network of this name, ASFF-ResNet-50 for skin lesions, has two branches, global average
+pooling and fully connected layers that give adaptive weights, and a classifier on the weighted sum.
+What its authors leave open is our decision: the branches are the third and fourth stage; a 1x1
 convolution with batch norm projects each to the same width, as in ASFF (Liu, Huang and Wang 2019);
 and a softmax gives each image's two weights.
 """
@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.layers import ConvNorm, Linear, tap
-from egmae_jax.models.registry import register
-from egmae_jax.models.resnet import RESNETS, ResNet, conv_init
+from egmae_jax.models.layers import ConvNorm, Linear, fan_out_init, tap
+from egmae_jax.models.layouts import CONV, DENSE, VECTOR
+from egmae_jax.models.registry import Patterns, register
+from egmae_jax.models.resnet import BACKBONE_PATTERNS, RESNETS, ResNet
 
 WIDTH = 512  # channels of both branches
 HIDDEN = 32  # width of the layer between the pooled branches and their weights
@@ -35,7 +36,7 @@ class Fusion(nn.Module):
         """[B, 2h, 2w, C] and [B, h, w, 2C] -> [B, WIDTH], float32."""
         pooled = []
         for name, x in (("mid", mid), ("high", high)):
-            projection = ConvNorm(WIDTH, 1, dtype=self.dtype, kernel_init=conv_init, name=name)
+            projection = ConvNorm(WIDTH, 1, dtype=self.dtype, kernel_init=fan_out_init, name=name)
             x = nn.relu(projection(x, train=train))
             pooled.append(x.astype(jnp.float32).mean(axis=(1, 2)))
         hidden = nn.relu(Linear(HIDDEN, name="fc1")(jnp.concatenate(pooled, axis=-1)))
@@ -52,6 +53,7 @@ class ASFFResNet(ResNet):
     """
 
     fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not provide
+    has_fusion_weights = True
     # By prefix of the layer's address: layers that affect only one branch's part of the score.
     partial_layers: ClassVar[dict[str, str]] = {
         "layer4_": "high-level branch alone",
@@ -86,10 +88,24 @@ def fusion_weights(model: ASFFResNet, variables: Any, images: jax.Array) -> jax.
     return state["intermediates"]["fusion"]["weights"]
 
 
+# Neither library has this network: timm's names for the backbone, names of our own otherwise.
+_PATTERNS: Patterns = (
+    *BACKBONE_PATTERNS,
+    (r"fusion/(mid|high)/conv/kernel", r"fusion.\1.conv.weight", CONV),
+    (r"fusion/(mid|high)/bn/scale", r"fusion.\1.bn.weight", VECTOR),
+    (r"fusion/(mid|high)/bn/bias", r"fusion.\1.bn.bias", VECTOR),
+    (r"fusion/(mid|high)/bn/(mean|var)", r"fusion.\1.bn.running_\2", VECTOR),
+    (r"fusion/(fc\d)/kernel", r"fusion.\1.weight", DENSE),
+    (r"fusion/(fc\d)/bias", r"fusion.\1.bias", VECTOR),
+    (r"head/fc/kernel", r"head.fc.weight", DENSE),
+    (r"head/fc/bias", r"head.fc.bias", VECTOR),
+)
+
+
 def register_asff(backbone: str, sizes: tuple) -> None:
     """Registers the ASFF of a ResNet; `sizes` are its depths, features and kind of block."""
     build = functools.partial(ASFFResNet, *sizes)
-    register(f"asff_{backbone}", build, family="asff_resnet", backbone=backbone)
+    register(f"asff_{backbone}", build, backbone=backbone, patterns=_PATTERNS)
 
 
 for _name, _sizes in RESNETS.items():

@@ -4,12 +4,13 @@ ConvNeXt V2 (Woo et al. 2023) replaces the layer scale by global response normal
 
 Arrays are channels-last. LayerNorm uses eps 1e-6, GELU is the exact one (erf), the classifier is
 pool -> norm -> linear, and the drop-path rate grows linearly with depth. Submodules have timm's
-names, so that `egmae_jax.models.timm_names` is a table of patterns. On a CPU, the depthwise
+names. On a CPU, the depthwise
 convolution, GELU and sums over pixels use the faster forms in `egmae_jax.models.kernels`.
 """
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,18 +19,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from egmae_jax.core.platform import materialize
+from egmae_jax.core.platform import materialize_gradient
+from egmae_jax.models.kernels.block import convnext_block, is_supported
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.operations import broadcast_to, gelu
-from egmae_jax.models.layers import Conv, LayerNorm, Linear, drop_path, drop_path_scales, tap
-from egmae_jax.models.registry import register
+from egmae_jax.models.kernels.operations import broadcast_to
+from egmae_jax.models.layers import (
+    KERNEL_STD,
+    Conv,
+    LayerNorm,
+    Linear,
+    Mlp,
+    block_scales,
+    drop_path,
+    group_layers,
+    is_tapped,
+    kernel_init,
+    require_sides,
+    tap,
+)
+from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR, Layout
+from egmae_jax.models.registry import OtherNames, Patterns, register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
-# timm initializes kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
-# deviations, and so is a plain normal distribution. Biases start at zero.
-KERNEL_STD = 0.02
-kernel_init = nn.initializers.normal(KERNEL_STD)
+_KERNEL_SIZE = 7  # of depthwise convolutions
 
 
 class DepthwiseConv(nn.Module):
@@ -44,56 +57,18 @@ class DepthwiseConv(nn.Module):
         size, channels = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", kernel_init, (size, size, 1, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise_conv(*(a.astype(self.dtype) for a in (x, kernel, bias)))
+        return depthwise_conv(x.astype(self.dtype), kernel, bias)
 
 
-def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Global response normalization: channels compete by norm (Woo et al. 2023, section 3).
-
-    Args:
-        x: features [B, N, C] at the N pixels of each image; norms are computed in float32.
-        scale: scale of each channel, [C].
-        bias: bias of each channel, [C].
-    """
-    squares = jnp.square(x.astype(jnp.float32)).sum(axis=1, keepdims=True)
-    # The square root has no derivative at 0. As in PyTorch, the gradient of a zero norm is 0.
-    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
-    shares = norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
-    return materialize(x + x * (scale * shares).astype(x.dtype) + bias.astype(x.dtype))
+def _mlp(block: "ConvNeXtBlock", x: jax.Array) -> jax.Array:
+    return Mlp(4 * x.shape[-1], block.response_norm, block.dtype, name="mlp")(x)
 
 
-class Mlp(nn.Module):
-    """Linear layer to `hidden` channels, GELU, and a linear layer back, applied to each pixel.
-
-    Its parameters `fc1` and `fc2` lie in the scope of the enclosing block.
-
-    Attributes:
-        hidden: number of channels between the two layers.
-        response_norm: whether ConvNeXt V2's global response normalization follows GELU.
-        dtype: compute dtype.
-    """
-
-    hidden: int
-    response_norm: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        if isinstance(self.parent, nn.Module):  # unless it is used by itself
-            nn.share_scope(self.parent, self)
-        batch, height, width, channels = x.shape
-        # As a matrix: on a CPU, gradients that sum over several axes are slow.
-        y = materialize(x.reshape(-1, channels))
-        y = Linear(self.hidden, self.dtype, name="fc1")(y)
-        y = gelu(y)
-        if self.response_norm:
-            scale = self.param("grn_scale", nn.initializers.zeros, (self.hidden,))
-            bias = self.param("grn_bias", nn.initializers.zeros, (self.hidden,))
-            images = y.reshape(batch, height * width, self.hidden)
-            y = global_response_norm(images, scale, bias).reshape(y.shape)
-        y = Linear(channels, self.dtype, name="fc2")(y)
-        return materialize(y).reshape(x.shape)
+def _is_fused(block: "ConvNeXtBlock", x: jax.Array) -> bool:
+    """Whether kernels compute the block, which show nothing of what is within."""
+    is_plain = block.is_initializing() or is_tapped(block, "depthwise", "output")
+    is_plain = is_plain or block.response_norm or x.dtype != block.dtype
+    return not is_plain and is_supported(x, _KERNEL_SIZE)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -109,12 +84,13 @@ class ConvNeXtBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]; `scales` [B] are drop-path factors, None drops nothing."""
+        if _is_fused(self, x):
+            return convnext_block(x, scales, self.variables["params"])
         channels = x.shape[-1]
-        mlp = nn.remat(Mlp) if self.remat else Mlp
-        y = DepthwiseConv(7, self.dtype, name="conv_dw")(x)
+        y = DepthwiseConv(_KERNEL_SIZE, self.dtype, name="conv_dw")(x)
         y = tap(self, y, "depthwise")
         y = LayerNorm(name="norm")(y)
-        y = mlp(4 * channels, self.response_norm, self.dtype, name="mlp")(y)
+        y = (nn.remat(_mlp) if self.remat else _mlp)(self, y)
         if not self.response_norm:
             gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
             y *= broadcast_to(gamma.astype(self.dtype), y.shape)
@@ -175,7 +151,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        x = features.mean(axis=(1, 2))
+        x = materialize_gradient(features.mean(axis=(1, 2)))
         x = LayerNorm(name="norm")(x)
         # Logits are float32 for every compute dtype: softmax and loss need the precision.
         return Linear(self.num_classes, name="fc")(x)
@@ -192,8 +168,6 @@ class ConvNeXt(nn.Module):
         dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
         remat: whether the backward pass recomputes each MLP's activations instead of keeping them,
             which takes less memory and more time.
-        frozen: addresses of layers that do not train. ConvNeXt ignores it, as it has no running
-            statistics to freeze.
         response_norm: whether this is a ConvNeXt V2.
     """
 
@@ -203,13 +177,11 @@ class ConvNeXt(nn.Module):
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
-    frozen: frozenset[str] = frozenset()
     response_norm: bool = False
 
     fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not provide
-    stride = TOTAL_STRIDE
-    min_size = TOTAL_STRIDE  # least image side in pixels
-    needs_multiple = True  # image sides must be multiples of the stride
+    side_multiple = TOTAL_STRIDE
+    can_pretrain = True
 
     def setup(self):
         self.stem = Stem(self.dims[0], dtype=self.dtype)
@@ -236,6 +208,22 @@ class ConvNeXt(nn.Module):
                 layers[f"{block}/depthwise"] = (f"{block}/",)
         return layers
 
+    @property
+    def depth_groups(self) -> list[tuple[str, ...]]:
+        """Path prefixes of the stem and of each block with the downsampling before it."""
+        return group_layers(self.layers, 2)
+
+    @property
+    def torch_modules(self) -> dict[str, str]:
+        """Path of each block, and of each part of the stem and head, by its name in PyTorch."""
+        modules = {"stem": "stem"}
+        for stage, depth in enumerate(self.depths):
+            if stage:
+                modules[f"stages.{stage}.downsample"] = f"stages_{stage}/downsample"
+            for index in range(depth):
+                modules[f"stages.{stage}.blocks.{index}"] = f"stages_{stage}/blocks_{index}"
+        return modules | {"head.norm": "head/norm", "head.fc": "head/fc"}
+
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
         """Returns the standard deviation of a new leaf, or None for a constant one."""
         del shape
@@ -254,27 +242,116 @@ class ConvNeXt(nn.Module):
         Raises:
             ValueError: H or W is not a multiple of 32.
         """
-        height, width = images.shape[1:3]
-        if height % TOTAL_STRIDE or width % TOTAL_STRIDE:
-            raise ValueError(
-                f"ConvNeXt needs image sides divisible by {TOTAL_STRIDE}; got {height}x{width}."
-            )
-        scales: Sequence[jax.Array | None] = [None] * sum(self.depths)
-        if train and self.drop_path_rate > 0:
-            # All blocks at once, as many small draws take longer to compile and to run. The barrier
-            # hides each row's place, so that equal blocks have equal programs, compiled once.
-            key = self.make_rng("drop_path")
-            drawn = list(drop_path_scales(key, self.drop_path_rates, len(images)))
-            scales = materialize(drawn)
-        x, blocks = self.stem(images), iter(scales)
+        require_sides(self, images)
+        scales = iter(block_scales(self, self.drop_path_rates, images.shape[0], train=train))
+        x = self.stem(images)
         for stage in self.stages:
-            x = stage(x, list(itertools.islice(blocks, stage.depth)))
+            x = stage(x, list(itertools.islice(scales, stage.depth)))
         return x
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Normalized images [B, H, W, 3] -> float32 logits [B, num_classes]."""
         return self.head(self.features(images, train=train))
 
+
+def _patterns(mlp: Layout) -> Patterns:
+    """Returns timm's names; `mlp` is the layout of the MLPs' kernels."""
+    return (
+        (r"stem/conv/kernel", r"stem.0.weight", CONV),
+        (r"stem/conv/bias", r"stem.0.bias", VECTOR),
+        (r"stem/norm/scale", r"stem.1.weight", VECTOR),
+        (r"stem/norm/bias", r"stem.1.bias", VECTOR),
+        (r"stages_(\d+)/downsample/norm/scale", r"stages.\1.downsample.0.weight", VECTOR),
+        (r"stages_(\d+)/downsample/norm/bias", r"stages.\1.downsample.0.bias", VECTOR),
+        (r"stages_(\d+)/downsample/conv/kernel", r"stages.\1.downsample.1.weight", CONV),
+        (r"stages_(\d+)/downsample/conv/bias", r"stages.\1.downsample.1.bias", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/gamma", r"stages.\1.blocks.\2.gamma", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/conv_dw/kernel", r"stages.\1.blocks.\2.conv_dw.weight", CONV),
+        (r"stages_(\d+)/blocks_(\d+)/conv_dw/bias", r"stages.\1.blocks.\2.conv_dw.bias", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/norm/scale", r"stages.\1.blocks.\2.norm.weight", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/(fc\d)/kernel", r"stages.\1.blocks.\2.mlp.\3.weight", mlp),
+        (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/grn_scale", r"stages.\1.blocks.\2.mlp.grn.weight", VECTOR),
+        (r"stages_(\d+)/blocks_(\d+)/grn_bias", r"stages.\1.blocks.\2.mlp.grn.bias", VECTOR),
+        (r"head/norm/scale", r"head.norm.weight", VECTOR),
+        (r"head/norm/bias", r"head.norm.bias", VECTOR),
+        (r"head/fc/kernel", r"head.fc.weight", DENSE),
+        (r"head/fc/bias", r"head.fc.bias", VECTOR),
+    )
+
+
+def _block(theirs: str, timms: str) -> tuple[tuple[str, str], ...]:
+    """Returns the patterns of a ConvNeXt block in Facebook's and Hugging Face's names.
+
+    Args:
+        theirs: regular expression of the block's prefix there, with two groups.
+        timms: replacement with the block's prefix in timm.
+    """
+    return (
+        (rf"{theirs}\.(?:gamma|layer_scale_parameter)", rf"{timms}.gamma"),
+        (rf"{theirs}\.dwconv\.(weight|bias)", rf"{timms}.conv_dw.\3"),
+        (rf"{theirs}\.(?:norm|layernorm)\.(weight|bias)", rf"{timms}.norm.\3"),
+        (rf"{theirs}\.pwconv([12])\.(weight|bias)", rf"{timms}.mlp.fc\3.\4"),
+        (rf"{theirs}\.grn\.(?:gamma|weight)", rf"{timms}.mlp.grn.weight"),
+        (rf"{theirs}\.grn\.(?:beta|bias)", rf"{timms}.mlp.grn.bias"),
+    )
+
+
+_HF = r"(?:convnext(?:v2)?\.)?"  # prefix of a classifier's backbone; a backbone alone has none
+# By library. The shapes differ only by axes of length 1.
+_OTHER_NAMES: OtherNames = {
+    "Facebook's": (
+        r"downsample_layers\.0\.0\.weight",
+        (
+            (r"downsample_layers\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
+            (r"downsample_layers\.(\d+)\.([01])\.(weight|bias)", r"stages.\1.downsample.\2.\3"),
+            *_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
+            (r"norm\.(weight|bias)", r"head.norm.\1"),
+            (r"head\.(weight|bias)", r"head.fc.\1"),
+            # DINOv3 has norms of the stages before the last, which classification does not use, and
+            # the last one twice.
+            (r"norms\.\d+\.(weight|bias)", ""),
+        ),
+    ),
+    "Hugging Face's": (
+        rf"{_HF}embeddings\.patch_embeddings\.weight",
+        (
+            (rf"{_HF}embeddings\.patch_embeddings\.(weight|bias)", r"stem.0.\1"),
+            (rf"{_HF}embeddings\.layernorm\.(weight|bias)", r"stem.1.\1"),
+            (
+                rf"{_HF}encoder\.stages\.(\d+)\.downsampling_layer\.([01])\.(weight|bias)",
+                r"stages.\1.downsample.\2.\3",
+            ),
+            *_block(rf"{_HF}encoder\.stages\.(\d+)\.layers\.(\d+)", r"stages.\1.blocks.\2"),
+            (rf"{_HF}layernorm\.(weight|bias)", r"head.norm.\1"),
+            (r"classifier\.(weight|bias)", r"head.fc.\1"),
+        ),
+    ),
+    "torchvision's": (
+        r"features\.0\.0\.weight",
+        (
+            (r"features\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
+            *(
+                (rf"features\.{2 * i}\.([01])\.(weight|bias)", rf"stages.{i}.downsample.\1.\2")
+                for i in (1, 2, 3)
+            ),
+            *(
+                (rf"features\.{2 * i + 1}\.(\d+)\.{theirs}", rf"stages.{i}.blocks.\1.{timms}")
+                for i in range(4)
+                for theirs, timms in (
+                    (r"layer_scale", "gamma"),
+                    (r"block\.0\.(weight|bias)", r"conv_dw.\2"),
+                    (r"block\.2\.(weight|bias)", r"norm.\2"),
+                    (r"block\.3\.(weight|bias)", r"mlp.fc1.\2"),
+                    (r"block\.5\.(weight|bias)", r"mlp.fc2.\2"),
+                )
+            ),
+            (r"classifier\.0\.(weight|bias)", r"head.norm.\1"),
+            (r"classifier\.2\.(weight|bias)", r"head.fc.\1"),
+        ),
+    ),
+}
 
 # Depths, widths and tag of the ImageNet-1k checkpoint that `imagenet.weights='default'` downloads
 # from the Hugging Face hub. The tag is given because timm's default may be another checkpoint
@@ -292,8 +369,16 @@ _SIZES = {
 
 def register_convnext(name: str, depths: tuple[int, ...], dims: tuple[int, ...], tag: str) -> None:
     """Registers a ConvNeXt; a name that starts with 'convnextv2' makes it a ConvNeXt V2."""
-    build = functools.partial(ConvNeXt, depths, dims, response_norm=name.startswith("convnextv2"))
-    register(name, build, family="convnext", weights=f"timm/{name}.{tag}")
+    # In timm, the MLPs of these are 1x1 convolutions (`conv_mlp=True`).
+    is_small = re.fullmatch(r"convnext(v2)?_(atto|femto|pico|nano)", name)
+    register(
+        name,
+        functools.partial(ConvNeXt, depths, dims, response_norm=name.startswith("convnextv2")),
+        weights=f"timm/{name}.{tag}",
+        patterns=_patterns(DENSE_AS_CONV if is_small else DENSE),
+        library="timm",
+        other_names=_OTHER_NAMES,
+    )
 
 
 for _size, (_depths, _dims, _tag) in _SIZES.items():

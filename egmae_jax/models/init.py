@@ -18,6 +18,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.models.registry import MIN_SIDE
 
 PyTree = Any
 KERNEL_INITS = ("timm", "fan_in")
@@ -29,7 +30,8 @@ _CONSTANTS |= {"grn_scale": 0.0, "grn_bias": 0.0}
 def smallest_inputs(network: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Returns shapes of inputs: an image, and for an autoencoder also a mask of its patches."""
     is_autoencoder = isinstance(network, MaskedAutoencoder)
-    side = max(32, network.encoder.min_size if is_autoencoder else network.min_size)
+    multiple = (network.encoder if is_autoencoder else network).side_multiple
+    side = math.ceil(MIN_SIDE / multiple) * multiple
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
     return (image, mask) if is_autoencoder else (image,)
@@ -81,18 +83,13 @@ def initial_variables(
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
         std = initial_std(path, shape)
+        if not std:
+            value = _constant(path, layer_scale) if std is None else 0
+            return np.full(shape, value, np.float32)
         if kernel_init == "fan_in" and name == "kernel" and path not in _OUTPUT_KERNELS:
             std = math.prod(shape[:-1]) ** -0.5
-        if std == 0:
-            return np.zeros(shape, np.float32)
-        if std is not None:
-            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            return np.float32(std) * rng.standard_normal(shape, np.float32)
-        if name == "gamma":
-            return np.full(shape, layer_scale, np.float32)
-        if name in _CONSTANTS:
-            return np.full(shape, _CONSTANTS[name], np.float32)
-        raise NotImplementedError(f"no initialisation rule for the variable {path!r}")
+        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        return np.float32(std) * rng.standard_normal(shape, np.float32)
 
     flat = traverse_util.flatten_dict(abstract_variables(module, *inputs))
     paths = ["/".join(path) for _, *path in flat]  # within 'params' or 'batch_stats'
@@ -100,3 +97,13 @@ def initial_variables(
     with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy releases the GIL when it draws
         values = dict(zip(flat, pool.map(draw, paths, shapes), strict=True))
     return traverse_util.unflatten_dict(values)
+
+
+def _constant(path: str, layer_scale: float) -> float:
+    """Returns the initial value of the elements of a constant leaf."""
+    name = path.rsplit("/", 1)[-1]
+    if name == "gamma":
+        return layer_scale
+    if name not in _CONSTANTS:
+        raise NotImplementedError(f"no initialisation rule for the variable {path!r}")
+    return _CONSTANTS[name]

@@ -2,17 +2,35 @@
 
 import functools
 import itertools
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
 from egmae_jax.core import platform
+from egmae_jax.method import augment
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.kernels.convolution import conv2d
-from egmae_jax.models.kernels.operations import broadcast_to
+from egmae_jax.models.kernels.mlp import mlp
+from egmae_jax.models.kernels.norm import layer_norm
+from egmae_jax.models.kernels.operations import broadcast_to, gelu
+from egmae_jax.models.registry import Normalization
+
+# timm initializes kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
+# deviations, and so is a plain normal distribution. Biases start at zero.
+KERNEL_STD = 0.02
+kernel_init = nn.initializers.normal(KERNEL_STD)
+# PyTorch's kaiming_normal_, by outputs in ResNet and EfficientNet, by inputs in DenseNet and
+# SqueezeNet. torchvision draws SqueezeNet's uniformly, with this standard deviation.
+fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+fan_in_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# PyTorch draws the kernels of nn.Conv2d and nn.Linear uniformly; this has their standard deviation.
+default_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
 
 
 def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
@@ -26,6 +44,12 @@ def tap(module: nn.Module, x: jax.Array, name: str = "output") -> jax.Array:
         x = x + module.get_variable("perturbations", name)  # its gradient is the activation's
     module.sow("intermediates", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return x
+
+
+def is_tapped(module: nn.Module, *names: str) -> bool:
+    """Whether a call reads the activations that `tap` names, or their gradients."""
+    is_perturbed = any(module.has_variable("perturbations", name) for name in names)
+    return is_perturbed or module.is_mutable_collection("intermediates")
 
 
 class Conv(nn.Module):
@@ -47,17 +71,19 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = False
     dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
+        kernel = platform.cast(kernel, self.dtype)
+        y = conv2d(x.astype(self.dtype), kernel, self.strides, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y += broadcast_to(bias.astype(self.dtype), y.shape)
+            y += broadcast_to(platform.cast(bias, self.dtype), y.shape)
+            y = platform.materialize_gradient(y)
         return tap(self, y)
 
 
@@ -73,28 +99,108 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
+    def parameters(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the kernel [C, features] for C `channels` and the bias [features]."""
+        kernel = self.param("kernel", kernel_init, (channels, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., features]."""
-        init = nn.initializers.normal(0.02)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        kernel, bias = self.parameters(x.shape[-1])
+        y = x.astype(self.dtype) @ platform.cast(kernel, self.dtype)
         return y + broadcast_to(bias.astype(self.dtype), y.shape)
 
 
 class LayerNorm(nn.Module):
-    """Normalizes the channels of each pixel: `nn.LayerNorm` with eps 1e-6 and a faster gradient."""
+    """Normalizes the channels of each pixel: `nn.LayerNorm` with a faster gradient.
+
+    Attributes:
+        epsilon: constant added to the variance.
+    """
+
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., C], computed in float32."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = x.astype(jnp.float32)
-        # E[y^2] - E[y]^2 would lose precision where the mean is large.
-        y -= y.mean(axis=-1, keepdims=True)
-        y *= lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-6)
-        return (y * broadcast_to(scale, y.shape) + broadcast_to(bias, y.shape)).astype(x.dtype)
+        return layer_norm(x, scale, bias, epsilon=self.epsilon)
+
+
+def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Global response normalization: channels compete by norm (Woo et al. 2023, section 3).
+
+    Args:
+        x: features [B, N, C] at the N pixels of each image; norms are computed in float32.
+        scale: scale of each channel, [C].
+        bias: bias of each channel, [C].
+    """
+    squares = jnp.square(x.astype(jnp.float32)).sum(axis=1, keepdims=True)
+    # The square root has no derivative at 0. As in PyTorch, the gradient of a zero norm is 0.
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    shares = norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
+    return platform.materialize(x + x * (scale * shares).astype(x.dtype) + bias.astype(x.dtype))
+
+
+class Mlp(nn.Module):
+    """Linear layer to `hidden` channels, GELU, and a linear layer back, of each pixel or token.
+
+    Its parameters `fc1` and `fc2` lie in the scope of the enclosing block.
+
+    Attributes:
+        hidden: number of channels between the two layers.
+        response_norm: whether ConvNeXt V2's global response normalization follows GELU.
+        dtype: compute dtype.
+    """
+
+    hidden: int
+    response_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., C] -> [B, ..., C]."""
+        if isinstance(self.parent, nn.Module):  # unless it is used by itself
+            nn.share_scope(self.parent, self)
+        channels = x.shape[-1]
+        fc1 = Linear(self.hidden, self.dtype, name="fc1")
+        fc2 = Linear(channels, self.dtype, name="fc2")
+        if platform.for_gpu() and not self.response_norm:
+            x = x.astype(self.dtype)
+            return mlp(x, *fc1.parameters(channels), *fc2.parameters(self.hidden))
+        # As a matrix: on a CPU, gradients that sum over several axes are slow.
+        y = x if platform.for_gpu() else platform.materialize(x.reshape(-1, channels))
+        y = fc1(y)
+        y = gelu(platform.materialize_gradient(y))
+        if self.response_norm:
+            scale = self.param("grn_scale", nn.initializers.zeros, (self.hidden,))
+            bias = self.param("grn_bias", nn.initializers.zeros, (self.hidden,))
+            images = y.reshape(x.shape[0], math.prod(x.shape[1:-1]), self.hidden)
+            y = global_response_norm(images, scale, bias).reshape(y.shape)
+        y = fc2(y)
+        return platform.materialize(y).reshape(x.shape)
+
+
+def attention(qkv: jax.Array, num_heads: int, bias: jax.Array | None = None) -> jax.Array:
+    """Multi-head self-attention between the tokens of a sequence (Vaswani et al. 2017).
+
+    Args:
+        qkv: queries, keys and values of all heads, in this order, [..., N, 3 * C].
+        num_heads: number of heads, which divides C.
+        bias: added to the logits, which broadcasts to [..., num_heads, N, N].
+
+    Returns:
+        Weighted values, [..., N, C]. The softmax is computed in float32.
+    """
+    *leading, channels = qkv.shape
+    width = channels // 3 // num_heads
+    q, k, v = jnp.moveaxis(qkv.reshape(*leading, 3, num_heads, width), -3, 0)
+    logits = jnp.einsum("...qhc,...khc->...hqk", q, k, preferred_element_type=jnp.float32)
+    logits *= width**-0.5
+    weights = nn.softmax(logits if bias is None else logits + bias, axis=-1)
+    mixed = jnp.einsum("...hqk,...khc->...qhc", weights.astype(v.dtype), v)
+    return mixed.reshape(*leading, channels // 3)
 
 
 class ConvNorm(nn.Module):
@@ -105,7 +211,7 @@ class ConvNorm(nn.Module):
     strides: int = 1
     frozen: bool = False
     dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -120,6 +226,32 @@ class ConvNorm(nn.Module):
             name="conv",
         )(x)
         return BatchNorm(self.frozen, self.dtype, name="bn")(x, train=train)
+
+
+class Head(nn.Module):
+    """Global average pooling and a linear layer, in float32."""
+
+    num_classes: int
+    kernel_init: nn.initializers.Initializer = default_init
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Computes the logits: [B, h, w, C] -> [B, num_classes]."""
+        x = features.astype(jnp.float32).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=self.kernel_init, name="fc")(x)
+
+
+def convert_from_imagenet(images: jax.Array, normalization: Normalization | None) -> jax.Array:
+    """Converts images normalised by ImageNet's mean and standard deviation to others.
+
+    Args:
+        images: normalised images [B, H, W, 3].
+        normalization: the other mean and standard deviation; None returns the images unchanged.
+    """
+    if normalization is None:
+        return images
+    mean, std = (jnp.array(x) for x in normalization)
+    return (images * jnp.array(augment.STD) + (jnp.array(augment.MEAN) - mean)) / std
 
 
 def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
@@ -141,12 +273,40 @@ def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) ->
     return platform.materialize(jax.random.bernoulli(key, keep, (len(keep), batch)) / keep)
 
 
+def block_scales(
+    module: nn.Module, rates: np.ndarray, batch: int, *, train: bool
+) -> list[jax.Array | None]:
+    """Returns the drop-path factors [B] of each block of a network for one call.
+
+    Args:
+        module: the network; its rng stream 'drop_path' is needed if any rate is above 0.
+        rates: drop-path rate of each block, [num_blocks], in [0, 1).
+        batch: number of examples B.
+        train: whether blocks drop anything; otherwise each has None, which `drop_path` ignores.
+    """
+    if not train or not np.any(rates):
+        return [None] * len(rates)
+    # All blocks at once, as many small draws take longer to compile and to run. The barrier hides
+    # each row's place, so that equal blocks have equal programs, compiled once.
+    return platform.materialize(list(drop_path_scales(module.make_rng("drop_path"), rates, batch)))
+
+
 def drop_path(update: jax.Array, scales: jax.Array | None) -> jax.Array:
-    """Scales each example's residual branch [B, H, W, C] by its factor in `scales` [B].
+    """Scales each example's residual branch [B, ..., C] by its factor in `scales` [B].
 
     With `scales` None, nothing is dropped.
     """
-    return update if scales is None else update * scales[:, None, None, None].astype(update.dtype)
+    if scales is None:
+        return update
+    return update * jnp.expand_dims(scales, range(1, update.ndim)).astype(update.dtype)
+
+
+def require_sides(module: Any, images: jax.Array) -> None:
+    """Raises ValueError unless a network's `side_multiple` divides H and W of [B, H, W, 3]."""
+    (height, width), multiple = images.shape[1:3], module.side_multiple
+    if height % multiple or width % multiple:
+        name = type(module).__name__
+        raise ValueError(f"{name} needs image sides divisible by {multiple}; got {height}x{width}.")
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
@@ -200,6 +360,21 @@ def _max_pool_forward(x, padding):
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def group_layers(layers: Mapping[str, tuple[str, ...]], parts: int = 1) -> list[tuple[str, ...]]:
+    """Returns the path prefixes of each block, from input to output, for a `Model.depth_groups`.
+
+    Args:
+        layers: path prefixes of each layer by address, from input to output.
+        parts: number of the parts of an address that name its block: 1 if that of 'layer1_0/conv2'
+            is 'layer1_0'. A 'downsample' there belongs to the 'blocks_0' after it.
+    """
+    blocks: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for address, prefixes in layers.items():
+        block = tuple(address.replace("downsample", "blocks_0").split("/")[:parts])
+        blocks[block] = blocks.get(block, ()) + prefixes
+    return list(blocks.values())
 
 
 def below(addresses: frozenset[str], module: str) -> frozenset[str]:

@@ -10,14 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.convnext import (
-    KERNEL_STD,
-    TOTAL_STRIDE,
-    ConvNeXt,
-    ConvNeXtBlock,
-    kernel_init,
-)
-from egmae_jax.models.layers import Linear
+from egmae_jax.models.convnext import TOTAL_STRIDE, ConvNeXt, ConvNeXtBlock
+from egmae_jax.models.kernels.operations import broadcast_to
+from egmae_jax.models.layers import KERNEL_STD, Linear, kernel_init
 
 
 class Decoder(nn.Module):
@@ -42,7 +37,8 @@ class Decoder(nn.Module):
         x = Linear(self.dim, self.dtype, name="embed")(features)
         # The mask M enters as one channel, the masked share of each cell, by a learned embedding.
         embedding = self.param("mask_embedding", kernel_init, (1, self.dim))
-        x = x + _masked_share(mask, rows, columns)[..., None] * embedding[0].astype(self.dtype)
+        embedding = broadcast_to(embedding[0].astype(self.dtype), x.shape)
+        x = x + _masked_share(mask, rows, columns)[..., None] * embedding
         for index in range(self.depth):
             x = ConvNeXtBlock(dtype=self.dtype, name=f"blocks_{index}")(x)
         s = TOTAL_STRIDE

@@ -1,7 +1,7 @@
-"""ResNet (He et al. 2016; paper table 1) with timm's and torchvision's exact semantics.
+"""ResNet (He et al. 2016, table 1) with timm's and torchvision's exact semantics.
 
 Channels are last. The stride of a bottleneck is in its 3x3 convolution ("v1.5"), as in both
-libraries and unlike the paper. Submodules have the libraries' names, except the stem and the head:
+libraries and unlike He et al. Submodules have the libraries' names, except the stem and the head:
 `layer1_0/conv1` is `layer1.0.conv1` there.
 """
 
@@ -14,14 +14,20 @@ import numpy as np
 from flax import linen as nn
 
 from egmae_jax.models.batch_norm import BatchNorm
-from egmae_jax.models.convnext import drop_path_scales
-from egmae_jax.models.layers import Conv, ConvNorm, below, max_pool, tap
-from egmae_jax.models.registry import register
-
-# As timm: kaiming_normal_(mode="fan_out") for convolutions. The classifier has the standard
-# deviation of nn.Linear's uniform distribution, but is drawn from a normal one, with bias 0.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-fc_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
+from egmae_jax.models.layers import (
+    Conv,
+    ConvNorm,
+    Head,
+    below,
+    block_scales,
+    drop_path,
+    fan_out_init,
+    group_layers,
+    max_pool,
+    tap,
+)
+from egmae_jax.models.layouts import CONV, DENSE, VECTOR
+from egmae_jax.models.registry import Patterns, register
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +47,7 @@ class ResidualBlock(nn.Module):
     dtype: Any = jnp.float32
 
     expansion = 1
-    kernel_sizes: ClassVar[tuple[int, ...]] = (3, 3)  # of the branch's convolutions
+    depth = 2  # number of convolutions of the branch
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -49,62 +55,67 @@ class ResidualBlock(nn.Module):
 
         Args:
             x: input features.
-            scales: factors [B] of the branch from `drop_path_scales`; None disables drop path.
+            scales: factors [B] of the branch from `block_scales`; None disables drop path.
             train: whether batch norms use and update the statistics of the batch.
         """
-        outputs, last = self.features * self.expansion, len(self.kernel_sizes)
-        strided = self.kernel_sizes.index(3) + 1
-        update = x
-        for index, size in enumerate(self.kernel_sizes, 1):
-            update = Conv(
-                outputs if index == last else self.features,
-                size,
-                self.strides if index == strided else 1,
-                padding=size // 2,
-                dtype=self.dtype,
-                kernel_init=conv_init,
-                name=f"conv{index}",
-            )(update)
-            update = BatchNorm(
-                f"conv{index}" in self.frozen,
-                self.dtype,
-                # New blocks are identities, as with timm's zero_init_last.
-                nn.initializers.zeros if index == last else nn.initializers.ones,
-                name=f"bn{index}",
-            )(update, train=train)
-            if index < last:
-                update = nn.relu(update)
-        if scales is not None:
-            update *= scales[:, None, None, None].astype(update.dtype)
+        outputs = self.features * self.expansion
+        update = drop_path(self.branch(x, train=train), scales)
         if self.strides != 1 or x.shape[-1] != outputs:
             frozen = "downsample/conv" in self.frozen
             x = ConvNorm(
-                outputs, 1, self.strides, frozen, self.dtype, conv_init, name="downsample"
+                outputs, 1, self.strides, frozen, self.dtype, fan_out_init, name="downsample"
             )(x, train=train)
         return tap(self, nn.relu(x + update))
 
+    @nn.nowrap
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the residual, [B, H, W, C] -> [B, H', W', expansion * features]."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def conv_norm(self, x: jax.Array, number: int, size: int, strides: int, train: bool) -> Any:
+        """Applies the branch's convolution of a number and kernel size, and its norm."""
+        is_last = number == self.depth
+        x = Conv(
+            self.features * (self.expansion if is_last else 1),
+            size,
+            strides,
+            padding=size // 2,
+            dtype=self.dtype,
+            kernel_init=fan_out_init,
+            name=f"conv{number}",
+        )(x)
+        return BatchNorm(
+            f"conv{number}" in self.frozen,
+            self.dtype,
+            # New blocks are identities, as with timm's zero_init_last.
+            nn.initializers.zeros if is_last else nn.initializers.ones,
+            name=f"bn{number}",
+        )(x, train=train)
+
 
 class BasicBlock(ResidualBlock):
-    """Block of two 3x3 convolutions (paper figure 5, left)."""
+    """Block of two 3x3 convolutions (He et al. 2016, figure 5, left)."""
+
+    @nn.nowrap
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the residual, [B, H, W, C] -> [B, H', W', features]."""
+        x = nn.relu(self.conv_norm(x, 1, 3, self.strides, train))
+        return self.conv_norm(x, 2, 3, 1, train)
 
 
 class Bottleneck(ResidualBlock):
-    """Block of 1x1, 3x3 and 1x1 convolutions, the last one wider (paper figure 5, right)."""
+    """Block of 1x1, 3x3 and wider 1x1 convolutions (He et al. 2016, figure 5, right)."""
 
     expansion = 4
-    kernel_sizes = (1, 3, 1)
+    depth = 3
 
-
-class Head(nn.Module):
-    """Global average pooling and a linear layer, in float32."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Computes the logits: [B, h, w, C] -> [B, num_classes]."""
-        x = features.astype(jnp.float32).mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, kernel_init=fc_init, name="fc")(x)
+    @nn.nowrap
+    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the residual, [B, H, W, C] -> [B, H', W', 4 * features]."""
+        x = nn.relu(self.conv_norm(x, 1, 1, 1, train))
+        x = nn.relu(self.conv_norm(x, 2, 3, self.strides, train))
+        return self.conv_norm(x, 3, 1, 1, train)
 
 
 class ResNet(nn.Module):
@@ -130,12 +141,12 @@ class ResNet(nn.Module):
 
     # Parameters that ImageNet weights do not contain.
     fresh_prefixes: ClassVar[tuple[str, ...]] = ("head/fc/",)
-    stride = 32  # input pixels per feature of the last stage, along each axis
-    min_size = 32  # smallest side of an image in pixels
-    needs_multiple = False
+    side_multiple = 1
 
     def setup(self):
-        self.stem = ConvNorm(self.dims[0], 7, 2, "stem/conv" in self.frozen, self.dtype, conv_init)
+        self.stem = ConvNorm(
+            self.dims[0], 7, 2, "stem/conv" in self.frozen, self.dtype, fan_out_init
+        )
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             [
                 self._block_type(
@@ -166,11 +177,23 @@ class ResNet(nn.Module):
         for stage, depth in enumerate(self.depths, 1):
             for index in range(depth):
                 block = f"layer{stage}_{index}"
-                for number in range(1, len(self._block_type.kernel_sizes) + 1):
+                for number in range(1, self._block_type.depth + 1):
                     names.append((f"{block}/conv{number}", f"{block}/bn{number}"))
                 if index == 0 and (stage > 1 or self._block_type.expansion > 1):
                     names.append((f"{block}/downsample/conv", f"{block}/downsample/bn"))
         return {conv: (f"{conv}/", f"{norm}/") for conv, norm in names}
+
+    @property
+    def depth_groups(self) -> list[tuple[str, ...]]:
+        """Path prefixes of the stem and of each block."""
+        return group_layers(self.layers)
+
+    @property
+    def torch_modules(self) -> dict[str, str]:
+        """Path of the stem, each block and the classifier by its name in PyTorch."""
+        blocks = [(stage, i) for stage, depth in enumerate(self.depths, 1) for i in range(depth)]
+        modules = {f"layer{stage}.{index}": f"layer{stage}_{index}" for stage, index in blocks}
+        return {"bn1": "stem", **modules, "fc": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
         """Returns the standard deviation of a new variable around 0, or None for a constant one.
@@ -183,7 +206,7 @@ class ResNet(nn.Module):
             return (3 * shape[0]) ** -0.5
         if path.endswith("kernel"):  # those of an ASFF's linear layers are timm's default
             return (2 / (shape[0] * shape[1] * shape[3])) ** 0.5 if len(shape) == 4 else 0.02
-        last_norm = f"bn{len(self._block_type.kernel_sizes)}/scale"
+        last_norm = f"bn{self._block_type.depth}/scale"
         return 0.0 if path.startswith("layer") and path.endswith(last_norm) else None
 
     def stages(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, ...]:
@@ -197,16 +220,13 @@ class ResNet(nn.Module):
         Returns:
             Feature maps [B, h, w, C].
         """
-        scales: Any = [None] * sum(self.depths)
-        if train and self.drop_path_rate > 0:
-            scales = drop_path_scales(self.make_rng("drop_path"), self.drop_path_rates, len(images))
+        scales = iter(block_scales(self, self.drop_path_rates, images.shape[0], train=train))
         x = nn.relu(self.stem(images, train=train))
         x = max_pool(x, padding=((1, 1), (1, 1)))
-        outputs, number = [], 0
+        outputs = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                x = block(x, scales[number], train=train)
-                number += 1
+                x = block(x, next(scales), train=train)
             outputs.append(x)
         return tuple(outputs)
 
@@ -218,6 +238,26 @@ class ResNet(nn.Module):
         """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
         return self.head(self.features(images, train=train))
 
+
+BACKBONE_PATTERNS: Patterns = (
+    (r"stem/conv/kernel", r"conv1.weight", CONV),
+    (r"stem/bn/scale", r"bn1.weight", VECTOR),
+    (r"stem/bn/bias", r"bn1.bias", VECTOR),
+    (r"stem/bn/(mean|var)", r"bn1.running_\1", VECTOR),
+    (r"(layer\d)_(\d+)/(conv\d)/kernel", r"\1.\2.\3.weight", CONV),
+    (r"(layer\d)_(\d+)/(bn\d)/scale", r"\1.\2.\3.weight", VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/bias", r"\1.\2.\3.bias", VECTOR),
+    (r"(layer\d)_(\d+)/(bn\d)/(mean|var)", r"\1.\2.\3.running_\4", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/conv/kernel", r"\1.\2.downsample.0.weight", CONV),
+    (r"(layer\d)_(\d+)/downsample/bn/scale", r"\1.\2.downsample.1.weight", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/bias", r"\1.\2.downsample.1.bias", VECTOR),
+    (r"(layer\d)_(\d+)/downsample/bn/(mean|var)", r"\1.\2.downsample.1.running_\3", VECTOR),
+)
+_PATTERNS = (
+    *BACKBONE_PATTERNS,
+    (r"head/fc/kernel", r"fc.weight", DENSE),
+    (r"head/fc/bias", r"fc.bias", VECTOR),
+)
 
 # Depths, channels, and whether the blocks are bottlenecks. The ImageNet weights are torchvision's
 # first version, which the papers of the recipes used.
@@ -235,8 +275,8 @@ def register_resnet(name: str, sizes: tuple) -> None:
         name: name of the network.
         sizes: depths, channels and kind of block, as in `RESNETS`.
     """
-    build = functools.partial(ResNet, *sizes)
-    register(name, build, family="resnet", weights=f"timm/{name}.tv_in1k")
+    build, weights = functools.partial(ResNet, *sizes), f"timm/{name}.tv_in1k"
+    register(name, build, weights=weights, patterns=_PATTERNS, library="timm")
 
 
 for _name, _sizes in RESNETS.items():

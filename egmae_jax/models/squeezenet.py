@@ -1,4 +1,4 @@
-"""SqueezeNet 1.0 and 1.1 (Iandola et al. 2016; paper table 1) with torchvision's exact semantics.
+"""SqueezeNet 1.0 and 1.1 (Iandola et al. 2016, table 1) with torchvision's exact semantics.
 
 Channels are last. Modules are numbered as in torchvision's `features`; there is no batch norm.
 """
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.layers import Conv, max_pool, tap
+from egmae_jax.models.layers import Conv, fan_in_init, group_layers, max_pool, tap
+from egmae_jax.models.layouts import CONV, DENSE_AS_CONV, VECTOR
 from egmae_jax.models.registry import register
 
 _Fires = tuple[tuple[int, int] | None, ...]
@@ -37,8 +38,6 @@ _VERSIONS: dict[str, tuple[int, int, _Fires]] = {
         ),
     ),
 }
-# As torchvision's kaiming_uniform_, but a normal distribution of the same standard deviation.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def ceil_mode_pool(x: jax.Array) -> jax.Array:
@@ -48,7 +47,7 @@ def ceil_mode_pool(x: jax.Array) -> jax.Array:
 
 
 class Fire(nn.Module):
-    """Fire module (paper figure 1): a 1x1 convolution, then 1x1 and 3x3 convolutions in parallel.
+    """A 1x1 convolution, then 1x1 and 3x3 convolutions in parallel (Iandola et al. 2016, figure 1).
 
     Attributes:
         squeeze: number of channels of the first convolution.
@@ -67,7 +66,7 @@ class Fire(nn.Module):
         def conv(x, features, size, name):
             padding = size // 2
             return nn.relu(
-                Conv(features, size, 1, padding, True, self.dtype, conv_init, name=name)(x)
+                Conv(features, size, 1, padding, True, self.dtype, fan_in_init, name=name)(x)
             )
 
         x = conv(x, self.squeeze, 1, "squeeze")
@@ -103,35 +102,21 @@ class SqueezeNet(nn.Module):
     Attributes:
         version: '1_0' or '1_1'.
         num_classes: number of classes.
-        drop_path_rate: must be 0, because there are no residual blocks.
         dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        frozen: frozen layers (keys of `layers`); without effect, because there are no batch norms.
         dropout_rate: dropout rate before the classifier.
     """
 
     version: str
     num_classes: int
-    drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
-    frozen: frozenset[str] = frozenset()
     dropout_rate: float = 0.5
 
     fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
-    stride = 16  # input pixels per feature of the last map, along each axis
-    min_size = 32  # smallest side of an image in pixels
-    needs_multiple = False
-
-    def __post_init__(self):
-        if self.drop_path_rate:
-            raise ValueError(
-                f"SqueezeNet has no residual blocks, so drop_path_rate must be 0, not "
-                f"{self.drop_path_rate}."
-            )
-        super().__post_init__()
+    side_multiple = 1
 
     def setup(self):
         features, size, modules = _VERSIONS[self.version]
-        self.features_0 = Conv(features, size, 2, 0, True, self.dtype, conv_init)
+        self.features_0 = Conv(features, size, 2, 0, True, self.dtype, fan_in_init)
         for number, fire in enumerate(modules, 2):
             if fire is not None:
                 setattr(self, f"features_{number}", Fire(*fire, self.dtype))
@@ -145,6 +130,17 @@ class SqueezeNet(nn.Module):
             parts = ("squeeze", "expand1x1", "expand3x3") if fire is not None else ()
             addresses += [f"features_{number}/{part}" for part in parts]
         return {address: (f"{address}/",) for address in addresses}
+
+    @property
+    def depth_groups(self) -> list[tuple[str, ...]]:
+        """Path prefixes of the first convolution and of each Fire module."""
+        return group_layers(self.layers)
+
+    @property
+    def torch_modules(self) -> dict[str, str]:
+        """Path of the first convolution, each Fire module and the head by its name in PyTorch."""
+        paths = dict.fromkeys(address.split("/")[0] for address in self.layers)
+        return {path.replace("_", "."): path for path in paths} | {"classifier": "head"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
         """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
@@ -175,12 +171,21 @@ class SqueezeNet(nn.Module):
         return self.head(self.features(images, train=train), train=train)
 
 
+_PATTERNS = (
+    (r"features_(\d+)/kernel", r"features.\1.weight", CONV),
+    (r"features_(\d+)/bias", r"features.\1.bias", VECTOR),
+    (r"features_(\d+)/(\w+)/kernel", r"features.\1.\2.weight", CONV),
+    (r"features_(\d+)/(\w+)/bias", r"features.\1.\2.bias", VECTOR),
+    (r"head/fc/kernel", r"classifier.1.weight", DENSE_AS_CONV),
+    (r"head/fc/bias", r"classifier.1.bias", VECTOR),
+)
 # The hub has no safetensors of these networks; torchvision publishes pickles.
 _WEIGHTS = {"1_0": "b66bff10", "1_1": "b8a52dc0"}
 for _version, _hash in _WEIGHTS.items():
     register(
         f"squeezenet{_version}",
         functools.partial(SqueezeNet, _version),
-        family="squeezenet",
+        patterns=_PATTERNS,
+        library="torchvision",
         weights=f"https://download.pytorch.org/models/squeezenet{_version}-{_hash}.pth",
     )

@@ -2,7 +2,8 @@
 
 torch is not needed. A checkpoint is a safetensors or npz file with timm's names (for SqueezeNet
 torchvision's; for ResNet both are the same). ConvNeXt checkpoints may also have the names of
-Facebook, Hugging Face or torchvision, which `timm_names` translates. A file must have exactly the
+Facebook, Hugging Face or torchvision, and those of other networks the names that they were
+registered with, which `timm_names` translates. A file must have exactly the
 tensors of the model; otherwise an error names those that are missing, extra or of another shape.
 """
 
@@ -20,13 +21,17 @@ from egmae_jax.models.timm_names import (
     add_classifier,
     as_timm,
     batch_counters,
-    classifier_bias,
     expected_tensors,
     flatten,
     num_classes,
     unflatten,
 )
-from egmae_jax.models.timm_problems import explain_misfit, format_problems, list_problems
+from egmae_jax.models.timm_problems import (
+    differences,
+    explain_misfit,
+    format_problems,
+    list_problems,
+)
 from egmae_jax.models.weights import CheckpointError
 
 PyTree = Any
@@ -101,9 +106,9 @@ def convert(
         renamed = add_classifier(renamed, model_name)
     expected = expected_tensors(model_name, num_classes(renamed, model_name))
     if problems := list_problems(renamed, expected):
-        raise CheckpointError(explain_misfit(tensors, problems, model_name, source, classifier))
+        raise CheckpointError(explain_misfit(tensors, problems, model_name, source))
     if library:
-        logger.info("%s has %s names of a ConvNeXt, which are translated", source, library)
+        logger.info("%s has %s names of its tensors, which are translated", source, library)
     with np.errstate(over="ignore"):  # too large values become infinite, which `load` checks
         flat = {
             our_path: np.ascontiguousarray(layout.to_jax(renamed[key]), np.float32)
@@ -112,22 +117,16 @@ def convert(
     return unflatten(flat)
 
 
-def fits(tensors: Mapping[str, np.ndarray], model_name: str) -> bool:
-    """Whether the tensors fit the model with a classifier, so that `convert` accepts them."""
-    _, tensors = as_timm(tensors, model_name)
-    if classifier_bias(model_name) not in tensors:
-        return False
-    expected = expected_tensors(model_name, num_classes(tensors, model_name))
-    return not list_problems(tensors, expected)
-
-
-def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
+def save(
+    variables: PyTree, path: str | os.PathLike, model_name: str, *, classifier: bool = True
+) -> None:
     """Writes a model's variables to a safetensors file that the PyTorch model loads strictly.
 
     Args:
         variables: {"params": ..., "batch_stats": ...}.
         path: path of the file.
         model_name: one of `models.names()`.
+        classifier: whether the variables have a classifier; timm has none with `num_classes=0`.
 
     Raises:
         CheckpointError: the variables are not those of the model; the message names those that
@@ -136,20 +135,23 @@ def save(variables: PyTree, path: str | os.PathLike, model_name: str) -> None:
     flat = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
     classes = flat["head/fc/bias"].shape[0] if "head/fc/bias" in flat else 1
     expected = expected_tensors(model_name, classes)
-    leaves = {our_path: (key, shape, layout) for key, (our_path, shape, layout) in expected.items()}
+    leaves = {
+        our_path: (key, shape, layout)
+        for key, (our_path, shape, layout) in expected.items()
+        if classifier or not our_path.startswith("head/fc/")
+    }
 
-    problems = [f"missing: {name}" for name in leaves if name not in flat]
-    problems += [f"extra: {name} {x.shape}" for name, x in flat.items() if name not in leaves]
-    tensors = {}
-    for name, x in flat.items():
-        if name in leaves:
-            key, shape, layout = leaves[name]
-            tensors[key] = layout.to_torch(x).astype(np.float32)
-            if tensors[key].shape != shape:
-                problems.append(f"shape: {name} as {key} is {tensors[key].shape}, not {shape}")
-    if problems:
+    # Those that the model does not have keep their axes, for the message.
+    in_torch = {
+        name: leaves[name][2].to_torch(x) if name in leaves else x for name, x in flat.items()
+    }
+    labels = {name: f"{name} as {key}" for name, (key, _, _) in leaves.items()}
+    shapes = {labels[name]: shape for name, (_, shape, _) in leaves.items()}
+    found = {labels.get(name, name): x.shape for name, x in in_torch.items()}
+    if problems := differences(shapes, found):
         raise CheckpointError(
             f"The variables are not those of {model_name}:\n  {format_problems(problems)}"
         )
+    tensors = {leaves[name][0]: x.astype(np.float32) for name, x in in_torch.items()}
     tensors |= dict.fromkeys(batch_counters(expected), np.zeros((), np.int64))
     write_safetensors(Path(path), tensors)

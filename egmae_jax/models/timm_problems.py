@@ -2,27 +2,38 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from egmae_jax import models
-from egmae_jax.core.errors import shorten_list
-from egmae_jax.models.timm_names import (
-    OTHER_NAMES,
-    Expected,
-    add_classifier,
-    as_timm,
-    batch_counters,
-    expected_tensors,
-    num_classes,
-)
+from egmae_jax.models.timm_names import Expected, batch_counters
 
 _SPARSE = re.compile(r"\.dwconv\.kernel$")  # in Facebook's sparse pre-training of ConvNeXt V2
 _MAX_LISTED = 10  # tensors named in a message
 # Tensors of the first layer are listed first, because they identify a network best.
 _STEM = re.compile(r": (.+[./])?(stem|conv1|features\.0|downsample_layers\.0|embeddings)\.")
+
+
+def differences(
+    expected: Mapping[str, tuple[int, ...] | None], actual: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Lists which tensors are missing, extra or of another shape, in this order.
+
+    Args:
+        expected: shape of each tensor of the model by name; None if any will do.
+        actual: shape of each tensor at hand by name.
+    """
+    shared = [name for name in expected if name in actual]
+    return [
+        *(f"missing: {k} {x or ''}".rstrip() for k, x in expected.items() if k not in actual),
+        *(f"extra: {k} {x}" for k, x in actual.items() if k not in expected),
+        *(
+            f"shape: {k} is {actual[k]}, the model's is {expected[k]}"
+            for k in shared
+            if expected[k] not in (None, actual[k])
+        ),
+    ]
 
 
 def list_problems(tensors: Mapping[str, np.ndarray], expected: Expected) -> list[str]:
@@ -34,19 +45,11 @@ def list_problems(tensors: Mapping[str, np.ndarray], expected: Expected) -> list
     """
     counters = batch_counters(expected)
     tensors = {key: x for key, x in tensors.items() if key not in counters}
-    problems = [  # the shape of a missing classifier is unknown
-        f"missing: {key}" + f" {shape}" * (not path.startswith("head/fc/"))
+    shapes = {  # that of a missing classifier is unknown
+        key: None if path.startswith("head/fc/") and key not in tensors else shape
         for key, (path, shape, _) in expected.items()
-        if key not in tensors
-    ]
-    problems += [
-        f"extra: {key} {tuple(x.shape)}" for key, x in tensors.items() if key not in expected
-    ]
-    problems += [
-        f"shape: {key} is {tuple(tensors[key].shape)}, the model's is {shape}"
-        for key, (_, shape, _) in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
+    }
+    problems = differences(shapes, {key: tuple(x.shape) for key, x in tensors.items()})
     problems += [
         f"dtype: {key} is {x.dtype}, not a floating-point type"
         for key, x in tensors.items()
@@ -56,20 +59,15 @@ def list_problems(tensors: Mapping[str, np.ndarray], expected: Expected) -> list
 
 
 def explain_misfit(
-    tensors: Mapping[str, np.ndarray],
-    problems: list[str],
-    model_name: str,
-    source: str | os.PathLike,
-    classifier: bool,
+    tensors: Iterable[str], problems: Sequence[str], model_name: str, source: str | os.PathLike
 ) -> str:
     """Returns a message that explains why tensors do not fit a model, and names those that differ.
 
     Args:
-        tensors: tensors by the names in the checkpoint.
+        tensors: names of the tensors in the checkpoint.
         problems: result of `list_problems`.
         model_name: one of `models.names()`.
         source: origin of the tensors.
-        classifier: whether the tensors must include a classifier.
     """
     if any(map(_SPARSE.search, tensors)):
         return (
@@ -77,75 +75,10 @@ def explain_misfit(
             "converted. Use fine-tuned weights, or timm's weights of the same pre-training, such "
             "as timm/convnextv2_atto.fcmae."
         )
-    by_prefix = _problems_by_prefix(tensors, model_name, classifier)
-    fitting = [prefix for prefix, remaining in by_prefix.items() if not remaining]
-    if "" in fitting:
-        others = [key for key in tensors if key.startswith(tuple(by_prefix.keys() - {""}))]
-        return (
-            f"{source} has the tensors of {model_name} and {len(others)} others "
-            f"({shorten_list(others, most=3)}): save it without these (docs/pytorch.md)."
-        )
-    if len(fitting) > 1:
-        return (
-            f"{source} has the tensors of {model_name} several times, under names that begin with "
-            f"{' and '.join(map(repr, fitting))}: save one of these sets without its prefix "
-            "(docs/pytorch.md)."
-        )
-    if fitting:
-        (prefix,) = fitting
-        others = [key for key in tensors if not key.startswith(prefix)]
-        without_others = (
-            f", and without the {len(others)} others ({shorten_list(others, most=3)})"
-            if others
-            else ""
-        )
-        return (
-            f"{source} has the tensors of {model_name} under names that begin with {prefix!r}: "
-            f"save them without it{without_others} (docs/pytorch.md)."
-        )
-    if by_prefix:
-        prefix, problems = min(by_prefix.items(), key=lambda item: len(item[1]))
-        return (
-            f"{source} has names that begin with {prefix!r}, and without it does not fit "
-            f"{model_name} either; {len(problems)} tensors differ:\n  {format_problems(problems)}"
-        )
     return (
         f"{source} does not fit {model_name}; {len(problems)} tensors differ:\n  "
         f"{format_problems(problems)}"
     )
-
-
-def _problems_by_prefix(
-    tensors: Mapping[str, np.ndarray], model_name: str, classifier: bool
-) -> dict[str, list[str]]:
-    """Finds prefixes of names without which most tensors of a model fit.
-
-    Returns:
-        The remaining problems by prefix. If there are prefixes, '' stands for the names without
-        any of them.
-    """
-    keys = {path: key for key, (path, _, _) in expected_tensors(model_name, 1).items()}
-    first = next(key for path, key in keys.items() if path.startswith(("stem/", "features_0/")))
-    anchors = [re.escape(first)]
-    if models.family(model_name) == "convnext":
-        anchors += [anchor for anchor, _ in OTHER_NAMES.values()]
-    prefixed = re.compile(rf"(.+?[./])(?:{'|'.join(anchors)})")
-    prefixes = tuple(dict.fromkeys(match[1] for match in map(prefixed.fullmatch, tensors) if match))
-    groups = {
-        prefix: {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-        for prefix in prefixes
-    }
-    if prefixes:
-        groups[""] = {k: x for k, x in tensors.items() if not k.startswith(prefixes)}
-    problems = {}
-    for prefix, group in groups.items():
-        _, group = as_timm(group, model_name)
-        if not classifier:
-            group = add_classifier(group, model_name)
-        expected = expected_tensors(model_name, num_classes(group, model_name))
-        if 2 * len(expected.keys() & group.keys()) > len(expected):
-            problems[prefix] = list_problems(group, expected)
-    return problems
 
 
 def format_problems(problems: Sequence[str]) -> str:

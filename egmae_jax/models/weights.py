@@ -1,9 +1,11 @@
 """Finds weight files, on disk or on the Hugging Face hub, and reads their tensors."""
 
+import json
 import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -15,8 +17,8 @@ from huggingface_hub.errors import (
 
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import read_npz, require_readable
-from egmae_jax.core.quiet import quiet
 from egmae_jax.core.tensors import read_safetensors
+from egmae_jax.models.registry import Normalization
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +82,7 @@ def _download(repo_id: str) -> Path:
         return Path(cached)
     logger.info("Downloading %s from the Hugging Face hub", repo_id)
     try:
-        with quiet("huggingface_hub"):  # it would log each retry; the error below has the reason
-            return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
+        return Path(huggingface_hub.hf_hub_download(repo_id, "model.safetensors"))
     except RepositoryNotFoundError:
         raise MissingWeightsError(f"The Hugging Face hub has no repository {repo_id!r}.") from None
     except EntryNotFoundError as error:
@@ -90,7 +91,7 @@ def _download(repo_id: str) -> Path:
                 f"The repository {repo_id!r} has no model.safetensors."
             ) from None
         unreachable: BaseException = error
-    except Exception as error:  # the client does not wrap the errors of its HTTP library
+    except Exception as error:  # noqa: BLE001 (the HTTP library's errors are not wrapped)
         unreachable = error
     # The network error is the last one in the chain.
     while unreachable.__cause__ is not None:
@@ -102,6 +103,27 @@ def _download(repo_id: str) -> Path:
         f"`hf download {repo_id} model.safetensors`. Without one, download the file on another "
         "machine, copy it here and give its path."
     )
+
+
+def expected_normalization(path: Path, model_name: str) -> Normalization | None:
+    """Returns the normalisation of images that timm's config.json beside a weight file states.
+
+    Args:
+        path: the weight file.
+        model_name: name of the network in timm.
+
+    Returns:
+        None if there is no such file, or it is of another network, or it states none.
+    """
+    try:
+        config = json.loads((path.parent / "config.json").read_text("utf-8"))
+        if config["architecture"] != model_name:
+            return None
+        settings = config.get("pretrained_cfg", config)
+        values: list[Any] = [tuple(map(float, settings[name])) for name in ("mean", "std")]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return Normalization(*values)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -1,38 +1,38 @@
-"""ResNet, SqueezeNet and ASFF-ResNet without an oracle: their layers, options and fusion."""
+"""Every backbone without an oracle: its layers, options, exported programs and fusion."""
 
 import functools
-import subprocess
-import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from egmae_jax import models
+from egmae_jax.core import platform
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.models.asff import ASFFResNet
+from egmae_jax.models.densenet import DenseNet
+from egmae_jax.models.efficientnet import EfficientNet, Stage
 from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.resnet import BasicBlock, ResNet
+from egmae_jax.models.swin import Swin
+from egmae_jax.models.vit import ViT
 from egmae_jax.training import finetune
-from tests.conftest import REPOSITORY
-from tests.tiny import environment
+from tests.tiny import flatten
 
 IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
 SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True, 3)
 ONE_OF_EACH = (
     *("convnext_atto", "convnextv2_atto", "resnet18", "resnet50", "squeezenet1_0"),
-    *("squeezenet1_1", "asff_resnet18", "asff_resnet50"),
+    *("squeezenet1_1", "asff_resnet18", "asff_resnet50", "densenet121", "efficientnet_b0"),
+    *("tf_efficientnet_lite0", "vit_small_patch16_224", "swin_tiny_patch4_window7_224"),
 )
 
 
 def random(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def flatten(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 @functools.cache
@@ -159,57 +159,43 @@ def test_drop_path_and_dropout_are_of_training_only(name):
     assert not np.allclose(dropped, trained, rtol=1e-3)
 
 
-def test_options_that_a_model_does_not_have_are_refused():
-    with pytest.raises(ValueError, match="remat is for ConvNeXt; resnet18"):
-        models.create("resnet18", 3, remat=True)
-    with pytest.raises(ValueError, match=r"drop_path_rate must be 0, not 0\.1"):
-        models.create("squeezenet1_1", 3, drop_path_rate=0.1)
+def test_options_that_a_model_does_not_have_are_ignored_and_layers_and_names_refused():
+    assert models.create("resnet18", 3, remat=True) == models.create("resnet18", 3)
+    assert models.create("convnext_atto", 3, remat=True).remat
+    plain = models.create("squeezenet1_1", 3)
+    assert models.create("squeezenet1_1", 3, drop_path_rate=0.1) == plain
     with pytest.raises(ValueError, match="resnet18 has no layers layer1_0/conv3; it has stem/conv"):
         models.create("resnet18", 3, frozen={"layer1_0/conv1", "layer1_0/conv3"})
     with pytest.raises(ConfigError, match=r"Did you mean 'asff_resnet50'"):
-        models.family("asff_resnet500")
-    frozen = models.create("convnext_atto", 3, frozen=["stem/conv"]).frozen
-    assert frozen == frozenset({"stem/conv"})
+        models.library("asff_resnet500")
+    with pytest.raises(ValueError, match="convnext_atto has no layers head/fc; it has stem/conv"):
+        models.create("convnext_atto", 3, frozen=["head/fc"])
+    assert models.create("resnet18", 3, frozen=["stem/conv"]).frozen == {"stem/conv"}
 
 
-_EIGHT_DEVICES = """
-import functools, jax, numpy as np
-from egmae_jax.core import sharding
-from egmae_jax.models.resnet import BasicBlock
-
-assert jax.device_count() == 8
-block, rng = BasicBlock(6, strides=2), np.random.default_rng(0)
-x = rng.standard_normal((16, 9, 9, 4), np.float32) * rng.uniform(1, 9, (16, 1, 1, 1))
-shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=True), x)
-variables = jax.tree.map(lambda a: np.abs(rng.standard_normal(a.shape)).astype(np.float32), shapes)
-
-@jax.jit
-@functools.partial(jax.value_and_grad, has_aux=True)
-def program(params, statistics, x):
-    variables = {"params": params, "batch_stats": statistics}
-    out, changes = block.apply(variables, x, train=True, mutable=["batch_stats"])
-    return (out ** 2).mean(), changes["batch_stats"]
-
-one = program(variables["params"], variables["batch_stats"], x)
-mesh = sharding.make_mesh()
-placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
-variables = sharding.replicate(variables, mesh)
-eight = program(variables["params"], variables["batch_stats"], placed)
-assert len(jax.tree.leaves(one[0][1])) == 2 * 3
-for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-"""
+SMALL = {
+    "efficientnet": (EfficientNet(False, 3, sizes=(Stage(2, 5, 2, 6, 8),)), 48),
+    "lite": (EfficientNet(True, 3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))), 48),
+    "densenet": (DenseNet((1, 1), 8, 3), 48),
+    "vit": (ViT(1, 24, 3, 3), 96),
+    "swin": (Swin((2, 1, 1, 2), 8, (1, 1, 1, 2), 3), 96),
+}
 
 
-@pytest.mark.essential
-@pytest.mark.slow
-def test_batch_statistics_on_eight_devices_are_those_of_the_whole_batch():
-    variables = environment(XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    done = subprocess.run(
-        [sys.executable, "-c", _EIGHT_DEVICES],
-        env=variables,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", SMALL)
+def test_a_program_for_any_batch_and_platform_can_be_exported(name):
+    model, side = SMALL[name]
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), np.float32)
+    with platform.portable():
+        program = jax.export.export(jax.jit(model.apply), platforms=("cpu", "cuda", "tpu"))
+        exported = program(abstract_variables(model, IMAGE), images)
+    assert exported.out_avals[0].shape == (batch, 3)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("vit", 16), ("swin", 4)])
+def test_transformers_refuse_sides_that_their_patches_do_not_divide(name, multiple):
+    model, side = SMALL[name]
+    assert model.side_multiple == multiple
+    with pytest.raises(ValueError, match=f"sides divisible by {multiple}; got {side}x{side + 2}"):
+        abstract_variables(model, jax.ShapeDtypeStruct((1, side, side + 2, 3), np.float32))

@@ -39,17 +39,8 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiles soon
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Makes every model of the registry as small as the tests' own, but for SqueezeNets."""
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
-    for name, spec in registry._SPECS.items():
-        build = spec.build
-        sizes = {
-            "convnext": tiny.ENTRY[:2],
-            "resnet": (*tiny.RESNET_ENTRY[:2], *build.args[2:]),
-            "asff_resnet": (*tiny.RESNET_ENTRY[:2], *build.args[2:]),
-        }.get(spec.family, build.args)
-        smaller = functools.partial(build.func, *sizes, **build.keywords)
-        registry._SPECS[name] = spec._replace(build=smaller)
+    tiny.shrink_networks()
 
 
 def make(name):

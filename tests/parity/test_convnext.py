@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from egmae_jax import models
 from egmae_jax.models import timm as interop
 from egmae_jax.models import timm_names
 from tests import torch_reference
-from tests.models.test_timm import in_names_of
+from tests.models.names import in_names_of
+from tests.tiny import flatten
 
 torch = torch_reference.torch()
 safetensors_torch = pytest.importorskip("safetensors.torch")
 timm = torch_reference.timm()
 
 CLASSES = 5
-NAMES = [name for name in models.names() if models.family(name) == "convnext"]
+NAMES = [name for name in models.names() if name.startswith("convnext")]
 
 
 def every_model(*, fast):
@@ -59,10 +59,6 @@ def our_program(name):
         return features, ours.head(features)
 
     return program
-
-
-def flatten(tree):
-    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 @every_model(fast={"convnext_atto", "convnextv2_atto"})

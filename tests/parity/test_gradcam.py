@@ -15,7 +15,7 @@ from egmae_jax.models.asff import register_asff
 from egmae_jax.models.convnext import register_convnext
 from egmae_jax.models.resnet import register_resnet
 from tests import torch_reference
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, SQUEEZENET_WEIGHTS
 
 torch = torch_reference.torch()
 timm = torch_reference.timm()
@@ -124,7 +124,6 @@ def test_every_block_and_convolution_of_timms_has_an_address(networks):
 
 # --- The other backbones --------------------------------------------------------------------------
 
-SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 # timm's stem always gives 64 channels.
 RESNETS = {
     "resnet_shallow": ((1, 2, 1, 2), (64, 16, 24, 32), False),

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from egmae_jax import models
 from egmae_jax.data import images as decoding
@@ -15,7 +14,8 @@ from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
 from egmae_jax.models.resnet import register_resnet
 from tests import torch_reference
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, SQUEEZENET_WEIGHTS
+from tests.tiny import flatten
 
 torch = torch_reference.torch()
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -23,13 +23,12 @@ timm = torch_reference.timm()
 torchvision = torch_reference.torchvision()
 
 CLASSES = 5
-SQUEEZENET_WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
 # Networks of both kinds of blocks that compile in a second. timm's stem always gives 64 channels.
 SMALL = {
     "resnet_basic": ((2, 1, 1, 1), (64, 16, 24, 32), False),
     "resnet_bottleneck": ((1, 2, 1, 1), (64, 8, 12, 16), True),
 }
-NAMES = [x for x in models.names() if models.family(x) in ("resnet", "squeezenet")]
+NAMES = [x for x in models.names() if x.startswith(("resnet", "squeezenet"))]
 BUFFERS = ("running_mean", "running_var")
 
 
@@ -65,10 +64,6 @@ def ours(network, name):
     """The variables of PyTorch's network in our tree; copies, as training works in place."""
     tensors = {key: x.numpy().copy() for key, x in network.state_dict().items()}
     return interop.convert(tensors, name, name)
-
-
-def flatten(tree):
-    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def random_images(batch, height, width=None, seed=1):
@@ -173,7 +168,7 @@ def train_theirs(network, batches, learning_rate):
 def test_the_gradient_of_every_parameter_is_pytorchs(name):
     network = reference(name).train()
     model = models.create(name, CLASSES)
-    if models.family(name) == "squeezenet":
+    if name.startswith("squeezenet"):
         network.classifier[0].p = 0.0
         model = model.copy(dropout_rate=0.0)
     variables = ours(network, name)

@@ -22,10 +22,10 @@ from egmae_jax.models import timm as interop
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.resnet import register_resnet
 from egmae_jax.run import default_config
-from egmae_jax.run.config import ConfigError
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
 from egmae_jax.training.state import EVERYTHING, TrainState
 from tests import torch_reference
+from tests.tiny import flatten
 
 torch = torch_reference.torch()
 timm = torch_reference.timm()
@@ -97,7 +97,7 @@ def run_theirs(model, make_trainer, batches, snapshot):
     return runs
 
 
-def our_adamw(params, section, layer_decay=1.0):
+def our_adamw(params, section, layer_decay=1.0, depth_groups=()):
     schedule = optim.cosine_schedule(
         section.learning_rate, total_steps=TOTAL_STEPS, warmup_steps=WARMUP_STEPS
     )
@@ -107,6 +107,7 @@ def our_adamw(params, section, layer_decay=1.0):
         weight_decay=section.weight_decay,
         betas=section.betas,
         layer_decay=layer_decay,
+        depth_groups=depth_groups,
     )
 
 
@@ -143,10 +144,6 @@ def tensors(model):
     return {k: v.detach().clone().numpy() for k, v in model.state_dict().items()}
 
 
-def flat(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
 def assert_as_exact(ours, float32, float64, start):
     """The runs end in the same parameters by every step, and have the same losses.
 
@@ -157,10 +154,10 @@ def assert_as_exact(ours, float32, float64, start):
     share of such entries, of ours and, to show that they are fair, of PyTorch's in float32.
     """
     np.testing.assert_allclose(ours[1], float64[1], rtol=1e-4)
-    start = flat(start)
+    start = flatten(start)
     for step, exact in float64[0].items():
-        exact, problems, worst = flat(exact), {}, np.zeros((2, 2))
-        runs = [flat(run[0][step]) for run in (ours, float32)]
+        exact, problems, worst = flatten(exact), {}, np.zeros((2, 2))
+        runs = [flatten(run[0][step]) for run in (ours, float32)]
         assert runs[0].keys() == exact.keys()
         for path, values in exact.items():
             moved = np.sqrt(np.square(values - start[path]).mean())
@@ -252,10 +249,11 @@ def test_fine_tuning_is_pytorchs(name, steps):
     start = tensors(classifier)
 
     variables = classifier_variables(start, name)
-    optimizer = our_adamw(variables["params"], section, LAYER_DECAY)
+    model = models.create(name, CLASSES)
+    optimizer = our_adamw(variables["params"], section, LAYER_DECAY, model.depth_groups)
     step_fn = functools.partial(
         finetune.finetune_step,
-        model=models.create(name, CLASSES),
+        model=model,
         optimizer=optimizer,
         config=config,
     )
@@ -330,21 +328,21 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     def snapshot(model):
         """What moves: errors are measured by how far. What is frozen must not."""
         exact = convert_exactly(classifier_variables, model, name)
-        start = flat(variables)
-        for path, x in flat(exact).items():
+        start = flatten(variables)
+        for path, x in flatten(exact).items():
             assert np.array_equal(x, start[path]) == path.startswith(stays), path
         return drop(exact, stays)
 
     def drop(tree, prefixes):
-        kept = {k: x for k, x in flat(tree).items() if not (prefixes and k.startswith(prefixes))}
+        kept = {k: x for k, x in flatten(tree).items() if not (prefixes and k.startswith(prefixes))}
         return traverse_util.unflatten_dict(kept, sep="/")
 
     theirs = run_theirs(
         classifier, lambda model: trained(model, section, LOSS), lambda dtype: batches, snapshot
     )
     for snapshot in ours[0].values():
-        for path, x in flat(snapshot).items():
-            assert np.array_equal(x, flat(variables)[path]) == path.startswith(stays), path
+        for path, x in flatten(snapshot).items():
+            assert np.array_equal(x, flatten(variables)[path]) == path.startswith(stays), path
     kept = {step: drop(snapshot, stays) for step, snapshot in ours[0].items()}
     assert_as_exact((kept, ours[1]), *theirs, variables)
 
@@ -425,17 +423,13 @@ def test_the_groups_of_layer_decay_are_timms(name):
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     expected = {k: np.full(tuple(p.shape), scale[id(p)]) for k, p in model.named_parameters()}
     expected |= {k: np.ones(tuple(x.shape)) for k, x in model.named_buffers()}
-    expected = flat(classifier_variables(expected, name)["params"])
+    expected = flatten(classifier_variables(expected, name)["params"])
     shapes = traverse_util.unflatten_dict(expected, sep="/")
-    ours = flat(optim.layer_rate_factors(shapes, LAYER_DECAY))
+    depth_groups = models.create(name, CLASSES).depth_groups
+    ours = flatten(optim.layer_rate_factors(shapes, LAYER_DECAY, depth_groups))
     assert ours.keys() == expected.keys()
     for path, factor in ours.items():
         np.testing.assert_allclose(expected[path], factor, rtol=1e-6, err_msg=path)
-
-
-def test_a_network_of_unknown_layers_is_not_trained_as_if_it_were_one():
-    with pytest.raises(ConfigError, match=r"layer_decay.*trunk/conv/kernel"):
-        optim.layer_rate_factors({"trunk": {"conv": {"kernel": np.ones(1)}}}, LAYER_DECAY)
 
 
 def test_the_entropy_of_every_patch_is_the_references():

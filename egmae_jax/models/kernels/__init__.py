@@ -1,1 +1,1 @@
-"""Forms that are faster on a platform, each behind one function."""
+"""Faster implementations of operations by platform, each with its plain form beside it."""

@@ -1,19 +1,31 @@
-"""Depthwise 7x7 convolution, the hot spot of ConvNeXt, in the form that is fastest on a platform.
+"""Depthwise convolution, the hot spot of ConvNeXt, in the form that is fastest on a platform.
 
 XLA's grouped convolution is slow on a CPU. There the convolution is a sum of K*K shifted and scaled
 copies of the input, which XLA fuses into one vectorised loop over all cores, and has its own
-backward rule. GPU and TPU use XLA's convolution.
+backward rule. A TPU runs the program of `depthwise_tpu`, a GPU XLA's convolution.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from egmae_jax.core.platform import by_platform, custom_vjp, materialize, subroutine
-from egmae_jax.models.kernels.operations import column_sums
+from egmae_jax.core import sharding
+from egmae_jax.core.platform import (
+    by_platform,
+    cast,
+    custom_vjp,
+    for_gpu,
+    join,
+    materialize,
+    runs_tpu_kernels,
+    subroutine,
+)
+from egmae_jax.models.kernels import depthwise_tpu
+from egmae_jax.models.kernels.operations import column_sums, largest_divisor, pixel_sums
 
 _MAX_ROWS = 7  # image rows that the kernel's gradient sums at a time
 
@@ -24,12 +36,17 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
 
     Args:
         x: features [B, H, W, C].
-        kernel: kernel [K, K, 1, C], K odd.
+        kernel: kernel [K, K, 1, C], K odd; cast to the dtype of `x`, as is the bias.
         bias: bias of each channel, [C].
 
     Returns:
         Features [B, H, W, C] in the dtype of `x`.
     """
+    if for_gpu():
+        return _conv_on_gpu(x, kernel, bias)
+    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+    if runs_tpu_kernels() and depthwise_tpu.is_supported(x, len(kernel)):
+        return sharding.by_device(_conv_on_tpu, batched=1)(x, kernel, bias)
     return by_platform(x, kernel, bias, cpu=_shifted_conv, others=depthwise_conv_plain)
 
 
@@ -45,6 +62,115 @@ def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> ja
         feature_group_count=x.shape[-1],
     )
     return y + bias
+
+
+def strided_depthwise_conv(
+    x: jax.Array, kernel: jax.Array, strides: int, before: Sequence[int]
+) -> jax.Array:
+    """Depthwise convolution without bias to ⌈H / strides⌉ by ⌈W / strides⌉ pixels.
+
+    Args:
+        x: features [B, H, W, C].
+        kernel: kernel [K, K, 1, C], K odd.
+        strides: step along both axes.
+        before: number of zeros before the first row and before the first column, at most K // 2.
+
+    Returns:
+        Features [B, ⌈H / strides⌉, ⌈W / strides⌉, C] in the dtype of `x`.
+    """
+    form = functools.partial(_subsampled_conv, strides=strides, before=tuple(before))
+    plain = functools.partial(strided_depthwise_conv_plain, strides=strides, before=before)
+    return by_platform(x, kernel, cpu=form, others=plain)
+
+
+def strided_depthwise_conv_plain(
+    x: jax.Array, kernel: jax.Array, strides: int, before: Sequence[int]
+) -> jax.Array:
+    """Plain form of `strided_depthwise_conv`: XLA's grouped convolution."""
+    size = len(kernel)
+    outputs = [-(-side // strides) for side in x.shape[1:3]]
+    padding = [
+        (low, (count - 1) * strides + size - side - low)
+        for low, count, side in zip(before, outputs, x.shape[1:3], strict=True)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _subsampled_conv(
+    x: jax.Array, kernel: jax.Array, strides: int, before: tuple[int, ...]
+) -> jax.Array:
+    """Keeps the pixels of a convolution with stride 1 that one with strides computes."""
+    y = depthwise_conv(x, kernel, jnp.zeros(x.shape[-1:], x.dtype))
+    row, column = (len(kernel) // 2 - low for low in before)
+    return y[:, row::strides, column::strides]
+
+
+@jax.custom_vjp
+def _conv_on_gpu(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return depthwise_conv_plain(x, cast(kernel, x.dtype), bias.astype(x.dtype))
+
+
+def _conv_on_gpu_forward(x, kernel, bias):
+    """Casts and turns the kernels of all layers of one shape in one program."""
+    # Together, or XLA would turn one of them where the optimizer updates it, and copy it for that.
+    casted, turned = lax.optimization_barrier(
+        (cast(kernel, x.dtype), cast(kernel[::-1, ::-1], x.dtype))
+    )
+    y = depthwise_conv_plain(x, casted, bias.astype(x.dtype))
+    return y, (x, kernel, turned, bias)
+
+
+def _conv_on_gpu_backward(residuals, gradient):
+    x, kernel, turned, bias = residuals
+    gradient = lax.optimization_barrier(gradient)
+    no_bias = jnp.zeros(x.shape[-1:], x.dtype)
+    images = x, gradient
+    if min(x.shape[1:3]) <= len(kernel):
+        # XLA only calls the library's program for the gradient of a kernel smaller than the image.
+        rest = [max(0, len(kernel) + 1 - side) for side in x.shape[1:3]]
+        margin = (0, 0), (0, rest[0]), (0, rest[1]), (0, 0)
+        images = tuple(
+            jnp.pad(join(image.astype(jnp.float32)).astype(x.dtype), margin) for image in images
+        )
+    padded, padded_gradient = images
+    _, kernel_gradient = jax.vjp(
+        lambda kernel: depthwise_conv_plain(padded, kernel, no_bias), kernel.astype(x.dtype)
+    )
+    return (
+        depthwise_conv_plain(gradient, turned, no_bias),
+        kernel_gradient(padded_gradient)[0].astype(kernel.dtype),
+        pixel_sums(gradient).astype(bias.dtype),
+    )
+
+
+_conv_on_gpu.defvjp(_conv_on_gpu_forward, _conv_on_gpu_backward)
+
+
+@jax.custom_vjp
+def _conv_on_tpu(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return depthwise_tpu.conv(x, kernel, bias)
+
+
+def _conv_on_tpu_backward(residuals, gradient):
+    x, kernel = residuals
+    no_bias = jnp.zeros(x.shape[-1:], x.dtype)
+    return (
+        depthwise_tpu.conv(gradient, kernel[::-1, ::-1], no_bias),
+        depthwise_tpu.kernel_gradient(x, gradient, len(kernel)).astype(kernel.dtype),
+        gradient.sum(axis=(0, 1, 2)),
+    )
+
+
+_conv_on_tpu.defvjp(
+    lambda x, kernel, bias: (_conv_on_tpu(x, kernel, bias), (x, kernel)), _conv_on_tpu_backward
+)
 
 
 @jax.custom_jvp
@@ -109,7 +235,7 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
     """
     batch, height, width, channels = x.shape
     padded, gradient = _pad(x, size).astype(jnp.float32), gradient.astype(jnp.float32)
-    rows = max(n for n in range(1, _MAX_ROWS + 1) if height % n == 0)
+    rows = largest_divisor(height, _MAX_ROWS)
     blocks = height // rows  # blocks of rows in an image
 
     # The barrier hides that these are constants; otherwise XLA compiles a loop body for each.

@@ -1,4 +1,4 @@
-"""GELU, and sums over all pixels, in the forms that are fastest on a CPU."""
+"""GELU, and sums over all pixels, in the forms that are fastest on a platform."""
 
 import functools
 import math
@@ -27,12 +27,19 @@ def gelu_plain(x: jax.Array) -> jax.Array:
     return (0.5 * y * (1.0 + lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Returns the largest divisor of a number that is at most `most`, which is 1 or more."""
+    return max(n for n in range(1, most + 1) if number % n == 0)
+
+
 def broadcast_to(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jnp.broadcast_to` of a bias or scale [C] to all pixels, `shape` [..., C].
 
-    Its gradient is a sum over pixels, which `column_sums` computes.
+    Its gradient is a sum over pixels, which `column_sums` or `pixel_sums` computes.
     """
-    return _broadcast(vector, shape) if platform.for_cpu() else jnp.broadcast_to(vector, shape)
+    if platform.for_cpu() or (platform.for_gpu() and len(shape) > 2):
+        return _broadcast(vector, shape)
+    return jnp.broadcast_to(vector, shape)
 
 
 @functools.partial(platform.custom_vjp, nondiff_argnums=(1,))
@@ -40,11 +47,14 @@ def _broadcast(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(vector, shape)
 
 
+def _broadcast_backward(shape: tuple[int, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    if platform.for_gpu():
+        return (pixel_sums(gradient).astype(gradient.dtype),)
+    return (column_sums(platform.materialize(gradient.reshape(-1, shape[-1]))),)
+
+
 _broadcast.defvjp(
-    lambda vector, shape: (jnp.broadcast_to(vector, shape), None),
-    lambda shape, _, gradient: (
-        column_sums(platform.materialize(gradient.reshape(-1, shape[-1]))),
-    ),
+    lambda vector, shape: (jnp.broadcast_to(vector, shape), None), _broadcast_backward
 )
 
 
@@ -69,3 +79,26 @@ _column_sums.defvjp(
     lambda x: (_column_sums(x), x.shape),
     lambda shape, gradient: (jnp.broadcast_to(gradient, shape),),
 )
+
+
+_MOST_ROWS = 31  # of more, XLA's GPU compiler makes a kernel that it joins with one other at most
+
+
+def pixel_sums(x: jax.Array) -> jax.Array:
+    """Sums over all pixels for GPUs, [B, ..., C] -> float32 [C].
+
+    It sums a few pixels at a time, in kernels that XLA joins with those of all other calls of the
+    same shape, and the images last, which XLA does where the sums are used.
+    """
+    x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+    while (pixels := x.shape[1]) > 1:
+        rows = largest_divisor(pixels, _MOST_ROWS)
+        rows = pixels if rows == 1 else rows
+        x = platform.join(x).reshape(len(x), pixels // rows, rows, -1).sum(axis=2)
+        x = jax.lax.optimization_barrier(x)  # else XLA makes one sum of all of them
+    return pixel_sums_plain(x)
+
+
+def pixel_sums_plain(x: jax.Array) -> jax.Array:
+    """Plain form of `pixel_sums`, a reduction."""
+    return x.sum(axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
