@@ -8,12 +8,13 @@ on eight devices takes the same crops as a step on one.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.core.platform import for_cpu, materialize
+from egmae_jax.core.platform import for_cpu, join, materialize
 
 # Mean and standard deviation of ImageNet by channel, of pixel values / 255 (paper section 4.2).
 MEAN = (0.485, 0.456, 0.406)
@@ -33,16 +34,27 @@ class Crop(NamedTuple):
     bounds: tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # top, bottom, left, right
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """Normalises images by ImageNet's mean and standard deviation.
+def normalize(
+    images: jax.Array, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> jax.Array:
+    """Normalises images by the mean and standard deviation of each channel.
 
     Args:
         images: uint8 [..., 3], or greyscale [..., 1], which becomes three channels.
+        mean: mean of the pixel values / 255; ImageNet's by default.
+        std: their standard deviation; ImageNet's by default.
 
     Returns:
         float32 [..., 3].
     """
-    return (images.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
+    return standardize(images.astype(jnp.float32) / 255.0, mean, std)
+
+
+def standardize(
+    images: jax.Array, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> jax.Array:
+    """Normalises images float32 [..., 3 or 1] with values in [0, 1]; see `normalize`."""
+    return (images - jnp.array(mean)) / jnp.array(std)
 
 
 def pixel_noise(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
@@ -115,18 +127,18 @@ def resized_random_crop(key: jax.Array, sizes: jax.Array, *, resize: int, crop: 
         resize: length of the shorter side after resizing, in pixels.
         crop: side of the crop, in resized pixels.
     """
-    short = sizes.min(axis=1, keepdims=True)
-    resized = sizes * resize // short  # int32, truncated as torchvision does
+    short = jnp.minimum(sizes[:, :1], sizes[:, 1:])
+    # Truncated as torchvision does; `//` would also look at the signs, in one more kernel of a GPU.
+    resized = jax.lax.div(sizes * resize, jnp.broadcast_to(short, sizes.shape))
     step = sizes.astype(jnp.float32) / resized.astype(jnp.float32)  # original per resized pixel
     slack = (resized - crop).astype(jnp.float32)
-    offset = jnp.concatenate(
-        [_random_offset(k, slack[:, i : i + 1]) for i, k in enumerate(jax.random.split(key))],
-        axis=1,
+    top, left = (
+        _random_offset(k, slack[:, i : i + 1])[:, 0] * step[:, i]
+        for i, k in enumerate(jax.random.split(key))
     )
-    start, extent = offset * step, crop * step
     zero = jnp.zeros(sizes.shape[0])
     bounds = (zero, sizes[:, 0].astype(jnp.float32), zero, sizes[:, 1].astype(jnp.float32))
-    return Crop(start[:, 0], start[:, 1], extent[:, 0], extent[:, 1], bounds)
+    return Crop(top, left, crop * step[:, 0], crop * step[:, 1], bounds)
 
 
 def _random_offset(key: jax.Array, slack: jax.Array) -> jax.Array:
@@ -222,4 +234,4 @@ def _resampling(
     low, high = (x[:, None, None] for x in (low, high))
     weight = jnp.where((position >= low) & (position < high), weight, 0.0)
     total = weight.sum(axis=-1, keepdims=True)  # 0 for an empty rectangle
-    return _Axis(position, weight / jnp.where(total > 0, total, 1.0))
+    return _Axis(position, join(weight / jnp.where(total > 0, total, 1.0)))

@@ -6,15 +6,26 @@ All corruptions have the same interface, `corrupt`, so ablations need only a con
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from egmae_jax.core.errors import is_own, require_free
 from egmae_jax.method.entropy import patch_entropy
 
-__all__ = ["Corruption", "corrupt", "kinds", "masked_mse", "patch_entropy", "register", "to_pixels"]
+__all__ = [
+    "Corruption",
+    "corrupt",
+    "kinds",
+    "masked_mse",
+    "patch_entropy",
+    "register",
+    "settings",
+    "to_pixels",
+]
 
 _CORRUPTIONS: dict[str, Callable[..., "Corruption"]] = {}  # by kind
 
@@ -37,11 +48,16 @@ def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., C
     """Registers the decorated function as a kind of corruption.
 
     The function takes `key, images, entropy` and the keywords `patch_size, scale, threshold,
-    mask_ratio, mask_token`, see `corrupt`, and returns a `Corruption`. JAX traces it.
+    mask_ratio, mask_token`, see `corrupt`, and returns a `Corruption`. It names those that it reads
+    and takes the others as `**_`. JAX traces it.
 
     Args:
         kind: name of the corruption in the config, `corruption.kind`.
+
+    Raises:
+        ValueError: a corruption of this module has this name.
     """
+    require_free(kind, {k for k, f in _CORRUPTIONS.items() if is_own(f)}, "corruption")
 
     def add(function: Callable[..., Corruption]) -> Callable[..., Corruption]:
         _CORRUPTIONS[kind] = function
@@ -53,6 +69,12 @@ def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., C
 def kinds() -> tuple[str, ...]:
     """Returns the names of all corruptions, starting with the paper's."""
     return tuple(_CORRUPTIONS)
+
+
+def settings(kind: str) -> tuple[str, ...]:
+    """Returns which of `scale`, `threshold` and `mask_ratio` a kind of corruption reads."""
+    known = inspect.signature(_CORRUPTIONS[kind]).parameters
+    return tuple(name for name in ("scale", "threshold", "mask_ratio") if name in known)
 
 
 @functools.partial(
@@ -76,8 +98,8 @@ def corrupt(
         key: random key of the noise or of the choice of patches.
         images: float32 [B, H, W, C], normalised.
         entropy: [B, H/P, W/P], the `patch_entropy` of the same images.
-        kind: 'entropy_noise' (the paper), 'uniform_noise', 'entropy_topk', 'entropy_sampled',
-            'random_mask', or a registered name.
+        kind: 'entropy_noise' (the paper), 'shuffled_entropy', 'contrast_noise', 'uniform_noise',
+            'entropy_topk', 'entropy_sampled', 'random_mask', or a registered name.
         patch_size: P, in pixels.
         scale: noise variance per unit of entropy; only for kinds that add noise.
         threshold: noise variance above which a patch is masked; only for kinds that add noise.
@@ -86,10 +108,11 @@ def corrupt(
 
     Raises:
         ValueError: `kind` is unknown.
+        TypeError: a registered corruption does not return a `Corruption` of the right shapes.
     """
     if kind not in _CORRUPTIONS:
         raise ValueError(f"corruption.kind must be one of {', '.join(kinds())}; got {kind!r}.")
-    return _CORRUPTIONS[kind](
+    result = _CORRUPTIONS[kind](
         key,
         images,
         entropy,
@@ -99,6 +122,10 @@ def corrupt(
         mask_ratio=mask_ratio,
         mask_token=mask_token,
     )
+    expected = jax.tree.map(jnp.shape, Corruption(images, entropy, entropy))
+    if (shapes := jax.tree.map(jnp.shape, result)) != expected:
+        raise TypeError(f"The corruption {kind!r} returned {shapes}; it must return {expected}.")
+    return result
 
 
 @register("entropy_noise")
@@ -140,6 +167,29 @@ def uniform_noise(key, images, entropy, *, patch_size, scale, threshold, **_) ->
     return _add_noise(key, images, jnp.broadcast_to(mean, entropy.shape), patch_size, threshold)
 
 
+@register("shuffled_entropy")
+def shuffled_entropy(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
+    """Adds the variances of 'entropy_noise' to other patches: permuted within each image."""
+    noise_key, order_key = jax.random.split(key)
+    flat = (scale * entropy).reshape(len(entropy), -1)
+    shuffled = jax.random.permutation(order_key, flat, axis=1, independent=True)
+    return _add_noise(noise_key, images, shuffled.reshape(entropy.shape), patch_size, threshold)
+
+
+@register("contrast_noise")
+def contrast_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -> Corruption:
+    """Adds noise in proportion to each patch's contrast, with the mean of 'entropy_noise'.
+
+    The contrast is the variance of the patch's pixels, averaged over the channels.
+    """
+    batch, rows, columns = entropy.shape
+    patches = images.reshape(batch, rows, patch_size, columns, patch_size, -1)
+    contrast = patches.var(axis=(2, 4)).mean(axis=-1)
+    ratio = entropy.sum(axis=(1, 2)) / jnp.maximum(contrast.sum(axis=(1, 2)), 1e-12)
+    variance = scale * contrast * ratio[:, None, None]
+    return _add_noise(key, images, variance, patch_size, threshold)
+
+
 def _add_noise(key, images, variance, patch_size, threshold) -> Corruption:
     """Adds Gaussian noise with a variance for each patch, [B, H/P, W/P]."""
     sigma = jnp.sqrt(variance)
@@ -176,5 +226,5 @@ def masked_mse(
     """
     squared = jnp.square(prediction.astype(jnp.float32) - target)
     weight = to_pixels(mask, patch_size)
-    masked_values = weight.sum() * target.shape[-1]
+    masked_values = mask.sum() * (patch_size**2 * target.shape[-1])
     return (squared * weight).sum() / jnp.maximum(masked_values, 1.0)

@@ -13,6 +13,8 @@ from jax.scipy.special import xlogy
 from egmae_jax.core.platform import for_cpu
 
 COLORS = ("per_channel", "joint", "luma")
+# Weights w of Pillow's grey value, floor((w . rgb) / 65536 + 1/2).
+LUMA = (19595, 38470, 7471)
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -95,8 +97,7 @@ def _require_valid(
 
 def _luma(rgb: jax.Array) -> jax.Array:
     """Converts to greyscale, uint8 [..., 3] -> [...], bit-identical to Pillow's convert('L')."""
-    weights = jnp.array([19595, 38470, 7471], jnp.int32)
-    return ((rgb.astype(jnp.int32) * weights).sum(axis=-1) + 0x8000) >> 16
+    return ((rgb.astype(jnp.int32) * jnp.array(LUMA, jnp.int32)).sum(axis=-1) + 0x8000) >> 16
 
 
 def _histograms(bins: jax.Array, num_bins: int) -> jax.Array:

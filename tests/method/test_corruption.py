@@ -1,4 +1,4 @@
-"""Entropy against numpy and scikit-image, noise and masks against their distributions."""
+"""Noise and masks against their distributions, and the loss over what is masked."""
 
 import itertools
 import math
@@ -7,194 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from scipy import stats
-from skimage.measure import shannon_entropy
 
 from egmae_jax.method import corruption
 from egmae_jax.method.corruption import corrupt, masked_mse, to_pixels
-from egmae_jax.method.entropy import (
-    COLORS,
-    _count_by_comparison,
-    _count_by_scatter,
-    _luma,
-    patch_entropy,
-    patchify,
-)
-from tests.conftest import SHARED_DATA
 
-NOISE_KINDS = ("entropy_noise", "uniform_noise")
+NOISE_KINDS = ("entropy_noise", "uniform_noise", "shuffled_entropy", "contrast_noise")
 MASK_KINDS = ("entropy_topk", "entropy_sampled", "random_mask")
-
-
-def random_images(seed, batch, height, width, channels=3):
-    return np.random.default_rng(seed).integers(
-        0, 256, (batch, height, width, channels), dtype=np.uint8
-    )
-
-
-@pytest.fixture(scope="module")
-def real_images():
-    """uint8 [4, 96, 128, 3]: ultrasound, skin, chest X-ray and brain MRI."""
-    folders = (
-        "busi/Dataset_BUSI_with_GT/malignant",
-        "isic2018/ISIC2018_Task3_Training_Input",
-        "covid_xray/Pneumonia",
-        "brain_tumor_mri/Testing/glioma",
-    )
-    if not all((SHARED_DATA / folder).is_dir() for folder in folders):
-        pytest.skip("the real images are not at hand")
-    images = []
-    for folder in folders:
-        path = min(p for p in (SHARED_DATA / folder).iterdir() if p.suffix in {".png", ".jpg"})
-        with Image.open(path) as image:
-            images.append(np.asarray(image.convert("RGB"))[:96, :128])
-    return np.stack(images)
-
-
-def patches_of(images, size):
-    """(index, [P, P, C]) of every patch."""
-    batch, height, width, _ = images.shape
-    for b, i, j in itertools.product(range(batch), range(height // size), range(width // size)):
-        yield (b, i, j), images[b, i * size : (i + 1) * size, j * size : (j + 1) * size]
-
-
-def entropy_by_numpy(values, num_bins, base):
-    share = np.bincount(values.ravel() // (256 // num_bins), minlength=num_bins) / values.size
-    share = share[share > 0]
-    return -(share * np.log(share)).sum() / np.log(base)
-
-
-def reference_entropy(images, size, color, one_histogram):
-    """Entropies of all patches, by `one_histogram(values)` of each histogram the colour takes."""
-    batch, height, width, channels = images.shape
-    result = np.zeros((batch, height // size, width // size))
-    for index, patch in patches_of(images, size):
-        if color == "per_channel":
-            result[index] = np.mean([one_histogram(patch[..., c]) for c in range(channels)])
-        elif color == "joint":
-            result[index] = one_histogram(patch)
-        else:
-            result[index] = one_histogram(np.asarray(Image.fromarray(patch).convert("L")))
-    return result
-
-
-# Patches
-
-
-def test_patchify_cuts_rows_of_patches_and_keeps_pixels_in_reading_order():
-    images = random_images(0, 2, 12, 20)
-    patches = np.asarray(patchify(jnp.asarray(images), 4))
-    assert patches.shape == (2, 3, 5, 16, 3)
-    for index, patch in patches_of(images, 4):
-        np.testing.assert_array_equal(patches[index], patch.reshape(16, 3))
 
 
 def test_to_pixels_is_a_kronecker_product():
     values = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     pixels = np.asarray(to_pixels(jnp.asarray(values), 4))
     np.testing.assert_array_equal(pixels[..., 0], np.kron(values, np.ones((1, 4, 4), np.float32)))
-
-
-# Entropy
-
-
-@pytest.mark.parametrize("num_bins", [16, 256])
-@pytest.mark.parametrize("color", COLORS)
-def test_entropy_equals_numpys_on_random_images(color, num_bins):
-    images = random_images(1, 4, 96, 128)
-    images[1:] //= np.array([2, 16, 128], np.uint8)[:, None, None, None]  # ever fewer full bins
-    entropy = patch_entropy(jnp.asarray(images), 16, color=color, num_bins=num_bins)
-    expected = reference_entropy(images, 16, color, lambda x: entropy_by_numpy(x, num_bins, math.e))
-    assert entropy.dtype == jnp.float32
-    np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("color", COLORS)
-def test_entropy_equals_scikit_images_on_real_images(real_images, color):
-    entropy = patch_entropy(jnp.asarray(real_images), 16, color=color)
-    expected = reference_entropy(real_images, 16, color, lambda x: shannon_entropy(x, base=np.e))
-    np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("total", [49, 256, 2**16])
-def test_histograms_of_all_platforms_count_the_same(total):
-    rows = np.random.default_rng(0).integers(0, 64, (5, total), np.int32)
-    rows[0] = 63
-    counts = (np.array(f(rows, 64), int) for f in (_count_by_comparison, _count_by_scatter))
-    compared, scattered = counts
-    assert scattered[0, 63] == total
-    if total == 256:  # counted in 8 bits
-        compared[0, 63] += 256
-    np.testing.assert_array_equal(compared, scattered)
-
-
-@pytest.mark.parametrize(("patch_size", "base"), [(4, np.e), (32, np.e), (16, 2)])
-def test_entropy_of_other_patch_sizes_and_bases_equals_scikit_images(patch_size, base):
-    images = random_images(2, 2, 32, 64) // 8
-    entropy = patch_entropy(jnp.asarray(images), patch_size, base=base)
-    expected = reference_entropy(
-        images, patch_size, "per_channel", lambda x: shannon_entropy(x, base=base)
-    )
-    np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("patch_size", [1, 11, 48])
-def test_flat_patches_of_every_size_have_exactly_zero_entropy(patch_size):
-    images = jnp.full((1, 2 * patch_size, patch_size, 3), 7, jnp.uint8)
-    assert not patch_entropy(images, patch_size).any()
-
-
-@pytest.mark.parametrize("color", COLORS)
-def test_flat_patches_have_exactly_zero_entropy(color):
-    grey = np.arange(256, dtype=np.uint8)[:, None, None, None]  # a flat image of every value
-    images = np.broadcast_to(grey, (256, 8, 8, 3))
-    entropy = np.asarray(patch_entropy(jnp.asarray(images), 8, color=color))
-    assert (entropy == 0).all()
-    assert not np.signbit(entropy).any()
-
-
-def test_a_flat_coloured_patch_has_zero_entropy_by_channel_and_ln3_jointly():
-    images = jnp.broadcast_to(jnp.array([10, 20, 30], jnp.uint8), (1, 16, 16, 3))
-    assert patch_entropy(images, 16, color="per_channel").item() == 0
-    assert patch_entropy(images, 16, color="luma").item() == 0
-    assert patch_entropy(images, 16, color="joint").item() == pytest.approx(math.log(3), abs=1e-6)
-
-
-@pytest.mark.parametrize("num_bins", [16, 256])
-def test_a_patch_of_all_values_reaches_the_upper_bound(num_bins):
-    values = np.random.default_rng(0).permutation(256).astype(np.uint8).reshape(1, 16, 16, 1)
-    entropy = patch_entropy(jnp.asarray(np.repeat(values, 3, axis=-1)), 16, num_bins=num_bins)
-    assert entropy.item() == pytest.approx(math.log(num_bins), abs=1e-5)
-
-
-def test_luma_is_bit_for_bit_pillows():
-    levels = np.arange(0, 256, 5, dtype=np.uint8)  # 0 and 255 among them
-    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    for rgb in (grid, random_images(5, 1, 300, 300)[0]):
-        expected = np.asarray(Image.fromarray(rgb).convert("L"))
-        np.testing.assert_array_equal(_luma(jnp.asarray(rgb)), expected)
-
-
-def test_only_8_bit_images_are_taken():
-    with pytest.raises(TypeError, match=r"uint8.*float32"):
-        patch_entropy(jnp.zeros((1, 16, 16, 3), jnp.float32), 16)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_bins": 100}, "num_bins must be a divisor of 256; got 100"),
-        ({"num_bins": 512}, "num_bins must be a divisor of 256; got 512"),
-        ({"color": "hsv"}, "per_channel, joint, luma; got 'hsv'"),
-        ({"base": 1.0}, "base must be greater than 1; got 1.0"),
-        ({"patch_size": 0}, "at least 1; got 0"),
-        ({"patch_size": 15}, "16x32 images cannot be cut .* 15x15"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        patch_entropy(jnp.zeros((1, 16, 32, 3), jnp.uint8), **{"patch_size": 16, **options})
 
 
 # Corruption, what is returned
@@ -218,7 +43,7 @@ def test_shapes_and_dtypes(kind):
     assert (image.shape, image.dtype) == (IMAGES.shape, jnp.float32)
     assert (mask.shape, mask.dtype) == (ENTROPY.shape, jnp.float32)
     assert (sigma.shape, sigma.dtype) == (ENTROPY.shape, jnp.float32)
-    assert set(np.unique(mask)) == {0.0, 1.0} or kind == "uniform_noise"
+    assert set(np.unique(mask)) == {0.0, 1.0} or kind in ("uniform_noise", "contrast_noise")
 
 
 def test_entropy_noise_has_variance_scale_times_entropy_and_masks_what_it_corrupts():
@@ -241,6 +66,29 @@ def test_uniform_noise_has_each_images_mean_variance_on_all_its_patches():
     for sigma, entropy in zip(result.sigma, ENTROPY, strict=True):
         np.testing.assert_allclose(sigma, np.sqrt(SCALE * entropy.mean(dtype=float)), rtol=1e-5)
     np.testing.assert_array_equal(result.mask, 1.0)
+
+
+def test_shuffled_entropy_permutes_the_variances_of_each_image_by_itself():
+    sigma = np.asarray(corrupted("shuffled_entropy").sigma).reshape(2, -1)
+    guided = np.asarray(corrupted("entropy_noise").sigma).reshape(2, -1)
+    np.testing.assert_array_equal(np.sort(sigma), np.sort(guided))
+    places = [list(np.argsort(x)) for x in guided], [list(np.argsort(x)) for x in sigma]
+    assert places[0] != places[1]
+    orders = [
+        [int(np.flatnonzero(g == x)[0]) for x in s] for s, g in zip(sigma, guided, strict=True)
+    ]
+    assert orders[0] != orders[1]
+
+
+def test_contrast_noise_is_in_proportion_to_each_patchs_variance_with_the_mean_of_entropy():
+    images = IMAGES * np.kron(ENTROPY[:, ::-1] + 0.1, np.ones((1, 16, 16)))[..., None]
+    images[0, :16, :16] = 1.0  # a flat patch
+    variance = np.square(corrupted("contrast_noise", images=images.astype(np.float32)).sigma)
+    contrast = images.reshape(2, 4, 16, 6, 16, 3).var(axis=(2, 4)).mean(axis=-1)
+    for got, expected, entropy in zip(variance, contrast, ENTROPY, strict=True):
+        target = expected * SCALE * entropy.mean() / expected.mean()
+        np.testing.assert_allclose(got, target, rtol=1e-4, atol=1e-7)
+    assert variance[0, 0, 0] == 0
 
 
 def test_a_flat_image_is_neither_corrupted_nor_scored_by_noise():
@@ -293,6 +141,16 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
         corrupted("blur")
 
 
+def test_a_registered_corruption_must_return_the_shapes_of_one():
+    @corruption.register("mask of pixels")
+    def per_pixel(key, images, entropy, **_):
+        return corruption.Corruption(images, images[..., 0], entropy)
+
+    with pytest.raises(TypeError, match=r"'mask of pixels' returned .* it must return"):
+        corrupted("mask of pixels")
+    del corruption._CORRUPTIONS["mask of pixels"]
+
+
 @pytest.mark.parametrize("kind", MASK_KINDS)
 def test_gradients_flow_to_the_token_from_the_pixels_it_replaces(kind):
     weight = np.random.default_rng(12).normal(size=IMAGES.shape).astype(np.float32)
@@ -320,14 +178,18 @@ def noise(kind, seed=0, batch=4):
         patch_size=16,
         scale=0.7,
     )
-    variance = 0.7 * entropy.astype(float)
+    variance = np.square(np.asarray(sigma, float))
     if kind == "uniform_noise":
-        variance = np.broadcast_to(variance.mean(axis=(1, 2), keepdims=True), variance.shape)
-    np.testing.assert_allclose(sigma, np.sqrt(variance), rtol=1e-5)
+        expected = np.broadcast_to(0.7 * entropy.mean(axis=(1, 2), keepdims=True), variance.shape)
+        np.testing.assert_allclose(variance, expected, rtol=1e-5)
     return np.asarray(image) / np.kron(np.sqrt(variance), np.ones((1, 16, 16)))[..., None]
 
 
-@pytest.mark.parametrize("kind", NOISE_KINDS)
+# A zero image has no contrast, and so no such noise.
+ON_ZEROS = tuple(kind for kind in NOISE_KINDS if kind != "contrast_noise")
+
+
+@pytest.mark.parametrize("kind", ON_ZEROS)
 def test_the_variance_of_every_patch_is_that_of_sigma_squared(kind):
     z = noise(kind).reshape(4, 8, 16, 8, 16, 3).transpose(0, 1, 3, 2, 4, 5).reshape(256, 768)
     # The sum of 768 squares of a standard normal is chi-square with as many degrees of freedom.
@@ -338,7 +200,7 @@ def test_the_variance_of_every_patch_is_that_of_sigma_squared(kind):
     assert sums.max() < high
 
 
-@pytest.mark.parametrize("kind", NOISE_KINDS)
+@pytest.mark.parametrize("kind", ON_ZEROS)
 def test_the_noise_is_normal_and_independent_across_pixels_channels_and_examples(kind):
     z = noise(kind)
     assert abs(z.mean()) < 3 / math.sqrt(z.size)
