@@ -49,7 +49,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(2),
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # of a process that was killed while saving
+                cleanup_tmp_directories=True,  # left over if a process was killed while saving
             ),
         )
 

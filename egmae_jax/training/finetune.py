@@ -1,21 +1,28 @@
 """Fine-tuning of a classifier (paper section 3.4): training step, prediction, initial variables."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
+from egmae_jax.core import platform
 from egmae_jax.data.pipeline import Images
-from egmae_jax.method import augment
+from egmae_jax.method import augment, augmentations
 from egmae_jax.models import Model
+from egmae_jax.models.timm_problems import differences
+from egmae_jax.training import accumulation
+from egmae_jax.training.losses import ALIKE, ClassBalance, classification_loss, loss_weight
 from egmae_jax.training.state import EVERYTHING, TrainState, merge, partition
 
 PyTree = Any
 
 
+@platform.with_backward_rules
 def finetune_step(
     state: TrainState,
     batch: Images,
@@ -25,6 +32,7 @@ def finetune_step(
     optimizer: optax.GradientTransformation,
     config: FrozenConfigDict,
     prefixes: tuple[str, ...] = EVERYTHING,
+    balance: ClassBalance = ALIKE,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Runs one optimizer step: resize, crop, flip, classify, update (paper equations 8-10).
 
@@ -37,53 +45,117 @@ def finetune_step(
         config: the whole config.
         prefixes: path prefixes of the trainable parameters. Gradients are only computed down to the
             lowest of their layers.
+        balance: weights and shares of the classes, for losses that use them.
 
     Returns:
-        The new state and the scalar metrics "loss" and "accuracy" of the batch.
+        The new state and the scalar metrics of the batch: "loss", "accuracy", and with
+        finetune.clip_norm "gradient_norm", the global norm before clipping.
     """
-    crop_key, flip_key, drop_path_key, dropout_key, noise_key = jax.random.split(key, 5)
-    images = _augment(batch, crop_key, flip_key, noise_key, config)
+    settings, keys = config.finetune, StepKeys.split(key)
+    with jax.named_scope("augment"):
+        images, targets = augmented_batch(batch, keys, config, model.num_classes)
     trained, frozen = partition(state.params, prefixes)
-
-    def loss_fn(trained):
-        variables = {"params": merge(frozen, trained), "batch_stats": state.batch_stats}
-        rngs = {"drop_path": drop_path_key, "dropout": dropout_key}
-        logits, updated = model.apply(  # equation 8
-            variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
-        )
-        # Equations 9 and 10: cross-entropy of the softmax.
-        targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, config.finetune.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits, updated.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-    accuracy = (logits.argmax(axis=-1) == batch.labels).mean()
-    state = state.update(optimizer, gradients, batch_stats)
-    return state, {"loss": loss, "accuracy": accuracy}
-
-
-def _augment(
-    batch: Images,
-    crop_key: jax.Array,
-    flip_key: jax.Array,
-    noise_key: jax.Array,
-    config: FrozenConfigDict,
-) -> jax.Array:
-    """Resizes, crops, flips and normalises images and adds noise; float32 [B, H, W, 3]."""
-    crop = augment.resized_random_crop(
-        crop_key, batch.sizes, resize=config.finetune.resize, crop=config.data.image_size
+    loss, metrics, batch_stats, gradients = accumulation.value_and_gradients(
+        functools.partial(_loss, frozen=frozen, model=model, settings=settings, balance=balance),
+        trained,
+        state.batch_stats,
+        (images, targets),
+        (keys.drop_path, keys.dropout),
+        num_microbatches=settings.accumulation_steps,
     )
-    flip = augment.random_flip(flip_key, len(batch))
-    pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
-    images = augment.normalize(pixels)
-    if config.finetune.input_noise > 0:
-        images += augment.pixel_noise(noise_key, images.shape, config.finetune.input_noise)
-    return images
+    if settings.clip_norm > 0:
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+    state = state.update(optimizer, gradients, batch_stats, ema_decay=settings.ema_decay)
+    return state, {"loss": loss, **metrics}
+
+
+def _loss(trained, batch_stats, part, keys, *, frozen, model, settings, balance):
+    """Mean loss of a microbatch, for `accumulation.value_and_gradients`."""
+    images, targets = part
+    variables = {"params": merge(frozen, trained), "batch_stats": batch_stats}
+    rngs = {"drop_path": keys[0], "dropout": keys[1]}
+    logits, updated = model.apply(  # equation 8
+        variables, images, train=True, rngs=rngs, mutable=["batch_stats"]
+    )
+    # Equations 9 and 10: cross-entropy of the softmax, unless config.finetune.loss is another.
+    loss = classification_loss(logits, targets, settings, balance)
+    is_right = logits.argmax(axis=-1) == targets.argmax(axis=-1)
+    accuracy = platform.join(is_right.astype(jnp.float32)).mean()
+    statistics = updated.get("batch_stats", {})
+    return loss, (loss_weight(targets, balance), {"accuracy": accuracy}, statistics)
+
+
+class MisfitError(ValueError):
+    """Variables are not those of a network.
+
+    Attributes:
+        problems: what is missing, extra or of another shape, as `timm_problems.differences` lists.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("The pre-trained variables do not fit:\n  " + "\n  ".join(problems))
+        self.problems = problems
+
+
+class StepKeys(NamedTuple):
+    """Random keys of one step."""
+
+    crop: jax.Array
+    flip: jax.Array
+    drop_path: jax.Array
+    dropout: jax.Array
+    noise: jax.Array
+    augmentation: jax.Array
+
+    @classmethod
+    def split(cls, key: jax.Array) -> "StepKeys":
+        """Splits the key of a step."""
+        return cls(*jax.random.split(key, len(cls._fields)))
+
+
+def augmented_batch(
+    batch: Images, keys: StepKeys, config: FrozenConfigDict, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns a batch as the network sees it in training.
+
+    Images are resized, cropped and flipped, augmented by finetune.augment, and normalised; then
+    noise is added (finetune.input_noise).
+
+    Args:
+        batch: uint8 images on canvases [B, H, W, 3 or 1], with their sizes and labels.
+        keys: random keys of the step.
+        config: the whole config.
+        num_classes: number of classes.
+
+    Returns:
+        Images float32 [B, S, S, 3], and class probabilities float32 [B, num_classes]; one-hot
+        unless images are mixed.
+    """
+    settings, size = config.finetune, config.data.image_size
+    crop = augment.resized_random_crop(keys.crop, batch.sizes, resize=settings.resize, crop=size)
+    flip = augment.random_flip(keys.flip, len(batch))
+    pixels = augment.resample(batch.pixels, crop, flip, size=size)
+    targets = jax.nn.one_hot(batch.labels, num_classes)
+    if settings.augment:
+        steps = augmentations.parse(settings.augment)
+        single_key, mixing_key = jax.random.split(keys.augmentation)
+        images = augmentations.apply(single_key, pixels.astype(jnp.float32) / 255, steps)
+        images, targets = augmentations.mix(mixing_key, images, targets, steps)
+        images = augment.standardize(images)
+    else:
+        images = augment.normalize(pixels)
+    if settings.input_noise > 0:
+        images += augment.pixel_noise(keys.noise, images.shape, settings.input_noise)
+    return images, targets
 
 
 def class_probabilities(
-    variables: PyTree, pixels: jax.Array, noise: jax.Array | float = 0.0, *, model: Model
+    variables: PyTree,
+    pixels: jax.Array,
+    noise: jax.Array | float = 0.0,
+    *,
+    model: Model,
+    views: Callable[[jax.Array], Sequence[jax.Array]] | None = None,
 ) -> jax.Array:
     """Predicts the class probabilities of images (paper equation 9).
 
@@ -92,13 +164,22 @@ def class_probabilities(
         pixels: uint8 [B, H, W, 3 or 1], resized and cropped for evaluation.
         noise: noise to add to the normalised images.
         model: the classifier.
+        views: for test-time augmentation, returns the views of the pixels, of one shape, over which
+            probabilities are averaged; None: the pixels themselves are the only view.
 
     Returns:
         float32 [B, num_classes].
     """
-    images = augment.normalize(pixels) + noise
-    logits = cast(jax.Array, model.apply(variables, images))
-    return jax.nn.softmax(logits, axis=-1)
+
+    def predict(view: jax.Array) -> jax.Array:
+        images = augment.normalize(view) + noise
+        logits = cast(jax.Array, model.apply(variables, images))
+        return jax.nn.softmax(logits, axis=-1)
+
+    if views is None:
+        return predict(pixels)
+    # A loop, so that the network is compiled once and holds the activations of one view.
+    return jax.lax.map(predict, jnp.stack(views(pixels))).mean(axis=0)
 
 
 def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) -> PyTree:
@@ -111,7 +192,7 @@ def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) 
             must have all other leaves, with the same shapes, and no further ones.
 
     Raises:
-        ValueError: leaves are missing, extra or of another shape; the message names all of them.
+        MisfitError: leaves are missing, extra or of another shape; the message names all of them.
     """
     kept = tuple(f"{collection}/{prefix}" for collection in fresh for prefix in keep_fresh)
     flat_fresh, flat_pretrained = (
@@ -129,14 +210,8 @@ def require_fit(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
     """Checks that two sets of leaves, by path, have the same paths and shapes.
 
     Raises:
-        ValueError: leaves are missing, extra or of another shape; the message names all of them.
+        MisfitError: leaves are missing, extra or of another shape; the message names all of them.
     """
-    problems = [f"missing: {path} {x.shape}" for path, x in expected.items() if path not in actual]
-    problems += [f"extra: {path} {x.shape}" for path, x in actual.items() if path not in expected]
-    problems += [
-        f"shape: {path} is {actual[path].shape}, the model's is {leaf.shape}"
-        for path, leaf in expected.items()
-        if path in actual and actual[path].shape != leaf.shape
-    ]
-    if problems:
-        raise ValueError("The pre-trained variables do not fit:\n  " + "\n  ".join(problems))
+    shapes, found = ({path: x.shape for path, x in leaves.items()} for leaves in (expected, actual))
+    if problems := differences(shapes, found):
+        raise MisfitError(problems)

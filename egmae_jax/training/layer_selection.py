@@ -53,14 +53,14 @@ def selection(layers: Mapping[str, Sequence[str]], chosen: Iterable[str]) -> Sel
     return Selection((*prefixes, *HEAD), frozenset(layers) - chosen)
 
 
-def describe(
+def make_report(
     mode: str,
     layers: Mapping[str, Sequence[str]],
     params: PyTree,
     chosen: Sequence[str],
     entropies: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """Describes a selection as JSON: number of trainable parameters, and each layer.
+    """Returns a selection as JSON: number of trainable parameters, and each layer.
 
     Args:
         mode: one of `layer_entropy.MODES`.
@@ -89,7 +89,7 @@ def describe(
 
 
 def read_report(path: Path, layers: Iterable[str]) -> list[str]:
-    """Returns the addresses of the layers to train from a `report` in layers.json.
+    """Returns the addresses of the layers to train from `make_report` in layers.json.
 
     Args:
         path: path of the file.

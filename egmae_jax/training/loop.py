@@ -44,6 +44,9 @@ class Plan:
     files: Sequence[str]  # names of the training images
     batch_size: int  # images per step
     epochs: int
+    # Relative frequencies with which images are drawn with replacement, float [len(files)]; None:
+    # each image is trained on once per epoch.
+    sampling_weights: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,7 +66,8 @@ class Plan:
     @functools.cached_property
     def order(self) -> Order:
         """Order of the training images: indices of the images in each batch."""
-        return Order(len(self.files), self.batch_size, (self.seed, rng.stage_id(self.stage)))
+        seed = self.seed, rng.stage_id(self.stage)
+        return Order(len(self.files), self.batch_size, seed, self.sampling_weights)
 
     @property
     def key(self) -> jax.Array:
@@ -96,8 +100,12 @@ class Stage:
     policy: nonfinite.Policy  # treatment of steps that are not finite
     # Called after each epoch: variables -> (score, metrics to log). The highest score is the best.
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None
-    # Called with the epoch, the step and the variables after the epoch is logged.
-    after_epoch: Callable[[int, int, PyTree], None] | None = None
+    # Number of epochs without a better score after which training ends early; 0: it does not.
+    patience: int = 0
+    # Called after each epoch: (epoch, step, variables) -> metrics to log, which choose nothing.
+    after_epoch: Callable[[int, int, PyTree], dict[str, float]] | None = None
+    # Estimates the seconds left of the whole run: (steps done, images/s) -> seconds, for display.
+    seconds_left: Callable[[int, float], float] | None = None
 
 
 class Best(NamedTuple):
@@ -115,7 +123,7 @@ class Progress:
     state: TrainState
     step: int  # number of steps done, on the host
     best: Best | None = None
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of metrics in this epoch
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # metric totals of the epoch
     skipped: list[int] = dataclasses.field(default_factory=list)  # numbers of skipped steps
 
     def add(self, history: Mapping[str, np.ndarray]) -> None:
@@ -128,6 +136,8 @@ class Progress:
 def train(stage: Stage) -> tuple[TrainState, Best | None]:
     """Trains a stage to its last epoch, from the newest checkpoint if there is one.
 
+    With `stage.patience`, training may end after an earlier epoch.
+
     Returns:
         The last state, and the best epoch (None without `stage.evaluate`).
 
@@ -136,17 +146,20 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
         Preempted: a host received SIGTERM or Ctrl-C; the steps done have been saved.
     """
     plan, progress = stage.plan, restore(stage)
-    if progress.step == plan.total_steps:
+    if is_finished(stage, progress):
         return progress.state, progress.best
     feeder = Feeder(stage.feed(), plan)
     saved_at = time.monotonic()
     with (
         ProgressBar(
-            f"{plan.stage}, round {plan.round_index}", plan.total_steps, progress.step
+            f"{plan.stage}, round {plan.round_index}",
+            plan.total_steps,
+            progress.step,
+            stage.seconds_left,
         ) as bar,
         preemption.Deferral() as deferral,
     ):
-        while progress.step < plan.total_steps:
+        while not is_finished(stage, progress):
             steps = dispatch(stage, progress, feeder)
             deferral.begin()  # the program is compiled and has done steps worth saving
             is_finite = nonfinite.is_finite(progress.state, steps.history["loss"])
@@ -162,11 +175,20 @@ def train(stage: Stage) -> tuple[TrainState, Best | None]:
             feeder.target_steps, stop_signal, must_save = map(
                 int, hosts.agree(steps.target_steps, deferral.requested, is_due)
             )
-            if must_save or stop_signal or progress.step == plan.total_steps:
+            if must_save or stop_signal or is_finished(stage, progress):
                 save(stage, progress)
                 saved_at = time.monotonic()
             deferral.stop(stop_signal)
     return progress.state, progress.best
+
+
+def is_finished(stage: Stage, progress: Progress) -> bool:
+    """Whether all steps are done, or no better epoch has come for `stage.patience` epochs."""
+    if stage.patience and progress.best is not None:
+        epochs = progress.step // stage.plan.steps_per_epoch
+        if epochs - progress.best.epoch >= stage.patience:
+            return True
+    return progress.step == stage.plan.total_steps
 
 
 class Feeder:
@@ -226,7 +248,10 @@ def dispatch(stage: Stage, progress: Progress, feeder: Feeder) -> Steps:
 
 
 def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_second: float) -> None:
-    """Evaluates after an epoch, keeps the best variables, and logs the epoch's mean metrics."""
+    """Evaluates after an epoch, keeps the best variables, and logs the epoch's mean metrics.
+
+    If the state has a moving average, both are evaluated, and the average is what is kept.
+    """
     plan, epoch = stage.plan, progress.step // stage.plan.steps_per_epoch
     skipped = sum(s >= progress.step - plan.steps_per_epoch for s in progress.skipped)
     steps = plan.steps_per_epoch - skipped
@@ -235,10 +260,17 @@ def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_sec
         row["skipped_steps"] = skipped
     progress.sums = {}
     if stage.evaluate is not None:
-        score, validation = stage.evaluate(progress.state.variables)
+        variables = progress.state.variables
+        score, validation = stage.evaluate(variables)
         row |= validation
+        if (averaged := progress.state.averaged_variables) is not None:
+            variables = averaged
+            score, validation = stage.evaluate(variables)
+            row |= {f"ema_{name}": value for name, value in validation.items()}
         if progress.best is None or score > progress.best.score:
-            progress.best = Best(sharding.to_host(progress.state.variables), epoch, score)
+            progress.best = Best(sharding.to_host(variables), epoch, score)
+    if stage.after_epoch is not None:
+        row |= stage.after_epoch(epoch, progress.step, progress.state.variables)
     row["learning_rate"] = float(stage.schedule(progress.step - 1))
     row["images_per_second"] = images_per_second
     stage.log.write(
@@ -250,8 +282,6 @@ def end_epoch(stage: Stage, progress: Progress, bar: ProgressBar, images_per_sec
         **row,
     )
     bar.epoch(epoch, plan.epochs, row)
-    if stage.after_epoch is not None:
-        stage.after_epoch(epoch, progress.step, progress.state.variables)
 
 
 def restore(stage: Stage) -> Progress:
@@ -353,16 +383,18 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     """Returns the jitted program that runs several steps in one dispatch.
 
     Args:
-        step_fn: one training step, (state, batch, key) -> (state, metrics).
+        step_fn: one training step, `(state, batch, key, **arguments)` -> (state, metrics).
         mesh: mesh of the devices.
 
     Returns:
         A function (state, ResidentSteps or StreamedSteps, stage key, number of steps) ->
         (state, metrics [MAX_STEPS]). The number of steps is not static, so it is compiled once.
+        Further arguments by name are passed on to `step_fn`.
     """
 
     @functools.partial(platform.jit, donate_argnums=0)
-    def run(state, steps, key, num_steps):
+    @platform.over(mesh)
+    def run(state, steps, key, num_steps, **arguments):
         @jax.jit  # so it is traced only once, for the metrics' shapes and for the loop
         def one_step(i, state):
             # Sharded variables are gathered for the step; otherwise the compiler might gather the
@@ -371,17 +403,21 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
                 params=sharding.gather(state.params, mesh),
                 batch_stats=sharding.gather(state.batch_stats, mesh),
             )
-            return step_fn(gathered, steps.batch(i, mesh), jax.random.fold_in(key, state.step))
+            batch = steps.batch(i, mesh)
+            step_key = jax.random.fold_in(key, state.step)
+            return step_fn(gathered, batch, step_key, **arguments)
 
         def body(i, carry):
             state, history = carry
             state, metrics = one_step(jnp.int32(i), state)
             state = sharding.keep_state(state, mesh)
-            return state, jax.tree.map(lambda h, m: h.at[i].set(m), history, metrics)
+            row = jnp.stack(jax.tree.leaves(metrics))
+            return state, jax.lax.dynamic_update_index_in_dim(history, row, i, axis=0)
 
         _, metrics = jax.eval_shape(one_step, jnp.int32(0), state)
-        history = jax.tree.map(lambda m: jnp.zeros(MAX_STEPS, m.dtype), metrics)
+        values, names = jax.tree.flatten(metrics)
+        history = jnp.zeros((MAX_STEPS, len(values)), jnp.result_type(*values))
         state, history = jax.lax.fori_loop(0, num_steps, body, (state, history))
-        return state, sharding.gather(history, mesh)
+        return state, sharding.gather(jax.tree.unflatten(names, list(history.T)), mesh)
 
     return run

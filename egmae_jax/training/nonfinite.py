@@ -23,7 +23,7 @@ from egmae_jax.core.files import RESTORE, read_sealed, write_sealed
 PyTree = Any
 
 
-HINT = (
+_HINT = (
     "A lower config.{0}.learning_rate or a longer config.{0}.warmup_epochs usually helps (in a new "
     "workdir); with model.dtype='bfloat16', so does 'float32'."
 )
@@ -31,6 +31,16 @@ HINT = (
 
 class NonFiniteError(UserError):
     """The loss or a gradient is NaN or infinite; the message names the step and remedies."""
+
+
+def require_finite(values: Any, subject: str, stage: str) -> None:
+    """Raises NonFiniteError, '<subject> are not finite ...', if an array has NaN or infinity.
+
+    The message suggests another learning rate of the stage, 'pretrain' or 'finetune'.
+    """
+    if not np.isfinite(values).all():
+        text = f"{subject} are not finite: the training diverged. {_HINT.format(stage)}"
+        raise NonFiniteError(text)
 
 
 @jax.jit
@@ -151,6 +161,6 @@ class Policy:
         limit = in_a_row + 1
         raise NonFiniteError(
             f"{problem}{before}; stopped. {path} names its images. The state before this step is "
-            f"saved, so the same command repeats the step. {HINT.format(stage.split('/')[0])} "
+            f"saved, so the same command repeats the step. {_HINT.format(stage.split('/')[0])} "
             f"--config.nonfinite.max_skipped={limit} skips up to {limit} such steps in a row."
         )

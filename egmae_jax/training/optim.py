@@ -2,7 +2,7 @@
 
 import functools
 import math
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,10 @@ from egmae_jax.core.errors import ConfigError
 from egmae_jax.training.state import restrict
 
 PyTree = Any
+NO_GROUPS = (
+    "finetune.layer_decay is not 1, but the network does not define `depth_groups`, the path "
+    "prefixes of its blocks (models.Model): define it, or set finetune.layer_decay to 1."
+)
 
 
 def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> optax.Schedule:
@@ -47,6 +51,8 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
+    depth_groups: Sequence[Sequence[str]] = (),
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW as in PyTorch, with weight decay decoupled and scaled by the learning rate.
 
@@ -56,26 +62,21 @@ def adamw(
             optimizer itself may be applied to only the trainable ones.
         weight_decay: weight decay of kernels; biases, norms, layer scales and embeddings have none.
         betas: decay rates of the first and the second moment.
-        layer_decay: factor between the learning rates of adjacent layers, from the head to the
-            stem; 1 gives all layers the same learning rate.
+        layer_decay: factor between the learning rates of adjacent groups, from the head to the
+            stem; 1 gives all of them the same learning rate.
+        depth_groups: the network's `depth_groups`, see `layer_rate_factors`.
+        clip_norm: largest global norm of the gradients, which scales larger ones down; 0: none.
     """
-    scales = None if layer_decay == 1.0 else layer_rate_factors(params, layer_decay)
-
-    def init(params: PyTree) -> optax.ScaleByAdamState:
-        zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+    scales = None if layer_decay == 1.0 else layer_rate_factors(params, layer_decay, depth_groups)
 
     def update(
         gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
-        # Without the barrier, the CPU compiler computes these numbers again for every parameter.
-        rate, *corrections = platform.materialize(
-            (schedule(state.count), *(_one_minus_power(beta, count) for beta in betas))
+        rate, *corrections = platform.materialize_scalars(
+            schedule(state.count), *(_one_minus_power(beta, count) for beta in betas)
         )
-        rates = jax.tree.map(lambda _: rate, params)
-        if scales is not None:
-            rates = jax.tree.map(lambda x: rate * x, restrict(scales, params))
+        rates = _rates(rate, params, scales)
 
         def update_leaf(decays: bool, *leaf: jax.Array) -> tuple[jax.Array, ...]:
             decay = weight_decay if decays else 0.0
@@ -89,7 +90,20 @@ def adamw(
         )
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    optimizer = optax.GradientTransformation(_initial_state, update)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+
+
+def _initial_state(params: PyTree) -> optax.ScaleByAdamState:
+    zeros = optax.tree.zeros_like(params)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+
+def _rates(rate: jax.Array, params: PyTree, scales: PyTree | None) -> PyTree:
+    """Returns the learning rate of each parameter, `rate` times its factor if there are factors."""
+    if scales is None:
+        return jax.tree.map(lambda _: rate, params)
+    return jax.tree.map(lambda x: rate * x, restrict(scales, params))
 
 
 @functools.partial(jax.jit, static_argnames=("betas", "decay"))
@@ -117,40 +131,27 @@ def decay_mask(params: PyTree) -> PyTree:
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
-def layer_rate_factors(params: PyTree, decay: float) -> PyTree:
-    """Returns the learning-rate factor of each leaf: decay ** (number of layers above it).
+def layer_rate_factors(
+    params: PyTree, decay: float, depth_groups: Sequence[Sequence[str]]
+) -> PyTree:
+    """Returns the learning-rate factor of each leaf: decay ** (number of groups from its own on).
 
-    The layers are the stem, each block (with the downsampling before it) or Fire module, and the
-    head, whose factor is 1.
+    Args:
+        params: parameters, or their shapes; only their paths are read.
+        decay: factor between adjacent groups.
+        depth_groups: path prefixes of each group, from the stem to the last block, see
+            `models.Model`; what none contains, such as the head, has the factor 1.
 
     Raises:
-        ConfigError: no path is that of a stem or a block.
+        ConfigError: there are no groups.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    positions = {path: _layer_position(path) for path in flat}
-    layers = sorted(set(positions.values()))
-    if layers == [_HEAD]:
-        raise ConfigError(
-            "finetune.layer_decay is below 1, but training/optim.py does not know the layers of "
-            f"this network, with parameters such as {min(flat)}: set finetune.layer_decay to 1, or "
-            "add the names of its blocks to optim.py."
-        )
-    scales = {path: decay ** (len(layers) - 1 - layers.index(x)) for path, x in positions.items()}
-    return traverse_util.unflatten_dict(scales, sep="/")
+    if not depth_groups:
+        raise ConfigError(NO_GROUPS)
+    groups = [tuple(group) for group in depth_groups]
 
+    def factor(path: tuple[Any, ...], _: Any) -> float:
+        name = "/".join(path)
+        place = next((i for i, group in enumerate(groups) if name.startswith(group)), len(groups))
+        return decay ** (len(groups) - place)
 
-_BLOCK = re.compile(r"stages_(\d+)/(?:blocks_(\d+)|downsample)/|layer(\d+)_(\d+)/|features_(\d+)/")
-_HEAD = (math.inf,)
-
-
-def _layer_position(path: str) -> tuple[float, ...]:
-    """Returns the position of a leaf's layer as a sort key, from the stem to the head."""
-    if path.startswith("stem/"):
-        return (-1,)
-    match = _BLOCK.match(path)
-    if match is None:
-        return _HEAD
-    stage, block, *others = match.groups()
-    if stage is not None:
-        return int(stage), int(block or 0)
-    return tuple(int(number) for number in others if number is not None)
+    return traverse_util.path_aware_map(factor, params)

@@ -1,6 +1,6 @@
 """Entropy-guided MAE pre-training (paper section 3.3): training step and validation loss."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +12,7 @@ from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
+from egmae_jax.core import platform
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
@@ -19,8 +20,9 @@ from egmae_jax.method import augment
 from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.training import accumulation
 from egmae_jax.training.checkpoint import load_params
-from egmae_jax.training.finetune import require_fit
+from egmae_jax.training.finetune import MisfitError, require_fit
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
@@ -39,7 +41,7 @@ def create_autoencoder(config: FrozenConfigDict) -> MaskedAutoencoder:
     """Creates the masked autoencoder of a config."""
     encoder: Any = models.create(  # always a ConvNeXt, as `run.branches` checks
         config.model.name,
-        num_classes=1,  # of the head, which the autoencoder leaves out
+        num_classes=1,  # for the head, which the autoencoder leaves out
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.rematerialize,
     )
@@ -60,13 +62,44 @@ def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
     params, expected = load_params(path), abstract_variables(model)["params"]
     try:
         require_fit(*(traverse_util.flatten_dict(x, sep="/") for x in (expected, params)))
-    except ValueError as error:
+    except MisfitError as error:
         raise DamagedFileError(path, error) from None
     if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):
         raise DamagedFileError(path, "it holds values that are not finite float32")
     return params
 
 
+def start_from(fresh: PyTree, weights: Mapping[str, np.ndarray]) -> tuple[PyTree, bool]:
+    """Returns the parameters at the start of pre-training that continues from other weights.
+
+    Args:
+        fresh: initial parameters of the masked autoencoder.
+        weights: parameters by path, such as 'encoder/stem/conv/kernel'. They must have all of the
+            encoder. Their decoder and mask token are taken only if they have all of them in the
+            same shapes.
+
+    Returns:
+        The parameters, and whether decoder and mask token are those of `weights`.
+
+    Raises:
+        MisfitError: the encoder does not fit; the message names the leaves that differ.
+    """
+    flat = traverse_util.flatten_dict(fresh, sep="/")
+    (encoder, rest), (new_encoder, new_rest) = (
+        (
+            {path: leaf for path, leaf in leaves.items() if path.startswith("encoder/")},
+            {path: leaf for path, leaf in leaves.items() if not path.startswith("encoder/")},
+        )
+        for leaves in (flat, weights)
+    )
+    require_fit(encoder, new_encoder)
+    shapes, new_shapes = ({k: x.shape for k, x in leaves.items()} for leaves in (rest, new_rest))
+    has_decoder = shapes == new_shapes
+    flat |= new_encoder | (new_rest if has_decoder else {})
+    return traverse_util.unflatten_dict(flat, sep="/"), has_decoder
+
+
+@platform.with_backward_rules
 def pretrain_step(
     state: TrainState,
     batch: Images,
@@ -87,22 +120,32 @@ def pretrain_step(
         config: the whole config.
 
     Returns:
-        The new state and the scalar metrics "loss" and "masked_share", the fraction of masked
-        patches.
+        The new state and the scalar metrics "loss", "masked_share", the fraction of masked
+        patches, and with pretrain.clip_norm "gradient_norm", the global norm before clipping.
     """
     crop_key, flip_key, corruption_key = jax.random.split(key, 3)
-    crop = augment.random_resized_crop(crop_key, batch.sizes, scale=config.pretrain.crop_scale)
-    flip = augment.random_flip(flip_key, len(batch))
-    pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
+    with jax.named_scope("augment"):
+        crop = augment.random_resized_crop(crop_key, batch.sizes, scale=config.pretrain.crop_scale)
+        flip = augment.random_flip(flip_key, len(batch))
+        pixels = augment.resample(batch.pixels, crop, flip, size=config.data.image_size)
 
-    def loss_fn(params):
-        output = reconstruct(params, pixels, corruption_key, model=model, config=config, train=True)
+    def loss_fn(params, _, pixels, key):
+        output = reconstruct(params, pixels, key, model=model, config=config, train=True)
         mask = output.corruption.mask
         loss = masked_mse(output.image, output.target, mask, config.corruption.patch_size)  # eq. 7
-        return loss, mask.mean()
+        return loss, (mask.sum(), {"masked_share": mask.mean()}, {})
 
-    (loss, masked_share), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return state.update(optimizer, gradients), {"loss": loss, "masked_share": masked_share}
+    loss, metrics, _, gradients = accumulation.value_and_gradients(
+        loss_fn,
+        state.params,
+        {},
+        pixels,
+        corruption_key,
+        num_microbatches=config.pretrain.accumulation_steps,
+    )
+    if config.pretrain.clip_norm > 0:
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+    return state.update(optimizer, gradients), {"loss": loss, **metrics}
 
 
 def reconstruct(

@@ -3,10 +3,12 @@
 Frozen parameters have neither gradients nor optimizer state and never change.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
@@ -26,6 +28,9 @@ class TrainState:
     params: PyTree  # all parameters of the network
     batch_stats: PyTree  # running statistics of batch norms; {} for a network without them
     opt_state: PyTree  # optimizer state of the trainable parameters
+    # Exponential moving average of the trainable parameters, "params", and of the running
+    # statistics, "batch_stats"; None if there is none.
+    average: PyTree = None
 
     @classmethod
     def create(
@@ -34,6 +39,8 @@ class TrainState:
         optimizer: optax.GradientTransformation,
         mesh: Mesh,
         prefixes: tuple[str, ...] = EVERYTHING,
+        *,
+        averages: bool = False,
     ) -> "TrainState":
         """Creates the state before the first step and places it on the devices.
 
@@ -43,6 +50,7 @@ class TrainState:
             optimizer: optimizer of the trainable parameters.
             mesh: mesh of the devices.
             prefixes: path prefixes of the trainable parameters, such as 'head/'.
+            averages: whether to keep an exponential moving average of the weights.
         """
         step = sharding.replicate(np.int32(0), mesh)
         variables = sharding.place(variables, sharding.state_shardings(variables, mesh))
@@ -55,7 +63,10 @@ class TrainState:
             out_shardings=sharding.state_shardings(shapes, mesh),
             compiler_options={"xla_backend_optimization_level": 0},
         )
-        return cls(step, params, variables.get("batch_stats", {}), init(trained))
+        statistics, average = variables.get("batch_stats", {}), None
+        if averages:  # a copy, because a step donates the state
+            average = jax.tree.map(jnp.copy, {"params": trained, "batch_stats": statistics})
+        return cls(step, params, statistics, init(trained), average)
 
     @property
     def variables(self) -> PyTree:
@@ -63,11 +74,25 @@ class TrainState:
         statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {"params": self.params, **statistics}
 
+    @property
+    def averaged_variables(self) -> PyTree | None:
+        """Variables with the moving average in place of the weights; None if there is none."""
+        if self.average is None:
+            return None
+        state = dataclasses.replace(
+            self,
+            params=merge(self.params, self.average["params"]),
+            batch_stats=self.average["batch_stats"],
+        )
+        return state.variables
+
     def update(
         self,
         optimizer: optax.GradientTransformation,
         gradients: PyTree,
         batch_stats: PyTree | None = None,
+        *,
+        ema_decay: float = 0.0,
     ) -> "TrainState":
         """Returns the state after one step of the optimizer.
 
@@ -75,12 +100,20 @@ class TrainState:
             optimizer: optimizer of the trainable parameters.
             gradients: gradients of the trainable parameters.
             batch_stats: new running statistics; None keeps the old ones.
+            ema_decay: decay of the moving average, if the state has one. In step n from 1 on, it is
+                at most (1 + n) / (10 + n), so that the initial weights are soon forgotten.
         """
-        trained = restrict(self.params, gradients)
-        updates, opt_state = optimizer.update(gradients, self.opt_state, trained)
-        params = merge(self.params, optax.apply_updates(trained, updates))
-        statistics = self.batch_stats if batch_stats is None else batch_stats
-        return TrainState(self.step + 1, params, statistics, opt_state)
+        with jax.named_scope("optimizer"):  # the name in profiles and in `benchmarks.aot`
+            trained = restrict(self.params, gradients)
+            updates, opt_state = optimizer.update(gradients, self.opt_state, trained)
+            params = merge(self.params, optax.apply_updates(trained, updates))
+            statistics = self.batch_stats if batch_stats is None else batch_stats
+            average = self.average
+            if average is not None:
+                new = {"params": restrict(params, gradients), "batch_stats": statistics}
+                decay = jnp.minimum(ema_decay, (2 + self.step) / (11 + self.step))
+                average = optax.incremental_update(new, average, 1 - decay)
+        return TrainState(self.step + 1, params, statistics, opt_state, average)
 
 
 def partition(params: PyTree, prefixes: tuple[str, ...] = EVERYTHING) -> tuple[PyTree, PyTree]:

@@ -1,6 +1,5 @@
-"""Entropies of layers against numpy and PyTorch, and what is selected by them."""
+"""Entropies of layers against numpy, and what is selected by them."""
 
-import functools
 import math
 
 import jax
@@ -10,18 +9,14 @@ import pytest
 from flax import linen as nn
 
 from egmae_jax import models
-from egmae_jax.method import layer_entropy
-from egmae_jax.models import timm as interop
+from egmae_jax.core.files import DamagedFileError, write_sealed
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.layers import tap
 from egmae_jax.training import layer_selection
 from egmae_jax.training.layer_selection import layer_entropies
-from egmae_jax.training.state import EVERYTHING, count_parameters, partition
-from tests import torch_reference
-from tests.conftest import SHARED_DATA
+from egmae_jax.training.state import EVERYTHING, partition
+from tests.training.histograms import TOLERANCE, in_batches, numpy_entropies
 
-WEIGHTS = SHARED_DATA.parent / "weights" / "squeezenet1_1_torchvision_in1k.npz"
-TOLERANCE = 0.02  # nat: values near the border of two bins may be counted in the other one
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
 
@@ -33,26 +28,6 @@ class Seen(nn.Module):
     @nn.compact
     def __call__(self, images):
         return tap(self, images, "seen")
-
-
-def numpy_entropies(values):
-    """[C] of [B, H, W, C]: of np.histogram over each channel's range, all images pooled."""
-    entropies = []
-    for channel in np.moveaxis(values.astype(np.float64), -1, 0):
-        counts, _ = np.histogram(channel, bins=256)
-        p = counts[counts > 0] / counts.sum()
-        entropies.append(-(p * np.log(p)).sum() if np.ptp(channel) > 0 else 0.0)
-    return np.array(entropies)
-
-
-def in_batches(values, size):
-    """Batches as evaluation gives them: the last one padded by other images."""
-    for start in range(0, len(values), size):
-        batch = values[start : start + size]
-        padding = size - len(batch)
-        filler = np.full((padding, *values.shape[1:]), 1e6, values.dtype)
-        valid = np.r_[np.ones(len(batch)), np.zeros(padding)]
-        yield jnp.asarray(np.concatenate([batch, filler])), jnp.asarray(valid)
 
 
 def entropy(values, size=4):
@@ -142,70 +117,11 @@ def test_images_are_seen_once_and_none_is_an_error():
         layer_entropies(Seen(), {}, iter(()))
 
 
-# A real network
-
-
-@functools.cache
-def squeezenet():
-    """PyTorch's network and our variables, of ImageNet where they are at hand."""
-    torch = torch_reference.torch()
-    network = torch_reference.torchvision().models.squeezenet1_1(num_classes=1000).eval()
-    if WEIGHTS.is_file():
-        with np.load(WEIGHTS) as archive:
-            network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
-    else:
-        torch_reference.randomize(network)
-    tensors = {key: x.numpy().copy() for key, x in network.state_dict().items()}
-    return network, interop.convert(tensors, "squeezenet1_1", "PyTorch's network")
-
-
-def scenes(count, side=96):
-    """Smooth colours with noise, differing in contrast, normalised."""
-    rng = np.random.default_rng(3)
-    coarse = rng.standard_normal((count, side // 16, side // 16, 3))
-    smooth = coarse.repeat(16, axis=1).repeat(16, axis=2)
-    contrast = rng.uniform(0.2, 1.5, (count, 1, 1, 1))
-    return (contrast * (smooth + 0.2 * rng.standard_normal(smooth.shape))).astype(np.float32)
-
-
-@pytest.mark.slow
-def test_entropies_of_squeezenets_layers_are_those_of_pytorchs_hooks():
-    torch = torch_reference.torch()
-    network, variables = squeezenet()
-    model, images = models.create("squeezenet1_1", 1000), scenes(6)
-    ours = layer_entropies(model, variables, in_batches(images, 4))
-    assert list(ours) == list(model.layers)
-
-    outputs = {}
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Conv2d) and name.startswith("features"):
-            module.register_forward_hook(
-                lambda _, __, x, name=name: outputs.update({name: x.numpy().copy()})
-            )
-    with torch.inference_mode():
-        network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    theirs = {
-        "/".join(name.replace("features.", "features_").split(".")): numpy_entropies(
-            x.transpose(0, 2, 3, 1)
-        ).mean()
-        for name, x in outputs.items()
-    }
-    assert theirs.keys() == ours.keys()
-    for layer, expected in theirs.items():
-        assert ours[layer] == pytest.approx(expected, abs=TOLERANCE), layer
-    assert len({round(x, 2) for x in theirs.values()}) > 10  # they do differ
-
-
 # Selection
 
 
 LAYERS = {"a": ("a/",), "b": ("b/", "b_norm/"), "c": ("c/",)}
 ENTROPIES = {"a": 3.0, "b": 1.0, "c": 2.0}
-
-
-def select(mode, layers, params, **options):
-    sizes = layer_selection.sizes(layers, params)
-    return layer_entropy.select(mode, sizes, count_parameters(params), **options)
 
 
 def toy_params():
@@ -221,58 +137,6 @@ def toy_params():
 
 def test_the_size_of_a_layer_is_its_kernels_and_its_norms():
     assert layer_selection.sizes(LAYERS, toy_params()) == {"a": 20, "b": 30, "c": 40}
-
-
-@pytest.mark.parametrize(
-    ("share", "chosen"),
-    [
-        (0.10, []),  # the head alone is just as much
-        (0.11, ["b"]),
-        (0.40, ["b"]),
-        (0.41, ["b", "c"]),
-        (0.81, ["b", "c"]),  # some layer stays frozen
-        (1.00, ["b", "c", "a"]),
-    ],
-)
-def test_layers_of_lowest_entropy_are_added_until_the_share_is_reached(share, chosen):
-    layers = select("low_entropy", LAYERS, toy_params(), share=share, entropies=ENTROPIES)
-    assert layers == chosen
-
-
-def test_all_and_head_do_not_look_at_the_share():
-    for share in (0.01, 1.0):
-        assert select("all", LAYERS, toy_params(), share=share) == ["a", "b", "c"]
-        assert select("head", LAYERS, toy_params(), share=share) == []
-
-
-def test_less_than_all_never_trains_all():
-    """The last layer drawn may be the largest, without which the share is not reached."""
-    for mode in ("random", "low_entropy"):
-        entropies = {layer: float(k) for k, layer in enumerate(reversed(LAYERS))}
-        chosen = select(mode, LAYERS, toy_params(), share=0.999, entropies=entropies)
-        assert len(chosen) == len(LAYERS) - 1
-        assert len(select(mode, LAYERS, toy_params(), share=1.0, entropies=entropies)) == len(
-            LAYERS
-        )
-
-
-def test_random_layers_depend_on_the_seed_alone_and_reach_the_share():
-    model = models.create("squeezenet1_1", 3)
-    params = abstract_variables(model, IMAGE)["params"]
-    draws = [
-        select("random", model.layers, params, share=0.5, seed=seed) for seed in (0, 0, 1, 2, 3)
-    ]
-    assert draws[0] == draws[1]
-    assert len({tuple(draw) for draw in draws}) == 4
-    total = count_parameters(params)
-    for chosen in draws:
-        prefixes = layer_selection.selection(model.layers, chosen).prefixes
-        trained = count_parameters(partition(params, prefixes)[0])
-        last = layer_selection.sizes(model.layers, params)[chosen[-1]]
-        assert 0.5 * total <= trained < 0.5 * total + last
-        assert len(set(chosen)) == len(chosen)
-    firsts = {select("random", LAYERS, toy_params(), share=0.2, seed=s)[0] for s in range(20)}
-    assert firsts == {"a", "b", "c"}  # each layer can be drawn
 
 
 def test_a_selection_names_the_head_the_fusion_and_the_chosen_layers():
@@ -295,12 +159,19 @@ def test_the_fusion_of_an_asff_trains_with_its_head():
 
 
 def test_the_report_holds_every_layer_and_what_trains():
-    report = layer_selection.describe("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
+    report = layer_selection.make_report("low_entropy", LAYERS, toy_params(), ["b"], ENTROPIES)
     assert report["trainable"] == "low_entropy"
     assert (report["trainable_parameters"], report["parameters"]) == (10 + 30, 100)
     assert [row["layer"] for row in report["layers"]] == ["a", "b", "c"]
     assert report["layers"][1] == {"layer": "b", "parameters": 30, "entropy": 1.0, "trains": True}
     assert not report["layers"][2]["trains"]
-    without = layer_selection.describe("all", LAYERS, toy_params(), list(LAYERS), None)
+    without = layer_selection.make_report("all", LAYERS, toy_params(), list(LAYERS), None)
     assert without["trainable_parameters"] == without["parameters"] == 100
     assert {row["entropy"] for row in without["layers"]} == {None}
+
+
+@pytest.mark.parametrize("layers", [None, [{"layer": x, "trains": True} for x in "abc"]])
+def test_layers_json_decides_for_every_layer_or_is_damaged(file, layers):
+    write_sealed(file, {"layers": layers})
+    with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
+        layer_selection.read_report(file, ["a", "b"])

@@ -17,6 +17,7 @@ from egmae_jax.models.init import initial_variables
 from egmae_jax.training import finetune, layer_selection, optim
 from egmae_jax.training.state import TrainState, count_parameters, merge, partition, restrict
 from tests import tiny
+from tests.tiny import flatten
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 NETWORKS = (tiny.RESNET, "squeezenet1_1", tiny.MODEL)
@@ -25,10 +26,6 @@ NETWORKS = (tiny.RESNET, "squeezenet1_1", tiny.MODEL)
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     tiny.register()
-
-
-def flatten(tree):
-    return {k: np.asarray(x) for k, x in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def tree():
