@@ -6,17 +6,15 @@ each problem; and draws contact sheets of each class and of all near-duplicates.
 """
 
 import collections
-import runpy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import rich.console
 import rich.table
-import rich.text
 
+from egmae_jax.core import console
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.core.files import write_json
 from egmae_jax.data import contact_sheets, duplicates, splits
@@ -210,29 +208,27 @@ def _save_sheets(folder: Path, kind: str, pages: Iterable[PIL.Image.Image]) -> I
 
 def show(result: dict[str, Any], folder: Path) -> None:
     """Prints the results of an audit, which `save` has written to `folder`."""
-    terminal = rich.console.Console(highlight=False, emoji=False)
-    terminal.print(f"\n[bold]{result['dataset']}[/]: {result['images']} images")
+    terminal = console.terminal
+    terminal.print(f"\n{result['dataset']}: {result['images']} images", style="bold")
     terminal.print(_table(result))
-    terminal.print("\n".join(_summary(result)), markup=False, soft_wrap=True)
+    terminal.print("\n".join(_summary(result)), soft_wrap=True)
     for each in result["findings"]:
         terminal.print()
-        terminal.print(each["finding"], style="bold yellow", markup=False, soft_wrap=True)
-        terminal.print(f"  -> {each['advice']}", markup=False, soft_wrap=True)
+        terminal.print(each["finding"], style="bold yellow", soft_wrap=True)
+        terminal.print(f"  -> {each['advice']}", soft_wrap=True)
     sheets = shorten_list(result["sheets"])
-    terminal.print(f"\nSaved in {folder}: audit.json, {sheets}", markup=False, soft_wrap=True)
+    terminal.print(f"\nSaved in {folder}: audit.json, {sheets}", soft_wrap=True)
 
 
 def _table(result: dict[str, Any]) -> rich.table.Table:
     """Returns a table of the number of images per class and official part, and of the modes."""
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("Class", overflow="fold")
-    for part in result["counts"]:
-        table.add_column("images" if part == "none" else part, justify="right")
+    parts = ["images" if part == "none" else part for part in result["counts"]]
+    table = console.table(["Class"], parts)
     table.add_column("modes")
     for name, modes in result["modes"].items():
         counts = (str(part[name]) for part in result["counts"].values())
         stored = ", ".join(f"{count} {mode}" for mode, count in modes.items())
-        table.add_row(rich.text.Text(name), *counts, stored)
+        table.add_row(name, *counts, stored)
     return table
 
 
@@ -274,7 +270,3 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
         f"grey levels after decoding: {levels['least']} to {levels['most']}, median "
         f"{levels['median']:g}"
     )
-
-
-if __name__ == "__main__":
-    runpy.run_module("egmae_jax.commands.audit", run_name="__main__")

@@ -6,7 +6,6 @@ are complete.
 """
 
 import logging
-import runpy
 import shutil
 import stat
 import tempfile
@@ -51,7 +50,7 @@ def download(urls: Iterable[str], folder: Path) -> None:
                 _unpack(path, folder)
         except UserError:
             raise
-        except Exception as error:  # zipfile raises many types of errors for damaged archives
+        except Exception as error:  # noqa: BLE001 (zipfile raises many types of errors)
             raise DataError(
                 f"{path} cannot be unpacked ({error!r}); delete it and run the command again."
             ) from None
@@ -63,7 +62,7 @@ def _fetch(url: str, path: Path) -> None:
             pooch.retrieve(url, None, path.name, path.parent, progressbar=True)
     except UserError:
         raise
-    except Exception as error:  # pooch passes on all errors of its HTTP library
+    except Exception as error:  # noqa: BLE001 (pooch passes on all errors of its HTTP library)
         raise DataError(f"{url} cannot be downloaded ({type(error).__name__}: {error}).") from None
 
 
@@ -94,7 +93,3 @@ def _require_safe(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
             problem = f"contains {member.filename!r}, which leads out of the folder or is a link"
     if problem:
         raise DataError(f"{path} {problem}; nothing was unpacked.")
-
-
-if __name__ == "__main__":
-    runpy.run_module("egmae_jax.commands.download", run_name="__main__")

@@ -169,8 +169,11 @@ def _across_parts(prepared: Prepared) -> Iterator[Finding]:
 
 
 def _confounded(prepared: Prepared, scores: Mapping[str, float]) -> Iterator[Finding]:
+    groups = _groups_by_class(prepared)
+    if not groups.all():
+        return  # `_classes` reports classes without images
     if not scores:
-        smallest = prepared.classes[_groups_by_class(prepared).argmin()]
+        smallest = prepared.classes[groups.argmin()]
         yield Finding(
             "confounders",
             "It cannot be tested whether size, mode and similar features reveal the class: the "
@@ -209,7 +212,13 @@ def _copies(audit: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _classes(prepared: Prepared) -> Iterator[Finding]:
     counts = np.bincount(prepared.labels, minlength=len(prepared.classes))
-    least, most = counts.argmin(), counts.argmax()
+    if empty := [prepared.classes[k] for k in np.flatnonzero(counts == 0)]:
+        yield Finding(
+            "empty classes",
+            f"Classes without an image that can be read: {', '.join(empty)}.",
+            "Repair or replace their files, or leave these classes out with --config.data.classes.",
+        )
+    least, most = np.where(counts, counts, counts.max()).argmin(), counts.argmax()
     small, large = prepared.classes[least], prepared.classes[most]
     ratio, share = counts[most] / counts[least], counts[most] / counts.sum()
     if ratio >= _IMBALANCED:
@@ -223,7 +232,7 @@ def _classes(prepared: Prepared) -> Iterator[Finding]:
         )
     group_counts = zip(prepared.classes, _groups_by_class(prepared).tolist(), strict=True)
     limit = 5 * _FEW_GROUPS
-    if few := [f"{name} has {count} groups" for name, count in group_counts if count < limit]:
+    if few := [f"{name} has {count} groups" for name, count in group_counts if 0 < count < limit]:
         yield Finding(
             "few images",
             f"{', '.join(few)}: a test part of a fifth has fewer than {_FEW_GROUPS} of them.",

@@ -1,5 +1,6 @@
 """Decodes image files to uint8 pixels, and makes their views for training and evaluation."""
 
+import base64
 import contextlib
 import io
 from collections.abc import Iterator
@@ -103,11 +104,6 @@ def examine(encoded: bytes, intensity: IntensityRange = BY_TYPE) -> Decoded:
                     f"more than 8 bits per value, lossless JPEG or JPEG-LS); {samples.CONVERT}"
                 ) from None
             raise
-        if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-            raise UnreadableImageError(
-                "a JPEG with four channels but without Adobe's marker does not define the meaning "
-                "of its channels, nor whether 0 is full ink or none; convert it to RGB"
-            )
         _load(image)
         return Decoded(_upright_rgb(image), image.mode, image.format in _LOSSY, 8, None)
 
@@ -172,10 +168,19 @@ def convert(
                 f"an image that Pillow has loaded in mode {image.mode!r} lacks the tags that "
                 "define the meaning of its values: pass the file, its bytes, or an 8-bit image"
             )
+        elif image.format == "PNG" and image.mode in _NARROWED and intensity.rule != "type":
+            raise UnreadableImageError(
+                f"a PNG file that Pillow has loaded in mode {image.mode!r} may have had 16 bits "
+                f"per value, to which data.intensity_range={intensity.rule!r} applies: pass the "
+                "file or its bytes"
+            )
         else:
             _load(image)
             upright = _upright_rgb(image)
     return upright if color == "rgb" else upright.convert("L")
+
+
+_NARROWED = ("RGB", "RGBA", "LA")  # modes of loaded PNG files whose low byte Pillow has dropped
 
 
 def _unloaded_bytes(image: PIL.Image.Image) -> bytes | None:
@@ -197,6 +202,11 @@ def _load(image: PIL.Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the first frame of an MPO file is the photograph
         raise UnreadableImageError(f"{frames} frames; one image is expected")
+    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+        raise UnreadableImageError(
+            "a JPEG with four channels but without Adobe's marker does not define the meaning of "
+            "its channels, nor whether 0 is full ink or none; convert it to RGB"
+        )
     image.load()
 
 
@@ -217,7 +227,7 @@ def _convert_errors() -> Iterator[None]:
         raise UnreadableImageError(NOT_AN_IMAGE) from None
     except (UserError, PIL.Image.DecompressionBombError) as error:
         raise UnreadableImageError(str(error)) from None
-    except Exception as error:  # Pillow's parsers raise many types of errors for damaged files
+    except Exception as error:  # noqa: BLE001 (Pillow's parsers raise many types of errors)
         raise UnreadableImageError(f"damaged, truncated or not supported: {error!r}") from None
 
 
@@ -298,6 +308,13 @@ def to_array(image: PIL.Image.Image) -> np.ndarray:
 def from_array(array: np.ndarray) -> PIL.Image.Image:
     """Converts an array, uint8 [H, W, 3] or [H, W, 1], to an RGB or grey image."""
     return PIL.Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+
+
+def data_uri(image: PIL.Image.Image, file_format: str, **options: int) -> str:
+    """Returns an image as a data URI, 'png' or 'webp', saved with options such as quality."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return f"data:image/{file_format};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _crop_aspect(image: PIL.Image.Image, max_aspect: int = _MAX_ASPECT) -> PIL.Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.core.files import explain_storage_errors
-from egmae_jax.data import datasets, lookalikes
+from egmae_jax.data import datasets, similar_names
 from egmae_jax.data.datasets import DataError, Dataset, ImageFile
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,12 @@ class Listing:
 
 
 def list_files(
-    name: str, folder: Path, *, classes: Sequence[str] = (), group_pattern: str = ""
+    name: str,
+    folder: Path,
+    *,
+    classes: Sequence[str] = (),
+    group_pattern: str = "",
+    field: str = "data.dir",
 ) -> Listing:
     """Lists the files of a data set, without reading the images.
 
@@ -52,6 +57,8 @@ def list_files(
         group_pattern: regular expression with capture groups, searched for in each file's name.
             Files with equal captures form a group, whatever groups the data set defines. Empty:
             the groups of the data set are used.
+        field: config field that names the folder, for messages. Files of another folder than
+            data.dir may have names that the pattern does not match.
 
     Raises:
         DataError: the folder or a class is missing; a class is empty; a class name looks like
@@ -63,10 +70,14 @@ def list_files(
     if dataset.make is not None:
         with explain_storage_errors(folder):
             dataset.make(folder)
+    if folder.is_file():
+        raise DataError(f"{folder} is a file, not a folder ({field}).")
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} (data.dir). {dataset.obtain}")
+        raise DataError(f"There is no folder {folder} ({field}). {dataset.obtain}")
     with explain_storage_errors(folder):
         images = dataset.list_images(folder)
+    if not images:
+        raise DataError(f"The data set {name!r} finds no image in {folder} ({field}).")
     for image in images:
         for kind, text in (("file", image.file), ("class", image.label)):
             if _CONTROL.search(text):
@@ -74,11 +85,18 @@ def list_files(
                     f"The name of the {kind} {text!r} contains a line break, another control "
                     "character or bytes that are not UTF-8; rename it."
                 )
+    present = {image.label for image in images}
+    if not classes and (missing := [label for label in dataset.classes if label not in present]):
+        raise DataError(
+            f"{folder} has no images of {', '.join(missing)}; it has {', '.join(sorted(present))}. "
+            "Complete the data set, or name the classes to use: "
+            f'--config.data.classes="{tuple(sorted(present))}".'
+        )
     kept = _choose_classes(images, classes, folder)
     others = collections.Counter(image.label for image in images if image.label not in kept)
     images = [image for image in images if image.label in kept]
     if group_pattern:
-        images = _group_by_name(images, group_pattern)
+        images = _group_by_name(images, group_pattern, required=field == "data.dir")
     return Listing(dataset, folder, _join_groups(images), kept, dict(sorted(others.items())))
 
 
@@ -88,15 +106,15 @@ def _choose_classes(
     """Returns the names of the classes to keep, sorted; raises DataError like `list_files`."""
     counts = collections.Counter(image.label for image in images)
     first_file = {image.label: image.file for image in reversed(images)}
-    by_key = {lookalikes.key(name): name for name in counts}
-    keys = {lookalikes.key(name): name for name in selected} or dict.fromkeys(by_key, "")
+    by_key = {similar_names.key(name): name for name in counts}
+    keys = {similar_names.key(name): name for name in selected} or dict.fromkeys(by_key, "")
 
     def describe(name: str) -> str:
-        spelling = lookalikes.spelled_out([name])
+        spelling = similar_names.spelled_out([name])
         return f"{spelling}, {counts[name]} images such as {first_file[name]}"
 
-    for names in lookalikes.groups(counts):
-        if lookalikes.key(names[0]) in keys:
+    for names in similar_names.groups(counts):
+        if similar_names.key(names[0]) in keys:
             raise DataError(
                 f"{folder} has classes whose names look alike: "
                 f"{'; '.join(map(describe, names))}. Use one spelling for each class, and names "
@@ -110,7 +128,7 @@ def _choose_classes(
             )
         if selected and name != by_key[key]:
             logger.info("data.classes: %r selects the class %r", name, by_key[key])
-        if not selected and lookalikes.is_missing(by_key[key]):
+        if not selected and similar_names.is_missing(by_key[key]):
             raise DataError(
                 f"Some images have a label that means a missing value: {describe(by_key[key])}. "
                 "Label or remove these images. If it is the name of a class, list all classes in "
@@ -121,30 +139,30 @@ def _choose_classes(
 
 def _join_groups(images: list[ImageFile]) -> list[ImageFile]:
     """Replaces group names that look alike by one of them, since they may be one patient."""
-    alike = lookalikes.groups({image.group for image in images if image.group})
+    alike = similar_names.groups({image.group for image in images if image.group})
     if alike:
         logger.warning(
             "The names of %d groups (patients, lesions) have several spellings. The images of each "
             "group are kept in one part: %s. If these are different groups, give them names that "
             "differ clearly.",
             len(alike),
-            shorten_list([lookalikes.spelled_out(names) for names in alike]),
+            shorten_list([similar_names.spelled_out(names) for names in alike]),
         )
     name_of: dict[str | None, str] = {name: names[0] for names in alike for name in names}
     return [image._replace(group=name_of.get(image.group, image.group)) for image in images]
 
 
-def _group_by_name(images: list[ImageFile], pattern: str) -> list[ImageFile]:
+def _group_by_name(images: list[ImageFile], pattern: str, *, required: bool) -> list[ImageFile]:
     """Replaces the groups of the images whose file names match a pattern.
 
     Raises:
-        DataError: the pattern matches no file name.
+        DataError: the pattern matches no file name, but is required to.
     """
     matches = [re.search(pattern, PurePosixPath(image.file).name) for image in images]
     # An empty match would put unrelated patients into one group.
     names = [match.groups() if match and any(match.groups()) else None for match in matches]
     without = [image.file for image, name in zip(images, names, strict=True) if name is None]
-    if len(without) == len(images):
+    if required and len(without) == len(images):
         raise DataError(
             f"data.group_pattern {pattern!r} matches none of the {len(images)} file names, such as "
             f"{images[0].file}."

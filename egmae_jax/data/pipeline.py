@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from egmae_jax.core import sharding
 from egmae_jax.data import images
-from egmae_jax.data.prepare import Prepared
+from egmae_jax.data.prepare import ImageSet
 from egmae_jax.data.threads import read_ahead
 
 MAX_STEPS = 256  # largest number of steps per dispatch
@@ -81,18 +81,16 @@ class View(NamedTuple):
 
     Attributes:
         purpose: 'training' or 'evaluation'.
-        prepared: data set of the images.
+        prepared: the images.
         color: 'rgb' or 'grey'.
         resize: function that makes the view of an image.
-        size_of: function from the width and height of an image to those of its view.
         canvas: height and width of the canvas, at least those of every view.
     """
 
     purpose: str
-    prepared: Prepared
+    prepared: ImageSet
     color: images.Color
     resize: Callable[[PIL.Image.Image], PIL.Image.Image]
-    size_of: Callable[[tuple[int, int]], tuple[int, int]]
     canvas: tuple[int, int]
 
     def load(self, indices: np.ndarray, store: HostStore | None = None) -> Images:
@@ -129,15 +127,12 @@ class View(NamedTuple):
         return 1 if self.color == "grey" else 3
 
     def _decode(self, index: int) -> np.ndarray:
-        array = self.prepared.records.pixels(index, self.color)
-        height, width = array.shape[:2]
-        if self.size_of((width, height)) == (width, height):
-            return array
-        return images.to_array(self.resize(images.from_array(array)))
+        image = images.from_array(self.prepared.records.pixels(index, self.color))
+        return images.to_array(self.resize(image))
 
 
 def training_view(
-    prepared: Prepared,
+    prepared: ImageSet,
     indices: np.ndarray,
     *,
     color: images.Color,
@@ -147,24 +142,23 @@ def training_view(
     """Returns the view from which random crops are taken.
 
     Args:
-        prepared: data set of the images.
+        prepared: the images.
         indices: indices of the images that the canvas must be large enough for.
         color: 'rgb' or 'grey'.
         resize: resize mode; see `images.training_view`.
         store_size: length of the shorter side in pixels; see `images.training_view`.
     """
-
-    def size_of(size: tuple[int, int]) -> tuple[int, int]:
-        return images.training_size(size, resize, store_size)
-
-    sizes = [size_of((w, h)) for h, w in np.unique(prepared.sizes[indices], axis=0).tolist()]
+    sizes = [
+        images.training_size((width, height), resize, store_size)
+        for height, width in np.unique(prepared.sizes[indices], axis=0).tolist()
+    ]
     width, height = np.max(sizes, axis=0).tolist()
     view = functools.partial(images.training_view, resize=resize, store_size=store_size)
-    return View("training", prepared, color, view, size_of, (height, width))
+    return View("training", prepared, color, view, (height, width))
 
 
 def evaluation_view(
-    prepared: Prepared,
+    prepared: ImageSet,
     *,
     color: images.Color,
     resize: images.Resize,
@@ -174,7 +168,7 @@ def evaluation_view(
     """Returns the square view for evaluation.
 
     Args:
-        prepared: data set of the images.
+        prepared: the images.
         color: 'rgb' or 'grey'.
         resize: resize mode; see `images.evaluation_view`.
         image_size: side of the view in pixels.
@@ -183,8 +177,7 @@ def evaluation_view(
     view = functools.partial(
         images.evaluation_view, resize=resize, image_size=image_size, resized=resized
     )
-    square = (image_size, image_size)
-    return View("evaluation", prepared, color, view, lambda size: square, square)
+    return View("evaluation", prepared, color, view, (image_size, image_size))
 
 
 def load(view: View, indices: np.ndarray) -> Images:
@@ -247,10 +240,11 @@ class Resident:
     Args:
         images: all training images, on the devices.
         order: images of each batch.
+        rows: position in `images` of each image that the order counts, int [N]; None: all images.
     """
 
-    def __init__(self, images: Images, order: "Order"):
-        self._images, self._order = images, order
+    def __init__(self, images: Images, order: "Order", rows: np.ndarray | None = None):
+        self._images, self._order, self._rows = images, order, rows
 
     def steps(self, first: int, at_most: int) -> tuple[int, ResidentSteps]:
         """Returns the number of steps of the next dispatch, and their batches.
@@ -262,6 +256,8 @@ class Resident:
         count = min(at_most, MAX_STEPS)
         indices = np.zeros((MAX_STEPS, self._order.batch_size), np.int32)
         indices[:count] = [self._order[first + i] for i in range(count)]
+        if self._rows is not None:
+            indices = self._rows[indices].astype(np.int32)
         return count, ResidentSteps(self._images, indices)
 
 
@@ -345,11 +341,21 @@ class Order:
         num_examples: number of training images.
         batch_size: number of images per step.
         seed: integers that seed the shuffling.
+        weights: relative frequencies of the images, float [num_examples]; each epoch then draws as
+            many images as there are, with replacement, as torch's WeightedRandomSampler does. None:
+            each image occurs once per epoch.
     """
 
-    def __init__(self, num_examples: int, batch_size: int, seed: tuple[int, ...]):
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        seed: tuple[int, ...],
+        weights: np.ndarray | None = None,
+    ):
         self.batch_size = batch_size
         self._num_examples, self._seed = num_examples, seed
+        self._shares = None if weights is None else weights / weights.sum()
         # A batch contains images of at most two epochs, unless the set is smaller than a batch.
         self._epoch = functools.lru_cache(maxsize=4)(self._shuffle)
 
@@ -362,10 +368,24 @@ class Order:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([*self._seed, epoch])
+        if self._shares is not None:
+            drawn = rng.choice(self._num_examples, self._num_examples, p=self._shares)
+            return drawn.astype(np.int32)
         return rng.permutation(self._num_examples).astype(np.int32)
 
 
 # --- Evaluation ----------------------------------------------------------------------------------
+
+
+def pad_batch(batch: np.ndarray, size: int) -> np.ndarray:
+    """Pads a batch with zeros, so that all batches have one shape and share a compiled program.
+
+    Args:
+        batch: array [n, ...] with n from 0 to `size`.
+        size: number of rows of the result, [size, ...]; callers drop what they compute of the
+            padding.
+    """
+    return np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
 
 
 class Evaluation:
@@ -398,13 +418,14 @@ class Evaluation:
     def batches(self, batch_size: int) -> Iterator[tuple[Images, np.ndarray, np.ndarray]]:
         """Yields images, the indices of a batch in them, int32 [B], and its mask, float32 [B].
 
-        The last batch is padded with its first image. The mask is 0 for padding and 1 for all other
+        The last batch is padded with the first image. The mask is 0 for padding and 1 for all other
         images, so that each image counts once.
         """
         count = math.ceil(len(self) / batch_size)
-        rows = np.arange(count * batch_size, dtype=np.int32).reshape(count, batch_size)
-        mask = (rows < len(self)).astype(np.float32)
-        indices = np.where(mask, rows, rows[:, :1])
+        indices, mask = (
+            pad_batch(rows, count * batch_size).reshape(count, batch_size)
+            for rows in (np.arange(len(self), dtype=np.int32), np.ones(len(self), np.float32))
+        )
         if self._resident is not None:
             for i in range(count):
                 yield self._resident, indices[i], mask[i]

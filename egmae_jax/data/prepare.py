@@ -4,17 +4,41 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from egmae_jax.core.errors import shorten_list
 from egmae_jax.data import duplicates, pixels, records
-from egmae_jax.data.listing import Listing, list_files
+from egmae_jax.data.listing import Listing
 from egmae_jax.data.pixels import Finding, PixelStatistics
 from egmae_jax.data.records import Records
 from egmae_jax.data.samples import IntensityRange, Rule
 
 logger = logging.getLogger(__name__)
+
+
+class ImageSet(Protocol):
+    """Images that can be read by index: `Prepared` or `unlabelled.Joined`.
+
+    Attributes:
+        files: names of the N images.
+        labels: int [N].
+        sizes: int [N, 2], height and width in pixels.
+        records: random access; `records.pixels(i, color)` returns the pixels of image i.
+    """
+
+    @property
+    def files(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def sizes(self) -> np.ndarray: ...
+
+    @property
+    def records(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,43 +104,24 @@ class Prepared:
 
 
 def prepare(
-    name: str,
-    folder: Path,
-    cache: Path,
-    *,
-    on_error: str = "raise",
-    near_duplicate_threshold: float = 0.99,
-    classes: Sequence[str] = (),
-    group_pattern: str = "",
-    intensity_range: Rule = "type",
-) -> Prepared:
-    """Lists and describes the images of a data set; see `list_files` and `describe`."""
-    return describe(
-        list_files(name, folder, classes=classes, group_pattern=group_pattern),
-        cache,
-        on_error=on_error,
-        near_duplicate_threshold=near_duplicate_threshold,
-        intensity_range=intensity_range,
-    )
-
-
-def describe(
     listing: Listing,
     cache: Path,
     *,
     on_error: str,
-    near_duplicate_threshold: float,
-    intensity_range: Rule = "type",
+    near_duplicate_threshold: float | None,
+    intensity_range: Rule | IntensityRange = "type",
 ) -> Prepared:
-    """Reads and describes the images of a listing, or loads the cached records of unchanged files.
+    """Reads all images of a listing, or loads the cached records of unchanged files.
 
     Args:
         listing: files of the data set.
         cache: folder for the records of all data sets.
         on_error: 'raise' for an error if images are unreadable, 'skip' to leave them out.
-        near_duplicate_threshold: correlation above which two images are near-duplicates.
+        near_duplicate_threshold: correlation above which two images are near-duplicates; None
+            looks for none.
         intensity_range: which values of files with more than 8 bits become black and white; see
-            data.intensity_range. 'dataset' reads these files twice.
+            data.intensity_range. 'dataset' reads these files twice. The range of another data set
+            is used as it is.
 
     Raises:
         DataError: an image cannot be read, or the records cannot be written.
@@ -130,9 +135,11 @@ def describe(
     files, intensity = index["path"].tolist(), records.intensity_of(index)
     statistics = PixelStatistics(*(index[name] for name in PixelStatistics._fields))
     _warn(skipped, pixels.findings(files, statistics, intensity))
-    pairs = duplicates.duplicate_pairs(
-        index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
-    )
+    pairs = np.zeros((0, 2), np.int64)
+    if near_duplicate_threshold is not None:
+        pairs = duplicates.duplicate_pairs(
+            index["descriptor"], index["pixel_hash"].tolist(), threshold=near_duplicate_threshold
+        )
     by_file = {image.file: image for image in listing.images}
     images = [by_file[file] for file in files]
     return Prepared(
@@ -144,7 +151,7 @@ def describe(
         labels=np.array([listing.classes.index(image.label) for image in images]),
         groups=duplicates.group_ids(len(files), pairs, [image.group or None for image in images]),
         pairs=pairs,
-        official=np.array([image.split or "" for image in images]),
+        official=np.array([image.part or "" for image in images]),
         sizes=index["size"],
         modes=index["mode"],
         descriptors=index["descriptor"],

@@ -74,7 +74,7 @@ class Records:
             self._source = tfds.builder_from_directory(folder).as_data_source(
                 split=_SPLIT, decoders={"image": tfds.decode.SkipDecoding()}
             )
-        except Exception as error:  # TFDS, protobuf and array_record have their own errors
+        except Exception as error:  # noqa: BLE001 (TFDS, protobuf, array_record have own errors)
             raise DamagedFileError(folder, error) from None
 
     def pixels(self, index: int, color: images.Color = "rgb") -> np.ndarray:
@@ -95,7 +95,7 @@ class Records:
         try:
             record = self._source[index]["image"]
             is_intact = hashlib.sha256(record).hexdigest() == self._digests[index]
-        except Exception as error:  # RuntimeError from array_record, or an error of protobuf
+        except Exception as error:  # noqa: BLE001 (RuntimeError, or protobuf's own)
             raise DamagedFileError(self._folder, error) from None
         if not is_intact:
             raise DamagedFileError(self._folder, f"record {index} has changed since it was written")
@@ -119,14 +119,17 @@ def read_index(folder: Path) -> dict[str, np.ndarray]:
         raise DamagedFileError(folder / _INDEX, error) from None
 
 
-def find_or_write(listing: Listing, cache: Path, on_error: str, rule: Rule) -> Path:
+def find_or_write(
+    listing: Listing, cache: Path, on_error: str, rule: Rule | IntensityRange
+) -> Path:
     """Returns the folder with the records of the listed files, and writes them if they are missing.
 
     Args:
         listing: files of the data set.
         cache: folder for the records of all data sets.
         on_error: 'raise' for an error if images are unreadable, 'skip' to leave them out.
-        rule: which values of files with more than 8 bits become black and white.
+        rule: which values of files with more than 8 bits become black and white; or the range of
+            another data set.
 
     Raises:
         DataError: an image cannot be read, or the records cannot be written.
@@ -158,7 +161,7 @@ def find_or_write(listing: Listing, cache: Path, on_error: str, rule: Rule) -> P
     return folder
 
 
-def _fingerprint(listing: Listing, rule: Rule) -> str:
+def _fingerprint(listing: Listing, rule: Rule | IntensityRange) -> str:
     """Returns 16 hex digits that depend on the files, the rule and the installed decoders."""
     state: list[tuple[str, int | None, int | None]] = []
     for image in listing.images:
@@ -168,11 +171,12 @@ def _fingerprint(listing: Listing, rule: Rule) -> str:
         except OSError:  # a broken link, which is reported when it is read
             state.append((image.file, None, None))
     # A newly installed decoder may read files that were left out before.
-    identity = [str(listing.folder.resolve()), _VERSION, state, rule, dicom.decoders()]
+    settings = rule if isinstance(rule, str) else samples.to_json(rule)
+    identity = [str(listing.folder.resolve()), _VERSION, state, settings, dicom.decoders()]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def _write(target: Path, listing: Listing, on_error: str, rule: Rule) -> None:
+def _write(target: Path, listing: Listing, on_error: str, rule: Rule | IntensityRange) -> None:
     """Writes the records of all readable images and their index.
 
     Raises:
@@ -181,8 +185,10 @@ def _write(target: Path, listing: Listing, on_error: str, rule: Rule) -> None:
         RuntimeError: array_record cannot write the records.
     """
     folder, files = listing.folder, [image.file for image in listing.images]
-    of_dataset = _range_of_dataset(folder, files) if rule == "dataset" else {}
-    intensity = IntensityRange(rule, of_dataset)
+    if isinstance(rule, str):
+        of_dataset = _range_of_dataset(folder, files) if rule == "dataset" else {}
+        rule = IntensityRange(rule, of_dataset)
+    intensity = rule
     logger.info("Reading %d images from %s", len(files), folder)
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []

@@ -6,14 +6,13 @@ to the part that needs its classes most.
 """
 
 import itertools
-import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_atomically
+from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json_rows
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.base import leads_elsewhere
 
@@ -22,6 +21,18 @@ TRAIN, VALIDATION, TEST = range(3)  # indices into PARTS
 PROTOCOLS = ("grouped", "official", "image_level")
 _KEYS = {"file", "label", "split", "group", "sha256"}  # fields of a row of splits.json
 LEFT_OUT = -1  # index of images that are in no part
+
+
+def count_by_group(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the images of each class in each group, for labels and groups of images, int [N].
+
+    Returns:
+        Row of each image's group in the counts, int [N], and the counts, int [groups, classes].
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    counts = np.zeros((members.max() + 1, labels.max() + 1), int)
+    np.add.at(counts, (members, labels), 1)
+    return members, counts
 
 
 def assign(
@@ -39,13 +50,9 @@ def assign(
         Part of each image, int [N], as an index into `shares`.
     """
     rng = np.random.default_rng(seed)
-    num_classes = labels.max() + 1
-    _, members = np.unique(groups, return_inverse=True)
-    # content[g, c] is the number of images of class c in group g.
-    content = np.zeros((members.max() + 1, num_classes))
-    np.add.at(content, (members, labels), 1)
+    members, content = count_by_group(labels, groups)
     target = np.outer(shares, content.sum(axis=0))  # [parts, classes]
-    filled = np.zeros_like(target)
+    filled = np.zeros(target.shape)
     parts = np.empty(len(content), int)
 
     shuffled = rng.permutation(len(content))
@@ -344,8 +351,7 @@ def write(
         for f, label, part, group, digest in zip(files, labels, parts, groups, sha256, strict=True)
         if part != LEFT_OUT
     ]
-    text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
-    write_atomically(path, text)
+    write_json_rows(path, rows)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -9,13 +9,12 @@ import pytest
 from egmae_jax.commands import audit as command
 from egmae_jax.data import audit, contact_sheets
 from egmae_jax.data.contact_sheets import Section
-from egmae_jax.data.prepare import prepare
-from tests.data.writers import picture
+from tests.data.writers import picture, prepare_folder
 
 
 def prepared(folder, **options):
     cache = folder.parent / "cache"
-    return prepare("image_folder", folder, cache, on_error="skip", **options)
+    return prepare_folder("image_folder", folder, cache, on_error="skip", **options)
 
 
 @pytest.fixture
@@ -82,6 +81,7 @@ def test_the_command_prints_and_saves(flawed, tmp_path, capsys):
     command.main(
         [
             "--config=configs/image_folder.py",
+            "--config.data.image_size=200",  # no multiple of a network's stride
             f"--config.data.dir={flawed}",
             f"--config.data.cache_dir={tmp_path / 'cache'}",
             f"--out={tmp_path / 'audit'}",
@@ -128,6 +128,15 @@ def test_a_class_of_one_group_has_nothing_to_be_tested_on(flawed):
     assert audit.confounders(lonely) == {}
     (finding,) = [x for x in audit.audit(lonely)["findings"] if x["about"] == "confounders"]
     assert "the images of cat are one group" in finding["finding"]
+
+
+def test_a_class_without_a_readable_image_is_named(flawed):
+    (flawed / "eel").mkdir()
+    (flawed / "eel" / "broken.png").write_bytes(b"no image")
+    findings = {x["about"]: x["finding"] for x in audit.audit(prepared(flawed))["findings"]}
+    assert findings["empty classes"] == "Classes without an image that can be read: eel."
+    assert not {"imbalance", "confounders"} & findings.keys()
+    assert "eel" not in findings["few images"]
 
 
 def test_unequal_and_small_classes_are(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import DataError, kvasir
+from egmae_jax.data.listing import list_files
 from tests.conftest import SHARED_DATA, needs_shared_data
 
 
@@ -51,10 +52,59 @@ def test_busi_lists_images_without_masks_from_either_level(tmp_path, top):
     }
 
 
-def test_busi_without_a_class_folder_names_it_and_those_found(tmp_path):
+def test_a_missing_class_is_named_unless_the_others_are_asked_for(tmp_path):
     touch(tmp_path, *BUSI[:9], "other/x.png")
-    with pytest.raises(DataError, match=r"no class folder 'normal'.*benign, malignant, other"):
-        datasets.get("busi").list_images(tmp_path)
+    with pytest.raises(DataError, match=r"no images of normal; it has benign, malignant"):
+        list_files("busi", tmp_path)
+    listing = list_files("busi", tmp_path, classes=("benign", "malignant"))
+    assert listing.classes == ("benign", "malignant")
+    with pytest.raises(DataError, match=r"data.classes contains 'normal'"):
+        list_files("busi", tmp_path, classes=("benign", "normal"))
+
+
+def test_a_folder_without_any_class_is_refused_with_the_folders_it_has(tmp_path):
+    touch(tmp_path, "other/x.png")
+    with pytest.raises(DataError, match=r"class folders benign, malignant, normal.*: other"):
+        list_files("busi", tmp_path)
+
+
+def test_a_class_that_only_one_official_part_has_is_named(tmp_path):
+    touch(tmp_path, *(f"{part}/benign/1.jpg" for part in ("train", "test")))
+    touch(tmp_path, "train/malignant/1.jpg")
+    with pytest.raises(DataError, match=r"test has no class folder 'malignant'"):
+        list_files("skin_lesions", tmp_path)
+
+
+def test_hyperkvasir_takes_its_classes_from_the_folders_at_any_depth(tmp_path):
+    top = "hyper-kvasir/labeled-images/lower-gi-tract"
+    files = {
+        f"{top}/pathological-findings/polyps/a.jpg": "polyps",
+        f"{top}/quality-of-mucosal-views/bbps-0-1/b.jpg": "bbps-0-1",
+    }
+    touch(tmp_path / "official", *files, "hyper-kvasir/unlabeled-images/images/c.jpg")
+    rows = {file: (label, None, None) for file, label in files.items()}
+    assert listed("hyperkvasir", tmp_path / "official") == rows
+    touch(tmp_path / "flat", "polyps/a.jpg", "cecum/b.jpg")
+    labels = [label for label, _, _ in listed("hyperkvasir", tmp_path / "flat").values()]
+    assert sorted(labels) == ["cecum", "polyps"]
+    touch(tmp_path / "flat", "loose.jpg")
+    with pytest.raises(DataError, match=r"loose\.jpg is not in the folder of a class"):
+        listed("hyperkvasir", tmp_path / "flat")
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("name", "folder", "classes", "counts"),
+    [
+        ("hyperkvasir", "hyperkvasir", (), [110, 266, 104, 321, 795]),
+        ("brisc2025", "brisc2025", (), [240] * 4),
+        ("covid", "covid19_radiography", ("COVID", "Normal", "Viral Pneumonia"), [400] * 3),
+    ],
+)
+def test_real_files_in_their_published_layout(name, folder, classes, counts):
+    listing = list_files(name, SHARED_DATA / folder, classes=classes)
+    labels = collections.Counter(image.label for image in listing.images)
+    assert [labels[name] for name in listing.classes] == counts
 
 
 @needs_shared_data
@@ -216,10 +266,16 @@ def test_isic_says_what_its_tables_and_folders_do_not_share(tmp_path, caplog):
         (f"{ISIC_HEADER}ISIC_1,1,0\n", "line 2 has 3 values, but its first line names 8"),
         ("image,MEL\nISIC_1,1\n", "no column AKIEC, BCC, BKL, DF, NV, VASC"),
         (f"{ISIC_HEADER}ISIC_7,1,0,0,0,0,0,0\n", "1 images that .* lists are not in .*ISIC_7"),
+        (ISIC_HEADER + 2 * "ISIC_1,1,0,0,0,0,0,0\n", "line 3: ISIC_1 is listed twice"),
         (None, r"no ISIC2018_Task3_Training_GroundTruth\.csv"),
+        *(
+            (f"{ISIC_HEADER}{name},1,0,0,0,0,0,0\n", "1 images that .* lists are not in ")
+            for name in ("../secret", "/etc/passwd", "", "x" * 300)
+        ),
     ],
 )
 def test_isic_names_what_is_wrong_with_its_tables(tmp_path, table, message):
+    touch(tmp_path, "secret.jpg")
     path = next(isic(tmp_path, "Training", ("ISIC_1", "MEL")).rglob("*.csv"))
     path.unlink() if table is None else path.write_text(table)
     with pytest.raises(DataError, match=message):

@@ -2,13 +2,18 @@
 
 import functools
 import http.server
+import io
+import shutil
+import tempfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.download import download
+from tests.damage import little_memory
 
 LINK = 0o120777
 
@@ -92,3 +97,49 @@ def test_no_member_of_an_archive_leads_out_of_the_folder(server, tmp_path, name,
     with pytest.raises(DataError, match=r"leads out of the folder.*nothing was unpacked"):
         download((url + "a.zip",), tmp_path / "data")
     assert not list(tmp_path.rglob("*.png"))
+
+
+def zip_of(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def unpack(content):
+    """What `download` leaves of an archive that is there already."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "a.zip").write_bytes(content)
+    error = None
+    try:
+        download(("https://localhost/a.zip",), folder)
+    except DataError as raised:
+        error = str(raised)
+        assert str(folder / "a.zip") in error
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    shutil.rmtree(folder)
+    return files - {"a.zip"}, error
+
+
+BOMB = {"small.txt": b"x", "bomb.png": b"\0" * 30_000_000}
+
+
+def test_an_archive_that_unpacks_to_absurdly_much_leaves_nothing():
+    with little_memory():
+        files, error = unpack(zip_of(BOMB))
+    assert "decompression bomb; nothing was unpacked" in error
+    assert not files
+
+
+def test_an_archive_that_the_disk_cannot_hold_leaves_nothing(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    files, error = unpack(zip_of({"1.png": b"x" * 600, "2.png": b"y" * 600}))
+    assert "has only 1000 bytes free; nothing was unpacked" in error
+    assert not files
+
+
+def test_tables_and_blank_images_are_no_bombs():
+    members = {"a.csv": b"ISIC,0.0,1.0\n" * 9000, "blank.bmp": bytes(500_000)}
+    assert unpack(zip_of(members)) == (set(members), None)

@@ -9,8 +9,7 @@ import pytest
 from egmae_jax.data import datasets, formats
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.datasets.folders import find_given
-from egmae_jax.data.prepare import prepare
-from tests.data.writers import encode, noise
+from tests.data.writers import encode, noise, prepare_folder
 
 DICOM = bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + bytes(200)
 # The meta header of a DICOMDIR, an index of files: its class is 1.2.840.10008.1.3.10.
@@ -54,7 +53,7 @@ def test_images_of_any_name_are_read_and_others_are_counted(tmp_path, caplog):
     for name, content in (images | others).items():
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(content)
-    data = prepare("image_folder", tmp_path / "data", tmp_path / "cache")
+    data = prepare_folder("image_folder", tmp_path / "data", tmp_path / "cache")
     assert set(data.files) == set(images)
     for index, file in enumerate(data.files):
         expected = PIL.Image.open(io.BytesIO(images[file])).convert("RGB")

@@ -1,17 +1,23 @@
 """Decoding and the two views of an image; torchvision is the oracle of the evaluation view."""
 
+import contextlib
 import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from egmae_jax.data import images, packing
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.data.samples import IntensityRange
 from tests import torch_reference
-from tests.data.writers import encode, noise, png
+from tests.damage import damaged, little_memory
+from tests.data.writers import encode, noise, png, spread, tiff
 
 
 def decoded(encoded):
@@ -290,3 +296,43 @@ def test_pad_adds_equal_black_bars_before_the_centre_is_cropped(resized, top, bo
     tall = white.transpose(PIL.Image.Transpose.ROTATE_90)
     turned = images.to_array(images.evaluation_view(tall, "pad", 64, resized))
     np.testing.assert_array_equal(turned, view.transpose(1, 0, 2))
+
+
+PICTURE = noise(24, 20)
+
+
+TWELVE_BITS = spread(np.arange(8)) * 585
+
+
+PICTURES = [
+    *(encode(PICTURE, name) for name in ("TIFF", "WEBP", "BMP", "PNG")),
+    *(encode(PICTURE, "TIFF", compression=f"tiff_{name}") for name in ("lzw", "deflate")),
+    encode(PICTURE, "WEBP", lossless=True),
+    encode(PICTURE, "JPEG", progressive=True),
+    tiff(TWELVE_BITS, 12, planar=2),
+    tiff(TWELVE_BITS >> 4, 8, photometric=3, tags={320: (3, [9] * 768)}),
+    tiff(TWELVE_BITS, 16, "int", deflate=True),
+    png(np.stack([TWELVE_BITS] * 3, -1), 16, 2, [(b"sBIT", b"\x0c" * 3)]),
+    imagecodecs.jpeg8_encode(TWELVE_BITS.astype("u2"), bitspersample=12),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.one_of([damaged(whole, 3) for whole in PICTURES]), st.sampled_from(["type", "declared"]))
+@settings(max_examples=400)
+def test_a_damaged_picture_is_an_image_or_unreadable(content, rule):
+    with contextlib.suppress(images.UnreadableImageError):
+        decoded = images.examine(content, IntensityRange(rule))
+        assert images.to_array(decoded.image).shape[2] == 3
+        packing.is_fast(content, decoded.image)  # OpenCV reads it, too
+
+
+BOMB_OF_TEXT = zlib.compress(b"x" * 200_000_000)
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_what_a_png_says_besides_is_no_bomb(name):
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[name]
+    bomb = png(np.asarray(PICTURE).astype(int), 8, 2, [(name, head + BOMB_OF_TEXT)])
+    with little_memory(), contextlib.suppress(images.UnreadableImageError):
+        assert images.decode(bomb).size == (24, 20)

@@ -3,6 +3,8 @@
 import logging
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import DataError
@@ -124,3 +126,44 @@ def test_what_is_wrong_with_a_table_is_named(listed, content, message):
 def test_a_folder_with_other_tables_names_them(listed):
     with pytest.raises(DataError, match=r"has no manifest\.csv; it has labels\.csv"):
         listed("path,label\n", "labels.csv")
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+@pytest.fixture(scope="module")
+def listed_anew(tmp_path_factory):
+    """Lists a manifest of that content beside two images; a third lies outside."""
+    root = tmp_path_factory.mktemp("tables") / "data"
+    root.mkdir()
+    for name in ("1.png", "2.png", "../secret.png"):
+        (root / name).touch()
+
+    def list_images(content):
+        content = content if isinstance(content, bytes) else content.encode()
+        (root / "manifest.csv").write_bytes(content)
+        return datasets.get("manifest").list_images(root)
+
+    return list_images
+
+
+CELL = st.sampled_from(["1.png", "2.png", "../secret.png", "cat", "dog", "train", "", '"', "\0"])
+
+
+LINES = st.lists(st.lists(CELL | TEXT, max_size=4).map(",".join), max_size=4).map("\n".join)
+
+
+@given(LINES.map(lambda rows: f"path,label\n{rows}".encode()) | TEXT.map(str.encode) | st.binary())
+@example(b"\xef\xbb\xbfpath,label\n1.png,cat\n2.png,dog\n")  # a byte order mark
+@example(b"\xff\xfep\0a\0t\0h\0")
+@example(b'path,label\n"1.png,cat\n2.png,dog\n')  # a quote that is not closed
+@example(b"path,label\n" + b"x" * 200_000 + b",cat\n")
+@settings(max_examples=100)
+def test_a_manifest_lists_images_below_its_folder_or_says_what_is_wrong(listed_anew, content):
+    try:
+        images = listed_anew(content)
+    except DataError as error:
+        assert "manifest.csv" in str(error)  # noqa: PT017 (either outcome is right)
+    else:
+        assert {image.file for image in images} == {"1.png", "2.png"}
+        assert all(image.label for image in images)

@@ -1,17 +1,72 @@
 """The order of training and the arrays that it indexes."""
 
-import subprocess
-import sys
+import types
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from egmae_jax.core import sharding
 from egmae_jax.data import images, pipeline
 from egmae_jax.data.pipeline import Order
-from tests import feeding, tiny
-from tests.feeding import picture, prepared, training_view
+from egmae_jax.data.pixels import PixelStatistics
+from egmae_jax.data.prepare import Prepared
+from egmae_jax.data.samples import BY_TYPE
+from tests import torch_reference
+
+
+def picture(seed, width, height):
+    pixels = np.random.default_rng(seed).integers(1, 256, (height, width, 3), np.uint8)
+    return PIL.Image.fromarray(pixels)  # no pixel is 0, as the canvas is
+
+
+def prepared(pictures):
+    """What `prepare` returns, of images in memory; their labels count up."""
+    count = len(pictures)
+
+    def pixels(index, color):
+        return images.to_array(pictures[index].convert("L" if color == "grey" else "RGB"))
+
+    return Prepared(
+        name="memory",
+        title="",
+        citation="",
+        classes=tuple(str(i) for i in range(count)),
+        files=tuple(f"{i}.png" for i in range(count)),
+        labels=np.arange(count) + 100,
+        groups=np.arange(count),
+        pairs=np.zeros((0, 2), int),
+        official=np.array([""] * count),
+        sizes=np.array([(image.height, image.width) for image in pictures]),
+        modes=np.array(["RGB"] * count),
+        descriptors=np.zeros((count, 32, 32), np.uint8),
+        pixel_hashes=np.array([str(i) for i in range(count)]),
+        sha256=("",) * count,
+        pixels=PixelStatistics(
+            types=np.array([""] * count),
+            bits=np.full(count, 8),
+            stored=np.tile([1.0, 255.0], (count, 1)),
+            levels=np.full(count, 255),
+            greys=np.tile([1, 255], (count, 1)),
+        ),
+        intensity=BY_TYPE,
+        skipped=(),
+        records=types.SimpleNamespace(pixels=pixels),
+    )
+
+
+def training_view(pictures, indices, store_size):
+    return pipeline.training_view(
+        prepared(pictures), indices, color="rgb", resize="shorter_side", store_size=store_size
+    )
+
+
+def nine_images():
+    """A view of twelve images, the nine that are trained on, and their order."""
+    indices = np.array([1, 2, 3, 4, 5, 7, 8, 9, 11])
+    view = training_view([picture(i, 20 + i, 24 - i) for i in range(12)], indices, store_size=64)
+    return view, indices, Order(len(indices), 8, (3,))
 
 
 def stream(order, num_steps):
@@ -52,6 +107,36 @@ def test_a_batch_reaches_over_the_end_of_an_epoch():
     np.testing.assert_array_equal(stream(Order(10, 20, (3,)), 2), positions)
 
 
+def test_weighted_sampling_has_the_frequencies_of_torchs_sampler():
+    """Both against the expected counts, by a chi-squared statistic of 29 degrees of freedom."""
+    labels = np.repeat([0, 1, 2], [20, 8, 2])
+    weights = 1 / np.bincount(labels)[labels]
+    order = Order(30, 8, (3, 4), weights)
+    ours = stream(order, 30 * 100)  # 800 epochs
+    torch = torch_reference.torch()
+    sampler = torch.utils.data.WeightedRandomSampler(weights.tolist(), len(ours), replacement=True)
+    torch.manual_seed(0)
+    expected = len(ours) * weights / weights.sum()
+    for drawn in (ours, np.array(list(sampler))):
+        counts = np.bincount(drawn, minlength=30)
+        assert ((counts - expected) ** 2 / expected).sum() < 60  # exceeded once in a thousand
+    np.testing.assert_allclose(np.bincount(labels[ours]) / len(ours), 1 / 3, atol=0.01)
+    for step in (0, 2999, 17):
+        np.testing.assert_array_equal(Order(30, 8, (3, 4), weights)[step], order[step])
+    assert stream(Order(30, 8, (3, 5), weights), 9).tobytes() != ours[:72].tobytes()
+
+
+def test_an_order_may_count_some_of_the_images_on_the_device():
+    rows = np.array([2, 3, 7, 8])
+    pixels = np.zeros((9, 1, 1, 3), np.uint8)
+    held = pipeline.Images(pixels, np.ones((9, 2), np.int32), np.arange(9, dtype=np.int32))
+    order = Order(4, 3, (0,))
+    count, steps = pipeline.Resident(held, order, rows).steps(5, 2)
+    assert count == 2
+    for i in range(count):
+        np.testing.assert_array_equal(held.take(steps.indices[i]).labels, rows[order[5 + i]])
+
+
 # --- loading -----------------------------------------------------------------------------------
 
 
@@ -81,15 +166,19 @@ def test_training_canvas_holds_each_image_in_its_upper_left_corner():
         assert (canvas[:, width:] == 0).all()
 
 
+@pytest.mark.parametrize("resized", [None, 36])
 @pytest.mark.parametrize("resize", images.RESIZE_MODES)
-def test_evaluation_images_are_squares_as_evaluated(resize):
-    pictures = [picture(i, *size) for i, size in enumerate(SIZES)]
-    view = pipeline.evaluation_view(prepared(pictures), color="rgb", resize=resize, image_size=32)
-    loaded = pipeline.load(view, np.arange(5))
-    assert loaded.pixels.shape == (5, 32, 32, 3)
+def test_evaluation_images_are_squares_as_evaluated(resize, resized):
+    sizes = [(32, 32), *SIZES]  # the first has the size of the crop before it is resized
+    pictures = [picture(i, *size) for i, size in enumerate(sizes)]
+    view = pipeline.evaluation_view(
+        prepared(pictures), color="rgb", resize=resize, image_size=32, resized=resized
+    )
+    loaded = pipeline.load(view, np.arange(len(sizes)))
+    assert loaded.pixels.shape == (len(sizes), 32, 32, 3)
     np.testing.assert_array_equal(loaded.sizes, 32)
     for pixels, image in zip(loaded.pixels, pictures, strict=True):
-        view = images.to_array(images.evaluation_view(image, resize, 32))
+        view = images.to_array(images.evaluation_view(image, resize, 32, resized))
         np.testing.assert_array_equal(pixels, view)
 
 
@@ -99,7 +188,7 @@ def test_evaluation_images_are_squares_as_evaluated(resize):
 @pytest.fixture
 def feeds():
     """A resident set and a stream of the same nine images in the same order, and the mesh."""
-    view, indices, order = feeding.nine_images()
+    view, indices, order = nine_images()
     mesh = sharding.make_mesh()
     resident = pipeline.Resident(sharding.replicate(pipeline.load(view, indices), mesh), order)
     return resident, pipeline.Stream(view, indices, order, 20, mesh), mesh
@@ -135,7 +224,7 @@ def test_a_stream_gives_the_batches_of_the_resident_set(feeds):
 @pytest.mark.parametrize("fitting", [0.5, 1, 3.5])  # batches of a block
 def test_blocks_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatch, fitting):
     resident, _, mesh = feeds
-    view, indices, order = feeding.nine_images()
+    view, indices, order = nine_images()
     monkeypatch.setattr(pipeline, "_BLOCK_BYTES", fitting * view.nbytes(order.batch_size))
     stream = pipeline.Stream(view, indices, order, 20, mesh)
     first = 0
@@ -150,40 +239,8 @@ def test_blocks_of_a_stream_have_one_shape_and_bounded_memory(feeds, monkeypatch
         )
 
 
-@pytest.mark.slow
-def test_two_hosts_of_two_devices_share_the_batches_of_one(tmp_path, feeds):
-    """Each reads the rows its devices train on and no others."""
-    port = str(feeding.free_port())
-    environment = tiny.environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.feeding", tmp_path, str(process), "2", port],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
-    errors = [host.communicate(timeout=120)[1] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], errors
-    received = [np.load(tmp_path / f"{process}.npz") for process in (0, 1)]
-    resident, _, mesh = feeds
-    indices, order = feeding.nine_images()[1:]
-    for first, count in feeding.WINDOWS:
-        for step, batch in enumerate(batches(resident, first, count, mesh), first):
-            for name, whole in batch._asdict().items():
-                for row in range(0, 8, 2):
-                    shard = received[row // 4][f"{step} {name} {row}"]
-                    np.testing.assert_array_equal(shard, whole[row : row + 2])
-    for process, host in enumerate(received):
-        rows = slice(4 * process, 4 * process + 4)
-        steps = range(9)  # it may have read ahead over those that were passed over
-        assert set(host["decoded"]) <= {i for step in steps for i in indices[order[step][rows]]}
-        assert len(host["decoded"]) <= 4 * (len(steps) + 2)
-
-
 def test_images_are_decoded_once_where_they_fit_into_the_store():
-    view, indices, order = feeding.nine_images()
+    view, indices, order = nine_images()
     decoded = []
     pixels = view.prepared.records.pixels
     view.prepared.records.pixels = lambda i, color: decoded.append(i) or pixels(i, color)
@@ -207,7 +264,7 @@ def test_images_are_decoded_once_where_they_fit_into_the_store():
 
 
 def test_grey_images_have_one_channel():
-    view, indices, _ = feeding.nine_images()
+    view, indices, _ = nine_images()
     coloured, grey = view.load(indices[:3]), view._replace(color="grey")
     assert grey.load(indices[:3]).pixels.shape == (*coloured.pixels.shape[:3], 1)
     assert grey.nbytes(3) * 3 == view.nbytes(3)

@@ -7,21 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax import experiment
-from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import audit, images
-from egmae_jax.data.datasets import DataError
 from egmae_jax.data.masks import MaskError, read_mask
 from egmae_jax.data.pixels import PixelStatistics
-from egmae_jax.data.prepare import prepare
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.deploy import predictor
-from egmae_jax.deploy.export import card
-from egmae_jax.deploy.export.system import View
-from egmae_jax.explain import cam_study
-from egmae_jax.run.saved_run import SavedRun
-from egmae_jax.run.workdir import Paths, read_intensity_range, record_intensity_range
-from tests import tiny
+from tests.data.writers import prepare_folder
 
 
 def scene(seed, largest, size=(40, 50)):
@@ -41,7 +31,7 @@ def write(folder, arrays, suffix="png"):
 
 
 def prepared(folder, rule="type"):
-    return prepare("image_folder", folder, folder.parent / "cache", intensity_range=rule)
+    return prepare_folder("image_folder", folder, folder.parent / "cache", intensity_range=rule)
 
 
 @pytest.mark.parametrize(
@@ -131,95 +121,3 @@ def test_a_mask_whose_values_are_all_dark_is_refused(tmp_path):
     for bright in (inside.astype(np.uint8) * 255, inside.astype(np.uint16) * 65535, 0 * inside):
         PIL.Image.fromarray(bright.astype(bright.dtype if bright.any() else np.uint16)).save(path)
         np.testing.assert_array_equal(read_mask([path], (6, 8)), bright > 0)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A finished run on pictures of 12 bits in 16."""
-    root = tmp_path / "twelve_bits"
-    root.mkdir()
-    data = tiny.make_data(root / "phantoms")
-    for path in data.rglob("*.png"):
-        grey = np.asarray(PIL.Image.open(path).convert("L")).astype(np.uint16) * 16
-        PIL.Image.fromarray(grey).save(path)
-    config = tiny.make_config(
-        data,
-        root / "cache",
-        data__intensity_range="dataset",
-        branches=("imagenet",),
-        rounds__count=1,
-    )
-    experiment.run(config, root / "run")
-    return config, root / "run", data
-
-
-@pytest.mark.slow
-def test_new_images_are_read_by_the_range_of_the_run(run, tmp_path, caplog):
-    _, workdir, data = run
-    values = np.stack([np.asarray(PIL.Image.open(p)) for p in sorted(data.rglob("*.png"))])
-    recorded = json.loads((workdir / "intensity_range.json").read_text())
-    low, high = int(values.min()), int(values.max())
-    assert recorded == {"rule": "dataset", "of_dataset": {"uint16": [low, high]}}
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["dataset"]["intensity_range"] == recorded
-
-    saved = SavedRun(workdir)
-    row = saved.split(0)[0]
-    file = data / row["file"]
-    result = predictor.Predictor(workdir)
-    array = np.asarray(PIL.Image.open(file))
-    expected = np.round(255 * (array - float(low)) / (high - low)).astype(np.uint8)
-    expected = np.repeat(expected[..., None], 3, axis=-1)
-    right = result.predict(expected).probabilities["imagenet"]
-    for source in (file, file.read_bytes(), PIL.Image.open(file)):
-        np.testing.assert_array_equal(result.predict(source).probabilities["imagenet"], right)
-    rows = [{**row, "split": "test"}]
-    (explained,) = cam_study.explain_images(saved, saved.branch(), 0, rows, data)
-    view = images.evaluation_view(PIL.Image.fromarray(expected), "shorter_side", 32)
-    np.testing.assert_array_equal(explained.example.pixels, np.asarray(view))
-
-    assert "become black or white" not in caplog.text
-    PIL.Image.fromarray(array + np.uint16(30000)).save(tmp_path / "bright.png")
-    result.predict([tmp_path / "bright.png"] * 3)
-    said = [record.getMessage() for record in caplog.records]
-    (warned,) = [message for message in said if "become black or white" in message]
-    assert f"uint16 from {low} to {high}" in warned
-    PIL.Image.fromarray(array.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(images.UnreadableImageError, match=r"float32, a type that the data"):
-        result.predict(tmp_path / "float.tif")
-
-
-def test_a_run_that_has_begun_keeps_its_range(tmp_path):
-    paths = Paths(tmp_path, folds=False)
-    first = IntensityRange("dataset", {"uint16": (0.0, 4095.0), "float32": (-0.5, 1e-3)})
-    record_intensity_range(paths, first, begun=False)
-    assert read_intensity_range(paths) == first
-    record_intensity_range(paths, first, begun=True)
-    other = IntensityRange("dataset", {"uint16": (0.0, 4000.0)})
-    with pytest.raises(
-        DataError, match=r"range uint16 from 0 to 4000; the run began with uint16 f"
-    ):
-        record_intensity_range(paths, other, begun=True)
-    paths.intensity_range.write_text("{}")
-    with pytest.raises(DamagedFileError, match=r"intensity_range\.json is damaged"):
-        read_intensity_range(paths)
-    paths.intensity_range.unlink()
-    with pytest.raises(DamagedFileError, match="missing"):
-        record_intensity_range(paths, first, begun=True)
-    record_intensity_range(paths, IntensityRange("type"), begun=False)
-    assert not paths.intensity_range.exists()
-
-
-def test_a_model_card_reads_16_bits_as_the_run_did(tmp_path, monkeypatch):
-    intensity = IntensityRange("dataset", {"uint16": (100.0, 4095.0)})
-    array = scene(0, 4095)
-    PIL.Image.fromarray(array).save(tmp_path / "image.png")
-    encoded = (tmp_path / "image.png").read_bytes()
-    monkeypatch.chdir(tmp_path)
-    for rule in (intensity, IntensityRange()):
-        view = View(24, "shorter_side", "rgb", 24, rule)
-        names = {"np": np, "PIL": PIL}
-        exec("\n".join(card._view_code(view)), names)
-        expected = images.evaluation_view(images.decode(encoded, intensity=rule), view.resize, 24)
-        np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(expected))
-    assert "uint16 from 100 to 4095" in View(24, "pad", "rgb", 24, intensity).describe()

@@ -112,8 +112,10 @@ def test_cmyk_jpeg_is_inverted_as_adobe_does_and_refused_without_its_marker():
     np.testing.assert_allclose(result, RIGHT, atol=2)
     start = encoded.index(b"\xff\xee")
     (length,) = struct.unpack_from(">H", encoded, start + 2)
-    with pytest.raises(UnreadableImageError, match="without Adobe's marker"):
-        images.decode(encoded[:start] + encoded[start + 2 + length :])
+    unmarked = encoded[:start] + encoded[start + 2 + length :]
+    for read in (images.decode, lambda x: images.convert(PIL.Image.open(io.BytesIO(x)))):
+        with pytest.raises(UnreadableImageError, match="without Adobe's marker"):
+            read(unmarked)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
@@ -131,3 +133,15 @@ def test_bmp_of_5_bits_a_channel():
     head = struct.pack("<2sIHHI", b"BM", size, 0, 0, 54)
     head += struct.pack("<IiiHHIIiiII", 40, 64, 8, 1, 16, 0, values.nbytes, 0, 0, 0, 0)
     np.testing.assert_allclose(steps(head + values.tobytes()), np.round(row * 255 / 31), atol=1)
+
+
+def test_a_loaded_png_that_may_have_had_16_bits_is_not_scaled_as_8():
+    encoded = imagecodecs.png_encode(np.full((8, 8, 3), 4095, np.uint16))
+    loaded = PIL.Image.open(io.BytesIO(encoded))
+    loaded.load()
+    assert images.convert(loaded).getpixel((0, 0)) == (15, 15, 15)  # the high byte, as in decode
+    scaled = IntensityRange("dataset", {"uint16": (0.0, 4095.0)})
+    opened = PIL.Image.open(io.BytesIO(encoded))
+    assert images.convert(opened, intensity=scaled).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(UnreadableImageError, match="may have had 16 bits per value"):
+        images.convert(loaded, intensity=scaled)

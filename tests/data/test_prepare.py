@@ -18,10 +18,8 @@ from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.prepare import prepare
-from tests.data.writers import picture
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+from tests.data.writers import picture, prepare_folder
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def tree(tmp_path):
 
 
 def prepared(folder, name="image_folder", **options):
-    return prepare(name, folder, folder.parent / "cache", **options)
+    return prepare_folder(name, folder, folder.parent / "cache", **options)
 
 
 def record_files(folder):
@@ -243,9 +241,9 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 _PREPARE = """
 import sys
 from pathlib import Path
-from egmae_jax.data.prepare import prepare
+from tests.data.writers import prepare_folder
 folder = Path(sys.argv[1])
-data = prepare("image_folder", folder, folder.parent / "cache")
+data = prepare_folder("image_folder", folder, folder.parent / "cache")
 data.records.pixels(0)
 heavy = {"tensorflow", "torch", "torchvision", "timm"} & set(sys.modules)
 print(len(data.files), sorted(heavy))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
 
@@ -246,3 +247,11 @@ def test_an_official_part_without_a_class_is_named(cause):
         changes["groups"][1:14:2] = 21  # all training images of b are of a tested patient
     with pytest.raises(DataError, match=r"The official train part has no image of the class 'b'"):
         own_parts(**changes)
+
+
+@pytest.mark.parametrize("content", [{}, [7], [{}], [{"file": "../1.png"}], [{"file": "/a/1.png"}]])
+def test_splits_json_of_other_content_is_damaged(file, content):
+    row = {"file": "1.png", "label": "cat", "split": "train", "group": 0, "sha256": "0" * 64}
+    write_json(file, content if content in ({}, [7], [{}]) else [row | content[0]])
+    with pytest.raises(DamagedFileError, match=r"file\.x is damaged .*restore it"):
+        splits.read(file)

@@ -12,6 +12,8 @@ import numpy as np
 import PIL.Image
 
 from egmae_jax.data import images
+from egmae_jax.data.listing import list_files
+from egmae_jax.data.prepare import prepare
 from egmae_jax.data.samples import IntensityRange
 
 RIGHT = np.array([0, 36, 73, 109, 146, 182, 219, 255])  # k / 7 of 255
@@ -286,3 +288,11 @@ def encode(image, file_format="PNG", **options):
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def prepare_folder(name, folder, cache, *, classes=(), group_pattern="", **options):
+    """The images of a data set as `prepare` reads them, with the defaults of the config."""
+    listing = list_files(name, folder, classes=classes, group_pattern=group_pattern)
+    return prepare(
+        listing, cache, **{"on_error": "raise", "near_duplicate_threshold": 0.99} | options
+    )

@@ -4,13 +4,25 @@ from egmae_jax.data.datasets import (  # noqa: F401 (each registers its data set
     brain_tumor,
     busi,
     covid,
+    hyperkvasir,
     image_folder,
     isic2018,
     kvasir,
     manifest,
     phantoms,
     skin_lesions,
+    unlabelled,
 )
-from egmae_jax.data.datasets.base import DataError, Dataset, ImageFile, get, names, register
+from egmae_jax.data.datasets.base import (
+    DataError,
+    Dataset,
+    ImageFile,
+    get,
+    names,
+    protect,
+    register,
+)
+
+protect()
 
 __all__ = ["DataError", "Dataset", "ImageFile", "get", "names", "register"]

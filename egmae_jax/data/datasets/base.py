@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from egmae_jax.core.errors import UserError
+from egmae_jax.core.errors import REGISTER, UserError, require_free
 
 
 class DataError(UserError):
@@ -19,13 +19,13 @@ class ImageFile(NamedTuple):
         file: path relative to the data folder, with forward slashes.
         label: name of the class.
         group: name of the patient or lesion, whose images stay in one part; None if unknown.
-        split: official part, 'train', 'validation' or 'test'; None if the data set defines none.
+        part: official part, 'train', 'validation' or 'test'; None if the data set defines none.
     """
 
     file: str
     label: str
     group: str | None = None
-    split: str | None = None
+    part: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Dataset:
         obtain: one or more sentences on how to obtain the data set, for error messages.
         list_images: function that lists the labelled files below a folder, sorted by path; raises
             DataError.
+        classes: names of all classes, which must be there unless `config.data.classes` names fewer;
+            empty if the files or a table tell which classes there are.
         make: function that writes a generated data set into a folder unless it exists already, and
             raises DataError if the folder contains anything else. None: the data set is not
             generated.
@@ -53,17 +55,29 @@ class Dataset:
     citation: str
     obtain: str
     list_images: Callable[[Path], list[ImageFile]]
+    classes: tuple[str, ...] = ()
     make: Callable[[Path], None] | None = None
     archives: tuple[str, ...] = ()
     masks: Callable[[Path, str], list[Path]] | None = None
 
 
 _DATASETS: dict[str, Dataset] = {}
+_OWN: set[str] = set()  # names of the package's data sets
 
 
 def register(dataset: Dataset) -> None:
-    """Registers a data set, so that `config.data.name` accepts its name."""
+    """Registers a data set, so that `config.data.name` accepts its name.
+
+    Raises:
+        ValueError: a data set of the package has this name.
+    """
+    require_free(dataset.name, _OWN, "data set")
     _DATASETS[dataset.name] = dataset
+
+
+def protect() -> None:
+    """Refuses further data sets under the names that are registered now."""
+    _OWN.update(_DATASETS)
 
 
 def names() -> tuple[str, ...]:
@@ -78,7 +92,9 @@ def get(name: str) -> Dataset:
         DataError: no data set is registered under this name.
     """
     if name not in _DATASETS:
-        raise DataError(f"There is no data set {name!r}; the data sets are {', '.join(names())}.")
+        raise DataError(
+            f"There is no data set {name!r}; the data sets are {', '.join(names())}. {REGISTER}"
+        )
     return _DATASETS[name]
 
 

@@ -3,18 +3,21 @@
 from pathlib import Path
 
 from egmae_jax.data.datasets.base import Dataset, ImageFile, register
-from egmae_jax.data.datasets.folders import split_folders, top_folder
+from egmae_jax.data.datasets.folders import part_folders, top_folder
+
+_KAGGLE_CLASSES = ("glioma", "meningioma", "notumor", "pituitary")
+_BRISC_CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
 
 
 def _list_kaggle(root: Path) -> list[ImageFile]:
-    classes = ("glioma", "meningioma", "notumor", "pituitary")
-    return split_folders(root, {"train": root / "Training", "test": root / "Testing"}, classes)
+    folders = {"train": root / "Training", "test": root / "Testing"}
+    return part_folders(root, folders, _KAGGLE_CLASSES)
 
 
 def _list_brisc(root: Path) -> list[ImageFile]:
-    classes = ("glioma", "meningioma", "no_tumor", "pituitary")
     folder = top_folder(root, "brisc2025") / "classification_task"
-    return split_folders(root, {split: folder / split for split in ("train", "test")}, classes)
+    folders = {part: folder / part for part in ("train", "test")}
+    return part_folders(root, folders, _BRISC_CLASSES)
 
 
 register(
@@ -29,6 +32,7 @@ register(
             "and set --config.data.dir=<folder> to the folder that contains Training/ and Testing/."
         ),
         list_images=_list_kaggle,
+        classes=_KAGGLE_CLASSES,
     )
 )
 register(
@@ -42,5 +46,6 @@ register(
             "and set --config.data.dir=<folder> to the folder that contains brisc2025/."
         ),
         list_images=_list_brisc,
+        classes=_BRISC_CLASSES,
     )
 )

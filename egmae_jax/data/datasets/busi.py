@@ -34,6 +34,7 @@ register(
             "Dataset_BUSI_with_GT/."
         ),
         list_images=_list_images,
+        classes=_CLASSES,
         masks=_masks,
     )
 )

@@ -32,5 +32,6 @@ register(
             "COVID-19_Radiography_Dataset/."
         ),
         list_images=_list_images,
+        classes=_CLASSES,
     )
 )

@@ -1,6 +1,7 @@
 """Listing of images in folders, with or without one subfolder per class."""
 
 import collections
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +27,9 @@ def class_folders(
     folder: Path,
     classes: Sequence[str],
     is_image: Callable[[Path], bool] = lambda path: True,
-    split: str | None = None,
+    part: str | None = None,
 ) -> list[ImageFile]:
-    """Lists the images of a folder with one subfolder per class, sorted by path.
+    """Lists the images of the class folders that a folder contains, sorted by path.
 
     Hidden files and folders (.ipynb_checkpoints, macOS's ._x.png) are ignored silently. Other files
     that are not images, links to folders, and images or folders beside the class folders are
@@ -39,27 +40,28 @@ def class_folders(
         folder: folder with the class folders; `root` or a folder below it.
         classes: names of the class folders.
         is_image: function that returns False for files to leave out, such as masks.
-        split: official part of these images; None if the data set defines no parts.
+        part: official part of these images; None if the data set defines no parts.
 
     Raises:
-        DataError: a class folder is missing or contains no image.
+        DataError: there is none of the class folders, or one contains no image.
     """
+    present = [label for label in classes if (folder / label).is_dir()]
+    if not present:
+        names = sorted(printable(p.name) for p in folder.iterdir() if p.is_dir())
+        raise DataError(
+            f"{folder} has none of the class folders {', '.join(classes)}; its folders are: "
+            f"{', '.join(names) or 'none'}."
+        )
     images: list[ImageFile] = []
-    for label in classes:
+    for label in present:
         class_folder = folder / label
-        if not class_folder.is_dir():
-            names = sorted(printable(p.name) for p in folder.iterdir() if p.is_dir())
-            raise DataError(
-                f"{folder} has no class folder {label!r}; its folders are: "
-                f"{', '.join(names) or 'none'}."
-            )
         paths = [path for path in find_images(class_folder) if is_image(path)]
         if not paths:
             raise DataError(
                 f"The class {label!r} is empty: {class_folder} has no images ({formats.KNOWN})."
             )
         files = (path.relative_to(root).as_posix() for path in paths)
-        images += [ImageFile(file, label, split=split) for file in files]
+        images += [ImageFile(file, label, part=part) for file in files]
     others = [
         printable(path.name)
         for path in sorted(folder.iterdir())
@@ -74,7 +76,7 @@ def class_folders(
     return sorted(images)
 
 
-def split_folders(
+def part_folders(
     root: Path, folders: Mapping[str, Path], classes: Sequence[str]
 ) -> list[ImageFile]:
     """Lists the images of several official parts, sorted by path; see `class_folders`.
@@ -83,12 +85,20 @@ def split_folders(
         root: data folder, to which the returned paths are relative.
         folders: {official part: folder with one subfolder per class}.
         classes: names of the class folders.
+
+    Raises:
+        DataError: a part lacks a class that another part has, or as `class_folders`.
     """
-    return sorted(
+    images = [
         image
         for part, folder in folders.items()
-        for image in class_folders(root, folder, classes, split=part)
-    )
+        for image in class_folders(root, folder, classes, part=part)
+    ]
+    there = {(image.part, image.label) for image in images}
+    for part, label in itertools.product(folders, {image.label for image in images}):
+        if (part, label) not in there:
+            raise DataError(f"{folders[part]} has no class folder {label!r}; other parts have it.")
+    return sorted(images)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -20,7 +20,8 @@ def _list_images(root: Path) -> list[ImageFile]:
         raise DataError(
             f"{root} must contain a folder for each of two or more classes; it contains: "
             f"{', '.join(classes) or 'none'}. (To read images that are listed in a table, name the "
-            "table manifest.csv and set --config.data.name=manifest.)"
+            "table manifest.csv and set --config.data.name=manifest; `egmae evaluate` takes the "
+            "path of the table as --images.)"
         )
     parts = [name for name in classes if part_of(name)]
     if len(parts) > 1:

@@ -118,7 +118,7 @@ _ISIC2018 = Dataset(
         "arXiv:1902.03368, 2019"
     ),
     obtain=(
-        "`python -m egmae_jax.data.download isic2018 <folder>` downloads it. Or download the "
+        "`egmae download isic2018 <folder>` downloads it. Or download the "
         "files of task 3 from https://challenge.isic-archive.com/data/#2018 and set "
         "--config.data.dir=<folder> to the folder that contains ISIC2018_Task3_Training_Input/."
     ),

@@ -33,10 +33,11 @@ def _version(name: str, title: str, archive_folder: str) -> Dataset:
         title=title,
         citation=_CITATION,
         obtain=(
-            f"`python -m egmae_jax.data.download {name} <folder>` downloads it. Or unpack {url} "
+            f"`egmae download {name} <folder>` downloads it. Or unpack {url} "
             f"and set --config.data.dir=<folder> to the folder that contains {archive_folder}/."
         ),
         list_images=functools.partial(_list_images, archive_folder=archive_folder),
+        classes=_CLASSES,
         archives=(url,),
     )
 

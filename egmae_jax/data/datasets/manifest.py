@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from egmae_jax.core.errors import shorten_list
-from egmae_jax.data import lookalikes
+from egmae_jax.data import similar_names
 from egmae_jax.data.datasets.base import (
     DataError,
     Dataset,
@@ -71,7 +71,7 @@ def _list_images(root: Path) -> list[ImageFile]:
             raise DataError(f"{location}: {path} is listed twice.")
         if part and row["split"] != part:
             notes[f"{row['split']!r} is read as {part}"] += 1
-        group = None if lookalikes.is_missing(row.get("group", "")) else row["group"]
+        group = None if similar_names.is_missing(row.get("group", "")) else row["group"]
         images[path] = ImageFile(path, row["label"], group, part)
     for note, count in sorted(notes.items()):
         logger.info("%s: the split %s (%d lines)", table, note, count)
@@ -80,7 +80,7 @@ def _list_images(root: Path) -> list[ImageFile]:
 
 
 def _part(name: str, location: str) -> str | None:
-    if lookalikes.is_missing(name):
+    if similar_names.is_missing(name):
         return None
     if (part := part_of(name)) is None:
         raise DataError(f"{location}: the split is {name!r}; it must be train, validation or test.")
@@ -91,7 +91,7 @@ def _check(table: Path, images: Sequence[ImageFile], has_groups: bool) -> None:
     """Raises DataError for a single class or missing parts; warns about missing groups."""
     if len({image.label for image in images}) < 2:
         raise DataError(f"{table} must list images of at least two classes.")
-    without_part = sum(image.split is None for image in images)
+    without_part = sum(image.part is None for image in images)
     if 0 < without_part < len(images):
         raise DataError(
             f"{table}: {without_part} of {len(images)} lines have no split; give one to all lines "

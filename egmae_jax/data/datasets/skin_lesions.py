@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from egmae_jax.data.datasets.base import Dataset, ImageFile, register
-from egmae_jax.data.datasets.folders import split_folders, top_folder
+from egmae_jax.data.datasets.folders import part_folders, top_folder
 
 _CLASSES = ("benign", "malignant")
 
@@ -11,7 +11,7 @@ _CLASSES = ("benign", "malignant")
 def _list_images(root: Path) -> list[ImageFile]:
     # The archive contains the same images twice: in train/ and test/, and again below data/.
     folder = root if (root / "train").is_dir() else top_folder(root, "data")
-    return split_folders(root, {split: folder / split for split in ("train", "test")}, _CLASSES)
+    return part_folders(root, {part: folder / part for part in ("train", "test")}, _CLASSES)
 
 
 register(
@@ -26,5 +26,6 @@ register(
             "and set --config.data.dir=<folder> to the folder that contains train/ and test/."
         ),
         list_images=_list_images,
+        classes=_CLASSES,
     )
 )

@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 
 from egmae_jax.core.errors import MissingExtraError
-from egmae_jax.core.quiet import silenced
 from egmae_jax.data.formats.dicom_values import (
     DicomError,
     grey,
@@ -31,7 +30,6 @@ _FIRST_ELEMENTS = {
     8: (0x00, 0x01, 0x05, 0x06, 0x08, 0x10, 0x12, 0x14, 0x16, 0x18),
 }
 _VALUE_REPRESENTATIONS = (b"UL", b"OB", b"CS", b"UI", b"SH", b"LO", b"DA", b"TM", b"RET", b"LT")
-_LOGGERS = ("pydicom", "pydicom.pixels.decoders.base", "pydicom.pixels.utils")
 _DECODERS = (
     *("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
     *("pyjpegls", "python-gdcm"),
@@ -104,14 +102,13 @@ def decode(encoded: bytes) -> DicomImage:
     except ImportError:
         raise MissingExtraError("reading DICOM needs pydicom: pip install -e '.[dicom]'") from None
     try:
-        with silenced(*_LOGGERS):
-            dataset = _read(encoded)
-            for problem in _problems(dataset):
-                raise DicomError(problem)
-            return _to_image(dataset)
+        dataset = _read(encoded)
+        for problem in _problems(dataset):
+            raise DicomError(problem)
+        return _to_image(dataset)
     except (DicomError, MemoryError):
         raise
-    except Exception as error:  # pydicom raises many types of errors
+    except Exception as error:  # noqa: BLE001 (pydicom raises many types of errors)
         raise DicomError(f"damaged or not supported DICOM: {error}") from None
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
-from egmae_jax.core.quiet import silenced
 from egmae_jax.data.samples import Samples, SamplesError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -30,8 +29,7 @@ def read(encoded: bytes) -> Samples | None:
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
         values = np.asarray(image) if image.mode == "I;16" else None
     if values is None:  # Pillow keeps only the high byte of 16-bit colours
-        with silenced("imagecodecs"):
-            values = imagecodecs.png_decode(encoded)
+        values = imagecodecs.png_decode(encoded)
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels in (2, 4):  # the last channel is alpha
         values = values[..., 0] if channels == 2 else values[..., :3]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tifffile
 
-from egmae_jax.core.quiet import silenced
 from egmae_jax.data.samples import (
     CMYK,
     CONVERT,
@@ -61,18 +60,17 @@ def read(encoded: bytes) -> Samples | None:
         SamplesError: the values are not supported, and the message names the tag with the reason;
             or the file is truncated, or contains several images or too many pixels.
     """
-    with silenced("tifffile"):
-        try:
-            tags = _open(encoded)
-        except Exception:  # Pillow reads the file nevertheless, or reports what is wrong
-            return None
-        is_8_bit = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
-        is_known = tags.photometric in (*_COLOURS, None) and _PREMULTIPLIED not in tags.extra
-        is_readable = is_known and tags.page.compression in _WITHOUT_LIBTIFF
-        if is_8_bit and tags.images == 1 and not is_readable:
-            _require_read_by_pillow(tags)
-            return None
-        return _read_page(encoded, tags)
+    try:
+        tags = _open(encoded)
+    except Exception:  # noqa: BLE001 (Pillow reads it, or says what is wrong)
+        return None
+    is_8_bit = set(tags.formats) == {1} and len(set(tags.bits)) == 1 and tags.bits[0] <= 8
+    is_known = tags.photometric in (*_COLOURS, None) and _PREMULTIPLIED not in tags.extra
+    is_readable = is_known and tags.page.compression in _WITHOUT_LIBTIFF
+    if is_8_bit and tags.images == 1 and not is_readable:
+        _require_read_by_pillow(tags)
+        return None
+    return _read_page(encoded, tags)
 
 
 def _open(encoded: bytes) -> _Tags:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from egmae_jax.data import lookalikes
+from egmae_jax.data import similar_names
 
 ALIKE = (
     ("Benign", "benign"),
@@ -53,14 +53,14 @@ DIFFERENT = (
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_names_that_look_alike_are_one(one, other):
     assert one != other
-    assert lookalikes.key(one) == lookalikes.key(other)
-    assert lookalikes.groups([one, other, "something else"]) == [sorted([one, other])]
+    assert similar_names.key(one) == similar_names.key(other)
+    assert similar_names.groups([one, other, "something else"]) == [sorted([one, other])]
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_names_that_differ_are_two(one, other):
-    assert lookalikes.key(one) != lookalikes.key(other)
-    assert lookalikes.groups([one, other]) == []
+    assert similar_names.key(one) != similar_names.key(other)
+    assert similar_names.groups([one, other]) == []
 
 
 def test_what_pandas_reads_as_missing_is_missing():
@@ -69,11 +69,13 @@ def test_what_pandas_reads_as_missing_is_missing():
         *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-NaN", "-nan", "1.#QNAN", "<NA>", "N/A"),
         *("NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
     )
-    assert all(map(lookalikes.is_missing, listed))
-    assert not any(map(lookalikes.is_missing, ("0", "normal", "Nano", "-", "+", "no", "unknown")))
+    assert all(map(similar_names.is_missing, listed))
+    assert not any(
+        map(similar_names.is_missing, ("0", "normal", "Nano", "-", "+", "no", "unknown"))
+    )
 
 
 def test_letters_that_do_not_show_are_written_out():
-    text = lookalikes.spelled_out(["benign", "benign\u200b"])
+    text = similar_names.spelled_out(["benign", "benign\u200b"])
     assert text == "'benign' and 'benign\\u200b' ('benign\\u200b')"
-    assert "'N\\xe4vus'" in lookalikes.spelled_out(["N\u00e4vus", "Na\u0308vus"])
+    assert "'N\\xe4vus'" in similar_names.spelled_out(["N\u00e4vus", "Na\u0308vus"])
