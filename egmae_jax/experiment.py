@@ -6,6 +6,7 @@ repeated. Therefore the same command starts, resumes and completes a run.
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,36 @@ from egmae_jax.core import hosts, platform, preemption, sharding
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.data import splits
-from egmae_jax.data.listing import Listing, list_files
-from egmae_jax.data.prepare import Prepared, describe
+from egmae_jax.data.datasets import unlabelled as unlabelled_images
+from egmae_jax.data.listing import Listing
 from egmae_jax.explain import layer_selection
 from egmae_jax.explain.reconstructions import ReconstructionPanels
-from egmae_jax.run import announcement, branches, environment, results, rules
+from egmae_jax.run import (
+    announcement,
+    branches,
+    class_balance,
+    environment,
+    images,
+    results,
+    rules,
+)
+from egmae_jax.run.config import microbatch_sizes, split_indices
 from egmae_jax.run.context import Run
 from egmae_jax.run.finetuning import Finetuning
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.run.prediction import Prediction
+from egmae_jax.run.pretrained import PretrainedWeights
 from egmae_jax.run.pretraining import Pretraining
 from egmae_jax.run.rounds import RoundData
 from egmae_jax.run.tensorboard import EventFiles
 from egmae_jax.run.trackers import Tracker
+from egmae_jax.run.unlabelled import Unlabelled
 from egmae_jax.run.workdir import (
     Paths,
     has_begun,
     has_record,
-    local_folder,
+    local_path,
     lock,
     record_config,
     record_intensity_range,
@@ -75,8 +87,13 @@ def run(
             StageError: config, data, weights or workdir are not usable; raised before training.
         NonFiniteError: training diverged.
     """
-    workdir = local_folder(workdir)
+    workdir = local_path(workdir)
     rules.check(config, jax.device_count())
+    if config.data.name == unlabelled_images.NAME and stage != "pretrain":
+        raise StageError(
+            f"data.name is {config.data.name!r}: images without labels are for pre-training only "
+            "(egmae pretrain). Set data.name to a data set with labels."
+        )
     cache = Path(config.data.cache_dir).expanduser()
     require_own_folder(workdir, config)
     with (
@@ -107,38 +124,39 @@ class Experiment:
     ):
         require_same_run(workdir, config)
         frozen = FrozenConfigDict(config)
-        paths = Paths(workdir, folds=config.rounds.kind == "folds")
+        paths = Paths.of(workdir, config)
         recorded, begun = has_record(workdir), has_begun(workdir)
-        environment.require_same(paths.environment, begun=recorded)
+        environment.require_same(paths.environment, recorded=recorded)
         hosts.wait_for_all("the workdir has been checked")
         # Quick checks come first, then downloading weights, then reading all images.
         _require_earlier_stages(stage, frozen, paths)
-        listing = list_files(
-            config.data.name,
-            Path(config.data.dir).expanduser(),
-            classes=config.data.classes,
-            group_pattern=config.data.group_pattern,
-        )
+        listing = images.list_images(config)
+        class_balance.require_classes(frozen.finetune, listing.classes)
         if config.data.protocol == "official" and not begun:
-            splits.require_official([image.split or "" for image in listing.images])
+            splits.require_official([image.part or "" for image in listing.images])
         self.imagenet = ImagenetWeights(
             config.imagenet.weights, branches.from_config(frozen), workdir / "imagenet_weights.json"
         )
         if stage in ("all", "finetune"):
             _load_weights(self.imagenet, frozen, paths)
-        prepared = _describe(listing, config)
-        batch_sizes = (config.pretrain.batch_size, config.finetune.batch_size)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes)
-        data = RoundData(prepared, frozen, paths, mesh, begun=begun)
+        folders, weights = _pretraining_inputs(stage, frozen, paths)
+        prepared = images.prepare_images(config, listing)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, microbatch_sizes(config))
+        unlabelled = Unlabelled(frozen, listing, prepared, folders) if folders else None
+        data = RoundData(prepared, frozen, paths, mesh, begun=begun, unlabelled=unlabelled)
+        if weights:
+            weights.check(listing, data)
         record_intensity_range(paths, prepared.intensity, begun=begun)
         if hosts.is_primary():
-            environment.record(paths.environment, begun=recorded)
+            environment.record(paths.environment, recorded=recorded)
             record_config(workdir, config)
             self.imagenet.record()
         events = EventFiles(workdir / "tensorboard") if config.tensorboard.events else None
-        self.run = Run(frozen, paths, mesh, data, MetricsLog(paths.metrics, events, trackers))
+        log = MetricsLog(paths.metrics, events, trackers)
+        trained = ("pretrain", "finetune") if stage == "all" else (stage,)
+        self.run = Run(frozen, paths, mesh, data, log, trained)
         self.prediction = Prediction(self.run)
-        self.pretraining = Pretraining(self.run, make_panels=ReconstructionPanels)
+        self.pretraining = Pretraining(self.run, weights, make_panels=ReconstructionPanels)
         self.finetuning = Finetuning(
             self.run, self.imagenet, self.prediction, draw_layers=layer_selection.plot
         )
@@ -175,13 +193,19 @@ class Experiment:
         for branch, round_index in self._branches_and_rounds:
             hosts.wait_for_all(f"prediction {branch.name} {round_index}")
             self.prediction.save(branch, round_index, again=again)
+        if self.run.config.evaluation.report:
+            self.prediction.save_features(self.run.explained_branch, 0, again=again)
         hosts.wait_for_all("predictions are complete")
+        logger.info("Scoring the predictions, with their intervals")
         scores = results.score_run(self.run, self.imagenet)
         if self.run.config.evaluation.report and hosts.is_primary():
+            logger.info("Writing the report, for which Grad-CAM is compiled")
+            started = time.monotonic()
             from egmae_jax import report  # imports matplotlib
 
             report.write_report(self.run.paths.workdir, self.run.paths.report)
-            logger.info("The report is in %s", self.run.paths.report)
+            seconds = time.monotonic() - started
+            logger.info("The report is in %s (%.0f s)", self.run.paths.report, seconds)
         return scores
 
 
@@ -194,15 +218,21 @@ def _load_weights(imagenet: ImagenetWeights, config: FrozenConfigDict, paths: Pa
     )
 
 
-def _describe(listing: Listing, config: ConfigDict) -> Prepared:
-    """Reads all images once, for their hashes, near-duplicates and range of values."""
-    return describe(
-        listing,
-        Path(config.data.cache_dir).expanduser() / "datasets",
-        on_error=config.data.on_error,
-        near_duplicate_threshold=config.data.near_duplicate_threshold,
-        intensity_range=config.data.intensity_range,
-    )
+def _pretraining_inputs(
+    stage: str, config: FrozenConfigDict, paths: Paths
+) -> tuple[list[Listing], PretrainedWeights | None]:
+    """Lists the folders of unlabelled images, and reads weights for the pre-trainings to be done.
+
+    Both are empty if no branch is pre-trained.
+    """
+    if not any(branch.is_mae for branch in branches.from_config(config)):
+        return [], None
+    weights = PretrainedWeights(config) if config.pretrain.weights else None
+    if weights and stage in ("all", "pretrain"):
+        pretrainings = split_indices(config)
+        outputs = [(paths.autoencoder(i), paths.pretraining_report(i)) for i in pretrainings]
+        weights.load([i for i in pretrainings if not all(x.exists() for x in outputs[i])])
+    return images.list_unlabelled(config), weights
 
 
 def _require_earlier_stages(stage: str, config: FrozenConfigDict, paths: Paths) -> None:
@@ -213,8 +243,7 @@ def _require_earlier_stages(stage: str, config: FrozenConfigDict, paths: Paths) 
         raise StageError("config.branches has no branch to pre-train; add 'mae'.")
     needed, before = list[Path](), ""
     if stage == "finetune" and is_pretrained:
-        pretrained_splits = rounds if paths.folds else range(1)
-        needed, before = [paths.autoencoder(split) for split in pretrained_splits], "pretrain"
+        needed, before = [paths.autoencoder(i) for i in split_indices(config)], "pretrain"
     elif stage == "evaluate":
         needed, before = [paths.finetuned(b.name, r) for r in rounds for b in chosen], "finetune"
     if missing := next((path for path in needed if not path.exists()), None):

@@ -13,13 +13,13 @@ import shutil
 import signal
 import time
 
-import filelock
 import numpy as np
 import PIL.Image
 import pytest
 
 from egmae_jax import experiment, models
 from egmae_jax.core import hosts
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import AccessError, DamagedFileError, StorageError
 from egmae_jax.data import splits
 from egmae_jax.data.datasets import DataError
@@ -28,8 +28,6 @@ from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.method import augment
 from egmae_jax.models import timm
 from egmae_jax.models import weights as model_weights
-from egmae_jax.run import workdir as workdirs
-from egmae_jax.run.config import ConfigError
 from egmae_jax.training import loop, nonfinite
 from tests import tiny
 from tests.tiny import assert_same, outcome, run_process
@@ -219,33 +217,6 @@ def test_a_damaged_or_lost_file_of_the_workdir_is_named(finished, tmp_path, file
     assert path.exists() != is_lost
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def no_locks(*_, **__):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
-    message = f"--workdir={tmp_path} cannot be locked .No locks available.: take a folder on"
-    with pytest.raises(ConfigError, match=message), workdirs.lock(tmp_path):
-        pass
-
-
-def test_the_home_folder_is_meant_by_its_sign_and_buckets_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert workdirs.local_folder("~/runs/busi") == tmp_path / "runs" / "busi"
-    with pytest.raises(ConfigError, match="--out=gs://bucket/run is no folder: mount"):
-        workdirs.local_folder("gs://bucket/run", flag="--out")
-
-
-def test_two_runs_on_one_workdir_are_refused_with_the_holder_named(data, cache, tmp_path):
-    with (
-        workdirs.lock(tmp_path),
-        pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on "),
-    ):
-        experiment.run(tiny.make_config(data, cache), tmp_path)
-    with workdirs.lock(tmp_path):  # it was let go
-        pass
-
-
 def test_a_workdir_among_images_is_refused_and_left_as_it_was(data, cache, tmp_path):
     images = shutil.copytree(data, tmp_path / "images")
     before = sorted(images.rglob("*"))
@@ -315,10 +286,12 @@ def test_folds_pretrain_and_test_each_on_its_own_part(data, cache, tmp_path, cap
 def test_what_is_odd_is_said_at_the_start(data, cache, tmp_path, caplog):
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copy(folder / "benign" / "benign (12).png", folder / "normal" / "copy.png")
-    config = tiny.make_config(folder, cache, pretrain__warmup_epochs=3)
+    changes = {"corruption__kind": "random_mask", "corruption__scale": 0.5}
+    config = tiny.make_config(folder, cache, pretrain__warmup_epochs=3, **changes)
     with caplog.at_level("WARNING", logger="egmae_jax"):
         experiment.Experiment(config, tmp_path / "workdir")
     assert "pretrain.warmup_epochs is 3 of 3 epochs" in caplog.text
+    assert "corruption.scale is 0.5, but corruption.kind=random_mask does not read" in caplog.text
     assert "1 pairs of near-duplicates have different labels (data.on_conflict is keep)" in (
         caplog.text
     )
@@ -396,7 +369,9 @@ def test_what_costs_nothing_is_checked_before_weights_are_fetched(
     data, cache, tmp_path, monkeypatch, changes, stage, message
 ):
     monkeypatch.setattr(model_weights, "locate", lambda source: pytest.fail("asked the hub"))
-    monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
+    monkeypatch.setattr(
+        experiment.images, "prepare_images", lambda *_, **__: pytest.fail("read the images")
+    )
     config = tiny.make_config(data, cache, imagenet__weights="default", **changes)
     with pytest.raises((DataError, experiment.StageError), match=message):
         experiment.run(config, tmp_path / "workdir", stage=stage)
@@ -408,7 +383,9 @@ def test_weights_are_fetched_before_images_are_read(data, cache, tmp_path, monke
         raise FileNotFoundError("no hub.")
 
     monkeypatch.setattr(model_weights, "locate", no_hub)
-    monkeypatch.setattr(experiment, "describe", lambda *_, **__: pytest.fail("read the images"))
+    monkeypatch.setattr(
+        experiment.images, "prepare_images", lambda *_, **__: pytest.fail("read the images")
+    )
     config = tiny.make_config(data, cache, imagenet__weights="default")
     with pytest.raises(FileNotFoundError, match="no hub"):
         experiment.run(config, tmp_path / "workdir")

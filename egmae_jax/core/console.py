@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import absl.logging
@@ -18,8 +18,11 @@ import rich.text
 from egmae_jax.core.errors import UserError
 
 # Class and file names may contain rich's markup, such as :cat: or [red]; print them unchanged.
-terminal = rich.console.Console(emoji=False)
+terminal = rich.console.Console(emoji=False, highlight=False, markup=False)
 logger = logging.getLogger(__name__)
+
+# Libraries that log, some with tracebacks, what this package's own error or warning says.
+_REPEATING = ("huggingface_hub", "imagecodecs", "pydicom", "tifffile", "torch.onnx")
 
 
 def set_up_logging(*, quiet: bool = False) -> None:
@@ -30,6 +33,8 @@ def set_up_logging(*, quiet: bool = False) -> None:
     """
     terminal.quiet = quiet
     absl.logging.set_verbosity(absl.logging.WARNING)
+    for library in _REPEATING:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     if terminal.is_terminal:
         handler: logging.Handler = rich.logging.RichHandler(
             console=terminal, show_path=False, log_time_format="%H:%M:%S"
@@ -42,6 +47,22 @@ def set_up_logging(*, quiet: bool = False) -> None:
     project.handlers = [handler]
     project.setLevel(logging.ERROR if quiet else logging.INFO)
     project.propagate = False
+
+
+def table(names: Iterable[str], numbers: Iterable[str], *, padding: int = 1) -> rich.table.Table:
+    """Creates a table without rows, whose names wrap so that the numbers fit.
+
+    Args:
+        names: headings of the columns of names, which come first.
+        numbers: headings of the columns of numbers.
+        padding: spaces behind each column.
+    """
+    result = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=(0, padding, 0, 0))
+    for heading in names:
+        result.add_column(heading, overflow="fold")
+    for heading in numbers:
+        result.add_column(heading, justify="right", no_wrap=True)
+    return result
 
 
 def progress_bar(unit: str, *, is_shown: bool = True) -> rich.progress.Progress:

@@ -40,8 +40,9 @@ def require(*libraries: str, extra: str) -> None:
 def _import_torchvision() -> None:
     """Imports torchvision even if its compiled operators cannot be loaded.
 
-    Importing then fails at the first operator that torchvision registers. Neither timm nor this
-    package calls these operators, so a placeholder without an implementation is defined for each.
+    That is so where torch is a CPU build and torchvision PyPI's: importing fails at the first
+    operator that torchvision registers. Neither timm nor this package calls these operators, so a
+    placeholder without an implementation is defined for each.
     """
     torch: Any = importlib.import_module("torch")
     placeholders: list[str] = []

@@ -8,15 +8,15 @@ allocate no more memory than its content needs.
 import contextlib
 import errno
 import hashlib
+import io
 import json
-import logging
 import math
 import os
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -28,7 +28,6 @@ from egmae_jax.core.errors import UserError
 REMAKE = "delete it and run again"  # for files that the same command recreates
 RESTORE = "restore it, or start in another --workdir"  # for files that it cannot recreate
 REEVALUATE = "run main.py with --stage=evaluate, which recreates it"  # for results.json
-logger = logging.getLogger(__name__)
 # Largest ratio of an npz's unpacked size to its file size; weights compress far less.
 _MAX_COMPRESSION_RATIO = 100
 
@@ -48,23 +47,6 @@ class DamagedFileError(UserError):
         else:
             problem = f"is damaged ({reason})" if os.path.exists(path) else "is missing"
         super().__init__(f"{path} {problem}: {remedy}.")
-
-
-def damaged(path: Path, reason: str, error: Exception, remedy: str) -> DamagedFileError:
-    """Returns the error for a readable file whose content is missing or of the wrong type.
-
-    Unless `error` is a LookupError, which names the missing field, its traceback is logged, because
-    it may also come from a bug of this program.
-
-    Args:
-        path: path of the file.
-        reason: what cannot be done with the file.
-        error: exception that using the content raised.
-        remedy: what the user can do, as an imperative.
-    """
-    if not isinstance(error, LookupError):
-        logger.error("%s: %s", path, reason, exc_info=error)
-    return DamagedFileError(path, f"{reason} ({error!r})", remedy)
 
 
 class AccessError(UserError):
@@ -277,6 +259,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
+def write_json_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON list with one row on each line, atomically."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    write_atomically(path, f"[\n{lines}\n]\n")
+
+
 def read_json(path: Path, remedy: str = REMAKE, kind: type = dict) -> Any:
     """Reads a JSON file.
 
@@ -330,6 +318,13 @@ def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays to an npz file by name, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an npz file, by name, after checking their sizes.
 
@@ -352,7 +347,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 _require_npy(archive, member)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # damaged archives raise many types of errors
+    except Exception as error:  # noqa: BLE001 (damaged archives raise many types of errors)
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 

@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import functools
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import Mesh
 
 _CPU_OPTIONS = {
     "xla_disable_hlo_passes": ",".join(
@@ -40,13 +40,61 @@ _CPU_OPTIONS = {
 
 # Platform that functions are traced for; None: the platform of this machine.
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("_target", default=None)
+# Number of devices of the other machine that programs are compiled for; 0: this machine's.
+_elsewhere = contextvars.ContextVar("_elsewhere", default=0)
+# Devices that the batches of the program being traced are split over; None: not known.
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("_mesh", default=None)
 # Whether the backward rules of `custom_vjp` are used; only within `jit`.
 _use_backward_rules = contextvars.ContextVar("_use_backward_rules", default=False)
 
 
 def for_cpu() -> bool:
     """Whether the program that is being traced will run on CPUs only."""
-    return (_target.get() or jax.default_backend()) == "cpu"
+    return target() == "cpu"
+
+
+def target() -> str:
+    """Returns the platform that is traced for: 'cpu', 'gpu', 'tpu', or 'any' of them."""
+    return _target.get() or jax.default_backend()
+
+
+def device_count() -> int:
+    """Returns the number of devices on all hosts of the machine that is compiled for."""
+    return _elsewhere.get() or jax.device_count()
+
+
+def for_gpu() -> bool:
+    """Whether a whole program is traced by `jit` that will run on GPUs only."""
+    return target() == "gpu" and within_jit()
+
+
+def within_jit() -> bool:
+    """Whether a whole program or step is traced, whose functions may have their own gradients."""
+    return _use_backward_rules.get()
+
+
+@contextlib.contextmanager
+def over(mesh: Mesh) -> Iterator[None]:
+    """Traces functions within the block for batches that are split over a mesh."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def mesh() -> Mesh | None:
+    """Returns the mesh of `over`."""
+    return _mesh.get()
+
+
+def runs_tpu_kernels() -> bool:
+    """Whether a whole program is traced for TPUs and may run kernels in Pallas.
+
+    The compiler cannot split these over several devices, but `sharding.by_device` can.
+    """
+    is_known = device_count() == 1 or mesh() is not None
+    return target() == "tpu" and within_jit() and is_known
 
 
 @contextlib.contextmanager
@@ -60,7 +108,7 @@ def portable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tracing_for(platform: str) -> Iterator[None]:
+def tracing_for(platform: str, *, elsewhere: int = 0) -> Iterator[None]:
     """Traces functions within the block as on another platform.
 
     A machine with a CPU can thus check the code for a GPU. JAX reuses functions that it has traced
@@ -68,12 +116,15 @@ def tracing_for(platform: str) -> Iterator[None]:
 
     Args:
         platform: 'cpu', 'gpu', 'tpu', or 'any' for a program that runs on all of them.
+        elsewhere: number of devices if programs are also compiled for another machine, without the
+            options of this machine's compiler; 0 compiles them for this one.
     """
-    token = _target.set(platform)
+    tokens = _target.set(platform), _elsewhere.set(elsewhere)
     try:
         yield
     finally:
-        _target.reset(token)
+        _target.reset(tokens[0])
+        _elsewhere.reset(tokens[1])
 
 
 def by_platform(*args: Any, cpu: Callable, others: Callable) -> Any:
@@ -107,15 +158,28 @@ def jit(function: Callable, **kwargs: Any) -> Any:
 
     @functools.wraps(function)
     def traced(*args, **named):
+        # JAX traces backward rules in an empty mesh. With the same mesh here, it reuses traces.
+        with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
+            return with_backward_rules(function)(*args, **named)
+
+    return jax.jit(traced, compiler_options={} if _elsewhere.get() else _options(), **kwargs)
+
+
+def with_backward_rules(function: Callable) -> Callable:
+    """Decorates a training step: it has the forms of `jit` if it is compiled by `jax.jit`, too.
+
+    Only gradients are taken in it, so functions may have their own, see `custom_vjp`.
+    """
+
+    @functools.wraps(function)
+    def traced(*args, **named):
         token = _use_backward_rules.set(True)
         try:
-            # JAX traces backward rules in an empty mesh. With the same mesh here, it reuses traces.
-            with jax.sharding.use_abstract_mesh(_EMPTY_MESH):
-                return function(*args, **named)
+            return function(*args, **named)
         finally:
             _use_backward_rules.reset(token)
 
-    return jax.jit(traced, compiler_options=_options(), **kwargs)
+    return traced
 
 
 @contextlib.contextmanager
@@ -143,7 +207,7 @@ def make_deterministic() -> None:
     Without the flag, XLA chooses the fastest kernels by timing them, so the choice may differ
     between processes, and some kernels sum in no fixed order. CPU programs are always reproducible.
     """
-    os.environ["XLA_FLAGS"] = f"{_flag_text('XLA_FLAGS')} --{DETERMINISTIC}=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{DETERMINISTIC}=true"
 
 
 def is_deterministic() -> bool:
@@ -152,38 +216,22 @@ def is_deterministic() -> bool:
 
 
 def flags_of(variable: str) -> dict[str, str]:
-    """Parses the flags in an environment variable, such as XLA_FLAGS, as XLA does.
-
-    The last of several flags with the same name counts. A text that does not begin with a dash is
-    the path of a file of flags.
+    """Parses the flags in an environment variable, such as XLA_FLAGS; the last of a name counts.
 
     Returns:
         The value of each flag by its name without dashes; booleans are 'true' or 'false'.
     """
-    text = _flag_text(variable)
-    try:
-        words = shlex.split(text)
-    except ValueError:  # an open quote, which XLA reports itself
-        words = text.split()
+    words = os.environ.get(variable, "").split()
     pairs = (word.lstrip("-").partition("=") for word in words if word.startswith("-"))
     return {name: _BOOLEANS.get(value, value) for name, _, value in pairs}
 
 
-def _flag_text(variable: str) -> str:
-    text = os.environ.get(variable, "").strip()
-    if not text or text.startswith("-"):
-        return text
-    try:
-        return Path(text).read_text(errors="replace")
-    except OSError:  # XLA ignores it, too
-        return ""
-
-
 def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Callable:
-    """Makes a function whose calls with equal shapes share one trace, such as those of a block.
+    """Makes a function whose calls with equal shapes are traced, and on a CPU compiled, only once.
 
-    On a CPU, the compiler also optimises it only once, because it may not inline the calls before
-    that, which shortens the compile time.
+    A network of equal blocks calls its kernels many times. `jax.jit` within a program shares the
+    trace too, but not if the target platform has changed since, and XLA inlines its calls and then
+    optimises each anew.
 
     Args:
         function: the function.
@@ -199,16 +247,17 @@ def subroutine(function: Callable, static_argnames: Sequence[str] = ()) -> Calla
     @functools.wraps(function)
     def call(*args, **named):
         with set_xla_metadata(inlineable="false" if for_cpu() else "true"):
-            return traced((_target.get(), _use_backward_rules.get()), *args, **named)
+            return traced((_target.get(), _use_backward_rules.get(), _mesh.get()), *args, **named)
 
     return call
 
 
-class custom_vjp:
-    """`jax.custom_vjp` whose backward rule is used only within this module's `jit`.
+class custom_vjp:  # named and used as JAX's
+    """`jax.custom_vjp` whose backward rule is used only within `jit` and `with_backward_rules`.
 
-    Elsewhere JAX differentiates the function itself, so `jax.jvp` and `jax.hessian` work on the
-    networks; with `jax.custom_vjp` they would not.
+    The rules of the kernels are faster than JAX's derivatives, but a function with one has no
+    forward-mode derivative. Elsewhere JAX differentiates the function itself, so `jax.jvp` and
+    `jax.hessian` work on the networks.
 
     Args:
         function: the function to differentiate.
@@ -254,3 +303,43 @@ def materialize(tree: Any) -> Any:
     On other platforms it does nothing, because their compilers fuse well.
     """
     return lax.optimization_barrier(tree) if for_cpu() else tree
+
+
+def materialize_gradient(x: jax.Array) -> jax.Array:
+    """Returns `x`, whose gradient is written to memory once on a GPU and not computed again."""
+    return _materialize_gradient(x) if for_gpu() else x
+
+
+@custom_vjp
+def _materialize_gradient(x: jax.Array) -> jax.Array:
+    return x
+
+
+_materialize_gradient.defvjp(lambda x: (x, None), lambda _, g: (lax.optimization_barrier(g),))
+
+
+def join(x: jax.Array) -> jax.Array:
+    """Returns `x`, and lets a GPU compute what follows in one kernel with what follows others.
+
+    XLA runs operations of equal shape in one kernel if they read the same array and none depends on
+    another. So here each of these arrays of floats is multiplied by a one from the same array,
+    which changes no value. The barrier hides from XLA that it is a one; an array of equal numbers
+    would be filled by a kernel.
+    """
+    return x * lax.optimization_barrier(jnp.array([1, 0], x.dtype))[0] if for_gpu() else x
+
+
+def materialize_scalars(*scalars: jax.Array) -> list[jax.Array]:
+    """Returns the same numbers, which are not computed again for each array that they scale.
+
+    On a GPU they lie in one array, so that arrays of equal shape are scaled in one kernel, as
+    after `join`.
+    """
+    if for_gpu():
+        return list(lax.optimization_barrier(jnp.stack(scalars)))
+    return list(materialize(scalars))
+
+
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts a parameter to the compute dtype; on a GPU those of equal shape in one kernel."""
+    return x if x.dtype == dtype else join(x).astype(dtype)

@@ -54,9 +54,18 @@ class Preempted(BaseException):
         super().__init__(_message(number))
 
     def exit(self) -> NoReturn:
-        """Prints the message and ends the program with `status`."""
+        """Prints the message and ends the program with `status`.
+
+        A program of one host ends at once: while XLA still compiles in threads of its own, Python's
+        cleanup can crash, which would replace the status.
+        """
         _announce(str(self))
-        sys.exit(self.status)
+        if _state.writer is None or hosts.is_multihost():
+            sys.exit(self.status)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.status)
 
 
 @dataclasses.dataclass
@@ -109,6 +118,7 @@ def install() -> Callable[[], None]:
     def undo() -> None:
         signal.set_wakeup_fd(-1)
         writer.close()
+        _state.writer = None
         thread.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -22,7 +22,7 @@ _PACKAGES = (
 )
 
 
-def describe() -> dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """Describes this process as a JSON object.
 
     Returns:

@@ -9,7 +9,7 @@ all-reduce of the gradients along 'data', and an all-gather of each parameter al
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from egmae_jax.core import platform
 from egmae_jax.core.hosts import DeviceError
 
 PyTree = Any
@@ -187,6 +188,33 @@ def split_batch(tree: PyTree, mesh: Mesh) -> PyTree:
 def gather(tree: PyTree, mesh: Mesh) -> PyTree:
     """Within jit, replicates every array on all devices."""
     return _constrain(tree, replicated(mesh), mesh)
+
+
+def batch_parts() -> int:
+    """Returns the number of parts that batches are split into in the program being traced."""
+    mesh = platform.mesh()
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def by_device(function: Callable, *, batched: int) -> Callable:
+    """Makes a function that each device runs on its part of a batch; so a kernel need not be split.
+
+    Args:
+        function: the function; its result is split, too.
+        batched: number of arguments, trees whose first axis is the batch; the others are not split.
+    """
+    mesh = platform.mesh()
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def call(*args: Any) -> Any:
+        specs = (_BATCH,) * batched + (P(),) * (len(args) - batched)
+        split = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=_BATCH, check_vma=False
+        )
+        return split(*args)
+
+    return call
 
 
 def _constrain(tree: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:

@@ -40,8 +40,8 @@ def from_config(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
     models_of = {"mae": config.model.name, "imagenet": config.imagenet.model or config.model.name}
     branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
     for branch in branches:
-        kind = models.family(branch.model_name)  # raises ConfigError for an unknown model
-        if branch.is_mae and kind != "convnext":
+        network = models.create(branch.model_name, num_classes=1)  # ConfigError if it is unknown
+        if branch.is_mae and not getattr(network, "can_pretrain", False):
             raise ConfigError(
                 f"'mae' cannot pre-train model.name={branch.model_name}; it must be a ConvNeXt."
             )
@@ -63,12 +63,12 @@ def classifier(
         num_classes: number of outputs.
         frozen: names of layers whose batch norms keep their running statistics.
     """
-    kind, rate = models.family(branch.model_name), config.finetune.drop_path_rate
     return models.create(
         branch.model_name,
         num_classes,
-        drop_path_rate=0.0 if kind == "squeezenet" else rate,
+        drop_path_rate=config.finetune.drop_path_rate,
         dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.rematerialize and kind == "convnext",
+        remat=config.model.rematerialize,
         frozen=frozen,
+        imagenet_input=True,
     )

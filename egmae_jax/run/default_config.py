@@ -17,11 +17,12 @@ def get_config() -> ConfigDict:
     config.seed = 0  # round r uses seed + r; pre-training uses seed
 
     config.data = data = ConfigDict()
-    # busi, isic2018, isic2018_binary (malignant or benign), kvasir, kvasir_v1, covid, skin_lesions,
-    # brain_tumor, brisc2025, phantoms;
+    # busi, isic2018, isic2018_binary (malignant or benign), kvasir, kvasir_v1, hyperkvasir, covid,
+    # skin_lesions, brain_tumor, brisc2025, phantoms;
     # image_folder: one folder per class; manifest: images listed in manifest.csv
     data.name = "image_folder"
     data.dir = ""  # folder of the images
+    data.title = ""  # name of the data set in report, table and model card; '': data.name's own
     data.cache_dir = "~/.cache/egmae_jax"  # for prepared images and compiled programs
     data.on_error = "raise"  # unreadable images: 'raise' stops; 'skip' leaves them out and warns
     data.classes = ()  # names of the classes to use; () uses all
@@ -88,8 +89,9 @@ def get_config() -> ConfigDict:
     entropy.color = "per_channel"
 
     config.corruption = corruption = ConfigDict()
-    # entropy_noise [S eq. 4]; for ablation: entropy_topk, entropy_sampled, random_mask and
-    # uniform_noise
+    # entropy_noise [S eq. 4]; for ablation: entropy_topk, entropy_sampled, random_mask,
+    # uniform_noise (the same mean variance on all patches), shuffled_entropy (the variances
+    # permuted among an image's patches) and contrast_noise (in proportion to a patch's variance)
     corruption.kind = "entropy_noise"
     corruption.patch_size = 16  # [D] pixels, as in MAE
     corruption.scale = 1.0  # [D] noise variance per nat, in normalised pixel units; 1 is eq. 4
@@ -102,25 +104,84 @@ def get_config() -> ConfigDict:
 
     config.pretrain = pretrain = ConfigDict()
     pretrain.splits = ("train",)  # [D] parts to train on without labels; adding 'test' leaks
-    pretrain.epochs = 1000  # [S 5.1] 100, 500 or 1000
+    # Folders of images without labels to train on, too: every image below them, in any format.
+    # With pretrain.splits=() they are the only ones. Identical copies are used once.
+    pretrain.unlabelled = ()
+    # [D] Leaves out unlabelled images that are near-duplicates of validation or test images, or of
+    # their patients by data.group_pattern. False keeps them, which leaks.
+    pretrain.drop_leaks = True
+    # Weights to start from: a workdir with a finished pre-training, a .safetensors or .npz file of
+    # such a pre-training or of a ConvNeXt in timm's names, or a name of timm, such as
+    # 'convnextv2_tiny.fcmae' or 'convnext_tiny.dinov3_lvd1689m', from the Hugging Face hub. Empty:
+    # random weights [S 3.3].
+    pretrain.weights = ""
+    # [S 5.1] 100, 500 or 1000; 0 takes pretrain.weights as they are
+    pretrain.epochs = 1000
+    # Interval in epochs at which a linear probe and the nearest neighbours classify validation
+    # images by the encoder's frozen features of training images, and again after the last epoch; 0:
+    # never. The labels do not affect the training.
+    pretrain.probe_epochs = 0
     pretrain.batch_size = 16  # [S 4.3]
     pretrain.learning_rate = 5e-4  # [D] peak learning rate of AdamW
     pretrain.warmup_epochs = 5  # [D]
     pretrain.weight_decay = 0.05  # [D] as in MAE and ConvNeXt V2
     pretrain.betas = (0.9, 0.95)  # [D] as in MAE and ConvNeXt V2
     pretrain.crop_scale = (0.2, 1.0)  # [S 4.2] area of the random crop as a share of the image's
+    pretrain.clip_norm = 0.0  # [D] as finetune.clip_norm
+    pretrain.accumulation_steps = 1  # as finetune.accumulation_steps
 
     config.finetune = finetune = ConfigDict()
     finetune.epochs = 15  # [S 5.1] 15, 30 or 45
     finetune.batch_size = 16  # [S 4.3]
-    finetune.resize = 236  # [S 4.2] shorter side in pixels before the random crop
+    # [S 4.2] Shorter side in pixels before the random crop: 236 for an image size of 224 and in
+    # proportion for others, rounded, unless it is set.
+    finetune.resize = (data.get_oneway_ref("image_size") * 236 + 112) // 224
+    # [D] Random augmentations after the crop and the horizontal flip of S 4.2, in the given order,
+    # such as ("rotate(15)", "color_jitter(0.2, 0.2, 0.2, 0.05)", "gaussian_blur(5, p=0.2)",
+    # "mixup(0.2)"): docs/howto/augmentation.md lists all. `egmae augment` draws the result.
+    finetune.augment = ()
     finetune.learning_rate = 1e-4  # [D] peak learning rate; AdamW and cosine are [S 4.3]
     finetune.warmup_epochs = 1  # [D]
     finetune.weight_decay = 0.05  # [D] as in ConvNeXt
     finetune.betas = (0.9, 0.999)  # [D] PyTorch's default
     finetune.layer_decay = 1.0  # [D] learning-rate factor per layer towards the stem; 1: off
-    finetune.drop_path_rate = 0.1  # [D] as in ConvNeXt-Tiny; not used by SqueezeNet
+    finetune.drop_path_rate = 0.1  # [D] as in ConvNeXt-Tiny; not used by SqueezeNet, DenseNet
     finetune.label_smoothing = 0.0  # [D] plain cross-entropy (S eq. 10)
+    # [D] Share of the training images whose labels are used, by group, stratified by class and
+    # drawn anew for every seed; a smaller share is a subset of a larger one. Pre-training still
+    # sees all training images, and validation keeps all its labels.
+    finetune.label_share = 1.0
+    # 'cross_entropy' [S eq. 10]; for unequal classes, 'focal' multiplies it by (1 - p)^focal_gamma
+    # (Lin et al. 2017), and 'logit_adjusted' trains on logits plus logit_adjustment_tau times the
+    # logarithm of the class's share of the training images (Menon et al. 2021).
+    finetune.loss = "cross_entropy"
+    finetune.focal_gamma = 2.0  # [D] as in the source
+    finetune.logit_adjustment_tau = 1.0  # [D] as in the source: consistent for the balanced error
+    # [D] Weights of the classes in the loss, which is a weighted mean. 'none'; 'balanced': inverse
+    # to the class's number of training images, as in scikit-learn; or a weight for every class,
+    # such as 'benign=1,malignant=2.5,normal=1'.
+    finetune.class_weights = "none"
+    # [D] 'plain' trains on each image once per epoch; 'balanced' draws as many images with
+    # replacement, all classes equally often (torch's WeightedRandomSampler).
+    finetune.sampling = "plain"
+    # [D] Largest global norm of a step's gradients; larger ones are scaled down to it. 0: off.
+    finetune.clip_norm = 0.0
+    # Number of equal parts of a batch, whose gradients are computed one after the other and
+    # averaged: less memory. batch_size remains the number of images per optimizer step. The result
+    # is that of the whole batch up to rounding, but drop path draws anew for each part, and batch
+    # norms normalise each part by itself.
+    finetune.accumulation_steps = 1
+    # [D] Decay of the exponential moving average of the weights after each step, such as 0.99; 0:
+    # off. With it, the average is validated too, selects the epoch and is what the run saves and
+    # predicts with.
+    finetune.ema_decay = 0.0
+    # [D] Validation metric that selects the epoch: 'auc', 'accuracy', 'f1' (macro average),
+    # 'balanced_accuracy' or 'loss' (cross-entropy). Of epochs with equal values, the one with the
+    # lower loss is better.
+    finetune.select = "auc"
+    # [D] Number of epochs without a better value of finetune.select after which fine-tuning ends
+    # early; 0: all epochs run. The best epoch is kept in any case.
+    finetune.patience = 0
     # Layers to train. 'all'; 'head': only the classifier; 'low_entropy': the head and those
     # convolutions whose outputs have the lowest Shannon entropy (entropy-based layer selection),
     # until trainable_share of all parameters train; 'random': the head and random convolutions, to
@@ -156,14 +217,19 @@ def get_config() -> ConfigDict:
     # to data.image_size, which is the default. With 236, as finetune.resize, objects have the same
     # size in testing as in training.
     evaluation.resize = data.get_oneway_ref("image_size")
+    # [D] Test-time augmentation: averages the probabilities over views of an image, everywhere that
+    # images are predicted. Some of 'horizontal_flip', 'vertical_flip' and 'five_crop' (the centre
+    # and the corners of the central square of side evaluation.resize); all three give 20 views.
+    evaluation.tta = ()
     evaluation.batch_size = 64  # images per step; does not affect results
     evaluation.bootstrap_resamples = 1000  # for the 95 % confidence intervals
     evaluation.report = True  # writes report.html at the end, for which Grad-CAM is compiled
 
     # Number of devices on all hosts along each axis of the mesh; affects results only by the order
     # of sums. Batches are sharded along 'data'; -1 uses as many devices as pretrain.batch_size and
-    # finetune.batch_size can be divided among. Along 'fsdp', batches are sharded too, and so are
-    # large parameters and their optimizer state: less memory, more communication.
+    # finetune.batch_size, each over its accumulation_steps, can be divided among. Along 'fsdp',
+    # batches are sharded too, and so are large parameters and their optimizer state: less memory,
+    # more communication.
     config.mesh = mesh = ConfigDict()
     mesh.data = -1
     mesh.fsdp = 1
@@ -195,8 +261,8 @@ def set_epochs(config: ConfigDict, preset: str) -> None:
     match = re.fullmatch(r"(\d+)/(\d+)", preset)
     if not match:
         raise ConfigError(
-            f"There is no preset {preset!r}. Presets: cpu, or <pre-training epochs>/<fine-tuning "
-            "epochs> such as 1000/15."
+            f"There is no preset {preset!r}. Presets: cpu, <pre-training epochs>/<fine-tuning "
+            "epochs> such as 1000/15, or both as cpu,20/15."
         )
     config.pretrain.epochs, config.finetune.epochs = int(match[1]), int(match[2])
 
@@ -212,7 +278,6 @@ def set_cpu(config: ConfigDict) -> None:
     config.model.layer_scale = 0.1
     config.data.image_size = 96
     config.data.store_size = 128
-    config.finetune.resize = 101  # 236 / 224 of the image size
     config.decoder.dim = 128
     config.pretrain.epochs = 20
     config.pretrain.warmup_epochs = 2
@@ -234,13 +299,15 @@ def apply_preset(config: ConfigDict, preset: str | None) -> ConfigDict:
 
     Args:
         config: config to change in place.
-        preset: 'cpu' or epochs such as '1000/15'; None and '' change nothing.
+        preset: 'cpu', epochs such as '1000/15', or both as 'cpu,20/15'; None and '' change nothing.
 
     Raises:
         ConfigError: the preset has another form.
     """
-    if preset == "cpu":
+    words = preset.split(",") if preset else []
+    if words[:1] == ["cpu"]:
         set_cpu(config)
-    elif preset:
-        set_epochs(config, preset)
+        words = words[1:]
+    for word in words:
+        set_epochs(config, word)
     return config

@@ -18,9 +18,10 @@ from typing import Any
 import jax
 
 from egmae_jax.core import hosts
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, write_json
 from egmae_jax.core.platform import DETERMINISTIC, flags_of, is_deterministic
-from egmae_jax.run.config import ConfigError, differences, flatten
+from egmae_jax.run.config import differences, flatten
 
 # JAX settings, named as in jax.config.update("jax_enable_x64", True).
 _JAX_SETTINGS = (
@@ -103,14 +104,14 @@ def machine() -> dict[str, Any]:
     return content | {"versions": versions}
 
 
-def require_same(path: Path, *, begun: bool) -> None:
+def require_same(path: Path, *, recorded: bool) -> None:
     """Checks that the settings are those the run began with, and warns about another machine.
 
     All hosts must call it, and their settings must be equal.
 
     Args:
         path: path of environment.json.
-        begun: whether the workdir holds a run, which this one resumes.
+        recorded: whether the workdir holds the record of a run, which this one resumes.
 
     Raises:
         ConfigError: settings differ; the message lists each with both values.
@@ -124,9 +125,9 @@ def require_same(path: Path, *, begun: bool) -> None:
             "The hosts have different settings and would compute different numbers. This host has: "
             + ", ".join(f"{name}={value!r}" for name, value in now.items())
         )
-    if not begun:
+    if not recorded:
         return
-    content = recorded(path)
+    content = read(path)
     before, machines = content["settings"], content["machines"]
     only_in_one_version = [name for name in _JAX_SETTINGS if (name in before) != (name in now)]
     if changes := differences(before, now, free=only_in_one_version):
@@ -143,14 +144,14 @@ def require_same(path: Path, *, begun: bool) -> None:
         )
 
 
-def record(path: Path, *, begun: bool) -> None:
-    """Writes environment.json; for a run that has begun, adds this machine if it is new."""
-    machines, here = recorded(path)["machines"] if begun else [], machine()
+def record(path: Path, *, recorded: bool) -> None:
+    """Writes environment.json; adds this machine to it, if it is new, for a run on record."""
+    machines, here = read(path)["machines"] if recorded else [], machine()
     if here not in machines:
         write_json(path, {"settings": settings(), "machines": [*machines, here]})
 
 
-def recorded(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Reads environment.json: "settings", and the distinct "machines" in order of use.
 
     Raises:

@@ -12,14 +12,15 @@ import optax
 
 from egmae_jax.core import hosts, sharding
 from egmae_jax.core.files import write_sealed
-from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm
 from egmae_jax.models.init import abstract_variables
+from egmae_jax.run import class_balance, epoch_selection
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.run.prediction import Prediction
+from egmae_jax.run.rounds import LABELLED
 from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
 from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
 from egmae_jax.training.layer_selection import Selection
@@ -62,53 +63,60 @@ class Finetuning:
             logger.info("Fine-tuning is complete (%s)", result)
             delete_checkpoints(folder)  # in case the run was killed before this
             return
-        config = self._run.config.finetune
+        config, prepared = self._run.config.finetune, self._run.data.prepared
+        labels = prepared.labels[self._run.data.indices(round_index, LABELLED)]
         plan = self._run.plan(
             f"finetune/{branch.name}",
             round_index,
-            ("train",),
+            (LABELLED,),
             batch_size=config.batch_size,
             epochs=config.epochs,
+            sampling_weights=class_balance.sampling_weights(config, labels),
         )
         variables = self.starting_variables(branch, round_index, plan.seed)
         selection = self._select_layers(branch, round_index, variables)
         schedule, optimizer, program = self._program(branch, selection, plan.steps_per_epoch)
         with Checkpoints(folder) as checkpoints:
-            stage = loop.Stage(
+            stage = self._run.stage(
                 plan,
-                program=program,
-                create=lambda: TrainState.create(
-                    variables, optimizer, self._run.mesh, selection.prefixes
+                (LABELLED,),
+                program=functools.partial(
+                    program, balance=class_balance.of_loss(config, prepared.classes, labels)
                 ),
-                feed=lambda: self._run.data.feed(
-                    round_index, ("train",), plan.order, total_steps=plan.total_steps
+                create=lambda: TrainState.create(
+                    variables,
+                    optimizer,
+                    self._run.mesh,
+                    selection.prefixes,
+                    averages=config.ema_decay > 0,
                 ),
                 schedule=schedule,
                 checkpoints=checkpoints,
-                save_seconds=self._run.config.checkpoint.save_seconds,
-                log=self._run.log,
-                policy=self._run.policy,
                 evaluate=lambda variables: self._validate(branch, variables, round_index),
+                patience=config.patience,
             )
-            _, best = loop.train(stage)
+            state, best = loop.train(stage)
         assert best is not None  # because there is at least one epoch
         if hosts.is_primary():
             timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
         logger.info(
-            "%s, round %d: best epoch %d, validation AUC %.4f",
+            "%s, round %d: best epoch %d of %d, %s %.4f%s",
             plan.stage,
             round_index,
             best.epoch,
-            best.score[0],
+            int(state.step) // plan.steps_per_epoch,
+            epoch_selection.describe(config.select),
+            abs(best.score[0]),
+            " of the averaged weights" if config.ema_decay > 0 else "",
         )
 
     def starting_variables(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """Returns the variables that a branch starts from: pre-trained ones below a fresh head."""
         fresh = self._run.initial_variables(self._run.classifier(branch), seed)
         if branch.is_mae:
-            split = self._run.data.split_index(round_index)
-            path = self._run.paths.autoencoder(split)
+            paths = self._run.paths
+            path = paths.autoencoder(paths.split_index(round_index))
             model = pretrain.create_autoencoder(self._run.config)
             encoder = pretrain.load_autoencoder(path, model)["encoder"]
             return finetune.start_from(fresh, {"params": encoder}, keep_fresh=("head/",))
@@ -129,12 +137,15 @@ class Finetuning:
             total_steps=config.epochs * steps_per_epoch,
             warmup_steps=config.warmup_epochs * steps_per_epoch,
         )
+        network = self._run.classifier(branch)
         optimizer = optim.adamw(
             schedule,
-            abstract_variables(self._run.classifier(branch))["params"],
+            abstract_variables(network)["params"],
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
+            depth_groups=getattr(network, "depth_groups", ()),
+            clip_norm=config.clip_norm,
         )
         step = functools.partial(
             finetune.finetune_step,
@@ -162,7 +173,9 @@ class Finetuning:
                 entropies=entropies,
                 seed=self._run.config.seed + round_index,
             )
-            report = layer_selection.describe(config.trainable, layers, params, chosen, entropies)
+            report = layer_selection.make_report(
+                config.trainable, layers, params, chosen, entropies
+            )
             if hosts.is_primary():
                 if entropies is not None:
                     self._draw_layers(report, path.with_suffix(".png"))
@@ -197,13 +210,7 @@ class Finetuning:
     def _validate(
         self, branch: Branch, variables: PyTree, round_index: int
     ) -> tuple[tuple[float, ...], dict[str, float]]:
-        """Returns the validation score (AUC, -loss) of an epoch, and the metrics to log."""
+        """Returns the validation score of an epoch by finetune.select, and the metrics to log."""
         predictions = self._prediction.predict(branch, variables, round_index, "validation")
-        metrics = compute_metrics(predictions.labels, predictions.probabilities)
-        loss = cross_entropy(predictions.labels, predictions.probabilities)
-        row = {
-            "validation_auc": metrics["auc"],
-            "validation_accuracy": metrics["accuracy"],
-            "validation_loss": loss,
-        }
-        return (metrics["auc"], -loss), row
+        select = self._run.config.finetune.select
+        return epoch_selection.score(select, predictions.labels, predictions.probabilities)

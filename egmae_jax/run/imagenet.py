@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from egmae_jax import models
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, read_json, require_readable, write_json
 from egmae_jax.models import timm
 from egmae_jax.models import weights as model_weights
-from egmae_jax.run import config as configs
+from egmae_jax.models.registry import IMAGENET
 from egmae_jax.run.branches import Branch
+from egmae_jax.run.workdir import other_file_error
 
 PyTree = Any
 
@@ -32,7 +34,7 @@ class ImagenetWeights:
         backbones = {models.imagenet_model(b.model_name) for b in self._branches.values()}
         one_file = weights not in ("default", "none") and not Path(weights).expanduser().is_dir()
         if one_file and len(backbones) > 1:
-            raise configs.ConfigError(
+            raise ConfigError(
                 f"imagenet.weights={weights} is one file, but the branches need weights of "
                 f"{', '.join(sorted(backbones))}. Give a folder with a file for each, named "
                 "<model>.safetensors or <model>.npz."
@@ -68,20 +70,11 @@ class ImagenetWeights:
             source = self.sources.get(name, "none")
             if source == "none":
                 continue
-            try:
-                path = model_weights.locate(source)
-            except model_weights.MissingWeightsError as error:
-                raise model_weights.MissingWeightsError(
-                    f"{error} The branch {name!r} needs them. --config.imagenet.weights=none "
-                    "starts it from random weights, which all results will mention."
-                ) from None
-            require_readable(path)
+            path = _locate(source, name)
+            _require_normalization(path, models.imagenet_model(self._branches[name].model_name))
             self._sha256[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             if name in begun and self.recorded().get(name) != self._sha256[name]:
-                raise configs.ConfigError(
-                    f"imagenet.weights: {path} is not the file this run began with, whose SHA-256 "
-                    f"is in {self._record}. Give that file, or start in another --workdir."
-                )
+                raise other_file_error("imagenet.weights", path, self._record)
             model_name = models.imagenet_model(self._branches[name].model_name)
             self.variables[name] = timm.load(path, model_name, classifier=False)
 
@@ -102,6 +95,56 @@ class ImagenetWeights:
         return read_json(self._record, RESTORE)
 
 
+def require_available(weights: str, branches: Iterable[Branch]) -> None:
+    """Checks that the weights of all branches can be found, downloading them if necessary.
+
+    Args:
+        weights: value of the config field `imagenet.weights`.
+        branches: branches of a run; those that start otherwise are skipped.
+
+    Raises:
+        MissingWeightsError: the weights of a branch cannot be found.
+    """
+    for branch in branches:
+        if not branch.is_mae and (source := _source(weights, branch.model_name)) != "none":
+            _locate(source, branch.name)
+
+
+def _locate(source: str, branch: str) -> Path:
+    try:
+        path = model_weights.locate(source)
+    except model_weights.MissingWeightsError as error:
+        raise model_weights.MissingWeightsError(
+            f"{error} The branch {branch!r} needs them. --config.imagenet.weights=none "
+            "starts it from random weights, which all results will mention."
+        ) from None
+    require_readable(path)
+    return path
+
+
+def _require_normalization(path: Path, model_name: str) -> None:
+    """Checks that a file's config.json, if any, states the normalisation that the network gets.
+
+    Raises:
+        ConfigError: it states another one.
+    """
+    mean, std = expected = models.normalization(model_name)
+    if expected != IMAGENET:
+        logger.info(
+            "%s gets images with mean %s and standard deviation %s, as timm's default weights of "
+            "it expect",
+            *(model_name, mean, std),
+        )
+    stated = model_weights.expected_normalization(path, model_name)
+    if stated is not None and stated != expected:
+        raise ConfigError(
+            f"imagenet.weights: {path.parent / 'config.json'} states that the weights expect "
+            f"images with mean {stated.mean} and standard deviation {stated.std}, but {model_name} "
+            f"gets mean {mean} and standard deviation {std}. Give other weights of {model_name}, "
+            f"such as {models.default_weights(model_name)}."
+        )
+
+
 def _source(weights: str, model_name: str) -> str:
     """Returns the hub id or file of `imagenet.weights` for one model, or 'none'.
 
@@ -112,7 +155,7 @@ def _source(weights: str, model_name: str) -> str:
     default = models.default_weights(backbone)
     if weights == "default":
         if not default:
-            raise configs.ConfigError(
+            raise ConfigError(
                 f"imagenet.weights is 'default', but there are no ImageNet weights of {backbone}: "
                 "give a file, or 'none' for random weights (--config.imagenet.weights=none)."
             )
@@ -120,5 +163,13 @@ def _source(weights: str, model_name: str) -> str:
     folder = Path(weights).expanduser()
     files = [folder / f"{backbone}{suffix}" for suffix in (".safetensors", ".npz")]
     files += [folder / "model.safetensors"]  # the name in repositories of the hub
-    fallback = default if folder.is_dir() else weights
-    return next((str(file) for file in files if file.is_file()), fallback)
+    if file := next((file for file in files if file.is_file()), None):
+        return str(file)
+    if not folder.is_dir():
+        return weights
+    if not default:
+        raise ConfigError(
+            f"imagenet.weights={weights} has no {backbone}.safetensors or {backbone}.npz, and "
+            f"there are no other ImageNet weights of {backbone}."
+        )
+    return default

@@ -46,7 +46,7 @@ class MetricsLog:
         for tracker in self._trackers:
             try:
                 tracker.log(row["stage"], row["round"], row["step"], numbers(row))
-            except Exception as error:  # a user's tracker must not stop the run
+            except Exception as error:  # noqa: BLE001 (a user's tracker must not stop the run)
                 if tracker not in self._failed:
                     logger.warning(
                         "The tracker %s failed at step %d of %s (%r). The run continues to call "
@@ -92,7 +92,7 @@ def read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             row = json.loads(line)
             _ = row["step"] > 0
             is_row = isinstance(row["stage"], str) and isinstance(row["round"], int)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             continue
         if is_row:
             yield line, row

@@ -1,6 +1,7 @@
 """Predictions of the branches (paper section 3.5), and fusion weights of ASFF networks."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,20 @@ from egmae_jax import models
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
-from egmae_jax.evaluation import fusion_weights
+from egmae_jax.evaluation import asff_weights
+from egmae_jax.evaluation.features import Features, save_features
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
-from egmae_jax.method import augment
+from egmae_jax.method import augment, tta
 from egmae_jax.models import asff, timm
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
+from egmae_jax.run.features import pooled
+from egmae_jax.run.images import tta_views
 from egmae_jax.training import finetune
-from egmae_jax.training.nonfinite import HINT, NonFiniteError
+from egmae_jax.training.nonfinite import require_finite
 
 PyTree = Any
+logger = logging.getLogger(__name__)
 
 
 class Prediction:
@@ -49,6 +54,7 @@ class Prediction:
         needed = [*paths.values(), *([weights] if has_fusion_weights(branch) else [])]
         if not again and all(path.exists() for path in needed):
             return
+        logger.info("Predicting validation and test images: %s, round %d", branch.name, round_index)
         variables = timm.load(
             self._run.paths.finetuned(branch.name, round_index), branch.model_name
         )
@@ -59,13 +65,40 @@ class Prediction:
                 save_predictions(path, predictions)
         if has_fusion_weights(branch):
             prepared = self._run.data.prepared
-            by_class = fusion_weights.by_class(
-                self._outputs(branch, variables, round_index, "test", _fusion_weights),
+            by_class = asff_weights.by_class(
+                self._outputs(branch, variables, round_index, "test", self._fusion_weights),
                 prepared.labels[self._run.data.indices(round_index, "test")],
                 prepared.classes,
             )
             if hosts.is_primary():
                 write_sealed(weights, by_class)
+
+    def save_features(self, branch: Branch, round_index: int, *, again: bool) -> None:
+        """Writes the features of the training and test images by a fine-tuned branch.
+
+        Args:
+            branch: a fine-tuned branch.
+            round_index: index of the round.
+            again: whether to overwrite existing features.
+        """
+        path = self._run.paths.features(branch.name, round_index)
+        if path.exists() and not again:
+            return
+        data, parts = self._run.data, ("train", "test")
+        variables = timm.load(
+            self._run.paths.finetuned(branch.name, round_index), branch.model_name
+        )
+        variables = sharding.replicate(variables, self._run.mesh)
+        outputs = [self._outputs(branch, variables, round_index, x, self._features) for x in parts]
+        indices = [data.indices(round_index, part) for part in parts]
+        if hosts.is_primary():
+            features = Features(
+                ids=np.array([data.prepared.files[i] for i in np.concatenate(indices)]),
+                labels=data.prepared.labels[np.concatenate(indices)],
+                parts=np.repeat(parts, [len(x) for x in indices]),
+                features=np.concatenate(outputs),
+            )
+            save_features(path, features)
 
     def predict(
         self, branch: Branch, variables: PyTree, round_index: int, part: str
@@ -77,12 +110,11 @@ class Prediction:
         """
         prepared = self._run.data.prepared
         indices = self._run.data.indices(round_index, part)
-        probabilities = self._outputs(branch, variables, round_index, part, _class_probabilities)
-        if not np.isfinite(probabilities).all():
-            raise NonFiniteError(
-                f"The {part} predictions of finetune/{branch.name}, round {round_index}, are not "
-                f"finite: the training diverged. {HINT.format('finetune')}"
-            )
+        probabilities = self._outputs(
+            branch, variables, round_index, part, self._class_probabilities
+        )
+        subject = f"The {part} predictions of finetune/{branch.name}, round {round_index},"
+        require_finite(probabilities, subject, "finetune")
         return Predictions(
             ids=np.array([prepared.files[i] for i in indices]),
             labels=prepared.labels[indices],
@@ -94,7 +126,7 @@ class Prediction:
         self, branch: Branch, variables: PyTree, round_index: int, part: str, function: Callable
     ) -> np.ndarray:
         """Applies a function of a network to all images of a part, in order; returns [N, ...]."""
-        config, images = self._run.config, self._run.data.evaluation(round_index, part)
+        config, images = self._run.config, self._run.data.tta_evaluation(round_index, part)
         program = self._program(branch, function)
         key = rng.stage_key(config.seed + round_index, f"noise/{part}")
         size = sharding.divisible(config.evaluation.batch_size, self._run.mesh)
@@ -118,7 +150,7 @@ class Prediction:
     def _take_batch(
         self, images: Images, indices: jax.Array, first: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array | float]:
-        """Returns uint8 pixels of the evaluation view, and the noise to add after normalisation.
+        """Returns the uint8 pixels of a batch, and the noise to add after normalisation.
 
         Args:
             images: images that the batch is taken from.
@@ -131,19 +163,25 @@ class Prediction:
         noise: jax.Array | float = 0.0
         if std > 0:  # the noise of an image depends only on its position in the part
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(batch)))
-            shape = (*batch.pixels.shape[1:3], 3)
+            shape = (*(self._run.config.data.image_size,) * 2, 3)
             noise = jax.vmap(lambda key: augment.pixel_noise(key, shape, std))(keys)
         return batch.pixels, noise
 
+    def _class_probabilities(
+        self, model: Any, variables: PyTree, pixels: Any, noise: Any
+    ) -> jax.Array:
+        views = tta_views(self._run.config)
+        return finetune.class_probabilities(variables, pixels, noise, model=model, views=views)
 
-def _class_probabilities(model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
-    return finetune.class_probabilities(variables, pixels, noise, model=model)
+    def _fusion_weights(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+        centre = tta.centre_crop(pixels, self._run.config.data.image_size)
+        return asff.fusion_weights(model, variables, augment.normalize(centre) + noise)
 
-
-def _fusion_weights(model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
-    return asff.fusion_weights(model, variables, augment.normalize(pixels) + noise)
+    def _features(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+        centre = tta.centre_crop(pixels, self._run.config.data.image_size)
+        return pooled(model, variables, augment.normalize(centre) + noise)
 
 
 def has_fusion_weights(branch: Branch) -> bool:
-    """Whether the network of a branch is an ASFF, which has fusion weights."""
-    return models.family(branch.model_name) == "asff_resnet"
+    """Whether the network of a branch has fusion weights, as an ASFF has."""
+    return getattr(models.create(branch.model_name, 1), "has_fusion_weights", False)

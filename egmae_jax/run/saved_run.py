@@ -24,7 +24,6 @@ from egmae_jax.core.files import (
     REEVALUATE,
     RESTORE,
     DamagedFileError,
-    damaged,
     explain_storage_errors,
     read_json,
 )
@@ -35,9 +34,9 @@ from egmae_jax.evaluation.predictions import Predictions, load_predictions
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models import timm
 from egmae_jax.run import branches, rules
-from egmae_jax.run import config as configs
 from egmae_jax.run.branches import Branch
-from egmae_jax.run.workdir import Paths, local_folder, read_intensity_range
+from egmae_jax.run.config import load_config
+from egmae_jax.run.workdir import Paths, local_path, read_intensity_range
 
 PyTree = Any
 
@@ -57,8 +56,8 @@ class Classifier(NamedTuple):
 class Ensemble(NamedTuple):
     """Fusion and calibration of the probabilities of one round's branches."""
 
-    fusion: Fusion | None  # of the branches in the order of the run; None for a single branch
-    scalings: dict[str, Scaling]  # calibration by branch, and of 'ensemble' if there is a fusion
+    fusion: Fusion | None  # fusion of the branches, in their order; None for a single branch
+    scalings: dict[str, Scaling]  # by branch, and for 'ensemble' if there is a fusion
 
     def apply(
         self, probabilities: Mapping[str, np.ndarray], *, calibrated: bool
@@ -101,9 +100,9 @@ class SavedRun:
     """
 
     def __init__(self, workdir: Path):
-        self.workdir = workdir = local_folder(workdir)
+        self.workdir = workdir = local_path(workdir)
         self.config = _read_config(workdir)
-        self.paths = Paths(workdir, folds=self.config.rounds.kind == "folds")
+        self.paths = Paths.of(workdir, self.config)
         self.branches = branches.from_config(self.config)
         self.rounds = range(self.config.rounds.count)
 
@@ -186,7 +185,8 @@ class SavedRun:
                 f"There is no {weights}. Fine-tuned are: {', '.join(finished) or 'none yet'}."
             )
         name = branch.model_name
-        model = models.create(name, num_classes, dtype=jnp.dtype(self.config.model.dtype))
+        dtype = jnp.dtype(self.config.model.dtype)
+        model = models.create(name, num_classes, dtype=dtype, imagenet_input=True)
         variables = timm.load(weights, name)
         if (width := len(variables["params"]["head"]["fc"]["bias"])) != num_classes:
             raise RunError(f"{weights} has {width} classes, but splits.json has {num_classes}.")
@@ -197,22 +197,17 @@ class SavedRun:
 
         Raises:
             RunError: the run has no such round, or has not been evaluated.
-            DamagedFileError: results.json is damaged or lacks the fusion or calibration.
+            DamagedFileError: results.json cannot be read.
         """
         self.require_round(round_index)
-        results = self.results()
-        try:
-            row = results["rounds"][round_index]
-            scalings = {
-                name: Scaling(x["temperature"], x["least_probability"])
-                for name, x in row["calibration"].items()
-            }
-            if len(self.branches) == 1:
-                return Ensemble(None, scalings)
-            return Ensemble(Fusion(row["fusion"]["kind"], row["fusion"]), scalings)
-        except (LookupError, TypeError, AttributeError) as error:
-            reason = "it lacks the fusion and calibration of the branches"
-            raise damaged(self.paths.results, reason, error, REEVALUATE) from error
+        row = self.results()["rounds"][round_index]
+        scalings = {
+            name: Scaling(x["temperature"], x["least_probability"])
+            for name, x in row["calibration"].items()
+        }
+        if len(self.branches) == 1:
+            return Ensemble(None, scalings)
+        return Ensemble(Fusion(row["fusion"]["kind"], row["fusion"]), scalings)
 
     def results(self) -> dict[str, Any]:
         """Reads results.json.
@@ -233,7 +228,7 @@ def _read_config(workdir: Path) -> ConfigDict:
         is_run = path.is_file()
     if not is_run:
         raise RunError(f"{workdir} holds no run: there is no config.json in it.")
-    config = configs.load(path)
+    config = load_config(path)
     for problem in rules.type_problems(config):
         raise DamagedFileError(path, problem.removesuffix("."), RESTORE)
     return config

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from egmae_jax.core import hosts
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, DamagedFileError, read_json, require_writable, write_json
 from egmae_jax.data import samples
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.run.config import ConfigError, require_same
+from egmae_jax.run.config import require_same, split_indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,15 @@ class Paths:
     workdir: Path
     folds: bool
 
+    @classmethod
+    def of(cls, workdir: Path, config: ConfigDict | FrozenConfigDict) -> "Paths":
+        """Returns the paths of a run in `workdir` with a config."""
+        return cls(workdir, folds=config.rounds.kind == "folds")
+
+    def split_index(self, round_index: int) -> int:
+        """Returns the index of a round's split; rounds with the same split share pre-training."""
+        return round_index if self.folds else 0
+
     def _split_folder(self, split: int) -> Path:
         """Returns the folder of a split: round_<i> with folds, else the workdir."""
         return self.workdir / f"round_{split}" if self.folds else self.workdir
@@ -38,9 +48,17 @@ class Paths:
         """splits.json: file name, label, part, group and content hash of each image."""
         return self._split_folder(split) / "splits.json"
 
+    def unlabelled(self, split: int) -> Path:
+        """unlabelled.json: name, content hash and use of each image of pretrain.unlabelled."""
+        return self._split_folder(split) / "unlabelled.json"
+
     def autoencoder(self, split: int) -> Path:
         """Parameters of the pre-trained autoencoder."""
         return self._split_folder(split) / "pretrain" / "autoencoder.safetensors"
+
+    def started_from(self, split: int) -> Path:
+        """started_from.json: the weights that pre-training started from; only with any."""
+        return self.autoencoder(split).with_name("started_from.json")
 
     def pretraining_report(self, split: int) -> Path:
         """Reconstruction losses of the pre-trained autoencoder on validation images."""
@@ -57,6 +75,10 @@ class Paths:
     def predictions(self, branch: str, round_index: int, part: str) -> Path:
         """Predictions of a branch for a part, 'validation' or 'test'."""
         return self.workdir / "predictions" / f"round_{round_index}_{branch}_{part}.npz"
+
+    def features(self, branch: str, round_index: int) -> Path:
+        """Features of the training and test images by a branch, for the report."""
+        return self.workdir / "features" / f"round_{round_index}_{branch}.npz"
 
     def fusion_weights(self, branch: str, round_index: int) -> Path:
         """Fusion weights of an ASFF on the test images, by class."""
@@ -99,19 +121,15 @@ class Paths:
         return self.workdir / "metrics.jsonl"
 
 
-def local_folder(path: str | os.PathLike, flag: str = "--workdir") -> Path:
-    """Returns the folder that a flag names, with `~` expanded, which shells leave after `=`.
-
-    Args:
-        path: path of the folder.
-        flag: flag that names the folder, for the error message.
+def local_path(path: str | os.PathLike) -> Path:
+    """Returns the path of a file or folder, with `~` expanded, which shells leave after `=`.
 
     Raises:
         ConfigError: the path is the address of a bucket, such as gs://bucket/run.
     """
     if "://" in (text := os.fspath(path)):
         raise ConfigError(
-            f"{flag}={text} is no folder: mount the bucket and give the folder of the mount."
+            f"{text} is not on this machine: mount the bucket and give the path in the mount."
         )
     return Path(os.path.expanduser(text))
 
@@ -172,16 +190,20 @@ def has_begun(workdir: Path) -> bool:
 
 
 def require_own_folder(workdir: Path, config: ConfigDict) -> None:
-    """Checks that the workdir does not mix a run's files with the images in data.dir.
+    """Checks that the workdir does not mix a run's files with images.
 
     Raises:
-        ConfigError: the workdir is data.dir, or a folder in it that would be taken for a class.
+        ConfigError: the workdir is data.dir, a folder in it that would be taken for a class, or in
+            a folder of pretrain.unlabelled.
     """
     images, folder = Path(config.data.dir).expanduser().resolve(), workdir.resolve()
-    is_class = config.data.name == "image_folder" and images in folder.parents
-    if folder == images or is_class:
+    is_searched = config.data.name in ("image_folder", "unlabelled")
+    fields = {"data.dir": folder == images or (is_searched and images in folder.parents)}
+    searched = {Path(x).expanduser().resolve() for x in config.pretrain.unlabelled}
+    fields["pretrain.unlabelled"] = not searched.isdisjoint((folder, *folder.parents))
+    if inside := [field for field, is_inside in fields.items() if is_inside]:
         raise ConfigError(
-            f"--workdir={workdir} is in data.dir, where the run's files would be mixed with the "
+            f"--workdir={workdir} is in {inside[0]}, where the run's files would be mixed with the "
             "images. Give --workdir a folder of its own."
         )
 
@@ -194,12 +216,30 @@ def require_same_run(workdir: Path, config: ConfigDict) -> None:
         DamagedFileError: config.json is missing or damaged.
     """
     if has_record(workdir) or has_begun(workdir):
-        require_same(read_json(workdir / "config.json", RESTORE), config)
+        paths = Paths.of(workdir, config)
+        is_pretrained = all(paths.autoencoder(i).exists() for i in split_indices(config))
+        saved = read_json(workdir / "config.json", RESTORE)
+        require_same(saved, config, workdir if is_pretrained else None)
+
+
+def other_file_error(field: str, path: Path, record: Path) -> ConfigError:
+    """Returns the error that a file of weights has not the SHA-256 that `record` holds of it."""
+    return ConfigError(
+        f"{field}: {path} is not the file this run began with, whose SHA-256 is in {record}. Give "
+        "that file, or start in another --workdir."
+    )
 
 
 def record_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, with which `require_same_run` compares the config on resume."""
-    write_json(workdir / "config.json", config.to_dict())
+    """Writes config.json, with which `require_same_run` compares the config on resume.
+
+    Folders are written as absolute paths, so that later commands find them from any folder.
+    """
+    content = config.to_dict()
+    for field in ("dir", "cache_dir"):
+        if folder := content["data"][field]:
+            content["data"][field] = str(Path(folder).expanduser().absolute())
+    write_json(workdir / "config.json", content)
 
 
 def record_intensity_range(paths: Paths, intensity: IntensityRange, *, begun: bool) -> None:

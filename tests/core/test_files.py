@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from egmae_jax.core.files import (
     AccessError,
     DamagedFileError,
     StorageError,
     explain_storage_errors,
+    natural_key,
     open_atomically,
+    read_json,
     read_sealed,
     require_output,
     write_atomically,
@@ -26,6 +31,7 @@ from egmae_jax.core.files import (
 )
 from egmae_jax.core.tensors import read_safetensors, write_safetensors
 from egmae_jax.training import checkpoint
+from tests.damage import either_right_or
 
 
 def names(folder):
@@ -239,3 +245,39 @@ def test_a_file_that_is_written_bit_by_bit_appears_when_it_is_whole(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == "ä\r\n".encode()
     assert os.listdir(path.parent) == ["table.csv"]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON.map(lambda x: json.dumps(x).encode()) | st.binary(max_size=40))
+@example(b"[" * 100_000)
+@example(b"9" * 5000)
+@example(b'{"loss": NaN}')
+@example(b"\xff\xfe{}")
+def test_json_is_of_the_kind_that_is_asked_for_or_damaged(file, content):
+    file.write_bytes(content)
+    for kind in (dict, list):
+        with either_right_or(DamagedFileError, file):
+            assert type(read_json(file, kind=kind)) is kind
+    with pytest.raises(DamagedFileError, match=r"file\.x is damaged"):
+        read_sealed(file)
+
+
+def test_a_path_that_is_no_text_comes_back_from_json(tmp_path):
+    write_json(tmp_path / "x.json", {"dir": "m\udce4rz", "ok": "März"})
+    assert json.loads((tmp_path / "x.json").read_bytes()) == {"dir": "m\udce4rz", "ok": "März"}
+
+
+def test_numbers_in_names_sort_only_where_they_are_numbers():
+    files = ["a²1.png", "²1.png", "a\u0663.png", "a (10).png", "a (2).png", "①.png"]
+    ordered = sorted(files, key=natural_key)
+    assert ordered.index("a (2).png") + 1 == ordered.index("a (10).png")

