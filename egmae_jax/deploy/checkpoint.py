@@ -48,7 +48,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         # timm saves the command-line arguments as a Namespace beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises any kind of error on damaged files
+    except Exception as error:  # noqa: BLE001 (damaged files raise any kind of error)
         raise CheckpointError(
             f"{path} cannot be read by torch.load(weights_only=True) ({type(error).__name__}): it "
             f"is damaged, or holds more than tensors, such as a whole model. {_WAY_OUT}"

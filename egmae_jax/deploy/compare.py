@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-import rich.box
 import rich.table
 
 from egmae_jax import models
@@ -24,14 +23,13 @@ from egmae_jax.core import console, extras
 from egmae_jax.core.errors import UserError
 from egmae_jax.data import images
 from egmae_jax.data.datasets.folders import find_given
+from egmae_jax.data.pipeline import pad_batch
 from egmae_jax.deploy.checkpoint import read_checkpoint
 from egmae_jax.deploy.layer_outputs import (
     Program,
-    layer_paths,
     make_jax_program,
     make_torch_program,
 )
-from egmae_jax.explain.gradcam import pad_batch
 from egmae_jax.method import augment
 from egmae_jax.models import timm as interop
 from egmae_jax.models import timm_names
@@ -120,11 +118,13 @@ def compare(
     views, different_pixels = _load_images(Path(folder), image_size, max_images)
     logger.info("Comparing %d images of %dx%d pixels", len(views), image_size, image_size)
     network = models.create(model, num_classes)
-    paths = layer_paths(network)
+    paths = network.torch_modules
+    options = network.timm_options(image_size) if hasattr(network, "timm_options") else {}
     layers, our_logits, their_logits = _run(
         make_jax_program(network, variables, paths),
-        make_torch_program(model, num_classes, tensors, paths),
+        make_torch_program(model, num_classes, tensors, paths, options),
         np.stack(list(views.values())),
+        models.normalization(model),
     )
     return Comparison(
         files=tuple(views),
@@ -138,14 +138,13 @@ def compare(
 
 def _check_model(model: str, image_size: int) -> None:
     """Raises CompareError if PyTorch has no such model or it does not accept the image size."""
-    if models.family(model) not in ("convnext", "resnet", "squeezenet"):
+    if not models.library(model):
         raise CompareError(
             f"Neither timm nor torchvision has {model}, so it cannot be compared with PyTorch."
         )
-    network = models.create(model, num_classes=1)
-    multiple = network.stride if network.needs_multiple else 1
-    if image_size < network.min_size or image_size % multiple:
-        rule = f"a multiple of {multiple}" if multiple > 1 else f"at least {network.min_size}"
+    multiple = models.create(model, num_classes=1).side_multiple
+    if image_size < models.MIN_SIDE or image_size % multiple:
+        rule = f"at least {models.MIN_SIDE}" + f" and a multiple of {multiple}" * (multiple > 1)
         raise CompareError(f"image_size is {image_size}; it must be {rule}.")
 
 
@@ -156,7 +155,7 @@ def _load(
     library, tensors = timm_names.as_timm(read_checkpoint(Path(checkpoint)), model)
     if library:
         logger.info(
-            "%s uses the ConvNeXt names of %s, which are translated to timm's", checkpoint, library
+            "%s has %s names of its tensors, which are translated to timm's", checkpoint, library
         )
     variables = interop.convert(tensors, model, checkpoint)
     if weights is not None:
@@ -214,7 +213,7 @@ def _torchvision_view(path: Path, image_size: int) -> np.ndarray | None:
 
 
 def _run(
-    ours: Program, theirs: Program, pixels: np.ndarray
+    ours: Program, theirs: Program, pixels: np.ndarray, normalization: models.Normalization
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Runs both programs; returns the relative errors by layer and both logits [N, num_classes]."""
     # Sums of squares by layer, [2]: of the differences and of PyTorch's outputs.
@@ -222,11 +221,14 @@ def _run(
     our_logits, their_logits = [], []
     for start in range(0, len(pixels), _BATCH_SIZE):
         batch = pixels[start : start + _BATCH_SIZE]
-        normalized = np.array(augment.normalize(jnp.asarray(pad_batch(batch, _BATCH_SIZE))))
+        padded = jnp.asarray(pad_batch(batch, _BATCH_SIZE))
+        normalized = np.array(augment.normalize(padded, *normalization))
         our, their = (
             {name: x[: len(batch)].astype(np.float64) for name, x in program(normalized).items()}
             for program in (ours, theirs)
         )
+        # Some heads keep the pixel that they have pooled to.
+        their = {name: x.reshape(our[name].shape) for name, x in their.items()}
         for name, reference in their.items():
             pair = np.square(our[name] - reference).sum(), np.square(reference).sum()
             sums[name] = sums.get(name, 0.0) + np.array(pair)
@@ -264,9 +266,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def show(comparison: Comparison) -> None:
     """Prints a comparison to the terminal."""
-    print_line = functools.partial(
-        console.terminal.print, highlight=False, markup=False, soft_wrap=True
-    )
+    print_line = functools.partial(console.terminal.print, soft_wrap=True)
     count = len(comparison.files)
     if comparison.different_pixels:
         print_line(
@@ -299,9 +299,7 @@ def show(comparison: Comparison) -> None:
 
 
 def _table(comparison: Comparison) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("Layer")
-    table.add_column("Relative error", justify="right")
+    table = console.table(["Layer"], ["Relative error"])
     table.add_column("")
     *_, last = comparison.layers
     for name, error in comparison.layers.items():

@@ -1,7 +1,6 @@
 """Computes the output of every layer of a network, in PyTorch and in JAX."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,49 +9,20 @@ import numpy as np
 
 from egmae_jax import models
 from egmae_jax.core import platform
-from egmae_jax.models.convnext import ConvNeXt
-from egmae_jax.models.resnet import ResNet
 
 PyTree = Any
-Paths = Mapping[str, tuple[str, ...]]
 # Normalised images float32 [B, H, W, 3] -> output of each layer by its name in PyTorch, with
 # channels last.
 Program = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def layer_paths(network: models.Model) -> dict[str, tuple[str, ...]]:
-    """Maps the name of each compared layer in PyTorch to the path of our module.
-
-    Returns:
-        A dict such as {'stages.0.blocks.1': ('stages_0', 'blocks_1')}, in the order of computation.
-        The output of the last layer is the logits.
-    """
-    first: dict[str, tuple[str, ...]] = {}
-    last: dict[str, tuple[str, ...]]
-    if isinstance(network, ConvNeXt):
-        names = ["stem"]
-        for stage, depth in enumerate(network.depths):
-            names += [f"stages.{stage}.downsample"] if stage else []
-            names += [f"stages.{stage}.blocks.{block}" for block in range(depth)]
-        last = {"head.norm": ("head", "norm"), "head.fc": ("head", "fc")}
-    elif isinstance(network, ResNet):
-        names = [f"layer{k}.{i}" for k, depth in enumerate(network.depths, 1) for i in range(depth)]
-        first = {"bn1": ("stem",)}
-        last = {"fc": ("head", "fc")}
-    else:
-        names = list(dict.fromkeys(x.split("/")[0].replace("_", ".") for x in network.layers))
-        last = {"classifier": ("head",)}
-    paths = {name: tuple(re.sub(r"\.(\d)", r"_\1", name).split(".")) for name in names}
-    return {**first, **paths, **last}
-
-
-def make_jax_program(network: models.Model, variables: PyTree, paths: Paths) -> Program:
+def make_jax_program(network: models.Model, variables: PyTree, paths: Mapping[str, str]) -> Program:
     """Returns a program that computes the layer outputs of our network.
 
     Args:
         network: the model.
         variables: parameters and running statistics of the model.
-        paths: result of `layer_paths`.
+        paths: paths of the compared modules by their names in PyTorch, `network.torch_modules`.
     """
 
     @platform.jit
@@ -60,12 +30,14 @@ def make_jax_program(network: models.Model, variables: PyTree, paths: Paths) -> 
         _, state = network.apply(
             variables,
             normalized,
-            capture_intermediates=lambda module, _: module.path in paths.values(),
+            capture_intermediates=lambda module, _: "/".join(module.path) in paths.values(),
             mutable=["intermediates"],
         )
         outputs = {}
         for name, path in paths.items():
-            module = functools.reduce(lambda tree, key: tree[key], path, state["intermediates"])
+            module = functools.reduce(
+                lambda tree, key: tree[key], path.split("/"), state["intermediates"]
+            )
             # An Mlp shares its block's scope; the block's own output is the last.
             *_, outputs[name] = module["__call__"]
         return outputs
@@ -81,7 +53,11 @@ def make_jax_program(network: models.Model, variables: PyTree, paths: Paths) -> 
 
 
 def make_torch_program(
-    model: str, num_classes: int, tensors: Mapping[str, np.ndarray], paths: Paths
+    model: str,
+    num_classes: int,
+    tensors: Mapping[str, np.ndarray],
+    paths: Mapping[str, str],
+    options: Mapping[str, Any],
 ) -> Program:
     """Returns a program that computes the layer outputs of timm's or torchvision's network.
 
@@ -89,15 +65,16 @@ def make_torch_program(
         model: name of the model, one of `models.names()`.
         num_classes: number of classes.
         tensors: state dict of the network.
-        paths: result of `layer_paths`.
+        paths: paths of the compared modules by their names in PyTorch, `network.torch_modules`.
+        options: further arguments of the library's function that creates the network.
     """
     import timm
     import torch
     import torchvision
 
-    in_torchvision = models.family(model) == "squeezenet"
+    in_torchvision = models.library(model) == "torchvision"
     create = torchvision.models.get_model if in_torchvision else timm.create_model
-    network = create(model, num_classes=num_classes).float().eval()
+    network = create(model, num_classes=num_classes, **options).float().eval()
     # `models.timm.convert` has checked that at most the counters of batch norm are missing, which
     # have no effect.
     counters = {k: x for k, x in network.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -108,8 +85,6 @@ def make_torch_program(
     def save_output(name: str, module: Any, inputs: Any, output: Any) -> None:
         if output.ndim == 4:
             output = output.permute(0, 2, 3, 1)
-        if name in ("head.norm", "classifier"):  # pooled to one pixel
-            output = output[:, 0, 0]
         outputs[name] = output.numpy().copy()  # later layers may modify it in place
 
     for name in paths:

@@ -33,7 +33,7 @@ def predict_files(
     images: Sequence[Path],
     out: Path,
     *,
-    round_index: int | Literal["all"],
+    round_index: int | Literal["all"] | None,
     calibrated: bool,
     pictures: Path | None,
     branch: str | None,
@@ -47,7 +47,7 @@ def predict_files(
         workdir: folder of the run.
         images: image files, and folders that are searched recursively.
         out: CSV file to write; it appears when all images are classified.
-        round_index: round of the run; 'all' averages the probabilities of all rounds.
+        round_index: see `Predictor`.
         calibrated: whether probabilities are calibrated by the temperatures of the run.
         pictures: folder for Grad-CAM overlays; None writes no overlays.
         branch: branch that the overlays explain; None chooses as `SavedRun.branch`.
@@ -120,23 +120,25 @@ def _write_results(
     return counts, unreadable
 
 
+def spreadsheet_name(file: str) -> str:
+    """Returns the path of a file so that no spreadsheet takes it for a formula: ./=a.png."""
+    return os.path.join(".", file) if file.startswith(_FORMULA) else file
+
+
 def _print_summary(classes: Sequence[str], counts: np.ndarray, seconds: float, out: Path) -> None:
     """Prints the number of images predicted as each class, the speed and the output path."""
     by_class = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
     speed = 60 * counts.sum() / seconds
     console.terminal.print(
-        f"{counts.sum()} images in {seconds:.1f} s ({speed:.0f} per minute): {by_class}",
-        highlight=False,
-        markup=False,
+        f"{counts.sum()} images in {seconds:.1f} s ({speed:.0f} per minute): {by_class}"
     )
-    console.terminal.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+    console.terminal.print(f"Written to {out}", soft_wrap=True)
 
 
 def _make_rows(files: Sequence[Path], classification: Classification) -> Iterator[list[str]]:
     columns = np.concatenate(list(classification.probabilities.values()), axis=1)
     for file, label, row in zip(map(str, files), classification.predicted, columns, strict=True):
-        file = os.path.join(".", file) if file.startswith(_FORMULA) else file
-        yield [file, label, *(f"{probability:.8g}" for probability in row)]
+        yield [spreadsheet_name(file), label, *(f"{probability:.8g}" for probability in row)]
 
 
 def _picture_paths(files: Sequence[Path], folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,17 +24,17 @@ from jax.sharding import Mesh
 
 from egmae_jax import models
 from egmae_jax.core import platform, sharding
-from egmae_jax.data import images, samples
 from egmae_jax.data.images import UnreadableImageError
+from egmae_jax.data.pipeline import pad_batch
 from egmae_jax.data.threads import read_ahead
+from egmae_jax.deploy.views import Source, Views
 from egmae_jax.evaluation import calibration
 from egmae_jax.explain import gradcam
-from egmae_jax.method import augment
+from egmae_jax.method import augment, tta
+from egmae_jax.run.images import tta_view_settings, tta_views
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune
 
-# Path of an image file, its bytes, a Pillow image, or an array uint8 [H, W, 3] or [H, W, 1].
-Source = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
 logger = logging.getLogger(__name__)
 
 
@@ -71,6 +71,7 @@ class Batch(NamedTuple):
         classification: classes and probabilities of the readable images.
         unreadable: reason for each image that cannot be read, by its position among the sources.
         size: batch size of the networks, at least n; the remainder is padding.
+        rounds: uncalibrated probabilities by branch, float [n, num_classes], for each round.
     """
 
     indices: np.ndarray
@@ -78,6 +79,7 @@ class Batch(NamedTuple):
     classification: Classification
     unreadable: dict[int, str]
     size: int
+    rounds: Sequence[Mapping[str, np.ndarray]] = ()
 
 
 class Predictor:
@@ -93,6 +95,7 @@ class Predictor:
             2017). This is usually more accurate, but takes longer in proportion to the number of
             rounds, has no metrics in results.json, and is less confident than calibrated. With
             folds, every image of the data set was in the training part of some of these networks.
+            None: 'all' with folds, else 0.
         calibrated: whether probabilities are calibrated by the temperature that was fitted on the
             validation part, which also limits their confidence to what the number of validation
             images supports. In a single round this does not change the predicted classes.
@@ -112,16 +115,24 @@ class Predictor:
         self,
         workdir: str | os.PathLike,
         *,
-        round_index: int | Literal["all"] = 0,
+        round_index: int | Literal["all"] | None = None,
         calibrated: bool = True,
         batch: int = 64,
     ):
         if batch < 1:
             raise RunError(f"batch is {batch}; it must be positive.")
         self.run = run = SavedRun(Path(workdir))
-        self._intensity = run.intensity
-        self._calibrated, self._batch, self._warned_of_range = calibrated, batch, False
-        rounds = run.rounds if round_index == "all" else [round_index]
+        self._view = Views(run, tta_view_settings(run.config))
+        self._views = tta_views(run.config)
+        self._calibrated, self._batch = calibrated, batch
+        if round_index is None and run.paths.folds:
+            logger.info(
+                "The probabilities of the networks of all %d folds are averaged. Images of the "
+                "run's own data set were in the training part of most of them.",
+                len(run.rounds),
+            )
+            round_index = "all"
+        rounds = run.rounds if round_index == "all" else [round_index or 0]
         self._ensembles = [run.ensemble(i) for i in rounds]
         if calibrated:
             results = [run.results()["rounds"][i] for i in rounds]
@@ -211,51 +222,10 @@ class Predictor:
         heat = gradcam.gradcam(
             classifier.model,
             classifier.variables,
-            augment.normalize(jnp.asarray(gradcam.pad_batch(batch.pixels, batch.size))),
-            classes=gradcam.pad_batch(batch.classification.labels, batch.size),
+            augment.normalize(jnp.asarray(pad_batch(batch.pixels, batch.size))),
+            classes=pad_batch(batch.classification.labels, batch.size),
         )
         return np.asarray(heat)[: len(batch.indices)]
-
-    # --- Images ----------------------------------------------------------------------------------
-
-    def _view(self, source: Source) -> np.ndarray | str:
-        """Decodes, resizes and crops an image.
-
-        Returns:
-            Pixels uint8 [S, S, 3 or 1], or the reason why the image cannot be read.
-        """
-        data, intensity = self.run.config.data, self._intensity
-        try:
-            if isinstance(source, (str, os.PathLike)):
-                try:
-                    source = Path(source).read_bytes()
-                except OSError as error:
-                    return error.strerror or str(error)
-            if isinstance(source, bytes):
-                decoded = images.examine(source, intensity)
-                image = decoded.image if data.color == "rgb" else decoded.image.convert("L")
-                if decoded.stored is not None and samples.lies_beyond(intensity, *decoded.stored):
-                    self._warn_of_range(*decoded.stored[1:])
-            elif isinstance(source, PIL.Image.Image):
-                image = images.convert(source, data.color, intensity)
-            else:
-                image = images.convert(images.from_array(source), data.color)
-        except UnreadableImageError as error:
-            return str(error)
-        resized = self.run.config.evaluation.resize
-        return images.to_array(images.evaluation_view(image, data.resize, data.image_size, resized))
-
-    def _warn_of_range(self, low: float, high: float) -> None:
-        if not self._warned_of_range:
-            logger.warning(
-                "An image has values of %g to %g, outside the range of the training data set (%s; "
-                "data.intensity_range='dataset'). Values outside become black or white. Further "
-                "images with such values are not reported",
-                low,
-                high,
-                samples.listed(self._intensity),
-            )
-        self._warned_of_range = True
 
     # --- Batches ---------------------------------------------------------------------------------
 
@@ -283,17 +253,17 @@ class Predictor:
         unreadable = {index: view for index, view in chunk if isinstance(view, str)}
         readable = {index: view for index, view in chunk if not isinstance(view, str)}
         data = self.run.config.data
-        shape = (size, data.image_size, data.image_size, 1 if data.color == "grey" else 3)
-        pixels = np.zeros(shape, np.uint8)
-        for row, view in enumerate(readable.values()):
-            pixels[row] = view
+        side = tta_view_settings(self.run.config)["image_size"]
+        shape = (-1, side, side, 1 if data.color == "grey" else 3)
+        pixels = pad_batch(np.array(list(readable.values()), np.uint8).reshape(shape), size)
         running = {
-            name: [_program(x.model, self._mesh)(x.variables, pixels) for x in rounds]
+            name: [_program(x.model, self._mesh, self._views)(x.variables, pixels) for x in rounds]
             for name, rounds in self._classifiers.items()
         }
         indices = np.array(list(readable), np.int64)
         empty = Classification(self.classes, {})
-        return Batch(indices, pixels[: len(indices)], empty, unreadable, size), running
+        centre = tta.centre_crop(pixels[: len(indices)], data.image_size)
+        return Batch(indices, centre, empty, unreadable, size), running
 
     def _finish(self, batch: Batch, running: dict[str, list[jax.Array]]) -> Batch:
         """Waits for the devices; returns the batch with fused probabilities, averaged over rounds.
@@ -302,19 +272,26 @@ class Predictor:
             batch: the batch from `_start`.
             running: probabilities of the branches from `_start`.
         """
-        by_round = []
-        for k, ensemble in enumerate(self._ensembles):
-            branches = {n: np.asarray(x[k])[: len(batch.indices)] for n, x in running.items()}
-            by_round.append(ensemble.apply(branches, calibrated=self._calibrated))
+        rounds = [
+            {name: np.asarray(x[k])[: len(batch.indices)] for name, x in running.items()}
+            for k in range(len(self._ensembles))
+        ]
+        by_round = [
+            ensemble.apply(branches, calibrated=self._calibrated)
+            for ensemble, branches in zip(self._ensembles, rounds, strict=True)
+        ]
         means = {name: np.mean([p[name] for p in by_round], axis=0) for name in self.classifiers}
-        return batch._replace(classification=Classification(self.classes, means))
+        classification = Classification(self.classes, means)
+        return batch._replace(classification=classification, rounds=rounds)
 
 
 load = Predictor  # the public name: egmae_jax.load("runs/busi")
 
 
 @functools.cache
-def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax.Array]:
+def _program(
+    model: models.Model, mesh: Mesh, views: Callable[[Any], list[Any]] | None
+) -> Callable[[Any, np.ndarray], jax.Array]:
     """Returns the jitted program (variables, pixels) -> class probabilities [B, num_classes].
 
     Branches and rounds with the same model share one compiled program.
@@ -323,7 +300,8 @@ def _program(model: models.Model, mesh: Mesh) -> Callable[[Any, np.ndarray], jax
     @platform.jit
     def program(variables, pixels):
         batch = sharding.split_batch(pixels, mesh)
-        return sharding.gather(finetune.class_probabilities(variables, batch, model=model), mesh)
+        probabilities = finetune.class_probabilities(variables, batch, model=model, views=views)
+        return sharding.gather(probabilities, mesh)
 
     return program
 

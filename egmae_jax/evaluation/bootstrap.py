@@ -40,7 +40,7 @@ class Evidence(NamedTuple):
         """
         if metric == "accuracy":
             return max(self.groups - 1, 1)
-        counts = np.maximum(self.by_class, 1)
+        counts = self._counts
         parts = 1 / counts
         return float(parts.sum() ** 2 / (parts**2 / np.maximum(counts - 1, 1)).sum())
 
@@ -48,8 +48,13 @@ class Evidence(NamedTuple):
         """Returns the effective number of images for a metric, if classes are equally difficult."""
         if metric == "accuracy":
             return self.groups
-        counts = np.maximum(self.by_class, 1)
+        counts = self._counts
         return float(len(counts) ** 2 / (1 / counts).sum())
+
+    @property
+    def _counts(self) -> np.ndarray:
+        """Numbers of groups of the classes that occur, which macro averages are over."""
+        return np.array([count for count in self.by_class if count])
 
 
 def few_groups_warning(evidence: Evidence, classes: Sequence[str]) -> str:
@@ -171,18 +176,24 @@ def variance_of_recipe(values: np.ndarray, covariance: np.ndarray) -> Variance:
 def interval(
     metric: str, mean: float, variance: Variance, evidence: Evidence
 ) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of a metric; (0, 1) with fewer than three groups.
+    """Returns the 95 % confidence interval of a metric; its range with fewer than three groups.
 
     The interval of AUC is computed on the logit scale. Other metrics have Wilson's interval, with
     the sample size at which a proportion has this variance. If the metric is the same on all
     resamples, such as 1, Wilson's interval for the effective number of groups is used, for AUC too.
+    Cohen's kappa, from -1 to 1, is first scaled to a proportion: of two equally frequent classes,
+    (kappa + 1) / 2 is the accuracy.
 
     Args:
-        metric: 'accuracy', 'auc' or the name of a macro average.
+        metric: 'accuracy', 'auc', 'kappa' or the name of a macro average.
         mean: mean of the metric over rounds.
         variance: variance of that mean.
         evidence: number of groups of the test images.
     """
+    if metric == "kappa":
+        halved = Variance(variance.cases / 4, variance.rounds / 4, variance.num_rounds)
+        low, high = interval("proportion", (mean + 1) / 2, halved, evidence)
+        return 2 * low - 1, 2 * high - 1
     if evidence.groups < FEWEST_GROUPS:
         return 0.0, 1.0
     t = _critical(variance, evidence.degrees_of_freedom(metric))
@@ -198,7 +209,7 @@ def interval(
 
 
 def interval_of_difference(
-    metric: str, mean: float, variance: Variance, evidence: Evidence
+    metric: str, mean: float, variance: Variance, evidence: Evidence, comparisons: int = 1
 ) -> tuple[float, float]:
     """Returns the 95 % confidence interval of the difference in a metric of two classifiers.
 
@@ -210,17 +221,21 @@ def interval_of_difference(
         mean: mean of the difference over rounds.
         variance: variance of that mean.
         evidence: number of groups of the test images, which both classifiers share.
+        comparisons: number of differences whose intervals contain all true values 95 % of the time
+            (Bonferroni).
     """
     if evidence.groups < FEWEST_GROUPS:
         return -1.0, 1.0
-    t = _critical(variance, evidence.degrees_of_freedom(metric))
+    t = _critical(variance, evidence.degrees_of_freedom(metric), comparisons)
     varies = variance.total > 1e-12
     spread = t * (variance.total**0.5 if varies else 1 / (evidence.size(metric) + 2))
     return max(mean - spread, -1.0), min(mean + spread, 1.0)
 
 
-def _critical(variance: Variance, degrees_of_freedom: float) -> float:
+def _critical(variance: Variance, degrees_of_freedom: float, comparisons: int = 1) -> float:
     """Returns the critical value, the factor of the standard error in a 95 % interval.
+
+    Of several simultaneous intervals, each has the level 1 - .05 / comparisons.
 
     The variance due to rounds has few degrees of freedom, that due to cases has many. Let r be the
     share of the former. Student's t is exact if r is 0 or 1. In between, intervals are too short
@@ -229,10 +244,11 @@ def _critical(variance: Variance, degrees_of_freedom: float) -> float:
     to the power of 1.8: the coverage is then .933 to .968 with two rounds, for any r, and .944 to
     .959 with three.
     """
-    of_cases = stats.t.ppf(0.975, degrees_of_freedom)
+    quantile = 1 - 0.025 / comparisons
+    of_cases = stats.t.ppf(quantile, degrees_of_freedom)
     if variance.rounds <= 0:
         return float(of_cases)
-    of_rounds = stats.t.ppf(0.975, variance.num_rounds - 1)
+    of_rounds = stats.t.ppf(quantile, variance.num_rounds - 1)
     share = (variance.rounds / variance.total) ** _EXPONENT
     return float(np.sqrt((1 - share) * of_cases**2 + share * of_rounds**2))
 

@@ -157,8 +157,8 @@ def explain(calibration: Mapping[str, Any]) -> str:
         f"claims more than {evidence} independent validation images support; {temperature:.3g} is "
         f"used, and no probability is above {surest}.",
         "too_few": f"Not fitted (temperature 1): the {evidence} independent validation images "
-        f"are fewer than {FEWEST} or all of one class. No probability is above {surest}, which is "
-        "what they support.",
+        f"are fewer than {FEWEST} or all of one class. Because they are so few, no probability is "
+        f"above {surest}.",
     }.get(calibration["limit"], "")
 
 

@@ -1,16 +1,22 @@
-"""Metrics of predicted probabilities (paper section 4.4), computed by scikit-learn."""
+"""Metrics of predicted probabilities (paper section 4.4), computed by scikit-learn.
+
+Every class occurs in the test part of a run. In images from elsewhere a class may be absent: macro
+averages are then over the classes that occur.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn import metrics as sk
 
+from egmae_jax.core.errors import is_own, require_free
 from egmae_jax.evaluation import calibration
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
 TITLES: dict[str, str] = {}  # headings of all metrics, by their names in results.json
 _METRICS: dict[str, Metric] = {}
-INTERVAL_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # have intervals
+PAPER_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # columns of the paper's tables
+INTERVAL_METRICS = (*PAPER_METRICS, "balanced_accuracy", "kappa")  # have intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
 
 
@@ -20,7 +26,11 @@ def register(name: str, title: str) -> Callable[[Metric], Metric]:
     Args:
         name: key of the metric in results.json.
         title: heading of the metric in tables.
+
+    Raises:
+        ValueError: a metric of the package has this name.
     """
+    require_free(name, {k for k, f in _METRICS.items() if is_own(f)}, "metric")
 
     def add(metric: Metric) -> Metric:
         TITLES[name], _METRICS[name] = title, metric
@@ -33,7 +43,7 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     """Computes all registered metrics; returns them by name.
 
     Args:
-        labels: label of each image, int [N], in which every class occurs.
+        labels: label of each image, int [N], in which at least two classes occur.
         probabilities: predicted probabilities, float [N, num_classes].
     """
     labels = np.asarray(labels)
@@ -49,42 +59,56 @@ def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
 @register("precision", "Precision")
 def precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Macro average of the classes' precision; 0 for a class that is never predicted."""
-    predicted = probabilities.argmax(axis=1)
-    return sk.precision_score(labels, predicted, average="macro", zero_division=0)
+    predicted, present = probabilities.argmax(axis=1), np.unique(labels)
+    return sk.precision_score(labels, predicted, labels=present, average="macro", zero_division=0)
 
 
 @register("recall", "Recall")
 def recall(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Macro average of the classes' recall."""
-    return sk.recall_score(labels, probabilities.argmax(axis=1), average="macro")
+    predicted, present = probabilities.argmax(axis=1), np.unique(labels)
+    return sk.recall_score(labels, predicted, labels=present, average="macro")
 
 
 @register("f1", "F1")
 def f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Macro average of the classes' F1 score."""
-    return sk.f1_score(labels, probabilities.argmax(axis=1), average="macro")
+    predicted, present = probabilities.argmax(axis=1), np.unique(labels)
+    return sk.f1_score(labels, predicted, labels=present, average="macro")
 
 
 @register("auc", "AUC")
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Area under the ROC curve, one-vs-rest and macro-averaged, also for two classes."""
-    one_hot = np.eye(probabilities.shape[1])[labels]
-    return sk.roc_auc_score(one_hot, probabilities, average="macro")
+    present = np.unique(labels)
+    return sk.roc_auc_score(labels[:, None] == present, probabilities[:, present], average="macro")
 
 
 @register("specificity", "Specificity")
 def specificity(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Macro average of the classes' specificity, one-vs-rest."""
     predicted = probabilities.argmax(axis=1)
-    classes = range(probabilities.shape[1])
-    return np.mean([np.mean(predicted[labels != c] != c) for c in classes])
+    return np.mean([np.mean(predicted[labels != c] != c) for c in np.unique(labels)])
 
 
 @register("pr_auc", "PR-AUC")
 def pr_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Average precision (area under the precision-recall curve), one-vs-rest, macro-averaged."""
-    one_hot = np.eye(probabilities.shape[1])[labels]
-    return sk.average_precision_score(one_hot, probabilities, average="macro")
+    present = np.unique(labels)
+    truth = labels[:, None] == present
+    return sk.average_precision_score(truth, probabilities[:, present], average="macro")
+
+
+@register("balanced_accuracy", "Balanced accuracy")
+def balanced_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean of the classes' recalls, which macro-averaged recall equals."""
+    return recall(labels, probabilities)
+
+
+@register("kappa", "Cohen's kappa")
+def kappa(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Cohen's kappa of the predicted classes, unweighted: agreement beyond that of chance."""
+    return sk.cohen_kappa_score(labels, probabilities.argmax(axis=1))
 
 
 register("ece", "ECE")(calibration.expected_error)
@@ -96,12 +120,12 @@ def class_metrics(
     """Computes CLASS_METRICS for each class against the rest; recall is the sensitivity.
 
     Args:
-        labels: label of each image, int [N], in which every class occurs.
+        labels: label of each image, int [N], in which at least two classes occur.
         probabilities: predicted probabilities, float [N, num_classes].
         classes: names of the classes.
 
     Returns:
-        {class: {metric: value}}.
+        {class: {metric: value}} of the classes that occur.
     """
     predicted = probabilities.argmax(axis=1)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
@@ -117,6 +141,7 @@ def class_metrics(
             "pr_auc": float(sk.average_precision_score(labels == c, probabilities[:, c])),
         }
         for c, name in enumerate(classes)
+        if c in labels
     }
 
 
@@ -135,13 +160,14 @@ def weighted_metrics(
     Args:
         labels: label of each image, int [N].
         probabilities: predicted probabilities, float [N, num_classes].
-        weights: sample weights, float [R, N]; in each row every class has a positive weight.
+        weights: sample weights, float [R, N]; in each row every class that occurs has a positive
+            weight.
 
     Returns:
         {metric: float [R]}.
     """
-    classes = np.arange(probabilities.shape[1])
-    actual = labels == classes[:, None]  # [C, N]
+    classes = np.unique(labels)
+    actual = labels == classes[:, None]  # [C, N] of the C classes that occur
     predicted = probabilities.argmax(axis=1) == classes[:, None]
     # Weights of true positives, actual positives and predicted positives, [R, C] each.
     hits, actual_weight, predicted_weight = (
@@ -149,13 +175,21 @@ def weighted_metrics(
     )
     f1 = 2 * hits / (actual_weight + predicted_weight)
     precision = hits / np.where(predicted_weight > 0, predicted_weight, 1)
-    aucs = [_weighted_auc(probabilities[:, c], actual[c], weights) for c in classes]
+    aucs = [
+        _weighted_auc(probabilities[:, c], positive, weights)
+        for c, positive in zip(classes, actual, strict=True)
+    ]
+    accuracy = hits.sum(axis=1) / weights.sum(axis=1)
+    recall = (hits / actual_weight).mean(axis=1)
+    by_chance = (actual_weight * predicted_weight).sum(axis=1) / weights.sum(axis=1) ** 2
     return {
-        "accuracy": hits.sum(axis=1) / weights.sum(axis=1),
+        "accuracy": accuracy,
         "precision": precision.mean(axis=1),
-        "recall": (hits / actual_weight).mean(axis=1),
+        "recall": recall,
         "f1": f1.mean(axis=1),
         "auc": np.mean(aucs, axis=0),
+        "balanced_accuracy": recall,
+        "kappa": (accuracy - by_chance) / (1 - by_chance),
     }
 
 

@@ -51,12 +51,37 @@ def score_branches(
         scores["fusion"] = {"kind": fusion_kind, "branches": list(test), **fusion.fitted}
         for part in (fitted_on, probabilities):
             part["ensemble"] = fusion.apply([part[name] for name in test])
+    fits = {
+        name: calibration.fit(validated.labels, p, validated.groups)
+        for name, p in fitted_on.items()
+    }
     images = Round(tested.ids, tested.labels, list(probabilities.values()), tested.groups)
+    return scores | score_images(images, fits, classes=classes, resamples=resamples)
+
+
+def score_images(
+    images: Round,
+    fits: Mapping[str, calibration.Fit],
+    *,
+    classes: Sequence[str],
+    resamples: int,
+) -> dict[str, Any]:
+    """Scores classifiers on images, with calibrations that were fitted before.
+
+    Args:
+        images: labels and groups of the images, and the probabilities of each classifier.
+        fits: calibration of each classifier by its name, in the order of the probabilities.
+        classes: names of the classes.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        As `score_branches`, without "fusion".
+    """
     resampled = Resampled([images], resamples=resamples)
-    scores["groups"] = resampled.evidence.groups
+    scores: dict[str, Any] = {"groups": resampled.evidence.groups}
     scores["groups_by_class"] = dict(zip(classes, resampled.evidence.by_class, strict=True))
-    for k, (name, p) in enumerate(probabilities.items()):
-        fit = calibration.fit(validated.labels, fitted_on[name], validated.groups)
+    for k, (name, fit) in enumerate(fits.items()):
+        p = images.probabilities[k]
         confusion = confusion_matrix(images.labels, p.argmax(axis=1), labels=range(len(classes)))
         entries = {
             "test": compute_metrics(images.labels, p),

@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
 class Resampled:
     """Metrics of several classifiers, with intervals by a bootstrap of groups of test images.
 
-    With fewer than three groups every interval is (0, 1).
+    With fewer than three groups every interval is the metric's whole range, such as (0, 1).
 
     Args:
         rounds: predictions of one or more rounds, each with the same classifiers.
@@ -69,21 +69,29 @@ class Resampled:
         self._rounds = rounds
         self._random_rounds = random_rounds
         rng = np.random.default_rng(seed)
-        self._draws, weights_of, self.evidence = _resample(rounds, rng, resamples)
+        self._draws, weights_of, self.evidence = resample(rounds, rng, resamples)
         self._values: list[dict[str, np.ndarray]] = []  # per round: metric -> [classifiers, 1 + R]
         for round_, weights in zip(rounds, weights_of, strict=True):
             each = [weighted_metrics(round_.labels, p, weights) for p in round_.probabilities]
             self._values.append({name: np.stack([m[name] for m in each]) for name in each[0]})
 
     def estimate(self, classifier: int, metric: str) -> Estimate:
-        """Returns a classifier's mean accuracy, precision, recall, f1 or auc over rounds."""
+        """Returns a classifier's mean of one of `metrics.INTERVAL_METRICS` over rounds."""
         values = self._of_rounds(metric)[classifier]
         mean = float(values[:, 0].mean())
         limits = bootstrap.interval(metric, mean, self._variance(values), self.evidence)
         return Estimate(mean, *limits)
 
-    def difference(self, first: int, second: int, metric: str) -> Estimate:
-        """Returns the second classifier's metric minus the first's, as a mean over rounds."""
+    def difference(self, first: int, second: int, metric: str, *, comparisons: int = 1) -> Estimate:
+        """Returns the second classifier's metric minus the first's, as a mean over rounds.
+
+        Args:
+            first: index of the classifier whose metric is subtracted.
+            second: index of the other classifier.
+            metric: one of `metrics.INTERVAL_METRICS`.
+            comparisons: number of differences whose intervals contain all true values 95 % of the
+                time (Bonferroni).
+        """
         pairs = ((r.probabilities[first], r.probabilities[second]) for r in self._rounds)
         if all(np.array_equal(*pair) for pair in pairs):
             return Estimate(0.0, 0.0, 0.0)
@@ -91,7 +99,7 @@ class Resampled:
         values = by_classifier[second] - by_classifier[first]
         mean = float(values[:, 0].mean())
         limits = bootstrap.interval_of_difference(
-            metric, mean, self._variance(values), self.evidence
+            metric, mean, self._variance(values), self.evidence, comparisons
         )
         return Estimate(mean, *limits)
 
@@ -107,7 +115,7 @@ class Resampled:
         return bootstrap.variance_of_networks(covariance)
 
 
-def _resample(
+def resample(
     rounds: Sequence[Round], rng: np.random.Generator, resamples: int
 ) -> tuple[list[int], list[np.ndarray], Evidence]:
     """Draws bootstrap weights of the rounds' test images, equal within a group.

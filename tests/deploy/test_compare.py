@@ -211,23 +211,14 @@ def test_checkpoints_are_read_whatever_is_wrapped_around_them(content, name, tmp
 
 
 @pytest.fixture
-def command(checkpoint, folder, monkeypatch, capsys):
-    """Runs the command and returns its exit status, output and errors; flags replace the usual."""
-    monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
-
-    def start(**changes):
-        flags = {"checkpoint": checkpoint, "images": folder, "model": NAME, "image_size": SIZE}
-        try:
-            status = command_line.main([f"--{k}={v}" for k, v in {**flags, **changes}.items()])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return start
+def compared(command, checkpoint, folder):
+    """Runs the command; flags replace the usual."""
+    usual = {"checkpoint": checkpoint, "images": folder, "model": NAME, "image_size": SIZE}
+    return lambda **changes: command(command_line, **usual | changes)
 
 
-def test_the_command_prints_that_equal_weights_agree(command):
-    status, output, errors = command(max_images=2)
+def test_the_command_prints_that_equal_weights_agree(compared):
+    status, output, errors = compared(max_images=2)
     assert (status, errors) == (0, "")
     lines = [line.strip() for line in output.splitlines()]
     assert "All pixels equal the output of torchvision's Resize and CenterCrop." in lines
@@ -236,7 +227,7 @@ def test_the_command_prints_that_equal_weights_agree(command):
     assert [line.split()[0] for line in lines if line.startswith(("st", "head"))] == LAYERS
 
 
-def test_the_command_names_the_layer_and_the_images_that_differ(command, folder, tmp_path):
+def test_the_command_names_the_layer_and_the_images_that_differ(compared, folder, tmp_path):
     (tmp_path / "images").mkdir()
     for k in range(16):
         picture(k, (64, 64)).save(tmp_path / "images" / f"{k:02}.png")
@@ -246,7 +237,7 @@ def test_the_command_names_the_layer_and_the_images_that_differ(command, folder,
     other["stages.0.blocks.1.gamma"] *= 1.01
     path = write(other, tmp_path / "other.safetensors")
     saved = tmp_path / "comparison.json"
-    status, output, _ = command(images=tmp_path / "images", weights=path, json=saved)
+    status, output, _ = compared(images=tmp_path / "images", weights=path, json=saved)
     assert status == 1
     content = json.loads(saved.read_text())
     assert (content["passed"], content["first_different_layer"]) == (False, "stages.0.blocks.1")
@@ -263,10 +254,10 @@ def test_the_command_names_the_layer_and_the_images_that_differ(command, folder,
     assert lines[-1].startswith("and ")
 
 
-def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
+def test_weights_of_other_classes_are_refused(compared, checkpoint, tmp_path):
     other = changed("head.fc.weight", lambda x: x[:3]) | {"head.fc.bias": torch.zeros(3)}
     path = write(other, tmp_path / "other.safetensors")
-    status, _, errors = command(weights=path)
+    status, _, errors = compared(weights=path)
     assert status == 2
     expected = f"{path} has 3 classes, but {checkpoint} has 5; both must have the same number."
     assert errors == f"Error: {expected}\n"
@@ -281,8 +272,8 @@ def test_weights_of_other_classes_are_refused(command, checkpoint, tmp_path):
         (torch.nn.Linear(2, 2), "(UnpicklingError): it is damaged, or holds more than tensors"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
-    status, _, errors = command(checkpoint=write(content, tmp_path / "a.pt"))
+def test_what_is_no_state_dict_is_refused(content, message, compared, tmp_path):
+    status, _, errors = compared(checkpoint=write(content, tmp_path / "a.pt"))
     assert status == 2
     assert errors.startswith(f"Error: {tmp_path / 'a.pt'} ")
     assert message in errors
@@ -294,13 +285,13 @@ def test_what_is_no_state_dict_is_refused(content, message, command, tmp_path):
     [
         ({"checkpoint": "absent.pth"}, "There is no file absent.pth"),
         ({"model": "convnext_pico"}, "shape: stem.0.weight is (40, 3, 4, 4), the model's is (64"),
-        ({"image_size": 100}, "image_size is 100; it must be a multiple of 32"),
+        ({"image_size": 100}, "image_size is 100; it must be at least 32 and a multiple of 32"),
         ({"model": "resnet18", "image_size": 31}, "image_size is 31; it must be at least 32"),
         ({"model": "asff_resnet18"}, "Neither timm nor torchvision has asff_resnet18"),
         ({"max_images": 0}, "None of the 0 images in "),
     ],
 )
-def test_what_cannot_be_is_refused(flags, message, command):
-    status, _, errors = command(**flags)
+def test_what_cannot_be_is_refused(flags, message, compared):
+    status, _, errors = compared(**flags)
     assert status == 2
     assert message in errors

@@ -19,8 +19,7 @@ from egmae_jax.commands import demo
 from egmae_jax.data.images import NOT_AN_IMAGE
 from egmae_jax.deploy.demo.examine import examine
 from egmae_jax.deploy.predictor import Predictor
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY, tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = (
@@ -184,15 +183,13 @@ def test_a_bad_file_ends_in_a_message_and_the_page_goes_on(client, files, monkey
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(command):
     """Runs the command, which must end before it serves; returns its errors."""
-    monkeypatch.setattr(demo.console, "set_up_logging", lambda: None)  # global
 
     def start(workdir, *flags):
-        with pytest.raises(SystemExit) as stop:
-            demo.main([f"--workdir={workdir}", "--no-open", *flags])
-        assert stop.value.code == 1
-        return capsys.readouterr().err
+        status, _, errors = command(demo, "--no-open", *flags, workdir=workdir)
+        assert status == 1
+        return errors
 
     return start
 

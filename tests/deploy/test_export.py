@@ -21,13 +21,12 @@ import pytest
 from egmae_jax import models
 from egmae_jax.commands import export as command_line
 from egmae_jax.core.errors import MissingExtraError
-from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data import images as decoding
+from egmae_jax.data.samples import IntensityRange
 from egmae_jax.deploy.export import card, pytorch, run, stablehlo, system, weights
 from egmae_jax.deploy.export.system import View
-from egmae_jax.evaluation import ensemble
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment, fusion
+from egmae_jax.method import augment
 from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
 from egmae_jax.models.convnext import register_convnext
@@ -67,20 +66,11 @@ def made(altered, tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command and returns its exit status, output and errors."""
-    monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
+def export(command, monkeypatch):
+    """Runs the command without PyTorch."""
     monkeypatch.setattr(run, "require", no_torch)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def start(**flags):
-        try:
-            status = command_line.main([f"--{name}={value}" for name, value in flags.items()])
-        except SystemExit as stop:
-            status = stop.code
-        return status or 0, *capsys.readouterr()
-
-    return start
+    return functools.partial(command, command_line)
 
 
 def pictures(count, seed=0):
@@ -166,17 +156,6 @@ def test_every_family_becomes_a_program(name, monkeypatch):
         np.testing.assert_allclose(outputs[output], values, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", fusion.KINDS)
-def test_branches_are_fused_by_jax_as_by_numpy(kind):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 40)  # of four classes one is not there
-    branches = rng.dirichlet(np.ones(4), (3, 40)).astype(np.float32)
-    branches[0, 0] = np.eye(4)[0]  # logarithms of 0
-    fitted = ensemble.fit(kind, labels, list(branches))
-    fused = fitted.apply(list(jnp.asarray(branches)))
-    np.testing.assert_allclose(fused, fitted.apply(list(branches)), atol=1e-6)
-
-
 def test_colours_become_grey_as_by_pillow():
     colours = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
     grey = np.asarray(system.to_grey(jnp.asarray(colours, jnp.float32)))[..., 0]
@@ -197,28 +176,28 @@ def test_every_model_gets_a_folder(made):
     assert max(file.difference for file in compared) < 1e-5
 
 
-def test_the_command_says_what_was_not_compared(moved, command, tmp_path):
+def test_the_command_says_what_was_not_compared(moved, export, tmp_path):
     flags = {"branch": "mae", "formats": "timm"}
-    status, output, errors = command(workdir=moved[0], out=tmp_path / "out", **flags)
+    status, output, errors = export(workdir=moved[0], out=tmp_path / "out", **flags)
     assert (status, errors) == (0, "")
     assert re.search(r"^ mae/model\.safetensors +0\.\d +not compared +1e-04", output, re.M)
     assert "Not compared: no torch; pip install -e '.[parity]' installs it." in output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mae"]
 
 
-def test_a_program_that_computes_something_else_is_an_error(moved, command, monkeypatch, tmp_path):
+def test_a_program_that_computes_something_else_is_an_error(moved, export, monkeypatch, tmp_path):
     nothing = dict.fromkeys(("probabilities", "calibrated"), np.zeros((2, len(CLASSES))))
     monkeypatch.setattr(stablehlo, "write", lambda _, path: path.write_bytes(b""))
     monkeypatch.setattr(stablehlo, "load", lambda path: lambda images: nothing)
     flags = {"branch": "mae", "formats": "stablehlo"}
-    status, _, errors = command(workdir=moved[0], out=tmp_path / "out", **flags)
+    status, _, errors = export(workdir=moved[0], out=tmp_path / "out", **flags)
     assert status == 1
     assert "must not be used" in errors
     assert "mae/model.stablehlo" in errors
     assert run.ExportedFile(Path("model.onnx"), float("nan")).is_wrong
 
 
-def test_bad_requests_are_refused_before_anything_is_written(moved, command, tmp_path):
+def test_bad_requests_are_refused_before_anything_is_written(moved, export, tmp_path):
     out = tmp_path / "out"
     for flags, message in (
         ({"formats": "timm,pickle"}, "--formats is 'timm,pickle'; it must be one or sev"),
@@ -226,24 +205,14 @@ def test_bad_requests_are_refused_before_anything_is_written(moved, command, tmp
         ({"round": 7}, "There is no round 7; the run's are 0 to 1."),
         ({"formats": "onnx"}, "no torch; pip install -e '.[onnx]'"),
     ):
-        status, _, errors = command(**{"workdir": moved[0], "out": out} | flags)
+        status, _, errors = export(**{"workdir": moved[0], "out": out} | flags)
         assert status == 1
         assert message in errors, flags
     assert not out.exists()
     (out / "mae").mkdir(parents=True)
     (out / "mae" / "model.onnx").write_text("another model's")
-    assert "mae is not empty and may contain another model" in command(workdir=moved[0], out=out)[2]
+    assert "mae is not empty and may contain another model" in export(workdir=moved[0], out=out)[2]
     assert [path.name for path in out.rglob("*.*")] == ["model.onnx"]
-
-
-def test_results_that_lack_what_a_card_needs_are_named(altered, tmp_path):
-    workdir = altered()
-    results = json.loads((workdir / "results.json").read_text())
-    del results["rounds"][0]["groups"]
-    (workdir / "results.json").write_text(json.dumps(results))
-    with pytest.raises(DamagedFileError, match=r"a model card cannot .*'groups'.*--stage=evaluate"):
-        run.export_run(workdir, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_that_an_asff_has_no_onnx_is_logged(with_asff, tmp_path, caplog, monkeypatch):
@@ -348,16 +317,35 @@ def test_names_are_text_in_the_card_and_never_markup(altered):
     assert "<td>x --- # y [31m</td>" in html
 
 
+OF_DATASET = IntensityRange("dataset", {"uint16": (100.0, 4095.0)})
+
+
 @pytest.mark.parametrize("resize", decoding.RESIZE_MODES)
 @pytest.mark.parametrize("resized", [SIZE, RESIZED])
-def test_the_cards_lines_make_the_evaluation_view(resize, resized, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rule", [IntensityRange(), OF_DATASET], ids=["type", "dataset"])
+def test_the_cards_lines_make_the_evaluation_view(resize, resized, rule, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = card._view_code(View(SIZE, resize, "rgb", resized))
-    for image in pictures(3):
+    settings = View(SIZE, resize, "rgb", resized, rule)
+    lines = card._view_code(settings)
+    of_16_bits = np.random.default_rng(0).integers(0, 4200, (70, 90), np.uint16)
+    for image in (*pictures(3), PIL.Image.fromarray(of_16_bits)):
         image.save("image.png")
         exec("\n".join(["import PIL.ImageOps", *lines]), names := {"PIL": PIL, "np": np})
-        view = decoding.evaluation_view(image, resize, SIZE, resized)
+        read = decoding.decode(Path("image.png").read_bytes(), intensity=rule)
+        view = decoding.evaluation_view(read, resize, SIZE, resized)
         np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(view))
+    assert ("uint16 from 100 to 4095" in settings.describe()) == (rule is OF_DATASET)
+
+
+@pytest.mark.parametrize(
+    "rule", [IntensityRange("declared"), IntensityRange("dataset", {"float32": (0.0, 1.0)})]
+)
+def test_a_model_card_does_not_guess_a_range_for_16_bits(tmp_path, monkeypatch, rule):
+    PIL.Image.fromarray(np.full((40, 50), 4095, np.uint16)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    lines = card._view_code(View(SIZE, "shorter_side", "rgb", SIZE, rule))
+    with pytest.raises(ValueError, match="scale 16-bit values to 8 bits first"):
+        exec("\n".join(lines), {"np": np, "PIL": PIL})
 
 
 # --- PyTorch --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import os
 import shutil
@@ -13,38 +14,34 @@ import PIL.Image
 import pytest
 
 import egmae_jax
+from egmae_jax import experiment
 from egmae_jax.commands import predict
 from egmae_jax.data import images
 from egmae_jax.data.images import UnreadableImageError
-from egmae_jax.deploy import predictor
+from egmae_jax.deploy import predictor, views
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.metrics import compute_metrics, cross_entropy
 from egmae_jax.evaluation.predictions import load_predictions
-from egmae_jax.explain import gradcam
+from egmae_jax.explain import cam_study, gradcam
 from egmae_jax.explain.overlay import overlay
 from egmae_jax.method import augment
 from egmae_jax.run.saved_run import SavedRun
-from tests import forks
+from tests import forks, tiny
 
 BRANCHES = ("imagenet", "mae")
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, moved, tmp_path):
+def classify(command, moved, tmp_path):
     """Runs the command; returns its exit status, the rows of the table, output and errors."""
-    monkeypatch.setattr(predict.console, "set_up_logging", lambda: None)  # global
 
     def start(*arguments, workdir=moved[0], out=tmp_path / "out" / "table.csv"):
-        flags = [f"--workdir={workdir}", f"--out={out}", *map(str, arguments)]
-        try:
-            status = predict.main(flags)
-        except SystemExit as stop:
-            status = stop.code
-        status, rows = status or 0, None
+        status, *streams = command(predict, *arguments, workdir=workdir, out=out)
+        rows = None
         if out.is_file():
             with out.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-        return status, rows, *capsys.readouterr()
+        return status, rows, *streams
 
     return start
 
@@ -66,7 +63,7 @@ def write_image(path, seed=0, size=(40, 50)):
 
 
 @pytest.mark.parametrize("round_index", [0, 1])
-def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
+def test_test_images_get_what_the_run_gave_them(round_index, moved, classify):
     workdir, folder = moved
     saved = {
         name: load_predictions(SavedRun(workdir).paths.predictions(name, round_index, "test"))
@@ -74,7 +71,7 @@ def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     }
     files = [folder / name for name in saved["mae"].ids]
     flags = (f"--round={round_index}", "--batch=3", "--images", *files)
-    status, rows, output, errors = command(*flags, "--uncalibrated")
+    status, rows, output, errors = classify(*flags, "--uncalibrated")
     assert (status, errors) == (0, "")
     assert [row["file"] for row in rows] == list(map(str, files))
     for name in BRANCHES:
@@ -87,7 +84,7 @@ def test_test_images_get_what_the_run_gave_them(round_index, moved, command):
     assert metrics == pytest.approx(scores["test"]["ensemble"], abs=1e-5)
     predicted = [classes.index(row["predicted"]) for row in rows]
     assert np.mean(predicted == labels) == scores["test"]["ensemble"]["accuracy"]
-    _, calibrated, *_ = command(*flags)
+    _, calibrated, *_ = classify(*flags)
     for name in (*BRANCHES, "ensemble"):
         scaled = of_branch(calibrated, name)
         expected = scores["calibration"][name]
@@ -113,6 +110,24 @@ def test_all_rounds_are_averaged(moved):
     assert every.predicted == [every.classes[k] for k in likeliest]
 
 
+def test_folds_are_averaged_unless_one_is_asked_for(moved, altered, classify, caplog):
+    caplog.set_level("INFO", "egmae_jax")
+    workdir, files = altered(rounds__kind="folds"), sorted(moved[1].rglob("*.png"))[:3]
+    for i in (0, 1):
+        (workdir / f"round_{i}").mkdir(exist_ok=True)
+        shutil.copy(workdir / "splits.json", workdir / f"round_{i}")
+    given = {i: egmae_jax.load(moved[0], round_index=i).predict(files) for i in (0, "all")}
+    _, rows, *_ = classify("--images", *map(str, files), workdir=workdir)
+    default, first = egmae_jax.load(workdir), egmae_jax.load(workdir, round_index=0)
+    assert "the networks of all 2 folds are averaged" in caplog.text
+    for loaded, expected in ((default, given["all"]), (first, given[0])):
+        probabilities = loaded.predict(files).probabilities["mae"]
+        assert np.array_equal(probabilities, expected.probabilities["mae"])
+    np.testing.assert_allclose(of_branch(rows, "mae"), given["all"].probabilities["mae"], atol=1e-5)
+    seeds = egmae_jax.load(moved[0]).predict(files)  # without folds: the first round
+    assert np.array_equal(seeds.probabilities["mae"], given[0].probabilities["mae"])
+
+
 def test_of_one_branch_there_is_no_ensemble(moved, altered):
     image = next(moved[1].rglob("*.png"))
     alone = egmae_jax.load(altered(branches=["mae"])).predict(image)
@@ -136,7 +151,7 @@ def test_a_run_with_noise_classifies_without_and_warns(moved, altered, caplog, m
 # --- The table -----------------------------------------------------------------------------------
 
 
-def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path):
+def test_unreadable_files_are_listed_and_the_rest_is_predicted(classify, tmp_path):
     folder = tmp_path / "new"
     for number in (10, 2, 1):
         write_image(folder / "a" / f"{number}.png", number)
@@ -146,7 +161,7 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / "[red]:cat:\x1b[2J\nx.bmp").write_text("no image")
     (folder / "notes.txt").write_text("passed over")
-    status, rows, output, errors = command("--batch=2", "--images", folder)
+    status, rows, output, errors = classify("--batch=2", "--images", folder)
     assert status == predict.UNREADABLE == 3
     assert [os.path.relpath(row["file"], folder) for row in rows] == [
         "B.PNG",
@@ -163,18 +178,18 @@ def test_unreadable_files_are_listed_and_the_rest_is_predicted(command, tmp_path
     assert "4 images in " in output
 
 
-def test_where_nothing_can_be_read_no_table_is_written(command, tmp_path):
+def test_where_nothing_can_be_read_no_table_is_written(classify, tmp_path):
     for k in range(3):
         (tmp_path / f"{k}.png").write_text("no image")
     flags = ("--batch=2", "--images", tmp_path, "--gradcam", tmp_path / "gc")
-    status, rows, _, errors = command(*flags)
+    status, rows, _, errors = classify(*flags)
     assert (status, rows) == (1, None)
     assert "No image can be read" in errors
     assert f"  {tmp_path}/2.png: {images.NOT_AN_IMAGE}" in errors.splitlines()
     assert not (tmp_path / "gc").exists()
 
 
-def test_hostile_names_are_data(command, tmp_path, monkeypatch):
+def test_hostile_names_are_data(classify, tmp_path, monkeypatch):
     names = [
         "=1+1.png",
         "@x.png",
@@ -188,7 +203,7 @@ def test_hostile_names_are_data(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "new")
     for name in [*names, os.fsdecode(b"latin-\xe9.png")]:
         write_image(Path(name))
-    status, rows, _, errors = command("--images", ".", "--gradcam", "../gc")
+    status, rows, _, errors = classify("--images", ".", "--gradcam", "../gc")
     assert (status, errors) == (0, "")
     files = [row["file"] for row in rows]
     assert not any(file.startswith(("=", "+", "-", "@")) for file in files)
@@ -198,12 +213,12 @@ def test_hostile_names_are_data(command, tmp_path, monkeypatch):
     assert len(os.listdir("../gc")) == len(names) + 1
 
 
-def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_path):
+def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(classify, tmp_path):
     odd = write_image(tmp_path / "new" / "scan.001")
     one = write_image(tmp_path / "new" / "1.png")
     again = tmp_path / "new" / ".." / "new" / "1.png"  # another spelling
     flags = ("--images", odd, tmp_path / "new", f"--images={one}", f"--images={again}")
-    status, rows, *_ = command(*flags)
+    status, rows, *_ = classify(*flags)
     assert status == 0
     assert [row["file"] for row in rows] == [str(odd), str(one)]
 
@@ -220,26 +235,26 @@ def test_a_file_given_twice_has_one_row_and_may_have_any_suffix(command, tmp_pat
         (["--images", "{images}", "--branch=x", "--gradcam={empty}"], "The run has no branch 'x'"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, message, moved, command, tmp_path):
+def test_what_cannot_be_is_refused(arguments, message, moved, classify, tmp_path):
     (tmp_path / "empty").mkdir()
     places = {"empty": tmp_path / "empty", "images": moved[1]}
-    status, rows, _, errors = command(*(x.format(**places) for x in arguments))
+    status, rows, _, errors = classify(*(x.format(**places) for x in arguments))
     assert (status, rows) == (1, None)
     assert message.format(**places) in errors
     assert not any((tmp_path / "out").glob("*"))
     assert not any((tmp_path / "empty").iterdir())
 
 
-def test_images_are_not_replaced_by_pictures(command, tmp_path):
+def test_images_are_not_replaced_by_pictures(classify, tmp_path):
     folder = tmp_path / "images"
     write_image(folder / "a.png")
     before = (folder / "a.png").read_bytes()
-    error = command("--images", folder, f"--gradcam={folder}")[3]
+    error = classify("--images", folder, f"--gradcam={folder}")[3]
     assert f"would write {folder / 'a.png'} over an image" in error
     assert (folder / "a.png").read_bytes() == before
     for name in ("b.jpg", "b.jpg.png"):
         write_image(folder / name)
-    error = command("--images", folder, f"--gradcam={tmp_path / 'gc'}")[3]
+    error = classify("--images", folder, f"--gradcam={tmp_path / 'gc'}")[3]
     assert f"would write {tmp_path / 'gc' / 'b.jpg.png'} over" in error
 
 
@@ -256,10 +271,10 @@ def test_images_are_not_replaced_by_pictures(command, tmp_path):
         (lambda w: next(w.glob("export/*")).write_bytes(b"x" * 99), ".safetensors"),
     ],
 )
-def test_a_run_that_is_not_whole_is_refused(spoil, message, moved, command, tmp_path):
+def test_a_run_that_is_not_whole_is_refused(spoil, message, moved, classify, tmp_path):
     workdir = shutil.copytree(moved[0], tmp_path / "run")
     spoil(workdir)
-    status, rows, _, errors = command("--images", moved[1], workdir=workdir)
+    status, rows, _, errors = classify("--images", moved[1], workdir=workdir)
     assert (status, rows) == (1, None)
     assert message in errors
 
@@ -277,14 +292,14 @@ def test_the_module_is_a_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_show_what_speaks_for_the_class_of_the_row(altered, command, tmp_path):
+def test_pictures_show_what_speaks_for_the_class_of_the_row(altered, classify, tmp_path):
     workdir = altered(data__color="grey", data__image_size=64, evaluation__resize=70)
     folder, out = tmp_path / "new", tmp_path / "gc"
     names = ["a/x.png", "b/x.png", "b/x.jpg", "b/c/y.tif"]
     for seed, name in enumerate(names):
         write_image(folder / name, seed)
     flags = ("--batch=3", "--images", folder, f"--gradcam={out}")
-    status, rows, *_ = command(*flags, workdir=workdir)
+    status, rows, *_ = classify(*flags, workdir=workdir)
     assert status == 0
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
     assert drawn == ["a/x.png", "b/c/y.tif.png", "b/x.jpg.png", "b/x.png"]
@@ -369,7 +384,7 @@ def test_what_is_no_image_is_refused(source, message, moved):
 def test_of_many_images_few_are_in_memory(moved, monkeypatch):
     decoded = []
     plain = images.examine
-    monkeypatch.setattr(predictor.images, "examine", lambda *x: decoded.append(1) or plain(*x))
+    monkeypatch.setattr(views.images, "examine", lambda *x: decoded.append(1) or plain(*x))
     buffer = io.BytesIO()
     PIL.Image.new("L", (40, 40)).save(buffer, format="PNG")
     batches = egmae_jax.load(moved[0], batch=8).stream([buffer.getvalue()] * 10_000)
@@ -379,3 +394,59 @@ def test_of_many_images_few_are_in_memory(moved, monkeypatch):
     assert len(decoded) >= 3 * 8
     # Those three, one more at the devices, sixteen ahead, and one in every thread's hands.
     assert len(decoded) <= 4 * 8 + 16 + (os.cpu_count() or 1) + 2
+
+
+@pytest.fixture
+def twelve_bits(tmp_path):
+    """A finished run on pictures of 12 bits in 16."""
+    root = tmp_path / "twelve_bits"
+    root.mkdir()
+    data = tiny.make_data(root / "phantoms")
+    for path in data.rglob("*.png"):
+        grey = np.asarray(PIL.Image.open(path).convert("L")).astype(np.uint16) * 16
+        PIL.Image.fromarray(grey).save(path)
+    config = tiny.make_config(
+        data,
+        root / "cache",
+        data__intensity_range="dataset",
+        branches=("imagenet",),
+        rounds__count=1,
+    )
+    experiment.run(config, root / "run")
+    return root / "run", data
+
+
+@pytest.mark.slow
+def test_new_images_are_read_by_the_range_of_the_run(twelve_bits, tmp_path, caplog):
+    workdir, data = twelve_bits
+    values = np.stack([np.asarray(PIL.Image.open(p)) for p in sorted(data.rglob("*.png"))])
+    recorded = json.loads((workdir / "intensity_range.json").read_text())
+    low, high = int(values.min()), int(values.max())
+    assert recorded == {"rule": "dataset", "of_dataset": {"uint16": [low, high]}}
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["dataset"]["intensity_range"] == recorded
+
+    saved = SavedRun(workdir)
+    row = saved.split(0)[0]
+    file = data / row["file"]
+    result = predictor.Predictor(workdir)
+    array = np.asarray(PIL.Image.open(file))
+    expected = np.round(255 * (array - float(low)) / (high - low)).astype(np.uint8)
+    expected = np.repeat(expected[..., None], 3, axis=-1)
+    right = result.predict(expected).probabilities["imagenet"]
+    for source in (file, file.read_bytes(), PIL.Image.open(file)):
+        np.testing.assert_array_equal(result.predict(source).probabilities["imagenet"], right)
+    rows = [{**row, "split": "test"}]
+    (explained,) = cam_study.explain_images(saved, saved.branch(), 0, rows, data)
+    view = images.evaluation_view(PIL.Image.fromarray(expected), "shorter_side", 32)
+    np.testing.assert_array_equal(explained.example.pixels, np.asarray(view))
+
+    assert "become black or white" not in caplog.text
+    PIL.Image.fromarray(array + np.uint16(30000)).save(tmp_path / "bright.png")
+    result.predict([tmp_path / "bright.png"] * 3)
+    said = [record.getMessage() for record in caplog.records]
+    (warned,) = [message for message in said if "become black or white" in message]
+    assert f"uint16 from {low} to {high}" in warned
+    PIL.Image.fromarray(array.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(images.UnreadableImageError, match=r"float32, a type that the data"):
+        result.predict(tmp_path / "float.tif")

@@ -4,74 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from scipy import special
 from sklearn import metrics as sk
 
+from egmae_jax.evaluation import bootstrap
 from egmae_jax.evaluation.metrics import (
     TITLES,
+    class_metrics,
     compute_metrics,
     cross_entropy,
     weighted_metrics,
 )
-
-
-def random_predictions(seed, num_classes, count=120, *, coarse=False):
-    """Labels of all classes and probabilities that say something of them; coarse ones have ties."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(count) % num_classes)
-    logits = rng.normal(size=(count, num_classes)) + 1.2 * np.eye(num_classes)[labels]
-    if coarse:
-        logits = np.round(logits)
-    return labels, special.softmax(logits, axis=1)
-
-
-def pairs_in_order(scores, positive):
-    """AUC by definition: the share of (positive, negative) pairs in order, ties a half."""
-    p, n = scores[positive][:, None], scores[~positive][None, :]
-    return ((p > n) + 0.5 * (p == n)).mean()
-
-
-def average_precision(scores, positive):
-    """Sum of precision times the gain of recall over falling thresholds."""
-    total, recall = 0.0, 0.0
-    for threshold in sorted(set(scores.tolist()), reverse=True):
-        called = scores >= threshold
-        new_recall = (called & positive).sum() / positive.sum()
-        total += (new_recall - recall) * (called & positive).sum() / called.sum()
-        recall = new_recall
-    return total
-
-
-def metrics_by_loops(labels, probabilities):
-    num_classes = probabilities.shape[1]
-    predicted = np.array([row.tolist().index(max(row)) for row in probabilities])
-    rows = []
-    for c in range(num_classes):
-        tp = np.sum((predicted == c) & (labels == c))
-        fp = np.sum((predicted == c) & (labels != c))
-        fn = np.sum((predicted != c) & (labels == c))
-        tn = np.sum((predicted != c) & (labels != c))
-        positive, scores = labels == c, probabilities[:, c]
-        rows.append(
-            {
-                "precision": tp / (tp + fp) if tp + fp else 0.0,
-                "recall": tp / (tp + fn),
-                "f1": 2 * tp / (2 * tp + fp + fn),
-                "specificity": tn / (tn + fp),
-                "auc": pairs_in_order(scores, positive),
-                "pr_auc": average_precision(scores, positive),
-            }
-        )
-    result = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
-    result["accuracy"] = np.mean(predicted == labels)
-    result["ece"] = 0.0
-    for k in range(15):
-        inside = [i for i, p in enumerate(probabilities) if k / 15 < max(p) <= (k + 1) / 15]
-        if inside:
-            confidence = np.mean([max(probabilities[i]) for i in inside])
-            accuracy = np.mean([predicted[i] == labels[i] for i in inside])
-            result["ece"] += len(inside) / len(labels) * abs(accuracy - confidence)
-    return result
+from tests.evaluation.oracles import metrics_by_loops, random_predictions
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -93,6 +36,40 @@ def test_a_class_that_is_never_predicted_has_precision_zero_without_a_warning(re
     assert metrics["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     for name, values in weighted_metrics(labels, probabilities, np.ones((1, 4))).items():
         assert values[0] == pytest.approx(metrics[name]), name
+    assert not recwarn
+
+
+def test_macro_averages_are_over_the_classes_that_occur(recwarn):
+    labels, probabilities = random_predictions(3, 4)
+    labels, probabilities = labels[labels != 2], probabilities[labels != 2]
+    predicted, present = probabilities.argmax(axis=1), [0, 1, 3]
+    assert 2 in predicted
+    metrics = compute_metrics(labels, probabilities)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, predicted, labels=present, average="macro"
+    )
+    each = {c: (labels == c, probabilities[:, c]) for c in present}
+    assert metrics == pytest.approx(
+        {
+            **{"accuracy": np.mean(predicted == labels), "precision": precision, "f1": f1},
+            **{"recall": recall, "balanced_accuracy": recall},
+            "auc": np.mean([sk.roc_auc_score(*x) for x in each.values()]),
+            "pr_auc": np.mean([sk.average_precision_score(*x) for x in each.values()]),
+            "specificity": np.mean([np.mean(predicted[labels != c] != c) for c in present]),
+            "kappa": sk.cohen_kappa_score(labels, predicted),
+            "ece": metrics["ece"],
+        }
+    )
+    weighted = weighted_metrics(labels, probabilities, np.ones((1, len(labels))))
+    assert {k: v[0] for k, v in weighted.items()} == pytest.approx(
+        {k: metrics[k] for k in weighted}
+    )
+    by_class = class_metrics(labels, probabilities, "abcd")
+    assert list(by_class) == ["a", "b", "d"]
+    assert np.mean([row["auc"] for row in by_class.values()]) == pytest.approx(metrics["auc"])
+    evidence, without = bootstrap.Evidence(9, (4, 5, 0, 3)), bootstrap.Evidence(9, (4, 5, 3))
+    assert evidence.size("f1") == without.size("f1")
+    assert evidence.degrees_of_freedom("f1") == without.degrees_of_freedom("f1")
     assert not recwarn
 
 
@@ -131,6 +108,8 @@ def test_weighted_metrics_are_scikit_learns_with_sample_weight(num_classes, coar
                     for c in range(num_classes)
                 ]
             ),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted, sample_weight=w),
+            "kappa": sk.cohen_kappa_score(labels, predicted, sample_weight=w),
         }
         assert {name: values[r] for name, values in ours.items()} == pytest.approx(
             expected, abs=1e-12

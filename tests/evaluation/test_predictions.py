@@ -8,7 +8,7 @@ import pytest
 
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.evaluation.predictions import Predictions, load_predictions, save_predictions
-from tests.evaluation.test_scores import branch
+from tests.evaluation.oracles import branch
 
 
 def test_predictions_survive_saving_with_names_of_any_script(tmp_path):
@@ -37,3 +37,18 @@ def test_predictions_without_groups_are_made_anew_by_evaluation(tmp_path):
     np.savez(tmp_path / "old.npz", **arrays)
     with pytest.raises(DamagedFileError, match=r"old\.npz is damaged .*groups.*--stage=evaluate"):
         load_predictions(tmp_path / "old.npz")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probabilities": np.ones(2)},
+        {"probabilities": np.full((2, 2), np.nan)},
+        {"probabilities": np.array([[{}, 1], [1, 1]], object)},
+    ],
+    ids=str,
+)
+def test_predictions_of_wrong_types_or_sizes_are_damaged(tmp_path, changes):
+    np.savez(tmp_path / "p.npz", **{**branch(0, np.arange(2))._asdict(), **changes})
+    with pytest.raises(DamagedFileError, match=r"p\.npz is damaged"):
+        load_predictions(tmp_path / "p.npz")

@@ -4,20 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from scipy import special
 
 from egmae_jax.evaluation.metrics import TITLES
-from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.scores import score_branches, summarize
 from egmae_jax.evaluation.significance import Resampled, Round
-from tests.evaluation.test_metrics import metrics_by_loops
-
-
-def branch(seed, labels):
-    logits = np.random.default_rng(seed).normal(size=(len(labels), 3)) + np.eye(3)[labels]
-    probabilities = special.softmax(logits, axis=1).astype(np.float32)
-    ids = np.array([f"{i}.png" for i in range(len(labels))])
-    return Predictions(ids, labels, probabilities, np.arange(len(labels)) // 2)
+from tests.evaluation.oracles import branch, metrics_by_loops
 
 
 def test_the_score_holds_every_branch_and_the_ensemble():

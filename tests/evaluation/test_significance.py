@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 from scipy import special, stats
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from egmae_jax.evaluation import bootstrap
 from egmae_jax.evaluation.metrics import INTERVAL_METRICS
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
-from tests.evaluation.test_metrics import random_predictions
+from tests.evaluation.oracles import random_predictions
 
 
 def drawn_round(seed, strengths, labels, groups=None):
@@ -66,6 +66,22 @@ def test_estimates_are_means_over_rounds_with_the_variance_of_the_same_draws():
         assert found.difference(0, 1, metric) == pytest.approx((mean, mean - error, mean + error))
 
 
+def test_the_interval_of_kappa_is_that_of_a_proportion_scaled():
+    """From -1 to 1, so that kappa may be negative; by the deviation of scikit-learn's kappa."""
+    for strength in (-1.0, 1.0, 3.0):
+        round_ = drawn_round(0, (strength,), LABELS, PAIRS)
+        found = Resampled([round_], resamples=60, seed=5).estimate(0, "kappa")
+        weights = bootstrap.bootstrap_weights(LABELS, PAIRS, np.random.default_rng(5), 60)
+        said = round_.probabilities[0].argmax(axis=1)
+        mean = cohen_kappa_score(LABELS, said)
+        drawn = [(1 + cohen_kappa_score(LABELS, said, sample_weight=w)) / 2 for w in weights]
+        share, t = (1 + mean) / 2, stats.t.ppf(0.975, 3 * 14)
+        limits = wilson(share, share * (1 - share) / np.var(drawn, ddof=1), t)
+        assert found == pytest.approx((mean, *(2 * x - 1 for x in limits)))
+        assert found.low < found.mean < found.high
+        assert found.mean * strength > 0
+
+
 def test_copies_of_images_are_no_evidence():
     """Each image three times over as a group: the intervals of the images alone."""
     labels, probabilities = random_predictions(10, 3)
@@ -79,7 +95,8 @@ def test_copies_of_images_are_no_evidence():
 def test_of_two_groups_nothing_is_known():
     labels, probabilities = random_predictions(14, 2)
     found = of_one(labels, probabilities, np.arange(len(labels)) % 2, 100)
-    assert all(found.estimate(0, metric)[1:] == (0, 1) for metric in INTERVAL_METRICS)
+    for metric in INTERVAL_METRICS:
+        assert found.estimate(0, metric)[1:] == ((-1, 1) if metric == "kappa" else (0, 1))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "auc"])

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def serve(
     workdir: Path,
     *,
-    round_index: int | Literal["all"],
+    round_index: int | Literal["all"] | None,
     branch: str | None,
     port: int,
     browse: bool,
@@ -28,7 +28,7 @@ def serve(
 
     Args:
         workdir: folder of the run.
-        round_index: round of the run; 'all' averages the probabilities of all rounds.
+        round_index: see `Predictor`.
         branch: branch whose Grad-CAM is shown first; None chooses as `SavedRun.branch`.
         port: port to listen on; 0 chooses a free port.
         browse: whether the page is opened in the browser.

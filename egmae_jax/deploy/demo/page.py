@@ -4,20 +4,18 @@ Labels send text to the browser as plain text, so names of files and classes can
 """
 
 import asyncio
-import base64
-import io
 import logging
 from concurrent.futures import Executor
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import PIL.Image
 from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 
 from egmae_jax.core.errors import UserError
+from egmae_jax.data import images
 from egmae_jax.deploy.demo.examine import Examination, examine
 from egmae_jax.deploy.predictor import Predictor
 from egmae_jax.explain.overlay import COLORMAP
@@ -157,7 +155,7 @@ class Page:
 
                 def choose(branch: str) -> None:
                     self._branch = branch
-                    heat.props["src"] = _data_url(result.overlays[branch])
+                    heat.props["src"] = _data_uri(result.overlays[branch])
                     heat.props["alt"] = f"Grad-CAM of {result.predicted} by {branch}"
                     heat.update()
                     layer.text = f"Computed at {result.layers[branch]}, and interpolated"
@@ -184,11 +182,9 @@ class Page:
 
 def _add_picture(pixels: np.ndarray, alt: str) -> Element:
     image = ui.element("img")
-    image.props["src"], image.props["alt"] = _data_url(pixels), alt
+    image.props["src"], image.props["alt"] = _data_uri(pixels), alt
     return image
 
 
-def _data_url(pixels: np.ndarray) -> str:
-    file = io.BytesIO()
-    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def _data_uri(pixels: np.ndarray) -> str:
+    return images.data_uri(images.from_array(pixels), "png")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from egmae_jax import models
 from egmae_jax.core.files import write_atomically
-from egmae_jax.core.quiet import quiet
-from egmae_jax.deploy.export.system import LUMA, System
-from egmae_jax.deploy.export.weights import pytorch_library
+from egmae_jax.deploy.export.system import System
 from egmae_jax.evaluation import calibration
-from egmae_jax.method import augment
+from egmae_jax.method import tta
+from egmae_jax.method.entropy import LUMA
 from egmae_jax.models.weights import read
 
 
@@ -24,7 +24,7 @@ def load_network(folder: Path, model_name: str, num_classes: int) -> Any:
         model_name: name of the model; a SqueezeNet is created by torchvision.
         num_classes: number of classes, for torchvision.
     """
-    if pytorch_library(model_name) == "torchvision":
+    if models.library(model_name) == "torchvision":
         import torch
         import torchvision
 
@@ -60,7 +60,7 @@ def write_onnx(system: System, path: Path) -> None:
     classifier = _make_classifier(system, network)
     size = system.view.size
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    with quiet("torch.onnx"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.onnx.export(
             classifier,
@@ -86,7 +86,8 @@ def _make_classifier(system: System, network: Any) -> Any:
         def __init__(self):
             super().__init__()
             self.network = network
-            for name, values in (("mean", augment.MEAN), ("std", augment.STD), ("luma", LUMA)):
+            mean, std = models.normalization(system.networks[0].branch.model_name)
+            for name, values in (("mean", mean), ("std", std), ("luma", LUMA)):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
         def forward(self, images):
@@ -95,7 +96,9 @@ def _make_classifier(system: System, network: Any) -> Any:
                 luma = (pixels * self.luma).sum(dim=-1, keepdim=True)
                 pixels = torch.floor(luma / 65536 + 0.5)
             normalized = (pixels / 255 - self.mean) / self.std
-            probabilities = self.network(normalized.permute(0, 3, 1, 2)).softmax(dim=-1)
+            views = tta.views(normalized, system.tta, system.size, flip=torch.flip)
+            each = [self.network(x.permute(0, 3, 1, 2)).softmax(dim=-1) for x in views]
+            probabilities = torch.stack(each).mean(dim=0) if system.tta else each[0]
             temperature, least = system.scaling
             scaled = (probabilities.clamp(min=calibration.TINY).log() / temperature).softmax(dim=-1)
             return probabilities, least + (1 - len(system.classes) * least) * scaled

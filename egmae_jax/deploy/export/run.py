@@ -7,18 +7,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.table
-import rich.text
 from scipy.special import softmax
 
+from egmae_jax import models
 from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, write_atomically
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
 from egmae_jax.deploy.export.system import System, compute_logits, make_systems
-from egmae_jax.method import augment
+from egmae_jax.method import augment, tta
 from egmae_jax.run.saved_run import RunError, SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
@@ -54,10 +52,11 @@ class ExportedFile(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Random images, and the run's logits for them, to compare exported files with."""
+    """Random images, and what the run makes of them, to compare exported files with."""
 
-    images: np.ndarray  # uint8 [B, S, S, 3]
-    logits: dict[str, np.ndarray]  # float32 [B, C] by branch
+    images: np.ndarray  # uint8 [B, S, S, 3], with the side of the view
+    logits: dict[str, np.ndarray]  # logits of the central crops by branch, float32 [B, C]
+    probabilities: dict[str, np.ndarray]  # mean over the views, float32 [B, C] by branch
 
 
 def export_run(
@@ -120,7 +119,7 @@ def _list_files(system: System, formats: Sequence[str]) -> list[str]:
     if system.fusion is None and {"timm", "onnx"} & set(formats):
         names.append("model.safetensors")
     if "onnx" in formats:
-        if system.fusion is None and weights.pytorch_library(system.networks[0].branch.model_name):
+        if system.fusion is None and models.library(system.networks[0].branch.model_name):
             names.append("model.onnx")
         else:
             logger.warning(
@@ -135,8 +134,13 @@ def _make_batch(system: System) -> _Batch:
     channels = 1 if system.view.color == "grey" else 3  # as in the run
     shape = (_NUM_COMPARED, system.view.size, system.view.size)
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    logits = {network.branch.name: compute_logits(network, pixels) for network in system.networks}
-    return _Batch(np.broadcast_to(pixels, (*shape, 3)).copy(), logits)
+    logits, probabilities = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for network in system.networks:
+        views = tta.views(pixels, system.tta, system.size, flip=np.flip)
+        each = [compute_logits(network, view) for view in views]
+        logits[network.branch.name] = each[0]
+        probabilities[network.branch.name] = np.mean([softmax(x, axis=1) for x in each], axis=0)
+    return _Batch(np.broadcast_to(pixels, (*shape, 3)).copy(), logits, probabilities)
 
 
 def _write(system: System, path: Path, source: Path, batch: _Batch) -> ExportedFile:
@@ -161,14 +165,16 @@ def _write(system: System, path: Path, source: Path, batch: _Batch) -> ExportedF
 def _compare_weights(system: System, path: Path, batch: _Batch) -> ExportedFile:
     """Compares the logits of exported weights in PyTorch, if PyTorch and its models are there."""
     branch = system.networks[0].branch
-    if not weights.pytorch_library(branch.model_name):
+    if not models.library(branch.model_name):
         return ExportedFile(path, None, f"neither timm nor torchvision has {branch.model_name}.")
     try:
         require("torch", "torchvision", "timm", extra="parity")
     except MissingExtraError as error:
         return ExportedFile(path, None, str(error))
     network = pytorch.load_network(path.parent, branch.model_name, len(system.classes))
-    normalized = np.asarray(augment.normalize(jnp.asarray(batch.images)))
+    normalization = models.normalization(branch.model_name)
+    centre = tta.centre_crop(batch.images, system.size)
+    normalized = np.asarray(augment.normalize(jnp.asarray(centre), *normalization))
     logits = pytorch.compute_logits(network, normalized)
     return ExportedFile(path, float(np.abs(logits - batch.logits[branch.name]).max()))
 
@@ -180,7 +186,7 @@ def _compare_program(system: System, path: Path, program: Callable, batch: _Batc
     these are multiplied by it.
     """
     outputs = program(batch.images)
-    expected = system.reference({name: softmax(x, axis=1) for name, x in batch.logits.items()})
+    expected = system.reference(batch.probabilities)
     difference = {k: np.abs(np.asarray(outputs[k]) - x).max() for k, x in expected.items()}
     difference["calibrated"] *= min(1.0, system.scaling.temperature)
     return ExportedFile(path, float(np.max(list(difference.values()))))
@@ -193,13 +199,10 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
         files: result of `export_run`.
         out: folder that contains the files.
     """
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("File", overflow="fold")
-    for title in ("MB", "Largest difference", "Allowed"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = console.table(["File"], ["MB", "Largest difference", "Allowed"])
     for file in files:
         table.add_row(
-            rich.text.Text(file.path.relative_to(out).as_posix()),
+            file.path.relative_to(out).as_posix(),
             f"{file.path.stat().st_size / 1e6:.1f}",
             "not compared" if file.difference is None else f"{file.difference:.1e}",
             f"{file.tolerance:.0e}",
@@ -210,4 +213,4 @@ def show(files: Sequence[ExportedFile], out: Path) -> None:
     lines += dict.fromkeys(f"Not compared: {file.reason}" for file in files if file.reason)
     lines += ["Each folder has a model card, README.md. Choose a license before you publish it."]
     for line in [*lines, f"The folders are in {out}"]:
-        console.terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.terminal.print(line, soft_wrap=True)

@@ -4,8 +4,9 @@
 result with the functions of the run's evaluation.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,20 @@ from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment
+from egmae_jax.method import augment, tta
+from egmae_jax.method.entropy import LUMA
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.run.branches import Branch
+from egmae_jax.run.images import tta_view_settings
 from egmae_jax.run.saved_run import SavedRun
+from egmae_jax.training import finetune
 
 PyTree = Any
-# Weights w of Pillow's grey value, floor((w . rgb) / 65536 + 1/2), which is exact in float32.
-LUMA = (19595, 38470, 7471)
 
 
 def to_grey(pixels: jax.Array) -> jax.Array:
     """Converts RGB values float32 [..., 3] of 0 to 255 to Pillow's grey values [..., 1]."""
+    # All sums of the products are exact in float32.
     luma = (pixels * jnp.array(LUMA, jnp.float32)).sum(axis=-1, keepdims=True)
     return jnp.floor(luma / 65536 + 0.5)
 
@@ -55,9 +58,9 @@ class View(NamedTuple):
         if self.resize == "shorter_side" or self.resized != self.size:
             resizing += f", cropped to the central {self.size} by {self.size} pixels"
         scaling = {
-            "type": "",
+            "type": ". Of values of more than 8 bits the high byte is used",
             "declared": ". Values of more than 8 bits are first scaled from the range that the "
-            "file declares",
+            "file declares; if it declares none, their high byte is used",
             "dataset": ". Values of more than 8 bits are first scaled from the range of the data "
             f"set ({samples.listed(self.intensity)})",
         }[self.intensity.rule]
@@ -82,6 +85,8 @@ class System(NamedTuple):
     scaling: Scaling  # calibration of the probabilities
     classes: tuple[str, ...]
     view: View
+    size: int  # side in pixels of what the networks take, that of the view or less
+    tta: tuple[str, ...] = ()  # evaluation.tta of the run
 
     def probabilities(self, images: jax.Array) -> dict[str, jax.Array]:
         """Computes class probabilities from images that are prepared as `view` describes.
@@ -96,9 +101,9 @@ class System(NamedTuple):
         pixels = images.astype(jnp.float32)
         if self.view.color == "grey":
             pixels = to_grey(pixels)
-        normalized = augment.normalize(pixels)
+        views = functools.partial(tta.views, kinds=self.tta, size=self.size) if self.tta else None
         branches = [
-            jax.nn.softmax(cast(jax.Array, model.apply(variables, normalized)))
+            finetune.class_probabilities(variables, pixels, model=model, views=views)
             for _, model, variables in self.networks
         ]
         fused = branches[0] if self.fusion is None else self.fusion.apply(branches)
@@ -142,13 +147,13 @@ def make_systems(run: SavedRun, branch: str | None, round_index: int) -> list[Sy
         networks.append(Network(each, model.clone(dtype=jnp.float32), jax.device_get(variables)))
     data, classes = run.config.data, run.classes()
     resized = run.config.evaluation.resize
-    view = View(data.image_size, data.resize, data.color, resized, run.intensity)
-    result = [
-        System(n.branch.name, (n,), None, scalings[n.branch.name], classes, view) for n in networks
-    ]
+    side = tta_view_settings(run.config)["image_size"]
+    view = View(side, data.resize, data.color, resized, run.intensity)
+    common = (classes, view, data.image_size, tuple(run.config.evaluation.tta))
+    result = [System(n.branch.name, (n,), None, scalings[n.branch.name], *common) for n in networks]
     if len(networks) > 1:
         scaling = scalings["ensemble"]
-        result.append(System("ensemble", tuple(networks), fused, scaling, classes, view))
+        result.append(System("ensemble", tuple(networks), fused, scaling, *common))
     return result
 
 
