@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
-import rich.text
 
+from egmae_jax.core import console
+from egmae_jax.core.numbers import number
 from egmae_jax.explain import localization
 from egmae_jax.explain.gradcam import Layer
 
@@ -75,36 +73,32 @@ def show(content: Mapping[str, Any], out: Path) -> None:
         content: content of gradcam.json.
         out: folder that holds it.
     """
-    terminal = rich.console.Console(highlight=False, emoji=False)
     layer = Layer(content["layer"], tuple(content["grid"]), content["part"])
-    terminal.print(
+    console.terminal.print(
         f"\n{content['model']}, branch {content['branch']!r}, round {content['round']}: "
         f"{content['images']} test images,\n"
         f"{content['right']} of them classified correctly, explained at\n{layer}",
-        markup=False,
         soft_wrap=True,
     )
     if content["masks"] is None:
-        terminal.print("The data set has no lesion masks, so no scores are computed.")
+        console.terminal.print("The data set has no lesion masks, so no scores are computed.")
     else:
-        _show_masks(content["masks"], terminal)
-    terminal.print(f"The pictures and gradcam.json are in {out}", markup=False, soft_wrap=True)
+        _show_masks(content["masks"])
+    console.terminal.print(f"The pictures and gradcam.json are in {out}", soft_wrap=True)
 
 
-def _show_masks(masks: Mapping[str, Any], terminal: rich.console.Console) -> None:
+def _show_masks(masks: Mapping[str, Any]) -> None:
     groups = {"all": masks["all"], **masks["by_class"]}
     groups |= {"predicted right": masks["right"], "predicted wrong": masks["wrong"]}
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for title in ("Images", "Heat in lesion", "Pointing game", "Lesion's area"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = console.table([""], ["Images", "Heat in lesion", "Pointing game", "Lesion's area"])
     for name, row in groups.items():
         if row["images"]:
-            cells = (f"{row[s]:.3f}".lstrip("0") for s in SCORES)
-            table.add_row(rich.text.Text(name), str(row["images"]), *cells)
-    terminal.print(table)
+            table.add_row(name, str(row["images"]), *(number(row[s]) for s in SCORES))
+    console.terminal.print(table)
     left_out = masks["left_out"]
     counts = {**left_out, "unusable_masks": len(left_out["unusable_masks"])}
     reasons = [f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n]
-    terminal.print("Heat that ignores a lesion scores, on average, the lesion's share of the area.")
-    terminal.print(f"Left out: {', '.join(reasons) or 'none'}.", markup=False)
+    console.terminal.print(
+        "Heat that ignores a lesion scores, on average, the lesion's share of the area."
+    )
+    console.terminal.print(f"Left out: {', '.join(reasons) or 'none'}.")

@@ -10,44 +10,32 @@ import logging
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from egmae_jax.core.files import natural_key, write_json
-from egmae_jax.data import datasets, images, masks
+from egmae_jax.data import datasets, images, masks, pipeline
 from egmae_jax.explain import cam_scores, gradcam
-from egmae_jax.explain.overlay import Row, contact_sheet, picture_name, write_overlay
+from egmae_jax.explain.overlay import (
+    Example,
+    ExplainedExample,
+    contact_sheet,
+    picture_name,
+    write_overlay,
+)
 from egmae_jax.method import augment
 from egmae_jax.run.branches import Branch
+from egmae_jax.run.images import view_settings
 from egmae_jax.run.saved_run import Classifier, RunError, SavedRun
-from egmae_jax.run.workdir import local_folder
+from egmae_jax.run.workdir import local_path
 
 _PAGE = 8  # images per contact sheet
 _BATCH = 16  # largest batch size
 logger = logging.getLogger(__name__)
-
-
-class Example(NamedTuple):
-    """A test image in its evaluation view, and its lesion mask."""
-
-    file: str  # relative to the data folder
-    label: str  # name of the true class
-    pixels: np.ndarray  # uint8 [S, S, 3 or 1]
-    mask: np.ndarray | None  # lesion mask, bool [S, S]; None without a usable mask
-    mask_error: str  # why the mask is unusable; '' if it is usable or absent
-
-
-class ExplainedExample(NamedTuple):
-    """A test image with the model's prediction and its Grad-CAM heat map."""
-
-    example: Example
-    layer: gradcam.Layer  # layer of the heat map
-    heat: np.ndarray  # heat map, float32 [S, S], in [0, 1]
-    predicted: str  # name of the predicted class
-    probability: float  # of the predicted class
 
 
 def explain_run(
@@ -98,7 +86,7 @@ def explain_run(
         "model": explained_branch.model_name,
         "layer": at.address,
         "grid": list(at.grid),
-        "part": at.part,
+        "part": at.feeds,
         "images": len(files),
         "right": sum(row["predicted"] == row["true"] for row in files),
         "masks": cam_scores.summarize(files) if has_masks else None,
@@ -135,7 +123,7 @@ def explain_images(
         LayerError: the network has no such layer.
         CheckpointError: the weights cannot be read.
     """
-    folder = local_folder(data_dir, "--data_dir")
+    folder = local_path(data_dir)
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder}; --data_dir sets the folder of the images.")
     classifier = run.classifier(branch, round_index)
@@ -181,8 +169,23 @@ def _test_images(
     return [row for row in rows if include_all or row["file"] in drawn], drawn
 
 
-def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Example:
-    path, data, resize = folder / row["file"], run.config.data, run.config.evaluation.resize
+def read_view(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> np.ndarray:
+    """Returns the evaluation view of an image of the run, uint8 [S, S, 3 or 1].
+
+    Args:
+        folder: folder of the images.
+        run: the run.
+        row: row of splits.json.
+
+    Raises:
+        RunError: the image is missing, or differs from the one in splits.json.
+    """
+    image = _read_image(folder, run, row)
+    return images.to_array(images.evaluation_view(image, **view_settings(run.config)))
+
+
+def _read_image(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> PIL.Image.Image:
+    path = folder / row["file"]
     try:
         encoded = path.read_bytes()
     except OSError as error:
@@ -190,19 +193,21 @@ def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Exampl
             f"{path} cannot be read ({error.strerror}); --data_dir sets the folder of the images."
         ) from None
     if hashlib.sha256(encoded).hexdigest() != row["sha256"]:
-        raise RunError(f"{path} is not the file that the run was tested on.")
-    image = images.decode(encoded, data.color, run.intensity)
-    view = images.evaluation_view(image, data.resize, data.image_size, resize)
+        raise RunError(f"{path} is not the file that the run used.")
+    return images.decode(encoded, run.config.data.color, run.intensity)
+
+
+def _read_example(folder: Path, run: SavedRun, row: Mapping[str, Any]) -> Example:
+    image, settings = _read_image(folder, run, row), view_settings(run.config)
+    view = images.evaluation_view(image, **settings)
     mask, mask_error = None, ""
     try:
         mask = masks.lesion_mask(
             folder,
             row["file"],
-            datasets.get(data.name),
+            datasets.get(run.config.data.name),
             image_shape=(image.height, image.width),
-            resize=data.resize,
-            image_size=data.image_size,
-            resized=resize,
+            **settings,
         )
     except masks.MaskError as error:
         logger.warning("%s This image is not scored.", error)
@@ -219,7 +224,7 @@ def _explain(
 ) -> Iterator[ExplainedExample]:
     """Explains the examples in batches of equal size, so that the program compiles only once."""
     while chunk := list(itertools.islice(examples, batch)):
-        pixels = gradcam.pad_batch(np.stack([example.pixels for example in chunk]), batch)
+        pixels = pipeline.pad_batch(np.stack([example.pixels for example in chunk]), batch)
         heat, predicted, logits = jax.device_get(
             gradcam.explain(
                 classifier.model,
@@ -247,7 +252,7 @@ def _write(
     Returns:
         Rows of gradcam.json, and the layer of the heat maps.
     """
-    files, sheet_rows = [], []
+    files, on_sheets = [], []
     for explained in explanations:
         example = explained.example
         row = {
@@ -263,18 +268,8 @@ def _write(
             path = out / "overlays" / picture_name(example.file)
             text = f"Grad-CAM at {explained.layer}"
             write_overlay(path, example.pixels, explained.heat, example.mask, text=text)
-            sheet_rows.append(
-                Row(
-                    image=example.pixels,
-                    heat=explained.heat,
-                    mask=example.mask,
-                    title=Path(example.file).stem,
-                    true=example.label,
-                    predicted=explained.predicted,
-                    probability=explained.probability,
-                )
-            )
-    for k in range(math.ceil(len(sheet_rows) / _PAGE)):
-        page = sheet_rows[k * _PAGE : (k + 1) * _PAGE]
+            on_sheets.append(explained)
+    for k in range(math.ceil(len(on_sheets) / _PAGE)):
+        page = on_sheets[k * _PAGE : (k + 1) * _PAGE]
         contact_sheet(page, out / f"sheet_{k}.png", note=str(explained.layer))
     return files, explained.layer

@@ -1,7 +1,6 @@
 """Draws and measures entropy, noise and reconstructions of a data set: `egmae entropy_maps`."""
 
 import logging
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from egmae_jax.explain.cam_study import choose_evenly
 from egmae_jax.explain.lesions_figure import draw_lesions
 from egmae_jax.explain.panels import draw_sheet
 from egmae_jax.explain.source import Source
+from egmae_jax.method.corruption import settings
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def run(
         rows = result["lesions"]["rows"]
         title = (
             f"{source.prepared.title}: {len(rows)} images with a lesion in the evaluation view, "
-            + describe(source.config).split(". ")[0]
+            + describe_corruption(source.config).split(". ")[0]
         )
         draw_lesions(rows, title).savefig(out / "lesions.png")
     noise.show(result)
@@ -123,19 +123,13 @@ def draw(source: Source, indices: Sequence[int]) -> tuple[Figure, list[str]]:
             lesions.append(None)
     panels = [source.panels(index) for index in indices]
     captions = [source.caption(index) for index in indices]
-    note = describe(source.config)
+    note = describe_corruption(source.config)
     return draw_sheet(panels, captions, lesions=lesions, note=note), captions
 
 
-def describe(config: FrozenConfigDict) -> str:
+def describe_corruption(config: FrozenConfigDict) -> str:
     """Describes the corruption in words, such as 'entropy_noise, scale 1, threshold 0. ...'."""
     corruption = config.corruption
-    if corruption.kind in ("entropy_noise", "uniform_noise"):
-        settings = f"scale {corruption.scale:g}, threshold {corruption.threshold:g}"
-    else:
-        settings = f"mask ratio {corruption.mask_ratio:g}"
-    return f"{corruption.kind}, {settings}. Training sees random crops, corrupted in the same way."
-
-
-if __name__ == "__main__":
-    runpy.run_module("egmae_jax.commands.entropy_maps", run_name="__main__")
+    read = settings(corruption.kind)
+    values = "".join(f", {name.replace('_', ' ')} {corruption[name]:g}" for name in read)
+    return f"{corruption.kind}{values}. Training sees random crops, corrupted in the same way."

@@ -12,7 +12,6 @@ For the test images of a run, use `egmae explain --workdir=FOLDER --out=FOLDER`.
 
 import difflib
 import functools
-import runpy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -51,13 +50,13 @@ class Layer(NamedTuple):
 
     address: str  # address in the model, such as 'stages_3/blocks_2'
     grid: tuple[int, int]  # numbers of rows and columns of the activation
-    part: str = ""  # words for the part of the logits that the layer feeds; '' if it feeds all
+    feeds: str = ""  # words for the part of the network that it feeds; '' if it feeds all logits
 
     def __str__(self) -> str:
         facts = [f"layer {self.address}", f"{self.grid[0]} x {self.grid[1]} grid"]
         if min(self.grid) < _MIN_SIDE:
             facts.append(f"coarser than {_MIN_SIDE} x {_MIN_SIDE}")
-        return ", ".join([*facts, *([self.part] if self.part else [])])
+        return ", ".join([*facts, *([self.feeds] if self.feeds else [])])
 
 
 def gradcam(
@@ -114,19 +113,6 @@ def explain(
     return _program()(variables, images, chosen, model=model, layer=layer)
 
 
-def pad_batch(array: np.ndarray, size: int) -> np.ndarray:
-    """Pads a batch with copies of its first element, so that all batches have the same size.
-
-    A smaller last batch would otherwise be compiled separately. The caller drops the results of the
-    copies.
-
-    Args:
-        array: batch of any shape [n, ...], with n from 1 to `size`.
-        size: size of the padded batch.
-    """
-    return array[np.where(np.arange(size) < len(array), np.arange(size), 0)]
-
-
 def layers(model: nn.Module) -> tuple[str, ...]:
     """Returns all layer addresses that `gradcam` accepts, in order of computation."""
     return tuple(_taps(model, _USUAL_SIZE, _USUAL_SIZE).shapes)
@@ -141,7 +127,9 @@ def layer_at(
     pixels it is the last block, which pytorch-grad-cam recommends for convolutional networks:
     ResNet's layer4[-1], ConvNeXt's stages[-1].blocks[-1], SqueezeNet's features[-1]. For smaller
     images the grid of the last block is too coarse (2 x 2 cells at 64 pixels), so an earlier block
-    is taken. If no grid has 7 x 7 cells, it is the deepest block with the largest grid.
+    is taken. If no grid has 7 x 7 cells, it is the deepest block with the largest grid. Some
+    networks name other candidates, also pytorch-grad-cam's: of a transformer, whose last block
+    feeds the logits by its class token alone, the first norm of each block.
 
     Args:
         model: classifier, (images) -> logits [B, num_classes].
@@ -152,7 +140,7 @@ def layer_at(
         LayerError: the model has no such layer.
     """
     shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
-    address = address or _default(shapes)
+    address = address or _default(shapes, getattr(model, "cam_layers", ()))
     if address not in shapes:
         nearest = difflib.get_close_matches(address, shapes, n=3, cutoff=0.0)
         raise LayerError(
@@ -161,13 +149,14 @@ def layer_at(
         )
     _, rows, columns, _ = shapes[address].shape
     partial = getattr(model, "partial_layers", {})
-    part = next((part for prefix, part in partial.items() if address.startswith(prefix)), "")
-    return Layer(address, (rows, columns), part)
+    feeds = next((words for prefix, words in partial.items() if address.startswith(prefix)), "")
+    return Layer(address, (rows, columns), feeds)
 
 
-def _default(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+def _default(shapes: Mapping[str, jax.ShapeDtypeStruct], candidates: Sequence[str]) -> str:
     """Returns the address of the default layer; a block is a module that contains other taps."""
-    blocks = [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)] or [*shapes]
+    blocks = [*candidates] or [a for a in shapes if any(b.startswith(f"{a}/") for b in shapes)]
+    blocks = blocks or [*shapes]
     sides = {address: min(shapes[address].shape[1:3]) for address in blocks}
     min_side = min(_MIN_SIDE, max(sides.values()))
     return [address for address in blocks if sides[address] >= min_side][-1]
@@ -254,7 +243,3 @@ def _scale(heat: jax.Array) -> jax.Array:
     """Scales each heat map to [0, 1]; applied twice, also one whose range is close to _EPSILON."""
     heat = heat - heat.min(axis=(1, 2), keepdims=True)
     return heat / (_EPSILON + heat.max(axis=(1, 2), keepdims=True))
-
-
-if __name__ == "__main__":
-    runpy.run_module("egmae_jax.commands.explain", run_name="__main__")

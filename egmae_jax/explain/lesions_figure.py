@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from egmae_jax.explain.fonts import use_fallback_fonts
 from egmae_jax.explain.lesions import REGIONS, average
-from egmae_jax.explain.lettering import use_fallback_fonts
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 Rows = Sequence[Mapping[str, Any]]

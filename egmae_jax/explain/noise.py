@@ -4,11 +4,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import rich.box
-import rich.console
-import rich.table
-import rich.text
-
+from egmae_jax.core import console
+from egmae_jax.core.numbers import format_mean_std
 from egmae_jax.data.datasets import DataError
 from egmae_jax.explain.lesions import (
     measure_image,
@@ -77,38 +74,29 @@ def _summarize(
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints the content of noise.json as tables."""
-    terminal = rich.console.Console(highlight=False, emoji=False)
-    table = _table("All images", "n", "H (nats)", "noise variance", "masked")
+    table = console.table(["All images"], ["n", "H (nats)", "noise variance", "masked"])
     for name, row in _all_and_classes(result["images"]):
         cells = (_cell(row[key]) for key in ("entropy", "noise_variance", "masked_share"))
-        table.add_row(rich.text.Text(name), str(row["images"]), *cells)
-    terminal.print(table)
+        table.add_row(name, str(row["images"]), *cells)
+    console.terminal.print(table)
     lesions = result.get("lesions")
     if lesions is None:
-        terminal.print("No lesion masks: lesions are not measured.")
+        console.terminal.print("No lesion masks: lesions are not measured.")
         return
-    table = _table("Lesions", "n", "H inside", "H ring", "H outside", "noise/area", "p")
+    titles = ["n", "H inside", "H ring", "H outside", "noise/area", "p"]
+    table = console.table(["Lesions"], titles)
     for name, row in _all_and_classes(lesions):
         ratio = row["noise_enrichment"]
         ratio = row["mask_enrichment"] if ratio["mean"] is None else ratio
         p = "" if ratio["p"] is None else f"{ratio['p']:.2g}"
         cells = (_cell(row["entropy"][region]) for region in ("inside", "ring", "outside"))
-        table.add_row(rich.text.Text(name), str(row["images"]), *cells, _cell(ratio), p)
-    terminal.print(table)
-    terminal.print(
+        table.add_row(name, str(row["images"]), *cells, _cell(ratio), p)
+    console.terminal.print(table)
+    console.terminal.print(
         "noise/area: the lesion's share of the noise variance (of the masked patches if the "
         "corruption adds no noise), divided by its share of the area; below 1, lesions get less "
-        "noise than the rest. p: Wilcoxon signed-rank test over groups of related images.",
-        markup=False,
+        "noise than the rest. p: Wilcoxon signed-rank test over groups of related images."
     )
-
-
-def _table(first: str, *others: str) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for title in others:
-        table.add_column(title, justify="right")
-    return table
 
 
 def _all_and_classes(summaries: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -116,5 +104,4 @@ def _all_and_classes(summaries: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _cell(value: Mapping[str, float | None]) -> str:
-    mean, std = value["mean"], value["std"]
-    return "" if mean is None else f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+    return format_mean_std(value["mean"], value["std"], digits=2)

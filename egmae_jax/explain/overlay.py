@@ -12,7 +12,8 @@ import PIL.PngImagePlugin
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import use_fallback_fonts, wrap
+from egmae_jax.explain.fonts import use_fallback_fonts, wrap
+from egmae_jax.explain.gradcam import Layer
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of heat look equal
 _OPACITY = 0.75  # opacity of the hottest pixels
@@ -69,20 +70,28 @@ def picture_name(name: str) -> str:
     return name if name.lower().endswith(".png") else f"{name}.png"
 
 
-class Row(NamedTuple):
-    """One image of a contact sheet."""
+class Example(NamedTuple):
+    """A test image in its evaluation view, and its lesion mask."""
 
-    image: np.ndarray  # uint8 [H, W, 3 or 1]
-    heat: np.ndarray  # heat map, float [H, W], in [0, 1]
-    mask: np.ndarray | None  # lesion mask, bool [H, W]
-    title: str
-    true: str  # name of the true class
+    file: str  # relative to the data folder
+    label: str  # name of the true class
+    pixels: np.ndarray  # uint8 [S, S, 3 or 1]
+    mask: np.ndarray | None  # lesion mask, bool [S, S]; None without a usable mask
+    mask_error: str = ""  # why the mask is unusable; '' if it is usable or absent
+
+
+class ExplainedExample(NamedTuple):
+    """A test image with the model's prediction and its Grad-CAM heat map."""
+
+    example: Example
+    layer: Layer  # layer of the heat map
+    heat: np.ndarray  # heat map, float32 [S, S], in [0, 1]
     predicted: str  # name of the predicted class
-    probability: float  # of the predicted class
+    probability: float  # probability of the predicted class
 
 
 @use_fallback_fonts()
-def contact_sheet(rows: Sequence[Row], path: Path, *, note: str) -> None:
+def contact_sheet(rows: Sequence[ExplainedExample], path: Path, *, note: str) -> None:
     """Writes a PNG with one row per image: image, heat map, both, and the model's prediction.
 
     Args:
@@ -99,30 +108,31 @@ def contact_sheet(rows: Sequence[Row], path: Path, *, note: str) -> None:
     grid = figure.subplots(len(rows), 4, squeeze=False, gridspec_kw={**edges, **spaces})
     for panels, row in zip(grid, rows, strict=True):
         _draw_row(panels, row)
-    both = "both, and lesion" if any(row.mask is not None for row in rows) else "both"
+    both = "both, and lesion" if any(row.example.mask is not None for row in rows) else "both"
     for axes, name in zip(grid[0], ("image", "heat", both), strict=False):
         axes.set_title(name, fontsize=9, pad=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _draw_row(panels: np.ndarray, row: Row) -> None:
+def _draw_row(panels: np.ndarray, row: ExplainedExample) -> None:
+    file, true, pixels, mask, _ = row.example
     plain, heat, both, text = cast(Sequence[Axes], panels)
     for axes in (plain, heat, both, text):
         axes.set_axis_off()
-    plain.imshow(np.broadcast_to(row.image, (*row.image.shape[:2], 3)))
+    plain.imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     heat.imshow(row.heat, cmap=COLORMAP, vmin=0, vmax=1)
-    both.imshow(overlay(row.image, row.heat))
-    if row.mask is not None and row.mask.any() and not row.mask.all():
+    both.imshow(overlay(pixels, row.heat))
+    if mask is not None and mask.any() and not mask.all():
         for axes in (heat, both):
             color = [[x / 255 for x in _OUTLINE]]
-            axes.contour(row.mask, levels=[0.5], colors=color, linewidths=1.2)
+            axes.contour(mask, levels=[0.5], colors=color, linewidths=1.2)
     entries = [
-        (row.title, "black"),
-        (f"true: {row.true}", "black"),
+        (Path(file).stem, "black"),
+        (f"true: {true}", "black"),
         (
             f"predicted: {row.predicted} ({row.probability:.0%})",
-            _RIGHT if row.true == row.predicted else _WRONG,
+            _RIGHT if true == row.predicted else _WRONG,
         ),
     ]
     if not row.heat.any():

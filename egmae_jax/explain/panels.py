@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import use_fallback_fonts, wrap
+from egmae_jax.explain.fonts import use_fallback_fonts, wrap
 from egmae_jax.method import augment
 from egmae_jax.training import pretrain
 

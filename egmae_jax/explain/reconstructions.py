@@ -64,7 +64,7 @@ class ReconstructionPanels:
             for index, pixels in zip(indices, data.pixels(np.array(indices)), strict=True)
         ]
         captions = [data.prepared.classes[data.prepared.labels[i]] for i in indices]
-        note = entropy_maps.describe(self._run.config)
+        note = entropy_maps.describe_corruption(self._run.config)
         png = io.BytesIO()
         panels.draw_sheet(rows, captions, note=note).savefig(png, format="png")
         return png.getvalue()

@@ -13,11 +13,11 @@ from egmae_jax.core import platform, rng
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
-from egmae_jax.data.prepare import Prepared, prepare
+from egmae_jax.data.prepare import Prepared
 from egmae_jax.explain.panels import Panels, compute_panels
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.run import config as configs
-from egmae_jax.run import rules
+from egmae_jax.run import images, rules
+from egmae_jax.run.config import load_config
 from egmae_jax.run.saved_run import RunError
 from egmae_jax.run.workdir import Paths, require_same_run
 from egmae_jax.training import pretrain
@@ -50,24 +50,11 @@ class Source:
             paths = _pretrained(config, workdir)
             if not self._root.is_dir():  # `prepare` would write phantoms there
                 raise DataError(
-                    f"There is no folder {self._root}; --config.data.dir sets the images' folder."
+                    f"There is no folder {self._root}; --data_dir sets the folder of the images."
                 )
-        self.prepared = prepare(
-            config.data.name,
-            self._root,
-            Path(config.data.cache_dir).expanduser() / "datasets",
-            on_error=config.data.on_error,
-            near_duplicate_threshold=config.data.near_duplicate_threshold,
-            classes=config.data.classes,
-            group_pattern=config.data.group_pattern,
-            intensity_range=config.data.intensity_range,
-        )
+        self.prepared = images.prepare_images(config, images.list_images(config))
         self._view = pipeline.evaluation_view(
-            self.prepared,
-            color=config.data.color,
-            resize=config.data.resize,
-            image_size=config.data.image_size,
-            resized=config.evaluation.resize,
+            self.prepared, color=config.data.color, **images.view_settings(config)
         )
         self._key = rng.stage_key(config.seed, "entropy_maps")
         self._corrupt = functools.partial(self._program(None), None)
@@ -101,24 +88,31 @@ class Source:
         Raises:
             DataError: the mask cannot be used.
         """
-        data = self.config.data
         height, width = self.prepared.sizes[index].tolist()
         return masks.lesion_mask(
             self._root,
             self.prepared.files[index],
-            datasets.get(data.name),
+            datasets.get(self.config.data.name),
             image_shape=(height, width),
-            resize=data.resize,
-            image_size=data.image_size,
-            resized=self.config.evaluation.resize,
+            **images.view_settings(self.config),
         )
 
     def unseen_indices(self) -> np.ndarray:
-        """Returns the indices of the run's validation images; of all images without a workdir."""
+        """Returns the indices of the run's validation images; of all images without a workdir.
+
+        Raises:
+            DataError: the data folder has none of the run's validation images.
+        """
         if not self._part_of:
             return np.arange(len(self.prepared.files))
         parts = [self._part_of.get(file) for file in self.prepared.files]
-        return np.flatnonzero([part == "validation" for part in parts])
+        indices = np.flatnonzero([part == "validation" for part in parts])
+        if not len(indices):
+            raise DataError(
+                f"{self._root} has none of the run's validation images; --data_dir sets the "
+                "folder of the images."
+            )
+        return indices
 
     def caption(self, index: int) -> str:
         """Returns a caption of two lines: the name of the file, and the class and part."""
@@ -142,7 +136,7 @@ def resolve_config(workdir: Path | None, config: ConfigDict | None) -> ConfigDic
     if config is None:
         if workdir is None:
             raise ConfigError("Give --workdir=W of a run, or --config=configs/busi.py.")
-        return configs.load(workdir / "config.json")
+        return load_config(workdir / "config.json")
     if workdir is not None:
         require_same_run(workdir, config)
     return config
@@ -150,7 +144,7 @@ def resolve_config(workdir: Path | None, config: ConfigDict | None) -> ConfigDic
 
 def _pretrained(config: ConfigDict, workdir: Path) -> Paths:
     """Returns the paths of a run, or raises RunError if its first pre-training is not finished."""
-    paths = Paths(workdir, folds=config.rounds.kind == "folds")
+    paths = Paths.of(workdir, config)
     if not paths.autoencoder(0).exists():
         raise RunError(
             f"There is no {paths.autoencoder(0)}. If config.branches has 'mae', run main.py with "

@@ -10,7 +10,7 @@ import numpy as np
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.report.content import RESAMPLES, Content, pair
-from egmae_jax.run import config as configs
+from egmae_jax.run.config import flatten
 from egmae_jax.run.saved_run import RunError
 
 
@@ -58,7 +58,7 @@ class Comparison:
     @property
     def config_differences(self) -> list[tuple[str, list[Any]]]:
         """Config fields that differ, each with the values of all runs; None for a missing field."""
-        flats = [configs.flatten(run.config) for run in self.runs.values()]
+        flats = [flatten(run.config) for run in self.runs.values()]
         fields = dict.fromkeys(field for flat in flats for field in flat)
         rows = [(field, [flat.get(field) for flat in flats]) for field in fields]
         return [row for row in rows if any(value != row[1][0] for value in row[1])]

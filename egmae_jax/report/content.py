@@ -1,6 +1,7 @@
 """Numbers of one run for its report and table, read from the workdir."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import models
-from egmae_jax.core.files import REEVALUATE, DamagedFileError
-from egmae_jax.evaluation.metrics import INTERVAL_METRICS
+from egmae_jax.core.errors import shorten_list
+from egmae_jax.core.files import REEVALUATE
+from egmae_jax.evaluation import operating_points
+from egmae_jax.evaluation.metrics import INTERVAL_METRICS, TITLES
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.evaluation.significance import Resampled, Round, mcnemar
 from egmae_jax.models.init import abstract_variables
-from egmae_jax.run.saved_run import SavedRun
-from egmae_jax.run.workdir import local_folder
+from egmae_jax.run.saved_run import RunError, SavedRun
+from egmae_jax.run.workdir import local_path
 
+logger = logging.getLogger(__name__)
 RESAMPLES = 2000  # number of bootstrap resamples
-_REQUIRED = (  # fields of results.json
-    *("config", "dataset", "rounds", "summary", "summary_by_class", "branches"),
-    *("imagenet_weights", "imagenet_sha256", "pretraining", "pretraining_saw_test"),
-    *("skipped_steps", "made_with"),
-)
 
 
 class Content:
@@ -44,39 +43,61 @@ class Content:
 
     Raises:
         RunError: the run has not been evaluated.
-        DamagedFileError: config.json or results.json cannot be read, or a field is missing.
+        DamagedFileError: config.json or results.json cannot be read.
     """
 
     def __init__(self, workdir: Path, data_dir: Path | None = None):
         self.saved = SavedRun(workdir)
         self.results = self.saved.results()
-        if missing := [field for field in _REQUIRED if field not in self.results]:
-            reason = f"it has no {', '.join(missing)}"
-            raise DamagedFileError(self.saved.paths.results, reason, REEVALUATE)
+        summary = next(iter(self.results["summary"].values()))
+        if missing := [name for name in TITLES if name not in summary]:
+            raise RunError(
+                f"{self.saved.paths.results} has no {missing[0]}, because an earlier version wrote "
+                f"it: {REEVALUATE}."
+            )
         self.config: dict[str, Any] = self.results["config"]
         self.title: str = self.results["dataset"]["title"]
         self.classes: list[str] = self.results["dataset"]["classes"]
         self.classifiers = list(self.results["summary"])
-        self.data_dir = local_folder(data_dir or self.saved.config.data.dir, "--data_dir")
+        metrics = next(iter(self.results["summary"].values()))
+        if unknown := [name for name in metrics if name not in TITLES]:
+            logger.warning(
+                "The report has no column for %s, which the run measured: import the module of "
+                "yours that registers it by --import=MODULE",
+                shorten_list(unknown),
+            )
+        self.data_dir = local_path(data_dir or self.saved.config.data.dir)
 
     # --- Predictions ---
 
     @functools.cached_property
     def predictions(self) -> list[dict[str, Predictions]]:
         """Test predictions of the branches by name, for each round."""
+        return self._predictions("test")
+
+    @functools.cached_property
+    def validation(self) -> list[dict[str, Predictions]]:
+        """Validation predictions of the branches by name, for each round."""
+        return self._predictions("validation")
+
+    def _predictions(self, part: str) -> list[dict[str, Predictions]]:
         return [
-            {b.name: self.saved.predictions(b, index, "test") for b in self.saved.branches}
+            {b.name: self.saved.predictions(b, index, part) for b in self.saved.branches}
             for index in self.saved.rounds
         ]
 
-    def probabilities(self, index: int, *, calibrated: bool) -> list[np.ndarray]:
-        """Returns the test probabilities of each classifier in a round, float [N, num_classes].
+    def probabilities(
+        self, index: int, *, calibrated: bool, part: str = "test"
+    ) -> list[np.ndarray]:
+        """Returns the probabilities of each classifier in a round, float [N, num_classes].
 
         Args:
             index: index of the round.
             calibrated: whether the probabilities are calibrated.
+            part: 'validation' or 'test'.
         """
-        by_branch = {name: x.probabilities for name, x in self.predictions[index].items()}
+        predictions = (self.predictions if part == "test" else self.validation)[index]
+        by_branch = {name: x.probabilities for name, x in predictions.items()}
         return list(self.saved.ensemble(index).apply(by_branch, calibrated=calibrated).values())
 
     @functools.cached_property
@@ -88,6 +109,24 @@ class Content:
             probabilities = self.probabilities(index, calibrated=False)
             rounds.append(Round(first.ids, first.labels, probabilities, first.groups))
         return rounds
+
+    @functools.cached_property
+    def calibrated(self) -> list[Round]:
+        """Test predictions of all classifiers with calibrated probabilities, for each round."""
+        return [
+            r._replace(probabilities=self.probabilities(index, calibrated=True))
+            for index, r in enumerate(self.rounds)
+        ]
+
+    @functools.cached_property
+    def operating_points(self) -> list[list[list[operating_points.Point]]]:
+        """Operating points by classifier, class and target, of calibrated probabilities."""
+        thresholds = []
+        for index, by_branch in enumerate(self.validation):
+            labels = next(iter(by_branch.values())).labels
+            each = self.probabilities(index, calibrated=True, part="validation")
+            thresholds.append([operating_points.choose_thresholds(labels, p) for p in each])
+        return operating_points.estimate(self.calibrated, thresholds, resamples=RESAMPLES)
 
     @functools.cached_property
     def resampled(self) -> Resampled:
@@ -152,12 +191,53 @@ class Content:
         ]
 
     @property
+    def validated_groups(self) -> list[tuple[int, int]]:
+        """Fewest groups of validation images with each class, and with the rest, in a round."""
+        parts = [next(iter(by_branch.values())) for by_branch in self.validation]
+        return [
+            (
+                min(len(np.unique(x.groups[x.labels == label])) for x in parts),
+                min(len(np.unique(x.groups[x.labels != label])) for x in parts),
+            )
+            for label in range(len(self.classes))
+        ]
+
+    @property
     def tested_counts(self) -> dict[str, int]:
         """Number of test images of each class, over all folds."""
         dataset = self.results["dataset"]
         parts = [r["counts"] for r in self.results["rounds"] if "counts" in r]
         parts = parts or [dataset["counts"]]
         return {name: sum(counts["test"][name] for counts in parts) for name in self.classes}
+
+
+class ExternalContent(Content):
+    """Numbers of a run's evaluation on images from elsewhere.
+
+    Args:
+        workdir: folder of the run.
+        results: results of the evaluation, laid out like those of a run.
+        predictions: predictions of the branches by name, for each round.
+
+    Attributes:
+        own: results of the run on its own test images.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        results: dict[str, Any],
+        predictions: list[dict[str, Predictions]],
+    ):
+        super().__init__(workdir)
+        self.own = self.results
+        self.results, self.title = results, results["dataset"]["title"]
+        self._external = predictions
+
+    @functools.cached_property
+    def predictions(self) -> list[dict[str, Predictions]]:
+        """Predictions of the branches by name, for each round."""
+        return self._external
 
 
 def pair(

@@ -9,14 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as sk
 
+from egmae_jax.core.numbers import number
 from egmae_jax.evaluation import calibration
+from egmae_jax.evaluation.operating_points import NetBenefit
 from egmae_jax.evaluation.significance import Round
-from egmae_jax.explain.lettering import wrap
-from egmae_jax.report.render import number
-from egmae_jax.report.svg import FAINT, new_figure, style, to_svg
+from egmae_jax.explain.fonts import wrap
+from egmae_jax.report.svg import FAINT, INK, new_figure, style, to_svg
 
 _TITLE = 26  # columns per line of a title
+_MARKERS = "o^sDvP*X"
 _GRID = np.linspace(0, 1, 101)
+THRESHOLDS = np.linspace(0.01, 0.99, 99)  # threshold probabilities of decision curves
 
 
 def roc(truth: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, float]:
@@ -146,6 +149,40 @@ def reliability_diagram(
         )
 
 
+def decision_curve(by_classifier: Mapping[str, Sequence[NetBenefit]], name: str, k: int) -> Markup:
+    """Draws net benefit over THRESHOLDS of one class against the rest, as the mean over rounds.
+
+    Args:
+        by_classifier: net benefit at THRESHOLDS in each round, by classifier.
+        name: name of the class.
+        k: index of the class.
+    """
+    with new_figure(2.9, 3.4) as (figure, axes):
+        each = {c: np.stack([x.model[k] for x in rounds]) for c, rounds in by_classifier.items()}
+        treat_all = np.mean([x.treat_all[k] for x in next(iter(by_classifier.values()))], axis=0)
+        top = max(float(treat_all.max()), *(float(y.mean(axis=0).max()) for y in each.values()))
+        axes.plot(THRESHOLDS, treat_all, color=INK, lw=0.8, ls="--", label="all positive")
+        axes.axhline(0, color=INK, lw=0.8, ls=":", label="none positive")
+        for i, (classifier, y) in enumerate(each.items()):
+            mean, spread, look = y.mean(axis=0), y.std(axis=0), style(i)
+            if len(y) > 1:
+                band = (mean - spread, mean + spread)
+                axes.fill_between(THRESHOLDS, *band, color=look["color"], alpha=0.13, linewidth=0)
+            width = 1.8 if classifier == "ensemble" else 1.2
+            axes.plot(THRESHOLDS, mean, **look, lw=width, label=wrap(classifier, 20, lines=1))
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.4 * top, 1.1 * top), title=wrap(name, _TITLE))
+        axes.set(xlabel="threshold probability", ylabel="net benefit")
+        _legend(figure)
+        middle = len(THRESHOLDS) // 2
+        benefits = ", ".join(f"{c} {number(float(y[:, middle].mean()))}" for c, y in each.items())
+        return to_svg(
+            figure,
+            f"Decision curves of {name} against the rest. Net benefit at a threshold probability "
+            f"of {THRESHOLDS[middle]:.2g}: {benefits}, all positive "
+            f"{number(float(treat_all[middle]))}, none positive 0.",
+        )
+
+
 def learning_curve(
     rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], title: str, label: str
 ) -> Markup | None:
@@ -183,6 +220,32 @@ def learning_curve(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _legend(figure)
         return to_svg(figure, f"{title}, over the epochs: {'; '.join(ends)}.")
+
+
+def feature_map(
+    points: np.ndarray, labels: np.ndarray, wrong: np.ndarray, classes: Sequence[str]
+) -> Markup:
+    """Draws a map of images, with a colour and a marker for each class, and rings around errors.
+
+    Args:
+        points: place of each image, float [N, 2].
+        labels: class of each image, int [N].
+        wrong: whether each image is classified wrongly, bool [N].
+        classes: names of the classes.
+    """
+    with new_figure(6.4, 4.6) as (figure, axes):
+        for label, name in enumerate(classes):
+            x, y = points[labels == label].T
+            marker, color = _MARKERS[label % len(_MARKERS)], style(label)["color"]
+            axes.scatter(x, y, s=28, lw=0, alpha=0.8, marker=marker, color=color, label=name)
+        if wrong.any():
+            x, y = points[wrong].T
+            axes.scatter(x, y, s=80, lw=0.9, facecolors="none", edgecolors=INK, label="wrong")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        figure.legend(loc="outside lower center", ncols=min(4, len(classes) + 1))
+        text = f"Map of {len(points)} test images by class, {int(wrong.sum())} of them wrong."
+        return to_svg(figure, text)
 
 
 def _legend(figure: Figure) -> None:

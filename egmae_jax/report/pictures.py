@@ -3,7 +3,6 @@
 They need the image files, which may have been moved since the run.
 """
 
-import base64
 import io
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+from egmae_jax.data import images
 from egmae_jax.evaluation.predictions import Predictions
 from egmae_jax.explain import entropy_maps
-from egmae_jax.explain.cam_study import ExplainedExample, explain_images
-from egmae_jax.explain.overlay import overlay
-from egmae_jax.run import config as configs
+from egmae_jax.explain.cam_study import explain_images
+from egmae_jax.explain.overlay import ExplainedExample, overlay
 from egmae_jax.run.branches import Branch
+from egmae_jax.run.config import load_config
 from egmae_jax.run.saved_run import SavedRun
 
 _SIDE = 192  # largest side of a picture in pixels; the page shows it smaller
@@ -97,7 +97,7 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
     Raises:
         DataError: the images cannot be read, or differ from those of the run.
     """
-    config = configs.load(workdir / "config.json")
+    config = load_config(workdir / "config.json")
     with config.unlocked():
         config.data.dir = str(data_dir)
     source = entropy_maps.Source(config, workdir)
@@ -105,8 +105,8 @@ def reconstructions(workdir: Path, data_dir: Path, count: int) -> Sheet:
     figure, captions = entropy_maps.draw(source, indices)
     buffer = io.BytesIO()
     figure.savefig(buffer)
-    picture = _data_uri(PIL.Image.open(buffer).convert("RGB"), quality=88)
-    note = entropy_maps.describe(source.config)
+    picture = images.data_uri(PIL.Image.open(buffer).convert("RGB"), "webp", quality=88)
+    note = entropy_maps.describe_corruption(source.config)
     return Sheet(picture, [caption.replace("\n", ": ") for caption in captions], note)
 
 
@@ -114,10 +114,4 @@ def embed(pixels: np.ndarray) -> str:
     """Returns a data URI of an image, uint8 [H, W, 3 or 1], with sides of at most _SIDE pixels."""
     image = PIL.Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     image.thumbnail((_SIDE, _SIDE), PIL.Image.Resampling.LANCZOS)
-    return _data_uri(image, quality=82)
-
-
-def _data_uri(image: PIL.Image.Image, quality: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=quality)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return images.data_uri(image, "webp", quality=82)

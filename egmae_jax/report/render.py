@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from egmae_jax.core.numbers import number
+
 
 def environment(escape: Callable[[str], str] | None = None, **syntax: Any) -> jinja2.Environment:
     """Creates a Jinja environment that escapes all values and raises for undefined ones.
@@ -25,14 +27,6 @@ def environment(escape: Callable[[str], str] | None = None, **syntax: Any) -> ji
     )
     templates.filters |= {"number": number, "interval": interval, "p_value": p_value}
     return templates
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Formats a number as '.914', '1.000' or '−.020'; None as ''."""
-    if value is None:
-        return ""
-    sign, text = "\N{MINUS SIGN}" if value < 0 else "", f"{abs(value):.{digits}f}"
-    return sign + text.removeprefix("0")
 
 
 def interval(estimate: Sequence[float]) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 from egmae_jax.core import markup
 from egmae_jax.core.files import require_output, write_atomically
-from egmae_jax.evaluation.metrics import INTERVAL_METRICS, TITLES
+from egmae_jax.core.numbers import number
+from egmae_jax.evaluation.metrics import PAPER_METRICS, TITLES
 from egmae_jax.report import notes
 from egmae_jax.report.comparison import Comparison
 from egmae_jax.report.content import Content
-from egmae_jax.report.render import environment, number
+from egmae_jax.report.render import environment
 
 # Jinja's default delimiters would be hard to read among the braces of LaTeX.
 _LATEX_SYNTAX: Mapping[str, Any] = {
@@ -103,7 +104,7 @@ def _best(comparison: Comparison) -> dict[str, dict[str, str]]:
     best: dict[str, dict[str, str]] = {}
     for names in compared:
         rows = [row["metrics"] for name in names for row in comparison.runs[name].summary]
-        highest = {m: number(max(row[m]["mean"] for row in rows)) for m in INTERVAL_METRICS}
+        highest = {m: number(max(row[m]["mean"] for row in rows)) for m in PAPER_METRICS}
         best |= dict.fromkeys(names, highest if len(rows) > 1 else {})
     return best
 
@@ -119,7 +120,7 @@ def _context(comparison: Comparison, *, intervals: bool) -> dict[str, Any]:
     reading = _reading(bool(comparison.incomparable), any(best.values()), intervals)
     return {
         "caption": _caption(list(runs.values())),
-        "metrics": {metric: TITLES[metric] for metric in INTERVAL_METRICS},
+        "metrics": {metric: TITLES[metric] for metric in PAPER_METRICS},
         "rows": {name: run.summary for name, run in runs.items()},
         "best": best,
         "notes": [*common, *reading],

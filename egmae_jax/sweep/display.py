@@ -1,17 +1,17 @@
 """Tables and figure of the summary of a sweep."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import rich.box
-import rich.console
 import rich.table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmae_jax.explain.lettering import use_fallback_fonts
-from egmae_jax.report.render import number
+from egmae_jax.core import console
+from egmae_jax.core.numbers import format_mean_std, number
+from egmae_jax.explain.fonts import use_fallback_fonts
 
 COLUMNS = {"accuracy": "Accuracy", "f1": "F1", "auc": "AUC"}
 # The colours of Okabe and Ito.
@@ -26,9 +26,9 @@ def show(summary: Mapping[str, Any]) -> None:
     Args:
         summary: result of `summary.summarize`.
     """
-    terminal = rich.console.Console(highlight=False, emoji=False, markup=False)
+    terminal = console.terminal
     complete = [row for row in summary["variants"] if row["status"] == "complete"]
-    over = _describe_rounds(complete)
+    over = describe_rounds(complete)
     if complete:
         terminal.print(f"\nValidation, {over}:")
         terminal.print(_table(complete, "validation"))
@@ -37,10 +37,10 @@ def show(summary: Mapping[str, Any]) -> None:
     if tested := [row for row in complete if "test" in row]:
         groups = sorted({row["test_groups"] for row in tested})
         counted = " to ".join(map(str, dict.fromkeys((groups[0], groups[-1]))))
-        terminal.print(f"\nTest, {over}, images in {counted} groups; {_describe_tested(summary)}:")
+        terminal.print(f"\nTest, {over}, images in {counted} groups; {describe_tested(summary)}:")
         terminal.print(_table(tested, "test"))
     if compared := [row for row in complete if row.get("difference")]:
-        terminal.print(f"Test, difference to {summary['baseline']} (95 % interval):")
+        terminal.print(f"Test, difference to {name_baseline(summary)} (95 % interval):")
         terminal.print(_table(compared, "difference"))
         terminal.print(summary["differences"])
     for row in summary["variants"]:
@@ -50,18 +50,24 @@ def show(summary: Mapping[str, Any]) -> None:
         elif row.get("difference", ...) is None:
             terminal.print(
                 f"{row['name']}: not compared, because its rounds or test images differ from those "
-                f"of {summary['baseline']}."
+                f"of {name_baseline(summary)}."
             )
 
 
-def _describe_tested(summary: Mapping[str, Any]) -> str:
+def name_baseline(summary: Mapping[str, Any]) -> str:
+    """Names the variant that the others are compared with, or the line, at the same value."""
+    axis = summary["axis"]
+    return f"{summary['baseline']} at the same {axis}" if axis else summary["baseline"]
+
+
+def describe_tested(summary: Mapping[str, Any]) -> str:
     """Describes which variants have test results, and that an ablation is not for choosing."""
     if summary["all_on_test"]:
         return "all variants, for an ablation: nothing may be chosen from it"
     return "the chosen variant and the baseline"
 
 
-def _describe_rounds(rows: Sequence[Row]) -> str:
+def describe_rounds(rows: Sequence[Row]) -> str:
     """Describes over which rounds the results are averaged."""
     several = any(row["rounds"] > 1 for row in rows)
     return "mean ± standard deviation over rounds" if several else "one round"
@@ -72,25 +78,21 @@ def _table(rows: Sequence[Row], part: str) -> rich.table.Table:
 
     It fits 80 columns with the longest name in configs/sweeps, 'entropy_noise_0.05'.
     """
-    table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False, padding=0)
-    table.add_column("Variant", overflow="fold")
-    titles = list(COLUMNS.values())
-    for title in titles if part == "difference" else ["Rounds", *titles]:
-        table.add_column(title, justify="right", no_wrap=True)
+    is_difference, titles = part == "difference", list(COLUMNS.values())
+    table = console.table(
+        ["Variant"],
+        titles if is_difference else ["Rounds", *titles],
+        padding=0 if is_difference else 1,
+    )
     for row in rows:
         figures = [row[part][metric] for metric in COLUMNS]
-        if part == "difference":
+        if is_difference:
             limits = [(_signed(x["mean"]), _signed(x["low"]), _signed(x["high"])) for x in figures]
             cells = [f"{mean} ({low} {high})" for mean, low, high in limits]
         else:
-            cells = [str(row["rounds"]), *map(_mean_std, figures)]
+            cells = [str(row["rounds"]), *(format_mean_std(x["mean"], x["std"]) for x in figures)]
         table.add_row(row["name"], *cells, style="bold" if row["is_chosen"] else "")
     return table
-
-
-def _mean_std(figures: Mapping[str, Any]) -> str:
-    std = "" if figures["std"] is None else f" ± {number(figures['std'])}"
-    return f"  {number(figures['mean'])}{std}"
 
 
 def _signed(value: float) -> str:
@@ -106,16 +108,16 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     """
     rows = [row for row in summary["variants"] if row["status"] == "complete"]
     tested = [row for row in rows if "test" in row]
-    over = _describe_rounds(rows)
+    over = describe_rounds(rows)
     over += "; small: single rounds" if any(row["rounds"] > 1 for row in rows) else ""
     # (part of a row, variants, function that draws one metric of a variant, label)
     lines: list[tuple[str, list[Row], Callable, str]] = [
         ("validation", rows, _draw_figures, f"validation: {over}"),
-        ("test", tested, _draw_figures, f"test of {_describe_tested(summary)}: {over}"),
+        ("test", tested, _draw_figures, f"test of {describe_tested(summary)}: {over}"),
     ]
     if any(row.get("difference") for row in rows):
         compared = [row for row in tested if row.get("difference") or row["is_baseline"]]
-        label = f"test: difference to {summary['baseline']}, 95 % interval"
+        label = f"test: difference to {name_baseline(summary)}, 95 % interval"
         lines.append(("difference", compared, _draw_difference, label))
     heights = [0.9 + 0.32 * len(variants) for _, variants, _, _ in lines]
     figure = Figure(figsize=(10, sum(heights) + 0.5), layout="constrained")
@@ -133,7 +135,7 @@ def draw(summary: Mapping[str, Any]) -> Figure:
         names = [row["name"] + (" (chosen)" if row["is_chosen"] else "") for row in variants]
         line[0].set_yticks(np.arange(len(variants)), names, parse_math=False)
         line[0].set_ylim(len(variants) - 0.4, -0.6)
-        line[1].set_xlabel(label, parse_math=False)
+        line[1].set_xlabel(textwrap.fill(label, 80), parse_math=False)
     return figure
 
 

@@ -17,7 +17,8 @@ from egmae_jax import experiment
 from egmae_jax.core import preemption
 from egmae_jax.core.errors import ConfigError, UserError
 from egmae_jax.core.files import read_json, write_atomically, write_json
-from egmae_jax.run import branches, logs, rules
+from egmae_jax.run import branches, imagenet, logs, rules
+from egmae_jax.run.config import split_indices
 from egmae_jax.run.workdir import Paths, record_config, require_same_run
 from egmae_jax.sweep.variants import Sweep, Variant
 
@@ -28,6 +29,7 @@ _PRETRAINING_FILES = (
     "environment.json",
     "intensity_range.json",
     "**/splits.json",
+    "**/unlabelled.json",
     "**/pretrain/*.json",
     "**/pretrain/*.safetensors",
     "tensorboard/pretrain/**/*.png",
@@ -63,7 +65,13 @@ def run(sweep: Sweep, out: Path) -> dict[str, str]:
 
     Returns:
         Error messages of the variants that failed, by name.
+
+    Raises:
+        MissingWeightsError: ImageNet weights of a variant cannot be found; nothing has been run.
     """
+    remaining = [x for x in sweep.variants if not (out / x.folder / "results.json").exists()]
+    for config in (variant.config for variant in remaining):
+        imagenet.require_available(config.imagenet.weights, branches.from_config(config))
     failures: dict[str, str] = {}
     for number, variant in enumerate(sweep.variants, 1):
         workdir = out / variant.folder
@@ -132,14 +140,9 @@ def pretraining_source(variant: Variant, out: Path) -> str | None:
 
 
 def _source_file(variant: Variant, workdir: Path) -> Path:
-    return _paths(variant, workdir).autoencoder(0).with_name("taken_from.json")
+    return Paths.of(workdir, variant.config).autoencoder(0).with_name("taken_from.json")
 
 
 def _is_pretrained(variant: Variant, out: Path) -> bool:
-    paths, rounds = _paths(variant, out / variant.folder), variant.config.rounds
-    splits = range(rounds.count if paths.folds else 1)
-    return all(paths.autoencoder(split).exists() for split in splits)
-
-
-def _paths(variant: Variant, workdir: Path) -> Paths:
-    return Paths(workdir, folds=variant.config.rounds.kind == "folds")
+    paths = Paths.of(out / variant.folder, variant.config)
+    return all(paths.autoencoder(i).exists() for i in split_indices(variant.config))

@@ -1,10 +1,11 @@
 """Chooses a variant on validation images and compares it with the baseline on test images.
 
 The test results of a variant that was chosen by test results are too optimistic. Variants are
-therefore chosen by validation AUC, as epochs are, and test results are computed only for the chosen
-variant and the baseline, unless `all_on_test` is set for an ablation.
+therefore chosen by validation AUC, as epochs are by default, and test results are computed only for
+the chosen variant and the baseline, unless `all_on_test` is set for an ablation.
 """
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,18 +21,22 @@ from egmae_jax.evaluation.significance import Resampled, Round
 from egmae_jax.report.comparison import same_images
 from egmae_jax.report.table import csv_text
 from egmae_jax.run.saved_run import RunError, SavedRun
-from egmae_jax.sweep import display
+from egmae_jax.sweep import display, page
 from egmae_jax.sweep.run import pretraining_source
-from egmae_jax.sweep.variants import Sweep
+from egmae_jax.sweep.variants import Sweep, line
 
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
     "Differences are means over rounds, on the same rounds and test images. Their 95 % intervals "
     "are for the recipes, over other rounds and cases: from the variance between rounds and a "
-    "bootstrap of groups of images. There is no correction for multiple comparisons."
+    "bootstrap of groups of images. "
+)
+_NOTE_OF_COMPARISONS = (
+    "The {count} intervals of a metric contain all true differences together 95 % of the time "
+    "(Bonferroni). "
 )
 _NOTE_OF_ONE_ROUND = (
-    " With one round, an interval accounts only for other cases, not for other seeds: run several "
+    "With one round, an interval accounts only for other cases, not for other seeds: run several "
     "rounds."
 )
 
@@ -43,6 +48,7 @@ class ScoredVariant(NamedTuple):
     fusion: str | None  # value of the config field fusion.kind; None for a single branch
     validation: list[Predictions]  # one per round
     test: list[Predictions]  # one per round
+    labelled_images: float  # training images whose labels were used, mean over rounds
 
 
 def summarize(
@@ -68,7 +74,14 @@ def summarize(
     """
     scored, failures = _score_all(sweep, out, failures)
     validation = {name: _metrics(x.validation) for name, x in scored.items()}
-    chosen = max(validation, key=lambda name: validation[name]["auc"]["mean"], default=None)
+    order = sorted(validation, key=lambda name: validation[name]["auc"]["mean"])
+    chosen = order[-1] if order else None
+    compared = _best_settings(order) if sweep.tuned else {name: name for name in order}
+    baseline_of = functools.partial(_baseline_of, sweep, compared)
+    on_test = set(compared.values())
+    if not all_on_test:
+        on_test &= {chosen, baseline_of(chosen)} if chosen else set()
+    comparisons = sum(baseline_of(name) in on_test - {name} for name in on_test)
     rows = []
     for variant in sweep.variants:
         name = variant.name
@@ -78,7 +91,7 @@ def summarize(
             "changes": variant.changes,
             "pretraining_from": pretraining_source(variant, out),
             "status": "not complete",
-            "is_baseline": name == sweep.baseline,
+            "is_baseline": name == baseline_of(name),
             "is_chosen": name == chosen,
         }
         if name in failures:
@@ -86,29 +99,58 @@ def summarize(
         elif name in scored:
             row |= {"status": "complete", "validation": validation[name]}
             row |= {"branch": scored[name].branch, "rounds": len(scored[name].test)}
-            if all_on_test or name in (chosen, sweep.baseline):
-                row |= _test(name, sweep.baseline, scored, resamples)
+            row["labelled_images"] = scored[name].labelled_images
+            if name in on_test:
+                row |= _test(name, baseline_of(name), scored, resamples, comparisons)
         rows.append(row)
-    one_round = any(len(x.test) == 1 for x in scored.values())
     return {
         "baseline": sweep.baseline,
+        "axis": sweep.axis,
+        "tuned": sweep.tuned,
         "chosen": chosen,
-        "selection": _selection(scored, len(rows)),
+        "selection": _selection(scored, len(rows), sweep.tuned),
         "all_on_test": all_on_test,
-        "differences": _NOTE + _NOTE_OF_ONE_ROUND * one_round,
+        "differences": _note(scored, comparisons),
         "variants": rows,
     }
 
 
+def _note(scored: Mapping[str, ScoredVariant], comparisons: int) -> str:
+    """Returns sentences on what the intervals of differences mean."""
+    one_round = any(len(x.test) == 1 for x in scored.values())
+    counted = _NOTE_OF_COMPARISONS.format(count=comparisons) * (comparisons > 1)
+    return (_NOTE + counted + _NOTE_OF_ONE_ROUND * one_round).strip()
+
+
+def _best_settings(order: Sequence[str]) -> dict[str, str]:
+    """Returns the best setting of each variant, {variant: '<variant>/<setting>'}.
+
+    Args:
+        order: names of the complete variants, by increasing validation AUC.
+    """
+    return {line(name): name for name in order}
+
+
+def _baseline_of(sweep: Sweep, compared: Mapping[str, str], name: str) -> str | None:
+    """Returns the name of the variant that a variant is compared with, in its best setting."""
+    return compared.get(sweep.baseline) if sweep.tuned else sweep.baseline_of(name)
+
+
 def _test(
-    name: str, baseline: str, scored: Mapping[str, ScoredVariant], resamples: int
+    name: str,
+    baseline: str | None,
+    scored: Mapping[str, ScoredVariant],
+    resamples: int,
+    comparisons: int,
 ) -> dict[str, Any]:
     """Scores a variant on test images, with its difference to the baseline if that is complete."""
     test = scored[name].test
     groups = np.unique(np.concatenate([x.groups for x in test]))
     figures: dict[str, Any] = {"test": _metrics(test), "test_groups": len(groups)}
-    if name != baseline and baseline in scored:
-        figures["difference"] = paired_difference(test, scored[baseline].test, resamples=resamples)
+    if baseline and name != baseline and baseline in scored:
+        figures["difference"] = paired_difference(
+            test, scored[baseline].test, resamples=resamples, comparisons=comparisons
+        )
     return figures
 
 
@@ -149,7 +191,18 @@ def score(workdir: Path) -> ScoredVariant:
             fused = ensemble.apply(probabilities, calibrated=False)[branch]
             rounds.append(next(iter(each.values()))._replace(probabilities=fused))
     fusion = run.config.fusion.kind if branch == "ensemble" else None
-    return ScoredVariant(branch, fusion, **parts)
+    return ScoredVariant(branch, fusion, **parts, labelled_images=_labelled_images(run.results()))
+
+
+def _labelled_images(results: Mapping[str, Any]) -> float:
+    """Returns the number of training images whose labels a run used, as a mean over its rounds."""
+    counts = [
+        row["labelled"]["images"]
+        if "labelled" in row
+        else sum(row.get("counts", results["dataset"]["counts"])["train"].values())
+        for row in results["rounds"]
+    ]
+    return float(np.mean(counts))
 
 
 def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
@@ -159,13 +212,15 @@ def _metrics(rounds: Sequence[Predictions]) -> dict[str, dict[str, Any]]:
     return {name: {**mean_std(x), "rounds": x} for name, x in values.items()}
 
 
-def _selection(scored: Mapping[str, ScoredVariant], variants: int) -> str:
+def _selection(scored: Mapping[str, ScoredVariant], variants: int, tuned: bool) -> str:
     """Returns sentences on how the variant was chosen, and the bias of its validation results."""
     sentences = [
         "Chosen on validation: the highest mean validation AUC over rounds, of "
         f"{len(scored)} complete variants of {variants}. Validation results are too optimistic, "
         "because they also chose the epoch of every network."
     ]
+    if tuned:
+        sentences.append("The setting of each variant was chosen in the same way.")
     if fitted := [name for name, x in scored.items() if x.fusion not in (None, "mean")]:
         sentences.append(
             f"This applies even more to {', '.join(fitted)}, whose fusion was fitted on these "
@@ -186,7 +241,11 @@ def _same_rounds(ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> 
 
 
 def paired_difference(
-    ours: Sequence[Predictions], theirs: Sequence[Predictions], *, resamples: int
+    ours: Sequence[Predictions],
+    theirs: Sequence[Predictions],
+    *,
+    resamples: int,
+    comparisons: int = 1,
 ) -> dict[str, Any] | None:
     """Computes the mean differences of two recipes on the same rounds and images.
 
@@ -197,6 +256,7 @@ def paired_difference(
         ours: test predictions of the first recipe, one per round.
         theirs: test predictions of the second recipe, whose metrics are subtracted.
         resamples: number of bootstrap resamples.
+        comparisons: number of differences whose intervals contain all true values 95 % of the time.
 
     Returns:
         {metric: {"mean": ..., "low": ..., "high": ...}}; None if the rounds or images differ.
@@ -208,11 +268,14 @@ def paired_difference(
         for a, b in zip(ours, theirs, strict=True)
     ]
     resampled = Resampled(rounds, resamples=resamples, random_rounds=True)
-    return {name: resampled.difference(0, 1, name)._asdict() for name in METRICS}
+    return {
+        name: resampled.difference(0, 1, name, comparisons=comparisons)._asdict()
+        for name in METRICS
+    }
 
 
 def write(summary: Mapping[str, Any], out: Path) -> None:
-    """Writes summary.json, summary.csv and, if a variant is complete, summary.png.
+    """Writes summary.json and .csv and, if a variant is complete, summary.png and .html.
 
     Args:
         summary: result of `summarize`.
@@ -233,6 +296,7 @@ def write(summary: Mapping[str, Any], out: Path) -> None:
         picture = io.BytesIO()
         display.draw(summary).savefig(picture, format="png")
         write_atomically(out / "summary.png", picture.getvalue())
+        write_atomically(out / "summary.html", page.render(summary, out).encode())
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +306,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
         "status": row["status"],
         "branch": row.get("branch"),
         "rounds": row.get("rounds"),
+        "labelled_images": row.get("labelled_images"),
         "chosen_on_validation": str(row["is_chosen"]).lower(),
     }
     for part in ("validation", "test"):

@@ -1,5 +1,6 @@
 """The command on a small finished run: what it writes, prints and refuses."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -83,28 +84,18 @@ def run(busi_run, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command and returns its exit status, output and errors."""
-    monkeypatch.setattr(command_line.console, "set_up_logging", lambda: None)  # global
-
-    def start(**flags):
-        try:
-            status = command_line.main([f"--{name}={value}" for name, value in flags.items()])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return start
+def explain(command):
+    return functools.partial(command, command_line)
 
 
-def test_the_command_writes_pictures_and_figures(command, run, tmp_path):
+def test_the_command_writes_pictures_and_figures(explain, run, tmp_path):
     workdir, data = run
     out = tmp_path / "out"
     # One mask is of another size, another is missing.
     PIL.Image.new("L", (9, 9)).save(data / "malignant" / "malignant (1)_mask_1.png")
     (data / "malignant" / "malignant (2)_mask.png").unlink()
-    status, output, errors = command(workdir=workdir, out=out, images=5, data_dir=data)
-    assert (status, errors) == (None, "")
+    status, output, errors = explain(workdir=workdir, out=out, images=5, data_dir=data)
+    assert (status, errors) == (0, "")
 
     content = json.loads((out / "gradcam.json").read_text())
     assert (content["layer"], content["grid"]) == ("stages_1/blocks_0", [8, 8])
@@ -160,12 +151,12 @@ def test_all_rounds_are_pooled(run, tmp_path):
     assert len(list((tmp_path / "all" / "round_1" / "overlays").rglob("*.png"))) == 3
 
 
-def test_a_data_set_without_masks_has_pictures_only(busi_run, command, tmp_path):
+def test_a_data_set_without_masks_has_pictures_only(busi_run, explain, tmp_path):
     _, data = busi_run
     workdir = make_run(tmp_path / "run", data, name="image_folder")
     out = tmp_path / "out"
-    status, output, _ = command(workdir=workdir, out=out, images=4)
-    assert status is None
+    status, output, _ = explain(workdir=workdir, out=out, images=4)
+    assert status == 0
     content = json.loads((out / "gradcam.json").read_text())
     assert content["masks"] is None
     assert [row["true"] for row in content["files"]] == ["benign", *CLASSES]
@@ -214,26 +205,26 @@ def test_images_are_spread_over_classes_and_files():
         ({"data_dir": "absent"}, "There is no folder absent; --data_dir sets"),
     ],
 )
-def test_what_cannot_be_is_refused(flags, message, busi_run, command, tmp_path):
-    status, _, errors = command(**{"workdir": busi_run[0], "out": tmp_path / "out", **flags})
+def test_what_cannot_be_is_refused(flags, message, busi_run, explain, tmp_path):
+    status, _, errors = explain(**{"workdir": busi_run[0], "out": tmp_path / "out", **flags})
     assert status == 1
     assert message in errors
     assert not (tmp_path / "out").exists()
 
 
-def test_other_images_than_the_runs_are_refused(run, command, tmp_path):
+def test_other_images_than_the_runs_are_refused(run, explain, tmp_path):
     workdir, data = run
     (data / "normal" / "normal (1).png").write_bytes(b"other")
     flags = {"workdir": workdir, "out": tmp_path / "out", "data_dir": data}
-    status, _, errors = command(**flags)
+    status, _, errors = explain(**flags)
     assert status == 1
-    assert "normal (1).png is not the file that the run was tested on." in errors
+    assert "normal (1).png is not the file that the run used." in errors
     (data / "normal" / "normal (1).png").unlink()
-    assert "normal (1).png cannot be read (No such file" in command(**flags)[2]
+    assert "normal (1).png cannot be read (No such file" in explain(**flags)[2]
 
 
-def test_a_damaged_split_is_named(run, command, tmp_path):
+def test_a_damaged_split_is_named(run, explain, tmp_path):
     (run[0] / "splits.json").write_text("{")
-    status, _, errors = command(workdir=run[0], out=tmp_path / "out")
+    status, _, errors = explain(workdir=run[0], out=tmp_path / "out")
     assert status == 1
     assert "splits.json is damaged" in errors

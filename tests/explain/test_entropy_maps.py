@@ -65,7 +65,7 @@ def test_a_workdir_that_is_not_pretrained_ends_in_a_sentence(run, tmp_path):
 
 
 def command(*arguments):
-    return forks.run("-m", "egmae_jax.explain.entropy_maps", *arguments)
+    return forks.run("-m", "egmae_jax.entropy_maps", *arguments)
 
 
 @needs_shared_data

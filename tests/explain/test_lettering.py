@@ -5,7 +5,7 @@ import pytest
 from matplotlib import font_manager
 from rich.cells import cell_len
 
-from egmae_jax.explain.lettering import use_fallback_fonts, wrap
+from egmae_jax.explain.fonts import use_fallback_fonts, wrap
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from egmae_jax.explain.overlay import COLORMAP, Row, contact_sheet, overlay
+from egmae_jax.explain.gradcam import Layer
+from egmae_jax.explain.overlay import (
+    COLORMAP,
+    Example,
+    ExplainedExample,
+    contact_sheet,
+    overlay,
+)
 
 MASK = np.zeros((20, 30), bool)
 MASK[5:10, 5:12] = True
@@ -43,8 +50,11 @@ def test_the_outline_is_the_masks_border_and_nothing_else(image):
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_sheet_is_a_picture_of_all_rows(count, image, tmp_path):
     heat = np.linspace(0, 1, 600).reshape(20, 30)
-    rows = [Row(image, heat, MASK, "an_image$_^", "benign", "malignant", 0.7)]
-    rows += [Row(image[..., :1], heat, None, "b", "benign", "benign", 0.7)] * (count - 1)
+    layer = Layer("stages_3/blocks_2", (7, 7))
+    one = Example("a/an_image$_^.png", "benign", image, MASK)
+    other = Example("b.png", "benign", image[..., :1], None)
+    rows = [ExplainedExample(one, layer, heat, "malignant", 0.7)]
+    rows += [ExplainedExample(other, layer, heat, "benign", 0.7)] * (count - 1)
     path = tmp_path / "new" / "sheet.png"
     contact_sheet(rows, path, note="a note")
     with PIL.Image.open(path) as sheet:

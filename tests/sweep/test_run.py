@@ -16,11 +16,11 @@ import sklearn.metrics
 from egmae_jax import experiment
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.evaluation.predictions import load_predictions
+from egmae_jax.models.weights import MissingWeightsError
 from egmae_jax.run.rounds import RoundData
 from egmae_jax.sweep import run, variants
 from egmae_jax.training import loop
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY, tiny
 
 # 'longer' pre-trains as 'short' does, and 'diverging' cannot be trained.
 CHANGES = {
@@ -139,6 +139,9 @@ def test_the_summary_is_of_the_predictions(finished):
     assert table["diverging"]["validation_auc"] == table["none"]["test_f1_difference"] == ""
     with PIL.Image.open(out / "summary.png") as image:
         assert image.width > 600
+    page = (out / "summary.html").read_text()
+    assert "diverging: failed (" in page
+    assert f"{rows['longer/4']['validation']['auc']['mean']:.3f}".lstrip("0") in page
 
 
 @pytest.mark.slow
@@ -204,6 +207,15 @@ def test_a_folder_of_another_sweep_is_refused(finished, data, cache):
     other = make_sweep(data, cache, {**CHANGES, "short": {"finetune.epochs": 5}})
     with pytest.raises(ConfigError, match=r"finetune\.epochs: 3 in the workdir, 5 now"):
         run.check(other, finished[0])
+
+
+def test_weights_that_are_missing_are_found_before_the_first_variant(data, cache, tmp_path):
+    missing = {"branches": ("imagenet",), "imagenet.weights": str(tmp_path / "no.safetensors")}
+    other = make_sweep(data, cache, {**CHANGES, "missing": missing})
+    run.check(other, tmp_path)
+    with pytest.raises(MissingWeightsError, match=r"no\.safetensors.* branch 'imagenet' needs"):
+        run.run(other, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -21,19 +21,22 @@ def predictions(rng, labels, quality, part="test"):
 def scored(monkeypatch, tmp_path):
     """Makes a summary of variants by (quality on validation, on test), of three rounds each."""
 
-    def make(qualities, *, fusion=None, moved="", **options):
+    def make(qualities, *, fusion=None, moved="", tuned=False, **options):
         made, listed = {}, []
         for name, (on_validation, on_test) in qualities.items():
             rng, labels = np.random.default_rng(5), np.repeat([0, 1], 60)
             part = "other" if name == moved else "validation"
             validation = [predictions(rng, labels, on_validation, part) for _ in range(3)]
             test = [predictions(rng, labels, on_test) for _ in range(3)]
-            made[name] = summary.ScoredVariant("mae", fusion, validation, test)
+            made[name] = summary.ScoredVariant("mae", fusion, validation, test, 40.0)
             listed.append(variants.Variant(name, {}, tiny.make_config("images", "cache")))
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / "results.json").touch()
-        monkeypatch.setattr(summary, "score", lambda workdir: made[workdir.name])
-        sweep = variants.Sweep(tuple(listed), listed[0].name)
+            folder = tmp_path / listed[-1].folder
+            folder.mkdir(exist_ok=True)
+            (folder / "results.json").touch()
+        by_folder = {x.folder: made[x.name] for x in listed}
+        monkeypatch.setattr(summary, "score", lambda workdir: by_folder[workdir.name])
+        baseline = variants.line(listed[0].name) if tuned else listed[0].name
+        sweep = variants.Sweep(tuple(listed), baseline, tuned=tuned)
         return summary.summarize(sweep, tmp_path, {}, resamples=50, **options)
 
     return make
@@ -86,6 +89,37 @@ def test_the_baseline_can_be_chosen_and_is_compared_with_nobody(scored):
         *((True, False), (False, False)),
     ]
     assert len(display.draw(result).axes) == 6
+
+
+def test_each_variant_is_compared_in_its_best_setting_on_validation(scored):
+    qualities = {
+        "scratch/60, 0.001": (1.0, 3.0),
+        "scratch/60, 0.002": (1.5, 0.5),
+        "mae/30+30, 0.001": (2.0, 1.0),
+        "mae/30+30, 0.002": (0.5, 4.0),
+    }
+    for all_on_test in (False, True):
+        result = scored(qualities, tuned=True, all_on_test=all_on_test)
+        rows = {row["name"]: row for row in result["variants"]}
+        tested = {name for name, row in rows.items() if "test" in row}
+        assert tested == {"scratch/60, 0.002", "mae/30+30, 0.001"}
+        assert [row["is_baseline"] for row in rows.values()] == [False, True, False, False]
+        (difference,) = [row["difference"] for row in rows.values() if "difference" in row]
+        ours, theirs = (rows[x]["test"]["auc"]["mean"] for x in sorted(tested))
+        assert difference["auc"]["mean"] == pytest.approx(ours - theirs)
+        assert "setting of each variant was chosen in the same way" in result["selection"]
+    assert display.draw(result).axes
+
+
+def test_intervals_of_several_comparisons_hold_together(scored):
+    two = scored({"base": (0.5, 0.5), "a": (0.8, 1.0)}, all_on_test=True)
+    four = scored({"base": (0.5, 0.5), **dict.fromkeys("abc", (0.8, 1.0))}, all_on_test=True)
+    assert "Bonferroni" not in two["differences"]
+    assert "The 3 intervals of a metric contain all true differences" in four["differences"]
+    alone, together = (x["variants"][1]["difference"]["auc"] for x in (two, four))
+    widths = [x["high"] - x["mean"] for x in (alone, together)]
+    # Quantiles at .05 / 3 and .05: of a normal distribution, and of Student's t with two degrees.
+    assert 2.394 / 1.96 < widths[1] / widths[0] < 7.649 / 4.303
 
 
 def test_what_makes_validation_flatter_more_is_said(scored):

@@ -167,5 +167,5 @@ def test_the_default_layer_follows_the_shorter_side_and_else_the_largest_grid(im
 def test_what_passes_one_branch_of_an_asff_is_called_so():
     model = models.create("asff_resnet50", CLASSES)
     assert str(layer_at(model, 224)) == "layer layer4_2, 7 x 7 grid, high-level branch alone"
-    assert layer_at(model, 224, "fusion/mid/conv").part == "mid-level branch alone"
-    assert layer_at(model, 224, "layer3_5").part == ""
+    assert layer_at(model, 224, "fusion/mid/conv").feeds == "mid-level branch alone"
+    assert layer_at(model, 224, "layer3_5").feeds == ""
