@@ -232,10 +232,10 @@ def corruption_times(images: np.ndarray, rounds: int, repeats: int) -> dict[str,
 
 def pretrain_step_ms(model: str, image_size: int, batch: int, rounds: int) -> float:
     """Milliseconds of a whole pre-training step (`benchmarks.train_step`)."""
-    from benchmarks import inputs, train_step
+    from benchmarks import inputs, programs, train_step
 
     steps = 2  # in one dispatch
-    config = train_step.make_config(model, image_size)
+    config = programs.make_config(model, image_size)
     images = inputs.make_images(batch, image_size)
     run = train_step.OurTraining("pretrain", config, images, steps)
     run()

@@ -23,18 +23,23 @@ import jax.numpy as jnp
 import rich.console
 import rich.table
 
-from benchmarks import timing, train_step
+from benchmarks import programs, timing, train_step
 from benchmarks.inputs import make_images
 from egmae_jax import models
-from egmae_jax.models import convnext, layers
+from egmae_jax.models import convnext, efficientnet, layers
 from egmae_jax.models.kernels import convolution, depthwise, operations
 
 # Where each form is called, its name there, and the plain form.
 FORMS: dict[str, tuple[ModuleType, str, Callable]] = {
     "depthwise": (convnext, "depthwise_conv", depthwise.depthwise_conv_plain),
-    "gelu": (convnext, "gelu", operations.gelu_plain),
+    "gelu": (layers, "gelu", operations.gelu_plain),
     "broadcast_to": (operations, "_broadcast", jnp.broadcast_to),
     "conv2d": (layers, "conv2d", convolution.conv2d_plain),
+    "strided": (  # of EfficientNet
+        efficientnet,
+        "strided_depthwise_conv",
+        depthwise.strided_depthwise_conv_plain,
+    ),
 }
 
 
@@ -66,10 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument(
+        "--forms", default="depthwise,gelu,broadcast_to,conv2d", help=", ".join(FORMS)
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    config = train_step.make_config(arguments.model, arguments.image_size)
+    config = programs.make_config(arguments.model, arguments.image_size)
     images = make_images(arguments.batch, arguments.image_size)
     training = train_step.OurTraining("train", config, images, arguments.steps)
     result = measure(training, arguments.forms.split(","), arguments.rounds, arguments.steps)

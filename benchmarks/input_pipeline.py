@@ -51,6 +51,7 @@ from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data import datasets, images, pipeline
 from egmae_jax.data.images import Color
+from egmae_jax.data.listing import list_files
 from egmae_jax.data.pipeline import HostStore, Order, Resident, Stream, View
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.method import augment
@@ -112,12 +113,12 @@ def resident(view: View, batch: int, mesh: jax.sharding.Mesh) -> Resident:
 def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared, Path]:
     """The images to measure on, and their folder."""
     options: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
-    data = prepare(arguments.data, arguments.dir, work / "cache", **options)
+    data = prepare(list_files(arguments.data, arguments.dir), work / "cache", **options)
     if not arguments.size:
         return data, arguments.dir
     folder = work / "resized"
     write_resized(data, folder, arguments.batch * arguments.batches, arguments.size)
-    return prepare("image_folder", folder, work / "cache", **options), folder
+    return prepare(list_files("image_folder", folder), work / "cache", **options), folder
 
 
 def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> dict[str, Callable]:

@@ -44,7 +44,6 @@ def make_config(model: str, image_size: int) -> FrozenConfigDict:
     config = default_config.get_config()
     default_config.set_companion(config, model)
     config.data.image_size = image_size
-    config.finetune.resize = round(image_size * 236 / 224)
     return FrozenConfigDict(config)
 
 

@@ -33,6 +33,7 @@ import rich.table
 from benchmarks import memory
 from benchmarks.resize import write_resized
 from egmae_jax.data import datasets, duplicates
+from egmae_jax.data.listing import list_files
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.data.threads import read_ahead
 
@@ -66,7 +67,7 @@ def measure(name: str, data: Prepared, folder: Path, rounds: int) -> dict[str, f
         with tempfile.TemporaryDirectory() as cache:
 
             def go(cache: Path = Path(cache)) -> Prepared:
-                return prepare(name, folder, cache, **OPTIONS)
+                return prepare(list_files(name, folder), cache, **OPTIONS)
 
             rows = {
                 "bare decoding": lambda: decode_all([folder / file for file in data.files]),
@@ -92,7 +93,8 @@ def peaks(data: Prepared, folder: Path, work: Path) -> dict[str, float]:
             link.symlink_to((folder / file).resolve())
         code = (
             "import sys; from pathlib import Path; from benchmarks import preparation as p;"
-            "p.prepare('image_folder', Path(sys.argv[1]), Path(sys.argv[2]), **p.OPTIONS)"
+            "listing = p.list_files('image_folder', Path(sys.argv[1]));"
+            "p.prepare(listing, Path(sys.argv[2]), **p.OPTIONS)"
         )
         command = [sys.executable, "-c", code, str(part), str(work / "memory_cache")]
         found[f"{len(data.files[::share])} images"] = memory.peak_memory(command)
@@ -111,12 +113,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        data = prepare(arguments.data, arguments.dir, work / "cache", **OPTIONS)
+        data = prepare(list_files(arguments.data, arguments.dir), work / "cache", **OPTIONS)
         title, source, folder = data.title, arguments.data, arguments.dir
         if arguments.size:
             source, folder = "image_folder", work / "resized"
             write_resized(data, folder, len(data.files), arguments.size)
-            data = prepare(source, folder, work / "cache", **OPTIONS)
+            data = prepare(list_files(source, folder), work / "cache", **OPTIONS)
         times = measure(source, data, folder, arguments.rounds)
         result: dict[str, Any] = {"seconds": times, "images": len(data.files)}
         if arguments.memory:

@@ -28,7 +28,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
         "data.dir": images,
         "data.cache_dir": folder / "cache",
         "data.image_size": arguments.image_size,
-        "finetune.resize": round(arguments.image_size * 236 / 224),
         "model.name": arguments.model,
         "model.dtype": arguments.dtype,
         "imagenet.weights": "none",

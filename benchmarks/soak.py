@@ -243,7 +243,7 @@ def checkpoint_damaged(trial: Trial) -> str:
     if status == 0:
         return trial.differs()
     said = trial.said()  # there was none before it
-    if status != TOLD or newest.name not in said or "to begin this stage anew" not in said:
+    if status != TOLD or newest.name not in said or "to restart this stage" not in said:
         return f"exit status {status}: {said}"
     shutil.rmtree(newest.parent)
     return trial.ends_as_expected()

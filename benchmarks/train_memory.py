@@ -30,16 +30,16 @@ def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, f
     import psutil
     import torch
 
-    from benchmarks import inputs, train_step
+    from benchmarks import inputs, programs, train_step
     from benchmarks.pytorch_reference import training
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     training.make_fast()
-    config = train_step.make_config(
+    config = programs.make_config(
         arguments.model,
         arguments.image_size,
         dtype=arguments.dtype,
-        remat=side == "ours, rematerialized",
+        rematerialize=side == "ours, rematerialized",
     )
     images = inputs.make_images(batch, arguments.image_size)
     steps = 2

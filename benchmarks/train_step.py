@@ -42,6 +42,7 @@ from ml_collections import FrozenConfigDict
 
 from benchmarks import timing
 from benchmarks.inputs import NUM_CLASSES, make_images
+from benchmarks.programs import make_config
 from benchmarks.pytorch_reference import model as networks
 from benchmarks.pytorch_reference import training
 from egmae_jax import models
@@ -49,7 +50,6 @@ from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.run import default_config
 from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.state import TrainState
 
@@ -79,17 +79,6 @@ class SameBatch:
     def batch(self, index: jax.Array, mesh: Any) -> Images:
         """The batch of any step."""
         return self.images
-
-
-def make_config(model: str, image_size: int, **model_fields: Any) -> FrozenConfigDict:
-    """The default recipe at another size; `model_fields` such as dtype='bfloat16'."""
-    config = default_config.get_config()
-    with config.unlocked():
-        config.model.name = model
-        config.model.update(model_fields)
-        config.data.image_size = image_size
-        config.finetune.resize = round(image_size * 236 / 224)
-    return FrozenConfigDict(config)
 
 
 class OurTraining:

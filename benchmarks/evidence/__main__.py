@@ -1,0 +1,75 @@
+"""Runs or resumes the experiments of docs/results.md, and writes the page's tables.
+
+    python -m benchmarks.evidence --data=data --budget_minutes=110
+
+Scores are written to docs/evidence/<experiment>_<data set>.json, one file for each sweep, and
+from these the tables of docs/results.md and docs/howto/datasets.md. After --budget_minutes the
+run that is under way saves a checkpoint; the same command resumes it. --pages_only runs nothing,
+and --only=audits audits the data sets.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from benchmarks.evidence import audits, book, plan, record
+from egmae_jax.core import console, preemption
+from egmae_jax.sweep import run
+from egmae_jax.sweep.variants import Sweep
+
+
+def main() -> int:
+    """Runs the program; returns the exit status."""
+    options = _parser().parse_args()
+    console.set_up_logging()
+    failures: dict[str, str] = {}
+    names = [name for name in plan.EXPERIMENTS if options.only in ("", name)]
+    parts = [(name, dataset) for name in names for dataset in plan.EXPERIMENTS[name].datasets]
+    if options.dataset:
+        parts = [part for part in parts if part[1] == options.dataset]
+    if options.only == "audits":
+        audits.write(options.data)
+    elif not options.pages_only:
+        preemption.install()
+        timer = threading.Timer(60 * options.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        if options.budget_minutes:
+            timer.start()
+        for name, dataset in parts:
+            sweep, out = _read(options, name, dataset), options.out / name / dataset
+            run.check(sweep, out)
+            try:
+                failures |= run.run(sweep, out)
+            except preemption.Preempted as stop:
+                record.write(name, dataset, sweep, out)
+                print(f"{stop}\nThe same command resumes.")
+                break
+            record.write(name, dataset, sweep, out)
+    book.write_pages()
+    for name, error in failures.items():
+        print(f"{name} failed: {error}")
+    return 1 if failures else 0
+
+
+def _read(options: argparse.Namespace, name: str, dataset: str) -> Sweep:
+    return plan.read(plan.EXPERIMENTS[name], dataset, options.data, options.weights)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("benchmarks.evidence", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="ImageNet weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="for all runs")
+    parser.add_argument("--only", default="", choices=("", "audits", *plan.EXPERIMENTS))
+    parser.add_argument("--dataset", default="", choices=("", *plan.DATA))
+    parser.add_argument("--budget_minutes", type=float, default=0, help="0: until all are complete")
+    parser.add_argument("--pages_only", action="store_true", help="only write the pages' tables")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Writes the tables of docs/evidence/*.json into the pages, between two comments.
+
+<!-- evidence: controls -->
+(the tables)
+<!-- end of evidence -->
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.evidence import audits, figures, plan
+from benchmarks.evidence.record import FOLDER, best_settings
+from egmae_jax.core.files import read_json
+from egmae_jax.core.numbers import format_mean_std, number
+from egmae_jax.sweep.variants import line
+
+PAGES = (FOLDER.parent / "results.md", FOLDER.parent / "howto/datasets.md")
+_SECTION = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
+_LABELS = {"scratch": "no pre-training", "no_pretraining": "no pre-training"}
+
+Record = dict[str, Any]
+
+
+def write_pages() -> None:
+    """Writes the tables into all pages, and the figures that they show."""
+    for name in plan.EXPERIMENTS:
+        if records := load(name):
+            figures.draw(name, {x: _compared(record) for x, record in records.items()}, _LABELS)
+    for path in PAGES:
+        text = path.read_text()
+        if (written := fill(text)) != text:
+            path.write_text(written)
+
+
+def fill(page: str) -> str:
+    """Returns a page with the tables of its experiments."""
+    return _SECTION.sub(lambda found: found[1] + tables(found[2]) + found[3], page)
+
+
+def tables(name: str) -> str:
+    """Returns the Markdown of an experiment: scores of all variants, differences, commands.
+
+    'audits' is the table of the data sets.
+    """
+    if name == "audits":
+        return "\n" + _table(audits.rows()) + "\n\n"
+    records = load(name)
+    if not records:
+        return "\nNot run yet.\n\n"
+    figure = f"![AUC of all variants, by data set](evidence/{name}.svg)"
+    parts = [_scores(records), _contrasts(name, records), figure, _about(records)]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+
+
+def load(name: str) -> dict[str, Record]:
+    """Returns what is recorded of an experiment, by data set."""
+    paths = {x: FOLDER / f"{name}_{x}.json" for x in plan.EXPERIMENTS[name].datasets}
+    return {dataset: read_json(path) for dataset, path in paths.items() if path.exists()}
+
+
+def _scores(records: dict[str, Record]) -> str:
+    """A row for each variant, in its best setting; a pair of columns for each data set."""
+    compared = {dataset: _compared(record) for dataset, record in records.items()}
+    names = list(dict.fromkeys(name for rows in compared.values() for name in rows))
+    titles = [
+        f"{plan.DATA[dataset].title}: {x}" for dataset in records for x in ("accuracy", "AUC")
+    ]
+    rows = [["variant", *titles]]
+    for name in names:
+        cells = []
+        for dataset in records:
+            row = compared[dataset].get(name)
+            for metric in ("accuracy", "auc"):
+                values = [x["test"][metric] for x in row["rounds"]] if row else []
+                cells.append(
+                    format_mean_std(np.mean(values), np.std(values, ddof=1)) if values else ""
+                )
+            if row and line(row["name"]) == name and records[dataset]["tuned"]:
+                cells[-1] += f" ({row['name'].rpartition('/')[2]})"
+        rows.append([_LABELS.get(name, f"`{name}`"), *cells])
+    return _table(rows)
+
+
+def _compared(record: Record) -> dict[str, Record]:
+    rows = {row["name"]: row for row in record["variants"]}
+    chosen = best_settings(record["variants"]) if record["tuned"] else {name: name for name in rows}
+    order = dict.fromkeys(line(name) if record["tuned"] else name for name in rows)
+    return {name: rows[chosen[name]] for name in order}
+
+
+def _contrasts(name: str, records: dict[str, Record]) -> str:
+    """A row for each contrast: differences of AUC with intervals, by data set and over all."""
+    pairs = plan.EXPERIMENTS[name].contrasts
+    rows = [["AUC, difference", *(plan.DATA[x].title for x in records), "all folds"]]
+    for first, second in pairs:
+        found, folds = [], []
+        for record in records.values():
+            compared = _compared(record)
+            if first not in compared or second not in compared:
+                found.append("")
+                continue
+            names = [compared[x]["name"] for x in (first, second)]
+            difference = next(
+                x["difference"] for x in record["contrasts"] if [x["first"], x["second"]] == names
+            )
+            found.append(_interval(**difference["auc"]) if difference else "other images")
+            folds += _differences(*(compared[x] for x in (first, second)))
+        if any(found):
+            label = " minus ".join(_LABELS.get(x, f"`{x}`") for x in (first, second))
+            rows.append([label, *found, over_folds(folds, len(pairs))])
+    return _table(rows) if len(rows) > 1 else ""
+
+
+def _differences(first: Record, second: Record) -> Iterator[float]:
+    for ours, theirs in zip(first["rounds"], second["rounds"], strict=True):
+        yield ours["test"]["auc"] - theirs["test"]["auc"]
+
+
+def over_folds(differences: Sequence[float], comparisons: int) -> str:
+    """Student's interval of the mean difference over folds, each with its own pre-training."""
+    if len(differences) < 2:
+        return ""
+    mean, error = np.mean(differences), stats.sem(differences)
+    spread = error * stats.t.ppf(1 - 0.025 / comparisons, len(differences) - 1)
+    return _interval(mean, mean - spread, mean + spread)
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    signed = [("+" if x >= 0 else "") + number(x) for x in (mean, low, high)]
+    return "{} ({} to {})".format(*signed)
+
+
+def _about(records: dict[str, Record]) -> str:
+    """The commands, and what was run with them."""
+    sentences, commands = [], []
+    for dataset, record in records.items():
+        groups = sum(x["test_groups"] for x in record["variants"][0]["rounds"])
+        state = "" if record["complete"] else "; not all variants have been run yet"
+        sentences.append(
+            f"{plan.DATA[dataset].title}: {record['images']} images, tested in {groups} groups, "
+            f"protocol '{record['protocol']}'{state}."
+        )
+        commands.append(record["command"])
+    return " ".join(sentences) + "\n\n```text\n" + "\n".join(commands) + "\n```"
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

@@ -1,0 +1,180 @@
+"""The experiments of docs/results.md: sweeps on real images, at a size for two CPU cores."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from egmae_jax.sweep import variants
+from egmae_jax.sweep.variants import Sweep
+
+
+class DataSet(NamedTuple):
+    """A folder of images and the recipe for it."""
+
+    title: str
+    recipe: str  # name of a file in configs
+    folder: str  # below the folder of --data
+    share: float = 1.0  # of the experiments' epochs: larger sets train for about as many steps
+    fields: tuple[tuple[str, Any], ...] = ()  # config fields and their values
+
+
+class Experiment(NamedTuple):
+    """One sweep on each of several data sets, and what is compared."""
+
+    title: str
+    sweep: str  # name of a file in configs/sweeps
+    words: str  # of the sweep, after the recipe; {passes} is replaced by the epochs
+    fields: dict[str, Any]  # config fields, beside SMALL and those of the data set
+    datasets: tuple[str, ...]
+    # Pairs of variants, first minus second. The intervals of one data set hold together.
+    contrasts: tuple[tuple[str, str], ...]
+    # Numbers of epochs on a data set of share 1, by the field or the word that they replace.
+    epochs: tuple[tuple[str, int], ...] = ()
+
+
+DATA = {
+    "busi": DataSet("BUSI", "busi", "busi"),
+    "endoscopy": DataSet(
+        "HyperKvasir, five classes",
+        "hyperkvasir",
+        "hyperkvasir",
+        0.5,
+        (("data.classes", ("polyp", "normal-cecum", "bbps-2-3", "bbps-0-1", "impacted-stool")),),
+    ),
+    "covid": DataSet(
+        "COVID-19 Radiography, three classes",
+        "covid",
+        "covid19_radiography",
+        0.65,
+        (("data.classes", ("COVID", "Normal", "Viral Pneumonia")),),
+    ),
+    "brain": DataSet("brain tumour MRI", "brain_tumor", "brain_tumor_mri"),
+    "brisc": DataSet("BRISC 2025, a sample", "brisc2025", "brisc2025"),
+    "isic": DataSet("ISIC 2018 at 200x150", "isic2018", "isic2018"),
+}
+
+# No output but scores, and three folds: each has a pre-training, a seed and test images of its own.
+SMALL = {
+    "rounds.kind": "folds",
+    "rounds.count": 3,
+    "evaluation.report": False,
+    "tensorboard.events": False,
+    "tensorboard.panel_epochs": 0,
+}
+
+# ImageNet weights of EfficientNet-Lite0: docs/howto/weights.md converts them.
+LITE0 = "weights/tf_efficientnet_lite0.safetensors"
+
+SQUEEZENET = "weights/squeezenet1_1.npz"  # converted from torchvision's, see the same page
+
+_SCALES = ("", "_0.18", "_0.05")
+_CONTROLS = ("shuffled_entropy", "contrast_noise", "uniform_noise")
+
+EXPERIMENTS = {
+    "controls": Experiment(
+        "What the entropy does",
+        "corruption",
+        "cpu",
+        {},
+        ("busi", "endoscopy", "covid"),
+        tuple((f"entropy_noise{s}", f"{kind}{s}") for s in _SCALES for kind in _CONTROLS),
+        (("pretrain.epochs", 20), ("finetune.epochs", 15)),
+    ),
+    "budget": Experiment(
+        "Pre-training at equal passes over the images",
+        "budget",
+        "cpu,passes={passes}",
+        {},
+        ("busi", "endoscopy", "covid"),
+        (("entropy_noise", "scratch"), ("entropy_noise_0.05", "scratch")),
+        (("passes", 60),),
+    ),
+    "labels": Experiment(
+        "Few labels, many images",
+        "label_share",
+        "cpu,weights=none",
+        {"corruption.scale": 0.05},
+        ("endoscopy", "busi"),
+        tuple((f"mae/{s}", f"scratch/{s}") for s in ("1", "0.5", "0.25", "0.1", "0.05")),
+    ),
+    "imagenet": Experiment(
+        "With a real ImageNet network, and what leakage is worth",
+        "protocols",
+        "cpu",
+        {
+            "imagenet.model": "tf_efficientnet_lite0",
+            "imagenet.weights": LITE0,
+            "corruption.scale": 0.05,
+            "finetune.learning_rate": 5e-4,
+            "data.image_size": 160,
+            "data.store_size": 192,
+            "finetune.resize": 168,
+        },
+        ("busi", "endoscopy", "covid", "isic"),
+        tuple((f"grouped, {x}", "grouped, imagenet") for x in ("mean", "weighted", "stacked")),
+    ),
+    "layers": Experiment(
+        "Layers of low entropy, with noise on the input",
+        "layer_selection",
+        "squeezenet1_1,cpu",
+        {"imagenet.weights": SQUEEZENET},
+        ("brain",),
+        tuple((f"low_entropy/{x:g}", f"random/{x:g}") for x in (0.0, 0.1, 0.2, 0.3, 0.4)),
+    ),
+    "figure2": Experiment(
+        "Figure 2 of the paper",
+        "epochs",
+        "cpu,scratch=60",
+        {"rounds.kind": "seeds", "rounds.count": 5},
+        ("busi", "endoscopy", "covid"),
+        tuple((f"{x}", "0/60") for x in ("100/30", "100/45", "500/30", "500/45", "1000/15")),
+    ),
+}
+
+
+def read(experiment: Experiment, dataset: str, data: Path, weights: Path) -> Sweep:
+    """Returns the variants of an experiment on a data set, whose folder is below `data`.
+
+    Args:
+        experiment: one of EXPERIMENTS.
+        dataset: name in DATA.
+        data: folder of the data sets.
+        weights: folder of the ImageNet weights, for experiments that need them.
+    """
+    source = DATA[dataset]
+    module = importlib.import_module(f"configs.sweeps.{experiment.sweep}")
+    config = module.get_config(words_of(experiment, dataset))
+    fields = fields_of(experiment, dataset) | {"data.dir": str(data / source.folder)}
+    if "imagenet.weights" in fields:
+        fields["imagenet.weights"] = str(weights / Path(fields["imagenet.weights"]).name)
+    config.update_from_flattened_dict(fields)
+    return variants.read(config, overrides=tuple(fields))
+
+
+def words_of(experiment: Experiment, dataset: str) -> str:
+    """Returns the words after the colon of --config."""
+    words = experiment.words.format(**_epochs(experiment, dataset))
+    return f"{DATA[dataset].recipe},{words}"
+
+
+def fields_of(experiment: Experiment, dataset: str) -> dict[str, Any]:
+    """Returns the config fields that differ from those of the sweep's file."""
+    epochs = {k: x for k, x in _epochs(experiment, dataset).items() if "." in k}
+    return SMALL | epochs | dict(DATA[dataset].fields) | experiment.fields
+
+
+def _epochs(experiment: Experiment, dataset: str) -> dict[str, int]:
+    return {name: round(count * DATA[dataset].share) for name, count in experiment.epochs}
+
+
+def command(experiment: Experiment, dataset: str, out: str) -> str:
+    """Returns the command that runs an experiment on a data set by itself."""
+    source = DATA[dataset]
+    words = [f"--config=configs/sweeps/{experiment.sweep}.py:{words_of(experiment, dataset)}"]
+    fields = {"data.dir": f"data/{source.folder}"} | fields_of(experiment, dataset)
+    words += [f"--config.{name}={_flag(value)}" for name, value in fields.items()]
+    return " ".join(["egmae sweep", *words, f"--out={out}", "--all_on_test"])
+
+
+def _flag(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, tuple) else str(value)
