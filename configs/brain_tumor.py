@@ -58,7 +58,6 @@ def get_config(words: str | None = None) -> ConfigDict:
     elif "cpu" in chosen:
         config.data.image_size = 96
         config.data.store_size = 112
-        config.finetune.resize = 101
         config.finetune.epochs = 3
         config.finetune.learning_rate = 3e-4
     for word in chosen:

@@ -18,7 +18,6 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.dir = "runs/phantoms"
     config.data.image_size = 64
     config.data.store_size = 96
-    config.finetune.resize = 67
     config.imagenet.weights = "none"
     config.pretrain.epochs = 30
     config.finetune.epochs = 25

@@ -4,10 +4,13 @@ egmae sweep --config=configs/sweeps/epochs.py:busi --config.data.dir=<folder> --
     For a GPU with ImageNet weights. Not run, so neither wall time nor figures are known.
 
 The words after the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. The
-additional word `divide=5` divides all epochs by five: 20/6, 20/9, 100/6, 100/9 and 200/3.
+additional word `divide=5` divides all epochs by five: 20/6, 20/9, 100/6, 100/9 and 200/3. The word
+`scratch=60` compares the branch 'mae' alone, with the same network from random weights, '0/60',
+fine-tuned for 60 epochs.
 """
 
 import re
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,10 +24,10 @@ BASELINE = (1000, 15)  # the best in the paper
 def get_config(words: str | None = None) -> ConfigDict:
     """The recipe named by `words`, with each pair of pre-training and fine-tuning epochs."""
     chosen = words.split(",") if words else []
-    divisors = [word for word in chosen if word.startswith("divide")]
-    config = variants.base(",".join(word for word in chosen if word not in divisors))
-    divisor = _divisor(divisors)
-    changes = {}
+    divisors, scratch = ([x for x in chosen if x.startswith(y)] for y in ("divide", "scratch"))
+    config = variants.base(",".join(x for x in chosen if x not in divisors + scratch))
+    divisor = _number(divisors, "divide=5", default=1)
+    changes: dict[str, dict[str, Any]] = {}
     for pair in FIGURE_2:
         pretraining, finetuning = _divided(pair, divisor)
         changes[f"{pretraining}/{finetuning}"] = {
@@ -35,15 +38,24 @@ def get_config(words: str | None = None) -> ConfigDict:
         raise ConfigError(
             f"divide={divisor} makes equals of figure 2's epochs; take a smaller one."
         )
-    return variants.attach(config, changes, baseline="{}/{}".format(*_divided(BASELINE, divisor)))
+    baseline = "{}/{}".format(*_divided(BASELINE, divisor))
+    if scratch:
+        epochs = _number(scratch, "scratch=60")
+        baseline = f"0/{epochs}"
+        config.branches = ("mae",)
+        # A branch with the name of its network, so that imagenet.model may be another.
+        weights = {"branches": ("{model.name}",), "imagenet.weights": "none"}
+        changes[baseline] = weights | {"finetune.epochs": epochs}
+    return variants.attach(config, changes, baseline=baseline)
 
 
-def _divisor(words: list[str]) -> int:
+def _number(words: list[str], example: str, default: int = 0) -> int:
+    """Returns the number of the last word, such as 5 of 'divide=5'."""
     if not words:
-        return 1
-    match = re.fullmatch(r"divide=([1-9]\d*)", words[-1])
+        return default
+    match = re.fullmatch(r"[a-z]+=([1-9]\d*)", words[-1])
     if not match:
-        raise ConfigError(f"{words[-1]!r} needs a whole number, such as divide=5.")
+        raise ConfigError(f"{words[-1]!r} needs a whole number, such as {example}.")
     return int(match[1])
 
 

@@ -1,5 +1,6 @@
 """The command line: `egmae NAME`, also `python -m egmae_jax.NAME`, runs NAME.py of this folder."""
 
+import difflib
 import importlib
 import sys
 import textwrap
@@ -12,10 +13,14 @@ from egmae_jax.core import console
 COMMANDS = {
     "download": "Downloads a public data set.",
     "audit": "Checks a data set for problems before a run.",
+    "augment": "Draws images as fine-tuning sees them.",
     "train": "Trains, evaluates and reports; resumes a stopped run.",
+    "pretrain": "Pre-trains an encoder on images without labels.",
     "sweep": "Runs the variants of a recipe and compares them.",
     "report": "Writes a report of one or several runs, or a table for a paper.",
     "predict": "Classifies new images.",
+    "evaluate": "Evaluates a run on labelled images from elsewhere.",
+    "features": "Writes the features of images, as a table or as arrays.",
     "explain": "Draws and scores Grad-CAM of test images.",
     "entropy_maps": "Draws patch entropy and noise, and measures where the noise is.",
     "export": "Exports a run's models to timm, StableHLO and ONNX.",
@@ -54,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"egmae_jax {egmae_jax.__version__}")
         return 0
     if name not in COMMANDS:
-        console.fail(f"There is no command {name!r}. See egmae --help.", 2)
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        console.fail(f"There is no command {name!r}.{hint} See egmae --help.", 2)
     # As with python -m, modules in the current folder can be imported, such as the user's trackers.
     sys.path.insert(0, "")
     return importlib.import_module(f"egmae_jax.commands.{name}").main(rest) or 0

@@ -6,8 +6,11 @@ so the global absl flags do not change. Wrong arguments end the program with an 
 
 import argparse
 import difflib
+import importlib
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from absl import flags
@@ -15,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from egmae_jax.core import console
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.run import config_files, default_config
+from egmae_jax.run import config_files, default_config, workdir
 from egmae_jax.run.config import flatten
 
 
@@ -64,6 +67,13 @@ class Parser(argparse.ArgumentParser):
             "configs/... is looked up in the current folder, then in the package")  # fmt: skip
         self.add_argument("--config.FIELD", metavar="VALUE", dest="config",
             help="sets a field of the config, such as --config.pretrain.epochs=100")  # fmt: skip
+        self.add_import()
+
+    def add_import(self) -> None:
+        """Adds --import, for modules that `read` imports before it returns."""
+        self.add_argument("--import", action="append", default=[], dest="modules", metavar="MODULE",
+            help="module of yours that registers a network, a corruption, an augmentation, a data "
+            "set or a metric of the run; may be repeated")  # fmt: skip
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Parses the arguments and returns the values of the flags by name.
@@ -74,9 +84,12 @@ class Parser(argparse.ArgumentParser):
             arguments: arguments of the command; None uses those of the process.
 
         Raises:
-            ConfigError: the config file cannot be read, or a field is unknown or has a wrong value.
+            ConfigError: a module or the config file cannot be read, or a field is unknown or has a
+                wrong value.
         """
         options, others = self.parse_known_args(arguments)
+        for name in vars(options).pop("modules", ()):
+            _import(name)
         if "config" in options:
             options.config, options.overrides, others = _read_config(options.config, others)
         if others:
@@ -86,6 +99,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints an error message and ends the program with status 2."""
         console.fail(f"{message}. See {self.prog} --help.", 2)
+
+
+def _import(name: str) -> None:
+    """Imports a module of the user's; raises ConfigError if there is none or it imports none."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--import={name}: {error}. It must be the name of a module, such as small for "
+            "small.py; Python looks for it in the current folder and in PYTHONPATH."
+        ) from None
+
+
+def local_path(text: str) -> Path:
+    """Parses the path of a file or folder, see `workdir.local_path`.
+
+    Raises:
+        ArgumentTypeError: the path is the address of a bucket.
+    """
+    try:
+        return workdir.local_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from None
 
 
 def round_index(text: str) -> int | Literal["all"]:
@@ -98,6 +134,17 @@ def round_index(text: str) -> int | Literal["all"]:
         return "all"
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a round's number or 'all'")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: the value is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number from 1")
     return int(text)
 
 
@@ -125,7 +172,10 @@ def _read_config(
         open(file, "rb").close()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(f"The config file {path} cannot be read ({reason}).") from None
+        nearest = difflib.get_close_matches(Path(path).stem, config_files.names(), n=1)
+        hint = f" Did you mean configs/{nearest[0]}.py?" if nearest else ""
+        raise ConfigError(f"The config file {path} cannot be read ({reason}).{hint}") from None
+    sys.path.append(str(Path(file).parent.absolute()))  # a config may import modules beside it
     argv = ["egmae", f"--config={file}{colon}{words}", *arguments]
     parsed = flags.FlagValues()
     parsed.set_gnu_getopt()  # accepts fields after positional arguments

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser
+from egmae_jax.commands.arguments import Parser, local_path
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.data import audit
-from egmae_jax.data.prepare import prepare
-from egmae_jax.run import rules
+from egmae_jax.run import images, rules
 
 
 @console.user_errors()
@@ -23,25 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae audit`."""
     parser = Parser("audit", __doc__)
     parser.add_config("configs/busi.py")
-    parser.add_argument("--out", type=Path, metavar="FOLDER",
+    parser.add_argument("--out", type=local_path, metavar="FOLDER",
         help="folder of audit.json and contact sheets (default: runs/audit/NAME)")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
-    data = options.config.data
-    folder = options.out or Path("runs") / "audit" / data.name
-    rules.check(options.config, num_devices=1, section="data.")
+    config = options.config
+    folder = options.out or Path("runs") / "audit" / config.data.name
+    rules.check_data(config)
     require_writable(folder, f"--out={folder}")
     with explain_storage_errors(folder):
-        prepared = prepare(
-            data.name,
-            Path(data.dir).expanduser(),
-            Path(data.cache_dir).expanduser() / "datasets",
-            on_error="skip",
-            near_duplicate_threshold=data.near_duplicate_threshold,
-            classes=data.classes,
-            group_pattern=data.group_pattern,
-            intensity_range=data.intensity_range,
-        )
+        listing = images.list_images(config)
+        prepared = images.prepare_images(config, listing, on_error="skip")
         audit.show(audit.save(prepared, folder), folder)
 
 

@@ -11,10 +11,9 @@ if the input cannot be used.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from egmae_jax import models
-from egmae_jax.commands.arguments import Parser
+from egmae_jax.commands.arguments import Parser, local_path
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_output, write_json
 from egmae_jax.deploy import compare
@@ -24,25 +23,27 @@ from egmae_jax.deploy import compare
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `egmae compare`; returns the exit status."""
     parser = Parser("compare", __doc__)
+    parser.add_import()
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="FILE",
+    add("--checkpoint", required=True, type=local_path, metavar="FILE",
         help="PyTorch checkpoint: safetensors, or a pickle that contains only tensors")  # fmt: skip
-    add("--images", required=True, metavar="FOLDER",
+    add("--images", required=True, type=local_path, metavar="FOLDER",
         help="folder of the images, which is searched recursively")  # fmt: skip
     add("--model", default="convnext_tiny", metavar="NAME",
         help=f"name of the model: {', '.join(models.names())}")  # fmt: skip
     add("--image_size", type=int, default=224, metavar="PIXELS",
         help="side of the input images; a multiple of 32 for ConvNeXt")  # fmt: skip
-    add("--weights", metavar="FILE",
+    add("--weights", type=local_path, metavar="FILE",
         help="safetensors file for our network instead of the checkpoint")  # fmt: skip
     add("--max_images", type=int, default=64, metavar="N",
         help="largest number of images to compare, evenly spread over the folder")  # fmt: skip
     add("--tolerance", type=float, default=1e-4, metavar="X",
         help="largest relative error at which a layer counts as equal")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="file for the comparison in JSON")  # fmt: skip
+    add("--json", type=local_path, metavar="FILE",
+        help="file for the comparison in JSON")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()
-    checkpoint, folder = Path(options.pop("checkpoint")), Path(options.pop("images"))
+    checkpoint, folder = options.pop("checkpoint"), options.pop("images")
     if (path := options.pop("json")) is not None:
         require_output(path, (".json",), [checkpoint])
     with explain_storage_errors(checkpoint, folder):

@@ -10,9 +10,8 @@ Exit status: 0, or 1 after an error message if the page cannot be shown.
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser, round_index
+from egmae_jax.commands.arguments import Parser, local_path, round_index
 from egmae_jax.core import console
 from egmae_jax.deploy.demo import launch
 
@@ -21,11 +20,12 @@ from egmae_jax.deploy.demo import launch
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae demo`."""
     parser = Parser("demo", __doc__)
+    parser.add_import()
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
-    add("--round", type=round_index, default="0", metavar="I", dest="round_index",
+    add("--workdir", required=True, type=local_path, metavar="FOLDER", help="folder of the run")
+    add("--round", type=round_index, metavar="I", dest="round_index",
         help="round of the run; 'all' averages the probabilities of all rounds, and Grad-CAM "
-        "explains the first")  # fmt: skip
+        "explains the first (default: all with folds, else 0)")  # fmt: skip
     add("--branch", metavar="NAME",
         help="branch whose Grad-CAM is shown first (default: mae if the run has it, else the "
         "first branch)")  # fmt: skip

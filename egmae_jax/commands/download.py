@@ -6,9 +6,8 @@ Zip archives are unpacked in the same folder.
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser
+from egmae_jax.commands.arguments import Parser, local_path
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.data import datasets, download
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("download", __doc__)
     available = [n for n in datasets.names() if datasets.get(n).archives]
     parser.add_argument("name", choices=available, help="name of the data set")
-    parser.add_argument("folder", type=Path, help="folder for the files of the data set")
+    parser.add_argument("folder", type=local_path, help="folder for the files of the data set")
     options = parser.read(arguments)
     console.set_up_logging()
     require_writable(options.folder, str(options.folder))

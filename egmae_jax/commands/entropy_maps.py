@@ -10,15 +10,13 @@ there is no reconstruction. Images are resized and cropped as for evaluation; tr
 crops, which are corrupted by the same function.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from egmae_jax.commands.arguments import Parser
+from egmae_jax.commands.arguments import Parser, local_path, positive
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.explain import entropy_maps, source
-from egmae_jax.run.workdir import local_folder
 
 
 @console.user_errors()
@@ -27,10 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("entropy_maps", __doc__)
     parser.add_config("configs/busi.py", required=False)
     add = parser.add_argument
-    add("--workdir", metavar="FOLDER", help="folder of a run whose pre-training is finished")
-    add("--out", default="runs/entropy_maps", metavar="FOLDER",
+    add(
+        "--workdir",
+        type=local_path,
+        metavar="FOLDER",
+        help="folder of a run whose pre-training is finished",
+    )
+    add("--data_dir", type=local_path, metavar="FOLDER",
+        help="folder of the images, if they were moved after training")  # fmt: skip
+    add("--out", type=local_path, default="runs/entropy_maps", metavar="FOLDER",
         help="folder for the figures and noise.json")  # fmt: skip
-    add("--images", type=_parse_count, default=6, metavar="N",
+    add("--images", type=positive, default=6, metavar="N",
         help="number of images to draw, evenly from all classes")  # fmt: skip
     add("--file", action="append", default=[], metavar="IMAGE",
         help="image of the data set to draw instead; may be repeated")  # fmt: skip
@@ -38,25 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="do not measure the noise over the whole data set")  # fmt: skip
     options = parser.read(arguments)
     console.set_up_logging()
-    workdir = None if options.workdir is None else local_folder(options.workdir)
-    out = local_folder(options.out, "--out")
+    workdir, out = options.workdir, options.out
     require_writable(out, f"--out={out}")
     with explain_storage_errors(out, *([workdir] if workdir else [])):
+        config = source.resolve_config(workdir, options.config)
+        if options.data_dir:
+            config.data.dir = str(options.data_dir)
         entropy_maps.run(
-            source.resolve_config(workdir, options.config),
+            config,
             workdir,
             out,
             files=options.file,
             count=options.images,
             statistics=options.statistics,
         )
-
-
-def _parse_count(text: str) -> int:
-    """Parses a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a whole number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

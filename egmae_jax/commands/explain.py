@@ -7,9 +7,8 @@ data set has lesion masks, all test images are scored, regardless of --images.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser, round_index
+from egmae_jax.commands.arguments import Parser, local_path, round_index
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors, require_writable
 from egmae_jax.explain import cam_scores, cam_study
@@ -19,9 +18,10 @@ from egmae_jax.explain import cam_scores, cam_study
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae explain`."""
     parser = Parser("explain", __doc__)
+    parser.add_import()
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
-    add("--out", required=True, type=Path, metavar="FOLDER",
+    add("--workdir", required=True, type=local_path, metavar="FOLDER", help="folder of the run")
+    add("--out", required=True, type=local_path, metavar="FOLDER",
         help="folder for the overlays and gradcam.json")  # fmt: skip
     add("--branch", metavar="NAME",
         help="branch to explain (default: mae if the run has it, else the first "
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "with a grid of at least 7 x 7 cells)")  # fmt: skip
     add("--images", type=int, default=24, metavar="N", dest="max_images",
         help="number of test images to draw")  # fmt: skip
-    add("--data_dir", type=Path, metavar="FOLDER",
+    add("--data_dir", type=local_path, metavar="FOLDER",
         help="folder of the images, if they were moved after training")  # fmt: skip
     options = vars(parser.read(arguments))
     console.set_up_logging()

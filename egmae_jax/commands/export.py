@@ -14,9 +14,8 @@ differ. There is no ONNX file for the ensemble or an ASFF-ResNet.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser
+from egmae_jax.commands.arguments import Parser, local_path
 from egmae_jax.core import console
 from egmae_jax.core.files import explain_storage_errors
 from egmae_jax.deploy.export import run
@@ -26,9 +25,10 @@ from egmae_jax.deploy.export import run
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae export`."""
     parser = Parser("export", __doc__)
+    parser.add_import()
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
-    add("--out", required=True, type=Path, metavar="FOLDER",
+    add("--workdir", required=True, type=local_path, metavar="FOLDER", help="folder of the run")
+    add("--out", required=True, type=local_path, metavar="FOLDER",
         help="folder in which each model gets its own folder")  # fmt: skip
     add("--branch", metavar="NAME",
         help="branch to export (default: all branches and their ensemble)")  # fmt: skip

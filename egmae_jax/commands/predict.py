@@ -18,9 +18,8 @@ some files could not be read: these are listed with the reason, and the others a
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from egmae_jax.commands.arguments import Parser, round_index
+from egmae_jax.commands.arguments import Parser, local_path, round_index
 from egmae_jax.core import console
 from egmae_jax.deploy import predictions
 
@@ -31,16 +30,19 @@ UNREADABLE = 3  # exit status
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae predict`."""
     parser = Parser("predict", __doc__)
+    parser.add_import()
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, metavar="FOLDER", help="folder of the run")
-    add("--images", required=True, type=Path, nargs="+", action="extend", metavar="FOLDER|FILE",
+    add("--workdir", required=True, type=local_path, metavar="FOLDER", help="folder of the run")
+    add("--images", required=True, type=local_path, nargs="+", action="extend",
+        metavar="FOLDER|FILE",
         help="image files, and folders that are searched recursively")  # fmt: skip
-    add("--out", required=True, type=Path, metavar="FILE", help="CSV file to write")
-    add("--round", type=round_index, default="0", metavar="I", dest="round_index",
-        help="round of the run; 'all' averages the probabilities of all rounds")  # fmt: skip
+    add("--out", required=True, type=local_path, metavar="FILE", help="CSV file to write")
+    add("--round", type=round_index, metavar="I", dest="round_index",
+        help="round of the run; 'all' averages the probabilities of all rounds (default: all with "
+        "folds, else 0)")  # fmt: skip
     add("--uncalibrated", action="store_false", dest="calibrated",
         help="write the probabilities of the networks without calibration")  # fmt: skip
-    add("--gradcam", type=Path, metavar="FOLDER", dest="pictures",
+    add("--gradcam", type=local_path, metavar="FOLDER", dest="pictures",
         help="folder for Grad-CAM overlays of the predicted classes")  # fmt: skip
     add("--branch", metavar="NAME",
         help="branch that --gradcam explains (default: mae if the run has it, else the first "

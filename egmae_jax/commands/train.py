@@ -4,38 +4,33 @@ Exit status: 0 if the run is complete, 1 after an error message, 130 and 143 if 
 Ctrl-C and SIGTERM. In the latter case a message names the step from which the same command resumes.
 """
 
-import gc
 import sys
 from collections.abc import Sequence
 
 from egmae_jax import experiment
-from egmae_jax.commands.arguments import Parser
-from egmae_jax.core import console, hosts, platform, preemption, sharding
+from egmae_jax.commands.arguments import Parser, local_path
+from egmae_jax.commands.startup import start_training
+from egmae_jax.core import console, hosts, preemption
 from egmae_jax.run import trackers
-from egmae_jax.run.workdir import local_folder
 
 
 @console.user_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `egmae train`."""
     options = _parser().read(arguments)
-    console.set_up_logging()
-    if options.deterministic:
-        platform.make_deterministic()
-    preemption.install()
-    hosts.join(options.coordinator, options.num_processes, options.process_id)
-    sharding.require_devices()
-    console.set_up_logging(quiet=not hosts.is_primary())
-    preemption.install()  # again, because JAX replaces the SIGTERM handler when hosts join
-    gc.freeze()  # the garbage collector skips imported objects, which makes tracing faster
+    start_training(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        deterministic=options.deterministic,
+    )
     try:
-        workdir = local_folder(options.workdir)
         selected = [
-            trackers.load(name, options.config, workdir)
+            trackers.load(name, options.config, options.workdir)
             for name in options.tracker
             if hosts.is_primary()
         ]
-        experiment.run(options.config, workdir, stage=options.stage, trackers=selected)
+        experiment.run(options.config, options.workdir, stage=options.stage, trackers=selected)
     except preemption.Preempted as stop:
         stop.exit()
 
@@ -44,13 +39,13 @@ def _parser() -> Parser:
     parser = Parser("train", __doc__)
     parser.add_config("configs/busi.py or configs/busi.py:cpu")
     add = parser.add_argument
-    add("--workdir", required=True, metavar="FOLDER",
+    add("--workdir", required=True, type=local_path, metavar="FOLDER",
         help="folder for all results; resumes the run that is in it")  # fmt: skip
     add("--stage", choices=experiment.STAGES, default="all",
         help="stage to run; evaluate computes predictions and results again")  # fmt: skip
-    add("--tracker", action="append", default=[], metavar="MODULE:FUNCTION",
-        help="function that returns a tracker, which receives the metrics of every epoch; may be "
-        "repeated")  # fmt: skip
+    add("--tracker", action="append", default=[], metavar="NAME",
+        help="receiver of the metrics of every epoch: wandb, mlflow or aim where installed, or "
+        "module:function of your own; may be repeated")  # fmt: skip
     add("--deterministic", action="store_true",
         help="on a GPU, make results bit-identical in every run, at some cost; on a CPU they "
         "always are")  # fmt: skip

@@ -51,17 +51,6 @@ def test_an_unknown_field_ends_in_one_line_that_names_the_nearest(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/busi.py", "--tracker=x:Wandb"], "--tracker=x:Wandb: No module named"),
-        (["--config=configs/busi.py:gpu"], "There is no preset 'gpu'. Presets: cpu, or <pre-train"),
-    ],
-)
-def test_what_is_not_there_is_named(arguments, message, tmp_path):
-    assert message in refused(tmp_path, *arguments)
-
-
 def test_a_cache_folder_that_cannot_be_written_to_is_named(tmp_path, busi):
     (tmp_path / "file").write_text("")
     output = refused(
@@ -74,31 +63,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_named(tmp_path, busi):
     assert "(data.cache_dir)" in output
 
 
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [("busi", "Dataset_BUSI.zip"), ("kvasir", "python -m egmae_jax.data.download kvasir")],
-)
-def test_a_missing_data_folder_is_named_with_the_way_to_get_the_data(name, way, tmp_path):
-    folder = tmp_path / "nowhere"
-    flags = (f"--config.data.dir={folder}", "--config.imagenet.weights=none")
-    output = refused(tmp_path, f"--config=configs/{name}.py", *flags)
-    assert f"There is no folder {folder} (data.dir)" in output
-    assert way in output
-
-
 def test_missing_imagenet_weights_are_named_with_the_ways_out(tmp_path, busi):
     output = refused(tmp_path, "--config=configs/busi.py", f"--config.data.dir={busi}")
     assert "hf download timm/convnext_tiny.fb_in1k" in output
     assert "--config.imagenet.weights=none" in output
-
-
-def test_all_mistakes_in_the_config_are_named_at_once(tmp_path):
-    output = refused(
-        tmp_path,
-        "--config=configs/image_folder.py:cpu",
-        "--config.data.image_size=100",
-        "--config.rounds.kind=fold",
-        "--config.pretrain.betas=(0.9, 1.5)",
-    )
-    for field in ("data.dir", "data.image_size", "rounds.kind", "pretrain.betas"):
-        assert f" {field} is " in output
