@@ -3,12 +3,13 @@
 # make test-essential: those of the slow tests that CI always runs.
 # make test-versions: a short set of tests on the lowest versions of the libraries that
 # requirements.txt allows, and on the newest.
+# make test-aot: the tests that compile for a TPU, which need no TPU.
 # make docs: the documentation, in docs/_build/html.
 # PYTHON chooses the interpreter .venv is made from: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test test-slow test-essential test-versions test-lowest test-newest lint docs venv clean
+.PHONY: demo test test-slow test-essential test-versions test-lowest test-newest test-aot lint docs venv clean
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
@@ -23,7 +24,8 @@ test-essential: .venv/installed-test
 	$(VENV)/python -m pytest -n 2 --dist=worksteal -m essential
 
 # What an upgrade of a library breaks first: programs, arrays, checkpoints, images, files, whole runs.
-VERSIONS := tests/test_versions.py tests/training/test_loop.py tests/core/test_preemption.py tests/evaluation/test_predictions.py \
+VERSIONS := tests/test_versions.py tests/test_import.py tests/training/test_loop.py \
+  tests/core/test_preemption.py tests/evaluation/test_predictions.py \
   tests/evaluation/test_metrics.py tests/evaluation/test_scores.py \
   tests/data/test_pipeline.py tests/data/test_dicom.py tests/models/test_models.py
 
@@ -41,6 +43,12 @@ test-lowest test-newest: test-%:
 	  pytest pytest-xdist hypothesis
 	.venv-$*/bin/uv pip list --python .venv-$*/bin/python
 	.venv-$*/bin/python -m pytest -n 2 --dist=worksteal -m 'versions or not slow' $(VERSIONS)
+
+test-aot:
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/pip install --quiet --constraint constraints.txt --editable '.[aot]'
+	.venv-aot/bin/pip install --quiet pytest hypothesis
+	.venv-aot/bin/python -m pytest tests/test_aot.py
 
 lint: .venv/installed-test
 	$(VENV)/ruff check .
@@ -69,4 +77,4 @@ venv: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest runs docs/_build
+	rm -rf .venv .venv-lowest .venv-newest .venv-aot runs docs/_build

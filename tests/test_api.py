@@ -3,15 +3,12 @@
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 import types
 
 import pytest
 
 import egmae_jax
-from tests import tiny
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY, tiny
 
 PAGE = (REPOSITORY / "docs" / "reference" / "api" / "index.md").read_text()
 NAMES = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
@@ -52,11 +49,4 @@ def test_the_package_has_the_names_of_the_page_alone():
 )
 def test_neither_the_import_nor_help_waits_for_jax(program):
     check = "import sys; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}; {check}"],
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    tiny.python("-c", f"{program}; {check}")

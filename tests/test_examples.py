@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 
 SLOW = (pytest.mark.slow, pytest.mark.essential)
 EXAMPLES = [

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import egmae_jax
-from tests.conftest import REPOSITORY
+from tests import REPOSITORY
 
 SOURCES = ("egmae_jax", "configs", "pyproject.toml", "setup.py", "requirements.txt", "README.md")
 TINY = (
-    *("--config.data.image_size=32", "--config.data.store_size=40", "--config.finetune.resize=34"),
+    *("--config.data.image_size=32", "--config.data.store_size=40"),
     "--config.branches=('squeezenet1_1',)",
     *("--config.finetune.epochs=1", "--config.finetune.warmup_epochs=0"),
     *("--config.evaluation.bootstrap_resamples=20", "--config.evaluation.report=False"),
@@ -83,7 +83,7 @@ def test_a_wheel_has_everything_that_a_user_calls(installed, user, tmp_path):
             "--config.data.dir=runs/phantoms")  # fmt: skip
     (tmp_path / "far").mkdir()
     config = shutil.copy(REPOSITORY / "configs" / "busi.py", tmp_path / "far" / "busi.py")
-    user(sys.executable, "-m", "egmae_jax.data.audit", f"--config={config}", *data, "--out=first")
+    user(sys.executable, "-m", "egmae_jax.audit", f"--config={config}", *data, "--out=first")
     user(egmae, "audit", "--config", "configs/kvasir.py:cpu", *data, "--out", "second")
     audits = [json.loads((tmp_path / x / "audit.json").read_text()) for x in ("first", "second")]
     assert [audit["images"] for audit in audits] == [360, 360]

@@ -5,7 +5,9 @@ TINY_HOSTS="address:port processes index" as one of several hosts.
 """
 
 import ast
+import functools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from egmae_jax import experiment, models
 from egmae_jax.core import console, hosts, preemption
 from egmae_jax.data import phantoms
+from egmae_jax.evaluation.features import load_features
 from egmae_jax.evaluation.predictions import load_predictions
-from egmae_jax.models import timm
-from egmae_jax.models.asff import register_asff
-from egmae_jax.models.convnext import register_convnext
+from egmae_jax.models import registry, timm
+from egmae_jax.models.asff import ASFFResNet, register_asff
+from egmae_jax.models.convnext import ConvNeXt, register_convnext
 from egmae_jax.models.init import initial_variables
-from egmae_jax.models.resnet import register_resnet
+from egmae_jax.models.resnet import ResNet, register_resnet
+from tests import REPOSITORY
 
 MODEL = "convnext_test"
 ENTRY = ((1, 1, 1, 1), (8, 12, 16, 20), "none")
@@ -44,6 +49,19 @@ def register() -> None:
     register_convnext(MODEL, *ENTRY)
     register_resnet(RESNET, RESNET_ENTRY)
     register_asff(RESNET, RESNET_ENTRY)
+
+
+def shrink_networks(resnet=RESNET_ENTRY[:2]) -> None:
+    """Makes every model of the registry as small as these, but for SqueezeNets."""
+    for name, spec in registry._SPECS.items():
+        build: Any = spec.build
+        sizes = {
+            ConvNeXt: ENTRY[:2],
+            ResNet: (*resnet, *build.args[2:]),
+            ASFFResNet: (*resnet, *build.args[2:]),
+        }.get(build.func, build.args)
+        smaller = functools.partial(build.func, *sizes, **build.keywords)
+        registry._SPECS[name] = spec._replace(build=smaller)
 
 
 def make_config(data: Path, cache: Path, **changes):
@@ -143,8 +161,28 @@ def _literal(text: str):
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment for a process of its own."""
-    root = str(Path(__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root, **variables}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def free_port() -> int:
+    """Of this machine, free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def python(*arguments, cwd=REPOSITORY, **variables: str) -> subprocess.CompletedProcess:
+    """Runs `python ARGUMENTS` in a folder, which must end with status 0."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def run_process(data, cache, workdir, *fields, **variables) -> subprocess.Popen:
@@ -153,7 +191,7 @@ def run_process(data, cache, workdir, *fields, **variables) -> subprocess.Popen:
     return subprocess.Popen(
         command,
         env=environment(**variables),
-        cwd=Path(__file__).parents[1],
+        cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -166,9 +204,16 @@ def outcome(workdir: Path) -> dict[str, np.ndarray]:
     for path in sorted(workdir.rglob("*.safetensors")):
         for name, array in safetensors.numpy.load_file(path).items():
             arrays[f"{path.relative_to(workdir)}:{name}"] = array
-    for path in sorted(workdir.rglob("*.npz")):
+    for path in sorted(workdir.glob("predictions/*.npz")):
         arrays[str(path.relative_to(workdir))] = load_predictions(path).probabilities
+    for path in sorted(workdir.glob("features/*.npz")):
+        arrays[str(path.relative_to(workdir))] = load_features(path).features
     return arrays
+
+
+def flatten(tree) -> dict[str, Any]:
+    """Leaves by their paths, with / between the names."""
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def assert_same(first, second, **tolerance) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}|:{3,})(?P<info>[^`]*)$")
 _NEEDS = re.compile(r"^(?:%|<!--) needs:(?P<names>.*?)(?:-->)?$", re.MULTILINE)

@@ -21,7 +21,6 @@ from egmae_jax.commands import COMMANDS
 from egmae_jax.commands.arguments import Parser
 from egmae_jax.core import hosts
 from egmae_jax.data import phantoms
-from egmae_jax.models import registry
 from egmae_jax.run import config as configs
 from egmae_jax.run import rules
 from egmae_jax.sweep import variants
@@ -39,7 +38,7 @@ _CAPS = {
     "finetune.resize": 34,
     "rounds.count": 2,
     "evaluation.batch_size": 8,
-    "evaluation.resize": 32,
+    "evaluation.resize": 36,
     "evaluation.bootstrap_resamples": 20,
     "mesh.fsdp": 1,
 }
@@ -53,7 +52,7 @@ def apply() -> None:
     """Makes everything small, in this process."""
     for name in COMMANDS:
         importlib.import_module(f"egmae_jax.commands.{name}")
-    _shrink_networks()
+    tiny.shrink_networks(_RESNET)
     with contextlib.suppress(pytest.skip.Exception):
         _shrink_timm()
     for name in ("wandb", "mlflow"):  # take any call
@@ -70,6 +69,7 @@ def end_after_parsing() -> None:
     parser.parse_args = _ending(parser.parse_args)
     Parser.read = _read_flags(Parser.read)  # type: ignore[method-assign]
     rules.check = _ending(rules.check)
+    rules.check_data = _ending(rules.check_data)
 
 
 def _ending(function):
@@ -92,18 +92,6 @@ def _read_flags(read):
         return options
 
     return call
-
-
-def _shrink_networks() -> None:
-    for name, spec in registry._SPECS.items():
-        build: Any = spec.build
-        sizes = {
-            "convnext": tiny.ENTRY[:2],
-            "resnet": (*_RESNET, *build.args[2:]),
-            "asff_resnet": (*_RESNET, *build.args[2:]),
-        }.get(spec.family, build.args)
-        smaller = functools.partial(build.func, *sizes, **build.keywords)
-        registry._SPECS[name] = spec._replace(build=smaller)
 
 
 def _shrink_timm() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from egmae_jax.run import config, default_config
-from tests.docs.pages import REPOSITORY, Page, dead_links, pages
+from tests import REPOSITORY
+from tests.docs.pages import Page, dead_links, pages
 from tests.docs.runner import Runner
 
 PAGES = pages()

@@ -2,17 +2,13 @@
 
 import argparse
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from egmae_jax.commands import COMMANDS
 from egmae_jax.commands.arguments import Parser
+from tests import REPOSITORY, tiny
 
-ROOT = Path(__file__).parents[2]
 # Of which docs/reference/commands.md lists the flags by hand; of the others it prints the help.
 BY_HAND = ("train", "audit", "sweep", "entropy_maps")
 
@@ -23,18 +19,13 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     pytest.importorskip("furo")
     # 'dummy' reads all pages and docstrings and resolves all links; only HTML is not written.
-    command = (sys.executable, "-m", "sphinx", "-qW", "--keep-going", "-b", "dummy", "docs")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    built = subprocess.run(
-        (*command, str(tmp_path)), cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr
-    assert not built.stderr
+    command = ("-m", "sphinx", "-qW", "--keep-going", "-b", "dummy", "docs", tmp_path)
+    assert tiny.python(*command).stderr == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_reference_names_every_flag(command, monkeypatch):
-    page = (ROOT / "docs/reference/commands.md").read_text()
+    page = (REPOSITORY / "docs/reference/commands.md").read_text()
     section = page.split(f"\n## egmae {command}\n")[1].split("\n## ")[0]
     if command not in BY_HAND:
         assert f"{{command-help}} egmae_jax.commands.{command}\n" in section

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import safetensors.numpy
 
-from egmae_jax.models import timm
+from egmae_jax.models import timm_names
 
 _SIZE = (48, 64)  # height and width
 _PARTS = {"Training": 6, "Validation": 2, "Test": 3}  # of ISIC 2018: images of each class
@@ -18,6 +18,7 @@ _KVASIR = (
     *("dyed-lifted-polyps", "dyed-resection-margins", "esophagitis", "normal-cecum"),
     *("normal-pylorus", "normal-z-line", "polyps", "ulcerative-colitis"),
 )
+_FINDINGS = ("cecum", "polyps", "bbps-0-1")
 _COVID = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 _SKIN = ("benign", "malignant")
 _TUMOURS = ("glioma", "meningioma", "notumor", "pituitary")
@@ -27,6 +28,7 @@ _LAYOUTS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     "busi": [("Dataset_BUSI_with_GT/{label}/{label} ({k}).png", _BUSI, 10)],
     "kvasir": [("kvasir-dataset-v2/{label}/{k}.jpg", _KVASIR, 6)],
     "kvasir_v1": [("kvasir-dataset/{label}/{k}.jpg", _KVASIR, 6)],
+    "hyperkvasir": [("labeled-images/lower-gi-tract/findings/{label}/{k}.jpg", _FINDINGS, 8)],
     "covid": [("COVID-19_Radiography_Dataset/{label}/images/{label}-{k}.png", _COVID, 8)],
     "skin_lesions": [("train/{label}/{k}.jpg", _SKIN, 10), ("test/{label}/{k}.jpg", _SKIN, 4)],
     "brain_tumor": [
@@ -39,6 +41,8 @@ _LAYOUTS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     ],
     "mine": [("{label}/patient{patient:03}_{k}.png", _BUSI, 12)],
     "xray": [("{label}/{patient:08}_{k:03}.png", ("COVID-19", "No_findings", "Pneumonia"), 12)],
+    "archive": [("ward_{k}/{label}.png", ("a", "b", "c", "d", "e"), 4)],
+    "hospital_b": [("{label}/p{patient:03}_{k}.png", ("benign", "cancer", "normal"), 8)],
     "table": [("images/{label}_{k}.png", _BUSI, 12)],
     "isic2018": [
         (f"ISIC2018_Task3_{part}_Input/ISIC_{{label}}_{part}_{{k}}.jpg", _DIAGNOSES, count)
@@ -66,7 +70,7 @@ def _write_weights(path: Path) -> None:
     tensors = {
         # Variances must be positive, and what scales a block near nothing, as in trained networks.
         key: np.abs(rng.normal(scale=0.05, size=shape)).astype(np.float32)
-        for key, (_, shape, _) in timm._expected(name, 1000).items()
+        for key, (_, shape, _) in timm_names.expected_tensors(name, 1000).items()
     }
     if path.suffix == ".npz":
         np.savez(path, allow_pickle=False, **tensors)
@@ -75,7 +79,8 @@ def _write_weights(path: Path) -> None:
 
 
 def _write_data_set(folder: Path) -> None:
-    rng = np.random.default_rng(0)
+    # Those with a seed of their own show no image of others.
+    rng = np.random.default_rng({"archive": 2, "hospital_b": 3}.get(folder.name, 0))
     rows = []
     for file, label, patient in _files(folder.name):
         path = folder / file
@@ -86,6 +91,8 @@ def _write_data_set(folder: Path) -> None:
         _write_masks(folder, [(file, label) for file, label, _ in rows])
     elif folder.name == "isic2018":
         _write_isic_tables(folder, [(file, label) for file, label, _ in rows])
+    elif folder.name == "hospital_b":
+        _write_table(folder / "manifest.csv", ("path", "label", "patient"), rows)
     elif folder.name == "table":
         splits = (*["train"] * 8, *["validation"] * 2, *["test"] * 2)
         table = [(*row, splits[i % len(splits)]) for i, row in enumerate(rows)]
