@@ -3,9 +3,10 @@
     python -m benchmarks.evidence --data=data --budget_minutes=110
 
 Scores are written to docs/evidence/<experiment>_<data set>.json, one file for each sweep, and
-from these the tables of docs/results.md and docs/howto/datasets.md. After --budget_minutes the
-run that is under way saves a checkpoint; the same command resumes it. --pages_only runs nothing,
-and --only=audits audits the data sets.
+from these the tables of docs/results.md and docs/howto/datasets.md. A sweep whose file is complete
+is not run again, even where its runs are gone; delete the file to repeat it. After --budget_minutes
+the run that is under way saves a checkpoint; the same command resumes it. --pages_only runs
+nothing, and --only=audits audits the data sets.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def main() -> int:
         if options.budget_minutes:
             timer.start()
         for name, dataset in parts:
+            if record.is_complete(name, dataset):
+                print(f"{name}, {dataset}: is complete in docs/evidence")
+                continue
             sweep, out = _read(options, name, dataset), options.out / name / dataset
             run.check(sweep, out)
             try:

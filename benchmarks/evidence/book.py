@@ -13,14 +13,18 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.evidence import audits, figures, plan
-from benchmarks.evidence.record import FOLDER, best_settings
+from benchmarks.evidence.record import FOLDER, best_settings, path_of
 from egmae_jax.core.files import read_json
 from egmae_jax.core.numbers import format_mean_std, number
 from egmae_jax.sweep.variants import line
 
 PAGES = (FOLDER.parent / "results.md", FOLDER.parent / "howto/datasets.md")
 _SECTION = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
-_LABELS = {"scratch": "no pre-training", "no_pretraining": "no pre-training"}
+_LABELS = {
+    "scratch": "no pre-training",
+    "no_pretraining": "no pre-training",
+    "no_pretraining_longer": "no pre-training, equal passes",
+}
 
 Record = dict[str, Any]
 
@@ -58,7 +62,7 @@ def tables(name: str) -> str:
 
 def load(name: str) -> dict[str, Record]:
     """Returns what is recorded of an experiment, by data set."""
-    paths = {x: FOLDER / f"{name}_{x}.json" for x in plan.EXPERIMENTS[name].datasets}
+    paths = {x: path_of(name, x) for x in plan.EXPERIMENTS[name].datasets}
     return {dataset: read_json(path) for dataset, path in paths.items() if path.exists()}
 
 

@@ -23,12 +23,12 @@ class Experiment(NamedTuple):
 
     title: str
     sweep: str  # name of a file in configs/sweeps
-    words: str  # of the sweep, after the recipe; {passes} is replaced by the epochs
+    words: str  # of the sweep, after the recipe; names in braces are replaced by epochs
     fields: dict[str, Any]  # config fields, beside SMALL and those of the data set
     datasets: tuple[str, ...]
     # Pairs of variants, first minus second. The intervals of one data set hold together.
     contrasts: tuple[tuple[str, str], ...]
-    # Numbers of epochs on a data set of share 1, by the field or the word that they replace.
+    # Numbers of epochs on a data set of share 1, by the name in `words` that they replace.
     epochs: tuple[tuple[str, int], ...] = ()
 
 
@@ -53,8 +53,11 @@ DATA = {
     "isic": DataSet("ISIC 2018 at 200x150", "isic2018", "isic2018"),
 }
 
-# No output but scores, and three folds: each has a pre-training, a seed and test images of its own.
+# Small images, no output but scores, and three folds, each with a pre-training, a seed and test
+# images of its own.
 SMALL = {
+    "data.image_size": 64,
+    "data.store_size": 80,
     "rounds.kind": "folds",
     "rounds.count": 3,
     "evaluation.report": False,
@@ -74,11 +77,15 @@ EXPERIMENTS = {
     "controls": Experiment(
         "What the entropy does",
         "corruption",
-        "cpu",
+        "cpu,{pretraining}/{finetuning}",
         {},
         ("busi", "endoscopy", "covid"),
-        tuple((f"entropy_noise{s}", f"{kind}{s}") for s in _SCALES for kind in _CONTROLS),
-        (("pretrain.epochs", 20), ("finetune.epochs", 15)),
+        (
+            *((f"entropy_noise{s}", f"{kind}{s}") for s in _SCALES for kind in _CONTROLS),
+            ("entropy_sampled", "random_mask"),
+            *((f"entropy_noise{s}", "no_pretraining_longer") for s in _SCALES),
+        ),
+        (("pretraining", 20), ("finetuning", 15)),
     ),
     "budget": Experiment(
         "Pre-training at equal passes over the images",
@@ -153,18 +160,14 @@ def read(experiment: Experiment, dataset: str, data: Path, weights: Path) -> Swe
 
 def words_of(experiment: Experiment, dataset: str) -> str:
     """Returns the words after the colon of --config."""
-    words = experiment.words.format(**_epochs(experiment, dataset))
+    share = DATA[dataset].share
+    words = experiment.words.format(**{k: round(n * share) for k, n in experiment.epochs})
     return f"{DATA[dataset].recipe},{words}"
 
 
 def fields_of(experiment: Experiment, dataset: str) -> dict[str, Any]:
     """Returns the config fields that differ from those of the sweep's file."""
-    epochs = {k: x for k, x in _epochs(experiment, dataset).items() if "." in k}
-    return SMALL | epochs | dict(DATA[dataset].fields) | experiment.fields
-
-
-def _epochs(experiment: Experiment, dataset: str) -> dict[str, int]:
-    return {name: round(count * DATA[dataset].share) for name, count in experiment.epochs}
+    return SMALL | dict(DATA[dataset].fields) | experiment.fields
 
 
 def command(experiment: Experiment, dataset: str, out: str) -> str:

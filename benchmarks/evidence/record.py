@@ -54,9 +54,9 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
             contrasts.append({"first": first, "second": second, "difference": found})
     counts = results["dataset"]["counts"]
     write_json(
-        FOLDER / f"{name}_{dataset}.json",
+        path_of(name, dataset),
         {
-            "command": plan.command(experiment, dataset, f"runs/evidence/{name}/{dataset}"),
+            "command": _command(name, dataset),
             "protocol": results["dataset"]["protocol"],
             "classes": results["dataset"]["classes"],
             "images": int(sum(sum(part.values()) for part in counts.values())),
@@ -68,6 +68,23 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
             "contrasts": contrasts,
         },
     )
+
+
+def path_of(name: str, dataset: str) -> Path:
+    """Returns the file of an experiment on a data set."""
+    return FOLDER / f"{name}_{dataset}.json"
+
+
+def is_complete(name: str, dataset: str) -> bool:
+    """Whether all variants are recorded, of the experiment as it is planned now."""
+    path = path_of(name, dataset)
+    kept = read_json(path) if path.exists() else {}
+    return kept.get("complete", False) and kept["command"] == _command(name, dataset)
+
+
+def _command(name: str, dataset: str) -> str:
+    experiment = plan.EXPERIMENTS[name]
+    return plan.command(experiment, dataset, f"runs/evidence/{name}/{dataset}")
 
 
 def score(name: str, workdir: Path) -> dict[str, ScoredVariant]:

@@ -1,15 +1,18 @@
-"""Compares kinds and scales of corruption with no pre-training, at equal epochs of fine-tuning.
+"""Compares kinds and scales of corruption with no pre-training.
 
 egmae sweep --config=configs/sweeps/corruption.py:busi,cpu --config.data.dir=<folder> \
     --config.rounds.count=5 --out=runs/corruption
     Eight of its variants took two and a quarter hours on two shared CPU cores; all
-    sixteen were not timed. Expected on 157 test images over five seeds: AUC .671 ± .017 without
+    were not timed. Expected on 157 test images over five seeds: AUC .671 ± .017 without
     pre-training, .714 ± .015 with the paper's equation 4, .747 ± .007 with scale .05
     (docs/results.md).
 
 The words after the colon are a recipe and its own words: `busi,cpu` is configs/busi.py:cpu. Only
 the branch 'mae' runs, because the branch 'imagenet' is the same in all variants. Without
-pre-training, the network starts from the random weights that pre-training starts from.
+pre-training, the network starts from the random weights that pre-training starts from: it is
+fine-tuned for as many epochs as the others ('no_pretraining'), and for as many as their
+pre-training and fine-tuning have together ('no_pretraining_longer'). Other epochs than the preset's
+are therefore a word of the recipe, such as `busi,cpu,20/30`.
 """
 
 from typing import Any
@@ -27,12 +30,11 @@ def get_config(words: str | None = None) -> ConfigDict:
     """The recipe named by `words`, with each corruption and without pre-training."""
     config = variants.base(words)
     config.branches = ("mae",)
+    passes = config.pretrain.epochs + config.finetune.epochs
+    random_start = {"branches": ("imagenet",), "imagenet.weights": "none", "imagenet.model": ""}
     changes: dict[str, dict[str, Any]] = {
-        "no_pretraining": {
-            "branches": ("imagenet",),
-            "imagenet.weights": "none",
-            "imagenet.model": "",
-        }
+        "no_pretraining": random_start,
+        "no_pretraining_longer": random_start | {"finetune.epochs": passes},
     }
     for scale in SCALES:  # all kinds at one scale before the next
         for kind in corruption.kinds():

@@ -63,7 +63,7 @@ def test_backbones_are_the_papers_the_companions_and_others(words):
 def test_corruptions_are_compared_with_the_same_network_from_random_weights():
     sweep = variants.read(corruption_sweep.get_config("isic2018,cpu"))
     kinds = {v.name: (v.config.corruption.kind, v.config.corruption.scale) for v in sweep.variants}
-    assert kinds.pop("no_pretraining")
+    assert kinds.pop("no_pretraining") and kinds.pop("no_pretraining_longer")
     assert kinds == {
         "entropy_noise": ("entropy_noise", 1.0),
         "entropy_noise_0.18": ("entropy_noise", 0.18),
@@ -77,8 +77,11 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
             for suffix, scale in (("", 1.0), ("_0.18", 0.18), ("_0.05", 0.05))
         },
     }
+    longer, pretrained = sweep.variants[1:3]
+    epochs = (pretrained.config.pretrain.epochs, pretrained.config.finetune.epochs)
+    assert longer.config.finetune.epochs == sum(epochs)
     starts = []
-    for variant in (sweep.variants[0], sweep.variants[1]):
+    for variant in (sweep.variants[0], pretrained):
         rules.check(variant.config, 1)
         (branch,) = branches.from_config(variant.config)
         network = branches.classifier(branch, variant.config, num_classes=3)
@@ -88,7 +91,7 @@ def test_corruptions_are_compared_with_the_same_network_from_random_weights():
         starts.append(initial_variables(network, 0, image, **options))
         budget = ("epochs", "batch_size", "learning_rate", "layer_decay", "drop_path_rate")
         assert [variant.config.finetune[x] for x in budget] == [
-            sweep.variants[2].config.finetune[x] for x in budget
+            sweep.variants[3].config.finetune[x] for x in budget
         ]
     jax.tree.map(np.testing.assert_array_equal, *starts)
 
