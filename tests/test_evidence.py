@@ -41,12 +41,19 @@ def test_every_figure_of_a_page_is_there():
 def test_a_figure_is_the_same_for_the_same_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FOLDER", tmp_path)
     rng = np.random.default_rng(0)
-    rows = {"busi": {x: scores(rng, x) for x in ("scratch", "mae")}, "covid": {}}
-    files = [tmp_path / figures.draw("drawn", rows, {"scratch": "no pre-training"})]
-    text = files[0].read_text()
-    assert "no pre-training" in text
-    figures.draw("drawn", rows, {"scratch": "no pre-training"})
-    assert files[0].read_text() == text
+    names = {
+        "controls": ("scratch", "mae"),
+        "labels": ("scratch/1", "mae/1", "scratch/0.05"),
+        "figure2": ("0/60", "100/30", "1000/15"),
+    }
+    for name, variants_of in names.items():
+        rows = {x: {v: scores(rng, v) for v in variants_of} for x in ("busi", "covid")}
+        path = tmp_path / figures.draw(name, rows, {"scratch": "no pre-training"})
+        text = path.read_text()
+        assert "no pre-training" in text
+        assert ("published" in text) == (name == "figure2")
+        figures.draw(name, rows, {"scratch": "no pre-training"})
+        assert path.read_text() == text
 
 
 def test_files_of_evidence_name_no_machine():

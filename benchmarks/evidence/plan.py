@@ -16,6 +16,7 @@ class DataSet(NamedTuple):
     folder: str  # below the folder of --data
     share: float = 1.0  # of the experiments' epochs: larger sets train for about as many steps
     fields: tuple[tuple[str, Any], ...] = ()  # config fields and their values
+    published: tuple[str, int] = ("", 0)  # the paper's table: name of the data set, classes
 
 
 class Experiment(NamedTuple):
@@ -23,17 +24,18 @@ class Experiment(NamedTuple):
 
     title: str
     sweep: str  # name of a file in configs/sweeps
-    words: str  # of the sweep, after the recipe; names in braces are replaced by epochs
+    words: str  # of the sweep, after the recipe; {names} are replaced by epochs and {weights}
     fields: dict[str, Any]  # config fields, beside SMALL and those of the data set
     datasets: tuple[str, ...]
     # Pairs of variants, first minus second. The intervals of one data set hold together.
     contrasts: tuple[tuple[str, str], ...]
     # Numbers of epochs on a data set of share 1, by the name in `words` that they replace.
     epochs: tuple[tuple[str, int], ...] = ()
+    axis: str = ""  # what the number after the slash of a variant's name is
 
 
 DATA = {
-    "busi": DataSet("BUSI", "busi", "busi"),
+    "busi": DataSet("BUSI", "busi", "busi", published=("busi", 3)),
     "endoscopy": DataSet(
         "HyperKvasir, five classes",
         "hyperkvasir",
@@ -47,10 +49,17 @@ DATA = {
         "covid19_radiography",
         0.65,
         (("data.classes", ("COVID", "Normal", "Viral Pneumonia")),),
+        ("covid", 2),
     ),
     "brain": DataSet("brain tumour MRI", "brain_tumor", "brain_tumor_mri"),
     "brisc": DataSet("BRISC 2025, a sample", "brisc2025", "brisc2025"),
-    "isic": DataSet("ISIC 2018 at 200x150", "isic2018", "isic2018"),
+    "isic": DataSet("ISIC 2018 at 200x150", "isic2018", "isic2018", 0.13),
+    "lesions": DataSet(
+        "ISIC 2018, benign or malignant",
+        "skin_asff",
+        "isic2018",
+        fields=(("data.protocol", "grouped"),),
+    ),
 }
 
 # Small images, no output but scores, and three folds, each with a pre-training, a seed and test
@@ -65,12 +74,8 @@ SMALL = {
     "tensorboard.panel_epochs": 0,
 }
 
-# ImageNet weights of EfficientNet-Lite0: docs/howto/weights.md converts them.
-LITE0 = "weights/tf_efficientnet_lite0.safetensors"
-
-SQUEEZENET = "weights/squeezenet1_1.npz"  # converted from torchvision's, see the same page
-
 _SCALES = ("", "_0.18", "_0.05")
+_SHARES = ("1", "0.5", "0.25", "0.1", "0.05")
 _CONTROLS = ("shuffled_entropy", "contrast_noise", "uniform_noise")
 
 EXPERIMENTS = {
@@ -99,34 +104,52 @@ EXPERIMENTS = {
     "labels": Experiment(
         "Few labels, many images",
         "label_share",
-        "cpu,weights=none",
-        {"corruption.scale": 0.05},
+        "cpu,{pretraining}/{finetuning},weights={weights}",
+        {"corruption.scale": 0.05, "imagenet.model": "tf_efficientnet_lite0"},
         ("endoscopy", "busi"),
-        tuple((f"mae/{s}", f"scratch/{s}") for s in ("1", "0.5", "0.25", "0.1", "0.05")),
+        (
+            *((f"mae/{s}", f"scratch/{s}") for s in _SHARES),
+            *((f"imagenet+mae/{s}", f"imagenet/{s}") for s in _SHARES),
+        ),
+        (("pretraining", 20), ("finetuning", 15)),
+        "share of the labels",
     ),
     "imagenet": Experiment(
         "With a real ImageNet network, and what leakage is worth",
         "protocols",
-        "cpu",
+        "cpu,{pretraining}/{finetuning}",
         {
             "imagenet.model": "tf_efficientnet_lite0",
-            "imagenet.weights": LITE0,
+            "imagenet.weights": "{weights}",
             "corruption.scale": 0.05,
             "finetune.learning_rate": 5e-4,
             "data.image_size": 160,
             "data.store_size": 192,
-            "finetune.resize": 168,
         },
         ("busi", "endoscopy", "covid", "isic"),
         tuple((f"grouped, {x}", "grouped, imagenet") for x in ("mean", "weighted", "stacked")),
+        (("pretraining", 15), ("finetuning", 15)),
     ),
     "layers": Experiment(
         "Layers of low entropy, with noise on the input",
         "layer_selection",
         "squeezenet1_1,cpu",
-        {"imagenet.weights": SQUEEZENET},
+        {"imagenet.weights": "{weights}"},
         ("brain",),
-        tuple((f"low_entropy/{x:g}", f"random/{x:g}") for x in (0.0, 0.1, 0.2, 0.3, 0.4)),
+        tuple(
+            (f"low_entropy/{x}", f"{other}/{x}")
+            for other in ("random", "all")
+            for x in ("0", "0.1", "0.2", "0.3", "0.4")
+        ),
+        axis="standard deviation of the noise, share of the pixel range",
+    ),
+    "asff": Experiment(
+        "ASFF and classic CNNs",
+        "asff",
+        "cpu,weights={weights}",
+        {},
+        ("lesions",),
+        (("asff_resnet50", "resnet50"), ("asff_resnet50", "tf_efficientnet_lite0-imagenet")),
     ),
     "figure2": Experiment(
         "Figure 2 of the paper",
@@ -150,33 +173,34 @@ def read(experiment: Experiment, dataset: str, data: Path, weights: Path) -> Swe
     """
     source = DATA[dataset]
     module = importlib.import_module(f"configs.sweeps.{experiment.sweep}")
-    config = module.get_config(words_of(experiment, dataset))
-    fields = fields_of(experiment, dataset) | {"data.dir": str(data / source.folder)}
-    if "imagenet.weights" in fields:
-        fields["imagenet.weights"] = str(weights / Path(fields["imagenet.weights"]).name)
+    config = module.get_config(words_of(experiment, dataset, weights))
+    fields = fields_of(experiment, dataset, weights) | {"data.dir": str(data / source.folder)}
     config.update_from_flattened_dict(fields)
     return variants.read(config, overrides=tuple(fields))
 
 
-def words_of(experiment: Experiment, dataset: str) -> str:
+def words_of(experiment: Experiment, dataset: str, weights: Path) -> str:
     """Returns the words after the colon of --config."""
     share = DATA[dataset].share
-    words = experiment.words.format(**{k: round(n * share) for k, n in experiment.epochs})
+    epochs = {name: round(count * share) for name, count in experiment.epochs}
+    words = experiment.words.format(weights=weights, **epochs)
     return f"{DATA[dataset].recipe},{words}"
 
 
-def fields_of(experiment: Experiment, dataset: str) -> dict[str, Any]:
+def fields_of(experiment: Experiment, dataset: str, weights: Path) -> dict[str, Any]:
     """Returns the config fields that differ from those of the sweep's file."""
-    return SMALL | dict(DATA[dataset].fields) | experiment.fields
+    fields = SMALL | dict(DATA[dataset].fields) | experiment.fields
+    return {k: str(weights) if x == "{weights}" else x for k, x in fields.items()}
 
 
 def command(experiment: Experiment, dataset: str, out: str) -> str:
     """Returns the command that runs an experiment on a data set by itself."""
-    source = DATA[dataset]
-    words = [f"--config=configs/sweeps/{experiment.sweep}.py:{words_of(experiment, dataset)}"]
-    fields = {"data.dir": f"data/{source.folder}"} | fields_of(experiment, dataset)
-    words += [f"--config.{name}={_flag(value)}" for name, value in fields.items()]
-    return " ".join(["egmae sweep", *words, f"--out={out}", "--all_on_test"])
+    source, weights = DATA[dataset], Path("weights")
+    words = words_of(experiment, dataset, weights)
+    fields = {"data.dir": f"data/{source.folder}"} | fields_of(experiment, dataset, weights)
+    flags = [f"--config.{name}={_flag(value)}" for name, value in fields.items()]
+    config = f"--config=configs/sweeps/{experiment.sweep}.py:{words}"
+    return " ".join(["egmae sweep", config, *flags, f"--out={out}", "--all_on_test"])
 
 
 def _flag(value: Any) -> str:
