@@ -226,10 +226,9 @@ def test_many_devices_and_hosts_give_the_results_of_one(
 @pytest.mark.slow
 def test_what_is_off_by_default_gives_the_results_of_one_device_too(alone, data, cache, tmp_path):
     expected = alone(*LEVERS)
-    run_hosts(data, cache, tmp_path, *SHORT, *LEVERS, "mesh.fsdp=2", devices=4)
+    run_hosts(data, cache, tmp_path, *SHORT, *LEVERS, devices=4)
     assert_close_losses(expected, tmp_path)
-    # AdamW's first steps are as large for a gradient near zero as for others, so rounding shows.
-    assert_same(outcome(expected), outcome(tmp_path), atol=5e-4)
+    assert_same(outcome(expected), outcome(tmp_path), atol=1e-4)
 
 
 @pytest.mark.essential
