@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import audits, book, figures, plan, record
-from egmae_jax.core.files import read_json
+from egmae_jax.core.files import read_json, write_json
 from egmae_jax.run import rules
 from egmae_jax.sweep import variants
 from tests.sweep.test_summary import predictions
@@ -60,7 +60,9 @@ def test_files_of_evidence_name_no_machine():
     for path in record.FOLDER.glob("*.json"):
         assert not re.search(r"/(?:root|home|tmp|work)/", path.read_text()), path
         if path != audits.FILE:
-            assert len(read_json(path)["made_with"]["commit"]) >= 7
+            kept = read_json(path)
+            commits = [row["commit"] for row in kept.get("variants", [kept.get("made_with")])]
+            assert all(len(commit) >= 7 for commit in commits)
 
 
 def scores(rng, name, gain=0.0):
@@ -119,19 +121,34 @@ def test_of_a_stopped_sweep_the_complete_runs_are_kept(tmp_path, monkeypatch):
         },
         "made_with": {"commit": "0123456", "versions": {}, "command": "/root/secret"},
     }
-    monkeypatch.setattr(record, "read_json", lambda path: results)
+
+    def finish(out, names):
+        for name in names:
+            write_json(out / name / "results.json", results)
+        record.write("controls", "busi", sweep, out)
+
     parts = [[predictions(rng, labels, 1.0, part) for _ in range(3)] for part in ("v", "t")]
     scored = record.ScoredVariant("mae", None, *parts, 40.0)
     monkeypatch.setattr(record, "score", lambda name, path: {name: scored})
-    for name in complete:
-        (tmp_path / "out" / name).mkdir(parents=True)
-        (tmp_path / "out" / name / "results.json").touch()
-    record.write("controls", "busi", sweep, tmp_path / "out")
-    kept = read_json(tmp_path / "evidence" / "controls_busi.json")
-    assert [row["name"] for row in kept["variants"]] == list(complete)
+    finish(tmp_path / "out", complete)
+    kept = record.read("controls", "busi")
+    assert {row["name"] for row in kept["variants"]} == set(complete)
     assert not kept["complete"]
     assert kept["images"] == 5
     (contrast,) = kept["contrasts"]
     assert (contrast["first"], contrast["second"]) == ("entropy_noise", "uniform_noise")
     assert "secret" not in str(kept)
     assert kept["command"].startswith("egmae sweep --config=configs/sweeps/corruption.py:busi,cpu")
+
+    # Elsewhere, what is recorded need not run again, but for the predictions that others need.
+    rest = record.remaining("controls", "busi", sweep)
+    assert "no_pretraining" not in [x.name for x in rest.variants]
+    assert "uniform_noise" not in [x.name for x in rest.variants]
+    assert {"entropy_noise", "shuffled_entropy"} < {x.name for x in rest.variants}
+    finish(tmp_path / "elsewhere", [x.folder for x in rest.variants])
+    whole = record.read("controls", "busi")
+    assert [row["variant"] for row in whole["variants"]] == [x.name for x in sweep.variants]
+    assert whole["complete"]
+    assert len(whole["contrasts"]) == whole["comparisons"]
+    assert contrast in whole["contrasts"]
+    assert not record.remaining("controls", "busi", sweep).variants

@@ -3,10 +3,11 @@
     python -m benchmarks.evidence --data=data --budget_minutes=110
 
 Scores are written to docs/evidence/<experiment>_<data set>.json, one file for each sweep, and
-from these the tables of docs/results.md and docs/howto/datasets.md. A sweep whose file is complete
-is not run again, even where its runs are gone; delete the file to repeat it. After --budget_minutes
-the run that is under way saves a checkpoint; the same command resumes it. --pages_only runs
-nothing, and --only=audits audits the data sets.
+from these the tables of README.md, docs/results.md and docs/howto/datasets.md. What a file holds
+is not run again, even where its runs are gone, unless a comparison needs its predictions; delete
+the file to repeat a sweep. After --budget_minutes the run that is under way saves a checkpoint; the
+same command resumes it. --pages_only runs nothing. --only=audits audits the data sets, and
+--only=demo or another single run repeats it.
 """
 
 import argparse
@@ -16,10 +17,9 @@ import sys
 import threading
 from pathlib import Path
 
-from benchmarks.evidence import audits, book, plan, record
+from benchmarks.evidence import audits, book, plan, record, runs
 from egmae_jax.core import console, preemption
 from egmae_jax.sweep import run
-from egmae_jax.sweep.variants import Sweep
 
 
 def main() -> int:
@@ -33,33 +33,37 @@ def main() -> int:
         parts = [part for part in parts if part[1] == options.dataset]
     if options.only == "audits":
         audits.write(options.data)
+    elif options.only in runs.RUNS:
+        runs.run(options.only, options.data, options.out / options.only)
     elif not options.pages_only:
         preemption.install()
         timer = threading.Timer(60 * options.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         if options.budget_minutes:
             timer.start()
-        for name, dataset in parts:
-            if record.is_complete(name, dataset):
-                print(f"{name}, {dataset}: is complete in docs/evidence")
-                continue
-            sweep, out = _read(options, name, dataset), options.out / name / dataset
-            run.check(sweep, out)
-            try:
-                failures |= run.run(sweep, out)
-            except preemption.Preempted as stop:
-                record.write(name, dataset, sweep, out)
-                print(f"{stop}\nThe same command resumes.")
-                break
-            record.write(name, dataset, sweep, out)
+        try:
+            for name, dataset in parts:
+                failures |= _run(name, dataset, options)
+        except preemption.Preempted as stop:
+            print(f"{stop}\nThe same command resumes.")
     book.write_pages()
     for name, error in failures.items():
         print(f"{name} failed: {error}")
     return 1 if failures else 0
 
 
-def _read(options: argparse.Namespace, name: str, dataset: str) -> Sweep:
-    return plan.read(plan.EXPERIMENTS[name], dataset, options.data, options.weights)
+def _run(name: str, dataset: str, options: argparse.Namespace) -> dict[str, str]:
+    """Runs what is not recorded of an experiment on a data set; returns errors by variant."""
+    sweep = plan.read(plan.EXPERIMENTS[name], dataset, options.data, options.weights)
+    out = options.out / name / dataset
+    failures: dict[str, str] = {}
+    while (part := record.remaining(name, dataset, sweep)).variants and not failures:
+        run.check(part, out)
+        try:
+            failures = run.run(part, out)
+        finally:  # also of a run that is stopped
+            record.write(name, dataset, sweep, out)
+    return failures
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="ImageNet weights")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="for all runs")
-    parser.add_argument("--only", default="", choices=("", "audits", *plan.EXPERIMENTS))
+    parser.add_argument("--only", default="", choices=("", "audits", *runs.RUNS, *plan.EXPERIMENTS))
     parser.add_argument("--dataset", default="", choices=("", *plan.DATA))
     parser.add_argument("--budget_minutes", type=float, default=0, help="0: until all are complete")
     parser.add_argument("--pages_only", action="store_true", help="only write the pages' tables")

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.evidence import audits, figures, plan
+from benchmarks.evidence import audits, figures, plan, runs
 from benchmarks.evidence.record import FOLDER, best_settings, path_of
 from egmae_jax.core.files import read_json
 from egmae_jax.core.numbers import format_mean_std, number
 from egmae_jax.sweep.variants import line
 
-PAGES = (FOLDER.parent / "results.md", FOLDER.parent / "howto/datasets.md")
+PAGES = (
+    FOLDER.parent / "results.md",
+    FOLDER.parent / "howto/datasets.md",
+)
 _SECTION = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 _LABELS = {
     "scratch": "no pre-training",
@@ -48,10 +51,12 @@ def fill(page: str) -> str:
 def tables(name: str) -> str:
     """Returns the Markdown of an experiment: scores of all variants, differences, commands.
 
-    'audits' is the table of the data sets.
+    'audits' is the table of the data sets; of a single run, the table has a row for each branch.
     """
     if name == "audits":
         return "\n" + _table(audits.rows()) + "\n\n"
+    if name in runs.RUNS:
+        return "\n" + _table(runs.rows(name)) + "\n\n"
     records = load(name)
     if not records:
         return "\nNot run yet.\n\n"
@@ -108,10 +113,9 @@ def _contrasts(name: str, records: dict[str, Record]) -> str:
                 found.append("")
                 continue
             names = [compared[x]["name"] for x in (first, second)]
-            difference = next(
-                x["difference"] for x in record["contrasts"] if [x["first"], x["second"]] == names
-            )
-            found.append(_interval(**difference["auc"]) if difference else "other images")
+            known = {(x["first"], x["second"]): x["difference"] for x in record["contrasts"]}
+            difference = known.get(tuple(names))
+            found.append(_interval(**difference["auc"]) if difference else "")
             folds += _differences(*(compared[x] for x in (first, second)))
         if any(found):
             label = " minus ".join(_LABELS.get(x, f"`{x}`") for x in (first, second))

@@ -51,7 +51,7 @@ def _draw_list(variants: Mapping[str, Rows], labels: Mapping[str, str]) -> Figur
     figure = Figure(
         figsize=(1.8 + 2.6 * len(variants), 0.9 + 0.24 * len(names)), layout="constrained"
     )
-    for axes, rows in _panels(figure, variants):
+    for axes, rows in _panels(figure, variants, sharey=True):
         for variant, row in rows.items():
             values, y = _values(row, "auc"), names.index(variant)
             axes.scatter(values, [y] * len(values), s=10, color=_GREY, zorder=1)
@@ -124,8 +124,10 @@ def _draw_epochs(variants: Mapping[str, Rows]) -> Figure:
     return figure
 
 
-def _panels(figure: Figure, variants: Mapping[str, Rows]) -> Iterator[tuple[Axes, Rows]]:
-    grid = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
+def _panels(
+    figure: Figure, variants: Mapping[str, Rows], *, sharey: bool = False
+) -> Iterator[tuple[Axes, Rows]]:
+    grid = figure.subplots(1, len(variants), sharey=sharey, squeeze=False)[0]
     for axes, (dataset, rows) in zip(grid, variants.items(), strict=True):
         axes.set_title(plan.DATA[dataset].title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

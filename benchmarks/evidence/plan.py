@@ -141,7 +141,7 @@ EXPERIMENTS = {
             for other in ("random", "all")
             for x in ("0", "0.1", "0.2", "0.3", "0.4")
         ),
-        axis="standard deviation of the noise, share of the pixel range",
+        axis="noise, share of the pixel range",
     ),
     "asff": Experiment(
         "ASFF and classic CNNs",

@@ -22,64 +22,100 @@ RESAMPLES = 1000
 
 
 def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
-    """Writes docs/evidence/<name>_<dataset>.json from the complete runs of a sweep."""
-    scored, rows = {}, []
+    """Adds the complete runs of a sweep to docs/evidence/<name>_<dataset>.json.
+
+    Args:
+        name: one of plan.EXPERIMENTS.
+        dataset: one of its data sets.
+        sweep: the sweep, with all variants.
+        out: folder of the sweep, where some variants may be missing.
+    """
+    scored: dict[str, ScoredVariant] = {}
+    rows = {row["name"]: row for row in read(name, dataset).get("variants", ())}
     results: dict[str, Any] = {}
     for variant in sweep.variants:
         workdir = out / variant.folder
-        if not (workdir / "results.json").exists():
-            continue
-        results = read_json(workdir / "results.json")
-        for name_of_row, each in score(variant.name, workdir).items():
-            scored[name_of_row] = each
-            rounds = [
-                {"fold": k, "seed": row["seed"], **_scores(each, k)}
-                for k, row in enumerate(results["rounds"])
-            ]
-            rows.append({"name": name_of_row, "changes": variant.changes, "rounds": rounds})
-    if not rows:
+        if (workdir / "results.json").exists():
+            results = read_json(workdir / "results.json")
+            for row_name, each in score(variant.name, workdir).items():
+                scored[row_name] = each
+                rows[row_name] = {
+                    "name": row_name,
+                    "variant": variant.name,
+                    "changes": variant.changes,
+                    "commit": results["made_with"]["commit"],
+                    "rounds": [
+                        {"fold": k, "seed": row["seed"], **_scores(each, k)}
+                        for k, row in enumerate(results["rounds"])
+                    ],
+                }
+    if not results:
         return
-    experiment = plan.EXPERIMENTS[name]
-    chosen = best_settings(rows) if sweep.tuned else {row["name"]: row["name"] for row in rows}
-    pairs = [[chosen.get(x) for x in pair] for pair in experiment.contrasts]
-    contrasts = []
-    for first, second in pairs:
-        if first and second:
-            found = summary.paired_difference(
-                scored[first].test,
-                scored[second].test,
-                resamples=RESAMPLES,
-                comparisons=len(experiment.contrasts),
-            )
-            contrasts.append({"first": first, "second": second, "difference": found})
+    order = [variant.name for variant in sweep.variants]
+    recorded = sorted(rows.values(), key=lambda row: order.index(row["variant"]))
+    comparisons = len(plan.EXPERIMENTS[name].contrasts)
+    contrasts = {(x["first"], x["second"]): x for x in read(name, dataset).get("contrasts", ())}
+    for first, second in (pairs := compared(name, sweep, recorded)):
+        if first in scored and second in scored:
+            tested = (scored[first].test, scored[second].test)
+            found = summary.paired_difference(*tested, resamples=RESAMPLES, comparisons=comparisons)
+            contrasts[first, second] = {"first": first, "second": second, "difference": found}
     counts = results["dataset"]["counts"]
-    write_json(
-        path_of(name, dataset),
-        {
-            "command": _command(name, dataset),
-            "protocol": results["dataset"]["protocol"],
-            "classes": results["dataset"]["classes"],
-            "images": int(sum(sum(part.values()) for part in counts.values())),
-            "made_with": {key: results["made_with"][key] for key in ("commit", "versions")},
-            "complete": all((out / x.folder / "results.json").exists() for x in sweep.variants),
-            "tuned": sweep.tuned,
-            "variants": rows,
-            "comparisons": len(experiment.contrasts),
-            "contrasts": contrasts,
-        },
-    )
+    record = {
+        "command": _command(name, dataset),
+        "protocol": results["dataset"]["protocol"],
+        "classes": results["dataset"]["classes"],
+        "images": int(sum(sum(part.values()) for part in counts.values())),
+        "versions": results["made_with"]["versions"],
+        "complete": {row["variant"] for row in recorded} == set(order),
+        "tuned": sweep.tuned,
+        "variants": recorded,
+        "comparisons": comparisons,
+        "contrasts": [contrasts[pair] for pair in pairs if pair in contrasts],
+    }
+    write_json(path_of(name, dataset), record)
+
+
+def read(name: str, dataset: str) -> dict[str, Any]:
+    """Returns what is recorded of an experiment as it is planned now, or an empty dict."""
+    path = path_of(name, dataset)
+    record = read_json(path) if path.exists() else {}
+    return record if record.get("command") == _command(name, dataset) else {}
+
+
+def remaining(name: str, dataset: str, sweep: Sweep) -> Sweep:
+    """Returns a sweep with the variants that have to be run to complete a record.
+
+    These are the ones that are not recorded, and those of a contrast that is not, which needs the
+    predictions of both: where earlier runs are gone, a variant may have to run again.
+    """
+    record = read(name, dataset)
+    rows = {row["name"]: row["variant"] for row in record.get("variants", ())}
+    needed = {variant.name for variant in sweep.variants} - set(rows.values())
+    known = {(x["first"], x["second"]) for x in record.get("contrasts", ())}
+    for pair in compared(name, sweep, record.get("variants", [])):
+        if pair not in known:
+            needed |= {rows.get(x, x.split(", ")[0]) for x in pair}
+    return sweep._replace(variants=tuple(x for x in sweep.variants if x.name in needed))
+
+
+def compared(name: str, sweep: Sweep, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns the names of the rows that an experiment compares, in pairs.
+
+    If settings are chosen on validation images, these are known once all variants are recorded.
+    """
+    pairs = plan.EXPERIMENTS[name].contrasts
+    if not sweep.tuned:
+        return list(pairs)
+    if {row["variant"] for row in rows} < {variant.name for variant in sweep.variants}:
+        return []
+    chosen = best_settings(rows)
+    return [(chosen[first], chosen[second]) for first, second in pairs]
 
 
 def path_of(name: str, dataset: str) -> Path:
     """Returns the file of an experiment on a data set."""
     return FOLDER / f"{name}_{dataset}.json"
-
-
-def is_complete(name: str, dataset: str) -> bool:
-    """Whether all variants are recorded, of the experiment as it is planned now."""
-    path = path_of(name, dataset)
-    kept = read_json(path) if path.exists() else {}
-    return kept.get("complete", False) and kept["command"] == _command(name, dataset)
 
 
 def _command(name: str, dataset: str) -> str:
