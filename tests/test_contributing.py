@@ -91,7 +91,7 @@ class Bare(nn.Module):
 
 
 def test_what_a_run_asks_of_a_network_is_checked_before_it_begins(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", {**registry._SPECS})
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     models.register("bare", Bare)
     fields = {"branches": ("bare",), "finetune__layer_decay": 0.8, "model__kernel_init": "fan_in"}
     config = tiny.make_config("data", "cache", **fields)
@@ -151,19 +151,22 @@ def test_code_of_each_kind_can_be_added_to_the_package(tmp_path):
             text = text.replace(line, line + added)
         (package / file).write_text(text)
 
-    def append(file, section):
-        """Adds the function of a section, without what the section imports."""
+    def add(file, section):
+        """Adds the function of a section to the others, without what the section imports."""
         _, decorator, function = code[section].partition("@register")
-        with (package / file).open("a") as stream:
-            stream.write(f"\n\n{decorator}{function}")
+        text = (package / file).read_text()
+        end = re.search(r"^_\w+\.reserve\(\)\n", text, re.M)  # of the package's own names
+        assert end is not None
+        added = f"{decorator}{function}\n\n"
+        (package / file).write_text(text[: end.start()] + added + text[end.start() :])
 
     (package / "models" / "small.py").write_text(code["A network"])
     lines = ("    resnet,\n", "    small,\n"), ('    "resnet",\n', '    "small",\n')
     insert("models/__init__.py", *lines)
     (package / "data" / "datasets" / "clinic.py").write_text(code["A data set"])
     insert("data/datasets/__init__.py", ("    busi,\n", "    clinic,\n"))
-    append("method/corruption.py", "A corruption")
-    append("evaluation/metrics.py", "A metric")
+    add("method/corruption.py", "A corruption")
+    add("evaluation/metrics.py", "A metric")
     check = CHECK.replace("FOLDER", repr(str(tmp_path)))
     tiny.python("-c", check, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     if importlib.util.find_spec("ruff"):

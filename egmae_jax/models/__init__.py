@@ -12,6 +12,7 @@ from egmae_jax.models import (  # importing registers their names
 )
 from egmae_jax.models.registry import (
     MIN_SIDE,
+    NETWORKS,
     Model,
     Normalization,
     create,
@@ -20,11 +21,10 @@ from egmae_jax.models.registry import (
     library,
     names,
     normalization,
-    protect,
     register,
 )
 
-protect()
+NETWORKS.reserve()
 
 __all__ = [
     "MIN_SIDE",

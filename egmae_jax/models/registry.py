@@ -4,7 +4,6 @@ The module of a network registers its names, and `models/__init__.py` imports th
 CONTRIBUTING.md describes how to add a network.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.core.errors import REGISTER, ConfigError, require_free
+from egmae_jax.core.registry import Registry
 from egmae_jax.method import augment
 from egmae_jax.models.layouts import Layout
 
@@ -105,8 +104,7 @@ class Spec(NamedTuple):
     other_names: OtherNames  # names of its tensors in other libraries
 
 
-_SPECS: dict[str, Spec] = {}
-_OWN: set[str] = set()  # names of the package's networks
+NETWORKS: Registry[Spec] = Registry("model")
 
 
 def register(
@@ -141,41 +139,25 @@ def register(
     Raises:
         ValueError: a network of the package has this name.
     """
-    require_free(name, _OWN, "network")
-    _SPECS[name] = Spec(
-        build,
-        weights,
-        backbone or name,
-        patterns,
-        library,
-        normalization,
-        other_names or {},
+    spec = Spec(
+        build, weights, backbone or name, patterns, library, normalization, other_names or {}
     )
-
-
-def protect() -> None:
-    """Refuses further networks under the names that are registered now."""
-    _OWN.update(_SPECS)
-
-
-def is_own(name: str) -> bool:
-    """Whether a network is one of the package's, not a user's."""
-    return name in _OWN
+    NETWORKS.register(name)(spec)
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all registered networks."""
-    return tuple(_SPECS)
+    return NETWORKS.names()
 
 
 def library(name: str) -> str:
     """Returns the library that has a network: 'timm', 'torchvision' or, if neither has it, ''."""
-    return spec(name).library
+    return NETWORKS.get(name).library
 
 
 def normalization(name: str) -> Normalization:
     """Returns the mean and standard deviation of the images that a network's weights expect."""
-    return spec(name).normalization
+    return NETWORKS.get(name).normalization
 
 
 def create(
@@ -210,7 +192,7 @@ def create(
         ConfigError: there is no such network; the message suggests a similar name.
         ValueError: the network has no such layers.
     """
-    entry = spec(name)
+    entry = NETWORKS.get(name)
     frozen = frozenset(frozen)
     fields = {"drop_path_rate": drop_path_rate, "frozen": frozen, "remat": remat}
     parameters = inspect.signature(entry.build).parameters
@@ -232,7 +214,7 @@ def imagenet_model(name: str) -> str:
 
     These weights contain all variables except those below the network's `fresh_prefixes`.
     """
-    return spec(name).backbone
+    return NETWORKS.get(name).backbone
 
 
 def default_weights(name: str) -> str:
@@ -241,17 +223,4 @@ def default_weights(name: str) -> str:
     For SqueezeNet it is the URL of a pickle; the error of `models.weights.locate` tells how to
     convert it.
     """
-    return spec(imagenet_model(name)).weights
-
-
-def spec(name: str) -> Spec:
-    """Returns the registered properties of a network.
-
-    Raises:
-        ConfigError: there is no such network; the message suggests a similar name.
-    """
-    if name in _SPECS:
-        return _SPECS[name]
-    nearest = difflib.get_close_matches(name, names(), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigError(f"There is no model {name!r}.{hint} Known: {', '.join(names())}. {REGISTER}")
+    return NETWORKS.get(imagenet_model(name)).weights

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from egmae_jax import models
 from egmae_jax.core import hosts, sharding
-from egmae_jax.core.errors import REGISTER, ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.data.datasets import unlabelled
 from egmae_jax.method import augmentations, corruption, entropy, fusion, layer_entropy, tta
@@ -197,11 +197,15 @@ def _has_type(value: Any, kind: type) -> bool:
 
 def _field_problems(config: ConfigDict) -> Iterator[str]:
     flat = flatten(config)
-    for field, allowed in {**_CHOICES, "corruption.kind": corruption.kinds()}.items():
+    for field, find in (("data.name", datasets.get), ("corruption.kind", corruption.settings)):
+        try:
+            find(flat[field])
+        except ConfigError as error:
+            yield f"{field}: {error}"
+    for field, allowed in _CHOICES.items():
         if flat[field] not in allowed:
-            hint = f" {REGISTER}" if field == "corruption.kind" else ""
             known = ", ".join(map(repr, allowed))
-            yield f"{field} is {flat[field]!r}; it must be one of {known}.{hint}"
+            yield f"{field} is {flat[field]!r}; it must be one of {known}."
     for words, holds, fields in _RANGES:
         for field in fields:
             if not holds(flat[field]):
@@ -210,10 +214,6 @@ def _field_problems(config: ConfigDict) -> Iterator[str]:
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
     data, rounds = config.data, config.rounds
-    try:
-        datasets.get(data.name)
-    except datasets.DataError as error:
-        yield f"data.name: {error}"
     if not data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
     for field in ("dir", "cache_dir"):
@@ -268,7 +268,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
 
 def _own_network_problems(config: ConfigDict, name: str) -> Iterator[str]:
     """Checks what a run asks of a network that is not one of the package's."""
-    if registry.is_own(name):
+    if registry.NETWORKS.is_own(name):
         return
     network = models.create(name, num_classes=2)
     try:

@@ -101,7 +101,7 @@ def test_what_mixes_images_comes_last():
 
 
 def test_an_augmentation_of_ones_own_has_a_free_name(monkeypatch):
-    monkeypatch.setattr(base, "_AUGMENTATIONS", dict(base._AUGMENTATIONS))
+    monkeypatch.setattr(base.AUGMENTATIONS, "entries", dict(base.AUGMENTATIONS.entries))
 
     @augmentations.register("posterize")
     @dataclasses.dataclass(frozen=True)

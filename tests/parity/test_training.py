@@ -301,7 +301,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     from 1e-7 to 1e-3.
     """
     name, steps = "resnet_parity", 10
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     register_resnet(name, RESNET)
     monkeypatch.setattr(linen, "relu", linen.silu)
     config, images, key = make_config("convnext_tiny"), make_images(steps), jax.random.key(5)

@@ -281,8 +281,8 @@ def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_
 
 def test_a_network_without_imagenet_weights_asks_for_some(tmp_path, monkeypatch):
     tiny.register()
-    bare = registry._SPECS[tiny.RESNET]._replace(weights="", backbone="bare")
-    monkeypatch.setitem(registry._SPECS, "bare", bare)
+    bare = registry.NETWORKS.entries[tiny.RESNET]._replace(weights="", backbone="bare")
+    monkeypatch.setitem(registry.NETWORKS.entries, "bare", bare)
     with pytest.raises(ConfigError, match="no ImageNet weights of bare: give a file"):
         ImagenetWeights("default", [Branch("bare", "bare")], tmp_path / "imagenet_weights.json")
     message = f"imagenet.weights={tmp_path} has no bare.safetensors or bare.npz"

@@ -2,6 +2,7 @@
 
 from egmae_jax.method.augmentations import mixing, single  # importing registers their names
 from egmae_jax.method.augmentations.base import (
+    AUGMENTATIONS,
     Augmentation,
     Geometric,
     Mixing,
@@ -9,11 +10,10 @@ from egmae_jax.method.augmentations.base import (
     mix,
     names,
     parse,
-    protect,
     register,
 )
 
-protect()
+AUGMENTATIONS.reserve()
 
 __all__ = [
     "Augmentation",
