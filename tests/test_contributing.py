@@ -3,9 +3,7 @@
 import importlib.util
 import re
 import shutil
-from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
@@ -75,14 +73,10 @@ def test_what_the_package_has_is_not_replaced():
             register()
 
 
-class Bare(nn.Module):
+class Bare(models.Model):
     """A network whose variables have names of its own, by its own initializers."""
 
-    num_classes: int
-    dtype: Any = jnp.float32
-    fresh_prefixes = ("head/fc/",)
-    side_multiple = 1
-    layers: ClassVar[dict] = {}
+    layers = {}  # noqa: RUF012
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -93,13 +87,12 @@ class Bare(nn.Module):
 def test_what_a_run_asks_of_a_network_is_checked_before_it_begins(monkeypatch):
     monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     models.register("bare", Bare)
-    fields = {"branches": ("bare",), "finetune__layer_decay": 0.8, "model__kernel_init": "fan_in"}
+    fields = {"branches": ("bare",), "model__kernel_init": "fan_in"}
     config = tiny.make_config("data", "cache", **fields)
     with pytest.raises(ConfigError) as error:
         rules.check(config, num_devices=1)
     for problem in (
         "The network 'bare' has no pattern for the variable 'own/",
-        "The network 'bare': finetune.layer_decay is not 1, but the network does not define",
         "model.kernel_init is 'fan_in', but the network 'bare' has its own initializers",
     ):
         assert problem in str(error.value)

@@ -22,6 +22,7 @@ from egmae_jax.data.threads import read_ahead
 from egmae_jax.deploy.predictions import list_unreadable, spreadsheet_name
 from egmae_jax.deploy.views import Views
 from egmae_jax.method import augment
+from egmae_jax.models.model import Model
 from egmae_jax.run.features import pooled
 from egmae_jax.run.images import view_settings
 from egmae_jax.run.saved_run import RunError, SavedRun
@@ -110,7 +111,7 @@ def _load(
 
 
 def _compute(
-    run: SavedRun, model: Any, variables: PyTree, files: Sequence[Path], batch: int
+    run: SavedRun, model: Model, variables: PyTree, files: Sequence[Path], batch: int
 ) -> tuple[np.ndarray, dict[Path, str]]:
     """Returns the features of the readable images, float32 [n, D], and reasons for the others."""
     mesh, data, view = sharding.make_mesh(), run.config.data, Views(run, view_settings(run.config))

@@ -10,11 +10,9 @@ from egmae_jax.models import (  # importing registers their names
     swin,
     vit,
 )
+from egmae_jax.models.model import MIN_SIDE, Model, Normalization
 from egmae_jax.models.registry import (
-    MIN_SIDE,
     NETWORKS,
-    Model,
-    Normalization,
     create,
     default_weights,
     imagenet_model,

@@ -31,13 +31,12 @@ from egmae_jax.models.layers import (
     Mlp,
     block_scales,
     drop_path,
-    group_layers,
     is_tapped,
     kernel_init,
-    require_sides,
     tap,
 )
 from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR, Layout
+from egmae_jax.models.model import Model
 from egmae_jax.models.registry import OtherNames, Patterns, register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
@@ -157,30 +156,22 @@ class Head(nn.Module):
         return Linear(self.num_classes, name="fc")(x)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Model):
     """ConvNeXt classifier.
 
     Attributes:
         depths: number of blocks in each stage.
         dims: number of channels in each stage.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        remat: whether the backward pass recomputes each MLP's activations instead of keeping them,
-            which takes less memory and more time.
         response_norm: whether this is a ConvNeXt V2.
     """
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
-    remat: bool = False
     response_norm: bool = False
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not provide
     side_multiple = TOTAL_STRIDE
+    block_parts = 2
+    can_remat = True  # each MLP's activations
     can_pretrain = True
 
     def setup(self):
@@ -209,11 +200,6 @@ class ConvNeXt(nn.Module):
         return layers
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the stem and of each block with the downsampling before it."""
-        return group_layers(self.layers, 2)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of each block, and of each part of the stem and head, by its name in PyTorch."""
         modules = {"stem": "stem"}
@@ -225,33 +211,18 @@ class ConvNeXt(nn.Module):
         return modules | {"head.norm": "head/norm", "head.fc": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new leaf, or None for a constant one."""
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         del shape
         return KERNEL_STD if path.endswith("kernel") else None
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last stage's features.
-
-        Args:
-            images: normalized images [B, H, W, 3].
-            train: whether to apply drop path, which needs the rng stream 'drop_path'.
-
-        Returns:
-            Features [B, H/32, W/32, dims[-1]].
-
-        Raises:
-            ValueError: H or W is not a multiple of 32.
-        """
-        require_sides(self, images)
+        """Computes the last stage's features: images [B, H, W, 3] -> [B, H/32, W/32, dims[-1]]."""
+        self.require_sides(images)
         scales = iter(block_scales(self, self.drop_path_rates, images.shape[0], train=train))
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x, list(itertools.islice(scales, stage.depth)))
         return x
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images [B, H, W, 3] -> float32 logits [B, num_classes]."""
-        return self.head(self.features(images, train=train))
 
 
 def _patterns(mlp: Layout) -> Patterns:

@@ -144,7 +144,7 @@ class Finetuning:
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
-            depth_groups=getattr(network, "depth_groups", ()),
+            depth_groups=network.depth_groups,
             clip_norm=config.clip_norm,
         )
         step = functools.partial(

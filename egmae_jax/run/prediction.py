@@ -168,20 +168,24 @@ class Prediction:
         return batch.pixels, noise
 
     def _class_probabilities(
-        self, model: Any, variables: PyTree, pixels: Any, noise: Any
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
     ) -> jax.Array:
         views = tta_views(self._run.config)
         return finetune.class_probabilities(variables, pixels, noise, model=model, views=views)
 
-    def _fusion_weights(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+    def _fusion_weights(
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
+    ) -> jax.Array:
         centre = tta.centre_crop(pixels, self._run.config.data.image_size)
         return asff.fusion_weights(model, variables, augment.normalize(centre) + noise)
 
-    def _features(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+    def _features(
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
+    ) -> jax.Array:
         centre = tta.centre_crop(pixels, self._run.config.data.image_size)
         return pooled(model, variables, augment.normalize(centre) + noise)
 
 
 def has_fusion_weights(branch: Branch) -> bool:
     """Whether the network of a branch has fusion weights, as an ASFF has."""
-    return getattr(models.create(branch.model_name, 1), "has_fusion_weights", False)
+    return models.create(branch.model_name, 1).has_fusion_weights

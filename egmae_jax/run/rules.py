@@ -22,7 +22,7 @@ from egmae_jax.models import registry, timm_names
 from egmae_jax.models.init import KERNEL_INITS
 from egmae_jax.run import branches, class_balance, default_config, epoch_selection
 from egmae_jax.run.config import flatten, microbatch_sizes
-from egmae_jax.training import losses, optim
+from egmae_jax.training import losses
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("raise", "skip"),
@@ -258,7 +258,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
         return
     if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
         yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch; use 'mean'."
-    if config.model.rematerialize and not any(hasattr(network, "remat") for network in networks):
+    if config.model.rematerialize and not any(network.can_remat for network in networks):
         yield "model.rematerialize is True, but no branch has a network with it (ConvNeXt)."
     for name in {branch.model_name: None for branch in chosen}:
         yield from _own_network_problems(config, name)
@@ -275,9 +275,7 @@ def _own_network_problems(config: ConfigDict, name: str) -> Iterator[str]:
         timm_names.expected_tensors(name, 2)
     except NotImplementedError as error:
         yield f"The network {name!r} has {error}; register it with `patterns` (CONTRIBUTING.md)."
-    if config.finetune.layer_decay != 1 and not hasattr(network, "depth_groups"):
-        yield f"The network {name!r}: {optim.NO_GROUPS}"
-    if not hasattr(network, "initial_std") and config.model.kernel_init != KERNEL_INITS[0]:
+    if network.initial_std is None and config.model.kernel_init != KERNEL_INITS[0]:
         yield (
             f"model.kernel_init is {config.model.kernel_init!r}, but the network {name!r} has its "
             f"own initializers; use {KERNEL_INITS[0]!r}."

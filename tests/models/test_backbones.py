@@ -23,7 +23,7 @@ from egmae_jax.training import finetune
 from tests.tiny import flatten
 
 IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True, 3)
+SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True)
 ONE_OF_EACH = (
     *("convnext_atto", "convnextv2_atto", "resnet18", "resnet50", "squeezenet1_0"),
     *("squeezenet1_1", "asff_resnet18", "asff_resnet50", "densenet121", "efficientnet_b0"),
@@ -38,7 +38,7 @@ def random(seed, *shape):
 @functools.cache
 def variables_of(network):
     """Initial ones, but for scales of zero, which would hide the branches."""
-    flat = flatten(initial_variables(network(*SHAPE), 0, IMAGE))
+    flat = flatten(initial_variables(network(*SHAPE, num_classes=3), 0, IMAGE))
     flat = {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flat.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -86,7 +86,7 @@ def test_the_asff_backbone_has_the_resnets_variables_and_starts_from_them():
 
 
 def test_fusion_is_the_sum_of_both_pooled_branches_by_the_softmax_of_their_weights():
-    model, variables = ASFFResNet(*SHAPE), variables_of(ASFFResNet)
+    model, variables = ASFFResNet(*SHAPE, num_classes=3), variables_of(ASFFResNet)
     variables = jax.tree.map(lambda x: x + 0.1 * random(x.size, *x.shape), variables)
     variables = traverse_util.unflatten_dict(
         {k: abs(x) if k.endswith("var") else x for k, x in flatten(variables).items()}, sep="/"
@@ -137,7 +137,10 @@ def test_drop_path_drops_whole_branches_of_a_block():
 def test_drop_path_and_dropout_are_of_training_only(name):
     stream = {"resnet": "drop_path", "squeezenet": "dropout"}[name]
     if name == "resnet":
-        dropping, variables = ResNet(*SHAPE).copy(drop_path_rate=0.9), variables_of(ResNet)
+        dropping, variables = (
+            ResNet(*SHAPE, num_classes=3).copy(drop_path_rate=0.9),
+            variables_of(ResNet),
+        )
         without = dropping.copy(drop_path_rate=0.0)
     else:
         dropping = models.create("squeezenet1_1", 2)
@@ -174,11 +177,14 @@ def test_options_that_a_model_does_not_have_are_ignored_and_layers_and_names_ref
 
 
 SMALL = {
-    "efficientnet": (EfficientNet(False, 3, sizes=(Stage(2, 5, 2, 6, 8),)), 48),
-    "lite": (EfficientNet(True, 3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))), 48),
-    "densenet": (DenseNet((1, 1), 8, 3), 48),
-    "vit": (ViT(1, 24, 3, 3), 96),
-    "swin": (Swin((2, 1, 1, 2), 8, (1, 1, 1, 2), 3), 96),
+    "efficientnet": (EfficientNet(False, num_classes=3, sizes=(Stage(2, 5, 2, 6, 8),)), 48),
+    "lite": (
+        EfficientNet(True, num_classes=3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))),
+        48,
+    ),
+    "densenet": (DenseNet((1, 1), 8, num_classes=3), 48),
+    "vit": (ViT(1, 24, 3, num_classes=3), 96),
+    "swin": (Swin((2, 1, 1, 2), 8, (1, 1, 1, 2), num_classes=3), 96),
 }
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from egmae_jax.core import platform
 from egmae_jax.data import samples
@@ -22,6 +21,7 @@ from egmae_jax.evaluation.calibration import Scaling
 from egmae_jax.method import augment, tta
 from egmae_jax.method.entropy import LUMA
 from egmae_jax.method.fusion import Fusion
+from egmae_jax.models.model import Model
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.images import tta_view_settings
 from egmae_jax.run.saved_run import SavedRun
@@ -72,7 +72,7 @@ class Network(NamedTuple):
     """The network of a branch, which computes in float32 regardless of the run's dtype."""
 
     branch: Branch
-    model: nn.Module
+    model: Model
     variables: PyTree
 
 
