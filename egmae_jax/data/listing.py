@@ -78,13 +78,7 @@ def list_files(
         images = dataset.list_images(folder)
     if not images:
         raise DataError(f"The data set {name!r} finds no image in {folder} ({field}).")
-    for image in images:
-        for kind, text in (("file", image.file), ("class", image.label)):
-            if _CONTROL.search(text):
-                raise DataError(
-                    f"The name of the {kind} {text!r} contains a line break, another control "
-                    "character or bytes that are not UTF-8; rename it."
-                )
+    _require_printable_names(images)
     present = {image.label for image in images}
     if not classes and (missing := [label for label in dataset.classes if label not in present]):
         raise DataError(
@@ -98,6 +92,17 @@ def list_files(
     if group_pattern:
         images = _group_by_name(images, group_pattern, required=field == "data.dir")
     return Listing(dataset, folder, _join_groups(images), kept, dict(sorted(others.items())))
+
+
+def _require_printable_names(images: Sequence[ImageFile]) -> None:
+    """Raises DataError if the name of a file or a class has characters that cannot be shown."""
+    for image in images:
+        for kind, text in (("file", image.file), ("class", image.label)):
+            if _CONTROL.search(text):
+                raise DataError(
+                    f"The name of the {kind} {text!r} contains a line break, another control "
+                    "character or bytes that are not UTF-8; rename it."
+                )
 
 
 def _choose_classes(

@@ -79,17 +79,22 @@ def write_features(
     if not readable:
         title = f"No image can be read; {out} is not written:"
         raise RunError(list_unreadable(title, unreadable))
-    with explain_storage_errors(out.parent):
-        if out.suffix == ".npz":
-            write_npz(out, {"files": np.array(readable), "features": features})
-        else:
-            _write_csv(out, readable, features)
+    _write(out, readable, features)
     console.terminal.print(
         f"{len(readable)} images with {features.shape[1]} features each, by {path}\n"
         f"Written to {out}",
         soft_wrap=True,
     )
     return unreadable
+
+
+def _write(out: Path, files: Sequence[str], features: np.ndarray) -> None:
+    """Writes features, float [N, D], and the names of their files as .npz or .csv."""
+    with explain_storage_errors(out.parent):
+        if out.suffix == ".npz":
+            write_npz(out, {"files": np.array(files), "features": features})
+        else:
+            _write_csv(out, files, features)
 
 
 def _encoder_path(run: SavedRun, round_index: int) -> Path:

@@ -100,16 +100,11 @@ class Finetuning:
         if hosts.is_primary():
             timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
-        logger.info(
-            "%s, round %d: best epoch %d of %d, %s %.4f%s",
-            plan.stage,
-            round_index,
-            best.epoch,
-            int(state.step) // plan.steps_per_epoch,
-            epoch_selection.describe(config.select),
-            abs(best.score[0]),
-            " of the averaged weights" if config.ema_decay > 0 else "",
-        )
+        epochs = int(state.step) // plan.steps_per_epoch
+        score = f"{epoch_selection.describe(config.select)} {abs(best.score[0]):.4f}"
+        score += " of the averaged weights" if config.ema_decay > 0 else ""
+        at = f"best epoch {best.epoch} of {epochs}"
+        logger.info("%s, round %d: %s, %s", plan.stage, round_index, at, score)
 
     def starting_variables(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """Returns the variables that a branch starts from: pre-trained ones below a fresh head."""

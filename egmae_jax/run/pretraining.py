@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
@@ -119,10 +120,36 @@ class Pretraining:
             epochs=config.epochs,
             unlabelled=True,
         )
+        schedule, optimizer, program = self._make_program(fresh, plan.steps_per_epoch)
+        draw, probe = self._make_panels(self._run, split, self._autoencoder), self._probe(split)
+
+        def after_epoch(epoch: int, step: int, variables: PyTree) -> dict[str, float]:
+            draw(epoch, step, variables)
+            return probe.score_epoch(epoch, variables)
+
+        with Checkpoints(folder) as checkpoints:
+            stage = self._run.stage(
+                plan,
+                config.splits,
+                unlabelled=True,
+                program=program,
+                create=lambda: TrainState.create({"params": fresh}, optimizer, self._run.mesh),
+                schedule=schedule,
+                checkpoints=checkpoints,
+                after_epoch=after_epoch,
+            )
+            state, _ = loop.train(stage)
+        return sharding.to_host(state.params)
+
+    def _make_program(
+        self, fresh: PyTree, steps_per_epoch: int
+    ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
+        """Returns schedule, optimizer and compiled steps."""
+        config = self._run.config.pretrain
         schedule = optim.cosine_schedule(
             config.learning_rate,
-            total_steps=plan.total_steps,
-            warmup_steps=config.warmup_epochs * plan.steps_per_epoch,
+            total_steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_epochs * steps_per_epoch,
         )
         optimizer = optim.adamw(
             schedule,
@@ -137,25 +164,7 @@ class Pretraining:
             optimizer=optimizer,
             config=self._run.config,
         )
-        draw, probe = self._make_panels(self._run, split, self._autoencoder), self._probe(split)
-
-        def after_epoch(epoch: int, step: int, variables: PyTree) -> dict[str, float]:
-            draw(epoch, step, variables)
-            return probe.score_epoch(epoch, variables)
-
-        with Checkpoints(folder) as checkpoints:
-            stage = self._run.stage(
-                plan,
-                config.splits,
-                unlabelled=True,
-                program=loop.compile_steps(step, self._run.mesh),
-                create=lambda: TrainState.create({"params": fresh}, optimizer, self._run.mesh),
-                schedule=schedule,
-                checkpoints=checkpoints,
-                after_epoch=after_epoch,
-            )
-            state, _ = loop.train(stage)
-        return sharding.to_host(state.params)
+        return schedule, optimizer, loop.compile_steps(step, self._run.mesh)
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
         @platform.jit

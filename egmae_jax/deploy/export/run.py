@@ -1,7 +1,7 @@
 """Exports the models of a run, and compares the outputs of every file with the run's."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,12 +96,7 @@ def export_run(
     if "onnx" in formats:
         require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
     systems = make_systems(run, branch, round_index)
-    for folder in (out / system.name for system in systems):
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(
-                f"The folder {folder} is not empty and may contain another model. Delete it, or "
-                "choose another --out."
-            )
+    _require_empty(out / system.name for system in systems)
     names = {system.name: _list_files(system, formats) for system in systems}
     cards = [card.render_card(run, system, round_index, names[system.name]) for system in systems]
     batch = _make_batch(systems[-1])  # the last system has all networks
@@ -111,6 +106,16 @@ def export_run(
         write_atomically(folder / "README.md", text)
         files += [_write(system, folder / name, source, batch) for name in names[system.name]]
     return files
+
+
+def _require_empty(folders: Iterable[Path]) -> None:
+    """Raises RunError if a folder contains anything."""
+    for folder in folders:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(
+                f"The folder {folder} is not empty and may contain another model. Delete it, or "
+                "choose another --out."
+            )
 
 
 def _list_files(system: System, formats: Sequence[str]) -> list[str]:
