@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluation import asff_weights
 from egmae_jax.evaluation.features import Features, save_features
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.models import asff, timm
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from egmae_jax import models
+from egmae_jax import augmentations, models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import hosts, sharding
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.data.datasets import unlabelled
-from egmae_jax.method import augmentations, corruption, entropy, fusion, layer_entropy, tta
+from egmae_jax.method import corruption, entropy, fusion, layer_entropy
 from egmae_jax.models import registry, timm_names
 from egmae_jax.models.init import KERNEL_INITS
 from egmae_jax.run import branches, class_balance, default_config, epoch_selection

@@ -10,9 +10,10 @@ import optax
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
+from egmae_jax import augmentations
 from egmae_jax.core import platform
 from egmae_jax.data.pipeline import Images
-from egmae_jax.method import augment, augmentations
+from egmae_jax.method import augment
 from egmae_jax.models import Model
 from egmae_jax.models.timm_problems import differences
 from egmae_jax.training import accumulation

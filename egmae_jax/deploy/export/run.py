@@ -10,13 +10,14 @@ import numpy as np
 from scipy.special import softmax
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, write_atomically
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
 from egmae_jax.deploy.export.system import System, compute_logits, make_systems
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.run.saved_run import RunError, SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")

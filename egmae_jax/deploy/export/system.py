@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egmae_jax.augmentations import tta
 from egmae_jax.core import platform
 from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.method.entropy import LUMA
 from egmae_jax.method.fusion import Fusion
 from egmae_jax.models.model import Model

@@ -24,10 +24,10 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
+from egmae_jax.augmentations import image_ops
 from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.platform import for_cpu
 from egmae_jax.core.registry import Registry
-from egmae_jax.method import image_ops
 
 Interval = float | tuple[float, float]
 AUGMENTATIONS: Registry[type["Augmentation"]] = Registry("augmentation")
