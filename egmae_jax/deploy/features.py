@@ -22,6 +22,7 @@ from egmae_jax.data.threads import read_ahead
 from egmae_jax.deploy.predictions import list_unreadable, spreadsheet_name
 from egmae_jax.deploy.views import Views
 from egmae_jax.method import augment
+from egmae_jax.models import transfer
 from egmae_jax.models.model import Model
 from egmae_jax.run.features import pooled
 from egmae_jax.run.images import view_settings
@@ -111,7 +112,7 @@ def _load(
     if not path.exists():
         raise RunError(f"There is no {path}: the run has no finished pre-training.")
     model = pretrain.create_autoencoder(run.config)
-    params = pretrain.load_autoencoder(path, model)["encoder"]
+    params = transfer.load_autoencoder(path, model)["encoder"]
     return model.encoder, {"params": params}, path
 
 

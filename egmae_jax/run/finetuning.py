@@ -13,7 +13,7 @@ import optax
 from egmae_jax.core import hosts, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.method import augment, layer_entropy
-from egmae_jax.models import timm
+from egmae_jax.models import timm, transfer
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.run import class_balance, epoch_selection
 from egmae_jax.run.branches import Branch
@@ -113,12 +113,12 @@ class Finetuning:
             paths = self._run.paths
             path = paths.autoencoder(paths.split_index(round_index))
             model = pretrain.create_autoencoder(self._run.config)
-            encoder = pretrain.load_autoencoder(path, model)["encoder"]
-            return finetune.start_from(fresh, {"params": encoder}, keep_fresh=("head/",))
+            encoder = transfer.load_autoencoder(path, model)["encoder"]
+            return transfer.start_finetuning(fresh, {"params": encoder}, keep_fresh=("head/",))
         if branch.name not in self._imagenet.variables:
             return fresh
         keep_fresh = self._run.classifier(branch).fresh_prefixes
-        return finetune.start_from(
+        return transfer.start_finetuning(
             fresh, self._imagenet.variables[branch.name], keep_fresh=keep_fresh
         )
 

@@ -11,12 +11,14 @@ import optax
 
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
+from egmae_jax.models import transfer
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.models.transfer import save_params
 from egmae_jax.run.context import Run
 from egmae_jax.run.features import EncoderProbe
 from egmae_jax.run.pretrained import PretrainedWeights
 from egmae_jax.training import loop, optim, pretrain
-from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints, save_params
+from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
 from egmae_jax.training.nonfinite import require_finite
 from egmae_jax.training.state import TrainState
 
@@ -59,7 +61,7 @@ class Pretraining:
         else:
             fresh, can_reconstruct = self._start(split)
             if result.exists():
-                params = pretrain.load_autoencoder(result, self._autoencoder)
+                params = transfer.load_autoencoder(result, self._autoencoder)
             elif self._run.config.pretrain.epochs == 0:
                 params = fresh
             else:

@@ -12,6 +12,7 @@ from flax import traverse_util
 from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.core.errors import ConfigError
+from egmae_jax.models import transfer
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.densenet import DenseNet
 from egmae_jax.models.efficientnet import EfficientNet, Stage
@@ -19,7 +20,6 @@ from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.resnet import BasicBlock, ResNet
 from egmae_jax.models.swin import Swin
 from egmae_jax.models.vit import ViT
-from egmae_jax.training import finetune
 from tests.tiny import flatten
 
 IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -74,7 +74,9 @@ def test_the_asff_backbone_has_the_resnets_variables_and_starts_from_them():
         theirs = {path for path in flatten(resnet[collection]) if not path.startswith("head/")}
         ours = flatten(fused[collection])
         assert {p for p in ours if not p.startswith(("head/", "fusion/"))} == theirs
-    started = flatten(finetune.start_from(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes))
+    started = flatten(
+        transfer.start_finetuning(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes)
+    )
     assert started.keys() == flatten(fused).keys()
     for path, x in started.items():
         is_fresh = path.partition("/")[2].startswith(ASFFResNet.fresh_prefixes)
