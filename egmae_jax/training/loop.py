@@ -20,10 +20,10 @@ import optax
 from jax.sharding import Mesh
 
 from egmae_jax.core import hosts, platform, preemption, rng, sharding
+from egmae_jax.core.progress import ProgressBar
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.training import nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
-from egmae_jax.training.progress import ProgressBar
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
