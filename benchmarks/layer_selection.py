@@ -31,8 +31,8 @@ from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm, transfer
 from egmae_jax.models.init import initial_variables
-from egmae_jax.run import default_config
-from egmae_jax.training import finetune, layer_selection, loop, optim
+from egmae_jax.run import default_config, layer_selection
+from egmae_jax.training import finetune, loop, optim
 from egmae_jax.training.state import TrainState, count_parameters, partition
 
 MODES = ("all", "low_entropy", "random", "head")

@@ -15,15 +15,15 @@ from egmae_jax.core.files import write_sealed
 from egmae_jax.method import augment, layer_entropy
 from egmae_jax.models import timm, transfer
 from egmae_jax.models.init import abstract_variables
-from egmae_jax.run import class_balance, epoch_selection
+from egmae_jax.run import class_balance, epoch_selection, layer_selection
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
+from egmae_jax.run.layer_selection import Selection
 from egmae_jax.run.prediction import Prediction
 from egmae_jax.run.rounds import LABELLED
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
+from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
-from egmae_jax.training.layer_selection import Selection
 from egmae_jax.training.state import TrainState, count_parameters
 
 PyTree = Any

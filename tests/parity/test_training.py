@@ -21,8 +21,8 @@ from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.resnet import register_resnet
-from egmae_jax.run import default_config
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
+from egmae_jax.run import default_config, layer_selection
+from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.state import EVERYTHING, TrainState
 from tests import torch_reference
 from tests.tiny import flatten

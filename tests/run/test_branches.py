@@ -19,9 +19,10 @@ from egmae_jax.method import augment
 from egmae_jax.models import registry, timm
 from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
+from egmae_jax.run import layer_selection
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.imagenet import ImagenetWeights
-from egmae_jax.training import finetune, layer_selection
+from egmae_jax.training import finetune
 from egmae_jax.training.state import TrainState
 from tests import tiny
 from tests.tiny import assert_same, flatten, outcome, run_process

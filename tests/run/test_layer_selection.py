@@ -13,10 +13,10 @@ from egmae_jax.core.files import DamagedFileError, write_sealed
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.layers import tap
 from egmae_jax.models.model import Model
-from egmae_jax.training import layer_selection
-from egmae_jax.training.layer_selection import layer_entropies
+from egmae_jax.run import layer_selection
+from egmae_jax.run.layer_selection import layer_entropies
 from egmae_jax.training.state import EVERYTHING, partition
-from tests.training.histograms import TOLERANCE, in_batches, numpy_entropies
+from tests.run.histograms import TOLERANCE, in_batches, numpy_entropies
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
