@@ -27,13 +27,9 @@ def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> opta
     warmup_steps = min(warmup_steps, total_steps - 1)
     return optax.join_schedules(
         [
-            # step + 1, because with step the first learning rate would be 0.
-            lambda step: peak * (step + 1) / max(warmup_steps, 1),
-            lambda step: (
-                peak
-                * 0.5
-                * (1 + jnp.cos(jnp.pi * jnp.minimum(step / (total_steps - warmup_steps), 1.0)))
-            ),
+            # The first step has a learning rate above 0, the last of the warm-up has the peak.
+            optax.linear_schedule(peak / max(warmup_steps, 1), peak, warmup_steps - 1),
+            optax.cosine_decay_schedule(peak, total_steps - warmup_steps),
         ],
         [warmup_steps],
     )
