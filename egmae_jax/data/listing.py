@@ -79,13 +79,8 @@ def list_files(
     if not images:
         raise DataError(f"The data set {name!r} finds no image in {folder} ({field}).")
     _require_printable_names(images)
-    present = {image.label for image in images}
-    if not classes and (missing := [label for label in dataset.classes if label not in present]):
-        raise DataError(
-            f"{folder} has no images of {', '.join(missing)}; it has {', '.join(sorted(present))}. "
-            "Complete the data set, or name the classes to use: "
-            f'--config.data.classes="{tuple(sorted(present))}".'
-        )
+    if not classes:
+        _require_all_classes(dataset, images, folder)
     kept = _choose_classes(images, classes, folder)
     others = collections.Counter(image.label for image in images if image.label not in kept)
     images = [image for image in images if image.label in kept]
@@ -103,6 +98,17 @@ def _require_printable_names(images: Sequence[ImageFile]) -> None:
                     f"The name of the {kind} {text!r} contains a line break, another control "
                     "character or bytes that are not UTF-8; rename it."
                 )
+
+
+def _require_all_classes(dataset: Dataset, images: Sequence[ImageFile], folder: Path) -> None:
+    """Raises DataError if a class of the data set has no image."""
+    present = {image.label for image in images}
+    if missing := [label for label in dataset.classes if label not in present]:
+        raise DataError(
+            f"{folder} has no images of {', '.join(missing)}; it has {', '.join(sorted(present))}. "
+            "Complete the data set, or name the classes to use: "
+            f'--config.data.classes="{tuple(sorted(present))}".'
+        )
 
 
 def _choose_classes(

@@ -110,24 +110,10 @@ def reconstruct(
         config: the whole config.
         train: whether gradients will be computed.
     """
-    entropy = patch_entropy(
-        pixels,
-        config.corruption.patch_size,
-        num_bins=config.entropy.num_bins,
-        color=config.entropy.color,
-    )
+    entropy = patch_entropy(pixels, config.corruption.patch_size, **config.entropy)
     target = augment.normalize(pixels)
-    corrupted = corrupt(
-        key,
-        target,
-        entropy,
-        kind=config.corruption.kind,
-        patch_size=config.corruption.patch_size,
-        scale=config.corruption.scale,
-        threshold=config.corruption.threshold,
-        mask_ratio=config.corruption.mask_ratio,
-        mask_token=0.0 if params is None else params["mask_token"],
-    )
+    mask_token = 0.0 if params is None else params["mask_token"]
+    corrupted = corrupt(key, target, entropy, **config.corruption, mask_token=mask_token)
     if model is None:
         return Reconstruction(target, entropy, corrupted, None)
     image = model.apply({"params": params}, corrupted.image, corrupted.mask, train=train)
