@@ -12,8 +12,8 @@ from egmae_jax.method import augment
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.model import Model
 from egmae_jax.run.context import Run
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.run.rounds import LABELLED
-from egmae_jax.training.nonfinite import require_finite
 
 PyTree = Any
 

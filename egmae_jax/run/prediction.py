@@ -23,8 +23,8 @@ from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.features import pooled
 from egmae_jax.run.images import tta_views
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.training import finetune
-from egmae_jax.training.nonfinite import require_finite
 
 PyTree = Any
 logger = logging.getLogger(__name__)

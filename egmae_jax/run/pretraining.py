@@ -16,10 +16,10 @@ from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.transfer import save_params
 from egmae_jax.run.context import Run
 from egmae_jax.run.features import EncoderProbe
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.run.pretrained import PretrainedWeights
 from egmae_jax.training import loop, optim, pretrain
 from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
-from egmae_jax.training.nonfinite import require_finite
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
