@@ -32,7 +32,8 @@ class Model(nn.Module, kw_only=True):
     Attributes:
         num_classes: number of classes.
         dtype: compute dtype, float32 or bfloat16; logits and parameters are float32.
-        drop_path_rate: drop-path rate of the last residual block; other networks ignore it.
+        drop_path_rate: drop-path rate of the last residual block; it grows linearly from 0 at the
+            first. Networks without such blocks ignore it.
         remat: whether the backward pass recomputes wide activations, if `can_remat`.
         frozen: keys of `layers` whose batch norms keep their running statistics in training.
         convert_from_imagenet: normalisation to which the network converts images that have
