@@ -150,7 +150,10 @@ WRONG = [
     ({"data__color": "bgr"}, r"data\.color is 'bgr'.*'rgb', 'grey'"),
     ({"finetune__loss": "focl"}, r"finetune\.loss is .focl.*.cross_entropy., .focal., .logit_adj"),
     ({"finetune__class_weights": "a=1,b=-2"}, r"class_weights is .a=1,b=-2.*a positive number for"),
-    ({"corruption__kind": "mask"}, r"corruption\.kind is 'mask'.*'entropy_noise'.*'random_mask'"),
+    (
+        {"corruption__kind": "mask"},
+        r"corruption\.kind: There is no corruption 'mask'.*entropy_noise.*random_mask",
+    ),
     (
         {"data__protocol": "official", "rounds__kind": "folds"},
         r"rounds\.kind is 'folds'.*data\.protocol='official' excludes",
