@@ -29,10 +29,10 @@ from egmae_jax import models
 from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Order, Resident
 from egmae_jax.method import augment, layer_entropy
-from egmae_jax.models import timm
+from egmae_jax.models import timm, transfer
 from egmae_jax.models.init import initial_variables
-from egmae_jax.run import default_config
-from egmae_jax.training import finetune, layer_selection, loop, optim
+from egmae_jax.run import default_config, layer_selection
+from egmae_jax.training import finetune, loop, optim
 from egmae_jax.training.state import TrainState, count_parameters, partition
 
 MODES = ("all", "low_entropy", "random", "head")
@@ -53,7 +53,7 @@ def start(model: models.Model, name: str, weights: str | None) -> PyTree:
     if weights is None:
         return fresh
     pretrained = timm.load(weights, models.imagenet_model(name))
-    return finetune.start_from(fresh, pretrained, keep_fresh=model.fresh_prefixes)
+    return transfer.start_finetuning(fresh, pretrained, keep_fresh=model.fresh_prefixes)
 
 
 class Training:

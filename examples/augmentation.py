@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egmae_jax import augmentations
+from egmae_jax.augmentations import image_ops
 from egmae_jax.data.phantoms import phantom
-from egmae_jax.method import augmentations, image_ops
 
 rng = np.random.default_rng(0)
 grey = np.stack([phantom(rng, label, 96, 96) for label in ("benign", "malignant", "normal")])

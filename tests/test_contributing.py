@@ -3,9 +3,7 @@
 import importlib.util
 import re
 import shutil
-from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
@@ -75,14 +73,10 @@ def test_what_the_package_has_is_not_replaced():
             register()
 
 
-class Bare(nn.Module):
+class Bare(models.Model):
     """A network whose variables have names of its own, by its own initializers."""
 
-    num_classes: int
-    dtype: Any = jnp.float32
-    fresh_prefixes = ("head/fc/",)
-    side_multiple = 1
-    layers: ClassVar[dict] = {}
+    layers = {}  # noqa: RUF012
 
     @nn.compact
     def __call__(self, images, *, train=False):
@@ -91,15 +85,14 @@ class Bare(nn.Module):
 
 
 def test_what_a_run_asks_of_a_network_is_checked_before_it_begins(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", {**registry._SPECS})
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     models.register("bare", Bare)
-    fields = {"branches": ("bare",), "finetune__layer_decay": 0.8, "model__kernel_init": "fan_in"}
+    fields = {"branches": ("bare",), "model__kernel_init": "fan_in"}
     config = tiny.make_config("data", "cache", **fields)
     with pytest.raises(ConfigError) as error:
         rules.check(config, num_devices=1)
     for problem in (
         "The network 'bare' has no pattern for the variable 'own/",
-        "The network 'bare': finetune.layer_decay is not 1, but the network does not define",
         "model.kernel_init is 'fan_in', but the network 'bare' has its own initializers",
     ):
         assert problem in str(error.value)
@@ -151,19 +144,22 @@ def test_code_of_each_kind_can_be_added_to_the_package(tmp_path):
             text = text.replace(line, line + added)
         (package / file).write_text(text)
 
-    def append(file, section):
-        """Adds the function of a section, without what the section imports."""
+    def add(file, section):
+        """Adds the function of a section to the others, without what the section imports."""
         _, decorator, function = code[section].partition("@register")
-        with (package / file).open("a") as stream:
-            stream.write(f"\n\n{decorator}{function}")
+        text = (package / file).read_text()
+        end = re.search(r"^_\w+\.reserve\(\)\n", text, re.M)  # of the package's own names
+        assert end is not None
+        added = f"{decorator}{function}\n\n"
+        (package / file).write_text(text[: end.start()] + added + text[end.start() :])
 
     (package / "models" / "small.py").write_text(code["A network"])
     lines = ("    resnet,\n", "    small,\n"), ('    "resnet",\n', '    "small",\n')
     insert("models/__init__.py", *lines)
     (package / "data" / "datasets" / "clinic.py").write_text(code["A data set"])
     insert("data/datasets/__init__.py", ("    busi,\n", "    clinic,\n"))
-    append("method/corruption.py", "A corruption")
-    append("evaluation/metrics.py", "A metric")
+    add("method/corruption.py", "A corruption")
+    add("evaluation/metrics.py", "A metric")
     check = CHECK.replace("FOLDER", repr(str(tmp_path)))
     tiny.python("-c", check, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     if importlib.util.find_spec("ruff"):

@@ -53,7 +53,7 @@ def register() -> None:
 
 def shrink_networks(resnet=RESNET_ENTRY[:2]) -> None:
     """Makes every model of the registry as small as these, but for SqueezeNets."""
-    for name, spec in registry._SPECS.items():
+    for name, spec in registry.NETWORKS.entries.items():
         build: Any = spec.build
         sizes = {
             ConvNeXt: ENTRY[:2],
@@ -61,7 +61,7 @@ def shrink_networks(resnet=RESNET_ENTRY[:2]) -> None:
             ASFFResNet: (*resnet, *build.args[2:]),
         }.get(build.func, build.args)
         smaller = functools.partial(build.func, *sizes, **build.keywords)
-        registry._SPECS[name] = spec._replace(build=smaller)
+        registry.NETWORKS.entries[name] = spec._replace(build=smaller)
 
 
 def make_config(data: Path, cache: Path, **changes):

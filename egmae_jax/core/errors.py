@@ -1,6 +1,6 @@
 """Base classes of the errors that a user can fix."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -17,29 +17,6 @@ class ConfigError(UserError):
 
 class MissingExtraError(UserError):
     """An optional library is missing or broken; the message tells how to install it."""
-
-
-# Ends the message about an unknown name of something that users can register.
-REGISTER = (
-    "A name of your own needs its module: import it in the config file or by --import=MODULE."
-)
-
-
-def is_own(function: Callable) -> bool:
-    """Whether a registered function is defined in this package, not in a user's file."""
-    return str(getattr(function, "__module__", "")).startswith("egmae_jax.")
-
-
-def require_free(name: str, own: Container[str], kind: str) -> None:
-    """Raises ValueError if a name that is to be registered is one of the package's own.
-
-    Args:
-        name: the name.
-        own: names that the package registers.
-        kind: what has the name, such as 'network'.
-    """
-    if name in own:
-        raise ValueError(f"egmae_jax has the {kind} {name!r}; register yours by another name.")
 
 
 def shorten_list(names: Sequence[str], most: int = 10) -> str:

@@ -78,6 +78,19 @@ def list_files(
         images = dataset.list_images(folder)
     if not images:
         raise DataError(f"The data set {name!r} finds no image in {folder} ({field}).")
+    _require_printable_names(images)
+    if not classes:
+        _require_all_classes(dataset, images, folder)
+    kept = _choose_classes(images, classes, folder)
+    others = collections.Counter(image.label for image in images if image.label not in kept)
+    images = [image for image in images if image.label in kept]
+    if group_pattern:
+        images = _group_by_name(images, group_pattern, required=field == "data.dir")
+    return Listing(dataset, folder, _join_groups(images), kept, dict(sorted(others.items())))
+
+
+def _require_printable_names(images: Sequence[ImageFile]) -> None:
+    """Raises DataError if the name of a file or a class has characters that cannot be shown."""
     for image in images:
         for kind, text in (("file", image.file), ("class", image.label)):
             if _CONTROL.search(text):
@@ -85,19 +98,17 @@ def list_files(
                     f"The name of the {kind} {text!r} contains a line break, another control "
                     "character or bytes that are not UTF-8; rename it."
                 )
+
+
+def _require_all_classes(dataset: Dataset, images: Sequence[ImageFile], folder: Path) -> None:
+    """Raises DataError if a class of the data set has no image."""
     present = {image.label for image in images}
-    if not classes and (missing := [label for label in dataset.classes if label not in present]):
+    if missing := [label for label in dataset.classes if label not in present]:
         raise DataError(
             f"{folder} has no images of {', '.join(missing)}; it has {', '.join(sorted(present))}. "
             "Complete the data set, or name the classes to use: "
             f'--config.data.classes="{tuple(sorted(present))}".'
         )
-    kept = _choose_classes(images, classes, folder)
-    others = collections.Counter(image.label for image in images if image.label not in kept)
-    images = [image for image in images if image.label in kept]
-    if group_pattern:
-        images = _group_by_name(images, group_pattern, required=field == "data.dir")
-    return Listing(dataset, folder, _join_groups(images), kept, dict(sorted(others.items())))
 
 
 def _choose_classes(

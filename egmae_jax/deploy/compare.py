@@ -119,7 +119,7 @@ def compare(
     logger.info("Comparing %d images of %dx%d pixels", len(views), image_size, image_size)
     network = models.create(model, num_classes)
     paths = network.torch_modules
-    options = network.timm_options(image_size) if hasattr(network, "timm_options") else {}
+    options = network.timm_options(image_size)
     layers, our_logits, their_logits = _run(
         make_jax_program(network, variables, paths),
         make_torch_program(model, num_classes, tensors, paths, options),

@@ -91,31 +91,11 @@ def evaluate(
     predictor = Predictor(workdir, round_index="all", calibrated=False, batch=batch)
     prepared = _prepare(run, listing)
     overlap = find_overlap(run, prepared, data_dir)
-    if overlap.problem:
-        logger.warning(
-            "Near-duplicates of the run's training and validation images cannot all be looked for, "
-            "only the same files: %s If the images were moved, name their folder by --data_dir.",
-            overlap.problem,
-        )
-    kept = np.setdiff1d(np.arange(len(prepared.files)), list(overlap.reasons))
-    _require_two_classes(prepared, kept)
+    kept = _choose_images(prepared, overlap)
     predictions = _predict(predictor, listing.folder, prepared, kept)
-    rounds = [_score(run, own["rounds"][i], by_branch) for i, by_branch in enumerate(predictions)]
-    results = {
-        "run": str(run.workdir),
-        "config": own["config"],
-        "dataset": {
-            **_dataset(prepared, kept, overlap, images),
-            "renamed": list(renamed),
-            "group_pattern": group_pattern,
-        },
-        "pretraining_saw_test": False,
-        **{key: own[key] for key in ("branches", "imagenet_weights", "imagenet_sha256")},
-        "rounds": rounds,
-        "summary": summarize(rounds),
-        "summary_by_class": summarize(rounds, "by_class"),
-        "made_with": provenance.describe_process(),
-    }
+    asked = {"renamed": list(renamed), "group_pattern": group_pattern}
+    dataset = _dataset(prepared, kept, overlap, images) | asked
+    results = _results(run, own, dataset, predictions)
     with explain_storage_errors(out):
         write_json(out / "results.json", results)
         _write_table(out / "predictions.csv", run, predictions, predictor.classifiers)
@@ -195,8 +175,19 @@ def _prepare(run: SavedRun, listing: Listing) -> Prepared:
     )
 
 
-def _require_two_classes(prepared: Prepared, kept: np.ndarray) -> None:
-    """Raises DataError if the images that are kept are of fewer than two classes."""
+def _choose_images(prepared: Prepared, overlap: Overlap) -> np.ndarray:
+    """Returns the indices of the images that the run has not seen.
+
+    Raises:
+        DataError: they are of fewer than two classes.
+    """
+    if overlap.problem:
+        logger.warning(
+            "Near-duplicates of the run's training and validation images cannot all be looked for, "
+            "only the same files: %s If the images were moved, name their folder by --data_dir.",
+            overlap.problem,
+        )
+    kept = np.setdiff1d(np.arange(len(prepared.files)), list(overlap.reasons))
     present = [prepared.classes[label] for label in np.unique(prepared.labels[kept])]
     if len(present) < 2:
         left = f"only images of {present[0]} are" if present else "no image is"
@@ -205,6 +196,7 @@ def _require_two_classes(prepared: Prepared, kept: np.ndarray) -> None:
             f"{len(prepared.files) - len(kept)} that the run has seen; an evaluation needs images "
             "of two or more classes."
         )
+    return kept
 
 
 def _predict(
@@ -231,6 +223,27 @@ def _predict(
         }
         for k in predictor.run.rounds
     ]
+
+
+def _results(
+    run: SavedRun,
+    own: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    predictions: Sequence[Mapping[str, Predictions]],
+) -> dict[str, Any]:
+    """Returns the content of results.json, of the same form as that of the run, `own`."""
+    rounds = [_score(run, own["rounds"][i], by_branch) for i, by_branch in enumerate(predictions)]
+    return {
+        "run": str(run.workdir),
+        "config": own["config"],
+        "dataset": dataset,
+        "pretraining_saw_test": False,
+        **{key: own[key] for key in ("branches", "imagenet_weights", "imagenet_sha256")},
+        "rounds": rounds,
+        "summary": summarize(rounds),
+        "summary_by_class": summarize(rounds, "by_class"),
+        "made_with": provenance.describe_process(),
+    }
 
 
 def _score(

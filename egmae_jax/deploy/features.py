@@ -22,6 +22,8 @@ from egmae_jax.data.threads import read_ahead
 from egmae_jax.deploy.predictions import list_unreadable, spreadsheet_name
 from egmae_jax.deploy.views import Views
 from egmae_jax.method import augment
+from egmae_jax.models import transfer
+from egmae_jax.models.model import Model
 from egmae_jax.run.features import pooled
 from egmae_jax.run.images import view_settings
 from egmae_jax.run.saved_run import RunError, SavedRun
@@ -78,17 +80,22 @@ def write_features(
     if not readable:
         title = f"No image can be read; {out} is not written:"
         raise RunError(list_unreadable(title, unreadable))
-    with explain_storage_errors(out.parent):
-        if out.suffix == ".npz":
-            write_npz(out, {"files": np.array(readable), "features": features})
-        else:
-            _write_csv(out, readable, features)
+    _write(out, readable, features)
     console.terminal.print(
         f"{len(readable)} images with {features.shape[1]} features each, by {path}\n"
         f"Written to {out}",
         soft_wrap=True,
     )
     return unreadable
+
+
+def _write(out: Path, files: Sequence[str], features: np.ndarray) -> None:
+    """Writes features, float [N, D], and the names of their files as .npz or .csv."""
+    with explain_storage_errors(out.parent):
+        if out.suffix == ".npz":
+            write_npz(out, {"files": np.array(files), "features": features})
+        else:
+            _write_csv(out, files, features)
 
 
 def _encoder_path(run: SavedRun, round_index: int) -> Path:
@@ -105,12 +112,12 @@ def _load(
     if not path.exists():
         raise RunError(f"There is no {path}: the run has no finished pre-training.")
     model = pretrain.create_autoencoder(run.config)
-    params = pretrain.load_autoencoder(path, model)["encoder"]
+    params = transfer.load_autoencoder(path, model)["encoder"]
     return model.encoder, {"params": params}, path
 
 
 def _compute(
-    run: SavedRun, model: Any, variables: PyTree, files: Sequence[Path], batch: int
+    run: SavedRun, model: Model, variables: PyTree, files: Sequence[Path], batch: int
 ) -> tuple[np.ndarray, dict[Path, str]]:
     """Returns the features of the readable images, float32 [n, D], and reasons for the others."""
     mesh, data, view = sharding.make_mesh(), run.config.data, Views(run, view_settings(run.config))

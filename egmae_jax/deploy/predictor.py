@@ -23,6 +23,7 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.images import UnreadableImageError
 from egmae_jax.data.pipeline import pad_batch
@@ -30,7 +31,7 @@ from egmae_jax.data.threads import read_ahead
 from egmae_jax.deploy.views import Source, Views
 from egmae_jax.evaluation import calibration
 from egmae_jax.explain import gradcam
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.run.images import tta_view_settings, tta_views
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.training import finetune

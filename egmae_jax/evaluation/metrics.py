@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn import metrics as sk
 
-from egmae_jax.core.errors import is_own, require_free
+from egmae_jax.core.registry import Registry
 from egmae_jax.evaluation import calibration
 
 Metric = Callable[[np.ndarray, np.ndarray], float]  # (labels [N], probabilities [N, C]) -> value
 TITLES: dict[str, str] = {}  # headings of all metrics, by their names in results.json
-_METRICS: dict[str, Metric] = {}
+_METRICS: Registry[Metric] = Registry("metric")
 PAPER_METRICS = ("accuracy", "precision", "recall", "f1", "auc")  # columns of the paper's tables
 INTERVAL_METRICS = (*PAPER_METRICS, "balanced_accuracy", "kappa")  # have intervals
 CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc", "pr_auc")
@@ -30,12 +30,8 @@ def register(name: str, title: str) -> Callable[[Metric], Metric]:
     Raises:
         ValueError: a metric of the package has this name.
     """
-    require_free(name, {k for k, f in _METRICS.items() if is_own(f)}, "metric")
-
-    def add(metric: Metric) -> Metric:
-        TITLES[name], _METRICS[name] = title, metric
-        return metric
-
+    add = _METRICS.register(name)
+    TITLES[name] = title
     return add
 
 
@@ -47,7 +43,7 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
         probabilities: predicted probabilities, float [N, num_classes].
     """
     labels = np.asarray(labels)
-    return {name: float(metric(labels, probabilities)) for name, metric in _METRICS.items()}
+    return {name: float(metric(labels, probabilities)) for name, metric in _METRICS.entries.items()}
 
 
 @register("accuracy", "Accuracy")
@@ -112,6 +108,7 @@ def kappa(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 register("ece", "ECE")(calibration.expected_error)
+_METRICS.reserve()
 
 
 def class_metrics(

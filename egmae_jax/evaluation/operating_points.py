@@ -150,14 +150,7 @@ def estimate(
     """
     draws, weights, _ = resample(rounds, np.random.default_rng(seed), resamples)
     num_classes = rounds[0].probabilities[0].shape[1]
-    test_sets = {r.ids.tobytes(): r for r in rounds}.values()
-    labels, groups = (
-        np.concatenate([getattr(r, name) for r in test_sets]) for name in ("labels", "groups")
-    )
-    of_class = [
-        [Evidence(len(np.unique(groups[x])), ()) for x in (labels == c, labels != c)]
-        for c in range(num_classes)
-    ]
+    of_class = _evidence(rounds, num_classes)
 
     def point(k: int, c: int, t: int, rates: Sequence[np.ndarray]) -> Point:
         means = (
@@ -177,6 +170,17 @@ def estimate(
             [[point(k, c, t, rates) for t in range(len(targets))] for c in range(num_classes)]
         )
     return points
+
+
+def _evidence(rounds: Sequence[Round], num_classes: int) -> list[list[Evidence]]:
+    """Counts, for each class, the groups with test images of it and those with other images."""
+    test_sets = list({r.ids.tobytes(): r for r in rounds}.values())
+    labels = np.concatenate([r.labels for r in test_sets])
+    groups = np.concatenate([r.groups for r in test_sets])
+    return [
+        [Evidence(len(np.unique(groups[x])), ()) for x in (labels == c, labels != c)]
+        for c in range(num_classes)
+    ]
 
 
 def _estimate(values: np.ndarray, draws: Sequence[int], evidence: Evidence) -> Estimate:

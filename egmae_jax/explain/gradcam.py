@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax.core import platform
 from egmae_jax.core.errors import UserError
 from egmae_jax.models.init import abstract_variables
+from egmae_jax.models.model import Model
 
 PyTree = Any
 Classes = int | Sequence[int] | jax.typing.ArrayLike | None
@@ -60,7 +60,7 @@ class Layer(NamedTuple):
 
 
 def gradcam(
-    model: nn.Module,
+    model: Model,
     variables: PyTree,
     images: jax.typing.ArrayLike,
     *,
@@ -89,7 +89,7 @@ def gradcam(
 
 
 def explain(
-    model: nn.Module,
+    model: Model,
     variables: PyTree,
     images: jax.typing.ArrayLike,
     *,
@@ -113,13 +113,13 @@ def explain(
     return _program()(variables, images, chosen, model=model, layer=layer)
 
 
-def layers(model: nn.Module) -> tuple[str, ...]:
+def layers(model: Model) -> tuple[str, ...]:
     """Returns all layer addresses that `gradcam` accepts, in order of computation."""
     return tuple(_taps(model, _USUAL_SIZE, _USUAL_SIZE).shapes)
 
 
 def layer_at(
-    model: nn.Module, image_size: int | tuple[int, int] = _USUAL_SIZE, address: str | None = None
+    model: Model, image_size: int | tuple[int, int] = _USUAL_SIZE, address: str | None = None
 ) -> Layer:
     """Returns a layer of a model and its grid, by default a deep layer that still localises.
 
@@ -140,7 +140,7 @@ def layer_at(
         LayerError: the model has no such layer.
     """
     shapes = _taps(model, *np.broadcast_to(image_size, 2).tolist()).shapes
-    address = address or _default(shapes, getattr(model, "cam_layers", ()))
+    address = address or _default(shapes, model.cam_layers)
     if address not in shapes:
         nearest = difflib.get_close_matches(address, shapes, n=3, cutoff=0.0)
         raise LayerError(
@@ -148,8 +148,8 @@ def layer_at(
             "explain.gradcam.layers(model) lists them all."
         )
     _, rows, columns, _ = shapes[address].shape
-    partial = getattr(model, "partial_layers", {})
-    feeds = next((words for prefix, words in partial.items() if address.startswith(prefix)), "")
+    partial = model.partial_layers.items()
+    feeds = next((words for prefix, words in partial if address.startswith(prefix)), "")
     return Layer(address, (rows, columns), feeds)
 
 
@@ -171,7 +171,7 @@ class _Taps(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _taps(model: nn.Module, height: int, width: int) -> _Taps:
+def _taps(model: Model, height: int, width: int) -> _Taps:
     """Lists the activations with rows and columns that the model taps with `models.layers.tap`.
 
     Raises:
@@ -209,7 +209,7 @@ def _explain(
     images: jax.Array,
     classes: jax.Array,
     *,
-    model: nn.Module,
+    model: Model,
     layer: str,
 ) -> Explanation:
     batch, height, width = images.shape[:3]

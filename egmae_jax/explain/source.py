@@ -15,6 +15,7 @@ from egmae_jax.data import datasets, masks, pipeline, splits
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.prepare import Prepared
 from egmae_jax.explain.panels import Panels, compute_panels
+from egmae_jax.models import transfer
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.run import images, rules
 from egmae_jax.run.config import load_config
@@ -61,7 +62,7 @@ class Source:
         self._reconstruct, self._part_of = self._corrupt, dict[str, str]()
         if workdir is not None:
             model = pretrain.create_autoencoder(self.config)
-            params = pretrain.load_autoencoder(paths.autoencoder(0), model)
+            params = transfer.load_autoencoder(paths.autoencoder(0), model)
             self._reconstruct = functools.partial(self._program(model), params)
             self._part_of = _parts(paths.splits(0), self.prepared)
 

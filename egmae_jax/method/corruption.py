@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.core.errors import is_own, require_free
+from egmae_jax.core.registry import Registry
 from egmae_jax.method.entropy import patch_entropy
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "to_pixels",
 ]
 
-_CORRUPTIONS: dict[str, Callable[..., "Corruption"]] = {}  # by kind
+_CORRUPTIONS: Registry[Callable[..., "Corruption"]] = Registry("corruption")
 
 
 class Corruption(NamedTuple):
@@ -57,23 +57,17 @@ def register(kind: str) -> Callable[[Callable[..., Corruption]], Callable[..., C
     Raises:
         ValueError: a corruption of this module has this name.
     """
-    require_free(kind, {k for k, f in _CORRUPTIONS.items() if is_own(f)}, "corruption")
-
-    def add(function: Callable[..., Corruption]) -> Callable[..., Corruption]:
-        _CORRUPTIONS[kind] = function
-        return function
-
-    return add
+    return _CORRUPTIONS.register(kind)
 
 
 def kinds() -> tuple[str, ...]:
     """Returns the names of all corruptions, starting with the paper's."""
-    return tuple(_CORRUPTIONS)
+    return _CORRUPTIONS.names()
 
 
 def settings(kind: str) -> tuple[str, ...]:
     """Returns which of `scale`, `threshold` and `mask_ratio` a kind of corruption reads."""
-    known = inspect.signature(_CORRUPTIONS[kind]).parameters
+    known = inspect.signature(_CORRUPTIONS.get(kind)).parameters
     return tuple(name for name in ("scale", "threshold", "mask_ratio") if name in known)
 
 
@@ -107,12 +101,10 @@ def corrupt(
         mask_token: value that replaces masked pixels, a scalar or [C]; only for kinds that mask.
 
     Raises:
-        ValueError: `kind` is unknown.
+        ConfigError: `kind` is unknown.
         TypeError: a registered corruption does not return a `Corruption` of the right shapes.
     """
-    if kind not in _CORRUPTIONS:
-        raise ValueError(f"corruption.kind must be one of {', '.join(kinds())}; got {kind!r}.")
-    result = _CORRUPTIONS[kind](
+    result = _CORRUPTIONS.get(kind)(
         key,
         images,
         entropy,
@@ -188,6 +180,9 @@ def contrast_noise(key, images, entropy, *, patch_size, scale, threshold, **_) -
     ratio = entropy.sum(axis=(1, 2)) / jnp.maximum(contrast.sum(axis=(1, 2)), 1e-12)
     variance = scale * contrast * ratio[:, None, None]
     return _add_noise(key, images, variance, patch_size, threshold)
+
+
+_CORRUPTIONS.reserve()
 
 
 def _add_noise(key, images, variance, patch_size, threshold) -> Corruption:

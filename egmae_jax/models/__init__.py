@@ -10,21 +10,19 @@ from egmae_jax.models import (  # importing registers their names
     swin,
     vit,
 )
+from egmae_jax.models.model import MIN_SIDE, Model, Normalization
 from egmae_jax.models.registry import (
-    MIN_SIDE,
-    Model,
-    Normalization,
+    NETWORKS,
     create,
     default_weights,
     imagenet_model,
     library,
     names,
     normalization,
-    protect,
     register,
 )
 
-protect()
+NETWORKS.reserve()
 
 __all__ = [
     "MIN_SIDE",

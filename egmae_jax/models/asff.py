@@ -8,7 +8,7 @@ and a softmax gives each image's two weights.
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,7 @@ class ASFFResNet(ResNet):
 
     fresh_prefixes = ("head/", "fusion/")  # parameters that a ResNet's weights do not provide
     has_fusion_weights = True
-    # By prefix of the layer's address: layers that affect only one branch's part of the score.
-    partial_layers: ClassVar[dict[str, str]] = {
+    partial_layers = {  # noqa: RUF012
         "layer4_": "high-level branch alone",
         "fusion/high": "high-level branch alone",
         "fusion/mid": "mid-level branch alone",

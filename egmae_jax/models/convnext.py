@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from egmae_jax.core.platform import materialize_gradient
+from egmae_jax.models.convnext_names import OTHER_NAMES, patterns
 from egmae_jax.models.kernels.block import convnext_block, is_supported
 from egmae_jax.models.kernels.depthwise import depthwise_conv
 from egmae_jax.models.kernels.operations import broadcast_to
@@ -31,14 +32,13 @@ from egmae_jax.models.layers import (
     Mlp,
     block_scales,
     drop_path,
-    group_layers,
     is_tapped,
     kernel_init,
-    require_sides,
     tap,
 )
-from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR, Layout
-from egmae_jax.models.registry import OtherNames, Patterns, register
+from egmae_jax.models.layouts import DENSE, DENSE_AS_CONV
+from egmae_jax.models.model import Model
+from egmae_jax.models.registry import register
 
 TOTAL_STRIDE = 32  # input pixels, along each side, per feature of the last stage
 
@@ -157,30 +157,22 @@ class Head(nn.Module):
         return Linear(self.num_classes, name="fc")(x)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Model):
     """ConvNeXt classifier.
 
     Attributes:
         depths: number of blocks in each stage.
         dims: number of channels in each stage.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        remat: whether the backward pass recomputes each MLP's activations instead of keeping them,
-            which takes less memory and more time.
         response_norm: whether this is a ConvNeXt V2.
     """
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
-    remat: bool = False
     response_norm: bool = False
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not provide
     side_multiple = TOTAL_STRIDE
+    block_parts = 2
+    can_remat = True  # each MLP's activations
     can_pretrain = True
 
     def setup(self):
@@ -209,11 +201,6 @@ class ConvNeXt(nn.Module):
         return layers
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the stem and of each block with the downsampling before it."""
-        return group_layers(self.layers, 2)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of each block, and of each part of the stem and head, by its name in PyTorch."""
         modules = {"stem": "stem"}
@@ -225,133 +212,19 @@ class ConvNeXt(nn.Module):
         return modules | {"head.norm": "head/norm", "head.fc": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new leaf, or None for a constant one."""
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         del shape
         return KERNEL_STD if path.endswith("kernel") else None
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last stage's features.
-
-        Args:
-            images: normalized images [B, H, W, 3].
-            train: whether to apply drop path, which needs the rng stream 'drop_path'.
-
-        Returns:
-            Features [B, H/32, W/32, dims[-1]].
-
-        Raises:
-            ValueError: H or W is not a multiple of 32.
-        """
-        require_sides(self, images)
+        """Computes the last stage's features: images [B, H, W, 3] -> [B, H/32, W/32, dims[-1]]."""
+        self.require_sides(images)
         scales = iter(block_scales(self, self.drop_path_rates, images.shape[0], train=train))
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x, list(itertools.islice(scales, stage.depth)))
         return x
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalized images [B, H, W, 3] -> float32 logits [B, num_classes]."""
-        return self.head(self.features(images, train=train))
-
-
-def _patterns(mlp: Layout) -> Patterns:
-    """Returns timm's names; `mlp` is the layout of the MLPs' kernels."""
-    return (
-        (r"stem/conv/kernel", r"stem.0.weight", CONV),
-        (r"stem/conv/bias", r"stem.0.bias", VECTOR),
-        (r"stem/norm/scale", r"stem.1.weight", VECTOR),
-        (r"stem/norm/bias", r"stem.1.bias", VECTOR),
-        (r"stages_(\d+)/downsample/norm/scale", r"stages.\1.downsample.0.weight", VECTOR),
-        (r"stages_(\d+)/downsample/norm/bias", r"stages.\1.downsample.0.bias", VECTOR),
-        (r"stages_(\d+)/downsample/conv/kernel", r"stages.\1.downsample.1.weight", CONV),
-        (r"stages_(\d+)/downsample/conv/bias", r"stages.\1.downsample.1.bias", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/gamma", r"stages.\1.blocks.\2.gamma", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/conv_dw/kernel", r"stages.\1.blocks.\2.conv_dw.weight", CONV),
-        (r"stages_(\d+)/blocks_(\d+)/conv_dw/bias", r"stages.\1.blocks.\2.conv_dw.bias", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/norm/scale", r"stages.\1.blocks.\2.norm.weight", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/norm/bias", r"stages.\1.blocks.\2.norm.bias", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/(fc\d)/kernel", r"stages.\1.blocks.\2.mlp.\3.weight", mlp),
-        (r"stages_(\d+)/blocks_(\d+)/(fc\d)/bias", r"stages.\1.blocks.\2.mlp.\3.bias", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/grn_scale", r"stages.\1.blocks.\2.mlp.grn.weight", VECTOR),
-        (r"stages_(\d+)/blocks_(\d+)/grn_bias", r"stages.\1.blocks.\2.mlp.grn.bias", VECTOR),
-        (r"head/norm/scale", r"head.norm.weight", VECTOR),
-        (r"head/norm/bias", r"head.norm.bias", VECTOR),
-        (r"head/fc/kernel", r"head.fc.weight", DENSE),
-        (r"head/fc/bias", r"head.fc.bias", VECTOR),
-    )
-
-
-def _block(theirs: str, timms: str) -> tuple[tuple[str, str], ...]:
-    """Returns the patterns of a ConvNeXt block in Facebook's and Hugging Face's names.
-
-    Args:
-        theirs: regular expression of the block's prefix there, with two groups.
-        timms: replacement with the block's prefix in timm.
-    """
-    return (
-        (rf"{theirs}\.(?:gamma|layer_scale_parameter)", rf"{timms}.gamma"),
-        (rf"{theirs}\.dwconv\.(weight|bias)", rf"{timms}.conv_dw.\3"),
-        (rf"{theirs}\.(?:norm|layernorm)\.(weight|bias)", rf"{timms}.norm.\3"),
-        (rf"{theirs}\.pwconv([12])\.(weight|bias)", rf"{timms}.mlp.fc\3.\4"),
-        (rf"{theirs}\.grn\.(?:gamma|weight)", rf"{timms}.mlp.grn.weight"),
-        (rf"{theirs}\.grn\.(?:beta|bias)", rf"{timms}.mlp.grn.bias"),
-    )
-
-
-_HF = r"(?:convnext(?:v2)?\.)?"  # prefix of a classifier's backbone; a backbone alone has none
-# By library. The shapes differ only by axes of length 1.
-_OTHER_NAMES: OtherNames = {
-    "Facebook's": (
-        r"downsample_layers\.0\.0\.weight",
-        (
-            (r"downsample_layers\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
-            (r"downsample_layers\.(\d+)\.([01])\.(weight|bias)", r"stages.\1.downsample.\2.\3"),
-            *_block(r"stages\.(\d+)\.(\d+)", r"stages.\1.blocks.\2"),
-            (r"norm\.(weight|bias)", r"head.norm.\1"),
-            (r"head\.(weight|bias)", r"head.fc.\1"),
-            # DINOv3 has norms of the stages before the last, which classification does not use, and
-            # the last one twice.
-            (r"norms\.\d+\.(weight|bias)", ""),
-        ),
-    ),
-    "Hugging Face's": (
-        rf"{_HF}embeddings\.patch_embeddings\.weight",
-        (
-            (rf"{_HF}embeddings\.patch_embeddings\.(weight|bias)", r"stem.0.\1"),
-            (rf"{_HF}embeddings\.layernorm\.(weight|bias)", r"stem.1.\1"),
-            (
-                rf"{_HF}encoder\.stages\.(\d+)\.downsampling_layer\.([01])\.(weight|bias)",
-                r"stages.\1.downsample.\2.\3",
-            ),
-            *_block(rf"{_HF}encoder\.stages\.(\d+)\.layers\.(\d+)", r"stages.\1.blocks.\2"),
-            (rf"{_HF}layernorm\.(weight|bias)", r"head.norm.\1"),
-            (r"classifier\.(weight|bias)", r"head.fc.\1"),
-        ),
-    ),
-    "torchvision's": (
-        r"features\.0\.0\.weight",
-        (
-            (r"features\.0\.([01])\.(weight|bias)", r"stem.\1.\2"),
-            *(
-                (rf"features\.{2 * i}\.([01])\.(weight|bias)", rf"stages.{i}.downsample.\1.\2")
-                for i in (1, 2, 3)
-            ),
-            *(
-                (rf"features\.{2 * i + 1}\.(\d+)\.{theirs}", rf"stages.{i}.blocks.\1.{timms}")
-                for i in range(4)
-                for theirs, timms in (
-                    (r"layer_scale", "gamma"),
-                    (r"block\.0\.(weight|bias)", r"conv_dw.\2"),
-                    (r"block\.2\.(weight|bias)", r"norm.\2"),
-                    (r"block\.3\.(weight|bias)", r"mlp.fc1.\2"),
-                    (r"block\.5\.(weight|bias)", r"mlp.fc2.\2"),
-                )
-            ),
-            (r"classifier\.0\.(weight|bias)", r"head.norm.\1"),
-            (r"classifier\.2\.(weight|bias)", r"head.fc.\1"),
-        ),
-    ),
-}
 
 # Depths, widths and tag of the ImageNet-1k checkpoint that `imagenet.weights='default'` downloads
 # from the Hugging Face hub. The tag is given because timm's default may be another checkpoint
@@ -375,9 +248,9 @@ def register_convnext(name: str, depths: tuple[int, ...], dims: tuple[int, ...],
         name,
         functools.partial(ConvNeXt, depths, dims, response_norm=name.startswith("convnextv2")),
         weights=f"timm/{name}.{tag}",
-        patterns=_patterns(DENSE_AS_CONV if is_small else DENSE),
+        patterns=patterns(DENSE_AS_CONV if is_small else DENSE),
         library="timm",
-        other_names=_OTHER_NAMES,
+        other_names=OTHER_NAMES,
     )
 
 

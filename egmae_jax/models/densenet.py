@@ -15,6 +15,7 @@ from egmae_jax.core.platform import materialize
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.layers import Conv, Head, below, fan_in_init, max_pool, tap
 from egmae_jax.models.layouts import CONV, DENSE, VECTOR, Layout
+from egmae_jax.models.model import Model
 from egmae_jax.models.registry import Patterns, register
 
 BOTTLENECK = 4  # channels between both convolutions of a layer, as a multiple of the growth rate
@@ -124,25 +125,16 @@ class Transition(nn.Module):
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
-class DenseNet(nn.Module):
+class DenseNet(Model):
     """DenseNet classifier.
 
     Attributes:
         depths: number of layers of each dense block.
         growth_rate: number of channels that a layer appends; the stem has twice as many.
-        num_classes: number of classes.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        frozen: layers (keys of `layers`) whose norm keeps its running statistics in training.
     """
 
     depths: tuple[int, ...]
     growth_rate: int
-    num_classes: int
-    dtype: Any = jnp.float32
-    frozen: frozenset[str] = frozenset()
-
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
-    side_multiple = 1
 
     def setup(self):
         stem, dtype = 2 * self.growth_rate, self.dtype
@@ -207,12 +199,7 @@ class DenseNet(nn.Module):
         return {f"features.{name}": name for name in names} | {"classifier": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if path == "head/fc/kernel":
             return (3 * shape[0]) ** -0.5
         if not path.endswith("kernel"):
@@ -220,15 +207,7 @@ class DenseNet(nn.Module):
         return (2 / (shape[0] * shape[1] * shape[2])) ** 0.5
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last feature map.
-
-        Args:
-            images: normalised images [B, H, W, 3].
-            train: whether to use batch statistics.
-
-        Returns:
-            Features [B, h, w, C], h about H/32.
-        """
+        """Computes the last feature map: images [B, H, W, 3] -> [B, h, w, C], h about H/32."""
         x = nn.relu(self.norm0(self.conv0(images), train=train))
         x = max_pool(x, padding=((1, 1), (1, 1)))
         for number in range(1, len(self.depths) + 1):
@@ -236,10 +215,6 @@ class DenseNet(nn.Module):
             if number < len(self.depths):
                 x = getattr(self, f"transition{number}")(x, train=train)
         return tap(self, nn.relu(self.norm5(x, train=train)), "features")
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
-        return self.head(self.features(images, train=train))
 
 
 def _patterns() -> Patterns:

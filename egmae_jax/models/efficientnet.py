@@ -22,14 +22,13 @@ from egmae_jax.models.layers import (
     Head,
     below,
     block_scales,
-    convert_from_imagenet,
     drop_path,
     fan_out_init,
-    group_layers,
     tap,
 )
 from egmae_jax.models.layouts import CONV, DENSE, DENSE_AS_CONV, VECTOR
-from egmae_jax.models.registry import IMAGENET, INCEPTION, Normalization, register
+from egmae_jax.models.model import IMAGENET, INCEPTION, Model, Normalization
+from egmae_jax.models.registry import register
 
 
 class Stage(NamedTuple):
@@ -189,31 +188,16 @@ def _norm(frozen: bool, lite: bool, dtype: Any, name: str | None = None) -> Batc
     return BatchNorm(frozen, dtype, epsilon=1e-3 if lite else 1e-5, name=name)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Model):
     """EfficientNet classifier.
 
     Attributes:
         lite: whether this is Lite0 instead of B0.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate that the block after the last one would have; it grows
-            linearly from 0 at the first, as in timm.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        frozen: layers (keys of `layers`) whose norm keeps its running statistics in training.
-        convert_from_imagenet: normalisation that the images are converted to from ImageNet's; None:
-            they have it already.
         sizes: sizes of the stages.
     """
 
     lite: bool
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
-    frozen: frozenset[str] = frozenset()
-    convert_from_imagenet: Normalization | None = None
     sizes: tuple[Stage, ...] = STAGES
-
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
-    side_multiple = 1
 
     def setup(self):
         padding = 0 if self.lite else 1  # `features` pads as TensorFlow does
@@ -240,7 +224,10 @@ class EfficientNet(nn.Module):
 
     @property
     def drop_path_rates(self) -> np.ndarray:
-        """Drop-path rate of each block, float [num_blocks], linear in depth."""
+        """Drop-path rate of each block, float [num_blocks], linear in depth.
+
+        As in timm, `drop_path_rate` is that of the block that would follow the last one.
+        """
         depth = sum(stage.depth for stage in self.sizes)
         return self.drop_path_rate * np.arange(depth) / depth
 
@@ -268,7 +255,7 @@ class EfficientNet(nn.Module):
     @property
     def depth_groups(self) -> list[tuple[str, ...]]:
         """Path prefixes of the stem and of each block, the last one with the last convolution."""
-        *groups, last, end = group_layers(self.layers)
+        *groups, last, end = super().depth_groups
         return [*groups, last + end]
 
     @property
@@ -279,12 +266,7 @@ class EfficientNet(nn.Module):
         return {"conv_stem": "conv_stem", **blocks, **ends}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if path == "head/fc/kernel":
             return (3 * shape[-1]) ** -0.5
         if not path.endswith("kernel"):
@@ -293,19 +275,10 @@ class EfficientNet(nn.Module):
         return (2 / (np.prod(shape[:-2], dtype=int) * outputs)) ** 0.5
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last feature map.
-
-        Args:
-            images: normalised images [B, H, W, 3].
-            train: whether to use batch statistics and drop path. If `drop_path_rate` is above 0,
-                this needs the rng stream 'drop_path'.
-
-        Returns:
-            Features [B, ⌈H/32⌉, ⌈W/32⌉, 1280].
-        """
+        """Computes the last feature map: images [B, H, W, 3] -> [B, ⌈H/32⌉, ⌈W/32⌉, 1280]."""
         scales = block_scales(self, self.drop_path_rates, images.shape[0], train=train)
         activation = _activation(self.lite)
-        x = convert_from_imagenet(images, self.convert_from_imagenet)
+        x = self.converted(images)
         if self.lite:
             before = [padding_before(side, 3, 2, same=True) for side in x.shape[1:3]]
             x = jnp.pad(x, ((0, 0), *((n, 1) for n in before), (0, 0)))
@@ -313,10 +286,6 @@ class EfficientNet(nn.Module):
         for block, factors in zip(itertools.chain(*self.blocks), scales, strict=True):
             x = block(x, factors, train=train)
         return activation(self.bn2(self.conv_head(x), train=train))
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
-        return self.head(self.features(images, train=train))
 
 
 _PATTERNS = (

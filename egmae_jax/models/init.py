@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from egmae_jax.models.mae import MaskedAutoencoder
-from egmae_jax.models.registry import MIN_SIDE
+from egmae_jax.models.model import MIN_SIDE, Model
 
 PyTree = Any
 KERNEL_INITS = ("timm", "fan_in")
@@ -49,7 +48,7 @@ def abstract_variables(module: Any, *inputs: jax.ShapeDtypeStruct) -> PyTree:
 
 
 def initial_variables(
-    module: nn.Module,
+    module: Model | MaskedAutoencoder,
     seed: int,
     *inputs: jax.ShapeDtypeStruct,
     kernel_init: str = "timm",
@@ -58,9 +57,8 @@ def initial_variables(
     """Draws initial variables with the structure of `module.init`, as float32 numpy arrays.
 
     Args:
-        module: the network. If it has a method `initial_std(path, shape)`, that returns the
-            standard deviation of a leaf, or None for a constant leaf. The variables of all other
-            networks are those of `module.init`, which takes longer as it is compiled.
+        module: the network. If it has no `initial_std`, see `Model`, the variables are those of
+            `module.init`, which takes longer as it is compiled.
         seed: any integer >= 0.
         *inputs: shapes and dtypes of the module's call arguments; the image size does not matter.
             The default is `smallest_inputs`.
@@ -74,15 +72,14 @@ def initial_variables(
         {"params": ..., "batch_stats": ...}; "batch_stats" only for networks with batch norms.
     """
     inputs = inputs or smallest_inputs(module)
-    initial_std = getattr(module, "initial_std", None)
-    if initial_std is None:
+    if module.initial_std is None:
         arrays = [jnp.zeros(x.shape, x.dtype) for x in inputs]
         variables = jax.jit(module.init)(jax.random.key(seed), *arrays)
         return jax.tree.map(np.asarray, variables)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         name = path.rsplit("/", 1)[-1]
-        std = initial_std(path, shape)
+        std = module.initial_std(path, shape)
         if not std:
             value = _constant(path, layer_scale) if std is None else 0
             return np.full(shape, value, np.float32)

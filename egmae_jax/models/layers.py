@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,13 +12,11 @@ from flax import linen as nn
 from jax import lax
 
 from egmae_jax.core import platform
-from egmae_jax.method import augment
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.kernels.convolution import conv2d
 from egmae_jax.models.kernels.mlp import mlp
 from egmae_jax.models.kernels.norm import layer_norm
 from egmae_jax.models.kernels.operations import broadcast_to, gelu
-from egmae_jax.models.registry import Normalization
 
 # timm initializes kernels by trunc_normal_(std=0.02), which truncates at +-2, not at two standard
 # deviations, and so is a plain normal distribution. Biases start at zero.
@@ -241,19 +238,6 @@ class Head(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=self.kernel_init, name="fc")(x)
 
 
-def convert_from_imagenet(images: jax.Array, normalization: Normalization | None) -> jax.Array:
-    """Converts images normalised by ImageNet's mean and standard deviation to others.
-
-    Args:
-        images: normalised images [B, H, W, 3].
-        normalization: the other mean and standard deviation; None returns the images unchanged.
-    """
-    if normalization is None:
-        return images
-    mean, std = (jnp.array(x) for x in normalization)
-    return (images * jnp.array(augment.STD) + (jnp.array(augment.MEAN) - mean)) / std
-
-
 def drop_path_scales(key: jax.Array, rates: jax.typing.ArrayLike, batch: int) -> jax.Array:
     """Samples the drop-path factors of all blocks for one step (Huang et al. 2016).
 
@@ -299,14 +283,6 @@ def drop_path(update: jax.Array, scales: jax.Array | None) -> jax.Array:
     if scales is None:
         return update
     return update * jnp.expand_dims(scales, range(1, update.ndim)).astype(update.dtype)
-
-
-def require_sides(module: Any, images: jax.Array) -> None:
-    """Raises ValueError unless a network's `side_multiple` divides H and W of [B, H, W, 3]."""
-    (height, width), multiple = images.shape[1:3], module.side_multiple
-    if height % multiple or width % multiple:
-        name = type(module).__name__
-        raise ValueError(f"{name} needs image sides divisible by {multiple}; got {height}x{width}.")
 
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
@@ -360,21 +336,6 @@ def _max_pool_forward(x, padding):
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def group_layers(layers: Mapping[str, tuple[str, ...]], parts: int = 1) -> list[tuple[str, ...]]:
-    """Returns the path prefixes of each block, from input to output, for a `Model.depth_groups`.
-
-    Args:
-        layers: path prefixes of each layer by address, from input to output.
-        parts: number of the parts of an address that name its block: 1 if that of 'layer1_0/conv2'
-            is 'layer1_0'. A 'downsample' there belongs to the 'blocks_0' after it.
-    """
-    blocks: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for address, prefixes in layers.items():
-        block = tuple(address.replace("downsample", "blocks_0").split("/")[:parts])
-        blocks[block] = blocks.get(block, ()) + prefixes
-    return list(blocks.values())
 
 
 def below(addresses: frozenset[str], module: str) -> frozenset[str]:

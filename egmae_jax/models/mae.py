@@ -82,7 +82,7 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = self.param("mask_token", nn.initializers.zeros, (3,))
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new leaf, or None for a constant one."""
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         return KERNEL_STD if path.endswith("embedding") else self.encoder.initial_std(path, shape)
 
     def __call__(self, images: jax.Array, mask: jax.Array, *, train: bool = False) -> jax.Array:

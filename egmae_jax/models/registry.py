@@ -4,93 +4,20 @@ The module of a network registers its names, and `models/__init__.py` imports th
 CONTRIBUTING.md describes how to add a network.
 """
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from egmae_jax.core.errors import REGISTER, ConfigError, require_free
-from egmae_jax.method import augment
+from egmae_jax.core.registry import Registry
 from egmae_jax.models.layouts import Layout
+from egmae_jax.models.model import IMAGENET, Model, Normalization
 
 # (path of the variable as a regular expression, its key in PyTorch, its layout).
 Patterns = tuple[tuple[str, str, Layout], ...]
 # By library: key of a network's first tensor there as a regular expression, and (key there as a
 # regular expression, key in timm; '' for a tensor that timm's network does not have).
 OtherNames = dict[str, tuple[str, tuple[tuple[str, str], ...]]]
-
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, of pixel values / 255."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-IMAGENET = Normalization(augment.MEAN, augment.STD)
-INCEPTION = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # timm's name of this one
-
-MIN_SIDE = 32  # smallest side of an image, in pixels, for all networks
-
-
-class Model(Protocol):
-    """Interface of a classifier, a Linen module: images [B, H, W, 3] -> logits [B, num_classes].
-
-    Attributes:
-        num_classes: number of classes; the parameters of the classifier are at `head/fc/`.
-        dtype: compute dtype; logits and parameters are float32.
-        fresh_prefixes: path prefixes of the parameters that ImageNet weights do not contain.
-        side_multiple: number of pixels that must divide the sides of an image; 1 for any side.
-        layers: path prefixes of each convolutional layer's parameters by the layer's address, from
-            input to output; an address is the path of a `models.layers.tap`.
-
-    A model may also have
-
-    - `initial_std`, a method, see `models.init.initial_variables`; without it, `init` draws its
-      variables;
-    - `drop_path_rate`, a field, the drop-path rate of its last residual block;
-    - `frozen`, a field, the keys of `layers` whose batch norms keep their running statistics in
-      training;
-    - `remat`, a field, whether the backward pass recomputes wide activations;
-    - `convert_from_imagenet`, a field, a `Normalization` to which it converts images that are
-      normalised by ImageNet's mean and standard deviation; None: it takes images as they are;
-    - `can_pretrain = True` if it can be the encoder of `models.mae.MaskedAutoencoder`;
-    - `has_fusion_weights = True` if `models.asff.fusion_weights` accepts it;
-    - `torch_modules`, a property, the paths of its modules by their names in PyTorch, whose outputs
-      `egmae compare` compares, from input to logits;
-    - `depth_groups`, a property, the path prefixes of its stem and of each block, from input to
-      output, whose learning rates `finetune.layer_decay` scales; a downsampling belongs to the
-      block beside it, and the head to none;
-    - `cam_layers`, addresses from which the default layer of Grad-CAM is chosen, from input to
-      output; without it, those of all blocks;
-    - `global_pool` and `fixed_input_size`, its settings in timm's configuration if they are not
-      'avg' and False; with the latter also `timm_options`, a method, the arguments with which timm
-      creates it for images of a side in pixels;
-    - `partial_layers`, words for the layers that feed only a part of the logits, by prefix of their
-      addresses.
-    """
-
-    num_classes: int
-    dtype: Any
-    fresh_prefixes: Sequence[str]
-    side_multiple: int
-
-    @property
-    def layers(self) -> dict[str, tuple[str, ...]]: ...
-
-    @property
-    def init(self) -> Callable[..., Any]: ...
-
-    @property
-    def apply(self) -> Callable[..., Any]: ...
-
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last feature map: normalised images [B, H, W, 3] -> [B, h, w, C]."""
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array: ...
 
 
 class Spec(NamedTuple):
@@ -105,8 +32,7 @@ class Spec(NamedTuple):
     other_names: OtherNames  # names of its tensors in other libraries
 
 
-_SPECS: dict[str, Spec] = {}
-_OWN: set[str] = set()  # names of the package's networks
+NETWORKS: Registry[Spec] = Registry("model")
 
 
 def register(
@@ -124,9 +50,8 @@ def register(
 
     Args:
         name: name of the network; timm's or torchvision's if one of them has it.
-        build: function that returns a `Model`. Its keywords are num_classes and dtype, and of
-            drop_path_rate, frozen and remat those that the network has as fields; one with variable
-            keywords gets drop_path_rate and frozen.
+        build: subclass of `Model`, or function that takes the fields of `Model` by name and
+            returns one.
         weights: hub id of its ImageNet weights with the full tag; '' if there are none.
         backbone: name of the network whose ImageNet weights it starts from; '' for its own.
         patterns: names of its variables in PyTorch and in the weight files of runs, (path as a
@@ -135,47 +60,31 @@ def register(
             weights can be exported for it and compared with it. The address of the network's first
             layer must be the path of a convolution, which is timm's `first_conv`.
         normalization: mean and standard deviation of the images that its ImageNet weights expect.
-            If they are not ImageNet's, the network must have the field `convert_from_imagenet`.
+            If they are not ImageNet's, the network must apply `Model.converted` to its images.
         other_names: names of its tensors in other libraries, which are translated to timm's.
 
     Raises:
         ValueError: a network of the package has this name.
     """
-    require_free(name, _OWN, "network")
-    _SPECS[name] = Spec(
-        build,
-        weights,
-        backbone or name,
-        patterns,
-        library,
-        normalization,
-        other_names or {},
+    spec = Spec(
+        build, weights, backbone or name, patterns, library, normalization, other_names or {}
     )
-
-
-def protect() -> None:
-    """Refuses further networks under the names that are registered now."""
-    _OWN.update(_SPECS)
-
-
-def is_own(name: str) -> bool:
-    """Whether a network is one of the package's, not a user's."""
-    return name in _OWN
+    NETWORKS.register(name)(spec)
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all registered networks."""
-    return tuple(_SPECS)
+    return NETWORKS.names()
 
 
 def library(name: str) -> str:
     """Returns the library that has a network: 'timm', 'torchvision' or, if neither has it, ''."""
-    return spec(name).library
+    return NETWORKS.get(name).library
 
 
 def normalization(name: str) -> Normalization:
     """Returns the mean and standard deviation of the images that a network's weights expect."""
-    return spec(name).normalization
+    return NETWORKS.get(name).normalization
 
 
 def create(
@@ -187,16 +96,15 @@ def create(
     remat: bool = False,
     frozen: Iterable[str] = (),
     imagenet_input: bool = False,
-) -> Any:
+) -> Model:
     """Creates a network.
 
     Args:
         name: one of `names()`.
         num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last residual block, if the network has some.
+        drop_path_rate: drop-path rate of the last residual block; other networks ignore it.
         dtype: compute dtype, float32 or bfloat16.
-        remat: whether the backward pass recomputes wide activations, if the network can, as
-            `ConvNeXt` can.
+        remat: whether the backward pass recomputes wide activations, if the network can.
         frozen: frozen layers, keys of the network's `layers`; their batch norms, if any, use and
             keep the running statistics in training.
         imagenet_input: whether all images are normalised by ImageNet's mean and standard deviation
@@ -204,22 +112,23 @@ def create(
             (`normalization`) then converts them itself; else it takes images as in timm.
 
     Returns:
-        A Linen module, see `Model`.
+        The Linen module.
 
     Raises:
         ConfigError: there is no such network; the message suggests a similar name.
         ValueError: the network has no such layers.
     """
-    entry = spec(name)
+    entry = NETWORKS.get(name)
     frozen = frozenset(frozen)
-    fields = {"drop_path_rate": drop_path_rate, "frozen": frozen, "remat": remat}
-    parameters = inspect.signature(entry.build).parameters
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-    known = {*parameters, *(("drop_path_rate", "frozen") if takes_any else ())}
-    options = {field: value for field, value in fields.items() if field in known}
-    if imagenet_input and entry.normalization != IMAGENET:
-        options["convert_from_imagenet"] = entry.normalization
-    model = entry.build(num_classes=num_classes, dtype=dtype, **options)
+    converts = imagenet_input and entry.normalization != IMAGENET
+    model: Model = entry.build(
+        num_classes=num_classes,
+        dtype=dtype,
+        drop_path_rate=drop_path_rate,
+        remat=remat,
+        frozen=frozen,
+        convert_from_imagenet=entry.normalization if converts else None,
+    )
     if unknown := sorted(frozen - model.layers.keys()):
         raise ValueError(
             f"{name} has no layers {', '.join(unknown)}; it has {', '.join(model.layers)}."
@@ -232,7 +141,7 @@ def imagenet_model(name: str) -> str:
 
     These weights contain all variables except those below the network's `fresh_prefixes`.
     """
-    return spec(name).backbone
+    return NETWORKS.get(name).backbone
 
 
 def default_weights(name: str) -> str:
@@ -241,17 +150,4 @@ def default_weights(name: str) -> str:
     For SqueezeNet it is the URL of a pickle; the error of `models.weights.locate` tells how to
     convert it.
     """
-    return spec(imagenet_model(name)).weights
-
-
-def spec(name: str) -> Spec:
-    """Returns the registered properties of a network.
-
-    Raises:
-        ConfigError: there is no such network; the message suggests a similar name.
-    """
-    if name in _SPECS:
-        return _SPECS[name]
-    nearest = difflib.get_close_matches(name, names(), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigError(f"There is no model {name!r}.{hint} Known: {', '.join(names())}. {REGISTER}")
+    return NETWORKS.get(imagenet_model(name)).weights

@@ -6,7 +6,7 @@ libraries and unlike He et al. Submodules have the libraries' names, except the 
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ from egmae_jax.models.layers import (
     block_scales,
     drop_path,
     fan_out_init,
-    group_layers,
     max_pool,
     tap,
 )
 from egmae_jax.models.layouts import CONV, DENSE, VECTOR
+from egmae_jax.models.model import Model
 from egmae_jax.models.registry import Patterns, register
 
 
@@ -118,30 +118,18 @@ class Bottleneck(ResidualBlock):
         return self.conv_norm(x, 3, 1, 1, train)
 
 
-class ResNet(nn.Module):
+class ResNet(Model):
     """ResNet classifier.
 
     Attributes:
         depths: number of blocks of each of the four stages.
         dims: number of channels of the 3x3 convolutions in each stage.
         bottleneck: whether the blocks are `Bottleneck` instead of `BasicBlock`.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        frozen: layers (keys of `layers`) whose norm keeps its running statistics in training.
     """
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
     bottleneck: bool
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
-    frozen: frozenset[str] = frozenset()
-
-    # Parameters that ImageNet weights do not contain.
-    fresh_prefixes: ClassVar[tuple[str, ...]] = ("head/fc/",)
-    side_multiple = 1
 
     def setup(self):
         self.stem = ConvNorm(
@@ -184,11 +172,6 @@ class ResNet(nn.Module):
         return {conv: (f"{conv}/", f"{norm}/") for conv, norm in names}
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the stem and of each block."""
-        return group_layers(self.layers)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of the stem, each block and the classifier by its name in PyTorch."""
         blocks = [(stage, i) for stage, depth in enumerate(self.depths, 1) for i in range(depth)]
@@ -196,12 +179,7 @@ class ResNet(nn.Module):
         return {"bn1": "stem", **modules, "fc": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0, or None for a constant one.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if path == "head/fc/kernel":
             return (3 * shape[0]) ** -0.5
         if path.endswith("kernel"):  # those of an ASFF's linear layers are timm's default
@@ -233,10 +211,6 @@ class ResNet(nn.Module):
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Computes the last stage: images [B, H, W, 3] -> [B, h, w, C] with h = ⌈H/32⌉."""
         return self.stages(images, train=train)[-1]
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
-        return self.head(self.features(images, train=train))
 
 
 BACKBONE_PATTERNS: Patterns = (

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from egmae_jax.models.layers import Conv, fan_in_init, group_layers, max_pool, tap
+from egmae_jax.models.layers import Conv, fan_in_init, max_pool, tap
 from egmae_jax.models.layouts import CONV, DENSE_AS_CONV, VECTOR
+from egmae_jax.models.model import Model
 from egmae_jax.models.registry import register
 
 _Fires = tuple[tuple[int, int] | None, ...]
@@ -96,23 +97,16 @@ class Head(nn.Module):
         return nn.relu(fc(x)).mean(axis=(1, 2))
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Model):
     """SqueezeNet classifier.
 
     Attributes:
         version: '1_0' or '1_1'.
-        num_classes: number of classes.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
         dropout_rate: dropout rate before the classifier.
     """
 
     version: str
-    num_classes: int
-    dtype: Any = jnp.float32
     dropout_rate: float = 0.5
-
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
-    side_multiple = 1
 
     def setup(self):
         features, size, modules = _VERSIONS[self.version]
@@ -132,23 +126,13 @@ class SqueezeNet(nn.Module):
         return {address: (f"{address}/",) for address in addresses}
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the first convolution and of each Fire module."""
-        return group_layers(self.layers)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of the first convolution, each Fire module and the head by its name in PyTorch."""
         paths = dict.fromkeys(address.split("/")[0] for address in self.layers)
         return {path.replace("_", "."): path for path in paths} | {"classifier": "head"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if not path.endswith("kernel"):
             return None
         if path == "head/fc/kernel":

@@ -31,12 +31,11 @@ from egmae_jax.models.layers import (
     block_scales,
     default_init,
     drop_path,
-    group_layers,
     kernel_init,
-    require_sides,
     tap,
 )
 from egmae_jax.models.layouts import CONV, DENSE, VECTOR
+from egmae_jax.models.model import Model
 from egmae_jax.models.registry import OtherNames, register
 
 PATCH_SIZE = 4  # pixels per side
@@ -214,26 +213,20 @@ class PatchEmbed(nn.Module):
         return Norm(name="norm")(proj(images))
 
 
-class Swin(nn.Module):
+class Swin(Model):
     """Swin Transformer classifier.
 
     Attributes:
         depths: number of blocks of each of the four stages.
         dim: number of channels of the first stage; each further one has twice as many.
         num_heads: number of heads in each stage.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
     """
 
     depths: tuple[int, ...]
     dim: int
     num_heads: tuple[int, ...]
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
+    block_parts = 2
     side_multiple = PATCH_SIZE
     fixed_input_size = True
 
@@ -281,50 +274,25 @@ class Swin(nn.Module):
         return tuple(f"{block}/normalized" for block in self._blocks)
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the embedding and of each block, with the merging before it."""
-        return group_layers(self.layers, 2)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of the embedding, each block, the norm and the classifier by its name in timm."""
         blocks = {b.replace("/", ".").replace("s_", "s."): b for b in self._blocks}
         return {"patch_embed": "patch_embed", **blocks, "norm": "norm", "head.fc": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if path == "patch_embed/proj/kernel":
             return (3 * np.prod(shape[:-1], dtype=int)) ** -0.5
         return KERNEL_STD if path.endswith(("kernel", "bias_table")) else None
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last feature map, normalized.
-
-        Args:
-            images: normalised images [B, H, W, 3].
-            train: whether to apply drop path, which needs the rng stream 'drop_path'.
-
-        Returns:
-            Features [B, ⌈H/32⌉, ⌈W/32⌉, 8 * dim].
-
-        Raises:
-            ValueError: H or W is not a multiple of 4.
-        """
-        require_sides(self, images)
+        """Computes the last feature map, normalized: [B, H, W, 3] -> [B, ⌈H/32⌉, ⌈W/32⌉, C]."""
+        self.require_sides(images)
         scales = iter(block_scales(self, self.drop_path_rates, images.shape[0], train=train))
         x = self.patch_embed(images)
         for i, depth in enumerate(self.depths):
             x = getattr(self, f"layers_{i}")(x, list(itertools.islice(scales, 2 * depth)))
         return self.norm(x)
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
-        return self.head(self.features(images, train=train))
 
 
 _BLOCK = r"layers_(\d+)/blocks_(\d+)"

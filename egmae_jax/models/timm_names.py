@@ -55,7 +55,7 @@ def as_timm(
         The library of the names, such as "Facebook's" ('' for timm's), and the tensors by timm's
         names. Tensors with unknown names are not changed.
     """
-    for library, (first, patterns) in registry.spec(model_name).other_names.items():
+    for library, (first, patterns) in registry.NETWORKS.get(model_name).other_names.items():
         if not any(re.fullmatch(first, key) for key in tensors):
             continue
         translated = {key: _first_match(patterns, key) for key in tensors}
@@ -117,7 +117,7 @@ def batch_counters(keys: Iterable[str]) -> set[str]:
 
 
 def _translate(path: str, model_name: str) -> tuple[str, Layout]:
-    for pattern, key, layout in registry.spec(model_name).patterns:
+    for pattern, key, layout in registry.NETWORKS.get(model_name).patterns:
         match = re.fullmatch(pattern, path)
         if match:
             return match.expand(key), layout

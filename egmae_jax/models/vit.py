@@ -24,15 +24,13 @@ from egmae_jax.models.layers import (
     Mlp,
     attention,
     block_scales,
-    convert_from_imagenet,
     default_init,
     drop_path,
-    group_layers,
-    require_sides,
     tap,
 )
 from egmae_jax.models.layouts import CONV, DENSE, VECTOR
-from egmae_jax.models.registry import INCEPTION, Normalization, register
+from egmae_jax.models.model import INCEPTION, Model
+from egmae_jax.models.registry import register
 
 PATCH_SIZE = 16  # pixels per side
 GRID = 14  # rows and columns of the position embeddings: 224 pixels
@@ -126,29 +124,19 @@ class Head(nn.Module):
         return Linear(self.num_classes, name="fc")(x.astype(jnp.float32))
 
 
-class ViT(nn.Module):
+class ViT(Model):
     """Vision transformer, which classifies by its class token.
 
     Attributes:
         depth: number of blocks.
         dim: number of channels of a token.
         num_heads: number of heads of each attention.
-        num_classes: number of classes.
-        drop_path_rate: drop-path rate of the last block; it grows linearly from 0 at the first.
-        dtype: compute dtype, float32 or bfloat16. Parameters are always float32.
-        convert_from_imagenet: normalisation that the images are converted to from ImageNet's; None:
-            they have it already.
     """
 
     depth: int
     dim: int
     num_heads: int
-    num_classes: int
-    drop_path_rate: float = 0.0
-    dtype: Any = jnp.float32
-    convert_from_imagenet: Normalization | None = None
 
-    fresh_prefixes = ("head/fc/",)  # parameters that ImageNet weights do not contain
     side_multiple = PATCH_SIZE
     global_pool = "token"
     fixed_input_size = True
@@ -187,23 +175,13 @@ class ViT(nn.Module):
         return tuple(f"blocks_{i}/normalized" for i in range(self.depth))
 
     @property
-    def depth_groups(self) -> list[tuple[str, ...]]:
-        """Path prefixes of the embedding and of each block; the norm is in the last, as in timm."""
-        return group_layers(self.layers)
-
-    @property
     def torch_modules(self) -> dict[str, str]:
         """Path of each block and the classifier by its name in timm."""
         blocks = {f"blocks.{i}": f"blocks_{i}" for i in range(self.depth)}
         return {**blocks, "norm": "norm", "head": "head/fc"}
 
     def initial_std(self, path: str, shape: tuple[int, ...]) -> float | None:
-        """Returns the standard deviation of a new variable around 0; None: `models.init` decides.
-
-        Args:
-            path: path of the variable.
-            shape: shape of the variable.
-        """
+        """Returns the standard deviation of a new variable, or None for a constant one."""
         if path == "patch_embed/proj/kernel":
             return (3 * np.prod(shape[:-1], dtype=int)) ** -0.5
         if path == "cls_token":
@@ -211,32 +189,20 @@ class ViT(nn.Module):
         return KERNEL_STD if path.endswith(("kernel", "pos_embed")) else None
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the last tokens of the patches, normalized.
-
-        Args:
-            images: normalised images [B, H, W, 3].
-            train: whether to apply drop path, which needs the rng stream 'drop_path'.
-
-        Returns:
-            Features [B, H/16, W/16, dim].
-        """
+        """Computes the patches' last tokens, normalized: [B, H, W, 3] -> [B, H/16, W/16, dim]."""
         tokens, grid = self._tokens(images, train=train)
         return tokens[:, 1:].reshape(images.shape[0], *grid, self.dim)
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes].
-
-        Raises:
-            ValueError: H or W is not a multiple of 16.
-        """
+        """Computes the logits: normalised images [B, H, W, 3] -> float32 [B, num_classes]."""
         tokens, _ = self._tokens(images, train=train)
         return self.head(tokens[:, 0])
 
     def _tokens(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, tuple[int, int]]:
         """Returns the tokens after the last norm, [B, 1 + rows * columns, dim], and their grid."""
-        require_sides(self, images)
+        self.require_sides(images)
         scales = block_scales(self, self.drop_path_rates, images.shape[0], train=train)
-        patches = self.patch_embed(convert_from_imagenet(images, self.convert_from_imagenet))
+        patches = self.patch_embed(self.converted(images))
         batch, rows, columns, _ = patches.shape
         token = jnp.broadcast_to(self.cls_token.astype(self.dtype), (batch, 1, self.dim))
         tokens = jnp.concatenate([token, patches.reshape(batch, rows * columns, self.dim)], axis=1)

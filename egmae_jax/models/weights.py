@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import read_npz, require_readable
 from egmae_jax.core.tensors import read_safetensors
-from egmae_jax.models.registry import Normalization
+from egmae_jax.models.model import Normalization
 
 logger = logging.getLogger(__name__)
 

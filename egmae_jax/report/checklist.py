@@ -83,27 +83,20 @@ def _fill(checklist: Checklist, known: Mapping[str, str]) -> Filled:
 
 def facts(run: Content) -> dict[str, str]:
     """Returns sentences about a run by the names in `checklist_items`; '' if it does not know."""
+    return {**_about_data(run), **_about_training(run), **_about_results(run)}
+
+
+def _about_data(run: Content) -> dict[str, str]:
+    """Describes the images, their preparation and their partitions."""
     config, results, dataset = run.config, run.results, run.results["dataset"]
-    data, fold = config["data"], config["rounds"]["kind"] == "folds"
+    data, skipped = config["data"], len(dataset["skipped"])
     left_out = [f"{k} {reason}" for reason, k in dataset.get("left_out_by_reason", {}).items() if k]
-    skipped, made_with = len(dataset["skipped"]), results["made_with"]
-    several, seen = len(results["rounds"]) > 1, results["pretraining_saw_test"]
-    first = " of the first fold" if fold else ""
+    first = " of the first fold" if config["rounds"]["kind"] == "folds" else ""
     numbers = "; ".join(
         f"{part} {sum(counts.values())} ({', '.join(f'{n} {k}' for n, k in counts.items())})"
         for part, counts in dataset["counts"].items()
     )
-    chief, last = run.classifiers[-1], run.summary[-1]
-    parameters = (f"{x['name']} {x['parameters'] / 1e6:.2f} million" for x in run.summary)
-    performance = (
-        f"{TITLES[m]} {number(last['metrics'][m]['mean'])} ({interval(last['intervals'][m])})"
-        for m in INTERVAL_METRICS
-    )
-    calibration, select = run.calibrations[-1], run.saved.config.finetune.select
-    fusion = notes.FUSIONS[config["fusion"]["kind"]]
     return {
-        "kind": f"Deep learning: development and internal evaluation of a classifier of images in "
-        f"{len(run.classes)} classes.",
         "data": _join(f"{dataset['title']}.", dataset.get("account"), dataset.get("citation")),
         "classes": f"Classes: {', '.join(run.classes)}.",
         "excluded": f"Left out: {'; '.join(left_out) or 'no labelled image'}."
@@ -121,10 +114,25 @@ def facts(run: Content) -> dict[str, str]:
         f"near-duplicates: correlation of thumbnails above {data['near_duplicate_threshold']:g}.",
         "protocol": notes.protocol(run) or "Images were split one by one, regardless of patients.",
         "leaks": "Pre-training saw test images or images of their groups, without labels."
-        if seen
+        if results["pretraining_saw_test"]
         else "",
         "numbers": f"Images{first}: {numbers}.",
         "tested": notes.tested(run),
+        "imbalance": _join(f"Training images{first}:", _counts(dataset["counts"]["train"]) + ".")
+        + " "
+        + (notes.balance(run) or "Fine-tuning did not make up for unequal classes."),
+    }
+
+
+def _about_training(run: Content) -> dict[str, str]:
+    """Describes the networks, their training and the software."""
+    config, results, data = run.config, run.results, run.config["data"]
+    made_with, select = results["made_with"], run.saved.config.finetune.select
+    parameters = (f"{x['name']} {x['parameters'] / 1e6:.2f} million" for x in run.summary)
+    fusion = notes.FUSIONS[config["fusion"]["kind"]]
+    return {
+        "kind": f"Deep learning: development and internal evaluation of a classifier of images in "
+        f"{len(run.classes)} classes.",
         "model": _join(
             notes.networks(run) or f"{', '.join(results['branches'].values())}.",
             f"Input: {data['image_size']} x {data['image_size']} pixels, 3 channels. Parameters: "
@@ -135,10 +143,6 @@ def facts(run: Content) -> dict[str, str]:
         "unassessed": "The predictors are pixels; nobody assesses them.",
         "output": "A probability for each class, calibrated by temperature scaling on validation "
         "images; the most probable class is predicted.",
-        "thresholds": "Thresholds for given specificities and sensitivities are chosen on the "
-        "validation part (report, Operating points).",
-        "software": f"{', '.join(f'{k} {v}' for k, v in made_with.get('versions', {}).items())}; "
-        f"commit {made_with.get('commit') or 'unknown'}; {made_with.get('devices', '')}.",
         "initial": _join(
             *(f"{b}: {notes.origin(run, b)}." for b in results["branches"]),
             "Parameters without a checkpoint: random, kernels by "
@@ -149,8 +153,26 @@ def facts(run: Content) -> dict[str, str]:
         "selection": f"The epoch with the {epoch_selection.describe(select)} is kept; with it the "
         "test part was scored once.",
         "ensemble": f"Fusion of {', '.join(results['branches'])}: {fusion}."
-        if chief == "ensemble"
+        if run.classifiers[-1] == "ensemble"
         else "No ensemble.",
+        "software": f"{', '.join(f'{k} {v}' for k, v in made_with.get('versions', {}).items())}; "
+        f"commit {made_with.get('commit') or 'unknown'}; {made_with.get('devices', '')}.",
+        "record": "All settings are in config.json of the workdir; command: "
+        f"{made_with.get('command', 'unknown')}",
+    }
+
+
+def _about_results(run: Content) -> dict[str, str]:
+    """Describes how the test part was scored, and the scores."""
+    config, results = run.config, run.results
+    chief, last, calibration = run.classifiers[-1], run.summary[-1], run.calibrations[-1]
+    performance = (
+        f"{TITLES[m]} {number(last['metrics'][m]['mean'])} ({interval(last['intervals'][m])})"
+        for m in INTERVAL_METRICS
+    )
+    return {
+        "thresholds": "Thresholds for given specificities and sensitivities are chosen on the "
+        "validation part (report, Operating points).",
         "metrics": f"{', '.join(TITLES.values())}; ROC, precision-recall and decision curves; "
         "reliability diagrams; sensitivity and specificity at thresholds chosen on validation.",
         "uncertainty": f"95 % intervals by a bootstrap of {run.resampled.evidence.groups} groups "
@@ -159,7 +181,7 @@ def facts(run: Content) -> dict[str, str]:
         "spread": f"Standard deviation over {len(results['rounds'])} {config['rounds']['kind']}: "
         f"accuracy {number(last['metrics']['accuracy']['std'])}, AUC "
         f"{number(last['metrics']['auc']['std'])}."
-        if several
+        if len(results["rounds"]) > 1
         else "",
         "explained": "Grad-CAM of the most and the least certain predictions is in the report.",
         "internal": "The test part is of the same data set as the training part: internal "
@@ -178,12 +200,7 @@ def facts(run: Content) -> dict[str, str]:
         "calibration": f"Calibration error (ECE) of {chief}: {number(calibration['before'])}, "
         f"after temperature scaling {number(calibration['after'])}.",
         "failures": _failures(run),
-        "imbalance": _join(f"Training images{first}:", _counts(dataset["counts"]["train"]) + ".")
-        + " "
-        + (notes.balance(run) or "Fine-tuning did not make up for unequal classes."),
         "warnings": " ".join(notes.warnings(run)),
-        "record": "All settings are in config.json of the workdir; command: "
-        f"{made_with.get('command', 'unknown')}",
     }
 
 

@@ -41,7 +41,7 @@ def from_config(config: ConfigDict | FrozenConfigDict) -> tuple[Branch, ...]:
     branches = tuple(Branch(name, models_of.get(name, name)) for name in names)
     for branch in branches:
         network = models.create(branch.model_name, num_classes=1)  # ConfigError if it is unknown
-        if branch.is_mae and not getattr(network, "can_pretrain", False):
+        if branch.is_mae and not network.can_pretrain:
             raise ConfigError(
                 f"'mae' cannot pre-train model.name={branch.model_name}; it must be a ConvNeXt."
             )

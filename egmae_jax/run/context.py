@@ -16,10 +16,10 @@ from egmae_jax.models.init import initial_variables
 from egmae_jax.run import branches
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.nonfinite import Policy
 from egmae_jax.run.rounds import LABELLED, RoundData
 from egmae_jax.run.workdir import Paths
 from egmae_jax.training.loop import Plan, Stage
-from egmae_jax.training.nonfinite import Policy
 
 PyTree = Any
 

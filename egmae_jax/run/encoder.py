@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from egmae_jax.models import timm
+from egmae_jax.models import timm, transfer
 from egmae_jax.run.config import load_config
 from egmae_jax.run.workdir import Paths
 from egmae_jax.training import pretrain
@@ -29,7 +29,7 @@ def write(workdir: Path) -> Path:
     config = FrozenConfigDict(load_config(workdir / "config.json"))
     paths = Paths.of(workdir, config)
     model = pretrain.create_autoencoder(config)
-    params = pretrain.load_autoencoder(paths.autoencoder(0), model)["encoder"]
+    params = transfer.load_autoencoder(paths.autoencoder(0), model)["encoder"]
     width = model.encoder.dims[-1]
     norm = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
     path = workdir / "encoder.safetensors"

@@ -1,7 +1,7 @@
 """Features of a network for the images of a part: its last feature map, averaged over pixels."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,14 +10,15 @@ from egmae_jax.core import platform, sharding
 from egmae_jax.evaluation import probe
 from egmae_jax.method import augment
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.models.model import Model
 from egmae_jax.run.context import Run
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.run.rounds import LABELLED
-from egmae_jax.training.nonfinite import require_finite
 
 PyTree = Any
 
 
-def pooled(model: Any, variables: PyTree, images: jax.Array) -> jax.Array:
+def pooled(model: Model, variables: PyTree, images: jax.Array) -> jax.Array:
     """Computes the mean of a network's last feature map over its pixels.
 
     Args:
@@ -28,7 +29,7 @@ def pooled(model: Any, variables: PyTree, images: jax.Array) -> jax.Array:
     Returns:
         float32 [B, D].
     """
-    features = model.apply(variables, images, method="features")
+    features = cast(jax.Array, model.apply(variables, images, method="features"))
     return features.astype("float32").mean(axis=(1, 2))
 
 

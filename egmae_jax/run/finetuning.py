@@ -13,17 +13,17 @@ import optax
 from egmae_jax.core import hosts, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.method import augment, layer_entropy
-from egmae_jax.models import timm
+from egmae_jax.models import timm, transfer
 from egmae_jax.models.init import abstract_variables
-from egmae_jax.run import class_balance, epoch_selection
+from egmae_jax.run import class_balance, epoch_selection, layer_selection
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.imagenet import ImagenetWeights
+from egmae_jax.run.layer_selection import Selection
 from egmae_jax.run.prediction import Prediction
 from egmae_jax.run.rounds import LABELLED
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
+from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
-from egmae_jax.training.layer_selection import Selection
 from egmae_jax.training.state import TrainState, count_parameters
 
 PyTree = Any
@@ -100,16 +100,11 @@ class Finetuning:
         if hosts.is_primary():
             timm.save(best.variables, result, branch.model_name)
         delete_checkpoints(folder)
-        logger.info(
-            "%s, round %d: best epoch %d of %d, %s %.4f%s",
-            plan.stage,
-            round_index,
-            best.epoch,
-            int(state.step) // plan.steps_per_epoch,
-            epoch_selection.describe(config.select),
-            abs(best.score[0]),
-            " of the averaged weights" if config.ema_decay > 0 else "",
-        )
+        epochs = int(state.step) // plan.steps_per_epoch
+        score = f"{epoch_selection.describe(config.select)} {abs(best.score[0]):.4f}"
+        score += " of the averaged weights" if config.ema_decay > 0 else ""
+        at = f"best epoch {best.epoch} of {epochs}"
+        logger.info("%s, round %d: %s, %s", plan.stage, round_index, at, score)
 
     def starting_variables(self, branch: Branch, round_index: int, seed: int) -> PyTree:
         """Returns the variables that a branch starts from: pre-trained ones below a fresh head."""
@@ -118,12 +113,12 @@ class Finetuning:
             paths = self._run.paths
             path = paths.autoencoder(paths.split_index(round_index))
             model = pretrain.create_autoencoder(self._run.config)
-            encoder = pretrain.load_autoencoder(path, model)["encoder"]
-            return finetune.start_from(fresh, {"params": encoder}, keep_fresh=("head/",))
+            encoder = transfer.load_autoencoder(path, model)["encoder"]
+            return transfer.start_finetuning(fresh, {"params": encoder}, keep_fresh=("head/",))
         if branch.name not in self._imagenet.variables:
             return fresh
         keep_fresh = self._run.classifier(branch).fresh_prefixes
-        return finetune.start_from(
+        return transfer.start_finetuning(
             fresh, self._imagenet.variables[branch.name], keep_fresh=keep_fresh
         )
 
@@ -144,7 +139,7 @@ class Finetuning:
             weight_decay=config.weight_decay,
             betas=config.betas,
             layer_decay=config.layer_decay,
-            depth_groups=getattr(network, "depth_groups", ()),
+            depth_groups=network.depth_groups,
             clip_norm=config.clip_norm,
         )
         step = functools.partial(

@@ -11,7 +11,7 @@ from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.files import RESTORE, read_json, require_readable, write_json
 from egmae_jax.models import timm
 from egmae_jax.models import weights as model_weights
-from egmae_jax.models.registry import IMAGENET
+from egmae_jax.models.model import IMAGENET
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.workdir import other_file_error
 

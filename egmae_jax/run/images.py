@@ -8,11 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from egmae_jax.augmentations import tta
 from egmae_jax.data.datasets import unlabelled
 from egmae_jax.data.listing import Listing, list_files
 from egmae_jax.data.prepare import Prepared, prepare
 from egmae_jax.data.samples import IntensityRange
-from egmae_jax.method import tta
 
 
 def list_images(config: ConfigDict | FrozenConfigDict) -> Listing:

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
 from egmae_jax.data.pipeline import Images
 from egmae_jax.evaluation import asff_weights
 from egmae_jax.evaluation.features import Features, save_features
 from egmae_jax.evaluation.predictions import Predictions, save_predictions
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.models import asff, timm
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.context import Run
 from egmae_jax.run.features import pooled
 from egmae_jax.run.images import tta_views
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.training import finetune
-from egmae_jax.training.nonfinite import require_finite
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -168,20 +169,24 @@ class Prediction:
         return batch.pixels, noise
 
     def _class_probabilities(
-        self, model: Any, variables: PyTree, pixels: Any, noise: Any
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
     ) -> jax.Array:
         views = tta_views(self._run.config)
         return finetune.class_probabilities(variables, pixels, noise, model=model, views=views)
 
-    def _fusion_weights(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+    def _fusion_weights(
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
+    ) -> jax.Array:
         centre = tta.centre_crop(pixels, self._run.config.data.image_size)
         return asff.fusion_weights(model, variables, augment.normalize(centre) + noise)
 
-    def _features(self, model: Any, variables: PyTree, pixels: Any, noise: Any) -> jax.Array:
+    def _features(
+        self, model: models.Model, variables: PyTree, pixels: Any, noise: Any
+    ) -> jax.Array:
         centre = tta.centre_crop(pixels, self._run.config.data.image_size)
         return pooled(model, variables, augment.normalize(centre) + noise)
 
 
 def has_fusion_weights(branch: Branch) -> bool:
     """Whether the network of a branch has fusion weights, as an ASFF has."""
-    return getattr(models.create(branch.model_name, 1), "has_fusion_weights", False)
+    return models.create(branch.model_name, 1).has_fusion_weights

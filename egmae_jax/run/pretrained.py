@@ -14,17 +14,17 @@ from egmae_jax.core.errors import ConfigError, shorten_list
 from egmae_jax.core.files import read_sealed
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.listing import Listing
-from egmae_jax.models import timm
+from egmae_jax.models import timm, transfer
 from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.timm_problems import format_problems
+from egmae_jax.models.transfer import MisfitError
 from egmae_jax.models.weights import CheckpointError, MissingWeightsError
 from egmae_jax.run import seen
 from egmae_jax.run.config import load_config
 from egmae_jax.run.rounds import RoundData
 from egmae_jax.run.workdir import Paths, other_file_error
 from egmae_jax.training import pretrain
-from egmae_jax.training.finetune import MisfitError
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class PretrainedWeights:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             self._starts[split] = Start(path, digest, _read(path, name))
             try:
-                pretrain.start_from(expected, self._starts[split].params)
+                transfer.start_pretraining(expected, self._starts[split].params)
             except MisfitError as error:
                 raise CheckpointError(
                     f"pretrain.weights: {path} does not fit model.name={name}; "
@@ -120,7 +120,7 @@ class PretrainedWeights:
             fresh: initial parameters of the autoencoder.
         """
         weights = self._starts[split]
-        params, has_decoder = pretrain.start_from(fresh, weights.params)
+        params, has_decoder = transfer.start_pretraining(fresh, weights.params)
         logger.info(
             "Pre-training starts from the %s of %s",
             "encoder and decoder" if has_decoder else "encoder",

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from egmae_jax.core import hosts, platform, rng, sharding
 from egmae_jax.core.files import write_sealed
+from egmae_jax.models import transfer
 from egmae_jax.models.mae import MaskedAutoencoder
+from egmae_jax.models.transfer import save_params
 from egmae_jax.run.context import Run
 from egmae_jax.run.features import EncoderProbe
+from egmae_jax.run.nonfinite import require_finite
 from egmae_jax.run.pretrained import PretrainedWeights
 from egmae_jax.training import loop, optim, pretrain
-from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints, save_params
-from egmae_jax.training.nonfinite import require_finite
+from egmae_jax.training.checkpoint import Checkpoints, delete_checkpoints
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
@@ -58,7 +61,7 @@ class Pretraining:
         else:
             fresh, can_reconstruct = self._start(split)
             if result.exists():
-                params = pretrain.load_autoencoder(result, self._autoencoder)
+                params = transfer.load_autoencoder(result, self._autoencoder)
             elif self._run.config.pretrain.epochs == 0:
                 params = fresh
             else:
@@ -119,10 +122,36 @@ class Pretraining:
             epochs=config.epochs,
             unlabelled=True,
         )
+        schedule, optimizer, program = self._make_program(fresh, plan.steps_per_epoch)
+        draw, probe = self._make_panels(self._run, split, self._autoencoder), self._probe(split)
+
+        def after_epoch(epoch: int, step: int, variables: PyTree) -> dict[str, float]:
+            draw(epoch, step, variables)
+            return probe.score_epoch(epoch, variables)
+
+        with Checkpoints(folder) as checkpoints:
+            stage = self._run.stage(
+                plan,
+                config.splits,
+                unlabelled=True,
+                program=program,
+                create=lambda: TrainState.create({"params": fresh}, optimizer, self._run.mesh),
+                schedule=schedule,
+                checkpoints=checkpoints,
+                after_epoch=after_epoch,
+            )
+            state, _ = loop.train(stage)
+        return sharding.to_host(state.params)
+
+    def _make_program(
+        self, fresh: PyTree, steps_per_epoch: int
+    ) -> tuple[optax.Schedule, optax.GradientTransformation, Callable]:
+        """Returns schedule, optimizer and compiled steps."""
+        config = self._run.config.pretrain
         schedule = optim.cosine_schedule(
             config.learning_rate,
-            total_steps=plan.total_steps,
-            warmup_steps=config.warmup_epochs * plan.steps_per_epoch,
+            total_steps=config.epochs * steps_per_epoch,
+            warmup_steps=config.warmup_epochs * steps_per_epoch,
         )
         optimizer = optim.adamw(
             schedule,
@@ -137,25 +166,7 @@ class Pretraining:
             optimizer=optimizer,
             config=self._run.config,
         )
-        draw, probe = self._make_panels(self._run, split, self._autoencoder), self._probe(split)
-
-        def after_epoch(epoch: int, step: int, variables: PyTree) -> dict[str, float]:
-            draw(epoch, step, variables)
-            return probe.score_epoch(epoch, variables)
-
-        with Checkpoints(folder) as checkpoints:
-            stage = self._run.stage(
-                plan,
-                config.splits,
-                unlabelled=True,
-                program=loop.compile_steps(step, self._run.mesh),
-                create=lambda: TrainState.create({"params": fresh}, optimizer, self._run.mesh),
-                schedule=schedule,
-                checkpoints=checkpoints,
-                after_epoch=after_epoch,
-            )
-            state, _ = loop.train(stage)
-        return sharding.to_host(state.params)
+        return schedule, optimizer, loop.compile_steps(step, self._run.mesh)
 
     def _reconstruction_losses(self, params: PyTree, split: int) -> dict[str, float]:
         @platform.jit

@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from egmae_jax import models
+from egmae_jax import augmentations, models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import hosts, sharding
-from egmae_jax.core.errors import REGISTER, ConfigError
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets, images, samples, splits
 from egmae_jax.data.datasets import unlabelled
-from egmae_jax.method import augmentations, corruption, entropy, fusion, layer_entropy, tta
+from egmae_jax.method import corruption, entropy, fusion, layer_entropy
 from egmae_jax.models import registry, timm_names
 from egmae_jax.models.init import KERNEL_INITS
 from egmae_jax.run import branches, class_balance, default_config, epoch_selection
 from egmae_jax.run.config import flatten, microbatch_sizes
-from egmae_jax.training import losses, optim
+from egmae_jax.training import losses
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("raise", "skip"),
@@ -197,11 +198,15 @@ def _has_type(value: Any, kind: type) -> bool:
 
 def _field_problems(config: ConfigDict) -> Iterator[str]:
     flat = flatten(config)
-    for field, allowed in {**_CHOICES, "corruption.kind": corruption.kinds()}.items():
+    for field, find in (("data.name", datasets.get), ("corruption.kind", corruption.settings)):
+        try:
+            find(flat[field])
+        except ConfigError as error:
+            yield f"{field}: {error}"
+    for field, allowed in _CHOICES.items():
         if flat[field] not in allowed:
-            hint = f" {REGISTER}" if field == "corruption.kind" else ""
             known = ", ".join(map(repr, allowed))
-            yield f"{field} is {flat[field]!r}; it must be one of {known}.{hint}"
+            yield f"{field} is {flat[field]!r}; it must be one of {known}."
     for words, holds, fields in _RANGES:
         for field in fields:
             if not holds(flat[field]):
@@ -210,10 +215,6 @@ def _field_problems(config: ConfigDict) -> Iterator[str]:
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
     data, rounds = config.data, config.rounds
-    try:
-        datasets.get(data.name)
-    except datasets.DataError as error:
-        yield f"data.name: {error}"
     if not data.dir:
         yield "data.dir is empty; give the folder of the images: --config.data.dir=<folder>."
     for field in ("dir", "cache_dir"):
@@ -258,7 +259,7 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
         return
     if len(networks) == 1 and config.fusion.kind in fusion.KINDS[1:]:
         yield f"fusion.kind is {config.fusion.kind!r}, but there is only one branch; use 'mean'."
-    if config.model.rematerialize and not any(hasattr(network, "remat") for network in networks):
+    if config.model.rematerialize and not any(network.can_remat for network in networks):
         yield "model.rematerialize is True, but no branch has a network with it (ConvNeXt)."
     for name in {branch.model_name: None for branch in chosen}:
         yield from _own_network_problems(config, name)
@@ -268,16 +269,14 @@ def _branch_problems(config: ConfigDict) -> Iterator[str]:
 
 def _own_network_problems(config: ConfigDict, name: str) -> Iterator[str]:
     """Checks what a run asks of a network that is not one of the package's."""
-    if registry.is_own(name):
+    if registry.NETWORKS.is_own(name):
         return
     network = models.create(name, num_classes=2)
     try:
         timm_names.expected_tensors(name, 2)
     except NotImplementedError as error:
         yield f"The network {name!r} has {error}; register it with `patterns` (CONTRIBUTING.md)."
-    if config.finetune.layer_decay != 1 and not hasattr(network, "depth_groups"):
-        yield f"The network {name!r}: {optim.NO_GROUPS}"
-    if not hasattr(network, "initial_std") and config.model.kernel_init != KERNEL_INITS[0]:
+    if network.initial_std is None and config.model.kernel_init != KERNEL_INITS[0]:
         yield (
             f"model.kernel_init is {config.model.kernel_init!r}, but the network {name!r} has its "
             f"own initializers; use {KERNEL_INITS[0]!r}."

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from egmae_jax import models
@@ -48,7 +47,7 @@ class RunError(UserError):
 class Classifier(NamedTuple):
     """A fine-tuned branch: its network, variables, and the file they come from."""
 
-    model: nn.Module
+    model: models.Model
     variables: PyTree  # "params" and, if the network has any, "batch_stats"; on the device
     weights: Path  # safetensors file with timm's tensor names
 

@@ -152,16 +152,7 @@ def find_overlap(run: SavedRun, prepared: Prepared, data_dir: Path | None) -> Ov
     Raises:
         DamagedFileError: a file of the workdir, or of an earlier run, is missing or damaged.
     """
-    known: dict[str, str] = {}  # what each image was, by SHA-256
-    configs: tuple[ConfigDict, ...] = ()
-    for index in split_indices(run.config):
-        for row in splits.read(run.paths.splits(index)):
-            if row["split"] != "test":
-                known.setdefault(row["sha256"], f"the {row['split']} image {row['file']}")
-        pretrained_on = read(run.workdir, index)
-        configs = pretrained_on.configs  # the last one is the run's
-        for digest in sorted(pretrained_on.sha256):
-            known.setdefault(digest, "an image of pre-training")
+    known, configs = _seen_images(run)
     if data_dir is not None:
         configs[-1].data.dir = str(data_dir)
     sets: list[Prepared] = []
@@ -187,6 +178,24 @@ def find_overlap(run: SavedRun, prepared: Prepared, data_dir: Path | None) -> Ov
         if group in first:
             reasons.setdefault(i, f"in one group with {prepared.files[first[group]]}")
     return Overlap(dict(sorted(reasons.items())), " ".join(problems))
+
+
+def _seen_images(run: SavedRun) -> tuple[dict[str, str], tuple[ConfigDict, ...]]:
+    """Returns what each seen image was, by SHA-256, and the configs of the runs that saw them.
+
+    The last config is that of the run itself.
+    """
+    known: dict[str, str] = {}
+    configs: tuple[ConfigDict, ...] = ()
+    for index in split_indices(run.config):
+        for row in splits.read(run.paths.splits(index)):
+            if row["split"] != "test":
+                known.setdefault(row["sha256"], f"the {row['split']} image {row['file']}")
+        pretrained_on = read(run.workdir, index)
+        configs = pretrained_on.configs
+        for digest in sorted(pretrained_on.sha256):
+            known.setdefault(digest, "an image of pre-training")
+    return known, configs
 
 
 def _near_duplicates(

@@ -23,7 +23,7 @@ from egmae_jax.report.table import csv_text
 from egmae_jax.run.saved_run import RunError, SavedRun
 from egmae_jax.sweep import display, page
 from egmae_jax.sweep.run import pretraining_source
-from egmae_jax.sweep.variants import Sweep, line
+from egmae_jax.sweep.variants import Sweep, Variant, line
 
 METRICS = tuple(display.COLUMNS)
 _NOTE = (
@@ -85,23 +85,10 @@ def summarize(
     rows = []
     for variant in sweep.variants:
         name = variant.name
-        row: dict[str, Any] = {
-            "name": name,
-            "workdir": variant.folder,
-            "changes": variant.changes,
-            "pretraining_from": pretraining_source(variant, out),
-            "status": "not complete",
-            "is_baseline": name == baseline_of(name),
-            "is_chosen": name == chosen,
-        }
-        if name in failures:
-            row |= {"status": "failed", "error": failures[name]}
-        elif name in scored:
-            row |= {"status": "complete", "validation": validation[name]}
-            row |= {"branch": scored[name].branch, "rounds": len(scored[name].test)}
-            row["labelled_images"] = scored[name].labelled_images
-            if name in on_test:
-                row |= _test(name, baseline_of(name), scored, resamples, comparisons)
+        row = _row(variant, out, scored.get(name), failures.get(name))
+        row |= {"is_baseline": name == baseline_of(name), "is_chosen": name == chosen}
+        if name in on_test:
+            row |= _test(name, baseline_of(name), scored, resamples, comparisons)
         rows.append(row)
     return {
         "baseline": sweep.baseline,
@@ -112,6 +99,37 @@ def summarize(
         "all_on_test": all_on_test,
         "differences": _note(scored, comparisons),
         "variants": rows,
+    }
+
+
+def _row(
+    variant: Variant, out: Path, scored: ScoredVariant | None, failure: str | None
+) -> dict[str, Any]:
+    """Returns the entry of a variant in summary.json without its test scores.
+
+    Args:
+        variant: the variant.
+        out: folder of the sweep.
+        scored: its predictions; None if it is not complete.
+        failure: its error message; None if it did not fail.
+    """
+    row: dict[str, Any] = {
+        "name": variant.name,
+        "workdir": variant.folder,
+        "changes": variant.changes,
+        "pretraining_from": pretraining_source(variant, out),
+        "status": "not complete",
+    }
+    if failure is not None:
+        return row | {"status": "failed", "error": failure}
+    if scored is None:
+        return row
+    return row | {
+        "status": "complete",
+        "validation": _metrics(scored.validation),
+        "branch": scored.branch,
+        "rounds": len(scored.test),
+        "labelled_images": scored.labelled_images,
     }
 
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from egmae_jax.core import hosts
 from egmae_jax.core.errors import UserError
 from egmae_jax.core.files import DamagedFileError, read_json, write_json
-from egmae_jax.core.tensors import read_safetensors, write_safetensors
 
 PyTree = Any
 # Version of a checkpoint's tree. Version 1, not recorded in the notes, had batch_stats in params.
@@ -181,25 +178,3 @@ def delete_checkpoints(folder: Path) -> None:
     hosts.wait_for_all(f"{folder} is not used any more")
     if hosts.is_primary() and folder.exists():
         shutil.rmtree(folder)
-
-
-def save_params(path: Path, params: PyTree) -> None:
-    """Writes parameters to a safetensors file, with names such as 'encoder/stem/conv/kernel'."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    write_safetensors(path, {name: np.asarray(leaf) for name, leaf in flat.items()})
-
-
-def load_params(path: Path) -> PyTree:
-    """Reads the parameters that `save_params` wrote, as a nested dict of numpy arrays.
-
-    Raises:
-        DamagedFileError: the file is missing or damaged.
-    """
-    try:
-        flat = read_safetensors(path)
-    except ValueError as error:
-        raise DamagedFileError(path, error) from None
-    groups = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
-    if both := sorted(groups & flat.keys()):
-        raise DamagedFileError(path, f"{both[0]!r} is a tensor and a group of tensors")
-    return traverse_util.unflatten_dict(flat, sep="/")

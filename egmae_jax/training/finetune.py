@@ -1,20 +1,19 @@
 """Fine-tuning of a classifier (paper section 3.4): training step, prediction, initial variables."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
+from egmae_jax import augmentations
 from egmae_jax.core import platform
 from egmae_jax.data.pipeline import Images
-from egmae_jax.method import augment, augmentations
+from egmae_jax.method import augment
 from egmae_jax.models import Model
-from egmae_jax.models.timm_problems import differences
 from egmae_jax.training import accumulation
 from egmae_jax.training.losses import ALIKE, ClassBalance, classification_loss, loss_weight
 from egmae_jax.training.state import EVERYTHING, TrainState, merge, partition
@@ -83,18 +82,6 @@ def _loss(trained, batch_stats, part, keys, *, frozen, model, settings, balance)
     accuracy = platform.join(is_right.astype(jnp.float32)).mean()
     statistics = updated.get("batch_stats", {})
     return loss, (loss_weight(targets, balance), {"accuracy": accuracy}, statistics)
-
-
-class MisfitError(ValueError):
-    """Variables are not those of a network.
-
-    Attributes:
-        problems: what is missing, extra or of another shape, as `timm_problems.differences` lists.
-    """
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("The pre-trained variables do not fit:\n  " + "\n  ".join(problems))
-        self.problems = problems
 
 
 class StepKeys(NamedTuple):
@@ -180,38 +167,3 @@ def class_probabilities(
         return predict(pixels)
     # A loop, so that the network is compiled once and holds the activations of one view.
     return jax.lax.map(predict, jnp.stack(views(pixels))).mean(axis=0)
-
-
-def start_from(fresh: PyTree, pretrained: PyTree, *, keep_fresh: Sequence[str]) -> PyTree:
-    """Returns the variables at the start of fine-tuning: pre-trained ones with a new head.
-
-    Args:
-        fresh: initial variables of the classifier, {"params": ..., "batch_stats": ...}.
-        pretrained: pre-trained variables.
-        keep_fresh: path prefixes of the leaves to take from `fresh`, such as 'head/'. `pretrained`
-            must have all other leaves, with the same shapes, and no further ones.
-
-    Raises:
-        MisfitError: leaves are missing, extra or of another shape; the message names all of them.
-    """
-    kept = tuple(f"{collection}/{prefix}" for collection in fresh for prefix in keep_fresh)
-    flat_fresh, flat_pretrained = (
-        traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, pretrained)
-    )
-    expected, actual = (
-        {path: leaf for path, leaf in flat.items() if not path.startswith(kept)}
-        for flat in (flat_fresh, flat_pretrained)
-    )
-    require_fit(expected, actual)
-    return traverse_util.unflatten_dict(flat_fresh | actual, sep="/")
-
-
-def require_fit(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
-    """Checks that two sets of leaves, by path, have the same paths and shapes.
-
-    Raises:
-        MisfitError: leaves are missing, extra or of another shape; the message names all of them.
-    """
-    shapes, found = ({path: x.shape for path, x in leaves.items()} for leaves in (expected, actual))
-    if problems := differences(shapes, found):
-        raise MisfitError(problems)

@@ -20,10 +20,10 @@ import optax
 from jax.sharding import Mesh
 
 from egmae_jax.core import hosts, platform, preemption, rng, sharding
+from egmae_jax.core.progress import ProgressBar
 from egmae_jax.data.pipeline import MAX_STEPS, Order, Resident, Stream
 from egmae_jax.training import nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
-from egmae_jax.training.progress import ProgressBar
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
@@ -85,6 +85,17 @@ class Log(Protocol):
         """Deletes a stage's epochs after `after_step`, which will be trained again."""
 
 
+class Policy(Protocol):
+    """Treatment of steps that are not finite, such as `run.nonfinite.Policy`."""
+
+    def forget(self, stage: str, round_index: int, *, after_step: int) -> None:
+        """Deletes the reports on a stage's steps after `after_step`, which will be repeated."""
+
+    def record_bad_step(self, description: Mapping[str, Any], *, in_a_row: int) -> str:
+        """Reports a step; returns a warning if it is skipped, and raises NonFiniteError if not."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """Everything that `train` needs to train one stage."""
@@ -97,7 +108,7 @@ class Stage:
     checkpoints: Checkpoints
     save_seconds: float  # shortest time between two checkpoints; the last step is always saved
     log: Log
-    policy: nonfinite.Policy  # treatment of steps that are not finite
+    policy: Policy
     # Called after each epoch: variables -> (score, metrics to log). The highest score is the best.
     evaluate: Callable[[PyTree], tuple[tuple[float, ...], dict[str, float]]] | None = None
     # Number of epochs without a better score after which training ends early; 0: it does not.

@@ -11,14 +11,9 @@ import optax
 from flax import traverse_util
 
 from egmae_jax.core import platform
-from egmae_jax.core.errors import ConfigError
 from egmae_jax.training.state import restrict
 
 PyTree = Any
-NO_GROUPS = (
-    "finetune.layer_decay is not 1, but the network does not define `depth_groups`, the path "
-    "prefixes of its blocks (models.Model): define it, or set finetune.layer_decay to 1."
-)
 
 
 def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> optax.Schedule:
@@ -32,13 +27,9 @@ def cosine_schedule(peak: float, *, total_steps: int, warmup_steps: int) -> opta
     warmup_steps = min(warmup_steps, total_steps - 1)
     return optax.join_schedules(
         [
-            # step + 1, because with step the first learning rate would be 0.
-            lambda step: peak * (step + 1) / max(warmup_steps, 1),
-            lambda step: (
-                peak
-                * 0.5
-                * (1 + jnp.cos(jnp.pi * jnp.minimum(step / (total_steps - warmup_steps), 1.0)))
-            ),
+            # The first step has a learning rate above 0, the last of the warm-up has the peak.
+            optax.linear_schedule(peak / max(warmup_steps, 1), peak, warmup_steps - 1),
+            optax.cosine_decay_schedule(peak, total_steps - warmup_steps),
         ],
         [warmup_steps],
     )
@@ -141,12 +132,7 @@ def layer_rate_factors(
         decay: factor between adjacent groups.
         depth_groups: path prefixes of each group, from the stem to the last block, see
             `models.Model`; what none contains, such as the head, has the factor 1.
-
-    Raises:
-        ConfigError: there are no groups.
     """
-    if not depth_groups:
-        raise ConfigError(NO_GROUPS)
     groups = [tuple(group) for group in depth_groups]
 
     def factor(path: tuple[Any, ...], _: Any) -> float:

@@ -1,28 +1,22 @@
 """Entropy-guided MAE pre-training (paper section 3.3): training step and validation loss."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
 from egmae_jax.core import platform
-from egmae_jax.core.files import DamagedFileError
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import augment
 from egmae_jax.method.corruption import Corruption, corrupt, masked_mse, patch_entropy, to_pixels
-from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.training import accumulation
-from egmae_jax.training.checkpoint import load_params
-from egmae_jax.training.finetune import MisfitError, require_fit
 from egmae_jax.training.state import TrainState
 
 PyTree = Any
@@ -46,57 +40,6 @@ def create_autoencoder(config: FrozenConfigDict) -> MaskedAutoencoder:
         remat=config.model.rematerialize,
     )
     return MaskedAutoencoder(encoder, config.decoder.dim, config.decoder.depth)
-
-
-def load_autoencoder(path: Path, model: MaskedAutoencoder) -> PyTree:
-    """Reads the parameters of a pre-trained autoencoder.
-
-    Args:
-        path: safetensors file that `save_params` wrote.
-        model: the masked autoencoder.
-
-    Raises:
-        DamagedFileError: the file is missing or damaged, does not fit the model, or has values that
-            are not finite float32.
-    """
-    params, expected = load_params(path), abstract_variables(model)["params"]
-    try:
-        require_fit(*(traverse_util.flatten_dict(x, sep="/") for x in (expected, params)))
-    except MisfitError as error:
-        raise DamagedFileError(path, error) from None
-    if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in jax.tree.leaves(params)):
-        raise DamagedFileError(path, "it holds values that are not finite float32")
-    return params
-
-
-def start_from(fresh: PyTree, weights: Mapping[str, np.ndarray]) -> tuple[PyTree, bool]:
-    """Returns the parameters at the start of pre-training that continues from other weights.
-
-    Args:
-        fresh: initial parameters of the masked autoencoder.
-        weights: parameters by path, such as 'encoder/stem/conv/kernel'. They must have all of the
-            encoder. Their decoder and mask token are taken only if they have all of them in the
-            same shapes.
-
-    Returns:
-        The parameters, and whether decoder and mask token are those of `weights`.
-
-    Raises:
-        MisfitError: the encoder does not fit; the message names the leaves that differ.
-    """
-    flat = traverse_util.flatten_dict(fresh, sep="/")
-    (encoder, rest), (new_encoder, new_rest) = (
-        (
-            {path: leaf for path, leaf in leaves.items() if path.startswith("encoder/")},
-            {path: leaf for path, leaf in leaves.items() if not path.startswith("encoder/")},
-        )
-        for leaves in (flat, weights)
-    )
-    require_fit(encoder, new_encoder)
-    shapes, new_shapes = ({k: x.shape for k, x in leaves.items()} for leaves in (rest, new_rest))
-    has_decoder = shapes == new_shapes
-    flat |= new_encoder | (new_rest if has_decoder else {})
-    return traverse_util.unflatten_dict(flat, sep="/"), has_decoder
 
 
 @platform.with_backward_rules
@@ -167,24 +110,10 @@ def reconstruct(
         config: the whole config.
         train: whether gradients will be computed.
     """
-    entropy = patch_entropy(
-        pixels,
-        config.corruption.patch_size,
-        num_bins=config.entropy.num_bins,
-        color=config.entropy.color,
-    )
+    entropy = patch_entropy(pixels, config.corruption.patch_size, **config.entropy)
     target = augment.normalize(pixels)
-    corrupted = corrupt(
-        key,
-        target,
-        entropy,
-        kind=config.corruption.kind,
-        patch_size=config.corruption.patch_size,
-        scale=config.corruption.scale,
-        threshold=config.corruption.threshold,
-        mask_ratio=config.corruption.mask_ratio,
-        mask_token=0.0 if params is None else params["mask_token"],
-    )
+    mask_token = 0.0 if params is None else params["mask_token"]
+    corrupted = corrupt(key, target, entropy, **config.corruption, mask_token=mask_token)
     if model is None:
         return Reconstruction(target, entropy, corrupted, None)
     image = model.apply({"params": params}, corrupted.image, corrupted.mask, train=train)

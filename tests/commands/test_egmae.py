@@ -93,7 +93,7 @@ register("users_own", functools.partial(squeezenet.SqueezeNet, "1_1"))
 """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(registry, "_SPECS", {**registry._SPECS})
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     monkeypatch.setattr(console, "set_up_logging", lambda: None)
     (tmp_path / "users_network.py").write_text(network)
     config = default_config.get_config()

@@ -50,8 +50,8 @@ def test_timm_loads_the_encoder_strictly_and_computes_the_same_features(pretrain
     file = workdir / "encoder.safetensors"
     theirs = timm.create_model("convnext_atto", num_classes=0, checkpoint_path=str(file)).eval()
     assert theirs.load_state_dict(safetensors.torch.load_file(file), strict=True)
+    from egmae_jax.models.transfer import load_params
     from egmae_jax.training import pretrain as stage
-    from egmae_jax.training.checkpoint import load_params
 
     config = tiny.make_config("unused", "unused", model__name="convnext_atto")
     encoder = stage.create_autoencoder(config).encoder

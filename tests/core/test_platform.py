@@ -18,7 +18,7 @@ def test_rematerialized_gradients_are_the_same_for_less_memory():
     images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
 
     def gradient_program(remat):
-        model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), 3, remat=remat)
+        model = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), num_classes=3, remat=remat)
         variables = initial_variables(model, 0, shape, kernel_init="fan_in", layer_scale=0.5)
 
         def loss(params):

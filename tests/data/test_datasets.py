@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.data import datasets
 from egmae_jax.data.datasets import DataError, kvasir
 from egmae_jax.data.listing import list_files
@@ -145,7 +146,7 @@ def test_image_folder_needs_two_classes(tmp_path, files):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(DataError, match="no data set 'bussi'; the data sets are brain_tumor"):
+    with pytest.raises(ConfigError, match=r"'bussi'\. Did you mean 'busi'\? Known: brain_tumor"):
         datasets.get("bussi")
 
 

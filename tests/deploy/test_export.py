@@ -141,7 +141,7 @@ def test_the_json_beside_a_program_describes_it(made):
 @pytest.mark.parametrize("name", [tiny.ASFF, "convnextv2_test", "squeezenet1_1"])
 def test_every_family_becomes_a_program(name, monkeypatch):
     tiny.register()
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     register_convnext("convnextv2_test", *tiny.ENTRY)
     network = system.Network(
         system.Branch(name, name), models.create(name, 3), random_variables(name, 0)

@@ -11,7 +11,7 @@ from egmae_jax.commands import features
 from egmae_jax.data import images, splits
 from egmae_jax.method import augment
 from egmae_jax.models import timm_names
-from egmae_jax.training.checkpoint import load_params
+from egmae_jax.models.transfer import load_params
 from tests import tiny, torch_reference
 
 

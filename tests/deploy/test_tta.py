@@ -3,10 +3,11 @@
 import numpy as np
 from scipy.special import softmax
 
+from egmae_jax.augmentations import tta
 from egmae_jax.deploy.export import pytorch
 from egmae_jax.deploy.export.system import Network, System, View
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.run.branches import Branch
 from tests import torch_reference
 

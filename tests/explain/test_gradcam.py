@@ -10,6 +10,7 @@ from flax import linen as nn
 from egmae_jax import models
 from egmae_jax.explain.gradcam import LayerError, explain, gradcam, layer_at, layers
 from egmae_jax.models.layers import Conv, tap
+from egmae_jax.models.model import Model
 
 CLASSES = 3
 
@@ -20,13 +21,13 @@ class Block(nn.Module):
         return tap(self, x + nn.relu(Conv(x.shape[-1], 3, padding=1, name="conv")(x)))
 
 
-class Pooled(nn.Module):
+class Pooled(Model):
     """Eleven blocks, then global average pooling and a linear layer."""
 
-    dtype: jnp.dtype = jnp.float32
+    num_classes: int = CLASSES
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images, *, train=False):
         x = Conv(6, 4, strides=4, dtype=self.dtype, name="stem")(images)
         for index in range(11):
             x = Block(name=f"blocks_{index}")(x)
@@ -34,11 +35,12 @@ class Pooled(nn.Module):
         return nn.Dense(CLASSES, name="fc")(x)
 
 
-class Plain(nn.Module):
+class Plain(Model):
+    num_classes: int = CLASSES
     tapped: bool = True
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images, *, train=False):
         x = nn.Conv(CLASSES, (1, 1))(images)
         return (tap(self, x, "last") if self.tapped else x).mean(axis=(1, 2))
 
@@ -101,7 +103,7 @@ def test_what_nothing_speaks_for_has_no_heat(images, variables):
 
 def test_bfloat16_activations_give_nearly_the_same_heat(images, variables):
     exact = gradcam(Pooled(), variables, images, classes=0)
-    rough = gradcam(Pooled(jnp.bfloat16), variables, images, classes=0)
+    rough = gradcam(Pooled(dtype=jnp.bfloat16), variables, images, classes=0)
     assert rough.dtype == jnp.float32
     assert np.abs(exact - rough).max() < 0.1
 

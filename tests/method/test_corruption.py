@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.method import corruption
 from egmae_jax.method.corruption import corrupt, masked_mse, to_pixels
 
@@ -137,7 +138,7 @@ def test_the_key_alone_decides(kind):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"entropy_noise, .*; got 'blur'"):
+    with pytest.raises(ConfigError, match=r"no corruption 'blur'\. Known: entropy_noise, "):
         corrupted("blur")
 
 
@@ -148,7 +149,7 @@ def test_a_registered_corruption_must_return_the_shapes_of_one():
 
     with pytest.raises(TypeError, match=r"'mask of pixels' returned .* it must return"):
         corrupted("mask of pixels")
-    del corruption._CORRUPTIONS["mask of pixels"]
+    del corruption._CORRUPTIONS.entries["mask of pixels"]
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)

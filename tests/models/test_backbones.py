@@ -12,6 +12,7 @@ from flax import traverse_util
 from egmae_jax import models
 from egmae_jax.core import platform
 from egmae_jax.core.errors import ConfigError
+from egmae_jax.models import transfer
 from egmae_jax.models.asff import ASFFResNet
 from egmae_jax.models.densenet import DenseNet
 from egmae_jax.models.efficientnet import EfficientNet, Stage
@@ -19,11 +20,10 @@ from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.resnet import BasicBlock, ResNet
 from egmae_jax.models.swin import Swin
 from egmae_jax.models.vit import ViT
-from egmae_jax.training import finetune
 from tests.tiny import flatten
 
 IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True, 3)
+SHAPE = ((1, 2, 1, 1), (8, 12, 16, 20), True)
 ONE_OF_EACH = (
     *("convnext_atto", "convnextv2_atto", "resnet18", "resnet50", "squeezenet1_0"),
     *("squeezenet1_1", "asff_resnet18", "asff_resnet50", "densenet121", "efficientnet_b0"),
@@ -38,7 +38,7 @@ def random(seed, *shape):
 @functools.cache
 def variables_of(network):
     """Initial ones, but for scales of zero, which would hide the branches."""
-    flat = flatten(initial_variables(network(*SHAPE), 0, IMAGE))
+    flat = flatten(initial_variables(network(*SHAPE, num_classes=3), 0, IMAGE))
     flat = {k: np.ones_like(x) if k.endswith("scale") else x for k, x in flat.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -74,7 +74,9 @@ def test_the_asff_backbone_has_the_resnets_variables_and_starts_from_them():
         theirs = {path for path in flatten(resnet[collection]) if not path.startswith("head/")}
         ours = flatten(fused[collection])
         assert {p for p in ours if not p.startswith(("head/", "fusion/"))} == theirs
-    started = flatten(finetune.start_from(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes))
+    started = flatten(
+        transfer.start_finetuning(fused, resnet, keep_fresh=ASFFResNet.fresh_prefixes)
+    )
     assert started.keys() == flatten(fused).keys()
     for path, x in started.items():
         is_fresh = path.partition("/")[2].startswith(ASFFResNet.fresh_prefixes)
@@ -86,7 +88,7 @@ def test_the_asff_backbone_has_the_resnets_variables_and_starts_from_them():
 
 
 def test_fusion_is_the_sum_of_both_pooled_branches_by_the_softmax_of_their_weights():
-    model, variables = ASFFResNet(*SHAPE), variables_of(ASFFResNet)
+    model, variables = ASFFResNet(*SHAPE, num_classes=3), variables_of(ASFFResNet)
     variables = jax.tree.map(lambda x: x + 0.1 * random(x.size, *x.shape), variables)
     variables = traverse_util.unflatten_dict(
         {k: abs(x) if k.endswith("var") else x for k, x in flatten(variables).items()}, sep="/"
@@ -137,7 +139,10 @@ def test_drop_path_drops_whole_branches_of_a_block():
 def test_drop_path_and_dropout_are_of_training_only(name):
     stream = {"resnet": "drop_path", "squeezenet": "dropout"}[name]
     if name == "resnet":
-        dropping, variables = ResNet(*SHAPE).copy(drop_path_rate=0.9), variables_of(ResNet)
+        dropping, variables = (
+            ResNet(*SHAPE, num_classes=3).copy(drop_path_rate=0.9),
+            variables_of(ResNet),
+        )
         without = dropping.copy(drop_path_rate=0.0)
     else:
         dropping = models.create("squeezenet1_1", 2)
@@ -159,11 +164,7 @@ def test_drop_path_and_dropout_are_of_training_only(name):
     assert not np.allclose(dropped, trained, rtol=1e-3)
 
 
-def test_options_that_a_model_does_not_have_are_ignored_and_layers_and_names_refused():
-    assert models.create("resnet18", 3, remat=True) == models.create("resnet18", 3)
-    assert models.create("convnext_atto", 3, remat=True).remat
-    plain = models.create("squeezenet1_1", 3)
-    assert models.create("squeezenet1_1", 3, drop_path_rate=0.1) == plain
+def test_layers_and_names_that_there_are_not_are_refused():
     with pytest.raises(ValueError, match="resnet18 has no layers layer1_0/conv3; it has stem/conv"):
         models.create("resnet18", 3, frozen={"layer1_0/conv1", "layer1_0/conv3"})
     with pytest.raises(ConfigError, match=r"Did you mean 'asff_resnet50'"):
@@ -174,11 +175,14 @@ def test_options_that_a_model_does_not_have_are_ignored_and_layers_and_names_ref
 
 
 SMALL = {
-    "efficientnet": (EfficientNet(False, 3, sizes=(Stage(2, 5, 2, 6, 8),)), 48),
-    "lite": (EfficientNet(True, 3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))), 48),
-    "densenet": (DenseNet((1, 1), 8, 3), 48),
-    "vit": (ViT(1, 24, 3, 3), 96),
-    "swin": (Swin((2, 1, 1, 2), 8, (1, 1, 1, 2), 3), 96),
+    "efficientnet": (EfficientNet(False, num_classes=3, sizes=(Stage(2, 5, 2, 6, 8),)), 48),
+    "lite": (
+        EfficientNet(True, num_classes=3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))),
+        48,
+    ),
+    "densenet": (DenseNet((1, 1), 8, num_classes=3), 48),
+    "vit": (ViT(1, 24, 3, num_classes=3), 96),
+    "swin": (Swin((2, 1, 1, 2), 8, (1, 1, 1, 2), num_classes=3), 96),
 }
 
 

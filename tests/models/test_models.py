@@ -19,6 +19,7 @@ from egmae_jax.models.efficientnet import EfficientNet, Stage
 from egmae_jax.models.init import abstract_variables, initial_variables
 from egmae_jax.models.layers import drop_path_scales, global_response_norm
 from egmae_jax.models.mae import Decoder, MaskedAutoencoder
+from egmae_jax.models.model import Model
 from egmae_jax.models.resnet import ResNet
 from egmae_jax.models.swin import Swin
 from egmae_jax.models.vit import ViT
@@ -117,19 +118,24 @@ def autoencoder_inputs():
 CASES = {
     "convnext_atto": (atto, lambda: (image_shape(),)),
     "autoencoder": (lambda: MaskedAutoencoder(SMALL, decoder_dim=32), autoencoder_inputs),
-    "resnet": (lambda: ResNet((2, 1, 1, 1), (8, 12, 16, 20), False, 3), lambda: (image_shape(),)),
+    "resnet": (
+        lambda: ResNet((2, 1, 1, 1), (8, 12, 16, 20), False, num_classes=3),
+        lambda: (image_shape(),),
+    ),
     "asff_resnet": (
-        lambda: ASFFResNet((1, 1, 1, 1), (8, 12, 16, 20), True, 3),
+        lambda: ASFFResNet((1, 1, 1, 1), (8, 12, 16, 20), True, num_classes=3),
         lambda: (image_shape(),),
     ),
     "squeezenet": (lambda: models.create("squeezenet1_1", 3), lambda: (image_shape(),)),
-    "densenet": (lambda: DenseNet((1, 1, 1, 1), 8, 3), lambda: (image_shape(),)),
+    "densenet": (lambda: DenseNet((1, 1, 1, 1), 8, num_classes=3), lambda: (image_shape(),)),
     "efficientnet": (
-        lambda: EfficientNet(False, 3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))),
+        lambda: EfficientNet(
+            False, num_classes=3, sizes=(Stage(1, 3, 1, 1, 8), Stage(1, 5, 2, 6, 8))
+        ),
         lambda: (image_shape(),),
     ),
-    "vit": (lambda: ViT(1, 24, 3, 3), lambda: (image_shape(),)),
-    "swin": (lambda: Swin((1, 1, 1, 1), 8, (1, 1, 1, 2), 3), lambda: (image_shape(),)),
+    "vit": (lambda: ViT(1, 24, 3, num_classes=3), lambda: (image_shape(),)),
+    "swin": (lambda: Swin((1, 1, 1, 1), 8, (1, 1, 1, 2), num_classes=3), lambda: (image_shape(),)),
 }
 
 
@@ -183,14 +189,14 @@ def test_fan_in_keeps_the_variance_of_what_goes_through():
 
 
 def test_a_network_without_deviations_of_its_own_is_initialized_by_its_initializers():
-    class Other(nn.Module):
+    class Other(Model):
         @nn.compact
-        def __call__(self, x):
+        def __call__(self, x, *, train=False):
             x = nn.Dense(5, kernel_init=nn.initializers.xavier_uniform())(x)
             return x * self.param("temperature", nn.initializers.ones, ())
 
-    ours = initial_variables(Other(), 7, image_shape())
-    theirs = Other().init(jax.random.key(7), np.zeros(image_shape().shape))
+    ours = initial_variables(Other(num_classes=5), 7, image_shape())
+    theirs = Other(num_classes=5).init(jax.random.key(7), np.zeros(image_shape().shape))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -39,7 +39,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiles soon
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     tiny.shrink_networks()
 
 

@@ -19,13 +19,13 @@ from hypothesis import example, given
 
 from egmae_jax.core.files import DamagedFileError
 from egmae_jax.evaluation.predictions import load_predictions
-from egmae_jax.models import timm, timm_names
+from egmae_jax.models import timm, timm_names, transfer
 from egmae_jax.models import weights as model_weights
 from egmae_jax.models.init import initial_variables
 from egmae_jax.models.timm import CheckpointError
+from egmae_jax.models.transfer import load_params
 from egmae_jax.run import default_config
 from egmae_jax.training import pretrain
-from egmae_jax.training.checkpoint import load_params
 from tests.damage import damaged, either_right_or, little_memory
 
 # What the libraries say of odd files.
@@ -154,4 +154,4 @@ def test_an_autoencoder_of_another_network_is_damaged(tmp_path, name, leaf, mess
     with pytest.raises(
         DamagedFileError, match=rf"(?s)autoencoder\.safetensors is damaged.*{message}"
     ):
-        pretrain.load_autoencoder(path, model)
+        transfer.load_autoencoder(path, model)

@@ -119,9 +119,10 @@ slow = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     for name, case in SMALL.items():
-        registry._SPECS[name] = registry._SPECS[case.of]._replace(build=case.ours, backbone=name)
+        spec = registry.NETWORKS.get(case.of)._replace(build=case.ours, backbone=name)
+        registry.NETWORKS.register(name)(spec)
 
 
 def create(name, **options):

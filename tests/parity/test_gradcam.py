@@ -44,7 +44,7 @@ def networks():
     )
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_SPECS", dict(registry._SPECS))
+        patch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
         register_convnext(NAME, DEPTHS, DIMS, "none")
         return theirs, models.create(NAME, CLASSES), interop.convert(tensors, NAME, "timm")
 
@@ -221,7 +221,7 @@ def other(request):
     theirs = without_inplace(torch_reference.randomize(theirs))
     tensors = {key: x.numpy() for key, x in theirs.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_SPECS", dict(registry._SPECS))
+        patch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
         for resnet, entry in RESNETS.items():
             register_resnet(resnet, entry)
             register_asff(resnet, entry)

@@ -7,10 +7,10 @@ import pytest
 
 from egmae_jax import models
 from egmae_jax.models import timm as interop
-from egmae_jax.training.layer_selection import layer_entropies
+from egmae_jax.run.layer_selection import layer_entropies
 from tests import torch_reference
 from tests.conftest import SQUEEZENET_WEIGHTS
-from tests.training.histograms import TOLERANCE, in_batches, numpy_entropies
+from tests.run.histograms import TOLERANCE, in_batches, numpy_entropies
 
 
 @functools.cache

@@ -34,7 +34,7 @@ BUFFERS = ("running_mean", "running_var")
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     for name, entry in SMALL.items():
         register_resnet(name, entry)
 

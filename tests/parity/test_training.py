@@ -21,8 +21,8 @@ from egmae_jax.models import registry
 from egmae_jax.models import timm as interop
 from egmae_jax.models.mae import MaskedAutoencoder
 from egmae_jax.models.resnet import register_resnet
-from egmae_jax.run import default_config
-from egmae_jax.training import finetune, layer_selection, loop, optim, pretrain
+from egmae_jax.run import default_config, layer_selection
+from egmae_jax.training import finetune, loop, optim, pretrain
 from egmae_jax.training.state import EVERYTHING, TrainState
 from tests import torch_reference
 from tests.tiny import flatten
@@ -301,7 +301,7 @@ def test_fine_tuning_moves_batch_norms_as_pytorch(monkeypatch, frozen):
     from 1e-7 to 1e-3.
     """
     name, steps = "resnet_parity", 10
-    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry.NETWORKS, "entries", dict(registry.NETWORKS.entries))
     register_resnet(name, RESNET)
     monkeypatch.setattr(linen, "relu", linen.silu)
     config, images, key = make_config("convnext_tiny"), make_images(steps), jax.random.key(5)

@@ -19,9 +19,10 @@ from egmae_jax.method import augment
 from egmae_jax.models import registry, timm
 from egmae_jax.models import weights as model_weights
 from egmae_jax.run import config as configs
+from egmae_jax.run import layer_selection
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.imagenet import ImagenetWeights
-from egmae_jax.training import finetune, layer_selection
+from egmae_jax.training import finetune
 from egmae_jax.training.state import TrainState
 from tests import tiny
 from tests.tiny import assert_same, flatten, outcome, run_process
@@ -281,8 +282,8 @@ def test_eight_devices_give_a_resnets_results_on_one(selected, data, cache, tmp_
 
 def test_a_network_without_imagenet_weights_asks_for_some(tmp_path, monkeypatch):
     tiny.register()
-    bare = registry._SPECS[tiny.RESNET]._replace(weights="", backbone="bare")
-    monkeypatch.setitem(registry._SPECS, "bare", bare)
+    bare = registry.NETWORKS.entries[tiny.RESNET]._replace(weights="", backbone="bare")
+    monkeypatch.setitem(registry.NETWORKS.entries, "bare", bare)
     with pytest.raises(ConfigError, match="no ImageNet weights of bare: give a file"):
         ImagenetWeights("default", [Branch("bare", "bare")], tmp_path / "imagenet_weights.json")
     message = f"imagenet.weights={tmp_path} has no bare.safetensors or bare.npz"

@@ -67,7 +67,7 @@ def test_the_features_are_timms(probed, data):
     workdir, results = probed
     from egmae_jax.data import images
     from egmae_jax.method import augment
-    from egmae_jax.training.checkpoint import load_params
+    from egmae_jax.models.transfer import load_params
 
     (depths, dims, _) = tiny.ENTRY
     theirs = timm.models.convnext.ConvNeXt(depths=depths, dims=dims, num_classes=0).eval()

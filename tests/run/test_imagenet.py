@@ -27,11 +27,11 @@ def write(folder, name, **settings):
 @pytest.fixture
 def small(monkeypatch):
     """A network that expects images with mean .5, by the name of one that timm has."""
-    specs = dict(registry._SPECS)
+    specs = dict(registry.NETWORKS.entries)
     spec = specs[NAME]
     shrunk = functools.partial(spec.build.func, 1, 24, 3)
     specs[NAME] = spec._replace(build=shrunk)
-    monkeypatch.setattr(registry, "_SPECS", specs)
+    monkeypatch.setattr(registry.NETWORKS, "entries", specs)
 
 
 def test_weights_that_expect_other_images_than_they_get_are_refused(small, tmp_path):

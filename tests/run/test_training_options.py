@@ -14,7 +14,7 @@ from egmae_jax.evaluation.metrics import compute_metrics
 from egmae_jax.evaluation.predictions import load_predictions
 from egmae_jax.run import images, rules
 from tests import tiny
-from tests.method.test_augmentations import ALL
+from tests.augmentations.test_augmentations import ALL
 from tests.run.test_config import changed
 
 FIELDS = {

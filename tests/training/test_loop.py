@@ -12,6 +12,7 @@ from egmae_jax.core import rng, sharding
 from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.data.pipeline import Order, Resident
 from egmae_jax.run.logs import MetricsLog
+from egmae_jax.run.nonfinite import Policy
 from egmae_jax.training import checkpoint, loop, nonfinite
 from egmae_jax.training.checkpoint import Checkpoints
 from egmae_jax.training.state import TrainState
@@ -76,7 +77,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path):
             checkpoints=checkpoints,
             save_seconds=0.0,
             log=MetricsLog(tmp_path / "metrics.jsonl"),
-            policy=nonfinite.Policy(tmp_path / "nonfinite"),
+            policy=Policy(tmp_path / "nonfinite"),
             evaluate=score,
         )
         again, again_best = loop.train(stage)
@@ -195,9 +196,7 @@ def test_so_many_in_a_row_are_left_out(tmp_path, caplog):
     resumed, _ = train(tmp_path / "stopped", step=broken, max_skipped=2)
     assert np.array_equal(resumed.params["w"], expected.params["w"])
     assert read_rows(tmp_path / "stopped") == read_rows(tmp_path / "run")
-    assert [row["step"] for row in nonfinite.Policy(tmp_path / "run" / "nonfinite").skipped()] == [
-        *bad
-    ]
+    assert [row["step"] for row in Policy(tmp_path / "run" / "nonfinite").skipped()] == [*bad]
 
 
 def test_a_device_that_does_not_compute_the_same_twice_stops_the_run(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 from flax import traverse_util
 
 from egmae_jax import models
-from egmae_jax.core.errors import ConfigError
 from egmae_jax.training import optim
 from egmae_jax.training.state import partition, restrict
 from tests.training.toy import DEPTH_GROUPS, LAYERS, draw_leaves, nested, run_optimizer
@@ -60,8 +59,3 @@ def test_a_warmup_longer_than_the_run_still_trains(total, warmup):
     rates = [float(schedule(step)) for step in range(total)]
     assert all(0 < rate <= 0.3 + 1e-6 for rate in rates)
     assert max(rates) == pytest.approx(0.3)
-
-
-def test_a_network_without_groups_is_not_trained_as_if_it_were_one_layer():
-    with pytest.raises(ConfigError, match="does not define `depth_groups`"):
-        optim.layer_rate_factors({"trunk": {"conv": {"kernel": np.ones(1)}}}, 0.8, ())

@@ -14,7 +14,8 @@ from egmae_jax import models
 from egmae_jax.core import platform, sharding
 from egmae_jax.data.pipeline import Images
 from egmae_jax.models.init import initial_variables
-from egmae_jax.training import finetune, layer_selection, optim
+from egmae_jax.run import layer_selection
+from egmae_jax.training import finetune, optim
 from egmae_jax.training.state import TrainState, count_parameters, merge, partition, restrict
 from tests import tiny
 from tests.tiny import flatten

@@ -12,7 +12,8 @@ from egmae_jax.core import sharding
 from egmae_jax.data.pipeline import Images, Resident
 from egmae_jax.models.convnext import ConvNeXt
 from egmae_jax.run.logs import MetricsLog
-from egmae_jax.training import loop, nonfinite
+from egmae_jax.run.nonfinite import Policy
+from egmae_jax.training import loop
 from egmae_jax.training.checkpoint import Checkpoints
 from egmae_jax.training.state import TrainState
 
@@ -88,7 +89,7 @@ def train(
             checkpoints=checkpoints,
             save_seconds=save_seconds,
             log=log,
-            policy=nonfinite.Policy(folder / "nonfinite", max_skipped),
+            policy=Policy(folder / "nonfinite", max_skipped),
             evaluate=evaluate or score,
             patience=patience,
         )

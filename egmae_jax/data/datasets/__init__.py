@@ -14,15 +14,15 @@ from egmae_jax.data.datasets import (  # noqa: F401 (each registers its data set
     unlabelled,
 )
 from egmae_jax.data.datasets.base import (
+    DATASETS,
     DataError,
     Dataset,
     ImageFile,
     get,
     names,
-    protect,
     register,
 )
 
-protect()
+DATASETS.reserve()
 
 __all__ = ["DataError", "Dataset", "ImageFile", "get", "names", "register"]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from egmae_jax.core.errors import REGISTER, UserError, require_free
+from egmae_jax.core.errors import UserError
+from egmae_jax.core.registry import Registry
 
 
 class DataError(UserError):
@@ -61,8 +62,7 @@ class Dataset:
     masks: Callable[[Path, str], list[Path]] | None = None
 
 
-_DATASETS: dict[str, Dataset] = {}
-_OWN: set[str] = set()  # names of the package's data sets
+DATASETS: Registry[Dataset] = Registry("data set")
 
 
 def register(dataset: Dataset) -> None:
@@ -71,31 +71,21 @@ def register(dataset: Dataset) -> None:
     Raises:
         ValueError: a data set of the package has this name.
     """
-    require_free(dataset.name, _OWN, "data set")
-    _DATASETS[dataset.name] = dataset
-
-
-def protect() -> None:
-    """Refuses further data sets under the names that are registered now."""
-    _OWN.update(_DATASETS)
+    DATASETS.register(dataset.name)(dataset)
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all registered data sets."""
-    return tuple(_DATASETS)
+    return DATASETS.names()
 
 
 def get(name: str) -> Dataset:
     """Returns the data set that is registered as `name`.
 
     Raises:
-        DataError: no data set is registered under this name.
+        ConfigError: no data set is registered under this name.
     """
-    if name not in _DATASETS:
-        raise DataError(
-            f"There is no data set {name!r}; the data sets are {', '.join(names())}. {REGISTER}"
-        )
-    return _DATASETS[name]
+    return DATASETS.get(name)
 
 
 def leads_elsewhere(name: str) -> bool:

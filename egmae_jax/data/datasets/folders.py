@@ -62,6 +62,12 @@ def class_folders(
             )
         files = (path.relative_to(root).as_posix() for path in paths)
         images += [ImageFile(file, label, part=part) for file in files]
+    _warn_of_others(folder, classes)
+    return sorted(images)
+
+
+def _warn_of_others(folder: Path, classes: Sequence[str]) -> None:
+    """Logs a warning about images and folders beside the class folders, which are ignored."""
     others = [
         printable(path.name)
         for path in sorted(folder.iterdir())
@@ -73,7 +79,6 @@ def class_folders(
         logger.warning(
             "Ignored in %s because they are not in a class folder: %s", folder, shorten_list(others)
         )
-    return sorted(images)
 
 
 def part_folders(

@@ -15,7 +15,7 @@ from egmae_jax.deploy.export.system import System, View
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.bootstrap import Evidence, few_groups_warning
 from egmae_jax.evaluation.metrics import TITLES
-from egmae_jax.models.registry import IMAGENET
+from egmae_jax.models.model import IMAGENET
 from egmae_jax.run.saved_run import SavedRun
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core.files import write_atomically
 from egmae_jax.deploy.export.system import System
 from egmae_jax.evaluation import calibration
-from egmae_jax.method import tta
 from egmae_jax.method.entropy import LUMA
 from egmae_jax.models.weights import read
 

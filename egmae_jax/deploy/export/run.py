@@ -1,7 +1,7 @@
 """Exports the models of a run, and compares the outputs of every file with the run's."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +10,14 @@ import numpy as np
 from scipy.special import softmax
 
 from egmae_jax import models
+from egmae_jax.augmentations import tta
 from egmae_jax.core import console
 from egmae_jax.core.errors import MissingExtraError
 from egmae_jax.core.extras import require
 from egmae_jax.core.files import require_writable, write_atomically
 from egmae_jax.deploy.export import card, pytorch, stablehlo, weights
 from egmae_jax.deploy.export.system import System, compute_logits, make_systems
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.run.saved_run import RunError, SavedRun
 
 FORMATS = ("timm", "stablehlo", "onnx")
@@ -96,12 +97,7 @@ def export_run(
     if "onnx" in formats:
         require("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", extra="onnx")
     systems = make_systems(run, branch, round_index)
-    for folder in (out / system.name for system in systems):
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(
-                f"The folder {folder} is not empty and may contain another model. Delete it, or "
-                "choose another --out."
-            )
+    _require_empty(out / system.name for system in systems)
     names = {system.name: _list_files(system, formats) for system in systems}
     cards = [card.render_card(run, system, round_index, names[system.name]) for system in systems]
     batch = _make_batch(systems[-1])  # the last system has all networks
@@ -111,6 +107,16 @@ def export_run(
         write_atomically(folder / "README.md", text)
         files += [_write(system, folder / name, source, batch) for name in names[system.name]]
     return files
+
+
+def _require_empty(folders: Iterable[Path]) -> None:
+    """Raises RunError if a folder contains anything."""
+    for folder in folders:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(
+                f"The folder {folder} is not empty and may contain another model. Delete it, or "
+                "choose another --out."
+            )
 
 
 def _list_files(system: System, formats: Sequence[str]) -> list[str]:

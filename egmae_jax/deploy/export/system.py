@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
+from egmae_jax.augmentations import tta
 from egmae_jax.core import platform
 from egmae_jax.data import samples
 from egmae_jax.data.images import Color, Resize
 from egmae_jax.data.samples import BY_TYPE, IntensityRange
 from egmae_jax.evaluation import calibration
 from egmae_jax.evaluation.calibration import Scaling
-from egmae_jax.method import augment, tta
+from egmae_jax.method import augment
 from egmae_jax.method.entropy import LUMA
 from egmae_jax.method.fusion import Fusion
+from egmae_jax.models.model import Model
 from egmae_jax.run.branches import Branch
 from egmae_jax.run.images import tta_view_settings
 from egmae_jax.run.saved_run import SavedRun
@@ -72,7 +73,7 @@ class Network(NamedTuple):
     """The network of a branch, which computes in float32 regardless of the run's dtype."""
 
     branch: Branch
-    model: nn.Module
+    model: Model
     variables: PyTree
 
 

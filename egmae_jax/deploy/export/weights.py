@@ -33,17 +33,17 @@ def _config(system: System) -> dict[str, Any]:
     num_classes, size = len(system.classes), system.size
     mean, std = models.normalization(branch.model_name)
     # The arguments with which timm creates the network for this image size.
-    options = model.timm_options(size) if hasattr(model, "timm_options") else {}
+    options = model.timm_options(size)
     config = {
         "architecture": branch.model_name,
         "num_classes": num_classes,
         "num_features": variables["params"]["head"]["fc"]["kernel"].shape[0],
-        "global_pool": getattr(model, "global_pool", "avg"),
+        "global_pool": model.global_pool,
         "label_names": list(system.classes),
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, size, size],
-            "fixed_input_size": getattr(model, "fixed_input_size", False) and not options,
+            "fixed_input_size": model.fixed_input_size and not options,
             "interpolation": "bilinear",
             "crop_pct": _crop_pct(size, system.view.resized),
             "mean": mean,

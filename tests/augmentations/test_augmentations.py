@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from egmae_jax import augmentations
+from egmae_jax.augmentations import base, image_ops, mixing, single
 from egmae_jax.core.errors import ConfigError
-from egmae_jax.method import augmentations, image_ops
-from egmae_jax.method.augmentations import base, mixing, single
 from tests import torch_reference
-from tests.method.test_image_ops import assert_same, to_torch
+from tests.augmentations.test_image_ops import assert_same, to_torch
 
 torch = torch_reference.torch()
 torch_reference.torchvision()
@@ -101,7 +101,7 @@ def test_what_mixes_images_comes_last():
 
 
 def test_an_augmentation_of_ones_own_has_a_free_name(monkeypatch):
-    monkeypatch.setattr(base, "_AUGMENTATIONS", dict(base._AUGMENTATIONS))
+    monkeypatch.setattr(base.AUGMENTATIONS, "entries", dict(base.AUGMENTATIONS.entries))
 
     @augmentations.register("posterize")
     @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import rich.console
 
 from egmae_jax import experiment
 from egmae_jax.core import console
-from egmae_jax.training.progress import ProgressBar
+from egmae_jax.core.progress import ProgressBar
 from tests import tiny
 
 ROW = {"loss": 0.5, "validation_auc": 0.75, "validation_loss": 0.25, "images_per_second": 9.0}

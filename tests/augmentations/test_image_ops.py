@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egmae_jax.method import image_ops
+from egmae_jax.augmentations import image_ops
 from tests import torch_reference
 
 torch = torch_reference.torch()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from egmae_jax import models
-from egmae_jax.method import tta
+from egmae_jax.augmentations import tta
 from egmae_jax.models.init import initial_variables
 from egmae_jax.training import finetune
 from tests import tiny, torch_reference

@@ -12,27 +12,28 @@ from egmae_jax import models
 from egmae_jax.core.files import DamagedFileError, write_sealed
 from egmae_jax.models.init import abstract_variables
 from egmae_jax.models.layers import tap
-from egmae_jax.training import layer_selection
-from egmae_jax.training.layer_selection import layer_entropies
+from egmae_jax.models.model import Model
+from egmae_jax.run import layer_selection
+from egmae_jax.run.layer_selection import layer_entropies
 from egmae_jax.training.state import EVERYTHING, partition
-from tests.training.histograms import TOLERANCE, in_batches, numpy_entropies
+from tests.run.histograms import TOLERANCE, in_batches, numpy_entropies
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
 
-class Seen(nn.Module):
+class Seen(Model):
     """A network whose only layer gives the images themselves: any number of channels."""
 
     layers = {"seen": ("seen/",)}  # noqa: RUF012
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images, *, train=False):
         return tap(self, images, "seen")
 
 
 def entropy(values, size=4):
     """The mean over channels."""
-    return layer_entropies(Seen(), {}, in_batches(values, size))["seen"]
+    return layer_entropies(Seen(num_classes=2), {}, in_batches(values, size))["seen"]
 
 
 def draw(kind, shape, rng):
@@ -111,10 +112,12 @@ def test_images_are_seen_once_and_none_is_an_error():
             seen.append(number)
             yield batch
 
-    layer_entropies(Seen(), {}, batches())  # a generator: a second pass would find nothing
+    layer_entropies(
+        Seen(num_classes=2), {}, batches()
+    )  # a generator: a second pass would find nothing
     assert seen == [0, 1, 2]
     with pytest.raises(ValueError, match="at least one image"):
-        layer_entropies(Seen(), {}, iter(()))
+        layer_entropies(Seen(num_classes=2), {}, iter(()))
 
 
 # Selection

@@ -8,8 +8,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.method import image_ops
-from egmae_jax.method.augmentations.base import (
+from egmae_jax.augmentations import image_ops
+from egmae_jax.augmentations.base import (
     Augmentation,
     Geometric,
     Interval,

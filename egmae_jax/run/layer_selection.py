@@ -12,6 +12,7 @@ from flax import traverse_util
 from egmae_jax.core.files import DamagedFileError, read_sealed
 from egmae_jax.method import layer_entropy
 from egmae_jax.method.layer_entropy import Histogram
+from egmae_jax.models.model import Model
 from egmae_jax.training.state import EVERYTHING, count_parameters, partition
 
 PyTree = Any
@@ -108,7 +109,7 @@ def read_report(path: Path, layers: Iterable[str]) -> list[str]:
 
 
 def layer_entropies(
-    model: Any, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
+    model: Model, variables: PyTree, batches: Iterable[tuple[jax.Array, jax.Array]]
 ) -> dict[str, float]:
     """Measures the mean entropy of the channels of every layer's output.
 
@@ -146,7 +147,7 @@ def layer_entropies(
     }
 
 
-def _activations(model: Any, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+def _activations(model: Model, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
     _, state = model.apply(variables, images, mutable=["intermediates"])
     outputs = traverse_util.flatten_dict(state["intermediates"], sep="/")
     outputs = {path.removesuffix("/output"): x for path, x in outputs.items()}
@@ -160,7 +161,7 @@ def _update(
     images: jax.Array,
     valid: jax.Array,
     *,
-    model: Any,
+    model: Model,
 ) -> dict[str, Histogram]:
     activations = _activations(model, variables, images)
     return {layer: layer_entropy.add(state[layer], x, valid) for layer, x in activations.items()}

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.method import image_ops
-from egmae_jax.method.augmentations.base import Mixing, is_applied, is_number, register
+from egmae_jax.augmentations import image_ops
+from egmae_jax.augmentations.base import Mixing, is_applied, is_number, register
 
 
 @register("mixup")

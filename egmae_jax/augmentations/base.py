@@ -15,7 +15,6 @@ images of a batch. An augmentation of your own is a frozen dataclass:
 
 import ast
 import dataclasses
-import difflib
 import functools
 import itertools
 import math
@@ -25,13 +24,13 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
-from egmae_jax.core.errors import REGISTER, ConfigError, require_free
+from egmae_jax.augmentations import image_ops
+from egmae_jax.core.errors import ConfigError
 from egmae_jax.core.platform import for_cpu
-from egmae_jax.method import image_ops
+from egmae_jax.core.registry import Registry
 
 Interval = float | tuple[float, float]
-_AUGMENTATIONS: dict[str, type["Augmentation"]] = {}
-_OWN: set[str] = set()  # names of this package
+AUGMENTATIONS: Registry[type["Augmentation"]] = Registry("augmentation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +88,12 @@ def register(name: str) -> Callable[[Class], Class]:
     Raises:
         ValueError: an augmentation of this package has this name.
     """
-    require_free(name, _OWN, "augmentation")
-
-    def add(cls: Class) -> Class:
-        _AUGMENTATIONS[name] = cls
-        return cls
-
-    return add
-
-
-def protect() -> None:
-    """Reserves all names that are registered so far."""
-    _OWN.update(_AUGMENTATIONS)
+    return cast(Callable[[Class], Class], AUGMENTATIONS.register(name))
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all augmentations."""
-    return tuple(_AUGMENTATIONS)
+    return AUGMENTATIONS.names()
 
 
 def parse_one(call: str) -> Augmentation:
@@ -127,12 +115,7 @@ def parse_one(call: str) -> Augmentation:
         raise ConfigError(
             f"{call!r} is not a name with numbers in brackets, such as 'rotate(15, p=0.5)'."
         ) from None
-    if name not in _AUGMENTATIONS:
-        nearest = difflib.get_close_matches(name, _AUGMENTATIONS, n=1)
-        hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-        known = ", ".join(map(repr, _AUGMENTATIONS))
-        raise ConfigError(f"There is no augmentation {name!r}. {hint}Known are {known}. {REGISTER}")
-    cls = _AUGMENTATIONS[name]
+    cls = AUGMENTATIONS.get(name)
     try:
         return cls(*values, **named)
     except ValueError as error:
