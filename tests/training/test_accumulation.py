@@ -114,6 +114,7 @@ def test_each_part_counts_by_its_weight():
 
 
 def test_running_statistics_take_the_parts_one_after_the_other():
+    tiny.register()
     network = models.create(tiny.RESNET, 3)
     variables = initial_variables(network, 0, kernel_init="fan_in")
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
