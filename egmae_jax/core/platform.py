@@ -326,7 +326,15 @@ def join(x: jax.Array) -> jax.Array:
     which changes no value. The barrier hides from XLA that it is a one; an array of equal numbers
     would be filled by a kernel.
     """
-    return x * lax.optimization_barrier(jnp.array([1, 0], x.dtype))[0] if for_gpu() else x
+    return _join(x) if for_gpu() else x
+
+
+@custom_vjp
+def _join(x: jax.Array) -> jax.Array:
+    return x * lax.optimization_barrier(jnp.array([1, 0], x.dtype))[0]
+
+
+_join.defvjp(lambda x: (_join(x), None), lambda _, gradient: (gradient,))
 
 
 def materialize_scalars(*scalars: jax.Array) -> list[jax.Array]:

@@ -6,6 +6,9 @@ No generator state is saved, so a resumed run draws the same numbers as an unint
 import zlib
 
 import jax
+from jax import lax
+
+from egmae_jax.core import platform
 
 
 def stage_id(name: str) -> int:
@@ -21,3 +24,10 @@ def stage_key(seed: int, stage: str) -> jax.Array:
         stage: name of the stage, such as 'pretrain' or 'finetune/mae'.
     """
     return jax.random.fold_in(jax.random.key(seed), stage_id(stage))
+
+
+def split(key: jax.Array, count: int) -> jax.Array:
+    """Returns the keys of `jax.random.split`, which a GPU computes in one kernel."""
+    keys = jax.random.split(key, count)
+    # Else XLA computes a half of each key by itself, where only that half is used.
+    return lax.optimization_barrier(keys) if platform.for_gpu() else keys

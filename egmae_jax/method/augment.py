@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from egmae_jax.core import rng
 from egmae_jax.core.platform import for_cpu, join, materialize
 
 # Mean and standard deviation of ImageNet by channel, of pixel values / 255 (paper section 4.2).
@@ -89,7 +90,7 @@ def random_resized_crop(
     attempts = 10  # as in torchvision: ten draws, then a centre crop
     batch = sizes.shape[0]
     height, width = sizes[:, :1].astype(jnp.float32), sizes[:, 1:].astype(jnp.float32)  # [B, 1]
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    area_key, ratio_key, top_key, left_key = rng.split(key, 4)
     shape = (batch, attempts)
     area = height * width * jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
     low, high = jnp.log(jnp.array(ratio))
@@ -97,15 +98,18 @@ def random_resized_crop(
     crop_height = jnp.round(jnp.sqrt(area / aspect))
     crop_width = jnp.round(jnp.sqrt(area * aspect))
     fits = (crop_height > 0) & (crop_height <= height) & (crop_width > 0) & (crop_width <= width)
-    first = jnp.argmax(fits, axis=1, keepdims=True)
+    # Number of the first draw that fits; `attempts` if none does.
+    first = jnp.where(fits, jnp.arange(attempts), attempts).min(axis=1, keepdims=True)
 
     # If no draw fits, torchvision takes the largest centre crop whose ratio is within the bounds.
     clipped = jnp.clip(width / height, *ratio)
     fallback_height = jnp.where(width / height < ratio[0], jnp.round(width / clipped), height)
     fallback_width = jnp.where(width / height > ratio[1], jnp.round(height * clipped), width)
-    any_fits = fits.any(axis=1, keepdims=True)
-    crop_height = jnp.where(any_fits, jnp.take_along_axis(crop_height, first, 1), fallback_height)
-    crop_width = jnp.where(any_fits, jnp.take_along_axis(crop_width, first, 1), fallback_width)
+    any_fits = first < attempts
+    crop_height, crop_width = (
+        jnp.where(any_fits, jnp.take_along_axis(drawn, first, 1, mode="clip"), fallback)
+        for drawn, fallback in ((crop_height, fallback_height), (crop_width, fallback_width))
+    )
     top, left = (
         jnp.where(any_fits, _random_offset(k, slack), jnp.floor(slack / 2))
         for k, slack in ((top_key, height - crop_height), (left_key, width - crop_width))

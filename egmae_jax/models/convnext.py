@@ -23,7 +23,6 @@ from egmae_jax.core.platform import materialize_gradient
 from egmae_jax.models.convnext_names import OTHER_NAMES, patterns
 from egmae_jax.models.kernels.block import convnext_block, is_supported
 from egmae_jax.models.kernels.depthwise import depthwise_conv
-from egmae_jax.models.kernels.operations import broadcast_to
 from egmae_jax.models.layers import (
     KERNEL_STD,
     Conv,
@@ -31,9 +30,9 @@ from egmae_jax.models.layers import (
     Linear,
     Mlp,
     block_scales,
-    drop_path,
     is_tapped,
     kernel_init,
+    scale_branch,
     tap,
 )
 from egmae_jax.models.layouts import DENSE, DENSE_AS_CONV
@@ -60,8 +59,8 @@ class DepthwiseConv(nn.Module):
         return depthwise_conv(x.astype(self.dtype), kernel, bias)
 
 
-def _mlp(block: "ConvNeXtBlock", x: jax.Array) -> jax.Array:
-    return Mlp(4 * x.shape[-1], block.response_norm, block.dtype, name="mlp")(x)
+def _mlp(block: "ConvNeXtBlock", x: jax.Array, *factors: jax.Array | None) -> jax.Array:
+    return Mlp(4 * x.shape[-1], block.response_norm, block.dtype, name="mlp")(x, *factors)
 
 
 def _is_fused(block: "ConvNeXtBlock", x: jax.Array) -> bool:
@@ -90,11 +89,14 @@ class ConvNeXtBlock(nn.Module):
         y = DepthwiseConv(_KERNEL_SIZE, self.dtype, name="conv_dw")(x)
         y = tap(self, y, "depthwise")
         y = LayerNorm(name="norm")(y)
-        y = (nn.remat(_mlp) if self.remat else _mlp)(self, y)
+        gamma = None
         if not self.response_norm:
             gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
-            y *= broadcast_to(gamma.astype(self.dtype), y.shape)
-        return tap(self, x + drop_path(y, scales))
+        if self.remat:  # outside of it, since for the gradient of gamma the result is kept
+            y = scale_branch(nn.remat(_mlp)(self, y), gamma, scales)
+        else:
+            y = _mlp(self, y, gamma, scales)
+        return tap(self, x + y)
 
 
 class Stem(nn.Module):

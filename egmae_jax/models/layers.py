@@ -14,7 +14,7 @@ from jax import lax
 from egmae_jax.core import platform
 from egmae_jax.models.batch_norm import BatchNorm
 from egmae_jax.models.kernels.convolution import conv2d
-from egmae_jax.models.kernels.mlp import mlp
+from egmae_jax.models.kernels.mlp import linear, mlp
 from egmae_jax.models.kernels.norm import layer_norm
 from egmae_jax.models.kernels.operations import broadcast_to, gelu
 
@@ -104,6 +104,8 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., features]."""
         kernel, bias = self.parameters(x.shape[-1])
+        if platform.for_gpu() and x.ndim > 2:
+            return linear(x.astype(self.dtype), kernel, bias)
         y = x.astype(self.dtype) @ platform.cast(kernel, self.dtype)
         return y + broadcast_to(bias.astype(self.dtype), y.shape)
 
@@ -143,6 +145,8 @@ def global_response_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax
 class Mlp(nn.Module):
     """Linear layer to `hidden` channels, GELU, and a linear layer back, of each pixel or token.
 
+    As the branch of a residual block it may be scaled, see `scale_branch`.
+
     Its parameters `fc1` and `fc2` lie in the scope of the enclosing block.
 
     Attributes:
@@ -156,7 +160,9 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, gamma: jax.Array | None = None, scales: jax.Array | None = None
+    ) -> jax.Array:
         """[B, ..., C] -> [B, ..., C]."""
         if isinstance(self.parent, nn.Module):  # unless it is used by itself
             nn.share_scope(self.parent, self)
@@ -165,7 +171,7 @@ class Mlp(nn.Module):
         fc2 = Linear(channels, self.dtype, name="fc2")
         if platform.for_gpu() and not self.response_norm:
             x = x.astype(self.dtype)
-            return mlp(x, *fc1.parameters(channels), *fc2.parameters(self.hidden))
+            return mlp(x, *fc1.parameters(channels), *fc2.parameters(self.hidden), gamma, scales)
         # As a matrix: on a CPU, gradients that sum over several axes are slow.
         y = x if platform.for_gpu() else platform.materialize(x.reshape(-1, channels))
         y = fc1(y)
@@ -176,7 +182,7 @@ class Mlp(nn.Module):
             images = y.reshape(x.shape[0], math.prod(x.shape[1:-1]), self.hidden)
             y = global_response_norm(images, scale, bias).reshape(y.shape)
         y = fc2(y)
-        return platform.materialize(y).reshape(x.shape)
+        return scale_branch(platform.materialize(y).reshape(x.shape), gamma, scales)
 
 
 def attention(qkv: jax.Array, num_heads: int, bias: jax.Array | None = None) -> jax.Array:
@@ -273,6 +279,19 @@ def block_scales(
     # All blocks at once, as many small draws take longer to compile and to run. The barrier hides
     # each row's place, so that equal blocks have equal programs, compiled once.
     return platform.materialize(list(drop_path_scales(module.make_rng("drop_path"), rates, batch)))
+
+
+def scale_branch(update: jax.Array, gamma: jax.Array | None, scales: jax.Array | None) -> jax.Array:
+    """Scales a residual branch [B, ..., C] by a factor of each channel and of each example.
+
+    Args:
+        update: the branch.
+        gamma: layer scale, [C]; None: 1.
+        scales: drop-path factors, [B]; None drops nothing.
+    """
+    if gamma is not None:
+        update *= broadcast_to(gamma.astype(update.dtype), update.shape)
+    return drop_path(update, scales)
 
 
 def drop_path(update: jax.Array, scales: jax.Array | None) -> jax.Array:

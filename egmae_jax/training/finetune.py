@@ -10,7 +10,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import augmentations
-from egmae_jax.core import platform
+from egmae_jax.core import platform, rng
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import augment
 from egmae_jax.models import Model
@@ -97,7 +97,7 @@ class StepKeys(NamedTuple):
     @classmethod
     def split(cls, key: jax.Array) -> "StepKeys":
         """Splits the key of a step."""
-        return cls(*jax.random.split(key, len(cls._fields)))
+        return cls(*rng.split(key, len(cls._fields)))
 
 
 def augmented_batch(

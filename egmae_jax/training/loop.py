@@ -406,6 +406,10 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
     @functools.partial(platform.jit, donate_argnums=0)
     @platform.over(mesh)
     def run(state, steps, key, num_steps, **arguments):
+        # All at once, since a GPU would run a kernel for each in the loop.
+        numbers = state.step + jnp.arange(MAX_STEPS, dtype=state.step.dtype)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
         @jax.jit  # so it is traced only once, for the metrics' shapes and for the loop
         def one_step(i, state):
             # Sharded variables are gathered for the step; otherwise the compiler might gather the
@@ -415,8 +419,7 @@ def compile_steps(step_fn: Callable, mesh: Mesh) -> Callable:
                 batch_stats=sharding.gather(state.batch_stats, mesh),
             )
             batch = steps.batch(i, mesh)
-            step_key = jax.random.fold_in(key, state.step)
-            return step_fn(gathered, batch, step_key, **arguments)
+            return step_fn(gathered, batch, keys[i], **arguments)
 
         def body(i, carry):
             state, history = carry

@@ -63,7 +63,7 @@ def adamw(
     def update(
         gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
-        count = optax.safe_increment(state.count)
+        count = state.count + 1
         rate, *corrections = platform.materialize_scalars(
             schedule(state.count), *(_one_minus_power(beta, count) for beta in betas)
         )

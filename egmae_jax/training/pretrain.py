@@ -10,7 +10,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from egmae_jax import models
-from egmae_jax.core import platform
+from egmae_jax.core import platform, rng
 from egmae_jax.data.datasets import DataError
 from egmae_jax.data.pipeline import Images
 from egmae_jax.method import augment
@@ -66,7 +66,7 @@ def pretrain_step(
         The new state and the scalar metrics "loss", "masked_share", the fraction of masked
         patches, and with pretrain.clip_norm "gradient_norm", the global norm before clipping.
     """
-    crop_key, flip_key, corruption_key = jax.random.split(key, 3)
+    crop_key, flip_key, corruption_key = rng.split(key, 3)
     with jax.named_scope("augment"):
         crop = augment.random_resized_crop(crop_key, batch.sizes, scale=config.pretrain.crop_scale)
         flip = augment.random_flip(flip_key, len(batch))

@@ -13,7 +13,7 @@ from egmae_jax.models.convnext import ConvNeXtBlock
 from egmae_jax.models.kernels import mlp_tpu
 from egmae_jax.models.kernels.convolution import conv2d, conv2d_plain
 from egmae_jax.models.kernels.depthwise import depthwise_conv, depthwise_conv_plain
-from egmae_jax.models.kernels.mlp import mlp, mlp_plain
+from egmae_jax.models.kernels.mlp import linear, linear_plain, mlp, mlp_plain
 from egmae_jax.models.kernels.norm import layer_norm, layer_norm_plain
 from egmae_jax.models.kernels.operations import (
     broadcast_to,
@@ -28,6 +28,7 @@ from egmae_jax.models.kernels.operations import (
 COMPILERS = {"our programs": platform.jit, "stock JAX": jax.jit}
 SHAPE = {"shape": (2, 3, 4, 5)}
 STRIDED = {"strides": 2, "padding": 1}
+DROPPED = {"scales": np.array([0, 1.25], np.float32)}  # drop-path factors of two examples
 CASES = {
     "gelu": (gelu, gelu_plain, [(7, 5)]),
     "sums": (column_sums, column_sums_plain, [(7, 5)]),
@@ -45,9 +46,18 @@ CASES = {
         functools.partial(conv2d_plain, **STRIDED),
         [(2, 9, 8, 3), (3, 3, 3, 4)],
     ),
-    "mlp": (mlp, mlp_plain, [(2, 3, 5, 7), (7, 8), (8,), (8, 4), (4,)]),
+    "linear": (linear, linear_plain, [(2, 3, 7), (7, 8), (8,)]),
+    "mlp": (
+        functools.partial(mlp, **DROPPED),
+        functools.partial(mlp_plain, **DROPPED),
+        [(2, 3, 5, 7), (7, 8), (8,), (8, 4), (4,), (4,)],
+    ),
     # More pixels than one sum of a kernel's gradient takes.
-    "mlp, large": (mlp, mlp_plain, [(2, 35, 34, 3), (3, 5), (5,), (5, 4), (4,)]),
+    "mlp, large": (
+        functools.partial(mlp, **DROPPED),
+        functools.partial(mlp_plain, **DROPPED),
+        [(2, 35, 34, 3), (3, 5), (5,), (5, 4), (4,), (4,)],
+    ),
     "layer norm": (layer_norm, layer_norm_plain, [(2, 5, 3, 7), (7,), (7,)]),
 }
 
@@ -100,9 +110,10 @@ def test_the_forms_of_a_gpu_are_the_plain_ones(case, dtype):
 @pytest.mark.parametrize("shape", [(2, 3), (1, 37, 2), (3, 4, 31, 5), (40, 35, 8, 2)])
 def test_sums_over_pixels_in_parts_are_those_over_all(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    with platform.tracing_for("gpu"):
-        sums = platform.jit(pixel_sums)(x)
-    np.testing.assert_allclose(sums, pixel_sums_plain(x), rtol=1e-5, atol=1e-4)
+    for weights in (None, np.arange(len(x), dtype=np.float32)):
+        with platform.tracing_for("gpu"):
+            sums = platform.jit(pixel_sums)(x, weights)
+        np.testing.assert_allclose(sums, pixel_sums_plain(x, weights), rtol=1e-5, atol=1e-4)
 
 
 def test_a_layer_norm_far_from_zero_keeps_its_gradients_on_a_gpu():

@@ -69,8 +69,12 @@ def _layer_norm_backward(
     y = x.astype(jnp.float32)
     # By sums of y and y^2 from one kernel. Less one value of its image, y is small enough for that.
     y = platform.join(y - platform.join(y[(slice(None), *(slice(1),) * (y.ndim - 1))]))
-    sums = lax.optimization_barrier((y.sum(axis=-1), jnp.square(y).sum(axis=-1)))
-    mean, square = (platform.join(x) / y.shape[-1] for x in sums)
+    # As one reduction, of which XLA computes up to eight in a kernel.
+    zero = jnp.zeros((), y.dtype)
+    sums = lax.reduce(
+        (y, jnp.square(y)), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (y.ndim - 1,)
+    )
+    mean, square = (platform.join(x) / y.shape[-1] for x in lax.optimization_barrier(sums))
     factor = lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + epsilon)
     y = (y - mean[..., None]) * factor[..., None]
     sums = pixel_sums(gradient * y), pixel_sums(gradient)

@@ -84,8 +84,8 @@ _column_sums.defvjp(
 _MOST_ROWS = 31  # of more, XLA's GPU compiler makes a kernel that it joins with one other at most
 
 
-def pixel_sums(x: jax.Array) -> jax.Array:
-    """Sums over all pixels for GPUs, [B, ..., C] -> float32 [C].
+def pixel_sums(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Sums over all pixels for GPUs, [B, ..., C] -> float32 [C], with weights of the images [B].
 
     It sums a few pixels at a time, in kernels that XLA joins with those of all other calls of the
     same shape, and the images last, which XLA does where the sums are used.
@@ -96,9 +96,11 @@ def pixel_sums(x: jax.Array) -> jax.Array:
         rows = pixels if rows == 1 else rows
         x = platform.join(x).reshape(len(x), pixels // rows, rows, -1).sum(axis=2)
         x = jax.lax.optimization_barrier(x)  # else XLA makes one sum of all of them
-    return pixel_sums_plain(x)
+    return pixel_sums_plain(x, weights)
 
 
-def pixel_sums_plain(x: jax.Array) -> jax.Array:
+def pixel_sums_plain(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Plain form of `pixel_sums`, a reduction."""
+    if weights is not None:
+        x = x.astype(jnp.float32) * jnp.expand_dims(weights, range(1, x.ndim))
     return x.sum(axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
