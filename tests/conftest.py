@@ -1,8 +1,10 @@
 """Shared by all tests: the compilation cache, the real images, small data sets."""
 
+import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -39,13 +41,38 @@ HTML_CLASSES = {
 }
 
 
+def once_for_all_workers(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the processes of pytest-xdist fills by `make`."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of the folders of all workers
+    folder, complete = root / name, root / f"{name}.complete"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def html_run(tmp_path_factory) -> tuple[Path, Path]:
-    """Workdir and images of a finished run of two rounds, whose names are like HTML."""
+    """Workdir and images of a finished run of two rounds, whose names are like HTML.
+
+    No test changes it.
+    """
+    from tests import tiny  # imports JAX
+
+    tiny.register()  # also in the workers that find the run made
+    folder = once_for_all_workers(tmp_path_factory, "hostile", _make_html_run)
+    return folder / "run", folder / "phantoms"
+
+
+def _make_html_run(folder: Path) -> None:
     from egmae_jax import experiment  # imports JAX
     from tests import tiny
 
-    folder = tmp_path_factory.mktemp("hostile")
     data = tiny.make_data(folder / "phantoms")
     for name, label in HTML_CLASSES.items():
         (data / name).rename(data / label)
@@ -53,7 +80,6 @@ def html_run(tmp_path_factory) -> tuple[Path, Path]:
             path.rename(path.with_name(f"<i>{k}<i> {path.name}"))
     fields = {"evaluation__report": True, "pretrain__epochs": 2, "finetune__epochs": 2}
     experiment.run(tiny.make_config(data, folder / "cache", **fields), folder / "run")
-    return folder / "run", data
 
 
 @pytest.fixture(scope="session")
