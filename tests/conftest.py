@@ -62,6 +62,9 @@ def html_run(tmp_path_factory) -> tuple[Path, Path]:
 
     No test changes it.
     """
+    from tests import tiny  # imports JAX
+
+    tiny.register()  # also in the workers that find the run made
     folder = once_for_all_workers(tmp_path_factory, "hostile", _make_html_run)
     return folder / "run", folder / "phantoms"
 

@@ -19,7 +19,6 @@ from tests import tiny
 
 def get_config():
     config = tiny.make_config("unused", {cache!r})
-    config.model.name = "convnext_atto"
     config.pretrain.epochs = 1
     return config
 """
@@ -48,12 +47,15 @@ def test_timm_loads_the_encoder_strictly_and_computes_the_same_features(pretrain
 
     workdir, _ = pretrained
     file = workdir / "encoder.safetensors"
-    theirs = timm.create_model("convnext_atto", num_classes=0, checkpoint_path=str(file)).eval()
+    depths, dims, _ = tiny.ENTRY
+    theirs = timm.create_model(
+        "convnext_tiny", depths=depths, dims=dims, num_classes=0, checkpoint_path=str(file)
+    ).eval()
     assert theirs.load_state_dict(safetensors.torch.load_file(file), strict=True)
     from egmae_jax.models.transfer import load_params
     from egmae_jax.training import pretrain as stage
 
-    config = tiny.make_config("unused", "unused", model__name="convnext_atto")
+    config = tiny.make_config("unused", "unused")
     encoder = stage.create_autoencoder(config).encoder
     params = load_params(workdir / "pretrain" / "autoencoder.safetensors")["encoder"]
     images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
@@ -61,7 +63,7 @@ def test_timm_loads_the_encoder_strictly_and_computes_the_same_features(pretrain
     with torch.inference_mode():
         expected = theirs.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2))
     np.testing.assert_allclose(features, expected.permute(0, 2, 3, 1).numpy(), atol=1e-4)
-    assert initial_variables(encoder, 0)["params"]["stem"]["conv"]["kernel"].shape == (4, 4, 3, 40)
+    assert initial_variables(encoder, 0)["params"]["stem"]["conv"]["kernel"].shape == (4, 4, 3, 8)
 
 
 def test_both_folders_are_trained_on_but_for_the_images_held_out(pretrained):
@@ -80,7 +82,7 @@ def test_a_run_starts_from_it_unless_it_saw_the_images_that_are_held_out(
 ):
     workdir, (first, _) = pretrained
     changes = {"pretrain__weights": str(workdir), "pretrain__epochs": 0, "rounds__count": 1}
-    changes |= {"branches": ("mae",), "model__name": "convnext_atto"}
+    changes |= {"branches": ("mae",)}
     seen = tiny.make_config(first, cache, **changes)
     with pytest.raises(DataError, match=r"was on \d+ images that are in validation"):
         experiment.run(seen, tmp_path / "seen", stage="pretrain")

@@ -126,11 +126,11 @@ def test_running_statistics_take_the_parts_one_after_the_other():
         return jnp.square(logits).mean(), (len(part), {}, updated["batch_stats"])
 
     params, statistics = variables["params"], variables["batch_stats"]
-    result = accumulation.value_and_gradients(
-        loss_fn, params, statistics, images, jax.random.key(0), num_microbatches=2
-    )
+    step = functools.partial(accumulation.value_and_gradients, loss_fn, num_microbatches=2)
+    result = jax.jit(step)(params, statistics, images, jax.random.key(0))
+    forward = jax.jit(loss_fn)
     for part in (images[0::2], images[1::2]):
-        statistics = loss_fn(params, statistics, part, None)[1][2]
+        statistics = forward(params, statistics, part, None)[1][2]
     for path, x in flatten(result[2]).items():
         np.testing.assert_allclose(x, flatten(statistics)[path], rtol=1e-4, atol=1e-6)
 
