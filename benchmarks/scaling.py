@@ -60,6 +60,7 @@ SYSTEMS = (
     System("8 x H100", "h100", 1, 8, 450e9),
     System("8 x H200", "h200", 1, 8, 450e9),
     System("2 x 8 H100, InfiniBand", "h100", 2, 8, 450e9, 8 * 50e9),
+    System("2 x 8 H200, InfiniBand", "h200", 2, 8, 450e9, 8 * 50e9),
     System("2 x 8 H100, 100 Gb/s", "h100", 2, 8, 450e9, 12.5e9),
     # Few chips are a mesh without wraparound: those at an edge have half the links.
     System("TPU v5e-16", "v5e", 1, 16, 100e9),
