@@ -63,7 +63,8 @@ def test_backbones_are_the_papers_the_companions_and_others(words):
 def test_corruptions_are_compared_with_the_same_network_from_random_weights():
     sweep = variants.read(corruption_sweep.get_config("isic2018,cpu"))
     kinds = {v.name: (v.config.corruption.kind, v.config.corruption.scale) for v in sweep.variants}
-    assert kinds.pop("no_pretraining") and kinds.pop("no_pretraining_longer")
+    assert kinds.pop("no_pretraining")
+    assert kinds.pop("no_pretraining_longer")
     assert kinds == {
         "entropy_noise": ("entropy_noise", 1.0),
         "entropy_noise_0.18": ("entropy_noise", 0.18),
