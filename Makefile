@@ -13,6 +13,9 @@ VENV := .venv/bin
 
 demo: .venv/installed
 	$(VENV)/python main.py --config=configs/demo.py --workdir=runs/demo
+	@echo
+	@echo "Open runs/demo/report.html in a browser. Then train on your own images, one folder per class:"
+	@echo "$(VENV)/python main.py --config=configs/image_folder.py:cpu --config.data.dir=FOLDER --workdir=runs/mine"
 
 test: .venv/installed-test
 	$(VENV)/python -m pytest -n 2 --dist=worksteal -m 'not slow'

@@ -1,8 +1,8 @@
 """The complete recipe on generated ultrasound phantoms, offline.
 
 python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
-    Two to three minutes on two CPU cores. Expected on 72 test images with one seed: accuracy .389
-    (random start), .569 (MAE), .556 (ensemble); AUC .562, .753, .709 (README.md).
+    407 s of CPU time on two cores. Expected on 600 test images with one seed: accuracy .672 (random
+    start), .755 (MAE), .737 (ensemble); AUC .841, .894, .883 (README.md).
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,8 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.image_size = 64
     config.data.store_size = 96
     config.imagenet.weights = "none"
-    config.pretrain.epochs = 30
-    config.finetune.epochs = 25
+    config.corruption.scale = 0.05  # at 1, as in the paper, the noise nearly drowns small images
+    config.pretrain.epochs = 8
+    config.finetune.epochs = 7
     config.rounds.count = 1
     return default_config.apply_preset(config, preset)

@@ -7,8 +7,9 @@ import pytest
 from tests import REPOSITORY
 
 SLOW = (pytest.mark.slow, pytest.mark.essential)
+SLOW_ONES = ("external_validation", "models", "unlabelled_images")  # they compile training steps
 EXAMPLES = [
-    pytest.param(path, id=path.stem, marks=SLOW if path.stem == "models" else ())
+    pytest.param(path, id=path.stem, marks=SLOW if path.stem in SLOW_ONES else ())
     for path in sorted((REPOSITORY / "examples").glob("*.py"))
 ]
 

@@ -11,10 +11,12 @@ import re
 import numpy as np
 import pytest
 
+from egmae_jax.data import phantoms
 from egmae_jax.evaluation.predictions import load_predictions
 from tests import REPOSITORY, tiny
 
 FIELDS = (
+    "data.name=image_folder",
     *("data.image_size=32", "data.store_size=40", "finetune.resize=34", "decoder.dim=16"),
     *("pretrain.epochs=2", "pretrain.warmup_epochs=1", "finetune.epochs=2"),
     *("evaluation.bootstrap_resamples=20", "branches=('mae',)"),
@@ -42,6 +44,7 @@ def command(*arguments):
 @pytest.mark.versions
 def test_a_run_and_all_that_reads_it(tmp_path):
     workdir, data = tmp_path / "run", tmp_path / "phantoms"
+    phantoms.write(data, images_per_class=60, seed=0)
     recipe = [
         *("main.py", "--config=configs/demo.py", f"--workdir={workdir}"),
         *(f"--config.{field}" for field in FIELDS),

@@ -25,7 +25,9 @@ software; results on it say nothing about performance on patients.
 - [4] Burckhardt, Speckle in ultrasound B-mode scans, IEEE Trans. Sonics Ultrason. 25(1):1-6, 1978.
 """
 
+import collections
 import json
+import logging
 import tempfile
 from pathlib import Path
 
@@ -34,6 +36,9 @@ from PIL import Image
 from scipy import ndimage
 
 from egmae_jax.core.errors import UserError
+from egmae_jax.data.threads import read_ahead
+
+logger = logging.getLogger(__name__)
 
 CLASSES = ("benign", "malignant", "normal")
 VERSION = 1  # increase it with every change of the images, so that old folders are rejected
@@ -231,13 +236,21 @@ def write(
             )
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
+    count = len(CLASSES) * images_per_class
+    logger.info("Generating %d phantoms in %s", count, folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         target = Path(scratch) / folder.name
-        for index, label in enumerate(CLASSES):
+        for label in CLASSES:
             (target / label).mkdir(parents=True)
-            for k in range(1, images_per_class + 1):
-                image = phantom(np.random.default_rng([seed, index, k]), label, height, width)
-                Image.fromarray(image).save(target / label / f"{label} ({k}).png")
+
+        def draw(number: int) -> Path:
+            index, k = divmod(number, images_per_class)
+            label, rng = CLASSES[index], np.random.default_rng([seed, index, k + 1])
+            path = target / label / f"{label} ({k + 1}).png"
+            Image.fromarray(phantom(rng, label, height, width)).save(path)
+            return path
+
+        collections.deque(read_ahead(draw, 0, count), maxlen=0)
         (target / "phantoms.json").write_text(parameters)
         try:
             target.rename(folder)

@@ -6,7 +6,7 @@ from egmae_jax.data import phantoms
 from egmae_jax.data.datasets.base import Dataset, ImageFile, register
 from egmae_jax.data.datasets.folders import class_folders
 
-IMAGES_PER_CLASS = 120
+IMAGES_PER_CLASS = 1000
 
 
 def _list_images(root: Path) -> list[ImageFile]:
