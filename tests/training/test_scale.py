@@ -15,7 +15,7 @@ import pytest
 
 from egmae_jax.core import hosts, sharding
 from tests import tiny
-from tests.method.test_augmentations import ALL
+from tests.augmentations.test_augmentations import ALL
 from tests.tiny import assert_same, free_port, outcome, run_process
 
 DEVICES = "--xla_force_host_platform_device_count={}"
