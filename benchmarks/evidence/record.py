@@ -31,13 +31,15 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
         out: folder of the sweep, where some variants may be missing.
     """
     scored: dict[str, ScoredVariant] = {}
-    rows = {row["name"]: row for row in read(name, dataset).get("variants", ())}
+    kept = read(name, dataset)
+    rows = {row["name"]: row for row in kept.get("variants", ())}
     results: dict[str, Any] = {}
     for variant in sweep.variants:
         workdir = out / variant.folder
         if (workdir / "results.json").exists():
             results = read_json(workdir / "results.json")
-            for row_name, each in score(variant.name, workdir).items():
+            parts = {variant.name: summary.score(workdir)} if sweep.axis else None
+            for row_name, each in (parts or score(variant.name, workdir)).items():
                 scored[row_name] = each
                 rows[row_name] = {
                     "name": row_name,
@@ -54,7 +56,7 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
     order = [variant.name for variant in sweep.variants]
     recorded = sorted(rows.values(), key=lambda row: order.index(row["variant"]))
     comparisons = len(plan.EXPERIMENTS[name].contrasts)
-    contrasts = {(x["first"], x["second"]): x for x in read(name, dataset).get("contrasts", ())}
+    contrasts = {(x["first"], x["second"]): x for x in kept.get("contrasts", ())}
     for first, second in (pairs := compared(name, sweep, recorded)):
         if first in scored and second in scored:
             tested = (scored[first].test, scored[second].test)
