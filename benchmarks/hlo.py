@@ -24,6 +24,7 @@ _BYTES = {"pred": 1, "token": 0}
 _SHAPE = re.compile(r"\b(pred|token|[a-z]+\d+(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
 _ON_CHIP = "S(1)"  # in the layout of an array that lies in a TPU core's own memory
 _PICKING = frozenset(("gather", "dynamic-slice"))  # read a part of their operand
+_CUTTING = frozenset(("fusion", "slice", "parameter", "bitcast"))  # so does what has only these
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 
 
@@ -160,7 +161,7 @@ class Program:
         scope = self.computations[computation]
         written = nbytes(instruction.shape)
         operands = [nbytes(scope[x].shape) for x in instruction.operands if x in scope]
-        if opcodes & _PICKING:
+        if opcodes & _PICKING or ("slice" in opcodes and opcodes <= _CUTTING):
             operands = [min(x, written) for x in operands]
         # The start of an asynchronous copy returns its operand, too.
         size = sum(operands) + (0 if instruction.opcode in _STARTS else written)

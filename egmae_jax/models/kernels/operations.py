@@ -96,7 +96,8 @@ def pixel_sums(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
         rows = pixels if rows == 1 else rows
         x = platform.join(x).reshape(len(x), pixels // rows, rows, -1).sum(axis=2)
         x = jax.lax.optimization_barrier(x)  # else XLA makes one sum of all of them
-    return pixel_sums_plain(x, weights)
+    # If devices share the batch, each sum over images is a kernel of its own unless it is joined.
+    return pixel_sums_plain(platform.join(x), weights)
 
 
 def pixel_sums_plain(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
