@@ -9,6 +9,7 @@ from benchmarks.evidence import audits, book, figures, plan, record
 from egmae_jax.core.files import read_json, write_json
 from egmae_jax.run import rules
 from egmae_jax.sweep import variants
+from tests import REPOSITORY
 from tests.sweep.test_summary import predictions
 
 
@@ -30,6 +31,15 @@ def test_every_table_is_what_its_files_give(page):
     text = page.read_text()
     assert book.fill(text) == text
     assert re.findall(r"<!-- evidence: (\w+) -->", text)
+
+
+def test_the_scores_in_the_readme_are_those_of_the_tables():
+    results = (REPOSITORY / "README.md").read_text().partition("## Results")[2]
+    scores = re.findall(r"\.\d{3} ± \.\d{3}|[+\N{MINUS SIGN}]\.\d{3} \([^)]*\)", results)
+    tables = "".join(book.tables(name) for name in plan.EXPERIMENTS)
+    assert len(scores) > 8
+    for score in scores:
+        assert " ".join(score.split()) in tables
 
 
 def test_every_figure_of_a_page_is_there():
