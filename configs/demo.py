@@ -1,8 +1,8 @@
 """The complete recipe on generated ultrasound phantoms, offline.
 
 python main.py --config=configs/demo.py --workdir=runs/demo      (what `make demo` runs)
-    367 to 407 s of CPU time on two cores. Expected on 600 test images with one seed:
-    accuracy .672 (random start), .755 (MAE), .737 (ensemble); AUC .841, .894, .883 (README.md).
+    Six minutes on two CPU cores (403 s of CPU time). Expected on 600 test images with one seed:
+    accuracy .672 (random start), .748 (MAE), .740 (ensemble); AUC .841, .894, .884 (README.md).
 """
 
 from ml_collections import ConfigDict

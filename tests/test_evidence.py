@@ -1,5 +1,6 @@
 """The book of results: its experiments, what is kept of them, and the tables in the pages."""
 
+import ast
 import re
 
 import numpy as np
@@ -40,6 +41,12 @@ def test_the_scores_in_the_readme_are_those_of_the_tables():
     assert len(scores) > 8
     for score in scores:
         assert " ".join(score.split()) in tables
+
+
+def test_the_demo_is_expected_to_give_what_it_gave():
+    described = ast.get_docstring(ast.parse((REPOSITORY / "configs/demo.py").read_text()))
+    for score in re.findall(r"(?<=\s)\.\d{3}", described):
+        assert score in book.tables("demo")
 
 
 def test_every_figure_of_a_page_is_there():

@@ -19,6 +19,7 @@ from egmae_jax.core.numbers import format_mean_std, number
 from egmae_jax.sweep.variants import line
 
 PAGES = (
+    FOLDER.parents[1] / "README.md",
     FOLDER.parent / "results.md",
     FOLDER.parent / "howto/datasets.md",
 )

@@ -36,7 +36,7 @@ RUNS = {
 
 
 def run(name: str, data: Path, out: Path) -> None:
-    """Runs or resumes a run and writes its file.
+    """Runs or resumes a run, and writes its file.
 
     Args:
         name: one of RUNS.
@@ -48,7 +48,12 @@ def run(name: str, data: Path, out: Path) -> None:
     config.update_from_flattened_dict(dict(source.fields))
     config.data.dir = str(data / source.folder if source.folder else out / "images")
     experiment.run(config, out / "run")
-    results = read_json(out / "run" / "results.json")
+    write(name, out / "run")
+
+
+def write(name: str, workdir: Path) -> None:
+    """Writes the file of a complete run."""
+    results = read_json(workdir / "results.json")
     rounds = results["rounds"]
     scores = {
         classifier: [{k: round(row["test"][classifier][k], 5) for k in METRICS} for row in rounds]
@@ -57,7 +62,7 @@ def run(name: str, data: Path, out: Path) -> None:
     write_json(
         path_of(name),
         {
-            "command": _command(source, name),
+            "command": _command(RUNS[name], name),
             "protocol": results["dataset"]["protocol"],
             "test": results["dataset"]["counts"]["test"],
             "made_with": {key: results["made_with"][key] for key in ("commit", "versions")},
