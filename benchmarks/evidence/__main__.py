@@ -7,7 +7,7 @@ from these the tables of README.md, docs/results.md and docs/howto/datasets.md. 
 is not run again, even where its runs are gone, unless a comparison needs its predictions; delete
 the file to repeat a sweep. After --budget_minutes the run that is under way saves a checkpoint; the
 same command resumes it. --pages_only runs nothing. --only=audits audits the data sets, and
---only=demo or another single run repeats it.
+--only=demo runs the demo.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import threading
 from pathlib import Path
 
-from benchmarks.evidence import audits, book, plan, record, runs
+from benchmarks.evidence import audits, book, demo, plan, record
 from egmae_jax.core import console, preemption
 from egmae_jax.sweep import run
 
@@ -33,8 +33,8 @@ def main() -> int:
         parts = [part for part in parts if part[1] == options.dataset]
     if options.only == "audits":
         audits.write(options.data)
-    elif options.only in runs.RUNS:
-        runs.run(options.only, options.data, options.out / options.only)
+    elif options.only == "demo":
+        demo.write(options.out / "demo")
     elif not options.pages_only:
         preemption.install()
         timer = threading.Timer(60 * options.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="ImageNet weights")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="for all runs")
-    parser.add_argument("--only", default="", choices=("", "audits", *runs.RUNS, *plan.EXPERIMENTS))
+    parser.add_argument("--only", default="", choices=("", "audits", "demo", *plan.EXPERIMENTS))
     parser.add_argument("--dataset", default="", choices=("", *plan.DATA))
     parser.add_argument("--budget_minutes", type=float, default=0, help="0: until all are complete")
     parser.add_argument("--pages_only", action="store_true", help="only write the pages' tables")

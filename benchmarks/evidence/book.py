@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.evidence import audits, figures, plan, runs
+from benchmarks.evidence import audits, demo, figures, plan
 from benchmarks.evidence.record import FOLDER, best_settings, path_of
 from egmae_jax.core.files import read_json
 from egmae_jax.core.numbers import format_mean_std, number
@@ -52,12 +52,10 @@ def fill(page: str) -> str:
 def tables(name: str) -> str:
     """Returns the Markdown of an experiment: scores of all variants, differences, commands.
 
-    'audits' is the table of the data sets; of a single run, the table has a row for each branch.
+    'audits' is the table of the data sets, 'demo' that of the demo's branches.
     """
-    if name == "audits":
-        return "\n" + _table(audits.rows()) + "\n\n"
-    if name in runs.RUNS:
-        return "\n" + _table(runs.rows(name)) + "\n\n"
+    if name in ("audits", "demo"):
+        return "\n" + _table(audits.rows() if name == "audits" else demo.rows()) + "\n\n"
     records = load(name)
     if not records:
         return "\nNot run yet.\n\n"

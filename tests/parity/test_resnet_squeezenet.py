@@ -15,6 +15,7 @@ from egmae_jax.models import timm as interop
 from egmae_jax.models.resnet import register_resnet
 from tests import torch_reference
 from tests.conftest import SHARED_DATA, SQUEEZENET_WEIGHTS
+from tests.parity.sgd import our_training_step, train_theirs
 from tests.tiny import flatten
 
 torch = torch_reference.torch()
@@ -134,34 +135,6 @@ def test_real_imagenet_weights_see_the_same_in_real_medical_images():
 
 
 # Training
-
-
-def our_training_step(model, *, learning_rate):
-    """(variables, images, labels) -> those after a step of SGD; the gradient of the parameters."""
-
-    @jax.jit
-    def step(variables, images, labels):
-        def loss_fn(params):
-            logits, changes = model.apply(
-                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-            return losses.mean(), changes
-
-        params = variables["params"]
-        (_, changes), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        moved = jax.tree.map(lambda x, slope: x - learning_rate * slope, params, gradient)
-        return {"params": moved, **changes}, gradient
-
-    return step
-
-
-def train_theirs(network, batches, learning_rate):
-    optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
-    for images, labels in batches:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(images), torch.from_numpy(labels)).backward()
-        optimizer.step()
 
 
 @pytest.mark.parametrize("name", [*SMALL, "squeezenet1_1"])
