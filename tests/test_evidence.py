@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.evidence import audits, book, figures, plan, record
 from egmae_jax.core.files import read_json, write_json
+from egmae_jax.core.numbers import format_mean_std
 from egmae_jax.run import rules
 from egmae_jax.sweep import variants
 from tests import REPOSITORY
@@ -20,8 +21,10 @@ def test_experiments_are_sweeps_that_hold_what_is_compared(name, tmp_path):
     for dataset in experiment.datasets:
         sweep = plan.read(experiment, dataset, tmp_path, tmp_path)
         names = [variants.line(x.name) if sweep.tuned else x.name for x in sweep.variants]
-        for pair in experiment.contrasts:  # of several branches, '<variant>, <branch or fusion>'
-            assert {x.split(", ")[0] for x in pair} <= set(names)
+        for contrast in experiment.contrasts:
+            compared = (*contrast.first, *contrast.second)  # or '<variant>, <branch or fusion>'
+            assert {x.split(", ")[0] for x in compared} <= set(names)
+            assert experiment.in_folds or len(compared) == 2
         for variant in sweep.variants:
             rules.check(variant.config, 1)
             assert variant.config.rounds.count >= 3
@@ -99,8 +102,6 @@ def test_tables_show_the_best_setting_of_each_variant_and_its_difference(monkeyp
     rng = np.random.default_rng(0)
     rows = [scores(rng, "scratch/60+0, 0.1"), scores(rng, "scratch/30+0, 0.1", 0.05)]
     rows += [scores(rng, "entropy_noise/30+30, 0.1", 0.1)]
-    first, second = rows[2]["name"], rows[1]["name"]
-    found = {"auc": {"mean": 0.05, "low": -0.01, "high": 0.11}}
     recorded = {
         "variants": rows,
         "tuned": True,
@@ -108,27 +109,46 @@ def test_tables_show_the_best_setting_of_each_variant_and_its_difference(monkeyp
         "protocol": "grouped",
         "complete": False,
         "command": "egmae sweep ...",
-        "contrasts": [{"first": first, "second": second, "difference": found}],
     }
     monkeypatch.setattr(book, "load", lambda name: {"busi": recorded})
     table = book.tables("budget")
     assert "| no pre-training | .600 ± .000 |" in table
     assert "(30+0, 0.1)" in table
     assert "(60+0, 0.1)" not in table
-    assert "+.050 (\N{MINUS SIGN}.010 to +.110)" in table
+    differences = [
+        ours["test"]["auc"] - theirs["test"]["auc"]
+        for ours, theirs in zip(rows[2]["rounds"], rows[1]["rounds"], strict=True)
+    ]
+    mean, std = np.mean(differences), np.std(differences, ddof=1)
+    assert f"minus no pre-training | +{format_mean_std(mean, std)} |" in table
+    assert book.over_folds(differences, 2) in table
     assert "not all variants have been run yet" in table
+
+
+def test_a_contrast_compares_the_means_of_its_variants(monkeypatch):
+    rng = np.random.default_rng(0)
+    names = {x for contrast in plan.EXPERIMENTS["controls"].contrasts for x in contrast.first}
+    names |= {x for contrast in plan.EXPERIMENTS["controls"].contrasts for x in contrast.second}
+    rows = [scores(rng, name) for name in sorted(names)]
+    recorded = {"variants": rows, "tuned": False, "images": 150, "protocol": "grouped"}
+    recorded |= {"complete": True, "command": "egmae sweep ..."}
+    monkeypatch.setattr(book, "load", lambda name: dict.fromkeys(("busi", "covid"), recorded))
+    auc = {row["name"]: [x["test"]["auc"] for x in row["rounds"]] for row in rows}
+    scales = ("", "_0.18", "_0.05")
+    first = np.mean([auc[f"entropy_noise{x}"] for x in scales], axis=0)
+    second = np.mean([auc[f"uniform_noise{x}"] for x in scales], axis=0)
+    (found,) = re.findall(
+        r"entropy minus uniform, three scales \|.*\| (.*) \|", book.tables("controls")
+    )
+    assert found == book.over_folds([*(first - second), *(first - second)], 6)
 
 
 def test_the_interval_over_folds_is_students():
     assert book.over_folds([0.1, 0.2, 0.3], 1) == "+.200 (\N{MINUS SIGN}.048 to +.448)"
-    assert book.over_folds([0.1], 1) == ""
 
 
-def test_of_a_stopped_sweep_the_complete_runs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "FOLDER", tmp_path / "evidence")
-    sweep = plan.read(plan.EXPERIMENTS["controls"], "busi", tmp_path, tmp_path)
-    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 60)
-    complete = ("no_pretraining", "entropy_noise", "uniform_noise")
+def finish(name, sweep, out, folders):
+    """Writes the results of some variants, and records them."""
     results = {
         "rounds": [{"seed": k} for k in range(3)],
         "dataset": {
@@ -138,34 +158,50 @@ def test_of_a_stopped_sweep_the_complete_runs_are_kept(tmp_path, monkeypatch):
         },
         "made_with": {"commit": "0123456", "versions": {}, "command": "/root/secret"},
     }
+    for folder in folders:
+        write_json(out / folder / "results.json", results)
+    record.write(name, "busi", sweep, out)
 
-    def finish(out, names):
-        for name in names:
-            write_json(out / name / "results.json", results)
-        record.write("controls", "busi", sweep, out)
 
+def test_of_a_stopped_sweep_the_complete_runs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "evidence")
+    sweep = plan.read(plan.EXPERIMENTS["controls"], "busi", tmp_path, tmp_path)
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 60)
+    complete = ("no_pretraining", "entropy_noise", "uniform_noise")
     parts = [[predictions(rng, labels, 1.0, part) for _ in range(3)] for part in ("v", "t")]
     scored = record.ScoredVariant("mae", None, *parts, 40.0)
     monkeypatch.setattr(record, "score", lambda name, path: {name: scored})
-    finish(tmp_path / "out", complete)
+    finish("controls", sweep, tmp_path / "out", complete)
     kept = record.read("controls", "busi")
     assert {row["name"] for row in kept["variants"]} == set(complete)
     assert not kept["complete"]
     assert kept["images"] == 5
-    (contrast,) = kept["contrasts"]
-    assert (contrast["first"], contrast["second"]) == ("entropy_noise", "uniform_noise")
     assert "secret" not in str(kept)
     assert kept["command"].startswith("egmae sweep --config=configs/sweeps/corruption.py:busi,cpu")
 
-    # Elsewhere, what is recorded need not run again, but for the predictions that others need.
+    # Elsewhere, what is recorded need not run again.
     rest = record.remaining("controls", "busi", sweep)
-    assert "no_pretraining" not in [x.name for x in rest.variants]
-    assert "uniform_noise" not in [x.name for x in rest.variants]
-    assert {"entropy_noise", "shuffled_entropy"} < {x.name for x in rest.variants}
-    finish(tmp_path / "elsewhere", [x.folder for x in rest.variants])
+    assert {x.name for x in rest.variants} == {x.name for x in sweep.variants} - set(complete)
+    finish("controls", sweep, tmp_path / "elsewhere", [x.folder for x in rest.variants])
     whole = record.read("controls", "busi")
     assert [row["variant"] for row in whole["variants"]] == [x.name for x in sweep.variants]
     assert whole["complete"]
-    assert len(whole["contrasts"]) == whole["comparisons"]
-    assert contrast in whole["contrasts"]
     assert not record.remaining("controls", "busi", sweep).variants
+
+
+def test_rounds_that_share_images_are_compared_by_their_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "evidence")
+    sweep = plan.read(plan.EXPERIMENTS["figure2"], "busi", tmp_path, tmp_path)
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 60)
+    parts = [[predictions(rng, labels, 1.0, part) for _ in range(5)] for part in ("v", "t")]
+    scored = record.ScoredVariant("mae", None, *parts, 40.0)
+    monkeypatch.setattr(record, "score", lambda name, path: {name: scored})
+    finish("figure2", sweep, tmp_path / "out", ("100_30",))
+    assert not record.read("figure2", "busi")["differences"]
+    # A comparison needs the predictions of both.
+    assert record.remaining("figure2", "busi", sweep).variants == sweep.variants
+    finish("figure2", sweep, tmp_path / "out", ("0_60",))
+    (title,) = record.read("figure2", "busi")["differences"]
+    assert title == "100/30 minus 0/60"
+    rest = record.remaining("figure2", "busi", sweep)
+    assert {x.name for x in sweep.variants} - {x.name for x in rest.variants} == {"100/30"}

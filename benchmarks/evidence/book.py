@@ -6,14 +6,14 @@
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from benchmarks.evidence import audits, demo, figures, plan
-from benchmarks.evidence.record import FOLDER, best_settings, path_of
+from benchmarks.evidence.record import FOLDER, path_of
 from egmae_jax.core.files import read_json
 from egmae_jax.core.numbers import format_mean_std, number
 from egmae_jax.sweep.variants import line
@@ -94,51 +94,70 @@ def _scores(records: dict[str, Record]) -> str:
 
 
 def _compared(record: Record) -> dict[str, Record]:
+    """Returns the rows by variant; if settings are chosen, those of the best validation AUC."""
     rows = {row["name"]: row for row in record["variants"]}
-    chosen = best_settings(record["variants"]) if record["tuned"] else {name: name for name in rows}
-    order = dict.fromkeys(line(name) if record["tuned"] else name for name in rows)
-    return {name: rows[chosen[name]] for name in order}
+    if not record["tuned"]:
+        return rows
+    variants = dict.fromkeys(line(name) for name in rows)  # in the sweep's order
+    by_score = sorted(
+        rows, key=lambda x: np.mean([y["validation"]["auc"] for y in rows[x]["rounds"]])
+    )
+    return variants | {line(name): rows[name] for name in by_score}
 
 
 def _contrasts(name: str, records: dict[str, Record]) -> str:
-    """A row for each contrast: differences of AUC with intervals, by data set and over all."""
-    pairs = plan.EXPERIMENTS[name].contrasts
-    rows = [["AUC, difference", *(plan.DATA[x].title for x in records), "all folds"]]
-    for first, second in pairs:
-        found, folds = [], []
+    """A row for each contrast: differences of AUC, by data set and over all folds."""
+    experiment = plan.EXPERIMENTS[name]
+    summed = ["all folds"] if experiment.in_folds else []
+    rows = [["AUC, difference", *(plan.DATA[x].title for x in records), *summed]]
+    for contrast in experiment.contrasts:
+        cells, folds = [], []
         for record in records.values():
-            compared = _compared(record)
-            if first not in compared or second not in compared:
-                found.append("")
-                continue
-            names = [compared[x]["name"] for x in (first, second)]
-            known = {(x["first"], x["second"]): x["difference"] for x in record["contrasts"]}
-            difference = known.get(tuple(names))
-            found.append(_interval(**difference["auc"]) if difference else "")
-            folds += _differences(*(compared[x] for x in (first, second)))
-        if any(found):
-            label = " minus ".join(_LABELS.get(x, f"`{x}`") for x in (first, second))
-            rows.append([label, *found, over_folds(folds, len(pairs))])
+            if not experiment.in_folds:
+                difference = record["differences"].get(contrast.title)
+                cells.append(_interval(**difference["auc"]) if difference else "")
+            elif differences := _differences(contrast, _compared(record)):
+                cells.append(_signed(np.mean(differences)) + _spread(differences))
+                folds += differences
+            else:
+                cells.append("")
+        if any(cells):
+            over_all = [over_folds(folds, len(experiment.contrasts))] if folds else []
+            rows.append([contrast.title, *cells, *over_all])
     return _table(rows) if len(rows) > 1 else ""
 
 
-def _differences(first: Record, second: Record) -> Iterator[float]:
-    for ours, theirs in zip(first["rounds"], second["rounds"], strict=True):
-        yield ours["test"]["auc"] - theirs["test"]["auc"]
+def _differences(contrast: plan.Contrast, rows: dict[str, Record]) -> list[float]:
+    """Returns the difference of each fold; an empty list if a variant is missing."""
+    if not {*contrast.first, *contrast.second} <= rows.keys():
+        return []
+    means = [
+        np.mean([[x["test"]["auc"] for x in rows[name]["rounds"]] for name in names], axis=0)
+        for names in (contrast.first, contrast.second)
+    ]
+    return [float(x) for x in means[0] - means[1]]
 
 
 def over_folds(differences: Sequence[float], comparisons: int) -> str:
-    """Student's interval of the mean difference over folds, each with its own pre-training."""
-    if len(differences) < 2:
-        return ""
+    """Student's interval of the mean difference over folds, each with its own pre-training.
+
+    All intervals of an experiment hold together 95 % of the time (Bonferroni).
+    """
     mean, error = np.mean(differences), stats.sem(differences)
     spread = error * stats.t.ppf(1 - 0.025 / comparisons, len(differences) - 1)
     return _interval(mean, mean - spread, mean + spread)
 
 
 def _interval(mean: float, low: float, high: float) -> str:
-    signed = [("+" if x >= 0 else "") + number(x) for x in (mean, low, high)]
-    return "{} ({} to {})".format(*signed)
+    return f"{_signed(mean)} ({_signed(low)} to {_signed(high)})"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {number(np.std(values, ddof=1))}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + number(value)
 
 
 def _about(records: dict[str, Record]) -> str:

@@ -19,6 +19,14 @@ class DataSet(NamedTuple):
     published: tuple[str, int] = ("", 0)  # the paper's table: name of the data set, classes
 
 
+class Contrast(NamedTuple):
+    """A difference of AUC: the mean of some variants minus the mean of others."""
+
+    title: str
+    first: tuple[str, ...]  # names of variants; of runs with several branches, 'variant, branch'
+    second: tuple[str, ...]
+
+
 class Experiment(NamedTuple):
     """One sweep on each of several data sets, and what is compared."""
 
@@ -27,11 +35,15 @@ class Experiment(NamedTuple):
     words: str  # of the sweep, after the recipe; {names} are replaced by epochs and {weights}
     fields: dict[str, Any]  # config fields, beside SMALL and those of the data set
     datasets: tuple[str, ...]
-    # Pairs of variants, first minus second. The intervals of one data set hold together.
-    contrasts: tuple[tuple[str, str], ...]
+    contrasts: tuple[Contrast, ...]  # their intervals hold together
     # Numbers of epochs on a data set of share 1, by the name in `words` that they replace.
     epochs: tuple[tuple[str, int], ...] = ()
     axis: str = ""  # what the number after the slash of a variant's name is
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether each round has test images and a pre-training of its own."""
+        return self.fields.get("rounds.kind", SMALL["rounds.kind"]) == "folds"
 
 
 DATA = {
@@ -74,9 +86,16 @@ SMALL = {
     "tensorboard.panel_epochs": 0,
 }
 
-_SCALES = ("", "_0.18", "_0.05")
-_SHARES = ("1", "0.5", "0.25", "0.1", "0.05")
-_CONTROLS = ("shuffled_entropy", "contrast_noise", "uniform_noise")
+
+def _each(name: str, ends: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for end in ends)
+
+
+_SCALES = ("", "_0.18", "_0.05")  # of noise: 1, .18, .05
+_SHARES = ("/1", "/0.5", "/0.25", "/0.1", "/0.05")
+_LEVELS = ("/0.1", "/0.2", "/0.3", "/0.4")  # of noise on the input
+_KINDS = ("entropy_noise", "shuffled_entropy", "contrast_noise", "uniform_noise")
+_ENTROPY = _each("entropy_noise", _SCALES)
 
 EXPERIMENTS = {
     "controls": Experiment(
@@ -86,9 +105,32 @@ EXPERIMENTS = {
         {},
         ("busi", "endoscopy", "covid"),
         (
-            *((f"entropy_noise{s}", f"{kind}{s}") for s in _SCALES for kind in _CONTROLS),
-            ("entropy_sampled", "random_mask"),
-            *((f"entropy_noise{s}", "no_pretraining_longer") for s in _SCALES),
+            Contrast(
+                "entropy minus its permutation, three scales",
+                _ENTROPY,
+                _each("shuffled_entropy", _SCALES),
+            ),
+            Contrast(
+                "entropy minus contrast, three scales", _ENTROPY, _each("contrast_noise", _SCALES)
+            ),
+            Contrast(
+                "entropy minus uniform, three scales", _ENTROPY, _each("uniform_noise", _SCALES)
+            ),
+            Contrast(
+                "masks sampled by entropy minus random masks",
+                ("entropy_sampled",),
+                ("random_mask",),
+            ),
+            Contrast(
+                "all noises: scale .05 minus scale 1",
+                tuple(f"{kind}_0.05" for kind in _KINDS),
+                _KINDS,
+            ),
+            Contrast(
+                "entropy, three scales, minus no pre-training at equal passes",
+                _ENTROPY,
+                ("no_pretraining_longer",),
+            ),
         ),
         (("pretraining", 20), ("finetuning", 15)),
     ),
@@ -98,7 +140,10 @@ EXPERIMENTS = {
         "cpu,passes={passes}",
         {},
         ("busi", "endoscopy", "covid"),
-        (("entropy_noise", "scratch"), ("entropy_noise_0.05", "scratch")),
+        (
+            Contrast("equation 4 minus no pre-training", ("entropy_noise",), ("scratch",)),
+            Contrast("scale .05 minus no pre-training", ("entropy_noise_0.05",), ("scratch",)),
+        ),
         (("passes", 60),),
     ),
     "labels": Experiment(
@@ -108,8 +153,13 @@ EXPERIMENTS = {
         {"corruption.scale": 0.05, "imagenet.model": "tf_efficientnet_lite0"},
         ("endoscopy", "busi"),
         (
-            *((f"mae/{s}", f"scratch/{s}") for s in _SHARES),
-            *((f"imagenet+mae/{s}", f"imagenet/{s}") for s in _SHARES),
+            Contrast("MAE minus random start", _each("mae", _SHARES), _each("scratch", _SHARES)),
+            Contrast("ImageNet minus MAE", _each("imagenet", _SHARES), _each("mae", _SHARES)),
+            Contrast(
+                "ensemble minus ImageNet",
+                _each("imagenet+mae", _SHARES),
+                _each("imagenet", _SHARES),
+            ),
         ),
         (("pretraining", 20), ("finetuning", 15)),
         "share of the labels",
@@ -127,7 +177,13 @@ EXPERIMENTS = {
             "data.store_size": 192,
         },
         ("busi", "endoscopy", "covid", "isic"),
-        tuple((f"grouped, {x}", "grouped, imagenet") for x in ("mean", "weighted", "stacked")),
+        (
+            *(
+                Contrast(f"{x} minus ImageNet, grouped", (f"grouped, {x}",), ("grouped, imagenet",))
+                for x in ("mean", "weighted", "stacked")
+            ),
+            Contrast("image-level minus grouped, mean", ("image_level, mean",), ("grouped, mean",)),
+        ),
         (("pretraining", 15), ("finetuning", 15)),
     ),
     "layers": Experiment(
@@ -137,9 +193,12 @@ EXPERIMENTS = {
         {"imagenet.weights": "{weights}"},
         ("brain",),
         tuple(
-            (f"low_entropy/{x}", f"{other}/{x}")
+            Contrast(
+                f"low entropy minus {other}, noise .1 to .4",
+                _each("low_entropy", _LEVELS),
+                _each(other, _LEVELS),
+            )
             for other in ("random", "all")
-            for x in ("0", "0.1", "0.2", "0.3", "0.4")
         ),
         axis="noise, share of the pixel range",
     ),
@@ -149,7 +208,14 @@ EXPERIMENTS = {
         "cpu,weights={weights}",
         {},
         ("lesions",),
-        (("asff_resnet50", "resnet50"), ("asff_resnet50", "tf_efficientnet_lite0-imagenet")),
+        (
+            Contrast("ASFF minus its backbone", ("asff_resnet50",), ("resnet50",)),
+            Contrast(
+                "ASFF minus EfficientNet-Lite0 from ImageNet weights",
+                ("asff_resnet50",),
+                ("tf_efficientnet_lite0-imagenet",),
+            ),
+        ),
     ),
     "figure2": Experiment(
         "Figure 2 of the paper",
@@ -157,7 +223,10 @@ EXPERIMENTS = {
         "cpu,scratch=60",
         {"rounds.kind": "seeds", "rounds.count": 5},
         ("busi", "endoscopy", "covid"),
-        tuple((f"{x}", "0/60") for x in ("100/30", "100/45", "500/30", "500/45", "1000/15")),
+        tuple(
+            Contrast(f"{x} minus 0/60", (x,), ("0/60",))
+            for x in ("100/30", "100/45", "500/30", "500/45", "1000/15")
+        ),
     ),
 }
 

@@ -1,4 +1,9 @@
-"""What docs/evidence keeps of a sweep: scores by variant and fold, and the contrasts."""
+"""What docs/evidence keeps of a sweep: scores by variant and round.
+
+Where each round has test images and a pre-training of its own (folds), the differences between
+variants follow from these. Where rounds share them (seeds), their intervals need the predictions,
+and are kept, too.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,7 @@ from egmae_jax.method.fusion import KINDS
 from egmae_jax.run.saved_run import SavedRun
 from egmae_jax.sweep import summary
 from egmae_jax.sweep.summary import ScoredVariant
-from egmae_jax.sweep.variants import Sweep, line
+from egmae_jax.sweep.variants import Sweep
 
 FOLDER = Path(__file__).parents[2] / "docs/evidence"
 METRICS = ("accuracy", "f1", "auc")
@@ -55,13 +60,6 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
         return
     order = [variant.name for variant in sweep.variants]
     recorded = sorted(rows.values(), key=lambda row: order.index(row["variant"]))
-    comparisons = len(plan.EXPERIMENTS[name].contrasts)
-    contrasts = {(x["first"], x["second"]): x for x in kept.get("contrasts", ())}
-    for first, second in (pairs := compared(name, sweep, recorded)):
-        if first in scored and second in scored:
-            tested = (scored[first].test, scored[second].test)
-            found = summary.paired_difference(*tested, resamples=RESAMPLES, comparisons=comparisons)
-            contrasts[first, second] = {"first": first, "second": second, "difference": found}
     counts = results["dataset"]["counts"]
     record = {
         "command": _command(name, dataset),
@@ -72,9 +70,9 @@ def write(name: str, dataset: str, sweep: Sweep, out: Path) -> None:
         "complete": {row["variant"] for row in recorded} == set(order),
         "tuned": sweep.tuned,
         "variants": recorded,
-        "comparisons": comparisons,
-        "contrasts": [contrasts[pair] for pair in pairs if pair in contrasts],
     }
+    if not plan.EXPERIMENTS[name].in_folds:
+        record["differences"] = kept.get("differences", {}) | _differences(name, scored)
     write_json(path_of(name, dataset), record)
 
 
@@ -88,31 +86,32 @@ def read(name: str, dataset: str) -> dict[str, Any]:
 def remaining(name: str, dataset: str, sweep: Sweep) -> Sweep:
     """Returns a sweep with the variants that have to be run to complete a record.
 
-    These are the ones that are not recorded, and those of a contrast that is not, which needs the
-    predictions of both: where earlier runs are gone, a variant may have to run again.
+    These are the ones that are not recorded and, where rounds are seeds, those of a contrast that
+    is not, which needs the predictions of both.
     """
-    record = read(name, dataset)
-    rows = {row["name"]: row["variant"] for row in record.get("variants", ())}
-    needed = {variant.name for variant in sweep.variants} - set(rows.values())
-    known = {(x["first"], x["second"]) for x in record.get("contrasts", ())}
-    for pair in compared(name, sweep, record.get("variants", [])):
-        if pair not in known:
-            needed |= {rows.get(x, x.split(", ")[0]) for x in pair}
+    record, experiment = read(name, dataset), plan.EXPERIMENTS[name]
+    needed = {x.name for x in sweep.variants}
+    needed -= {row["variant"] for row in record.get("variants", ())}
+    if not experiment.in_folds:
+        for contrast in experiment.contrasts:
+            if contrast.title not in record.get("differences", {}):
+                needed |= {*contrast.first, *contrast.second}
     return sweep._replace(variants=tuple(x for x in sweep.variants if x.name in needed))
 
 
-def compared(name: str, sweep: Sweep, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Returns the names of the rows that an experiment compares, in pairs.
-
-    If settings are chosen on validation images, these are known once all variants are recorded.
-    """
-    pairs = plan.EXPERIMENTS[name].contrasts
-    if not sweep.tuned:
-        return list(pairs)
-    if {row["variant"] for row in rows} < {variant.name for variant in sweep.variants}:
-        return []
-    chosen = best_settings(rows)
-    return [(chosen[first], chosen[second]) for first, second in pairs]
+def _differences(name: str, scored: dict[str, ScoredVariant]) -> dict[str, Any]:
+    """Returns the contrasts of rounds that share test images, by title: mean and interval."""
+    contrasts = plan.EXPERIMENTS[name].contrasts
+    found = {}
+    for title, (first,), (second,) in contrasts:
+        if first in scored and second in scored:
+            found[title] = summary.paired_difference(
+                scored[first].test,
+                scored[second].test,
+                resamples=RESAMPLES,
+                comparisons=len(contrasts),
+            )
+    return found
 
 
 def path_of(name: str, dataset: str) -> Path:
@@ -153,12 +152,6 @@ def score(name: str, workdir: Path) -> dict[str, ScoredVariant]:
                 fused[part].append(next(iter(each.values()))._replace(probabilities=mixed))
         found[f"{name}, {kind}"] = scored._replace(fusion=kind, **fused)
     return found
-
-
-def best_settings(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Returns the setting of each variant with the best validation AUC, by the variant's name."""
-    order = sorted(rows, key=lambda row: np.mean([x["validation"]["auc"] for x in row["rounds"]]))
-    return {line(row["name"]): row["name"] for row in order}
 
 
 def _scores(scored: ScoredVariant, k: int) -> dict[str, Any]:
