@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.record import FOLDER
-from egmae_jax.core.files import read_json, write_json
+from egmae_jax.core.files import write_json
 from egmae_jax.core.numbers import number
 from egmae_jax.data.audit import audit
 from egmae_jax.run import config_files, images
@@ -38,8 +38,8 @@ def _summary(audited: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rows() -> list[list[str]]:
-    """Returns the table's rows; balanced accuracies above the audit's threshold are bold."""
+def rows(audited: dict[str, Any]) -> list[list[str]]:
+    """Returns the rows of the table; balanced accuracies above the audit's threshold are bold."""
     counts = [
         "images",
         "identical copies",
@@ -48,7 +48,7 @@ def rows() -> list[list[str]]:
         "of two parts",
     ]
     table = [["data set", *counts, "groups", "chance", *_CONFOUNDERS]]
-    for name, row in (read_json(FILE) if FILE.exists() else {}).items():
+    for name, row in audited.items():
         cells = [str(row[x]) for x in ("images", "extra_copies", "pairs", *_ACROSS, "groups")]
         for key in ("chance", *_CONFOUNDERS):
             text = number(row[key])

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks import calibration, coverage
 from benchmarks.evidence import audits, demo, figures, plan
 from benchmarks.evidence.record import FOLDER, path_of
+from benchmarks.table import markdown
 from egmae_jax.core.files import read_json
 from egmae_jax.core.numbers import format_mean_std, number
 from egmae_jax.sweep.variants import line
@@ -23,6 +25,13 @@ PAGES = (
     FOLDER.parent / "results.md",
     FOLDER.parent / "howto/datasets.md",
 )
+# Tables of files of another kind: audits of the data sets, the demo's scores, simulations.
+OTHERS = {
+    "audits": audits.rows,
+    "demo": demo.rows,
+    "coverage": lambda record: coverage.table(record["rows"]),
+    "calibration": lambda record: calibration.table(record["rows"]),
+}
 _SECTION = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 _LABELS = {
     "scratch": "no pre-training",
@@ -52,21 +61,24 @@ def fill(page: str) -> str:
 def tables(name: str) -> str:
     """Returns the Markdown of an experiment: scores of all variants, differences, commands.
 
-    'audits' is the table of the data sets, 'demo' that of the demo's branches.
+    For a name in OTHERS, it is the table that the file of that name gives.
     """
-    if name in ("audits", "demo"):
-        return "\n" + _table(audits.rows() if name == "audits" else demo.rows()) + "\n\n"
     records = load(name)
     if not records:
         return "\nNot run yet.\n\n"
+    if name in OTHERS:
+        return "\n" + markdown(OTHERS[name](records[name])) + "\n\n"
     figure = f"![AUC of all variants, by data set](evidence/{name}.svg)"
     parts = [_scores(records), _contrasts(name, records), figure, _about(records)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
 
-def load(name: str) -> dict[str, Record]:
-    """Returns what is recorded of an experiment, by data set."""
-    paths = {x: path_of(name, x) for x in plan.EXPERIMENTS[name].datasets}
+def load(name: str) -> dict[str, Any]:
+    """Returns what is recorded of an experiment, by data set; a file of OTHERS, by its name."""
+    if name in OTHERS:
+        paths = {name: FOLDER / f"{name}.json"}
+    else:
+        paths = {x: path_of(name, x) for x in plan.EXPERIMENTS[name].datasets}
     return {dataset: read_json(path) for dataset, path in paths.items() if path.exists()}
 
 
@@ -90,7 +102,7 @@ def _scores(records: dict[str, Record]) -> str:
             if row and line(row["name"]) == name and records[dataset]["tuned"]:
                 cells[-1] += f" ({row['name'].rpartition('/')[2]})"
         rows.append([_LABELS.get(name, f"`{name}`"), *cells])
-    return _table(rows)
+    return markdown(rows)
 
 
 def _compared(record: Record) -> dict[str, Record]:
@@ -124,7 +136,7 @@ def _contrasts(name: str, records: dict[str, Record]) -> str:
         if any(cells):
             over_all = [over_folds(folds, len(experiment.contrasts))] if folds else []
             rows.append([contrast.title, *cells, *over_all])
-    return _table(rows) if len(rows) > 1 else ""
+    return markdown(rows) if len(rows) > 1 else ""
 
 
 def _differences(contrast: plan.Contrast, rows: dict[str, Record]) -> list[float]:
@@ -172,8 +184,3 @@ def _about(records: dict[str, Record]) -> str:
         )
         commands.append(record["command"])
     return " ".join(sentences) + "\n\n```text\n" + "\n".join(commands) + "\n```"
-
-
-def _table(rows: list[list[str]]) -> str:
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])

@@ -1,6 +1,7 @@
 """The run of configs/demo.py, which README quotes: docs/evidence/demo.json."""
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.evidence.record import FOLDER
 from egmae_jax import experiment
@@ -34,9 +35,9 @@ def write(out: Path) -> None:
     )
 
 
-def rows() -> list[list[str]]:
-    """Returns the table's rows: a heading, and a row for each branch and the ensemble."""
+def rows(recorded: dict[str, Any]) -> list[list[str]]:
+    """Returns the rows of the table: a heading, and a row for each branch and the ensemble."""
     table = [["branch", *(TITLES[key] for key in PAPER_METRICS)]]
-    for name, metrics in read_json(FILE)["classifiers"].items():
+    for name, metrics in recorded["classifiers"].items():
         table.append([name, *(number(metrics[key]) for key in PAPER_METRICS)])
     return table

@@ -127,8 +127,13 @@ EXPERIMENTS = {
                 _KINDS,
             ),
             Contrast(
-                "entropy, three scales, minus no pre-training at equal passes",
-                _ENTROPY,
+                "equation 4 minus no pre-training at equal passes",
+                ("entropy_noise",),
+                ("no_pretraining_longer",),
+            ),
+            Contrast(
+                "entropy, scale .05, minus no pre-training at equal passes",
+                ("entropy_noise_0.05",),
                 ("no_pretraining_longer",),
             ),
         ),
