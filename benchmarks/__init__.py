@@ -1,1 +1,1 @@
-"""Each measures one thing side by side with PyTorch and prints one table."""
+"""Benchmarks: each compares one task with PyTorch or another peer in the same run."""

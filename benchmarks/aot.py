@@ -46,7 +46,7 @@ WORKS = ("train", "pretrain", "inference", "entropy")
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Peak figures of a device."""
+    """Peak rates and memory of a device."""
 
     flops: float  # bfloat16 products, FLOP/s
     bandwidth: float  # of its memory, bytes/s

@@ -1,4 +1,4 @@
-"""Forms of the patches' entropy and of the noise, and their share of a pre-training step.
+"""Forms of the patch entropy and of the noise, and their share of a pre-training step.
 
 python -m benchmarks.corruption [--batch=16] [--image_size=224] [--forms=library,sort,...] \
     [--rounds=5] [--repeats=100] [--step_ms=MS | --step --model=convnext_tiny] [--json=FILE]
@@ -43,7 +43,7 @@ TOLERANCE = 1e-5
 
 
 def make_images(batch: int, size: int) -> dict[str, np.ndarray]:
-    """uint8 [B, S, S, 3]: smooth with a little noise, noise alone, dark for the most part."""
+    """Returns images, uint8 [B, S, S, 3]: smooth with little noise, noise alone, or mostly dark."""
     rng = np.random.default_rng(0)
     shape = (batch, size, size, 3)
     coarse = rng.random((batch, size // PATCH, size // PATCH, 3), np.float32)
@@ -65,12 +65,12 @@ def _of_counts(counts: jax.Array, total: int) -> jax.Array:
 
 
 def scatter(values: jax.Array) -> jax.Array:
-    """A histogram by adding into it: the library's on a GPU."""
+    """Entropy from a histogram by scattered additions, as the package computes it on a GPU."""
     return _of_counts(_count_by_scatter(values.astype(jnp.int32), 256), values.shape[-1])
 
 
 def sort(values: jax.Array) -> jax.Array:
-    """No histogram: the lengths of runs of equal values, where they end."""
+    """Entropy without a histogram, from the lengths of runs of equal sorted values."""
     values = jnp.sort(values, axis=-1)
     total = values.shape[-1]
     position = jnp.arange(total)
@@ -83,18 +83,18 @@ def sort(values: jax.Array) -> jax.Array:
 
 
 def compare(values: jax.Array) -> jax.Array:
-    """A histogram by comparing every value with every bin, all at once."""
+    """Entropy from a histogram by comparing every value with every bin at once."""
     equal = values[:, None, :] == jnp.arange(256, dtype=jnp.uint8)[:, None]
     return _of_counts(equal.sum(axis=-1, dtype=jnp.int32), values.shape[-1])
 
 
 def compare_parts(values: jax.Array) -> jax.Array:
-    """The same, some values at a time, counted in 8 bits: the library's on a CPU."""
+    """The same for some values at a time, counted in 8 bits, as the package does on a CPU."""
     return _of_counts(_count_by_comparison(values, 256), values.shape[-1])
 
 
 def nibbles(values: jax.Array) -> jax.Array:
-    """A 16x16 histogram as the matrix product of the one-hot upper and lower halves of the bits."""
+    """Entropy from a 16x16 histogram: the product of one-hot upper and lower halves of the bits."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     digits = jnp.arange(16, dtype=jnp.uint8)
     upper = ((values >> 4)[..., None] == digits).astype(dtype)  # [R, N, 16]
@@ -104,7 +104,7 @@ def nibbles(values: jax.Array) -> jax.Array:
 
 
 def _of_images(form: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    """[B, h, w] of a form that takes rows."""
+    """Returns the entropy [B, h, w] by a form whose input are rows of values."""
     values = patchify(images, PATCH).swapaxes(-1, -2)  # [B, h, w, C, N]
     return form(values.reshape(-1, values.shape[-1])).reshape(values.shape[:-1]).mean(axis=-1)
 
@@ -121,7 +121,7 @@ FORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def entropy_times(
     images: np.ndarray, forms: list[str], rounds: int, repeats: int
 ) -> dict[str, float | str]:
-    """Milliseconds of every form, or why there are none."""
+    """Returns the milliseconds of each form, or the reason why it did not run."""
     pixels = jnp.asarray(images)
     expected = np.asarray(FORMS["library"](pixels))
     times: dict[str, float | str] = dict.fromkeys(forms, "")
@@ -139,7 +139,7 @@ def entropy_times(
 
 
 def loop_ms(images: np.ndarray, batch: int) -> float:
-    """Milliseconds of scikit-image's entropy, patch by patch, scaled to a batch."""
+    """Returns the milliseconds of scikit-image's entropy by patch, scaled to a batch."""
     from skimage.measure import shannon_entropy
 
     size = images.shape[1]
@@ -155,24 +155,24 @@ def loop_ms(images: np.ndarray, batch: int) -> float:
 
 
 def _normal_flat(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same bits as jax.random.normal of the shape."""
+    """Returns normal values of a shape, with the bits of jax.random.normal."""
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
 def _halves(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """float32 [2, n/2], integers below 2^16: both halves of half as many random words."""
+    """Returns integers below 2^16, float32 [2, n/2]: both halves of half as many random words."""
     words = jax.random.bits(key, (math.prod(shape) // 2,))
     return jnp.stack([words >> 16, words & 0xFFFF]).astype(jnp.float32)
 
 
 def _erf_inv_16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse distribution function of 16 random bits; below 4.2 in magnitude."""
+    """Returns normal values from 16 random bits by the inverse distribution; at most 4.2."""
     uniform = (_halves(key, shape) + 0.5) * 2.0**-15 - 1
     return math.sqrt(2) * lax.erf_inv(uniform).reshape(shape)
 
 
 def _box_muller_16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Two values of a radius and an angle of 16 random bits each; below 4.9 in magnitude."""
+    """Returns pairs of normal values from a radius and an angle of 16 random bits; at most 4.9."""
     first, second = _halves(key, shape)
     radius = jnp.sqrt(-2 * jnp.log((first + 0.5) * 2.0**-16))
     angle = second * (2 * math.pi * 2.0**-16)
@@ -193,7 +193,7 @@ NOISES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
 
 
 def noise_times(shape: tuple[int, ...], rounds: int, repeats: int) -> dict[str, float | str]:
-    """Milliseconds of every form of the noise."""
+    """Returns the milliseconds of each form of the noise."""
     times: dict[str, float | str] = dict.fromkeys(NOISES, "")
     runs = {}
     for name, (generator, normal) in NOISES.items():
@@ -210,7 +210,7 @@ def noise_times(shape: tuple[int, ...], rounds: int, repeats: int) -> dict[str, 
 
 
 def corruption_times(images: np.ndarray, rounds: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of `corrupt` given the entropies, and of both as a step computes them."""
+    """Returns the milliseconds of `corrupt` alone, and with the entropy as in a step."""
     key, pixels = jax.random.key(0), jnp.asarray(images)
 
     def corrupted(key, pixels, entropy):
@@ -231,7 +231,7 @@ def corruption_times(images: np.ndarray, rounds: int, repeats: int) -> dict[str,
 
 
 def pretrain_step_ms(model: str, image_size: int, batch: int, rounds: int) -> float:
-    """Milliseconds of a whole pre-training step (`benchmarks.train_step`)."""
+    """Returns the milliseconds of a whole pre-training step (`benchmarks.train_step`)."""
     from benchmarks import inputs, programs, train_step
 
     steps = 2  # in one dispatch
@@ -243,7 +243,7 @@ def pretrain_step_ms(model: str, image_size: int, batch: int, rounds: int) -> fl
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)

@@ -1,4 +1,4 @@
-"""Forms of the depthwise 7x7 convolution and its two gradients, against the memory's bandwidth.
+"""Forms of the 7x7 depthwise convolution and its gradients, compared with memory bandwidth.
 
 python -m benchmarks.depthwise [--batch=16] [--dtype=float32] [--shapes=56x96,28x192,14x384,7x768] \
     [--forms=library,grouped,shifted,pallas,pytorch] [--rounds=5] [--repeats=100] [--json=FILE]
@@ -37,7 +37,7 @@ Conv = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution; cuDNN's on a GPU."""
+    """Convolves by XLA's grouped convolution, which is cuDNN's on a GPU."""
     padding = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x,
@@ -50,7 +50,7 @@ def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _with_gradients(conv: Conv, kernel_gradient: Callable[..., jax.Array]) -> Conv:
-    """The convolution with its backward rule: correlation with the kernel turned by 180 degrees."""
+    """Adds a backward rule to a convolution: correlation with the kernel rotated by 180 degrees."""
     function = jax.custom_vjp(conv)
 
     def backward(residuals, gradient):
@@ -66,7 +66,7 @@ def _with_gradients(conv: Conv, kernel_gradient: Callable[..., jax.Array]) -> Co
 
 
 def _shifts(x: jax.Array, size: int) -> list[jax.Array]:
-    """The K*K views of the zero-padded image, row by row of the kernel."""
+    """Returns the K*K shifted views of the zero-padded image, by rows of the kernel."""
     padding, (height, width) = size // 2, x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
@@ -107,7 +107,7 @@ pallas = _with_gradients(_pallas, _pallas_kernel_gradient)
 
 
 def library(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """What the models use."""
+    """Convolves by the form that the models use."""
     return depthwise_conv(x, kernel, jnp.zeros(x.shape[-1], x.dtype))
 
 
@@ -120,7 +120,7 @@ FORMS: dict[str, Conv] = {
 
 
 def works_of(conv: Conv) -> dict[str, Callable[..., jax.Array]]:
-    """The convolution and its gradients, as functions of (x, kernel, gradient of the output)."""
+    """Returns the convolution and its gradients, as functions of (x, kernel, output gradient)."""
 
     def gradients(x, kernel, gradient):
         return jax.vjp(conv, x, kernel)[1](gradient)
@@ -133,7 +133,7 @@ def works_of(conv: Conv) -> dict[str, Callable[..., jax.Array]]:
 
 
 def pytorch_run(work: str, arrays: tuple[jax.Array, ...], repeats: int) -> Callable[[], Any]:
-    """PyTorch's convolution or a gradient, `repeats` times; on a GPU as one CUDA graph."""
+    """Returns `repeats` runs of PyTorch's convolution or a gradient; on a GPU as one CUDA graph."""
     import torch
 
     on_gpu = jax.default_backend() == "gpu"
@@ -164,7 +164,7 @@ def pytorch_run(work: str, arrays: tuple[jax.Array, ...], repeats: int) -> Calla
 
 
 def _captured(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The run as a CUDA graph, so that no time is lost between its kernels."""
+    """Returns the run as a CUDA graph, so that no time passes between its kernels."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -184,7 +184,7 @@ def _captured(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _run_of(form: str, work: str, arrays: tuple[jax.Array, ...], repeats: int):
-    """A form's run and its result."""
+    """Returns the run of a form and its result."""
     if form == "pytorch":
         run = pytorch_run(work, arrays, repeats)
         order = (2, 3, 1, 0) if work == "kernel_gradient" else (0, 2, 3, 1)
@@ -196,7 +196,7 @@ def _run_of(form: str, work: str, arrays: tuple[jax.Array, ...], repeats: int):
 def measure(
     shape: tuple[int, ...], forms: list[str], dtype: str, rounds: int, repeats: int
 ) -> dict[str, dict[str, float | str]]:
-    """Milliseconds of every form and work, or why there are none.
+    """Returns the milliseconds of each form and work, or the reason why it did not run.
 
     Args:
         shape: [B, H, W, C].
@@ -229,13 +229,13 @@ def measure(
 
 
 def default_forms() -> list[str]:
-    """The forms worth timing on this platform."""
+    """Returns the forms that are timed by default on this platform."""
     forms = [name for name in FORMS if name != "pallas" or jax.default_backend() == "gpu"]
     return [*forms, "pytorch"] if importlib.util.find_spec("torch") else forms
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

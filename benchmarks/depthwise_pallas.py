@@ -1,4 +1,4 @@
-"""Depthwise convolution and its kernel's gradient for GPUs, in Pallas by way of Triton.
+"""Depthwise convolution and its kernel gradient for GPUs, in Pallas with Triton.
 
 A program computes ROWS rows of COLUMNS pixels and CHANNELS channels, in float32 in registers. For
 each column of the kernel it loads a row of pixels once for all output rows that the row reaches:
@@ -23,7 +23,7 @@ ROWS, COLUMNS, CHANNELS = 7, 8, 32
 
 
 def _load(ref: Any, image: jax.Array, row: jax.Array, columns: jax.Array, channels: jax.Array):
-    """float32 [COLUMNS, CHANNELS] of one row of an image, zero outside."""
+    """Loads a part of one row of an image, float32 [COLUMNS, CHANNELS], with zeros outside."""
     _, height, width, depth = ref.shape
     row_inside = (row >= 0) & (row < height)
     pixels_inside = row_inside & (columns >= 0) & (columns < width)
@@ -33,7 +33,7 @@ def _load(ref: Any, image: jax.Array, row: jax.Array, columns: jax.Array, channe
 
 
 def _conv_kernel(x_ref, kernel_ref, out_ref):
-    """x [B, H, W, C], kernel [K, K, C]; programs: row blocks of images, columns, channels."""
+    """Convolves x [B, H, W, C]; one program for each block of rows, columns and channels."""
     (size, _, depth), (_, height, width, _) = kernel_ref.shape, out_ref.shape
     row_blocks, padding = pl.cdiv(height, ROWS), size // 2
     image, first_row = pl.program_id(0) // row_blocks, pl.program_id(0) % row_blocks * ROWS
@@ -61,7 +61,7 @@ def _conv_kernel(x_ref, kernel_ref, out_ref):
 
 
 def _kernel_gradient_kernel(x_ref, gradient_ref, out_ref):
-    """x, gradient [B, H, W, C]; programs: row blocks of images, columns of the kernel, channels.
+    """Sums the kernel gradient; one program for each block of rows, kernel column and channels.
 
     Each sums the pixels of its rows into [row block, :, column, channels] of the output.
     """
@@ -102,7 +102,7 @@ def _call(kernel: Callable[..., None], shape: tuple[int, ...], dtype: Any, grid:
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, H, W, C], the convolution with a kernel of [K, K, 1, C], in the dtype of `x`."""
+    """Convolves x [B, H, W, C] with a kernel [K, K, 1, C], in the dtype of `x`."""
     batch, height, width, channels = x.shape
     blocks = batch * pl.cdiv(height, ROWS), pl.cdiv(width, COLUMNS), pl.cdiv(channels, CHANNELS)
     taps = kernel[:, :, 0].astype(jnp.float32)
@@ -110,7 +110,7 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
-    """float32 [K, K, 1, C], from the gradient of the output; `size` is K."""
+    """Returns the kernel gradient, float32 [K, K, 1, C], given that of the output; `size` is K."""
     batch, height, _, channels = x.shape
     parts = batch * pl.cdiv(height, ROWS)
     shape, blocks = (parts, size, size, channels), (parts, size, pl.cdiv(channels, CHANNELS))

@@ -1,4 +1,4 @@
-"""What each form of `egmae_jax.models.kernels` gives a fine-tuning step: the step without it.
+"""Gain of each form of `egmae_jax.models.kernels`: the fine-tuning step without it.
 
 python -m benchmarks.forms [--model=convnext_tiny] [--batch=16] [--image_size=224] [--rounds=5] \
     [--steps=1] [--forms=depthwise,...] [--json=FILE]
@@ -44,7 +44,7 @@ FORMS: dict[str, tuple[ModuleType, str, Callable]] = {
 
 
 def measure(training: Any, forms: list[str], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds of a step by the clock and of all threads, for 'all' and without each form."""
+    """Returns the milliseconds of a step, wall and CPU time, with all forms and without each."""
     programs = {"all": training.program}
     for form in forms:
         jax.clear_caches()  # of what was traced with the other form
@@ -64,7 +64,7 @@ def measure(training: Any, forms: list[str], rounds: int, steps: int) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="convnext_tiny", choices=models.names())
     parser.add_argument("--batch", type=int, default=16)

@@ -1,4 +1,4 @@
-"""Every figure of a GPU in one unattended command, in less than eight minutes.
+"""All measurements of a GPU by one unattended command, in less than eight minutes.
 
 python -m benchmarks.gpu --out=FOLDER [--minutes=7.5] [--model=convnext_tiny] [--image_size=224] \
     [--batches=16,64,256,1024] [--dtype=bfloat16] [--images=780] [--preset=1000/15]
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 
 def make_items(arguments: argparse.Namespace) -> list[Item]:
-    """All benchmarks, the most important first."""
+    """Returns the benchmarks, the most important first."""
     model = [f"--model={arguments.model}", f"--image_size={arguments.image_size}"]
     batches = arguments.batches.split(",")
 
@@ -73,7 +73,7 @@ def make_items(arguments: argparse.Namespace) -> list[Item]:
 
 
 def run(item: Item, seconds: float, folder: Path) -> str:
-    """Runs one; 'done', or why not."""
+    """Runs a benchmark; returns 'done' or the reason why it failed."""
     if seconds < LEAST_SECONDS:
         return "left out: no time"
     with open(folder / f"{item.name}.txt", "w") as output:
@@ -90,7 +90,7 @@ def run(item: Item, seconds: float, folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs all, prints a summary."""
+    """Runs all benchmarks and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=7.5)

@@ -1,4 +1,4 @@
-"""Reads a compiled program's HLO: what it launches, how often, and what each operation costs.
+"""Reads the HLO of a compiled program: its kernels, how often they run, and their cost.
 
 A GPU launches a kernel for each operation that is outside of fused computations. A TPU's compiler
 writes the cycles that it expects of each operation into the text.
@@ -40,7 +40,7 @@ class Instruction:
 
     @property
     def path(self) -> str:
-        """Where it was traced, such as 'jit(run)/while/body/jvp(ConvNeXt)/stem/conv'."""
+        """Scope in which it was traced, such as 'jit(run)/while/body/jvp(ConvNeXt)/stem/conv'."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
@@ -52,7 +52,7 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """Name of the library's function that a custom call runs."""
+        """Name of the library function that a custom call runs."""
         match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return match[1] if match else ""
 

@@ -1,4 +1,4 @@
-"""Feeding images: ours against torch.utils.data.DataLoader, same files, same run.
+"""Input pipeline compared with torch.utils.data.DataLoader, on the same files in the same run.
 
 python -m benchmarks.input_pipeline --data=busi --dir=FOLDER [--color=grey] [--size=600x450] \
     [--train_step] [--memory] [--json=FILE]
@@ -66,7 +66,7 @@ _CROPS = 10  # measurements of the crops for one of a step
 
 
 def our_crops(steps: Any, i: jax.Array, key: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-    """Normalised random crops of one batch, as a pre-training step makes them."""
+    """Returns normalised random crops of one batch, as in a pre-training step."""
     batch = steps.batch(i, mesh)
     crop_key, flip_key = jax.random.split(jax.random.fold_in(key, i))
     crop = augment.random_resized_crop(crop_key, batch.sizes, scale=SCALE, ratio=RATIO)
@@ -77,7 +77,7 @@ def our_crops(steps: Any, i: jax.Array, key: jax.Array, mesh: jax.sharding.Mesh)
 def ours(
     make_feed: Callable[[], Stream | Resident], count: int, crops: Callable | None
 ) -> Callable[[], None]:
-    """Goes through `count` steps of a feed that is made anew, and so reads ahead nothing before."""
+    """Returns a run through `count` steps of a new feed, which has read nothing ahead."""
 
     def run() -> None:
         feed, position = make_feed(), 0
@@ -96,7 +96,7 @@ def ours(
 
 
 def make_view(data: Prepared, color: Color) -> View:
-    """For random crops of all images."""
+    """Returns a view for random crops of all images."""
     indices = np.arange(len(data.files))
     return pipeline.training_view(
         data, indices, color=color, resize="shorter_side", store_size=STORE
@@ -104,14 +104,14 @@ def make_view(data: Prepared, color: Color) -> View:
 
 
 def resident(view: View, batch: int, mesh: jax.sharding.Mesh) -> Resident:
-    """Feeds the first 512 images from the device."""
+    """Returns a feed of the first 512 images from the device."""
     indices = np.arange(len(view.prepared.files))[:512]
     few = sharding.replicate(pipeline.load(view, indices), mesh)
     return Resident(few, Order(len(few), batch, (0,)))
 
 
 def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared, Path]:
-    """The images to measure on, and their folder."""
+    """Returns the images that are measured, and their folder."""
     options: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
     data = prepare(list_files(arguments.data, arguments.dir), work / "cache", **options)
     if not arguments.size:
@@ -122,7 +122,7 @@ def prepare_images(arguments: argparse.Namespace, work: Path) -> tuple[Prepared,
 
 
 def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> dict[str, Callable]:
-    """What is measured, by name; each call goes through all batches."""
+    """Returns what is measured, by name; each call runs through all batches."""
     workers, mesh = os.cpu_count() or 1, sharding.make_mesh()
     batch, count, color = arguments.batch, arguments.batches, arguments.color
     indices, view = np.arange(len(data.files)), make_view(data, color)
@@ -146,7 +146,7 @@ def make_rows(arguments: argparse.Namespace, data: Prepared, folder: Path) -> di
 
 
 def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[str, float]:
-    """Milliseconds of a ConvNeXt-Tiny training step from resident images, and of its crops."""
+    """Returns the milliseconds of a ConvNeXt-Tiny step on resident images, and of its crops."""
     config = default_config.get_config()
     mesh = sharding.make_mesh()
     feed = resident(make_view(data, color), batch, mesh)
@@ -178,7 +178,7 @@ def step_share(data: Prepared, batch: int, color: Color, rounds: int) -> dict[st
 
 
 def peaks() -> dict[str, float]:
-    """Megabytes that each side takes by itself, from a first look to the last batch."""
+    """Returns the peak memory of each side alone in MB, from the scan to the last batch."""
     command = [sys.executable, "-m", "benchmarks.input_pipeline", *sys.argv[1:], "--rounds=1"]
     command = [part for part in command if part not in ("--memory", "--train_step")]
     sides = ("stream", "stream, kept", "DataLoader, tensors")
@@ -186,7 +186,7 @@ def peaks() -> dict[str, float]:
 
 
 def measure(rows: dict[str, Callable], images_a_round: int, rounds: int) -> dict[str, float]:
-    """Images per second of every row, medians over the rounds."""
+    """Returns the images per second of each row, as medians over the rounds."""
     for run in rows.values():
         run()  # compiles, starts the workers, fills the store
     rates: dict[str, list[float]] = {name: [] for name in rows}
@@ -199,7 +199,7 @@ def measure(rows: dict[str, Callable], images_a_round: int, rounds: int) -> dict
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="busi", choices=datasets.names())
     parser.add_argument("--dir", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The images that whole training steps are measured on."""
+"""Random images for measurements of training steps."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ NUM_CLASSES = 4
 
 
 def make_images(batch: int, image_size: int) -> Images:
-    """Random images, somewhat larger than the crops."""
+    """Returns random images that are somewhat larger than the crops."""
     rng = np.random.default_rng(0)
     side = round(image_size * 256 / 224)
     return Images(

@@ -1,4 +1,4 @@
-"""What training some of the layers saves: time, operations, optimizer state, memory.
+"""Savings by training a selection of layers: time, operations, optimizer state, memory.
 
 python -m benchmarks.layer_selection [--model=squeezenet1_1] [--weights=FILE] [--batch=16] \
     [--image_size=224] [--share=.5] [--rounds=3] [--steps=2] [--json=FILE]
@@ -40,7 +40,7 @@ PyTree = Any
 
 
 def make_config(model: str, image_size: int) -> FrozenConfigDict:
-    """The default recipe for one backbone at another size."""
+    """Returns the default recipe for one backbone at another size."""
     config = default_config.get_config()
     default_config.set_companion(config, model)
     config.data.image_size = image_size
@@ -48,7 +48,7 @@ def make_config(model: str, image_size: int) -> FrozenConfigDict:
 
 
 def start(model: models.Model, name: str, weights: str | None) -> PyTree:
-    """Variables to train from: fresh, or those of a file below a fresh head."""
+    """Returns initial variables, random or from a file with a random head."""
     fresh = initial_variables(model, 0, jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
     if weights is None:
         return fresh
@@ -57,7 +57,7 @@ def start(model: models.Model, name: str, weights: str | None) -> PyTree:
 
 
 class Training:
-    """The program of one selection; goes on training with every call."""
+    """Training program of one selection, which continues with each call."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Training:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The figures of every mode."""
+    """Returns the measurements of each mode."""
     name = arguments.model
     config = make_config(name, arguments.image_size)
     images = make_images(arguments.batch, arguments.image_size)
@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def print_table(result: Mapping[str, Mapping[str, Any]]) -> None:
-    """One row a mode; beside its time the share of what training everything takes."""
+    """Prints a row for each mode, with its time relative to training all layers."""
     table = rich.table.Table(
         rich.table.Column("", no_wrap=True),
         *("parameters", "ms a step", "GFLOP", "optimizer MB", "temporary MB"),
@@ -146,7 +146,7 @@ def print_table(result: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="squeezenet1_1", choices=models.names())
     parser.add_argument("--weights", help=".safetensors or .npz; without, they are random")

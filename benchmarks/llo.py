@@ -1,4 +1,4 @@
-"""Cycles of Pallas kernels on a TPU, of which a compiled program states none.
+"""Cycles of Pallas kernels on a TPU, which a compiled program does not state.
 
 The compiler writes the schedule of each operation: a line for each bundle of instructions, which
 takes a cycle, and the number of turns of each loop. Waiting for memory is not in it. Kernels are
@@ -57,7 +57,7 @@ class Call:
 
 
 def with_cycles(operations: list[hlo.Operation], topology: str) -> list[hlo.Operation]:
-    """Returns the operations, those that are Pallas kernels of ours on a TPU with their cycles.
+    """Returns the operations, with cycles for the package's Pallas kernels on a TPU.
 
     Args:
         operations: operations of a program.

@@ -8,7 +8,7 @@ import psutil
 
 
 def peak_memory(command: Sequence[str], *, period: float = 0.05) -> float:
-    """Runs a command to its end.
+    """Runs a command and returns its peak memory.
 
     Args:
         command: program and arguments; what it prints is dropped.

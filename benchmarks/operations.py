@@ -1,4 +1,4 @@
-"""GELU, LayerNorm and matrix products of a ConvNeXt block against PyTorch's, beside their floors.
+"""GELU, LayerNorm and matrix products of a ConvNeXt block, with PyTorch's and lower bounds.
 
 python -m benchmarks.operations [--batch=16] [--shapes=56x96,28x192,14x384,7x768] \
     [--dtype=float32] [--rounds=5] [--json=FILE]
@@ -34,7 +34,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure(rows: int, channels: int, dtype: str, rounds: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of every operation on [rows, channels], GELU's on [rows, 4 * channels]."""
+    """Returns the milliseconds of each operation on [rows, channels]; GELU has 4 * channels."""
     rng = np.random.default_rng(0)
 
     def array(*shape: int) -> jax.Array:
@@ -108,7 +108,7 @@ def _theirs(function, arguments, weight, repeats):
 
 
 def floors(rows: int, channels: int, dtype: str, ceilings: dict[str, float]) -> dict[str, Any]:
-    """Milliseconds of forward and both, by what each must move or multiply."""
+    """Returns lower bounds in milliseconds, from the bytes moved and the products."""
     array = rows * channels * jnp.dtype(dtype).itemsize / ceilings["copy_bytes_per_s"]
     product = 8 * rows * channels**2 / ceilings["product_flops_per_s"]
     # Forward reads and writes one array; the gradient reads two more and writes one.
@@ -120,7 +120,7 @@ def floors(rows: int, channels: int, dtype: str, ceilings: dict[str, float]) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--shapes", default=SHAPES)

@@ -1,4 +1,4 @@
-"""The same steps as one writes them first: Flax Linen's own layers and optax, ConvNeXt alone.
+"""The training steps of a ConvNeXt in plain Flax Linen and optax, as a peer.
 
 The peer of `benchmarks.aot`. Crops are given; what follows is the paper's arithmetic.
 """
@@ -21,14 +21,14 @@ STRIDE = 32
 
 
 class Block(nn.Module):
-    """ConvNeXt's block."""
+    """ConvNeXt block."""
 
     dtype: Any
     drop_path_rate: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """Applies the block to features [B, H, W, C]."""
         channels = x.shape[-1]
         y = nn.Conv(channels, (7, 7), feature_group_count=channels, dtype=self.dtype)(x)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(y)
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, 3] -> [B, H/32, W/32, D]."""
+        """Returns features [B, H/32, W/32, D] of images [B, H, W, 3]."""
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.depths)).tolist())
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
             norm, size = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype), 2 if stage else 4
@@ -63,19 +63,19 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """ConvNeXt."""
+    """ConvNeXt classifier."""
 
     encoder: nn.Module
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, 3] -> [B, classes]."""
+        """Returns logits [B, classes] of images [B, H, W, 3]."""
         x = self.encoder(x, train=train).astype(jnp.float32).mean((1, 2))
         return nn.Dense(NUM_CLASSES)(nn.LayerNorm(epsilon=1e-6)(x))
 
 
 class Autoencoder(nn.Module):
-    """Masked autoencoder of `egmae_jax.models.mae`."""
+    """Masked autoencoder, as `egmae_jax.models.mae`."""
 
     encoder: nn.Module
     dim: int
@@ -84,7 +84,7 @@ class Autoencoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, 3] and the mask of its patches -> [B, H, W, 3]."""
+        """Returns reconstructions [B, H, W, 3], given corrupted images and their mask."""
         y = nn.Dense(self.dim, dtype=self.dtype)(self.encoder(x, train=train))
         batch, rows, columns, _ = y.shape
         cells = mask.reshape(batch, rows, mask.shape[1] // rows, columns, -1).mean((2, 4))
@@ -96,12 +96,12 @@ class Autoencoder(nn.Module):
 
 
 def normalize(pixels: jax.Array) -> jax.Array:
-    """uint8 -> float32 by ImageNet's mean and standard deviation."""
+    """Converts uint8 to float32 with ImageNet's mean and standard deviation."""
     return (pixels / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
 
 
 def patch_entropy(pixels: jax.Array, patch: int) -> jax.Array:
-    """Shannon entropy of each patch in nats, the mean over channels: [B, H/P, W/P]."""
+    """Returns the Shannon entropy of each patch in nats, averaged over channels: [B, H/P, W/P]."""
     batch, height, width, channels = pixels.shape
     x = pixels.reshape(batch, height // patch, patch, width // patch, patch, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4).reshape(-1, patch * patch)

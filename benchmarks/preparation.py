@@ -1,4 +1,4 @@
-"""Preparing a data set against bare decoding, same files, same run.
+"""Preparation of a data set compared with decoding alone, on the same files in the same run.
 
 python -m benchmarks.preparation --data=isic2018 --dir=FOLDER [--size=600x450] [--memory] \
     [--json=FILE]
@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {"on_error": "skip", "near_duplicate_threshold": 0.99}
 
 
 def decode_all(paths: list[Path]) -> None:
-    """Every file read and decoded."""
+    """Reads and decodes every file."""
 
     def decode(k: int) -> int:
         for path in paths[k : k + 16]:
@@ -54,14 +54,14 @@ def decode_all(paths: list[Path]) -> None:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def measure(name: str, data: Prepared, folder: Path, rounds: int) -> dict[str, float]:
-    """Seconds of every row."""
+    """Returns the seconds of each row."""
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -83,7 +83,7 @@ def measure(name: str, data: Prepared, folder: Path, rounds: int) -> dict[str, f
 
 
 def peaks(data: Prepared, folder: Path, work: Path) -> dict[str, float]:
-    """Megabytes to prepare a quarter of the images, and all."""
+    """Returns the peak memory in MB of preparing a quarter of the images, and all."""
     found = {}
     for share in (4, 1):
         part = work / f"part_{share}"
@@ -102,7 +102,7 @@ def peaks(data: Prepared, folder: Path, work: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="isic2018", choices=datasets.names())
     parser.add_argument("--dir", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The programs of a run as shapes: steps and inference, for compilers and for counting."""
+"""The programs of a run with shapes instead of arrays: training steps and inference."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ def batch_shapes(batch: int, size: int) -> Images:
 
 
 def resident_steps(batch: int, size: int, mesh: Mesh) -> ResidentSteps:
-    """Returns the shapes of a feed of batches from ten times as many images on every device."""
+    """Returns the shapes of a feed whose images, ten batches, are on every device."""
     images = _with_sharding(batch_shapes(10 * batch, size), sharding.replicated(mesh))
     indices = jax.ShapeDtypeStruct((MAX_STEPS, batch), np.int32)
     return ResidentSteps(images, _with_sharding(indices, sharding.replicated(mesh)))

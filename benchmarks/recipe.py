@@ -1,4 +1,4 @@
-"""Wall time of the whole recipe, both branches and one seed, on as many images as BUSI has.
+"""Wall time of the whole recipe: two branches, one seed, as many images as BUSI has.
 
 python -m benchmarks.recipe [--images=780] [--preset=1000/15] [--model=convnext_tiny] \
     [--image_size=224] [--dtype=bfloat16] [--limit_s=200] [--json=FILE]
@@ -19,7 +19,7 @@ from egmae_jax.data import phantoms
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Seconds, and how they were found."""
+    """Returns the seconds, and whether they were measured or extrapolated."""
     images, workdir = folder / "images", folder / "workdir"
     phantoms.write(images, images_per_class=arguments.images // 3, seed=0, height=450, width=560)
     command = [sys.executable, "main.py", f"--config=configs/image_folder.py:{arguments.preset}"]
@@ -48,7 +48,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def _carried_on(workdir: Path, preset: str) -> tuple[float, str]:
-    """The epochs there are to do at the pace of those that were done."""
+    """Returns the seconds of all epochs at the pace of the completed ones."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     pretraining = [row for row in rows if row["stage"] == "pretrain"]
     epochs, last = sum(map(int, preset.split("/"))) + int(preset.split("/")[1]), pretraining[-1]
@@ -62,7 +62,7 @@ def _carried_on(workdir: Path, preset: str) -> tuple[float, str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints a line, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=780)
     parser.add_argument("--preset", default="1000/15")

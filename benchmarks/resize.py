@@ -1,4 +1,4 @@
-"""Images of a published size, where those at hand are smaller."""
+"""Enlarges images to the published size of a data set."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from egmae_jax.data.threads import read_ahead
 
 
 def write_resized(data: Prepared, folder: Path, count: int, size: str) -> None:
-    """Writes images of a data set anew as a folder with a folder a class.
+    """Writes resized images of a data set, with one folder for each class.
 
     JPEG stays JPEG, of quality 95; all else becomes PNG. Modes L and RGB stay.
 

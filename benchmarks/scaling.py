@@ -1,4 +1,4 @@
-"""What a step computes and sends, and a model of its time on many devices. Needs no accelerator.
+"""Computation and communication of a step, and a model of its time on many devices.
 
 python -m benchmarks.scaling [--model=convnext_tiny] [--image_size=224] [--batch=16] \
     [--dtype=bfloat16] [--compiled=FILE,FILE] [--fsdp=1] [--json=FILE]
@@ -45,7 +45,7 @@ BACKWARD = 2 / 3
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Devices and what their links carry, in bytes/s; docs/scaling.md has the sources."""
+    """Devices and the bandwidths of their links in bytes/s; sources are in docs/scaling.md."""
 
     name: str
     device: str  # as `benchmarks.aot` names it
@@ -73,12 +73,12 @@ SYSTEMS = (
 
 
 def nbytes(tree: PyTree) -> int:
-    """Of all arrays."""
+    """Returns the total size of all arrays in bytes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def step_flops(step: Step, batch: int, size: int) -> float:
-    """By XLA's analysis of the program before it is optimized."""
+    """Returns the operations of a step, by XLA's analysis of the unoptimized program."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     images = batch_shapes(batch, size)
     lowered = jax.jit(step.function).lower(step.state, images, key)
@@ -86,7 +86,7 @@ def step_flops(step: Step, batch: int, size: int) -> float:
 
 
 def kept_bytes(step: Step, batch: int, size: int) -> int:
-    """Of the arrays that the forward pass leaves to the backward pass, parameters among them."""
+    """Returns the bytes that the forward pass keeps for the backward pass, with parameters."""
     kept = 0
 
     def differentiate(function: Callable, *, has_aux: bool) -> Callable:
@@ -106,7 +106,7 @@ def kept_bytes(step: Step, batch: int, size: int) -> int:
 
 
 def sent_bytes(step: Step, batch: int, size: int, fsdp: int) -> dict[str, int]:
-    """By kind: the arrays that a device takes part in reducing or gathering in a step."""
+    """Returns the bytes that a device reduces or gathers in a step, by kind."""
     mesh = sharding.make_mesh(-1, fsdp, (batch,))
     rows = NamedSharding(mesh, P(None, ("data", "fsdp")))
     images = jax.tree.map(
@@ -127,7 +127,7 @@ def sent_bytes(step: Step, batch: int, size: int, fsdp: int) -> dict[str, int]:
 
 
 def count(work: str, config: FrozenConfigDict, batch: int, fsdp: int) -> dict[str, Any]:
-    """Of a step: what grows with the images, an image, and what does not."""
+    """Returns the operations and bytes of a step, for each image and independent of images."""
     size = config.data.image_size
     # The forms that accelerators run: a CPU's go through a batch image by image.
     with mock.patch("jax.default_backend", return_value="gpu"):
@@ -181,7 +181,7 @@ def read_compiled(
 
 
 def busy_line(seconds: dict[int, float]) -> tuple[float, float]:
-    """Returns seconds of a step besides its images, and of an image, of one batch or two."""
+    """Returns the fixed seconds of a step and those of an image, from one batch or two."""
     if len(seconds) == 1:
         ((batch, step),) = seconds.items()
         return 0.0, step / batch
@@ -193,7 +193,7 @@ def busy_line(seconds: dict[int, float]) -> tuple[float, float]:
 def predict(
     counted: dict[str, Any], system: System, batch: int, seconds: dict[int, float]
 ) -> dict[str, float]:
-    """The model of a step with `batch` images a device; seconds, and the batch that hides sending.
+    """Models a step with `batch` images a device: seconds, and the batch that hides sending.
 
     A step's time lies between `step_s`, where all that can be is sent during the backward pass, and
     `serial_s`, where nothing is.
@@ -225,7 +225,7 @@ def predict(
 
 
 def print_tables(result: dict[str, Any]) -> None:
-    """The counted figures, and the model's."""
+    """Prints the counts and the results of the model."""
     console = rich.console.Console()
     table = rich.table.Table("", *WORKS)
 
@@ -257,7 +257,7 @@ def print_tables(result: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Counts, computes, prints the tables, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="convnext_tiny", choices=models.names())
     parser.add_argument("--image_size", type=int, default=224)

@@ -1,4 +1,4 @@
-"""Faults at random: runs that are killed, damaged or starved end in the bits of one that is not.
+"""Random faults: a run that is killed, damaged or starved must end in the bits of another.
 
 python -m benchmarks.soak [--trials=20] [--faults=killed,...] [--seed=0] [--jobs=2] [--json=FILE]
 
@@ -55,7 +55,7 @@ _processes = multiprocessing.get_context("forkserver")
 
 
 def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
-    """One run, with a fault of its own process in it; what it says goes to `said`."""
+    """Runs a recipe with a fault in its process; its output is appended to `said`."""
     with (folder / "said").open("ab") as said:  # by a process that no limit on files holds for
         writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=said)
     os.dup2(writer.stdin.fileno(), 1)
@@ -87,7 +87,7 @@ def run(folder: Path, workdir: Path, armed: dict[str, Any]) -> None:
 
 
 def _on_change(workdir: Path, do: Callable[[], None]) -> None:
-    """Calls `do` before every operation of Python's that changes a file of the workdir."""
+    """Calls `do` before each operation of Python that changes a file of the workdir."""
     changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
     place = str(workdir)
 
@@ -100,7 +100,7 @@ def _on_change(workdir: Path, do: Callable[[], None]) -> None:
 
 
 def die_at_operation(workdir: Path, number: int) -> None:
-    """Kills this process right before the file operation of that number."""
+    """Kills this process immediately before the file operation of a given number."""
     left = [number]
 
     def count() -> None:
@@ -112,13 +112,13 @@ def die_at_operation(workdir: Path, number: int) -> None:
 
 
 def count_operations(workdir: Path, path: Path) -> None:
-    """Writes how many there are."""
+    """Writes the number of file operations to a file."""
     file = path.open("a", buffering=1)
     _on_change(workdir, lambda: print(file=file))
 
 
 def turn_back(seconds: float) -> None:
-    """Makes the clock of the day go backwards from now on, so many seconds each second."""
+    """Lets the wall clock run backwards from now on, by a number of seconds each second."""
     began, real = time.time(), time.time
     time.time = lambda: began - seconds * (real() - began)
     time.time_ns = lambda: int(time.time() * 1e9)
@@ -126,7 +126,7 @@ def turn_back(seconds: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One trial's folder, random numbers, and what an unbroken run came to."""
+    """Folder and random numbers of one trial, and the outcome of an undisturbed run."""
 
     folder: Path
     random: random.Random
@@ -156,7 +156,7 @@ class Trial:
         return None if hangs else process.exitcode
 
     def interrupt(self, number: int = signal.SIGKILL, **armed: Any) -> int:
-        """Starts the run and sends it a signal at a random moment; its exit status."""
+        """Starts the run, sends it a signal at a random moment and returns its exit status."""
         process = self.start(**armed)
         time.sleep(self.random.uniform(0, self.seconds))
         if process.is_alive():
@@ -167,7 +167,7 @@ class Trial:
         return process.exitcode
 
     def ends_as_expected(self, workdir: Path | None = None) -> str:
-        """'' where the same command now ends in the bits of an unbroken run; else what is wrong."""
+        """Returns '' if the same command ends in an undisturbed run's bits, else what is wrong."""
         status = self.finish(workdir)
         if status != 0:
             return f"exit status {status}: {self.said()}"
@@ -185,7 +185,7 @@ class Trial:
 
 
 def outcome(workdir: Path) -> dict[str, np.ndarray]:
-    """What a run computes: parameters, predictions, and every number of results.json."""
+    """Returns what a run computed: parameters, predictions and all numbers of results.json."""
     results = json.loads((workdir / "results.json").read_text())
     del results["config"], results["made_with"]  # these tell the workdir
     return tiny.outcome(workdir) | {"results.json": np.array(json.dumps(results))}
@@ -195,20 +195,20 @@ def outcome(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def killed(trial: Trial) -> str:
-    """kill -9 at a random moment, up to three times."""
+    """Kills the run with SIGKILL at a random moment, up to three times."""
     for _ in range(trial.random.randint(1, 3)):
         trial.interrupt()
     return trial.ends_as_expected()
 
 
 def killed_at_a_file_operation(trial: Trial) -> str:
-    """kill -9 right before a random operation on a file: checkpoints, results, all others."""
+    """Kills the run immediately before a random operation on any file of the workdir."""
     status = trial.finish(operation=trial.random.randrange(trial.operations))
     return trial.ends_as_expected() if status == -signal.SIGKILL else f"exit status {status}"
 
 
 def preempted(trial: Trial) -> str:
-    """SIGTERM at a random moment: saves, ends with status 143."""
+    """Sends SIGTERM at a random moment; the run must save and end with status 143."""
     status = trial.interrupt(signal.SIGTERM)
     if status not in (0, 128 + signal.SIGTERM):
         return f"exit status {status}: {trial.said()}"
@@ -230,7 +230,7 @@ def _harm(trial: Trial, path: Path) -> str:
 
 
 def checkpoint_damaged(trial: Trial) -> str:
-    """Killed, then a file of the newest checkpoint cut short, deleted or with a bit flipped."""
+    """Kills the run, then truncates, deletes or flips a bit of a file of the newest checkpoint."""
     newest = None
     while newest is None:  # until it leaves a checkpoint
         shutil.rmtree(trial.workdir, ignore_errors=True)
@@ -250,7 +250,7 @@ def checkpoint_damaged(trial: Trial) -> str:
 
 
 def file_damaged(trial: Trial) -> str:
-    """A file of a finished run likewise: named, made anew, or without consequence."""
+    """Damages a file of a finished run; it must be named, remade or without consequence."""
     shutil.copytree(trial.folder.parent / "unbroken" / "workdir", trial.workdir)
     shutil.rmtree(
         trial.workdir / trial.random.choice(["export", "predictions", "pretrain", "no"]),
@@ -274,7 +274,7 @@ def file_damaged(trial: Trial) -> str:
 
 
 def disk_full(trial: Trial) -> str:
-    """No file may grow beyond a random size: told, and goes on once there is room."""
+    """Limits the size of files; the run must report it, and resume once there is room."""
     largest = max(len(x.tobytes()) for x in trial.expected.values())
     status = trial.finish(file_bytes=trial.random.randrange(300, 4 * largest))
     if status not in (0, TOLD):
@@ -285,7 +285,7 @@ def disk_full(trial: Trial) -> str:
 
 
 def moved(trial: Trial) -> str:
-    """Killed, and the workdir moved to another path."""
+    """Kills the run and moves its workdir."""
     trial.interrupt()
     elsewhere = trial.folder / "another place" / "run"
     elsewhere.parent.mkdir()
@@ -295,7 +295,7 @@ def moved(trial: Trial) -> str:
 
 
 def clock_turned_back(trial: Trial) -> str:
-    """Killed; both runs on a clock that goes backwards, up to an hour a second."""
+    """Kills the run; the clock of both runs goes backwards, by up to an hour a second."""
     speed = trial.random.choice([1, 60, 3600])
     trial.interrupt(clock=speed)
     status = trial.finish(clock=speed)
@@ -303,7 +303,7 @@ def clock_turned_back(trial: Trial) -> str:
 
 
 def two_runs(trial: Trial) -> str:
-    """A second run on the workdir: refused, the holder named, the first undisturbed."""
+    """Starts a second run on the workdir, which must be refused and not disturb the first."""
     first = trial.start()
     time.sleep(0.5)  # it locks the folder before anything else
     second = dataclasses.replace(trial, folder=trial.folder / "second")
@@ -318,7 +318,7 @@ def two_runs(trial: Trial) -> str:
 
 
 def many_epochs(trial: Trial) -> str:
-    """A thousand epochs of each stage: the process's memory is flat after the first hundred."""
+    """Trains a thousand epochs of each stage; memory must not grow after the first hundred."""
     fields = {"pretrain__epochs": 1000, "finetune__epochs": 1000, "checkpoint__save_seconds": 5.0}
     process = trial.start(fields=fields)
     resident = {}  # bytes by lines of the log: a line an epoch
@@ -357,7 +357,7 @@ FAULTS = [
 def soak(
     faults: list[Callable[[Trial], str]], trials: int, seed: int, jobs: int
 ) -> list[dict[str, Any]]:
-    """Runs the trials; a row for each fault."""
+    """Runs the trials; returns a row for each fault."""
     _processes.set_forkserver_preload(["tests.tiny"])
     with tempfile.TemporaryDirectory(prefix="soak_") as name:
         root = Path(name)
@@ -407,7 +407,7 @@ def soak(
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description="Random faults, and what is lost by them.")
     names = [fault.__name__ for fault in FAULTS]
     parser.add_argument("--faults", default=",".join(names), help="of them, joined by commas")

@@ -1,4 +1,4 @@
-"""What the benchmarks of single operations share: programs that repeat one, alternating rounds."""
+"""Shared by benchmarks of single operations: repetition in one program, alternating rounds."""
 
 import collections
 import math
@@ -19,12 +19,12 @@ from egmae_jax.core import platform
 
 
 def default_repeats() -> int:
-    """How often to apply an operation in one dispatch: one costs a GPU more than some of ours."""
+    """Returns how often an operation is repeated in one dispatch, which is costly on a GPU."""
     return 1 if jax.default_backend() == "cpu" else 100
 
 
 def repeated(function: Callable[..., Any], repeats: int) -> Callable[..., Any]:
-    """Applies `function` to the same arguments `repeats` times in one program.
+    """Returns a program that applies `function` to the same arguments `repeats` times.
 
     Optimization barriers make each application wait for the one before it. A turn of the loop has
     several of them, since counting takes a GPU a kernel of its own.
@@ -56,7 +56,7 @@ def repeated(function: Callable[..., Any], repeats: int) -> Callable[..., Any]:
 def median_ms(
     runs: Mapping[str, Callable[[], Any]], rounds: int, repeats: int = 1
 ) -> dict[str, float]:
-    """Milliseconds of one application, the median over rounds in which every run has its turn.
+    """Returns the milliseconds of one application, as medians over alternating rounds.
 
     Their order is drawn anew each round: other libraries' threads spin for a while after their
     work, at the cost of what comes next.
@@ -78,7 +78,7 @@ def median_ms(
 
 
 def copy_bandwidth(rounds: int) -> float:
-    """Bytes/s read and written by adding 1 to a float32 array larger than any cache."""
+    """Returns bytes/s read and written when 1 is added to a float32 array larger than caches."""
     repeats = 10
     add = repeated(lambda x: x + 1, repeats)
     x = jnp.zeros(2**25 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
@@ -87,18 +87,18 @@ def copy_bandwidth(rounds: int) -> float:
 
 
 def failure(error: Exception) -> str:
-    """What a table's cell says of a form that does not work here."""
+    """Returns the text of a table's cell for a form that does not run here."""
     lines = str(error).strip().splitlines()
     return f"failed: {lines[0][:80] if lines else type(error).__name__}"
 
 
 def machine() -> str:
-    """The device and the version of JAX."""
+    """Returns the device and the version of JAX."""
     return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
 def product_flops(dtype: str, rounds: int) -> float:
-    """FLOP/s of a square matrix product."""
+    """Returns the FLOP/s of a square matrix product."""
     repeats = 10
     side = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((side, side), dtype)
@@ -109,7 +109,7 @@ def product_flops(dtype: str, rounds: int) -> float:
 
 
 def ceilings(dtype: str, rounds: int) -> dict[str, float]:
-    """What the device reaches: matrix products, and memory read and written."""
+    """Returns the rates that the device reaches for matrix products and memory."""
     return {
         "matrix_flops_per_s": product_flops(dtype, rounds),
         "copy_bytes_per_s": copy_bandwidth(rounds),
@@ -117,7 +117,7 @@ def ceilings(dtype: str, rounds: int) -> dict[str, float]:
 
 
 def top_kernels(run: Callable[[], Any], steps: int, count: int = 20) -> dict[str, float]:
-    """Milliseconds a step of what takes longest: kernels on a GPU, operations on a CPU.
+    """Returns the milliseconds a step of the longest kernels (GPU) or operations (CPU).
 
     Args:
         run: does `steps` steps and waits for them.

@@ -14,7 +14,7 @@ FORMS = ("PIL", "tensors")
 
 
 class Files(torch.utils.data.Dataset):
-    """Random crops of image files, as torchvision makes them for training.
+    """Data set of random crops of image files, as torchvision makes them for training.
 
     Args:
         files: paths.

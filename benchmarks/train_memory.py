@@ -1,4 +1,4 @@
-"""Peak memory of fine-tuning steps, against PyTorch: by batch, and with rematerialisation.
+"""Peak memory of fine-tuning steps compared with PyTorch, by batch and with remat.
 
 python -m benchmarks.train_memory [--model=convnext_tiny] [--image_size=224] [--dtype=float32] \
     [--batches=16,32] [--limit_gigabytes=G] [--json=FILE]
@@ -25,7 +25,7 @@ SIDES = ("ours", "ours, rematerialized", "reference")
 
 
 def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, float]:
-    """Peak bytes and seconds a step of this process."""
+    """Returns the peak bytes and the seconds of a step of this process."""
     import jax
     import psutil
     import torch
@@ -63,7 +63,7 @@ def measure(side: str, arguments: argparse.Namespace, batch: int) -> dict[str, f
 
 
 class _Resident:
-    """Looks at the process's resident memory twenty times a second."""
+    """Samples the resident memory of the process twenty times a second."""
 
     def __init__(self, process: Any):
         self._process, self._start = process, process.memory_info().rss
@@ -83,7 +83,7 @@ class _Resident:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--image_size", type=int, default=224)

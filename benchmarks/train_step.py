@@ -1,4 +1,4 @@
-"""Train steps and inference against PyTorch: same work, same run, alternating processes.
+"""Training steps and inference compared with PyTorch, in alternating processes of one run.
 
 python -m benchmarks.train_step --model=convnext_tiny --batch=16 --image_size=224 \
     [--dtype=bfloat16] [--work=train,pretrain,inference] [--peer=compiled,...] [--rounds=3] \
@@ -72,17 +72,17 @@ PEERS: dict[str, tuple[torch.memory_format, str | None]] = (
 
 @struct.dataclass
 class SameBatch:
-    """Feeds every step with the same images."""
+    """Feed that gives every step the same images."""
 
     images: Images
 
     def batch(self, index: jax.Array, mesh: Any) -> Images:
-        """The batch of any step."""
+        """Returns the batch of any step."""
         return self.images
 
 
 class OurTraining:
-    """One of our programs; goes on training with every call. Its times of getting ready."""
+    """One of our training programs, which continues with each call, and its start-up times."""
 
     def __init__(self, work: str, config: FrozenConfigDict, images: Images, steps: int):
         size = config.data.image_size
@@ -116,7 +116,7 @@ class OurTraining:
         self.program, self.compile_s, _ = self.compile()
 
     def compile(self) -> tuple[Any, float, float]:
-        """The program; how long tracing and compiling it took, and XLA's part of that."""
+        """Returns the program, the seconds of tracing and compiling, and XLA's part of these."""
         started = time.perf_counter()
         lowered = loop.compile_steps(self._step, self._mesh).lower(*self._arguments())
         traced = time.perf_counter()
@@ -132,7 +132,7 @@ class OurTraining:
 
 
 def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]:
-    """Class probabilities of one batch."""
+    """Returns the class probabilities of one batch."""
     size = config.data.image_size
     classifier = models.create(config.model.name, NUM_CLASSES, dtype=jnp.dtype(config.model.dtype))
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
@@ -145,7 +145,7 @@ def our_inference(config: FrozenConfigDict, images: Images) -> Callable[[], Any]
 def reference(
     work: str, config: FrozenConfigDict, images: Images, steps: int, peer: str
 ) -> Callable[[], Any]:
-    """The same work in PyTorch: `steps` steps, or one inference."""
+    """Returns the same work in PyTorch: `steps` steps, or one inference."""
     memory_format, mode = PEERS[peer]
     device = torch.device("cuda" if CUDA else "cpu")
     autocast = config.model.dtype == "bfloat16"
@@ -193,14 +193,14 @@ def reference(
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 class Contestant:
-    """Ours or a form of the reference, in a process of its own.
+    """Our program or a form of the reference, in a process of its own.
 
     In one process they slow each other down on a CPU: by threads that spin after their work, and by
     what each leaves in the allocator. Each turn begins with a run that is not timed, because users
@@ -213,7 +213,7 @@ class Contestant:
         self.figures = self._executor.submit(_prepare, *task)  # a future
 
     def seconds(self) -> float:
-        """How long one run takes."""
+        """Returns the seconds that one run takes."""
         return self._executor.submit(_run).result()
 
     def stop(self) -> None:
@@ -222,7 +222,7 @@ class Contestant:
 
 
 def _prepare(name: str, work: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """In the contestant's process: makes its program and runs it twice; its figures."""
+    """Makes a contestant's program in its process and runs it twice; returns its figures."""
     global _program
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     training.make_fast()
@@ -262,7 +262,7 @@ def _run() -> float:
 
 
 def measure_work(work: str, peers: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One line of the table: seconds a step or inference, and other figures, by contestant."""
+    """Measures a row of the table: seconds a step or inference, by contestant."""
     steps = 1 if work == "inference" else arguments.steps
     result: dict[str, Any] = {}
     contestants: dict[str, Contestant] = {}
@@ -292,7 +292,7 @@ def measure_work(work: str, peers: list[str], arguments: argparse.Namespace) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, prints the table, writes the JSON."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="convnext_tiny", choices=models.names())
     parser.add_argument("--batch", type=int, default=16)

@@ -1,1 +1,1 @@
-"""The paper in idiomatic PyTorch: what `egmae_jax` is measured against, and compared with."""
+"""The paper's method in idiomatic PyTorch, with which `egmae_jax` is compared."""

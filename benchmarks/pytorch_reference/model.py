@@ -16,20 +16,20 @@ STRIDE = 32  # input pixels, along each side, per feature of the encoder's last 
 def create_classifier(
     name: str, num_classes: int, drop_path_rate: float = 0.0, *, pretrained: bool = False
 ) -> nn.Module:
-    """timm's model, with random weights or those of its hub."""
+    """Creates timm's model, with random weights or those of its hub."""
     return torch_reference.timm().create_model(
         name, num_classes=num_classes, drop_path_rate=drop_path_rate, pretrained=pretrained
     )
 
 
 def normalize(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 -> floating point with ImageNet's mean and standard deviation."""
+    """Converts uint8 to floating point with ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(x, dtype=dtype, device=pixels.device) for x in (MEAN, STD))
     return (pixels.to(dtype) / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def patch_entropy(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Shannon entropy in nats of every patch of uint8 images, averaged over the channels."""
+    """Returns the Shannon entropy of each patch of uint8 images in nats, averaged over channels."""
     p = patch_size
     batch, channels, height, width = pixels.shape
     patches = pixels.reshape(batch, channels, height // p, p, width // p, p)
@@ -42,7 +42,7 @@ def patch_entropy(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def to_pixels(patch_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """[B, H/P, W/P] -> [B, 1, H, W]."""
+    """Repeats a value of each patch [B, H/P, W/P] for its pixels [B, 1, H, W]."""
     wide = patch_values.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
     return wide[:, None]
 
@@ -50,7 +50,7 @@ def to_pixels(patch_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 def entropy_noise(
     images: torch.Tensor, entropy: torch.Tensor, noise: torch.Tensor, patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standard normal noise is given each patch's variance H and added (paper equation 4).
+    """Adds standard normal noise, scaled to each patch's variance H (paper equation 4).
 
     Returns:
         The corrupted images, and the mask of the patches that have any noise.
@@ -61,7 +61,7 @@ def entropy_noise(
 def masked_mse(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, patch_size: int
 ) -> torch.Tensor:
-    """Mean squared error over the pixels of masked patches (paper equation 7)."""
+    """Returns the mean squared error over the pixels of masked patches (paper equation 7)."""
     weight = to_pixels(mask, patch_size)
     total = (weight * (prediction.to(target.dtype) - target).square()).sum()
     return total / (weight.sum() * target.shape[1]).clamp(min=1)
@@ -81,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         self.predict = nn.Conv2d(decoder_dim, 3 * STRIDE**2, 1)
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Corrupted images and their mask -> reconstructed images."""
+        """Reconstructs images from corrupted ones and the mask of their patches."""
         features = self.encoder.forward_features(images)
         # `adaptive` shares are exact where patches and cells divide each other.
         share = F.adaptive_avg_pool2d(mask[:, None], features.shape[-2:])
@@ -92,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
 def pretraining_loss(
     model: nn.Module, pixels: torch.Tensor, patch_size: int, noise: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Of the reconstruction of corrupted uint8 crops (paper section 3.3); `noise` is drawn if None.
+    """Returns the loss of reconstructing corrupted uint8 crops; `noise` is drawn if None.
 
     Computed in the dtype of the noise, so that float64 noise and a float64 model give a reference
     for both frameworks.
@@ -107,7 +107,7 @@ def pretraining_loss(
 def classification_loss(
     model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy of uint8 crops (paper equations 8-10), in the dtype of the parameters."""
+    """Returns the cross-entropy of uint8 crops (equations 8-10), in the parameters' dtype."""
     logits = model(normalize(pixels, next(model.parameters()).dtype))
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -115,5 +115,5 @@ def classification_loss(
 
 @torch.inference_mode()
 def predict(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, H, W] -> class probabilities [B, num_classes]."""
+    """Returns class probabilities [B, num_classes] of images, uint8 [B, 3, H, W]."""
     return model(normalize(pixels)).float().softmax(-1)

@@ -17,7 +17,7 @@ from tests import torch_reference
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Weights of more than one axis decay. With `layer_decay`, timm's groups, a rate each."""
+    """Returns groups: weights of several axes decay; with `layer_decay`, timm's groups by layer."""
     if layer_decay != 1.0:
         torch_reference.timm()
         from timm.optim import param_groups_layer_decay
@@ -38,7 +38,7 @@ def adamw(
     weight_decay: float,
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """Fused AdamW."""
+    """Returns fused AdamW."""
     groups = parameter_groups(model, weight_decay, layer_decay)
     for group in groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
@@ -48,7 +48,7 @@ def adamw(
 def cosine(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up, whose first step already moves, then half a cosine; stepped every batch."""
+    """Returns linear warm-up from a rate above 0, then half a cosine; stepped every batch."""
     schedulers = torch.optim.lr_scheduler
     cosine = schedulers.CosineAnnealingLR(optimizer, total_steps - warmup_steps)
     if not warmup_steps:
@@ -85,7 +85,7 @@ class Trainer:
         self._autocast = autocast
 
     def step(self, *batch: Any) -> torch.Tensor:
-        """One step; the loss before it, not waited for."""
+        """Makes one step; returns the loss before it, without waiting for it."""
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocast):
             loss = self._loss(self.model, *batch)
         self._optimizer.zero_grad(set_to_none=True)
@@ -97,7 +97,7 @@ class Trainer:
 
 
 def make_fast() -> None:
-    """Settings of the process for speed on a GPU."""
+    """Sets the options of the process for speed on a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -112,7 +112,7 @@ def loader(
     train: bool,
     workers: int,
 ) -> torch.utils.data.DataLoader:
-    """Batches of uint8 [B, 3, H, W] and labels; normalised on the device, a quarter of the bytes.
+    """Returns batches of uint8 [B, 3, H, W] and labels, to be normalised on the device.
 
     Args:
         files: images.
@@ -153,7 +153,7 @@ class _Images(torch.utils.data.Dataset):
 def batches(
     data: torch.utils.data.DataLoader, device: torch.device, epochs: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every batch of every epoch, on the device, channels last on a GPU."""
+    """Yields every batch of every epoch, on the device; channels last on a GPU."""
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     for _ in range(epochs):
         for pixels, labels in data:
