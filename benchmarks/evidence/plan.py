@@ -144,7 +144,7 @@ EXPERIMENTS = {
         "budget",
         "cpu,passes={passes}",
         {},
-        ("busi", "endoscopy", "covid"),
+        ("busi", "endoscopy"),  # of COVID-19, a random start already reaches .96
         (
             Contrast("equation 4 minus no pre-training", ("entropy_noise",), ("scratch",)),
             Contrast("scale .05 minus no pre-training", ("entropy_noise_0.05",), ("scratch",)),
