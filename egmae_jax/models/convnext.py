@@ -4,8 +4,8 @@ ConvNeXt V2 (Woo et al. 2023) replaces the layer scale by global response normal
 
 Arrays are channels-last. LayerNorm uses eps 1e-6, GELU is the exact one (erf), the classifier is
 pool -> norm -> linear, and the drop-path rate grows linearly with depth. Submodules have timm's
-names. On a CPU, the depthwise
-convolution, GELU and sums over pixels use the faster forms in `egmae_jax.models.kernels`.
+names. On a CPU, the depthwise convolution, GELU and sums over pixels use the faster forms in
+`egmae_jax.models.kernels`; on a TPU, a whole block is one of them.
 """
 
 import functools
@@ -64,7 +64,7 @@ def _mlp(block: "ConvNeXtBlock", x: jax.Array, *factors: jax.Array | None) -> ja
 
 
 def _is_fused(block: "ConvNeXtBlock", x: jax.Array) -> bool:
-    """Whether kernels compute the block, which show nothing of what is within."""
+    """Whether fused kernels compute the block, whose intermediate values cannot be tapped."""
     is_plain = block.is_initializing() or is_tapped(block, "depthwise", "output")
     is_plain = is_plain or block.response_norm or x.dtype != block.dtype
     return not is_plain and is_supported(x, _KERNEL_SIZE)
