@@ -129,7 +129,7 @@ def _panels(
 ) -> Iterator[tuple[Axes, Rows]]:
     grid = figure.subplots(1, len(variants), sharey=sharey, squeeze=False)[0]
     for axes, (dataset, rows) in zip(grid, variants.items(), strict=True):
-        axes.set_title(plan.DATA[dataset].title, fontsize=10)
+        axes.set_title(plan.DATA[dataset].title.replace(", ", ",\n"), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         yield axes, rows
 
