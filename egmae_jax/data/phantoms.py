@@ -12,11 +12,12 @@ An image is generated in three steps, as in a scanner.
    Gaussian, so the detected amplitude is Rayleigh-distributed, with a mean of sqrt(pi / (4 - pi)) =
    1.91 standard deviations at any brightness [3]. A scanner averages N views from different angles
    (spatial compounding), which multiplies that ratio by sqrt(N) [4].
-3. *Display.* The amplitude is compressed to a dynamic range in dB and stored as 8-bit grey.
+3. *Display.* The amplitude is compressed to a dynamic range in dB and stored as 8-bit grey. Outside
+   the field of view, which is wider at depth as that of a curved probe, the image is black.
 
-The ranges of the classes overlap, and gain, dynamic range, attenuation and anatomy are independent
-of the class, so that no single measurement identifies it. The data set is meant for trying out the
-software; results on it say nothing about performance on patients.
+The ranges of the classes overlap, and gain, dynamic range, attenuation, field of view and anatomy
+are independent of the class, so that no single measurement identifies it. The data set is meant for
+trying out the software; results on it say nothing about performance on patients.
 
 - [1] D'Orsi et al., ACR BI-RADS Atlas, 5th ed., American College of Radiology, 2013.
 - [2] Stavros et al., Solid breast nodules, Radiology 196:123-134, 1995.
@@ -41,7 +42,7 @@ from egmae_jax.data.threads import read_ahead
 logger = logging.getLogger(__name__)
 
 CLASSES = ("benign", "malignant", "normal")
-VERSION = 1  # increase it with every change of the images, so that old folders are rejected
+VERSION = 2  # increase it with every change of the images, so that old folders are rejected
 DEPTH_MM = 40.0  # depth of the image, for any height in pixels; pixels are square
 PULSE_PX = (0.7, 1.4)  # standard deviation of the point-spread function, (axial, lateral)
 
@@ -49,15 +50,15 @@ PULSE_PX = (0.7, 1.4)  # standard deviation of the point-spread function, (axial
 # lobule of fat, which any class may have, is as bright as fat and has no posterior features.
 MASS_KINDS = ("lobule", "benign", "malignant")
 MASS_LIMITS = {
-    "half_width_mm": ((1.5, 5.0), (3.0, 9.0), (3.0, 7.0)),
+    "half_width_mm": ((1.5, 5.0), (4.0, 9.5), (3.5, 7.5)),
     "height_to_width": ((0.4, 0.8), (0.4, 0.9), (0.8, 1.5)),  # orientation: > 1 is not parallel
     "lobulation": ((0.0, 0.08), (0.0, 0.12), (0.05, 0.25)),  # undulation, relative to the radius
     "spiculation": ((0.0, 0.0), (0.0, 0.1), (0.1, 0.7)),  # longest spike, relative to the radius
     "blur": ((0.04, 0.15), (0.03, 0.15), (0.08, 0.3)),  # width of the margin, relative to radius
-    "level_db": ((-12.0, -5.0), (-32.0, -12.0), (-34.0, -14.0)),  # echogenicity of the inside
+    "level_db": ((-12.0, -5.0), (-34.0, -18.0), (-36.0, -18.0)),  # echogenicity of the inside
     "capsule_db": ((0.0, 6.0), (0.0, 7.0), (0.0, 1.0)),  # thin bright rim
     "halo_db": ((0.0, 0.0), (0.0, 2.0), (1.0, 7.0)),  # broad bright band around the mass
-    "absorption_db_per_mm": ((-0.1, 0.1), (-1.2, 0.2), (-0.2, 1.5)),  # minus the surroundings'
+    "absorption_db_per_mm": ((-0.1, 0.1), (-1.5, -0.3), (0.3, 1.8)),  # minus the surroundings'
 }
 
 
@@ -150,22 +151,40 @@ def anatomy(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return tissue - rng.uniform(0, 35) * (depth / DEPTH_MM) ** rng.uniform(1, 3)
 
 
-def add_mass(rng: np.random.Generator, tissue: np.ndarray, kind: str) -> np.ndarray:
+def field_of_view(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Draws the part of the image that the probe sees, all of it or a trapezoid.
+
+    Returns:
+        bool [height, width].
+    """
+    if rng.random() < 0.4:
+        return np.ones((height, width), bool)
+    half_width = rng.uniform(0.26, 0.38) * width + rng.uniform(0, 0.35) * np.arange(height)
+    return np.abs(np.arange(width) - width / 2) < half_width[:, None]
+
+
+def add_mass(
+    rng: np.random.Generator, tissue: np.ndarray, kind: str, visible: np.ndarray
+) -> np.ndarray:
     """Returns tissue with a mass at a random position, in dB, float [H, W].
 
     Args:
         rng: random number generator.
         tissue: echogenicity in dB, float [H, W].
         kind: kind of the mass, one of MASS_KINDS.
+        visible: the field of view, bool [H, W], which contains the centre of the mass.
     """
-    column = MASS_KINDS.index(kind)
-    mass = {name: rng.uniform(*limits[column]) for name, limits in MASS_LIMITS.items()}
+    index = MASS_KINDS.index(kind)
+    mass = {name: rng.uniform(*limits[index]) for name, limits in MASS_LIMITS.items()}
     height, width = tissue.shape
     mm = height / DEPTH_MM
     half_width = mass["half_width_mm"] * mm
     half_height = half_width * mass["height_to_width"]
-    z = np.arange(height)[:, None] - rng.uniform(0.2, 0.6) * height
-    x = np.arange(width) - rng.uniform(0.15, 0.85) * width
+    inner = np.zeros_like(visible)
+    inner[int(0.2 * height) : int(0.6 * height), int(0.15 * width) : int(0.85 * width)] = True
+    row, column = rng.choice(np.argwhere(inner & visible))
+    z = np.arange(height)[:, None] - row
+    x = np.arange(width) - column
     tilt = rng.uniform(-0.3, 0.3)
     u = (np.cos(tilt) * x + np.sin(tilt) * z) / half_width
     v = (np.cos(tilt) * z - np.sin(tilt) * x) / half_height
@@ -192,15 +211,16 @@ def add_mass(rng: np.random.Generator, tissue: np.ndarray, kind: str) -> np.ndar
 
 def phantom(rng: np.random.Generator, label: str, height: int, width: int) -> np.ndarray:
     """Draws one image of the class `label`, one of CLASSES, as uint8 [height, width]."""
-    tissue = anatomy(rng, height, width)
-    for kind in ["lobule"] * int(rng.integers(3)) + [label] * (label != "normal"):
-        tissue = add_mass(rng, tissue, kind)
+    tissue, visible = anatomy(rng, height, width), field_of_view(rng, height, width)
+    for kind in ["lobule"] * int(rng.integers(4)) + [label] * (label != "normal"):
+        tissue = add_mass(rng, tissue, kind, visible)
     echogenicity = 10 ** (tissue / 10)
-    views = [envelope(rng, echogenicity) for _ in range(rng.integers(3, 7))]
+    views = [envelope(rng, echogenicity) for _ in range(rng.integers(1, 3))]
     level = 20 * np.log10(np.mean(views, axis=0) + 1e-9)  # the constant avoids log(0)
-    dynamic_range = rng.uniform(50, 65)
-    white = rng.uniform(18, 30)  # level in dB that is displayed as white, set by the gain
-    return np.clip(255 * (1 + (level - white) / dynamic_range), 0, 255).round().astype(np.uint8)
+    dynamic_range = rng.uniform(45, 80)
+    white = rng.uniform(12, 36)  # level in dB that is displayed as white, set by the gain
+    grey = np.clip(255 * (1 + (level - white) / dynamic_range), 0, 255)
+    return np.where(visible, grey, 0).round().astype(np.uint8)
 
 
 def write(
