@@ -20,7 +20,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
     config.data.store_size = 96
     config.imagenet.weights = "none"
     config.corruption.scale = 0.05  # at 1, as in the paper, the noise nearly drowns small images
-    config.pretrain.epochs = 12
+    config.pretrain.epochs = 9
     config.finetune.epochs = 6
     config.rounds.count = 1
     return default_config.apply_preset(config, preset)
