@@ -6,8 +6,9 @@ Scores are written to docs/evidence/<experiment>_<data set>.json, one file for e
 from these the tables of README.md, docs/results.md and docs/howto/datasets.md. What a file holds
 is not run again, even where its runs are gone, unless a comparison needs its predictions; delete
 the file to repeat a sweep. After --budget_minutes the run that is under way saves a checkpoint; the
-same command resumes it. --pages_only runs nothing. --only=audits audits the data sets, and
---only=demo runs the demo.
+same command resumes it. --pages_only runs nothing. --only=audits audits the data sets, --only=demo
+runs the demo, and --only=speed and --only=pipeline compare with PyTorch; nothing else should run on
+the machine meanwhile.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
-from benchmarks.evidence import audits, book, demo, plan, record
+from benchmarks.evidence import audits, book, demo, plan, record, speed
 from egmae_jax.core import console, preemption
 from egmae_jax.sweep import run
 
@@ -35,6 +36,10 @@ def main() -> int:
         audits.write(options.data)
     elif options.only == "demo":
         demo.write(options.out / "demo")
+    elif options.only == "speed":
+        speed.write_steps()
+    elif options.only == "pipeline":
+        speed.write_pipeline(options.data)
     elif not options.pages_only:
         preemption.install()
         timer = threading.Timer(60 * options.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
@@ -72,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="ImageNet weights")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="for all runs")
-    parser.add_argument("--only", default="", choices=("", "audits", "demo", *plan.EXPERIMENTS))
+    others = ("audits", "demo", "speed", "pipeline")
+    parser.add_argument("--only", default="", choices=("", *others, *plan.EXPERIMENTS))
     parser.add_argument("--dataset", default="", choices=("", *plan.DATA))
     parser.add_argument("--budget_minutes", type=float, default=0, help="0: until all are complete")
     parser.add_argument("--pages_only", action="store_true", help="only write the pages' tables")

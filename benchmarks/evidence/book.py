@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import calibration, coverage
-from benchmarks.evidence import audits, demo, figures, plan
+from benchmarks.evidence import audits, demo, figures, plan, speed
 from benchmarks.evidence.record import FOLDER, path_of
 from benchmarks.table import markdown
 from egmae_jax.core.files import read_json
@@ -25,10 +25,12 @@ PAGES = (
     FOLDER.parent / "results.md",
     FOLDER.parent / "howto/datasets.md",
 )
-# Tables of files of another kind: audits of the data sets, the demo's scores, simulations.
+# Tables of files of another kind: audits of the data sets, the demo's scores, speed, simulations.
 OTHERS = {
     "audits": audits.rows,
     "demo": demo.rows,
+    "speed": speed.step_rows,
+    "pipeline": speed.pipeline_rows,
     "coverage": lambda record: coverage.table(record["rows"]),
     "calibration": lambda record: calibration.table(record["rows"]),
 }
