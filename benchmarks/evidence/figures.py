@@ -78,7 +78,8 @@ def _draw_lines(variants: Mapping[str, Rows], labels: Mapping[str, str], axis: s
                 errors = scores.std(axis=1, ddof=1)
                 style = {"color": color, "capsize": 3, "marker": "o", "ms": 4}
                 axes.errorbar(x, scores.mean(axis=1), errors, label=labels.get(name, name), **style)
-        if max(x) / min(y for y in x if y) > 10:
+        positive = [y for y in x if y]
+        if positive and max(x) / min(positive) > 10:
             axes.set_xscale("log")
         axes.set_xticks(x, [f"{value:g}" for value in x], minor=False)
         axes.minorticks_off()
