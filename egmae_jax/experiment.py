@@ -113,7 +113,10 @@ def run(
 
 
 class Experiment:
-    """The stages of a run; checks data, workdir and weights. The config must have been checked."""
+    """The stages of a run, with its images and weights. The config must have been checked.
+
+    Creating it checks data, workdir and weights, decodes the images and writes the split.
+    """
 
     def __init__(
         self,
@@ -223,7 +226,7 @@ def _pretraining_inputs(
 ) -> tuple[list[Listing], PretrainedWeights | None]:
     """Lists the folders of unlabelled images, and reads weights for the pre-trainings to be done.
 
-    Both are empty if no branch is pre-trained.
+    Without a pre-trained branch there are no folders; without pretrain.weights, the second is None.
     """
     if not any(branch.is_mae for branch in branches.from_config(config)):
         return [], None

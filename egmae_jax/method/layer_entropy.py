@@ -1,8 +1,8 @@
 """Entropy-based layer selection: entropy of the layers' outputs, and the choice of layers.
 
 The Shannon entropy of each convolution's output is measured on calibration images. Layers of low
-entropy are considered under-used and are trained; the others stay frozen (Entropy-Based
-Convolutional Layer Selection for Transfer Learning in Brain Tumor Detection).
+entropy are considered under-used and are trained; the others stay frozen ("Entropy-Based
+Convolutional Layer Selection for Transfer Learning in Brain Tumor Detection").
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from egmae_jax.core.errors import ConfigError
 def get_config() -> ConfigDict:
     """The paper's recipe at its best setting, 1000 pre-training and 15 fine-tuning epochs."""
     config = ConfigDict()
-    config.seed = 0  # round r uses seed + r; pre-training uses seed
+    config.seed = 0  # round r uses seed + r, and so does the pre-training of split r
 
     config.data = data = ConfigDict()
     # busi, isic2018, isic2018_binary (malignant or benign), kvasir, kvasir_v1, hyperkvasir, covid,
@@ -161,7 +161,7 @@ def get_config() -> ConfigDict:
     # to the class's number of training images, as in scikit-learn; or a weight for every class,
     # such as 'benign=1,malignant=2.5,normal=1'.
     finetune.class_weights = "none"
-    # [D] 'plain' trains on each image once per epoch; 'balanced' draws as many images with
+    # [D] 'plain' draws every image once before any again; 'balanced' draws as many images with
     # replacement, all classes equally often (torch's WeightedRandomSampler).
     finetune.sampling = "plain"
     # [D] Largest global norm of a step's gradients; larger ones are scaled down to it. 0: off.

@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier (paper section 3.4): training step, prediction, initial variables."""
+"""Fine-tuning of a classifier (paper section 3.4): training step and prediction."""
 
 import functools
 from collections.abc import Callable, Sequence

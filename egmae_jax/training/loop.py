@@ -45,7 +45,7 @@ class Plan:
     batch_size: int  # images per step
     epochs: int
     # Relative frequencies with which images are drawn with replacement, float [len(files)]; None:
-    # each image is trained on once per epoch.
+    # every image is drawn once before any is drawn again.
     sampling_weights: np.ndarray | None = None
 
     @property

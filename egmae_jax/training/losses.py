@@ -1,7 +1,8 @@
 """Losses of fine-tuning: the paper's cross-entropy, and forms of it for unequal classes.
 
-With class weights, every loss is a weighted mean, as `torch.nn.CrossEntropyLoss(weight=...)` has
-it: the sum of the images' weighted losses over the sum of the weights of their classes.
+With class weights, every loss is a weighted mean: the sum of the images' weighted losses over the
+sum of the weights of their classes, as in `torch.nn.CrossEntropyLoss(weight=...)` for class
+indices. An image with two classes (mixup) has the mean of their weights, by their shares.
 """
 
 import jax
