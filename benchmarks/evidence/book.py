@@ -179,10 +179,12 @@ def _about(records: dict[str, Record]) -> str:
     sentences, commands = [], []
     for dataset, record in records.items():
         groups = sum(x["test_groups"] for x in record["variants"][0]["rounds"])
+        changes = (row["changes"] for row in record["variants"])
+        protocols = dict.fromkeys(x.get("data.protocol", record["protocol"]) for x in changes)
         state = "" if record["complete"] else "; not all variants have been run yet"
         sentences.append(
             f"{plan.DATA[dataset].title}: {record['images']} images, tested in {groups} groups, "
-            f"protocol '{record['protocol']}'{state}."
+            f"protocol {' and '.join(map(repr, protocols))}{state}."
         )
         commands.append(record["command"])
     return " ".join(sentences) + "\n\n```text\n" + "\n".join(commands) + "\n```"
