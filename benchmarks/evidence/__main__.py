@@ -22,6 +22,14 @@ from benchmarks.evidence import audits, book, demo, plan, record, speed
 from egmae_jax.core import console, preemption
 from egmae_jax.sweep import run
 
+# What --only names besides the sweeps, as functions of the options.
+OTHERS = {
+    "audits": lambda options: audits.write(options.data),
+    "demo": lambda options: demo.write(options.out / "demo"),
+    "speed": lambda options: speed.write_steps(),
+    "pipeline": lambda options: speed.write_pipeline(options.data),
+}
+
 
 def main() -> int:
     """Runs the program; returns the exit status."""
@@ -32,14 +40,8 @@ def main() -> int:
     parts = [(name, dataset) for name in names for dataset in plan.EXPERIMENTS[name].datasets]
     if options.dataset:
         parts = [part for part in parts if part[1] == options.dataset]
-    if options.only == "audits":
-        audits.write(options.data)
-    elif options.only == "demo":
-        demo.write(options.out / "demo")
-    elif options.only == "speed":
-        speed.write_steps()
-    elif options.only == "pipeline":
-        speed.write_pipeline(options.data)
+    if options.only in OTHERS:
+        OTHERS[options.only](options)
     elif not options.pages_only:
         preemption.install()
         timer = threading.Timer(60 * options.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
@@ -77,8 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="ImageNet weights")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="for all runs")
-    others = ("audits", "demo", "speed", "pipeline")
-    parser.add_argument("--only", default="", choices=("", *others, *plan.EXPERIMENTS))
+    parser.add_argument("--only", default="", choices=("", *OTHERS, *plan.EXPERIMENTS))
     parser.add_argument("--dataset", default="", choices=("", *plan.DATA))
     parser.add_argument("--budget_minutes", type=float, default=0, help="0: until all are complete")
     parser.add_argument("--pages_only", action="store_true", help="only write the pages' tables")

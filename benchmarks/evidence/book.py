@@ -184,7 +184,7 @@ def _about(records: dict[str, Record]) -> str:
         state = "" if record["complete"] else "; not all variants have been run yet"
         sentences.append(
             f"{plan.DATA[dataset].title}: {record['images']} images, tested in {groups} groups, "
-            f"protocol {' and '.join(map(repr, protocols))}{state}."
+            f"protocol{'s' * (len(protocols) > 1)} {' and '.join(map(repr, protocols))}{state}."
         )
         commands.append(record["command"])
     return " ".join(sentences) + "\n\n```text\n" + "\n".join(commands) + "\n```"
