@@ -109,10 +109,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 def test_a_mass_lies_where_the_probe_sees_it():
     visible = np.zeros((64, 80), bool)
     visible[30, 50] = True
-    tissue = phantoms.add_mass(np.random.default_rng(0), np.zeros((64, 80)), "benign", visible)
-    assert tissue[30, 50] < -10  # dark inside
-    assert np.abs(tissue[:, :8]).max() < 0.1  # far from it, all is as before
     for seed in range(20):
-        view = phantoms.field_of_view(np.random.default_rng(seed), 64, 80)
+        rng = np.random.default_rng(seed)
+        tissue = phantoms.add_mass(rng, np.zeros((64, 80)), "benign", visible)
+        assert tissue[30, 50] < -10  # dark inside
+        view = phantoms.field_of_view(rng, 64, 80)
         assert view[:, 30:50].all()
         assert (np.diff(view.sum(1)) >= 0).all()  # wider at depth
